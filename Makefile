@@ -1,0 +1,54 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything is installed in .venv beside this file.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check coverage slow clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_DIR ?= runs/demo
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export TOKENIZERS_PARALLELISM := false
+export PYTHONUNBUFFERED := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version + "; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV), a few minutes the first time"
+	$(PIP_INSTALL) -e '.[text]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP_INSTALL) -e '.[text,dev]'
+	@touch $@
+
+demo: $(VENV)/installed ## the whole pipeline on the synthetic world, with local Ray and a SQLite MLflow store
+	$(BIN)/recsys run --config pipelines/configs/demo.yaml --run.dir $(DEMO_DIR)
+
+test: $(VENV)/installed-dev ## all fast tests, with the coverage of recsys
+	$(BIN)/python -m pytest -q --cov --cov-report=term
+
+check: $(VENV)/installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+coverage: $(VENV)/installed-dev ## the fast tests, failing below 85 % coverage of recsys
+	$(BIN)/python -m pytest -q --cov --cov-report=term-missing --cov-fail-under=85
+
+slow: $(VENV)/installed-dev ## the slow tests
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" --timeout 1800
+
+clean: ## remove the environment and the caches, keep runs and data
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Runnable stages: each picks parts of :mod:`recsys`, reads artefacts of the run folder and writes others."""

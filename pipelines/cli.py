@@ -1,0 +1,215 @@
+"""The command line ``recsys VERB --config FILE [--section.key VALUE …] [--dry-run]``.
+
+Why by hand and not with argparse: every dotted path of the configuration is an option, and its checks, defaults and
+messages already live in :mod:`recsys.config`. Nothing heavy is imported before a stage really runs.
+
+Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130 interrupted; 1 the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipelines.stages import LATER, STAGES, VERBS
+
+if TYPE_CHECKING:
+    from recsys.config import Config
+
+USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
+
+
+class UsageError(Exception):
+    """The command line itself cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What follows the verb."""
+
+    config: str | None
+    overrides: list[tuple[str, str]]
+    dry_run: bool
+    help: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _command(words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except UsageError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output went away, as in `recsys run --help | head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        message = user_message(error)
+        if message is not None:
+            return _refuse(message)
+        traceback.print_exc()
+        return 1
+
+
+def user_message(error: BaseException) -> str | None:
+    """The message of the user's mistake behind an exception, also one that a Ray worker raised; None if there is none.
+
+    Ray wraps what a task raised (``cause``) and Ray Train what its workers raised (``worker_failures``).
+    """
+    from recsys.errors import UserError
+
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        failures = getattr(current, "worker_failures", None)
+        inner = [getattr(current, "cause", None), current.__cause__]
+        inner += list(failures.values()) if isinstance(failures, dict) else []
+        found = [cause for cause in inner if isinstance(cause, BaseException)]
+        if isinstance(current, UserError) and not hasattr(current, "cause"):
+            return str(current)
+        waiting += found
+    return None
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Split the words after the verb.
+
+    Raises:
+        UsageError: a word that is no option, or an option without its value.
+
+    >>> parse(["--config", "a.yaml", "--train.lr", "3e-4", "--seed=-1", "--dry-run"]).overrides
+    [('train.lr', '3e-4'), ('seed', '-1')]
+    """
+    config: str | None = None
+    overrides: list[tuple[str, str]] = []
+    flags = {"--dry-run": False, "--help": False}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        word = "--help" if word == "-h" else word
+        if word in flags:
+            flags[word] = True
+            continue
+        if not word.startswith("--") or len(word) == 2:
+            raise UsageError(f"unexpected argument {word!r}; options have the form --section.key VALUE: {USAGE}")
+        name, equals, value = word[2:].partition("=")
+        if f"--{name}" in flags:
+            raise UsageError(f"--{name} takes no value, got {value!r}")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{name} needs a value: --{name} VALUE or --{name}=VALUE")
+            value = rest.pop(0)
+        if name == "config":
+            config = value
+        else:
+            overrides.append((name, value))
+    return Arguments(config, overrides, flags["--dry-run"], flags["--help"])
+
+
+def _command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from recsys import __version__
+
+        print(f"multigrain {__version__}")
+        return 0
+    verb, *rest = words
+    if verb in LATER:
+        raise UsageError(f"`recsys {verb}` comes in a later release; this one has: {', '.join(VERBS)}")
+    if verb not in VERBS:
+        raise UsageError(f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}")
+    arguments = parse(rest)
+    if arguments.help:
+        print(_verb_help(verb))
+        return 0
+    if arguments.config is None:
+        raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
+    from recsys.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        print(plan(verb, config))
+        return 0
+    _run(verb, config)
+    return 0
+
+
+def _run(verb: str, config: Config) -> None:
+    """Open the run folder and do what the verb says in it."""
+    from pipelines.folder import open_run
+
+    with open_run(config, verb) as folder:
+        module, name = VERBS[verb].target.split(":")
+        getattr(importlib.import_module(module), name)(config, folder)
+
+
+def plan(verb: str, config: Config) -> str:
+    """The merged configuration as YAML, with the stages that would run as comments behind it."""
+    from recsys.config import dump_config
+
+    run = config.run.dir.rstrip("/")
+    names = {
+        "run": run,
+        "dataset": config.dataset_dir.rstrip("/"),
+        "source": _source_words(config.data.source.model_dump()),
+        "name": config.registry.name,
+        "alias": config.registry.alias,
+        "tracking": config.tracking.uri or f"the SQLite store beside {run}",
+        "recommender": config.recommend.model or f"{run}/bundle/",
+    }
+    lines = [dump_config(config).rstrip(), "", f"# `recsys {verb}` would run, one after the other:"]
+    for stage in VERBS[verb].stages:
+        lines.append(f"#   {stage}")
+        lines += [f"#     reads   {pattern.format(**names)}" for pattern in STAGES[stage].reads]
+        lines += [f"#     writes  {pattern.format(**names)}" for pattern in STAGES[stage].writes]
+    return "\n".join([*lines, "# Nothing was done: this is a dry run."])
+
+
+def _source_words(source: dict[str, Any]) -> str:
+    """Kind and places of a source, as a dry run shows them."""
+    places = [source.get(key) for key in ("folder", "events", "split_files", "test_pairs", "items")]
+    shown = [place if isinstance(place, str) else str(place) for place in places if place]
+    return f"{source['kind']} source " + ", ".join(shown) if shown else f"{source['kind']} source"
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    return (
+        f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n"
+        "options:\n"
+        "  --config FILE         YAML; the shipped ones are in pipelines/configs/\n"
+        "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
+        "  --dry-run             print the merged configuration and what would run, and do nothing\n"
+        "  --help                after a verb: every key with its type, default and meaning\n"
+        "  --version\n\n"
+        f"in later releases: {', '.join(LATER)}\n"
+        "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 1 anything else"
+    )
+
+
+def _verb_help(verb: str) -> str:
+    from pipelines.reference import reference
+
+    return f"usage: {USAGE.replace('VERB', verb)}\n\n{VERBS[verb].summary}\n\n{reference()}"
+
+
+def _refuse(message: str) -> int:
+    print(f"recsys: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The run folder: where the stages of a run leave their artefacts, one run at a time.
+
+Layout::
+
+    config.yaml              the merged configuration of the last stage that ran
+    history.jsonl            one line an invocation: time, verb, release, keys changed since the one before
+    run.log                  the progress lines of all stages
+    dataset/                 the prepared dataset, unless data.dir says otherwise
+    checkpoints/ model/      of training
+    metrics.json report.html of evaluation
+    bundle/ registered.json  of registration
+    recommendations.parquet  of recommend
+    tracking.json            the MLflow run that the stages share
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from pipelines.progress import Progress
+from recsys import __version__
+from recsys.config import Config, dump_config
+from recsys.errors import ArtifactError, ConfigError
+
+
+class RunFolder:
+    """Paths and small files of one run folder, and the progress lines of the stages at work in it."""
+
+    def __init__(self, root: Path, progress: Progress) -> None:
+        self.root, self.progress = root, progress
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    @property
+    def registered(self) -> Path:
+        return self.root / "registered.json"
+
+    @property
+    def recommendations(self) -> Path:
+        return self.root / "recommendations.parquet"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def tracking(self) -> Path:
+        return self.root / "tracking.json"
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Write JSON whole or not at all."""
+        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, path: Path, cure: str) -> dict[str, Any]:
+        """Read what :meth:`write_json` wrote.
+
+        Raises:
+            ArtifactError: missing or damaged; ``cure`` says which stage writes it.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} does not exist; {cure}") from None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); {cure}") from None
+        if not isinstance(content, dict):
+            raise ArtifactError(f"{path} is damaged (expected an object, got {type(content).__name__}); {cure}")
+        return content
+
+    def record(self, config: Config, verb: str) -> None:
+        """Write ``config.yaml`` and a line of ``history.jsonl``; says which keys differ from the last invocation."""
+        changed = _changes(self.config, config)
+        if changed:
+            shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
+            self.progress(f"the configuration differs from the last one in {self.root}:\n  {shown}")
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "verb": verb,
+            "release": __version__,
+            "changed": {key: {"before": before, "after": after} for key, (before, after) in changed.items()},
+        }
+        with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        write_atomically(self.config, dump_config(config))
+
+
+@contextmanager
+def open_run(config: Config, verb: str, stream: TextIO | None = None) -> Iterator[RunFolder]:
+    """Make the run folder, keep other runs out of it, record the configuration, and hand it to a stage.
+
+    Raises:
+        ConfigError: ``run.dir`` cannot be such a folder.
+        ArtifactError: another run is at work in it.
+    """
+    root = Path(config.run.dir)
+    if "://" in config.run.dir:
+        raise ConfigError(f"run.dir: {config.run.dir} must be a local folder; only data.dir may be remote")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir: cannot make the folder {root} ({error.strerror}); choose another --run.dir") from None
+    with _locked(root, verb):
+        folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
+        folder.record(config, verb)
+        yield folder
+
+
+@contextmanager
+def _locked(root: Path, verb: str) -> Iterator[None]:
+    """Hold the folder's lock; it goes away with the process, however that ends."""
+    try:
+        file = (root / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run.dir: cannot write in {root} ({error.strerror}); choose another --run.dir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ArtifactError(
+                f"{root} is in use by {holder}; wait for it to end or choose another folder with --run.dir"
+            ) from None
+        file.truncate(0)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"`recsys {verb}`, process {os.getpid()} on {socket.gethostname()}, since {since}")
+        file.flush()
+        yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file aside and rename it into place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (before, after) of what differs from an earlier ``config.yaml``; where to run is no difference."""
+    try:
+        before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {"config.yaml": ("unreadable", "written anew")}
+    after = _flat(config.model_dump(mode="json"))
+    keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys.
+
+    >>> _flat({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if not isinstance(node, dict) or not node:
+        return {prefix: node} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, child in node.items():
+        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,96 @@
+"""One quiet Ray for the stages of a command: started when the first stage needs it, ended with the command.
+
+Why: a local Ray costs seconds to start, so `run` starts it once; and Ray, MLflow and the tracking database's migrations
+would otherwise write over the progress lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from recsys.config import Config
+from recsys.errors import ConfigError
+
+# What Ray and MLflow read at import or start; a value that the user has set stays.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a training waits for this poll: 2 s by default
+    "RAY_DEDUP_LOGS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+_LOUD = ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "sqlalchemy", "transformers", "matplotlib")
+
+
+def quiet() -> None:
+    """Keep libraries from writing between the progress lines; errors are still shown."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Ray for the time of the block; the one that is already there where there is one.
+
+    Raises:
+        ConfigError: too few CPUs for the workers, or no cluster at ``ray.address``.
+    """
+    quiet()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    _start(config)
+    _quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(config: Config) -> None:
+    import ray
+
+    address = config.ray.address
+    if address != "local":
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local") from None
+        return
+    needed = config.train.num_workers + 1  # a streaming dataset beside workers that hold every CPU waits forever
+    cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed)
+    if cpus < needed:
+        raise ConfigError(
+            f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers}; expected at least "
+            f"{needed}, one more than workers"
+        )
+    if not _can_write_home():
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray would keep its access token in the home folder
+    ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+
+
+def _quiet_data() -> None:
+    """Ray Data sets its own levels and bars when it is imported."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _can_write_home() -> bool:
+    home = os.path.expanduser("~")
+    return os.path.isdir(home) and os.access(home, os.W_OK)

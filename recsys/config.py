@@ -1,0 +1,464 @@
+"""The one typed configuration: the same dotted path in YAML, on the command line and in a sweep's search space.
+
+Why: a typo must be an error that lists the valid keys, never a silently ignored setting, and a run must be repeatable
+from the single ``config.yaml`` it leaves behind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from recsys.errors import ConfigError, choices
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are checked on assignment as well."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+class CanonicalSource(Section):
+    """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps others)."""
+
+    kind: Literal["canonical"] = "canonical"
+    events: list[str] = Field(min_length=1, description="files, folders or globs")
+    items: list[str] = []
+    users: list[str] = []
+    social: list[str] = []
+    knowledge: list[str] = []
+    rename: dict[str, str] = Field({}, description="column in the files → canonical column")
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    encoding: str = Field("utf-8", min_length=1, description="of CSV and TSV files, e.g. latin-1")
+    split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
+        {}, description="event files by split, instead of a split column"
+    )
+
+
+class RecBoleSource(Section):
+    """RecBole atomic files: FOLDER/NAME.inter, .user, .item, .kg, .link, .net."""
+
+    kind: Literal["recbole"] = "recbole"
+    folder: str
+    name: str = ""
+    rename: dict[str, str] = Field({}, description="atomic field → canonical column, e.g. rating → value")
+
+
+class HetRecLastFmSource(Section):
+    """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are ``tag`` events."""
+
+    kind: Literal["hetrec-lastfm"] = "hetrec-lastfm"
+    folder: str
+    test_pairs: str = Field("", description="file of held-out (userID, artistID) pairs, read as the given split")
+
+
+class SequencesSource(Section):
+    """Plain text, one line a user: ``user item item …`` in order; optionally a table of items."""
+
+    kind: Literal["sequences"] = "sequences"
+    events: str
+    items: list[str] = []
+    rename: dict[str, str] = {}
+
+
+class SyntheticSource(Section):
+    """A generated world with planted signals; each knob in [0, 1] is how much that signal decides what comes next."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    num_users: int = Field(1000, ge=10)
+    num_items: int = Field(600, ge=20)
+    events_per_user: float = Field(24.0, gt=3)
+    num_topics: int = Field(12, ge=2, description="latent topics that text, friends and drift speak about")
+    num_partitions: int = Field(4, ge=1)
+    seed: int = 0
+    text: float = Field(0.7, ge=0, le=1, description="item text tells the topic")
+    evolution: float = Field(0.7, ge=0, le=1, description="the order of events tells the next item")
+    collaborative: float = Field(0.7, ge=0, le=1, description="hidden communities share items that no text tells")
+    social: float = Field(0.7, ge=0, le=1, description="friends share taste")
+    short_history: float = Field(0.2, ge=0, le=1, description="share of users with very few events")
+    cold_items: float = Field(0.05, ge=0, le=0.5, description="share of items that appear only at the end of time")
+    bad_rows: float = Field(0.002, ge=0, le=0.2, description="share of broken rows planted for the quarantine")
+
+
+Source = Annotated[
+    CanonicalSource | RecBoleSource | HetRecLastFmSource | SequencesSource | SyntheticSource,
+    Field(discriminator="kind"),
+]
+
+# --------------------------------------------------------------------------------------------------------- sections
+
+
+class SplitConfig(Section):
+    """How events are divided. Validation is always apart from test.
+
+    ``given``: the source's split column; validation is taken from its training events when it has none.
+    ``leave-last``: each user's last event is test, the one before it validation.
+    ``temporal``: one global cut-off in time for test and an earlier one for validation.
+    ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
+    """
+
+    kind: Literal["given", "leave-last", "temporal", "ratio"] = "leave-last"
+    valid: float = Field(0.1, gt=0, lt=1, description="share of events (given, temporal, ratio)")
+    test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
+    valid_from: str = Field("", description="ISO time, instead of the share (temporal)")
+    test_from: str = Field("", description="ISO time, instead of the share (temporal)")
+
+
+class TextConfig(Section):
+    """Item text and the language model that reads it."""
+
+    enabled: bool = True
+    fields: list[str] = Field([], description="columns of items, in order; empty: every text column")
+    event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
+    event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
+    max_event_terms: int = Field(24, ge=1)
+    model: str = Field("all-MiniLM-L6-v2", description="packaged model, local folder or hub id")
+    allow_download: bool = False
+    max_tokens: int = Field(128, ge=8)
+    batch_size: int = Field(64, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    num_actors: int = Field(1, ge=1)
+    cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
+
+
+class QuarantineConfig(Section):
+    max_share: float = Field(0.01, ge=0, le=1, description="a table with a larger share of bad rows stops the run")
+
+
+class DataConfig(Section):
+    dir: str = Field("", description="prepared dataset; default: RUN_DIR/dataset")
+    source: Source = Field(default_factory=SyntheticSource)
+    order: Literal["auto", "time", "file", "none"] = "auto"
+    interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
+    social_directed: bool = False
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    text: TextConfig = Field(default_factory=TextConfig)
+    quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
+    num_shards: int = Field(8, ge=1)
+
+
+class ItemTowerConfig(Section):
+    """a_i = id embedding + projected text. Items without training events have no id part."""
+
+    id: bool = True
+    text: bool = True
+    text_hidden: int = Field(0, ge=0, description="width of a hidden layer of the text projection; 0: linear")
+    text_whiten: bool = Field(True, description="centre and whiten the text vectors on the item set")
+    id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id part is hidden in a step")
+    init_std: float = Field(0.05, gt=0)
+
+
+class GranularityConfig(Section):
+    enabled: bool = False
+    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
+
+
+class BehaviourConfig(GranularityConfig):
+    input: Literal["text", "item"] = Field("text", description="what is pooled: text vectors or item vectors")
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class EvolutionConfig(GranularityConfig):
+    cell: Literal["lstm", "gru", "attention"] = "attention"
+    layers: int = Field(1, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+
+class CollaborativeConfig(GranularityConfig):
+    layers: int = Field(3, ge=1)
+    user_embedding: bool = Field(False, description="a row per training user beside the fold-in of the history")
+    edge_dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class SocialConfig(GranularityConfig):
+    conv: Literal["light", "sage", "gat"] = "sage"
+    layers: int = Field(1, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class GranularitiesConfig(Section):
+    behaviour: BehaviourConfig = Field(default_factory=BehaviourConfig)
+    evolution: EvolutionConfig = Field(default_factory=EvolutionConfig)
+    collaborative: CollaborativeConfig = Field(default_factory=CollaborativeConfig)
+    social: SocialConfig = Field(default_factory=SocialConfig)
+
+    def enabled(self) -> dict[str, GranularityConfig]:
+        """The granularities that are switched on, by name, in the order of the design's table."""
+        return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name).enabled}
+
+
+class FusionConfig(Section):
+    kind: Literal["weighted", "learned", "gated"] = "learned"
+    signal_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a granularity of a user is masked")
+
+
+class ModelConfig(Section):
+    width: int = Field(64, ge=4)
+    max_history: int = Field(50, ge=1)
+    item: ItemTowerConfig = Field(default_factory=ItemTowerConfig)
+    granularities: GranularitiesConfig = Field(default_factory=GranularitiesConfig)
+    fusion: FusionConfig = Field(default_factory=FusionConfig)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ModelConfig:
+        if not self.granularities.enabled():
+            names = choices(type(self.granularities).model_fields)
+            raise ValueError(f"no granularity is enabled; set granularities.NAME.enabled true for one of: {names}")
+        if not (self.item.id or self.item.text):
+            raise ValueError("an item needs item.id or item.text, both are false")
+        return self
+
+
+class LossConfig(Section):
+    kind: Literal["auto", "full_softmax", "sampled_softmax"] = Field(
+        "auto", description="auto: full up to max_full_items items, sampled beyond"
+    )
+    max_full_items: int = Field(50_000, ge=1)
+    num_negatives: int = Field(1024, ge=1, description="shared by a step (sampled_softmax)")
+    negatives: Literal["uniform", "popularity"] = Field("popularity", description="drawn by; log-Q corrected")
+    temperature: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    normalize: bool = Field(False, description="cosine scores: unit item vectors, in training and in serving")
+
+
+class TrainConfig(Section):
+    num_workers: int = Field(1, ge=1)
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads a worker; 0: the cores shared evenly")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(256, ge=1, description="users a step, over all workers")
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps")
+    clip_norm: float = Field(1.0, ge=0, description="0: off")
+    loss: LossConfig = Field(default_factory=LossConfig)
+    hide_history: float = Field(0.0, ge=0, lt=1, description="unordered data: share of a user's events hidden a step")
+    patience: int = Field(5, ge=1, description="evaluations without gain before stopping")
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    metric: str = Field("ndcg@20", description="validation metric that chooses the epoch")
+    refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
+    max_failures: int = Field(2, ge=0)
+    window_events: int = Field(4_000_000, ge=1, description="events of shards held in a worker's memory at a time")
+
+
+class EvaluateConfig(Section):
+    ks: list[Annotated[int, Field(ge=1)]] = Field([10, 20], min_length=1)
+    exclude_seen: bool = True
+    chunk_users: int = Field(512, ge=1)
+    baselines: list[Literal["popularity", "item_knn", "ease", "als"]] = ["popularity", "item_knn", "ease", "als"]
+    ease_max_items: int = Field(8_000, ge=1, description="EASE keeps the most popular items up to this number")
+    bootstrap: int = Field(1000, ge=100)
+    ablate: bool = Field(True, description="metric without each granularity (weight set to zero, no retraining)")
+    num_examples: int = Field(4, ge=0, description="users shown in the report")
+
+
+class TrackingConfig(Section):
+    uri: str = Field("", description="MLflow tracking URI; default: sqlite in RUN_DIR/..")
+    experiment: str = "multigrain"
+    enabled: bool = True
+
+
+class RegistryConfig(Section):
+    name: str = Field("multigrain", min_length=1, pattern=r"^[^/:]+$")
+    alias: str = "challenger"
+
+
+class RayConfig(Section):
+    address: str = Field("local", description="local, auto, or ray://…")
+    num_cpus: int = Field(0, ge=0, description="local only; 0: as many as there are")
+
+
+class RecommendConfig(Section):
+    k: int = Field(20, ge=1)
+    exclude_seen: bool = True
+    model: str = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
+    batch_size: int = Field(1024, ge=1)
+
+
+class RunConfig(Section):
+    dir: str = Field("runs/latest", min_length=1)
+    name: str = ""
+
+
+class Config(Section):
+    """The whole configuration of a pipeline run."""
+
+    seed: int = Field(42, ge=0)
+    run: RunConfig = Field(default_factory=RunConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    recommend: RecommendConfig = Field(default_factory=RecommendConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    registry: RegistryConfig = Field(default_factory=RegistryConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+
+    @property
+    def dataset_dir(self) -> str:
+        return self.data.dir or f"{self.run.dir.rstrip('/')}/dataset"
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+_VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
+
+
+def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
+
+    Override texts are parsed as YAML scalars or lists. ``RECSYS_DATA`` defaults to ``data``.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
+    """
+    tree: dict[str, Any] = {}
+    where = "command line"
+    if path is not None:
+        where = str(path)
+        tree = _read_yaml(Path(path))
+    for dotted, text in overrides:
+        set_path(tree, dotted, parse_value(dotted, text))
+    return build_config(tree, where)
+
+
+def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys."""
+    try:
+        return Config.model_validate(_expand(tree, ""))
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(error, where)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that :func:`load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``tree["a"]["b"] = value`` for the path ``a.b``, making sections on the way."""
+    *sections, last = dotted.split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--{dotted}: {section!r} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def parse_value(dotted: str, text: str) -> Any:
+    """Parse the text of a command-line value: YAML, plus the ``3e-4`` form that YAML reads as a string.
+
+    >>> parse_value("train.lr", "3e-4")
+    0.0003
+    >>> parse_value("evaluate.ks", "[5, 10]")
+    [5, 10]
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{dotted}: {text!r} is not a YAML value ({error})") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"configuration file {path} does not exist; the shipped ones are in pipelines/configs/")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as data, model, train at the top, got {type(tree).__name__}")
+    return tree
+
+
+def _expand(node: Any, where: str) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _expand(child, f"{where}.{key}".lstrip(".")) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_expand(child, where) for child in node]
+    if isinstance(node, str) and "$" in node:
+        return _VARIABLE.sub(lambda match: _variable(match.group(1), where), node)
+    return node
+
+
+def _variable(name: str, where: str) -> str:
+    value = os.environ.get(name, "data" if name == "RECSYS_DATA" else None)
+    if value is None:
+        raise ConfigError(f"{where}: the environment variable {name} is not set")
+    return value
+
+
+def _explain(error: pydantic.ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        dotted = ".".join(_without_tags(path))
+        if problem["type"] == "extra_forbidden":
+            valid = choices(_keys_at(path[:-1]))
+            lines.append(f"{dotted}: unknown key; valid keys here: {valid}")
+        elif problem["type"] == "missing":
+            lines.append(f"{dotted}: missing, and it has no default")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = problem["input"]
+            shown = f" (got {got!r})" if not isinstance(got, (dict, BaseModel)) else ""
+            lines.append(f"{dotted or 'configuration'}: {message}{shown}")
+    return f"wrong configuration in {where}:\n  " + "\n  ".join(lines)
+
+
+_SOURCE_KINDS = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")
+
+
+def _without_tags(path: Sequence[str]) -> list[str]:
+    """Drop the union tag that pydantic puts behind ``data.source``."""
+    return [p for i, p in enumerate(path) if not (p in _SOURCE_KINDS and i > 0 and path[i - 1] == "source")]
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for i, part in enumerate(path):
+        if part in _SOURCE_KINDS and i > 0 and path[i - 1] == "source":
+            return sorted(source_class(part).model_fields)
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return sorted(model.model_fields)
+
+
+def source_class(kind: str) -> type[Section]:
+    """The configuration class of a source kind."""
+    classes: tuple[type[Section], ...] = (
+        CanonicalSource,
+        RecBoleSource,
+        HetRecLastFmSource,
+        SequencesSource,
+        SyntheticSource,
+    )
+    return {cls.model_fields["kind"].default: cls for cls in classes}[kind]

@@ -1,0 +1,146 @@
+"""Queries as padded tensors: what the granularities and the loss see of one step.
+
+Why: training at every position and answering one request are the same forward pass; only the choice of queries
+differs. Legend: U history rows, L padded length, B queries (a row seen up to a position), P (query, target) pairs,
+S items of the step, N items of the catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array, Histories, Queries
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B queries over U padded histories. Item numbers point into the step's item view (see ``ItemView``)."""
+
+    users_U: Tensor  # int64 dense user ids, -1 where unknown
+    history_UL: Tensor  # int64 item numbers, 0 behind the end
+    types_UL: Tensor  # int64 event type ids
+    ages_UL: Tensor  # float32 days before the last event of the row, 0 where times are unknown
+    lengths_U: Tensor  # int64 real events a row
+    rows_B: Tensor  # int64 row of each query
+    seen_B: Tensor  # int64 number of leading events that the query sees
+    pairs_P: Tensor  # int64 query of each target
+    targets_P: Tensor  # int64 target item number
+
+    @property
+    def mask_UL(self) -> Tensor:
+        """True at real events."""
+        return torch.arange(self.history_UL.shape[1], device=self.lengths_U.device) < self.lengths_U[:, None]
+
+    def __len__(self) -> int:
+        return len(self.rows_B)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__})
+
+    def renumber(self, numbers_N: Tensor) -> Batch:
+        """Item ids → item numbers of a step's view, by a lookup table [N]."""
+        return replace(self, history_UL=numbers_N[self.history_UL], targets_P=numbers_N[self.targets_P])
+
+
+def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
+    """Ordered training: one query a position that has a next event, which is its target.
+
+    Histories longer than ``max_history + 1`` give their last ``max_history + 1`` events.
+    """
+    chosen = histories.take(rows)
+    lengths = np.minimum(chosen.lengths_U, max_history + 1)
+    padded = _pad(chosen, lengths)
+    inputs = torch.as_tensor(np.maximum(lengths - 1, 0))
+    num_queries = int(inputs.sum())
+    rows_B = torch.repeat_interleave(torch.arange(len(rows)), inputs)
+    starts_B = torch.repeat_interleave(inputs.cumsum(0) - inputs, inputs)
+    seen_B = torch.arange(num_queries) - starts_B + 1
+    width = max(int(inputs.max()) if len(inputs) else 0, 1)
+    return replace(
+        _cut(padded, inputs, width),
+        rows_B=rows_B,
+        seen_B=seen_B,
+        pairs_P=torch.arange(num_queries),
+        targets_P=padded.history_UL[rows_B, seen_B],
+    )
+
+
+def whole_history(histories: Histories, max_history: int, rows: Array, hide: float, seed: int) -> Batch:
+    """Unordered training: one query a user, every event of the user is a target.
+
+    A share ``hide`` of the events is hidden from the input, by a hash of (seed, user, item): the same events whatever
+    worker draws them. Hidden and visible events are both targets.
+    """
+    chosen = histories.take(rows)
+    visible = chosen
+    if hide > 0:
+        users_E = np.repeat(chosen.users_U, chosen.lengths_U)
+        visible = chosen.where(_hash_unit(users_E, chosen.items_E, seed) >= hide)
+    padded = _pad(visible, np.minimum(visible.lengths_U, max_history))
+    pairs = np.repeat(np.arange(len(rows)), chosen.lengths_U)
+    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(chosen.items_E.astype(np.int64)))
+
+
+def last_position(queries: Queries, max_history: int) -> Batch:
+    """Evaluation and serving: one query a row, seeing all of it; targets as given."""
+    histories = queries.histories
+    padded = _pad(histories, np.minimum(histories.lengths_U, max_history))
+    pairs, targets = queries.target_rows(), queries.target_items.astype(np.int64)
+    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(targets))
+
+
+def _pad(histories: Histories, lengths: Array) -> Batch:
+    """The last ``lengths`` events of every row, left-aligned; one query a row that sees them all."""
+    num_rows, width = len(lengths), max(int(lengths.max(initial=0)), 1)
+    columns = np.arange(width)
+    real_UL = columns < lengths[:, None]
+    starts = histories.offsets_U1[1:] - lengths
+    index_UL = np.where(real_UL, starts[:, None] + columns, 0)
+
+    def spread(values: Array) -> Array:
+        if len(values) == 0:
+            return np.zeros((num_rows, width), dtype=values.dtype)
+        return np.where(real_UL, values[index_UL], 0)
+
+    times_UL = spread(histories.times_E).astype(np.float64)
+    last_U = times_UL.max(axis=1, initial=0.0)
+    ages_UL = np.where(real_UL & (times_UL > 0), last_U[:, None] - times_UL, 0.0) / 86_400.0
+    length = torch.as_tensor(lengths.astype(np.int64))
+    return Batch(
+        users_U=torch.as_tensor(histories.users_U.astype(np.int64)),
+        history_UL=torch.as_tensor(spread(histories.items_E).astype(np.int64)),
+        types_UL=torch.as_tensor(spread(histories.types_E).astype(np.int64)),
+        ages_UL=torch.as_tensor(ages_UL.astype(np.float32)),
+        lengths_U=length,
+        rows_B=torch.arange(num_rows),
+        seen_B=length,
+        pairs_P=torch.zeros(0, dtype=torch.int64),
+        targets_P=torch.zeros(0, dtype=torch.int64),
+    )
+
+
+def _cut(batch: Batch, lengths_U: Tensor, width: int) -> Batch:
+    """Keep the first ``lengths_U`` events of every row: [U, width]."""
+    real_UL = torch.arange(width) < lengths_U[:, None]
+    return replace(
+        batch,
+        history_UL=batch.history_UL[:, :width] * real_UL,
+        types_UL=batch.types_UL[:, :width] * real_UL,
+        ages_UL=batch.ages_UL[:, :width] * real_UL,
+        lengths_U=lengths_U,
+    )
+
+
+def _hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
+    """A number in [0, 1) for every (user, item, seed): splitmix64's finaliser."""
+    with np.errstate(over="ignore"):
+        x = users_E.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + items_E.astype(np.uint64)
+        x += np.uint64(seed % 2**63) * np.uint64(0xD1B54A32D192ED03)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -1,0 +1,76 @@
+"""Ray Data's blocks for Ray tasks: streamed out of a dataset, quietly, with a user's mistakes as our own exceptions.
+
+Why: tasks over blocks may return several objects and small reports, which ``map_batches`` cannot, and cost
+milliseconds where a shuffle of Ray Data costs seconds whatever the size of the data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from recsys.errors import UserError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Ray Data's progress bars and logs; what goes wrong still raises."""
+    context = ray.data.DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise a user's mistake that happened inside a Ray task as itself, without Ray's wrapping and traceback."""
+    try:
+        yield
+    except Exception as error:
+        cause = _user_error(error)
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None:
+    if error is None or depth > 8:
+        return None
+    inner = getattr(error, "cause", None)
+    for candidate in (inner, error.__cause__, error.__context__):
+        if isinstance(candidate, BaseException) and (found := _user_error(candidate, depth + 1)) is not None:
+            return found
+    return error if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError) else None
+
+
+def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
+    """References to the Arrow blocks of a dataset, as they are made; the rows never pass through this process."""
+    with user_errors():
+        for bundle in dataset.iter_internal_ref_bundles():
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the first execution configures the logger anew
+            assert all(cut is None for cut in bundle.slices), "sources hand out whole blocks"
+            yield from bundle.block_refs
+
+
+def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
+    """All rows of a small (item- or user-sized) dataset in this process; None when it has no rows."""
+    tables = [table for ref in block_refs(dataset) if (table := fetch(ref)).num_rows]
+    return pa.concat_tables(tables, promote_options="permissive") if tables else None
+
+
+def fetch(ref: Any) -> Any:
+    """``ray.get`` of one reference or a list, raising a user's mistake as itself."""
+    with user_errors():
+        return ray.get(ref)

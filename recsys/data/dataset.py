@@ -1,0 +1,203 @@
+"""The prepared dataset as the rest of the library reads it: a folder (also on ``s3://``) and nothing of Ray.
+
+Layout::
+
+    manifest.json                 schema version, content hash, counts, event types, order, split, quarantine, timing
+    vocab/users.parquet           user_id, row number = dense id
+    vocab/items.parquet           item_id, row number = dense id
+    items/features.parquet        dense order: item_id, text, and the columns of the items table
+    items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
+    items/counts.parquet          dense order: train, valid, test (int64) interactions
+    histories/part-00000.parquet  one row a user: user, items, types, times, values, splits
+    graphs/social.parquet         src, dst (dense int32), weight; sorted by src
+    quarantine/TABLE.parquet      file, row, reason, and the row as text
+
+The user–item graph is not stored again: the histories are its rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from recsys.data.histories import Array, Histories, Split
+from recsys.errors import ArtifactError
+
+SCHEMA_VERSION: Final = 1
+
+HISTORY_SCHEMA: Final = pa.schema(
+    [
+        ("user", pa.int32()),
+        ("items", pa.large_list(pa.int32())),
+        ("types", pa.large_list(pa.uint8())),
+        ("times", pa.large_list(pa.int64())),
+        ("values", pa.large_list(pa.float32())),
+        ("splits", pa.large_list(pa.uint8())),
+    ]
+)
+
+
+@dataclass
+class Manifest:
+    """What a prepared dataset is: everything a later stage must know without reading a shard."""
+
+    content_hash: str  # of inputs and the ``data`` configuration: equal hash, equal dataset
+    name: str
+    counts: dict[str, int]  # users, items, events, train, valid, test, social_edges, items_with_text, repeats …
+    event_types: list[str]  # position = type id
+    ordered: bool  # False: histories are sets
+    timed: bool  # times_E are real
+    split: dict[str, Any]  # kind and cut-offs
+    quarantined: dict[str, dict[str, int]]  # table → reason → rows
+    read: dict[str, int]  # table → rows read, good and bad
+    shards: list[str]
+    text: dict[str, Any]  # model, dimension, fields, encoded, cached
+    timing: dict[str, float]
+    notes: list[str] = field(default_factory=list)  # what a person should know, e.g. dropped tag rows
+    schema_version: int = SCHEMA_VERSION
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    @staticmethod
+    def parse(text: str) -> Manifest:
+        return Manifest(**json.loads(text))
+
+
+class PreparedDataset:
+    """Reader of a prepared dataset.
+
+    Raises:
+        ArtifactError: no manifest there, or one of another schema version.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.filesystem, self._base = filesystem_of(root)
+        self.manifest = self._read_manifest()
+
+    @property
+    def num_users(self) -> int:
+        return self.manifest.counts["users"]
+
+    @property
+    def num_items(self) -> int:
+        return self.manifest.counts["items"]
+
+    @cached_property
+    def user_ids(self) -> pa.Array:
+        """External user ids in dense order."""
+        return self._table("vocab/users.parquet").column("user_id").combine_chunks()
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        """External item ids in dense order."""
+        return self._table("vocab/items.parquet").column("item_id").combine_chunks()
+
+    @cached_property
+    def features(self) -> pa.Table:
+        """Item features in dense order."""
+        return self._table("items/features.parquet")
+
+    @cached_property
+    def has_text_N(self) -> Array:
+        if self.manifest.text.get("dimension", 0) == 0:
+            return np.zeros(self.num_items, dtype=bool)
+        found: Array = self._table("items/text_vectors.parquet").column("has_text").to_numpy(zero_copy_only=False)
+        return found
+
+    def text_vectors_NT(self) -> Array:
+        """Text vectors, float16, zero rows where an item has no text; T = 0 when text is off."""
+        dimension = self.manifest.text.get("dimension", 0)
+        if dimension == 0:
+            return np.zeros((self.num_items, 0), dtype=np.float16)
+        column = self._table("items/text_vectors.parquet").column("vector").combine_chunks()
+        return np.asarray(column.flatten()).reshape(-1, dimension)
+
+    def item_counts_N(self, through: Split) -> Array:
+        """Interactions an item has in the parts up to and including ``through``: int64."""
+        table = self._table("items/counts.parquet")
+        names = [split.name.lower() for split in Split if split <= through]
+        return np.asarray(np.sum([table.column(name).to_numpy() for name in names], axis=0))
+
+    def shards(self) -> Iterator[Histories]:
+        """The histories, shard by shard."""
+        for name in self.manifest.shards:
+            yield self.shard(name)
+
+    def shard(self, name: str) -> Histories:
+        return histories_from_table(self._table(f"histories/{name}"))
+
+    def histories(self) -> Histories:
+        """All histories at once (evaluation of small data, tests)."""
+        return Histories.concat(list(self.shards()))
+
+    def social_edges(self) -> tuple[Array, Array, Array]:
+        """Friend edges: src [F] int32, dst [F] int32, weight [F] float32; sorted by src; empty without a social table."""
+        if not self.manifest.counts.get("social_edges"):
+            empty = np.zeros(0, dtype=np.int32)
+            return empty, empty, np.zeros(0, dtype=np.float32)
+        table = self._table("graphs/social.parquet")
+        src, dst, weight = (table.column(name).to_numpy() for name in ("src", "dst", "weight"))
+        return src, dst, weight
+
+    def _table(self, name: str) -> pa.Table:
+        try:
+            return pq.read_table(f"{self._base}/{name}", filesystem=self.filesystem)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise ArtifactError(
+                f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"
+            ) from None
+
+    def _read_manifest(self) -> Manifest:
+        try:
+            with self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
+                content = json.loads(stream.read())
+        except (FileNotFoundError, OSError):
+            raise ArtifactError(f"{self.root} is not a prepared dataset (no manifest.json); run `recsys prepare`") from None
+        except json.JSONDecodeError as error:
+            raise ArtifactError(f"{self.root}/manifest.json is damaged ({error}); run `recsys prepare` again") from None
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{self.root} has schema version {content.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
+                "run `recsys prepare` again"
+            )
+        return Manifest(**content)
+
+
+def histories_from_table(table: pa.Table) -> Histories:
+    """Rows of a histories shard as :class:`Histories`, without copying the flat arrays where Arrow allows."""
+    table = table.combine_chunks()
+
+    def flat(name: str) -> Array:
+        chunks = table.column(name).chunks
+        return np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks]) if chunks else np.zeros(0)
+
+    lengths = table.column("items").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    columns = {name: flat(name) for name in ("items", "types", "times", "values", "splits")}
+    return Histories(
+        table.column("user").to_numpy(),
+        offsets,
+        columns["items"].astype(np.int32, copy=False),
+        columns["types"].astype(np.uint8, copy=False),
+        columns["times"].astype(np.int64, copy=False),
+        columns["values"].astype(np.float32, copy=False),
+        columns["splits"].astype(np.uint8, copy=False),
+    )
+
+
+def filesystem_of(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The Arrow filesystem of a local path or URI, and the path inside it."""
+    if "://" in path:
+        filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
+        return filesystem, inner.rstrip("/")
+    return pyarrow.fs.LocalFileSystem(), path.rstrip("/") or "/"

@@ -1,0 +1,144 @@
+"""Where a prepared dataset is written: aside first, in place only when it is complete.
+
+Why: whoever finds ``manifest.json`` may trust everything beside it. On a local disk the folder is written under
+another name and renamed last; on an object store, which cannot rename, the manifest is written last.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from recsys.data.dataset import Manifest, filesystem_of
+from recsys.errors import DataError
+
+MANIFEST: Final = "manifest.json"
+_LAYOUT: Final = frozenset({MANIFEST, "vocab", "items", "histories", "graphs", "quarantine"})
+_STALE_S: Final = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A place to write tables to; small enough to be handed to tasks on other machines."""
+
+    filesystem: Any  # pyarrow.fs.FileSystem
+    path: str
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file; equal tables give equal bytes."""
+        path = f"{self.path}/{name}"
+        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+
+    def write_text(self, name: str, text: str) -> None:
+        with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(text.encode())
+
+    def entries(self) -> list[str]:
+        """Names directly inside; none where the folder does not exist."""
+        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def remove(self) -> None:
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.path)
+
+
+class Destination:
+    """The folder of one ``prepare``.
+
+    Attributes:
+        folder: where to write now.
+
+    Raises:
+        DataError: there is something at the place that is not a prepared dataset, and would be lost.
+    """
+
+    def __init__(self, root: str, aside: bool | None = None) -> None:
+        self.root = root
+        filesystem, base = filesystem_of(root)
+        local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+        if local:
+            base = os.path.abspath(base)
+        self._aside = local if aside is None else aside
+        self._final = Folder(filesystem, base)
+        self._mark = f"{socket.gethostname()}-{os.getpid()}"
+        self.folder = Folder(filesystem, f"{base}.writing-{self._mark}") if self._aside else self._final
+
+    @property
+    def quarantine(self) -> Folder:
+        """Where bad rows stay when a run is refused."""
+        return Folder(self._final.filesystem, f"{self._final.path}.quarantine")
+
+    @property
+    def quarantine_root(self) -> str:
+        return f"{self.root.rstrip('/')}.quarantine"
+
+    @contextmanager
+    def writing(self) -> Iterator[Folder]:
+        """Clear leftovers, write inside the block, and leave nothing valid behind when it fails."""
+        self._refuse_foreign()
+        self._remove_leftovers()
+        if not self._aside:
+            self._final.remove()
+        self.folder.filesystem.create_dir(self.folder.path, recursive=True)
+        try:
+            yield self.folder
+        except BaseException:
+            self.folder.remove()
+            raise
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make the dataset valid: manifest last, then (local) the rename."""
+        self.folder.write_text(MANIFEST, manifest.dump())
+        filesystem = self._final.filesystem
+        if self._aside:
+            replaced = Folder(filesystem, f"{self._final.path}.replaced-{self._mark}")
+            if filesystem.get_file_info(self._final.path).type == pyarrow.fs.FileType.Directory:
+                filesystem.move(self._final.path, replaced.path)
+            filesystem.move(self.folder.path, self._final.path)
+            replaced.remove()
+        self.quarantine.remove()
+
+    def _refuse_foreign(self) -> None:
+        kind = self._final.filesystem.get_file_info(self._final.path).type
+        foreign = sorted(set(self._final.entries()) - _LAYOUT) if kind == pyarrow.fs.FileType.Directory else []
+        if kind == pyarrow.fs.FileType.File or foreign:
+            what = "is a file" if not foreign else f"holds {', '.join(foreign[:5])}"
+            raise DataError(
+                f"{self.root} {what}, which is no part of a prepared dataset and would be lost; "
+                "set data.dir to a new folder, or move this away"
+            )
+
+    def _remove_leftovers(self) -> None:
+        """Delete what interrupted runs left, but not what another living process is writing."""
+        parent, _, name = self._final.path.rpartition("/")
+        filesystem = self._final.filesystem
+        selector = pyarrow.fs.FileSelector(parent, allow_not_found=True)
+        for info in filesystem.get_file_info(selector):
+            for kind in (".writing-", ".replaced-"):
+                if info.base_name.startswith(name + kind) and self._is_dead(info, info.base_name[len(name + kind) :]):
+                    Folder(filesystem, info.path).remove()
+
+    def _is_dead(self, info: pyarrow.fs.FileInfo, mark: str) -> bool:
+        host, _, pid = mark.rpartition("-")
+        if host != socket.gethostname() or not pid.isdigit():
+            return info.mtime is not None and time.time() - info.mtime.timestamp() > _STALE_S
+        if int(pid) == os.getpid():
+            return True
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False

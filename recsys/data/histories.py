@@ -1,0 +1,143 @@
+"""Users' events in memory: compressed sparse rows, and the queries that training and evaluation cut from them.
+
+Why: ragged histories as offsets + flat arrays cost no padding, slice without copying, and read straight from the
+Parquet shards. Legend: U users (rows), E events, B queries, L history length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Split(IntEnum):
+    """The part an event belongs to. A query at ``s`` sees the events of every earlier part and predicts those of s."""
+
+    TRAIN = 0
+    VALID = 1
+    TEST = 2
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Events of some users, user by user in the order of the data (time, file, or none)."""
+
+    users_U: Array  # int32 dense user ids; -1 for a user outside the vocabulary
+    offsets_U1: Array  # int64, U + 1
+    items_E: Array  # int32 dense item ids
+    types_E: Array  # uint8 event type ids
+    times_E: Array  # int64 seconds since the epoch, 0 where unknown
+    values_E: Array  # float32
+    splits_E: Array  # uint8, see Split
+
+    def __len__(self) -> int:
+        return len(self.users_U)
+
+    @property
+    def lengths_U(self) -> Array:
+        return np.diff(self.offsets_U1)
+
+    def take(self, rows: Array) -> Histories:
+        """The given users (positions, repeated ones allowed) in the given order."""
+        lengths = self.lengths_U[rows]
+        events = _ranges(self.offsets_U1[rows], lengths)
+        return self._with_events(self.users_U[rows], _offsets(lengths), events)
+
+    def where(self, keep_E: Array) -> Histories:
+        """Only the events where the mask holds; users without any stay, with empty histories."""
+        kept = np.concatenate([[0], np.cumsum(keep_E)])[self.offsets_U1]
+        return self._with_events(self.users_U, kept.astype(np.int64), np.flatnonzero(keep_E))
+
+    def through(self, split: Split) -> Histories:
+        """The events of ``split`` and every part before it."""
+        return self.where(self.splits_E <= split)
+
+    def queries(self, target: Split) -> Queries:
+        """What to ask at ``target``: one query a user who has events there, seeing only the parts before it."""
+        is_target_E = self.splits_E == target
+        rows = np.flatnonzero(np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0))
+        chosen = self.take(rows)
+        targets = chosen.where(chosen.splits_E == target)
+        return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E)
+
+    def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:
+        columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E)
+        return Histories(users, offsets, *(column[events] for column in columns))
+
+    @staticmethod
+    def concat(parts: list[Histories]) -> Histories:
+        """Several users' blocks one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        lengths = np.concatenate([part.lengths_U for part in parts])
+        fields = ("users_U", "items_E", "types_E", "times_E", "values_E", "splits_E")
+        columns = {field: np.concatenate([getattr(part, field) for part in parts]) for field in fields}
+        return Histories(offsets_U1=_offsets(lengths), **columns)
+
+    @staticmethod
+    def of_items(items_per_user: list[list[int]], users: list[int] | None = None) -> Histories:
+        """Plain item lists as training histories (tests, requests without types and times)."""
+        lengths = np.array([len(items) for items in items_per_user], dtype=np.int64)
+        items = np.array([item for row in items_per_user for item in row], dtype=np.int32)
+        zeros = np.zeros(len(items))
+        return Histories(
+            np.array(users if users is not None else [-1] * len(lengths), dtype=np.int32),
+            _offsets(lengths),
+            items,
+            zeros.astype(np.uint8),
+            zeros.astype(np.int64),
+            np.ones(len(items), dtype=np.float32),
+            zeros.astype(np.uint8),
+        )
+
+
+@dataclass(frozen=True)
+class Queries:
+    """B questions "what next?": the visible history of each and, in evaluation, its held-out targets."""
+
+    histories: Histories  # B rows
+    target_offsets_B1: Array  # int64
+    target_items: Array  # int32
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def chunks(self, size: int) -> Iterator[Queries]:
+        """Consecutive pieces of at most ``size`` queries."""
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def take(self, rows: Array) -> Queries:
+        """The given queries in the given order."""
+        lengths = self.num_targets_B[rows]
+        targets = self.target_items[_ranges(self.target_offsets_B1[rows], lengths)]
+        return Queries(self.histories.take(rows), _offsets(lengths), targets)
+
+    @property
+    def num_targets_B(self) -> Array:
+        return np.diff(self.target_offsets_B1)
+
+    def target_rows(self) -> Array:
+        """The query of every target: [P] int64."""
+        return np.repeat(np.arange(len(self)), self.num_targets_B)
+
+
+def _offsets(lengths: Array) -> Array:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _ranges(starts: Array, lengths: Array) -> Array:
+    """Concatenate ``range(start, start + length)`` of every row without a Python loop."""
+    total = int(lengths.sum())
+    if total == 0:
+        return np.zeros(0, dtype=np.int64)
+    ends = np.cumsum(lengths)
+    found: Array = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    return found

@@ -1,0 +1,96 @@
+"""What is known of items in themselves: their table, their text, and how often each is met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.data.events import PARTS
+from recsys.data.histories import Array
+from recsys.errors import ConfigError
+
+TEXT: Final = "text"
+PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
+_IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
+
+
+def text_fields(table: pa.Table | None, wanted: Sequence[str]) -> list[str]:
+    """The columns that make an item's text: the wanted ones, or every column of strings (or lists of strings).
+
+    Raises:
+        ConfigError: a wanted column is not there.
+    """
+    columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
+    unknown = [name for name in wanted if name not in columns]
+    if unknown:
+        raise ConfigError(
+            f"data.text.fields: {', '.join(unknown)} not among the columns of items; "
+            f"columns: {', '.join(columns) or 'none, as there is no table of items'}"
+        )
+    if wanted or table is None:
+        return list(wanted)
+    return [name for name in columns if _is_text(table.schema.field(name).type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def align(table: pa.Table | None, item_ids: pa.Array) -> pa.Table:
+    """The item table in dense order, without provenance; items that it lacks get nulls."""
+    if table is None:
+        return pa.table({schema.ITEM_ID: item_ids})
+    rows = pc.index_in(item_ids, value_set=table.column(schema.ITEM_ID))
+    kept = [name for name in table.column_names if name not in (*PROVENANCE, schema.ITEM_ID)]
+    return table.select(kept).take(rows).add_column(0, schema.ITEM_ID, item_ids)
+
+
+def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
+    """One text an item: the fields joined with ". ", then its terms as "LABEL: a, b"; null where there is nothing.
+
+    Args:
+        features: items in dense order.
+        fields: columns of ``features``.
+        terms: item (dense), terms.
+        label: the column that the terms come from.
+    """
+    pieces = [_as_text(features.column(name)) for name in fields]
+    if terms is not None and terms.num_rows:
+        rows = pc.index_in(pa.array(np.arange(features.num_rows, dtype=np.int32)), value_set=terms.column("item"))
+        labelled = pc.binary_join_element_wise(pa.scalar(f"{label}: "), terms.column("terms"), "")
+        pieces.append(labelled.combine_chunks().take(rows))
+    if not pieces:
+        return pa.nulls(features.num_rows, pa.string())
+    text = pc.binary_join_element_wise(*pieces, ". ", null_handling="skip")
+    text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.Array:
+    """Trimmed text of every row; lists are joined with ", ", empty text is null."""
+    array = column.combine_chunks()
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        if not pa.types.is_string(array.type.value_type):
+            array = array.cast(pa.list_(pa.string()))
+        array = pc.binary_join(array, ", ")
+    trimmed = pc.utf8_trim_whitespace(array.cast(pa.string()))
+    return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+
+
+def feature_table(features: pa.Table, text: pa.Array) -> pa.Table:
+    """``items/features.parquet``: item_id, text, then the columns of the item table (its own "text" is in the text)."""
+    rest = [name for name in features.column_names if name not in (schema.ITEM_ID, TEXT)]
+    arrays = [features.column(schema.ITEM_ID), text, *(features.column(name) for name in rest)]
+    return pa.table(arrays, names=[schema.ITEM_ID, TEXT, *rest])
+
+
+def count_table(counts_N3: Array) -> pa.Table:
+    """``items/counts.parquet``: interactions by part."""
+    return pa.table({part: pa.array(counts_N3[:, code]) for code, part in enumerate(PARTS)})

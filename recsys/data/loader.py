@@ -1,0 +1,127 @@
+"""Training batches from the shards: shuffled, bounded in memory, the same whatever number of workers draws them.
+
+Why not a generic loader: every worker must see its slice of the *same* global batch, so that two workers give the loss
+of one; no row may be dropped to even out the workers; and no worker may hold more than a window of the events.
+Shards are grouped into windows once. An epoch visits the windows in random order, shuffles rows inside a window, and
+cuts global batches, of which a worker takes every ``world_size``-th row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.data.batches import Batch, every_position, whole_history
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Split
+from recsys.errors import DataError
+
+POOL_BATCHES = 16  # rows of this many batches are sorted by length together, so that a batch pads little
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """What fixes the batches, apart from who draws them."""
+
+    batch_size: int  # users a step, over all workers
+    max_history: int
+    hide_history: float  # unordered data
+    window_events: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One worker's part of a global step."""
+
+    batch: Batch
+    num_pairs: int  # targets of the whole step, over all workers
+    number: int  # position in the epoch
+
+
+class TrainingLoader:
+    """Batches of a prepared dataset's events through ``through``.
+
+    Raises:
+        DataError: fewer trainable users than workers.
+    """
+
+    def __init__(
+        self, dataset: PreparedDataset, through: Split, config: LoaderConfig, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.dataset, self.through, self.config = dataset, through, config
+        self.rank, self.world_size = rank, world_size
+        self.ordered = dataset.manifest.ordered
+        self._windows: list[list[str]] = [[]]
+        self._rows: list[int] = [0]
+        self._measure()
+        self._only = self._load(0) if len(self._windows) == 1 else None
+        if sum(self._rows) < world_size:
+            need = "two events" if self.ordered else "one event"
+            raise DataError(
+                f"{sum(self._rows)} users have at least {need} to train on, fewer than {world_size} workers"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return sum(len(self._cut(rows)) for rows in self._rows if rows)
+
+    def epoch(self, epoch: int) -> Iterator[Step]:
+        """This worker's steps of an epoch, in an order that (seed, epoch) fixes."""
+        random = np.random.default_rng((self.config.seed, epoch))
+        number = 0
+        for window in random.permutation(len(self._windows)):
+            histories = self._only or self._load(int(window))
+            for rows in self._global_batches(histories, random):
+                mine = rows[self.rank :: self.world_size]
+                seed = self.config.seed * 1_000_003 + epoch
+                yield Step(self._batch(histories, mine, seed), self._num_pairs(histories.lengths_U[rows]), number)
+                number += 1
+
+    def _batch(self, histories: Histories, rows: Array, seed: int) -> Batch:
+        if self.ordered:
+            return every_position(histories, self.config.max_history, rows)
+        return whole_history(histories, self.config.max_history, rows, self.config.hide_history, seed)
+
+    def _num_pairs(self, lengths: Array) -> int:
+        return int(np.minimum(lengths - 1, self.config.max_history).sum() if self.ordered else lengths.sum())
+
+    def _global_batches(self, histories: Histories, random: np.random.Generator) -> list[Array]:
+        order = random.permutation(len(histories))
+        if self.ordered:
+            pool = POOL_BATCHES * self.config.batch_size
+            pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+            order = np.concatenate([rows[np.argsort(histories.lengths_U[rows], kind="stable")] for rows in pools])
+        batches = [order[start:stop] for start, stop in self._cut(len(order))]
+        return [batches[i] for i in random.permutation(len(batches))] if self.ordered else batches
+
+    def _cut(self, num_rows: int) -> list[tuple[int, int]]:
+        """Borders of the global batches; a last one too small for every worker to have a row joins the one before."""
+        starts = list(range(0, num_rows, self.config.batch_size))
+        if len(starts) > 1 and num_rows - starts[-1] < self.world_size:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], num_rows], strict=True))
+
+    def _load(self, window: int) -> Histories:
+        shards = [self._trainable(self.dataset.shard(name)) for name in self._windows[window]]
+        return Histories.concat(shards)
+
+    def _trainable(self, shard: Histories) -> Histories:
+        seen = shard.through(self.through)
+        return seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
+
+    def _measure(self) -> None:
+        """Group the shards into windows and count their trainable rows."""
+        events = 0
+        for name in self.dataset.manifest.shards:
+            shard = self._trainable(self.dataset.shard(name))
+            if events and events + len(shard.items_E) > self.config.window_events:
+                self._windows.append([])
+                self._rows.append(0)
+                events = 0
+            self._windows[-1].append(name)
+            self._rows[-1] += len(shard)
+            events += len(shard.items_E)

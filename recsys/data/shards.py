@@ -1,0 +1,173 @@
+"""One bucket of encoded events becomes one shard of histories: parts assigned, rows written, counts and text returned.
+
+Legend: U users, E events, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from recsys.data.dataset import HISTORY_SCHEMA
+from recsys.data.destination import Folder
+from recsys.data.events import EVENT_SCHEMA, NO_TIME, PARTS
+from recsys.data.hashing import string_hashes, uniform
+from recsys.data.histories import Array, Split
+from recsys.data.split import SplitPlan, assign, bin_counts
+
+TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("count", pa.int64())])
+_EVENT_KINDS: Final = {field.name: field.type.to_pandas_dtype() for field in EVENT_SCHEMA}
+
+
+@dataclass(frozen=True)
+class ShardRules:
+    """What every shard is written by."""
+
+    plan: SplitPlan
+    seed: int
+    num_term_parts: int
+
+
+@dataclass
+class ShardReport:
+    """What the driver learns of a shard."""
+
+    name: str  # "" when the bucket has no interactions
+    counts: dict[str, int]
+    items: Array  # dense ids of its items, with
+    item_counts: Array  # [items, 3] interactions by part
+
+
+def time_bins(events: pa.Table, start: int, width: int, below: int) -> Array:
+    """Counts of the event times (earlier than ``below``) in the bins of :func:`recsys.data.split.cut_off`."""
+    times = np.asarray(events.column("time"))
+    return bin_counts(times[times < below], start, width)
+
+
+def write_shard(
+    events: pa.Table, text: pa.Table, folder: Folder, index: int, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> list[Any]:
+    """Assign parts, write ``histories/part-INDEX.parquet``, and count.
+
+    Args:
+        events: :data:`~recsys.data.events.EVENT_SCHEMA`, user by user.
+        text: :data:`~recsys.data.events.TEXT_SCHEMA`, rows of text about items by the same users.
+        folder: of the dataset.
+        index: of the shard.
+        rules: split, seed, number of parts that the terms are dealt to.
+        users: all external user ids, dense.
+        items: all external item ids, dense.
+
+    Returns:
+        A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) a term part. Text on a held-out
+        (user, item) pair, and in temporal splits text from the validation cut-off on, is not among the terms.
+    """
+    columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
+    offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
+    uniform_E = _uniform(columns, rules, users, items) if rules.plan.random else np.zeros(0)
+    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E)
+    name = f"part-{index:05d}.parquet" if len(starts) else ""
+    if name:
+        folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E))
+    pairs_E = _pairs(columns["user"], columns["item"], len(items))
+    counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
+    counts["repeats"] = len(pairs_E) - len(np.unique(pairs_E))
+    kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
+    held_items, item_counts = _item_counts(columns["item"], splits_E)
+    report = ShardReport(name, counts | text_counts, held_items, item_counts)
+    return [report, *_term_parts(kept, rules.num_term_parts)]
+
+
+def _uniform(columns: dict[str, Array], rules: ShardRules, users: pa.Array, items: pa.Array) -> Array:
+    """A number a (user, item) pair that depends on the external ids and the seed alone."""
+    hashes = []
+    for key, ids in (("user", users), ("item", items)):
+        unique, inverse = np.unique(columns[key], return_inverse=True)
+        hashes.append(string_hashes(ids.take(pa.array(unique)))[inverse])
+    return uniform(hashes[0], hashes[1], rules.seed)
+
+
+def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array) -> pa.Table:
+    times = columns["time"]
+    seconds = np.where(times == NO_TIME, 0, times // 1_000_000)
+    flat = {
+        "items": columns["item"],
+        "types": columns["type"],
+        "times": seconds,
+        "values": columns["value"],
+        "splits": splits_E,
+    }
+    arrays = [pa.array(columns["user"][offsets_U1[:-1]])]
+    arrays += [pa.LargeListArray.from_arrays(pa.array(offsets_U1), pa.array(values)) for values in flat.values()]
+    return pa.table(arrays, names=["user", *flat]).cast(HISTORY_SCHEMA)
+
+
+def _pairs(users: Array, items: Array, num_items: int) -> Array:
+    return users.astype(np.int64) * num_items + items
+
+
+def _without_held_out(
+    text: pa.Table, pairs_E: Array, splits_E: Array, plan: SplitPlan, num_items: int
+) -> tuple[pa.Table, dict[str, int]]:
+    """Drop text that tells of held-out events: its pair is held out, or (temporal) it is not older than validation."""
+    pairs = _pairs(np.asarray(text.column("user")), np.asarray(text.column("item")), num_items)
+    on_test = np.isin(pairs, pairs_E[splits_E == Split.TEST])
+    held_out = np.isin(pairs, pairs_E[splits_E != Split.TRAIN])
+    late = np.zeros(len(pairs), dtype=bool)
+    if plan.kind == "temporal":
+        times = np.asarray(text.column("time"))
+        late = ~held_out & ((times >= plan.valid_from) | (times == NO_TIME))
+    counts = {
+        "text_rows": len(pairs),
+        "text_rows_held_out": int(held_out.sum()),
+        "text_rows_held_out_test": int(on_test.sum()),
+        "text_rows_late": int(late.sum()),
+    }
+    return text.filter(pa.array(~(held_out | late))), counts
+
+
+def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
+    unique, inverse = np.unique(items_E, return_inverse=True)
+    flat = np.bincount(inverse * len(PARTS) + splits_E, minlength=len(unique) * len(PARTS))
+    return unique, flat.reshape(len(unique), len(PARTS)).astype(np.int64)
+
+
+def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
+    """Counts of (item, term), dealt by item."""
+    grouped = text.group_by(["item", "term"]).aggregate([([], "count_all")])
+    table = grouped.select(["item", "term", "count_all"]).rename_columns(TERM_SCHEMA.names).cast(TERM_SCHEMA)
+    part = np.asarray(table.column("item")) % num_parts
+    return [table.filter(pa.array(part == index)) for index in range(num_parts)]
+
+
+def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
+    """An item's most frequent terms as one text: item (int32), terms ("rock, indie"), ties in the order of the terms."""
+    table = pa.concat_tables(parts).group_by(["item", "term"]).aggregate([("count", "sum")])
+    table = table.sort_by([("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")])
+    items = np.asarray(table.column("item"))
+    starts = np.flatnonzero(np.diff(items, prepend=-1))
+    place = np.arange(len(items)) - np.repeat(starts, np.diff(np.append(starts, len(items))))
+    table = table.filter(pa.array(place < max_terms))
+    items = np.asarray(table.column("item"))
+    starts = np.flatnonzero(np.diff(items, prepend=-1))
+    offsets = pa.array(np.append(starts, len(items)).astype(np.int32))
+    terms = pa.ListArray.from_arrays(offsets, table.column("term").combine_chunks())
+    return pa.table({"item": pa.array(items[starts]), "terms": pc.binary_join(terms, ", ")})
+
+
+def start_shards(
+    encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> list[list[Any]]:
+    """Start :func:`write_shard` for every bucket: references to its report and its term parts."""
+    writer = ray.remote(write_shard).options(num_returns=1 + rules.num_term_parts)
+    user_ref, item_ref = ray.put(users), ray.put(items)
+    return [
+        writer.remote(bucket[0], bucket[1], folder, index, rules, user_ref, item_ref)
+        for index, bucket in enumerate(encoded)
+    ]

@@ -1,0 +1,176 @@
+"""Which events are training, validation and test: pure functions over one shard of users.
+
+Legend: U users, E events (user by user, in the order of the data). Validation is always apart from test, and a user
+keeps at least one training event in every random or proportional split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.config import SplitConfig
+from recsys.data.histories import Array, Split
+from recsys.errors import ConfigError, DataError
+
+NEVER: Final = np.iinfo(np.int64).max
+_BINS: Final = 1 << 14
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Everything that decides the part of an event; the cut-offs are microseconds since the epoch."""
+
+    kind: str
+    valid: float = 0.1
+    test: float = 0.1
+    valid_from: int = NEVER
+    test_from: int = NEVER
+    ordered: bool = True
+    given_valid: bool = False  # the source names validation events itself
+
+    @property
+    def random(self) -> bool:
+        """Whether events are held out by the hash of (user, item)."""
+        return (self.kind == "given" and not self.given_valid) or (self.kind == "ratio" and not self.ordered)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind, shares and cut-offs (ISO times) for the manifest."""
+        described = {key: value for key, value in asdict(self).items() if not key.endswith("_from")}
+        if self.kind == "temporal":
+            described |= {"valid_from": _iso(self.valid_from), "test_from": _iso(self.test_from)}
+        return described
+
+
+def assign(plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, uniform_E: Array) -> Array:
+    """The part of every event: uint8, see :class:`~recsys.data.histories.Split`.
+
+    Args:
+        plan: the rule.
+        offsets_U1: where each user's events start.
+        times_E: microseconds (temporal).
+        given_E: parts named by the source (given).
+        uniform_E: a number in [0, 1) a (user, item) pair (random splits); equal pairs, equal numbers.
+    """
+    if plan.kind == "given":
+        parts = given_E.astype(np.uint8)
+        return parts if plan.given_valid else _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
+    if plan.kind == "leave-last":
+        return _leave_last(offsets_U1)
+    if plan.kind == "temporal":
+        return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(np.uint8)
+    if plan.ordered:
+        return _latest(offsets_U1, plan.valid, plan.test)
+    parts = np.zeros(len(uniform_E), dtype=np.uint8)
+    return _random(offsets_U1, uniform_E, np.ones(len(parts), dtype=bool), plan.valid, plan.test, parts)
+
+
+def _leave_last(offsets_U1: Array) -> Array:
+    """Last event test, the one before it validation; users with fewer than three events stay in training."""
+    parts = np.zeros(offsets_U1[-1], dtype=np.uint8)
+    ends = offsets_U1[1:][np.diff(offsets_U1) >= 3]
+    parts[ends - 1] = Split.TEST
+    parts[ends - 2] = Split.VALID
+    return parts
+
+
+def _latest(offsets_U1: Array, valid: float, test: float) -> Array:
+    """Each user's latest ``round(share · n)`` events; the earliest one always stays in training."""
+    lengths_U = np.diff(offsets_U1)
+    num_test_U = np.minimum(np.floor(lengths_U * test + 0.5).astype(np.int64), np.maximum(lengths_U - 1, 0))
+    num_valid_U = np.floor(lengths_U * valid + 0.5).astype(np.int64)
+    num_valid_U = np.minimum(num_valid_U, np.maximum(lengths_U - 1 - num_test_U, 0))
+    from_end_E = np.repeat(offsets_U1[1:], lengths_U) - 1 - np.arange(offsets_U1[-1])
+    is_test_E = from_end_E < np.repeat(num_test_U, lengths_U)
+    is_held_E = from_end_E < np.repeat(num_test_U + num_valid_U, lengths_U)
+    return np.where(is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0)))
+
+
+def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, parts_E: Array) -> Array:
+    """Hold out the free events whose number falls below the shares, keeping each user's largest number in training."""
+    parts_E = parts_E.copy()
+    drawn_E = np.where(uniform_E < test, np.uint8(Split.TEST), np.uint8(Split.VALID))
+    lengths_U = np.diff(offsets_U1)
+    users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
+    largest_U = np.full(len(lengths_U), -1.0)
+    np.maximum.at(largest_U, users_E[free_E], uniform_E[free_E])
+    held_E = free_E & (uniform_E < test + valid) & (uniform_E < largest_U[users_E])
+    parts_E[held_E] = drawn_E[held_E]
+    return parts_E
+
+
+def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: int) -> int:
+    """The ``rank``-th largest of many integers in [low, high], exactly, without holding them.
+
+    Each pass narrows the range to one of :data:`_BINS` bins.
+
+    Args:
+        histogram: (start, width) → how many values fall into each of ``_BINS`` bins of that width from ``start``.
+    """
+    while True:
+        width = -(-(high - low + 1) // _BINS)
+        counts = histogram(low, width)
+        from_top = np.cumsum(counts[::-1])
+        position = int(np.searchsorted(from_top, rank))
+        assert position < _BINS, "fewer values than the rank asked for"
+        rank -= int(from_top[position - 1]) if position else 0
+        low += (_BINS - 1 - position) * width
+        high = min(low + width - 1, high)
+        if width == 1:
+            return low
+
+
+def bin_counts(values: Array, start: int, width: int) -> Array:
+    """Counts of the values in each bin of :func:`cut_off`; values outside the bins are left out."""
+    bins = (values - start) // width
+    return np.bincount(bins[(values >= start) & (bins < _BINS)], minlength=_BINS)
+
+
+def parse_time(text: str, key: str) -> int:
+    """Microseconds since the epoch of an ISO time; a time without a zone is UTC.
+
+    >>> parse_time("1970-01-02", "data.split.test_from") == 24 * 3600 * 10**6
+    True
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{key}: {text!r} is not an ISO time such as 2024-03-01 or 2024-03-01T12:00:00+00:00") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
+
+
+def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:
+    """Refuse a split that the data cannot give.
+
+    Args:
+        ordered_by: time, file or none.
+        given: part named by the source → number of events.
+
+    Raises:
+        DataError: with what is missing and which kinds would work.
+    """
+    if config.kind == "leave-last" and ordered_by == "none":
+        raise DataError(
+            "data.split.kind leave-last needs an order, and the events have none (no timestamp on every event); "
+            "set data.split.kind ratio, or data.order file when the order of the rows is the order of events"
+        )
+    if config.kind == "temporal" and not timed:
+        raise DataError(
+            "data.split.kind temporal needs a timestamp on every event, and some or all have none; "
+            "set data.split.kind ratio or leave-last"
+        )
+    if config.kind == "given" and not given.get("test"):
+        found = ", ".join(f"{part}: {count:,}" for part, count in sorted(given.items())) or "no split column"
+        raise DataError(
+            f"data.split.kind given needs events that the source marks as test, got {found}; "
+            "give split_files or a split column, or set data.split.kind to leave-last, temporal or ratio"
+        )
+
+
+def _iso(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1_000_000, tz=UTC).isoformat()

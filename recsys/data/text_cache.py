@@ -1,0 +1,161 @@
+"""Text vectors that were computed before, and the computing of those that were not, on Ray.
+
+Why: the language model is the slowest step of ``prepare``, and most texts are the same from one day to the next. The
+cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, text): processes may share it, a
+damaged file only costs its vectors again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from recsys.config import TextConfig
+from recsys.data.blocks import fetch, user_errors
+from recsys.data.dataset import filesystem_of
+from recsys.data.histories import Array
+from recsys.data.text import EncoderSettings, TextEncoder, model_fingerprint, resolve_model
+
+_ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting actors would cost more
+_BLOCK_TEXTS: Final = 2048
+
+
+class VectorCache:
+    """Vectors by key in a folder; ``namespace`` keeps models apart."""
+
+    def __init__(self, root: str, namespace: str) -> None:
+        self._filesystem, base = filesystem_of(root or default_cache_dir())
+        self._folder = f"{base}/{namespace}"
+
+    def load(self, keys: Sequence[str]) -> dict[str, Array]:
+        """The vectors that are there; files that cannot be read are passed over."""
+        wanted = pa.array(sorted(set(keys)), pa.string())
+        found: dict[str, Array] = {}
+        for info in self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._folder, allow_not_found=True)):
+            if info.base_name.endswith(".parquet"):
+                found.update(self._read(info.path, wanted))
+        return found
+
+    def _read(self, path: str, wanted: pa.Array) -> dict[str, Array]:
+        try:
+            table = pq.read_table(path, filesystem=self._filesystem, page_checksum_verification=True)
+            table = table.filter(pa.compute.is_in(table.column("key"), value_set=wanted))
+            column = table.column("vector").combine_chunks()
+            vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+        except (pa.ArrowException, OSError, KeyError, AttributeError):
+            return {}
+        usable_N = np.isfinite(vectors_NT).all(axis=1)
+        keys = table.column("key").to_pylist()
+        return {key: vectors_NT[row] for row, key in enumerate(keys) if usable_N[row]}
+
+    def store(self, keys: Sequence[str], vectors_NT: Array) -> None:
+        """Add a file, under another name until it is whole."""
+        self._filesystem.create_dir(self._folder, recursive=True)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+        table = pa.table({"key": pa.array(keys, pa.string()), "vector": column})
+        name = f"{self._folder}/{uuid.uuid4().hex}"
+        pq.write_table(table, f"{name}.tmp", filesystem=self._filesystem, write_page_checksum=True)
+        self._filesystem.move(f"{name}.tmp", f"{name}.parquet")
+
+
+def default_cache_dir() -> str:
+    """``$XDG_CACHE_HOME/multigrain/text``."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "multigrain", "text")
+
+
+def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
+    """The hash of every text within a namespace (model, number of tokens, forced precision)."""
+    return [hashlib.sha256(f"{namespace}\0{text}".encode()).hexdigest() for text in texts]
+
+
+def namespace_of(config: TextConfig) -> str:
+    """Names what the vectors depend on beside the text; an explicitly wanted float32 never takes bfloat16 vectors."""
+    fingerprint = model_fingerprint(resolve_model(config.model, config.allow_download))
+    exact = "-float32" if config.dtype == "float32" else ""
+    return f"{fingerprint[:24]}-{config.max_tokens}{exact}"
+
+
+def encode_texts(texts: Sequence[str | None], config: TextConfig) -> tuple[Array, dict[str, int]]:
+    """Vectors of the texts, zero rows for None: [N, T] float16; and how many distinct texts were encoded and cached.
+
+    Raises:
+        ConfigError: the model cannot be found.
+    """
+    namespace = namespace_of(config)
+    cache = VectorCache(config.cache_dir, namespace)
+    unique = sorted({text for text in texts if text is not None})
+    keys = text_keys(unique, namespace)
+    vectors = cache.load(keys)
+    cached = len(vectors)
+    missing = [(key, text) for key, text in zip(keys, unique, strict=True) if key not in vectors]
+    for new_keys, new_vectors in _encode_missing(missing, config):
+        cache.store(new_keys, new_vectors)
+        vectors.update(zip(new_keys, new_vectors, strict=True))
+    by_text = dict(zip(unique, keys, strict=True))
+    dimension = len(next(iter(vectors.values()))) if vectors else 0
+    vectors_NT = np.zeros((len(texts), dimension), dtype=np.float16)
+    for row, text in enumerate(texts):
+        if text is not None:
+            vectors_NT[row] = vectors[by_text[text]]
+    return vectors_NT, {"encoded": len(missing), "cached": cached}
+
+
+def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Iterator[tuple[list[str], Array]]:
+    """Encode on the cluster: one task for a few texts, actors that stream blocks of like lengths for many."""
+    if not missing:
+        return
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
+    table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
+    if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
+        yield _unpacked(fetch(ray.remote(_encode_task).remote(table, EncoderSettings.of(config))))
+        return
+    available = num_gpus or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    num_actors = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
+    threads = max(len(os.sched_getaffinity(0)) // num_actors, 1)
+    settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0)
+    pieces = [table.slice(start, _BLOCK_TEXTS) for start in range(0, len(missing), _BLOCK_TEXTS)]
+    encoded = ray.data.from_arrow(pieces).map_batches(
+        EncodeBlock,
+        fn_constructor_args=(settings,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        **({"num_gpus": 1} if num_gpus else {"num_cpus": 1}),
+    )
+    with user_errors():
+        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield _unpacked(batch)
+
+
+def _encode_task(table: pa.Table, settings: EncoderSettings) -> pa.Table:
+    return EncodeBlock(settings)(table)
+
+
+class EncodeBlock:
+    """The encoder as Ray Data wants it: (key, text) in, (key, vector) out."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self._encoder = TextEncoder(settings)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        vectors_NT = self._encoder.encode(table.column("text").to_pylist())
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+        return pa.table({"key": table.column("key"), "vector": column})
+
+
+def _unpacked(table: Any) -> tuple[list[str], Array]:
+    column = table.column("vector").combine_chunks()
+    vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+    return table.column("key").to_pylist(), vectors_NT

@@ -1,0 +1,54 @@
+"""Exceptions of Multigrain.
+
+    MultigrainError
+    └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
+        ├── ConfigError      a configuration key or value
+        ├── SourceError      a file or table that cannot be read, or lacks what it must have
+        ├── DataError        readable data that breaks a rule (too many bad rows, an empty split, a leak)
+        ├── ArtifactError    a prepared dataset, run folder or registered model that is missing, stale or damaged
+        └── RequestError     a malformed request to a served model
+
+Every message says what was got, what was expected and the cure. What is not the user's mistake stays an ordinary
+Python exception (exit code 1); our own invariants are ``assert``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class MultigrainError(Exception):
+    """Base of all exceptions raised on purpose by this package."""
+
+
+class UserError(MultigrainError):
+    """Something the user can mend. The command line prints the message alone and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class SourceError(UserError):
+    """A source file or table is missing, unreadable or lacks a column."""
+
+
+class DataError(UserError):
+    """The data can be read but breaks a rule."""
+
+
+class ArtifactError(UserError):
+    """A folder or model that an earlier stage should have made is missing, stale or damaged."""
+
+
+class RequestError(UserError):
+    """A recommendation request is malformed."""
+
+
+def choices(options: Iterable[str]) -> str:
+    """Join the valid options for an error message.
+
+    >>> choices(["gru", "lstm"])
+    'gru, lstm'
+    """
+    return ", ".join(sorted(str(option) for option in options))

@@ -1,0 +1,292 @@
+"""Baselines that every run is measured against: popularity, item-kNN, EASE and implicit ALS.
+
+Why in the same run: numbers from elsewhere differ in split, masking and metric definitions, and well-tuned simple
+models beat many published ones (Ferrari Dacrema et al. 2019). Constants are chosen on validation with a fit on training
+events alone. All score from the visible history of a query, so users outside the fit are served as well.
+Legend: U users, N items, M items kept by EASE, R rank, b queries. Events count once: the matrix X is binary.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from recsys.config import EvaluateConfig
+from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.errors import ConfigError, choices
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.ranking import rank
+
+Constants = dict[str, Any]
+
+
+class Baseline(ABC):
+    """A recommender with constants to choose and a fit that is quick for all values of its grid."""
+
+    name: ClassVar[str]
+    grid: ClassVar[tuple[Constants, ...]] = ({},)  # the first is the default where validation has nothing to say
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+        self.constants: Constants = dict(self.grid[0])
+        self.validation: float | None = None  # the chosen constants' metric on validation, fitted on training alone
+        self.seconds = 0.0  # choice and fits together
+
+    @abstractmethod
+    def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all events given, with the current constants."""
+
+    @abstractmethod
+    def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 from the visible history."""
+
+    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each constants of the grid in turn; overridden where the values share work."""
+        for constants in self.grid:
+            self.constants = dict(constants)
+            self.fit(train, num_items)
+            yield self.constants
+
+
+class Popularity(Baseline):
+    """score(i) = number of users with item i, the same for everyone."""
+
+    name = "popularity"
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        self._counts_N = torch.from_numpy(np.asarray(matrix(train, num_items).sum(axis=0), dtype=np.float32).ravel())
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return self._counts_N.expand(len(queries), -1)
+
+
+class ItemKnn(Baseline):
+    """score(u, i) = Σ_{j in history} cos(j, i), kept for the k most similar items i of each j (Sarwar et al. 2001)."""
+
+    name = "item_knn"
+    grid = ({"neighbours": 100}, {"neighbours": 20}, {"neighbours": 500})
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        self._similarity_NN = _cosine_neighbours(matrix(train, num_items), self.constants["neighbours"])
+
+    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        all_NN = _cosine_neighbours(matrix(train, num_items), max(c["neighbours"] for c in self.grid))
+        for constants in self.grid:
+            self.constants = dict(constants)
+            self._similarity_NN = _first_per_row(all_NN, constants["neighbours"])
+            yield self.constants
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        history_bN = matrix(queries.histories, self._similarity_NN.shape[0])
+        return torch.from_numpy((history_bN @ self._similarity_NN).toarray().astype(np.float32, copy=False))
+
+
+class Ease(Baseline):
+    """score = x B with B_ij = −P_ij / P_jj, B_jj = 0, P = (XᵀX + λI)⁻¹ (Steck 2019), on the most popular items.
+
+    Items beyond ``ease_max_items`` or with fewer than two users score −inf: EASE cannot recommend them. Up to
+    ``max_rank`` users or items, the eigenvectors of the smaller Gram matrix give P for every λ without forming it;
+    beyond that each λ costs one Cholesky inverse of M × M.
+    """
+
+    name = "ease"
+    grid = ({"l2": 100.0}, {"l2": 30.0}, {"l2": 300.0}, {"l2": 1000.0})
+    max_rank: ClassVar[int] = 3000
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        self._prepare(train, num_items)
+        self._solve()
+
+    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        self._prepare(train, num_items)
+        for constants in self.grid:
+            self.constants = dict(constants)
+            self._solve()
+            yield self.constants
+
+    @property
+    def num_kept(self) -> int:
+        """Items that can be recommended."""
+        return len(self._kept_M)
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        history_bM = matrix(queries.histories, self._num_items)[:, self._kept_M]
+        scores_bN = torch.full((len(queries), self._num_items), -torch.inf)
+        if self.num_kept:
+            scores_bN[:, torch.from_numpy(self._kept_M)] = torch.from_numpy(self._scores_kept(history_bM))
+        return scores_bN
+
+    def _scores_kept(self, history_bM: sp.csr_matrix) -> Array:
+        if self._inverse_MM is not None:
+            product_bM = history_bM @ self._inverse_MM
+        else:
+            product_bM = (history_bM - ((history_bM @ self._right_MR) * self._shrink_R) @ self._right_MR.T) / self._l2
+            product_bM = np.asarray(product_bM)
+        # x B over j: −Σ_{i≠j} x_i P_ij / P_jj = x_j − (x P)_j / P_jj
+        return np.asarray(history_bM.toarray() - product_bM / self._diagonal_M, dtype=np.float32)
+
+    def _prepare(self, train: Histories, num_items: int) -> None:
+        interactions_UN = matrix(train, num_items)
+        users_N = np.asarray(interactions_UN.sum(axis=0)).ravel()
+        by_users = np.argsort(-users_N, kind="stable")[: self.config.ease_max_items]
+        self._kept_M = np.sort(by_users[users_N[by_users] >= 2])
+        self._num_items = num_items
+        kept_UM = interactions_UN[:, self._kept_M]
+        self._kept_UM = kept_UM[np.diff(kept_UM.indptr) > 0]
+        self._factor: tuple[Array, Array] | None = None
+        if min(self._kept_UM.shape) <= self.max_rank:
+            self._factor = _right_singular(self._kept_UM)
+
+    def _solve(self) -> None:
+        self._l2 = float(self.constants["l2"])
+        self._inverse_MM: Array | None = None
+        if self._factor is not None:
+            self._right_MR, squares_R = self._factor
+            self._shrink_R = (squares_R / (squares_R + self._l2)).astype(np.float32)
+            self._diagonal_M = (1.0 - (self._right_MR**2) @ self._shrink_R) / self._l2
+            return
+        gram_MM = torch.from_numpy((self._kept_UM.T @ self._kept_UM).toarray().astype(np.float32, copy=False))
+        gram_MM.diagonal().add_(self._l2)
+        self._inverse_MM = torch.cholesky_inverse(torch.linalg.cholesky(gram_MM)).numpy()
+        self._diagonal_M = np.diagonal(self._inverse_MM).copy()
+
+
+class Als(Baseline):
+    """Implicit alternating least squares (Hu et al. 2008), 64 factors, users folded in by one exact solve."""
+
+    name = "als"
+    factors: ClassVar[int] = 64
+    grid = (
+        {"regularization": 1.0, "alpha": 1.0},
+        {"regularization": 10.0, "alpha": 1.0},
+        {"regularization": 1.0, "alpha": 10.0},
+        {"regularization": 10.0, "alpha": 10.0},
+    )
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        import threadpoolctl
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        # with a BLAS pool of its own inside ALS's threads, implicit is slow and warns
+        with threadpoolctl.threadpool_limits(1, "blas"):
+            self._model = AlternatingLeastSquares(
+                factors=self.factors,
+                iterations=15,
+                num_threads=torch.get_num_threads(),
+                random_state=0,
+                **self.constants,
+            )
+            self._model.fit(matrix(train, num_items), show_progress=False)
+        self._num_items = num_items
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        history_bN = matrix(queries.histories, self._num_items)
+        users_bR = self._model.recalculate_user(np.arange(len(queries)), history_bN)
+        return torch.from_numpy(np.asarray(users_bR @ self._model.item_factors.T, dtype=np.float32))
+
+
+_CLASSES: dict[str, type[Baseline]] = {cls.name: cls for cls in (Popularity, ItemKnn, Ease, Als)}
+
+
+def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
+    """A baseline by name, not fitted.
+
+    Raises:
+        ConfigError: no such baseline.
+    """
+    if name not in _CLASSES:
+        raise ConfigError(f"unknown baseline {name!r}; expected one of: {choices(_CLASSES)}")
+    return _CLASSES[name](config)
+
+
+def fit_baselines(
+    names: Sequence[str], histories: Histories, num_items: int, config: EvaluateConfig, metric: str, refit: bool
+) -> dict[str, Baseline]:
+    """Choose every baseline's constants on validation and fit it for test.
+
+    The choice fits on training events alone and maximises ``metric``. With ``refit``, the chosen constants are fitted
+    again on training and validation, as the model is; else the fit on training alone stays. Without validation queries
+    the defaults stay and ``validation`` is None.
+    """
+    parse_metric(metric, tuple(QUERY_METRICS))
+    train = histories.through(Split.TRAIN)
+    asked = histories.queries(Split.VALID)
+    final = histories.through(Split.VALID) if refit else train
+    fitted = {}
+    for name in names:
+        started = time.perf_counter()
+        baseline = build_baseline(name, config)
+        stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True
+        if refit or stale:
+            baseline.fit(final, num_items)
+        baseline.seconds = time.perf_counter() - started
+        fitted[name] = baseline
+    return fitted
+
+
+def _choose(baseline: Baseline, train: Histories, num_items: int, queries: Queries, metric: str) -> bool:
+    """Set the constants with the best validation metric; True when the last fit is of other constants."""
+    kind, k = parse_metric(metric)
+    best: tuple[float, Constants] | None = None
+    for constants in baseline.fits(train, num_items):
+        ranking = rank(baseline, queries, k, baseline.config.exclude_seen, baseline.config.chunk_users)
+        if len(ranking) == 0:
+            break
+        value = float(QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k).mean())
+        if best is None or value > best[0]:
+            best = value, dict(constants)
+    last = dict(baseline.constants)
+    if best is None:
+        baseline.constants = dict(baseline.grid[0])
+    else:
+        baseline.validation, baseline.constants = best
+    return last != baseline.constants
+
+
+def matrix(histories: Histories, num_items: int) -> sp.csr_matrix:
+    """Binary user–item matrix X [U, N] float32 of the events."""
+    rows = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    ones = np.ones(len(rows), dtype=np.float32)
+    interactions = sp.csr_matrix((ones, (rows, histories.items_E)), shape=(len(histories), num_items))
+    interactions.sum_duplicates()
+    interactions.data[:] = 1.0
+    return interactions
+
+
+def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """The k most similar items of every item, itself among them: [N, N], row = item."""
+    from implicit.nearest_neighbours import ItemItemRecommender
+
+    users_N = np.bincount(interactions_UN.indices, minlength=interactions_UN.shape[1])
+    unit_UN = interactions_UN.copy()
+    unit_UN.data /= np.sqrt(users_N[unit_UN.indices])  # the norm of a binary column
+    model = ItemItemRecommender(K=min(k, interactions_UN.shape[1]), num_threads=torch.get_num_threads())
+    model.fit(unit_UN, show_progress=False)
+    return model.similarity
+
+
+def _first_per_row(similarity_NN: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """Only the k largest entries of every row."""
+    rows = np.repeat(np.arange(similarity_NN.shape[0]), np.diff(similarity_NN.indptr))
+    order = np.lexsort((-similarity_NN.data, rows))
+    place = np.arange(len(order)) - similarity_NN.indptr[rows]
+    keep = np.sort(order[place < k])
+    entries = (similarity_NN.data[keep], (rows[keep], similarity_NN.indices[keep]))
+    return sp.csr_matrix(entries, shape=similarity_NN.shape)
+
+
+def _right_singular(interactions_UM: sp.csr_matrix) -> tuple[Array, Array]:
+    """V [M, R] float32 and the squared singular values [R] of X = U S Vᵀ, from the smaller Gram matrix."""
+    wide = interactions_UM.shape[0] <= interactions_UM.shape[1]
+    gram = interactions_UM @ interactions_UM.T if wide else interactions_UM.T @ interactions_UM
+    squares, vectors = np.linalg.eigh(gram.toarray().astype(np.float64))
+    real = squares > 1e-6 * max(float(squares.max(initial=0.0)), 1e-12)
+    squares, vectors = squares[real], vectors[:, real]
+    right_MR = (interactions_UM.T @ vectors) / np.sqrt(squares) if wide else vectors
+    return right_MR.astype(np.float32), squares

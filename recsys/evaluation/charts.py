@@ -1,0 +1,113 @@
+"""Geometry of the report's charts: axes, curves and stacked bars as percentages, which HTML and CSS then draw.
+
+Why not pictures: bars in CSS keep their text at reading size at any width, follow light and dark, and need no script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis with round ticks."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def at(self, value: float) -> float:
+        """Place of a value in percent of the axis, kept inside it."""
+        return round(100.0 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 3)
+
+    def labels(self) -> list[tuple[float, str]]:
+        """Ticks as (percent, text), all with the decimals that their distance needs."""
+        step = self.ticks[1] - self.ticks[0]
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        return [(self.at(tick), f"{tick:.{decimals}f}") for tick in self.ticks]
+
+
+def axis(values: Sequence[float], from_zero: bool = False, count: int = 4) -> Axis:
+    """An axis over the finite values with about ``count`` steps of 1, 2 or 5 times a power of ten.
+
+    >>> axis([0.1, 0.27], from_zero=True).ticks
+    (0.0, 0.1, 0.2, 0.3)
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    if from_zero:
+        low, high = min(0.0, low), max(0.0, high)
+    if high - low < 1e-12:
+        low, high = (low - 0.5, high + 0.5) if not from_zero or high == 0 else (0.0, high * 1.25)
+        low = max(low, 0.0) if from_zero else low
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(index * step, 12) for index in range(first, last + 1))
+    return Axis(ticks[0], ticks[-1], ticks)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line over epochs: an SVG path in a box of 100 × 100, its axes, and the marked point."""
+
+    path: str
+    points: tuple[tuple[float, float], ...]  # percent from the left and from the top
+    x: list[tuple[float, str]]
+    y: list[tuple[float, str]]
+    mark: tuple[float, float] | None
+
+
+def curve(xs: Sequence[float], ys: Sequence[float], mark_x: float | None = None) -> Curve | None:
+    """Lay out a line; None when no point is finite. The point at ``mark_x`` is marked."""
+    pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    if not pairs:
+        return None
+    first, last = min(x for x, _ in pairs), max(x for x, _ in pairs)
+    across = Axis(first, last, (first, last)) if last > first else Axis(first - 1, first + 1, (first - 1, first))
+    up = axis([y for _, y in pairs])
+    points = tuple((across.at(x), round(100 - up.at(y), 3)) for x, y in pairs)
+    path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
+    marked = next((point for point, (x, _) in zip(points, pairs, strict=True) if x == mark_x), None)
+    step = max(1, math.ceil((last - first) / 6))
+    shown = range(int(first), int(last) + 1, step)
+    x_labels = [(across.at(x), f"{x:g}") for x in shown]
+    return Curve(path, points, x_labels, [(100 - place, text) for place, text in up.labels()], marked)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a stacked bar in percent of the track."""
+
+    name: str
+    value: float
+    left: float
+    width: float
+
+
+def stacked(shares: Sequence[Mapping[str, float]]) -> tuple[float, list[list[Piece]]]:
+    """Stack signed shares around one zero line: positive parts to the right, negative ones to the left.
+
+    All bars have one scale. Returns where zero is, in percent, and the pieces of every bar.
+
+    >>> zero, bars = stacked([{"a": 3.0, "b": -1.0}])
+    >>> zero, [(piece.name, piece.left, piece.width) for piece in bars[0]]
+    (25.0, [('a', 25.0, 75.0), ('b', 0.0, 25.0)])
+    """
+    right = max((sum(v for v in bar.values() if v > 0) for bar in shares), default=0.0)
+    left = max((sum(-v for v in bar.values() if v < 0) for bar in shares), default=0.0)
+    scale = 100.0 / (right + left) if right + left > 0 else 0.0
+    zero = left * scale
+    bars = []
+    for bar in shares:
+        ahead, behind, pieces = zero, zero, []
+        for name, value in bar.items():
+            width = abs(value) * scale
+            behind -= width if value < 0 else 0.0
+            pieces.append(Piece(name, value, round(ahead if value >= 0 else behind, 3), round(width, 3)))
+            ahead += width if value >= 0 else 0.0
+        bars.append(pieces)
+    return round(zero, 3), bars

@@ -1,0 +1,242 @@
+"""Evaluate a model on test against every baseline: one full ranking each, on the same queries.
+
+Why in one place: the comparison holds only when split, masking, metrics and training events are the same for all.
+Legend: B queries, N items, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Queries, Split
+from recsys.errors import DataError
+from recsys.evaluation.baselines import Baseline, fit_baselines
+from recsys.evaluation.bootstrap import LEVEL, compare, intervals
+from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
+from recsys.evaluation.ranking import Ranking, Scorer, rank
+from recsys.evaluation.segments import new_item_report, segment_report, user_segments
+
+MODEL = "model"
+
+
+class ScoredModel(Protocol):
+    """What evaluation needs of a trained model."""
+
+    @property
+    def item_vectors_ND(self) -> torch.Tensor:
+        """Item vectors, the space in which diversity is measured for all recommenders."""
+        ...
+
+    @property
+    def granularities(self) -> Mapping[str, float]:
+        """Mean fusion weight of every granularity."""
+        ...
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32."""
+        ...
+
+    def scores_without(self, queries: Queries, name: str) -> torch.Tensor:
+        """Scores [b, N] with the weight of one granularity set to zero."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Without:
+    """The model with one granularity switched off, as a scorer."""
+
+    model: ScoredModel
+    name: str
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return self.model.scores_without(queries, self.name)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that goes to ``metrics.json`` and the report, and the model's lists for the examples."""
+
+    metric: str  # the main one
+    model: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    segments: dict[str, Any]
+    confidence: dict[str, Any]
+    comparison: dict[str, Any]
+    granularities: dict[str, dict[str, float]]
+    data: dict[str, Any]
+    timing: dict[str, Any]
+    ranking: Ranking  # of the model on test
+
+    def to_json(self, timing: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s, train_s)."""
+        return {
+            "metric": self.metric,
+            "model": self.model,
+            "baselines": self.baselines,
+            "segments": self.segments,
+            "confidence": self.confidence,
+            "comparison": self.comparison,
+            "timing": {**(timing or {}), **self.timing},
+            "granularities": self.granularities,
+            "data": self.data,
+        }
+
+
+def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit: bool) -> Evaluation:
+    """Rank test once for the model, once without each granularity, and once for every baseline.
+
+    ``refit``: the model was trained on training *and* validation events; the baselines then are as well. The baselines'
+    constants, and which of them is the best, are chosen on validation. Novelty and "new to training" count the events
+    that the model was fitted on. Intervals are over queries; coverage and gini belong to the whole set of lists and
+    have none (resampled users repeat, which biases both).
+
+    Raises:
+        ConfigError: ``train.metric`` is no accuracy metric.
+        DataError: test has no query with a target that counts.
+    """
+    started = time.perf_counter()
+    settings = config.evaluate
+    main = parse_metric(config.train.metric, tuple(QUERY_METRICS))
+    ks = sorted({*settings.ks, main.k})
+    histories = dataset.histories()
+    queries = histories.queries(Split.TEST)
+    through = Split.VALID if refit else Split.TRAIN
+    baselines = fit_baselines(settings.baselines, histories, dataset.num_items, settings, config.train.metric, refit)
+    rankings = {
+        name: rank(scorer, queries, max(ks), settings.exclude_seen, settings.chunk_users)
+        for name, scorer in _scorers(model, baselines).items()
+    }
+    if len(rankings[MODEL]) == 0:
+        raise DataError(
+            f"the test part has {len(queries)} queries, none with a target that counts "
+            f"({rankings[MODEL].dropped_targets} targets were already seen); check data.split, or set "
+            "evaluate.exclude_seen false if repeats are to be predicted"
+        )
+    counts_N = dataset.item_counts_N(through)
+    vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
+    values = {name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()}
+    means = {name: {key: float(np.mean(value)) for key, value in of.items()} for name, of in values.items()}
+    segments = _segments(rankings, values, dataset, config, through)
+    confidence, comparison = _certainty(values, baselines, config)
+    granularities = _granularities(model, queries, config)
+    return Evaluation(
+        metric=config.train.metric,
+        model=means.pop(MODEL),
+        baselines={name: {**means[name]} for name in baselines},
+        segments=segments,
+        confidence=confidence,
+        comparison=comparison,
+        granularities=granularities,
+        data=_data(rankings[MODEL], queries, dataset, settings.exclude_seen, through),
+        timing={
+            "evaluate_s": time.perf_counter() - started,
+            **{f"baseline_{name}_s": baseline.seconds for name, baseline in baselines.items()},
+        },
+        ranking=rankings[MODEL],
+    )
+
+
+def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str, Scorer]:
+    return {MODEL: model, **baselines}
+
+
+def _values(ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]) -> dict[str, Array | float]:
+    """Every metric of one recommender, a value a query where there is one, in the order of the contract."""
+    accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
+    return {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
+
+
+def _by_query(values: Mapping[str, Array | float]) -> dict[str, Array]:
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def _accuracy(values: Mapping[str, Array | float]) -> dict[str, Array]:
+    return {name: value for name, value in _by_query(values).items() if parse_metric(name).kind in QUERY_METRICS}
+
+
+def _segments(
+    rankings: Mapping[str, Ranking],
+    values: Mapping[str, Mapping[str, Array | float]],
+    dataset: PreparedDataset,
+    config: Config,
+    through: Split,
+) -> dict[str, Any]:
+    main = config.train.metric
+    friends_U = np.unique(dataset.social_edges()[0])
+    groups = user_segments(rankings[MODEL].queries, friends_U, through)
+    accuracy = {name: _accuracy(of) for name, of in values.items()}
+    report = segment_report(groups, accuracy, MODEL, main, config.evaluate.bootstrap, config.seed)
+    new_items = new_item_report(rankings, dataset.item_counts_N(through), MODEL, main)
+    return {**report, "items": new_items} if new_items else report
+
+
+def _certainty(
+    values: Mapping[str, Mapping[str, Array | float]], baselines: Mapping[str, Baseline], config: Config
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Intervals of every recommender, and the model's paired comparison with every baseline."""
+    main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
+    confidence = {
+        "level": LEVEL,
+        "resamples": resamples,
+        MODEL: intervals(_by_query(values[MODEL]), resamples, seed),
+        "baselines": {name: intervals(_by_query(values[name]), resamples, seed) for name in baselines},
+    }
+    if not baselines:
+        return confidence, {"metric": main, "best_baseline": None, "against": {}}
+    ours = {name: _accuracy(of)[main] for name, of in values.items()}
+    validation = {name: baseline.validation for name, baseline in baselines.items()}
+    best = max(validation, key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0))
+    comparison = {
+        "metric": main,
+        "best_baseline": best,
+        "chosen_by": f"validation {main}",
+        "against": {
+            name: {
+                **compare(ours[MODEL], ours[name], resamples, seed).to_json(),
+                "validation": validation[name],
+                "constants": baselines[name].constants,
+            }
+            for name in baselines
+        },
+    }
+    return confidence, comparison
+
+
+def _granularities(model: ScoredModel, queries: Queries, config: Config) -> dict[str, dict[str, float]]:
+    """Mean weight of every granularity and, with ``evaluate.ablate``, the main metric without it."""
+    kind, k = parse_metric(config.train.metric)
+    result = {name: {"weight": float(weight)} for name, weight in model.granularities.items()}
+    if config.evaluate.ablate:
+        for name, entry in result.items():
+            scorer = _Without(model, name)
+            ranking = rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users)
+            values_B = QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
+            entry[f"{config.train.metric}_without"] = float(values_B.mean())
+    return result
+
+
+def _data(
+    ranking: Ranking, queries: Queries, dataset: PreparedDataset, exclude_seen: bool, through: Split
+) -> dict[str, Any]:
+    return {
+        "name": dataset.manifest.name,
+        "content_hash": dataset.manifest.content_hash,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "split": dataset.manifest.split,
+        "fitted_through": through.name.lower(),
+        "exclude_seen": exclude_seen,
+        "asked_queries": len(queries),
+        "queries": len(ranking),
+        "targets": int(ranking.num_targets_B.sum()),
+        "dropped_targets": ranking.dropped_targets,
+        "dropped_queries": ranking.dropped_queries,
+    }

@@ -1,0 +1,206 @@
+"""Ranking metrics over top-K lists, one value a query, and the metrics of a whole set of lists.
+
+Why one value a query: the bootstrap, the segments and the paired comparison all need the values, not their mean.
+Legend: B queries, K list length, N items, D width. ``hits_BK`` is True where rank r holds a target;
+``num_targets_B`` counts the targets a query has, listed or not. Relevance is binary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from recsys.data.histories import Array
+from recsys.errors import ConfigError
+
+
+class Metric(NamedTuple):
+    """A metric's kind and cut-off: ``ndcg@20`` is ``Metric("ndcg", 20)``."""
+
+    kind: str
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.k}"
+
+
+def recall_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+    """Share of the targets that are in the first k: hits / targets, also when there are more targets than k.
+
+    >>> recall_at(np.array([[True, False, True]]), np.array([4]), 3)
+    array([0.5])
+    """
+    return np.asarray(hits_BK[:, :k].sum(axis=1) / num_targets_B)
+
+
+def precision_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+    """Share of the k places that hold a target: hits / k.
+
+    >>> precision_at(np.array([[True, False, True, False]]), np.array([4]), 4)
+    array([0.5])
+    """
+    return np.asarray(hits_BK[:, :k].sum(axis=1) / k)
+
+
+def hit_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+    """1 when any target is in the first k, else 0.
+
+    >>> hit_at(np.array([[False, True], [False, False]]), np.array([1, 1]), 2)
+    array([1., 0.])
+    """
+    return np.asarray(hits_BK[:, :k].any(axis=1), dtype=np.float64)
+
+
+def mrr_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+    """1 / rank of the first target, 0 when none is in the first k.
+
+    >>> mrr_at(np.array([[False, True, True]]), np.array([2]), 3)
+    array([0.5])
+    """
+    hits = hits_BK[:, :k]
+    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1.0), 0.0)
+
+
+def map_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+    """Average precision: Σ_r precision@r · hit_r / min(k, targets).
+
+    >>> map_at(np.array([[True, False, True]]), np.array([2]), 3)  # (1/1 + 2/3) / 2
+    array([0.83333333])
+    """
+    hits = hits_BK[:, :k].astype(np.float64)
+    precision_BK = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    return np.asarray((precision_BK * hits).sum(axis=1) / np.minimum(num_targets_B, k))
+
+
+def ndcg_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+    """Binary NDCG: Σ_r hit_r / log2(r + 1), over the same sum for min(k, targets) hits in front (Järvelin 2002).
+
+    >>> ndcg_at(np.array([[False, False, True]]), np.array([1]), 3)  # 1 / log2(4)
+    array([0.5])
+    """
+    hits = hits_BK[:, :k]
+    discount_k = 1.0 / np.log2(np.arange(2, k + 2))
+    ideal_k = np.cumsum(discount_k)
+    return np.asarray((hits @ discount_k[: hits.shape[1]]) / ideal_k[np.minimum(num_targets_B, k) - 1])
+
+
+QUERY_METRICS: Final[dict[str, Callable[[Array, Array, int], Array]]] = {
+    "recall": recall_at,
+    "ndcg": ndcg_at,
+    "precision": precision_at,
+    "mrr": mrr_at,
+    "map": map_at,
+    "hit": hit_at,
+}
+"""What a list must hold: needs targets."""
+LIST_METRICS: Final = ("coverage", "novelty", "gini", "diversity")
+"""What a list is like: needs no targets."""
+
+
+def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRICS)) -> Metric:
+    """Read ``kind@K``.
+
+    Raises:
+        ConfigError: the kind is none of ``kinds`` or K is no whole number from 1 up.
+
+    >>> parse_metric("ndcg@20")
+    Metric(kind='ndcg', k=20)
+    """
+    kind, at, k = name.partition("@")
+    if kind not in kinds or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
+        valid = " ".join(f"{kind}@K" for kind in kinds)
+        raise ConfigError(f"unknown metric {name!r}; expected one of: {valid}, with K a whole number such as ndcg@20")
+    return Metric(kind, int(k))
+
+
+def query_metrics(hits_BK: Array, num_targets_B: Array, ks: Sequence[int]) -> dict[str, Array]:
+    """Every accuracy metric at every cut-off: name → [B] float64. Needs a target in every query and K ≥ max(ks)."""
+    assert hits_BK.shape[1] >= max(ks), f"lists of {hits_BK.shape[1]} for cut-offs up to {max(ks)}"
+    assert len(num_targets_B) == 0 or num_targets_B.min() > 0, "a query without target has no accuracy"
+    return {str(Metric(kind, k)): at(hits_BK, num_targets_B, k) for k in ks for kind, at in QUERY_METRICS.items()}
+
+
+def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
+    """Mean self-information of a list in bits: mean_i −log2 p(i), p(i) = (c_i + 1) / Σ_j (c_j + 1).
+
+    c are training counts; adding one keeps items without training events finite. An empty list has 0.
+    Source: Zhou et al. 2010, PNAS 107(10).
+
+    >>> novelty_of(np.array([[0, 1]]), np.array([1, 5]), 2).round(2)  # p = 2/8, 6/8
+    array([1.21])
+    """
+    bits_N = -np.log2((counts_N + 1.0) / (counts_N + 1.0).sum())
+    items = items_BK[:, :k]
+    listed = items >= 0
+    return np.asarray(np.where(listed, bits_N[items], 0.0).sum(axis=1) / np.maximum(listed.sum(axis=1), 1))
+
+
+def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) -> Array:
+    """1 − mean cosine over the pairs of different items in a list; 0 for lists of fewer than two.
+
+    Uses Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖² on unit vectors, so the cost is linear in k. A zero vector has cosine 0.
+
+    >>> diversity_of(np.array([[0, 1, 2]]), np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 3).round(4)  # 1 − 1/3
+    array([0.6667])
+    """
+    norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    unit_ND = vectors_ND / np.where(norms_N1 > 0, norms_N1, 1.0)
+    parts = []
+    for start in range(0, len(items_BK), chunk):
+        items = items_BK[start : start + chunk, :k]
+        listed = items >= 0
+        vectors_bkD = unit_ND[items] * listed[:, :, None]
+        same_b = (vectors_bkD**2).sum(axis=(1, 2))
+        all_b = (vectors_bkD.sum(axis=1) ** 2).sum(axis=1)
+        size_b = listed.sum(axis=1)
+        pairs_b = size_b * (size_b - 1)
+        parts.append(np.where(pairs_b > 0, 1.0 - (all_b - same_b) / np.maximum(pairs_b, 1), 0.0))
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def exposure(items_BK: Array, num_items: int, k: int) -> Array:
+    """How often every item is recommended in the first k: [N] int64."""
+    items = items_BK[:, :k]
+    return np.bincount(items[items >= 0], minlength=num_items)
+
+
+def coverage_of(exposure_N: Array) -> float:
+    """Share of the catalogue that is recommended to anyone.
+
+    >>> coverage_of(np.array([3, 0, 1, 0]))
+    0.5
+    """
+    return float((exposure_N > 0).mean())
+
+
+def gini_of(exposure_N: Array) -> float:
+    """Gini index of exposure over the whole catalogue: Σ_i (2i − N − 1) x_(i) / (N Σ x), x ascending.
+
+    0: every item is shown equally often; (N − 1) / N: one item takes all.
+
+    >>> gini_of(np.array([0, 0, 0, 8]))
+    0.75
+    """
+    total = exposure_N.sum()
+    if total == 0:
+        return 0.0
+    size = len(exposure_N)
+    weight_N = 2.0 * np.arange(1, size + 1) - size - 1
+    return float((weight_N * np.sort(exposure_N)).sum() / (size * total))
+
+
+def list_metrics(items_BK: Array, counts_N: Array, vectors_ND: Array, ks: Sequence[int]) -> dict[str, Array | float]:
+    """Every list metric at every cut-off; novelty and diversity have a value a query, coverage and gini one for all.
+
+    Empty places of a list are −1. ``vectors_ND`` must be the same for all recommenders that are compared.
+    """
+    values: dict[str, Array | float] = {}
+    for k in ks:
+        exposure_N = exposure(items_BK, len(counts_N), k)
+        values[f"coverage@{k}"] = coverage_of(exposure_N)
+        values[f"novelty@{k}"] = novelty_of(items_BK, counts_N, k)
+        values[f"gini@{k}"] = gini_of(exposure_N)
+        values[f"diversity@{k}"] = diversity_of(items_BK, vectors_ND, k)
+    return values

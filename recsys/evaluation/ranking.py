@@ -1,0 +1,189 @@
+"""Exact full ranking of the catalogue for every query, in chunks.
+
+Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020).
+Legend: B queries, b queries of a chunk, K list length, N items, D width, P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+
+from recsys.data.histories import Array, Queries
+
+_MAX_SCORES: Final = 2**26  # scores held at a time: 256 MB of float32
+_TIE_SEED: Final = 0
+
+
+class Scorer(Protocol):
+    """Anything that scores the whole catalogue from the visible history of each query."""
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32; -inf marks an item that must not be recommended."""
+        ...
+
+
+@dataclass(frozen=True)
+class VectorScorer:
+    """Scores by a product of vectors: users are encoded a whole chunk at a time, however large the catalogue is."""
+
+    user_vectors: Callable[[Queries], torch.Tensor]  # queries → [b, D]
+    item_vectors_ND: torch.Tensor
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return (self.user_vectors(queries) @ self.item_vectors_ND.T).float()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The top-K lists of the queries that have a target left.
+
+    ``queries`` are those queries with the targets that count, ``rows_B`` their positions in what was asked.
+    """
+
+    queries: Queries
+    rows_B: Array  # int64
+    items_BK: Array  # int32, −1 where fewer than K items could be recommended
+    scores_BK: Array  # float32, −inf there
+    hits_BK: Array  # bool
+    dropped_targets: int  # targets the user had already seen
+    dropped_queries: int  # queries that had no target, or only such
+
+    @property
+    def num_targets_B(self) -> Array:
+        return self.queries.num_targets_B
+
+    def __len__(self) -> int:
+        return len(self.rows_B)
+
+
+def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, chunk: int = 512) -> Ranking:
+    """Rank the whole catalogue for every query and mark the hits.
+
+    With ``exclude_seen``, items of the visible history are never recommended, so targets among them are dropped: no
+    list could hold them. A target that is listed twice counts once. Equal scores are ordered by a fixed shuffle of the
+    item ids, since ids may follow popularity and a constant scorer must stay at chance. Lists have K places also when
+    the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 256 MB of scores.
+
+    Raises:
+        ValueError: the scorer returned NaN or a wrong shape.
+    """
+    kept, rows_B, dropped = countable(queries, exclude_seen)
+    items, scores = [], []
+    with torch.inference_mode():
+        for piece, scores_bN in _score_pieces(scorer, kept, chunk):
+            _check(scores_bN, len(piece))
+            top_bK, top_scores_bK = top_items(_mask_seen(scores_bN, piece) if exclude_seen else scores_bN, k)
+            items.append(top_bK)
+            scores.append(top_scores_bK)
+    items_BK = np.concatenate(items) if items else np.zeros((0, k), dtype=np.int32)
+    scores_BK = np.concatenate(scores) if scores else np.zeros((0, k), dtype=np.float32)
+    hits_BK = _hits(items_BK, kept)
+    return Ranking(kept, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(kept))
+
+
+def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int]:
+    """The queries with targets that count, their positions, and how many targets were dropped as seen."""
+    target_rows_P = queries.target_rows()
+    pairs_P = _pairs(target_rows_P, queries.target_items)
+    keep_P = np.zeros(len(pairs_P), dtype=bool)
+    keep_P[np.unique(pairs_P, return_index=True)[1]] = True
+    dropped = 0
+    if exclude_seen:
+        seen_P = np.isin(pairs_P, _pairs(_history_rows(queries), queries.histories.items_E))
+        dropped = int((seen_P & keep_P).sum())
+        keep_P &= ~seen_P
+    num_B = np.bincount(target_rows_P[keep_P], minlength=len(queries))
+    rows_B = np.flatnonzero(num_B)
+    offsets = np.concatenate([[0], np.cumsum(num_B[rows_B])]).astype(np.int64)
+    return Queries(queries.histories.take(rows_B), offsets, queries.target_items[keep_P]), rows_B, dropped
+
+
+def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
+    """The k best items of every row and their scores, best first, ties by the fixed shuffle.
+
+    Returns items [b, k] int32 and scores [b, k] float32, −1 and −inf where fewer than k scores are above −inf.
+    """
+    num_items = scores_bN.shape[1]
+    size = min(k, num_items)
+    order_N = torch.from_numpy(_tie_order(num_items)).to(scores_bN.device)
+    top_scores, top = scores_bN.topk(size, dim=1)
+    last_b1 = top_scores[:, -1:]
+    # topk may cut a group of equal scores anywhere: where it does, choose again among the equals by the shuffle
+    open_b = ((scores_bN >= last_b1).sum(dim=1) > size) & torch.isfinite(last_b1[:, 0])
+    if open_b.any():
+        again = scores_bN[open_b]
+        last = last_b1[open_b]
+        preference = torch.where(again == last, order_N, torch.where(again > last, -1, num_items))
+        top[open_b] = preference.topk(size, dim=1, largest=False).indices
+        top_scores = scores_bN.gather(1, top)
+    by_order = order_N[top].argsort(dim=1, stable=True)
+    top, top_scores = top.gather(1, by_order), top_scores.gather(1, by_order)
+    best = top_scores.argsort(dim=1, descending=True, stable=True)
+    top, top_scores = top.gather(1, best), top_scores.gather(1, best)
+    items_bK = np.full((len(top), k), -1, dtype=np.int32)
+    scores_bK = np.full((len(top), k), -np.inf, dtype=np.float32)
+    items_bK[:, :size] = torch.where(top_scores == -torch.inf, -1, top).cpu().numpy()
+    scores_bK[:, :size] = top_scores.cpu().numpy()
+    return items_bK, scores_bK
+
+
+def _score_pieces(scorer: Scorer, queries: Queries, chunk: int) -> Iterator[tuple[Queries, torch.Tensor]]:
+    """Queries and their scores, piece by piece, no piece above the budget of scores."""
+    if len(queries) == 0:
+        return
+    if isinstance(scorer, VectorScorer):
+        size = _within_budget(chunk, len(scorer.item_vectors_ND))
+        for part in queries.chunks(chunk):
+            vectors_bD = scorer.user_vectors(part)
+            for start, piece in zip(range(0, len(part), size), part.chunks(size), strict=True):
+                yield piece, (vectors_bD[start : start + size] @ scorer.item_vectors_ND.T).float()
+        return
+    num_items = scorer.scores(next(queries.chunks(1))).shape[-1]  # one query tells how large the catalogue is
+    for piece in queries.chunks(_within_budget(chunk, num_items)):
+        yield piece, scorer.scores(piece)
+
+
+def _within_budget(chunk: int, num_items: int) -> int:
+    return min(chunk, max(1, _MAX_SCORES // max(1, num_items)))
+
+
+def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
+    if scores_bN.ndim != 2 or len(scores_bN) != num_queries:
+        raise ValueError(f"expected scores of shape [{num_queries}, items], got {tuple(scores_bN.shape)}")
+    if torch.isnan(scores_bN).any():
+        raise ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
+
+
+def _mask_seen(scores_bN: torch.Tensor, queries: Queries) -> torch.Tensor:
+    """A copy with -inf at the items of the visible history (a scorer may hand out a view of its own scores)."""
+    masked = scores_bN.clone(memory_format=torch.contiguous_format)
+    rows = torch.from_numpy(_history_rows(queries)).to(masked.device)
+    items = torch.from_numpy(queries.histories.items_E.astype(np.int64)).to(masked.device)
+    masked[rows, items] = -torch.inf
+    return masked
+
+
+def _hits(items_BK: Array, queries: Queries) -> Array:
+    listed_BK = _pairs(np.arange(len(items_BK))[:, None], items_BK)
+    return np.isin(listed_BK, _pairs(queries.target_rows(), queries.target_items)) & (items_BK >= 0)
+
+
+def _history_rows(queries: Queries) -> Array:
+    return np.repeat(np.arange(len(queries)), queries.histories.lengths_U)
+
+
+def _pairs(rows: Array, items: Array) -> Array:
+    """A row and an item as one int64 key."""
+    return rows.astype(np.int64) * 2**32 + items
+
+
+@lru_cache(maxsize=4)
+def _tie_order(num_items: int) -> Array:
+    """Place of every item among equals: a fixed permutation."""
+    return np.random.default_rng(_TIE_SEED).permutation(num_items).astype(np.int32)

@@ -1,0 +1,344 @@
+"""Render ``report.html``: one file that a person opens, without script or anything from outside.
+
+Why: ``metrics.json`` is for programs; whether to ship a model is decided by a person who sees how certain a difference
+is, for whom the model is good, what its data lost, and why it recommends what it does. Titles, names and notes are
+users' data: the template escapes everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from recsys.data.dataset import Manifest
+from recsys.evaluation.charts import axis, curve, stacked
+from recsys.evaluation.metrics import parse_metric
+
+_NAMES: Final = {"model": "Multigrain", "popularity": "Popularity", "item_knn": "Item-kNN", "ease": "EASE", "als": "ALS"}
+_METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
+_GROUPS: Final = {
+    "history": "By length of history",
+    "friends": "By friends",
+    "users": "By whether the user was in training",
+    "items": "Targets that were never seen in training",
+}
+_MAX_HISTORY: Final = 12
+_NUM_COLOURS: Final = 8
+
+
+def render_report(
+    path: str | Path,
+    evaluation: Mapping[str, Any],
+    manifest: Manifest,
+    training_history: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    config_yaml: str,
+) -> None:
+    """Write the report.
+
+    Args:
+        path: the HTML file.
+        evaluation: the content of ``metrics.json``.
+        manifest: of the prepared dataset.
+        training_history: per epoch ``epoch``, ``loss``, the validation metric (under its name, ``valid_NAME`` or
+            ``valid``; absent or None where not evaluated), ``lr``, ``seconds``.
+        examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``, ``title``,
+            ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``.
+        config_yaml: the merged configuration.
+    """
+    source = resources.files("recsys.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        metric=metric_name, recommender=recommender_name, duration=duration, number=number, signed=signed, figure=figure
+    )
+    html = environment.from_string(source).render(
+        title=manifest.name,
+        date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        metric=evaluation["metric"],
+        evaluation=evaluation,
+        manifest=manifest,
+        verdict=verdict(evaluation),
+        cards=_cards(evaluation),
+        panels=_panels(evaluation),
+        tables=_tables(evaluation),
+        training=_training(training_history, evaluation["metric"]),
+        segments=_segments(evaluation),
+        fusion=_fusion(evaluation),
+        colours=_colours(evaluation),
+        examples=[_example(example) for example in examples],
+        quarantine=_quarantine(manifest),
+        split=_split(manifest),
+        timing=_timing(evaluation["timing"]),
+        config_yaml=config_yaml,
+    )
+    Path(path).write_text(html, encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------- filters
+
+
+def metric_name(name: str) -> str:
+    """``ndcg@20`` as people write it.
+
+    >>> metric_name("ndcg@20"), metric_name("recall@5")
+    ('NDCG@20', 'Recall@5')
+    """
+    kind, _, k = name.partition("@")
+    shown = _METRIC_NAMES.get(kind, kind.capitalize())
+    return f"{shown}@{k}" if k else shown
+
+
+def recommender_name(name: str) -> str:
+    return _NAMES.get(name, name)
+
+
+def number(value: float | None, decimals: int = 4) -> str:
+    """A metric value; a dash for nothing.
+
+    >>> number(0.28), number(None)
+    ('0.2800', '–')
+    """
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float, decimals: int = 4) -> str:
+    """A difference with its sign.
+
+    >>> signed(0.01), signed(-0.5, 1)
+    ('+0.0100', '−0.5')
+    """
+    return ("+" if value >= 0 else "−") + f"{abs(value):.{decimals}f}"
+
+
+def figure(value: Any) -> str:
+    """A count with thin spaces between thousands; other values as text.
+
+    >>> figure(92834)
+    '92\u202f834'
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", "\u202f")
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.21), duration(75), duration(3700)
+    ('4.2 s', '1 min 15 s', '1 h 2 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# ---------------------------------------------------------------------------------------------------------- content
+
+
+def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Is the model better than the best baseline? One sentence and a status: better, worse, even or alone."""
+    main = evaluation["metric"]
+    value, shown = evaluation["model"][main], metric_name(main)
+    best = evaluation["comparison"].get("best_baseline")
+    if best is None:
+        return {"status": "alone", "head": f"{shown} {number(value)}", "text": "No baseline was run beside it."}
+    against = evaluation["comparison"]["against"][best]
+    theirs = evaluation["baselines"][best][main]
+    name = recommender_name(best)
+    floor = 2.0 / (evaluation["confidence"]["resamples"] + 1)
+    p = f"p ≤ {floor:.2g}" if against["p"] <= floor * 1.001 else f"p = {against['p']:.2g}"
+    relative = f" ({signed(100 * against['difference'] / theirs, 1)} %)" if theirs > 0 else ""
+    if against["low"] > 0:
+        status, head = "better", f"Better than {name}, the best baseline."
+    elif against["high"] < 0:
+        status, head = "worse", f"Worse than {name}, the best baseline."
+    else:
+        status, head = "even", f"Not distinguishable from {name}, the best baseline."
+    text = (
+        f"{shown} is {number(value)} against {number(theirs)}: a difference of {signed(against['difference'])}{relative}, "
+        f"95 % interval {signed(against['low'])} to {signed(against['high'])}, {p} (paired bootstrap over "
+        f"{figure(evaluation['data']['queries'])} test users)."
+    )
+    return {"status": status, "head": head, "text": text}
+
+
+def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    k = parse_metric(evaluation["metric"]).k
+    names = [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity"))]
+    best = evaluation["comparison"].get("best_baseline")
+    return [
+        {
+            "name": name,
+            "value": evaluation["model"][name],
+            "interval": evaluation["confidence"]["model"].get(name),
+            "baseline": (best, evaluation["baselines"][best][name]) if best else None,
+        }
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Dots and whiskers: the main metric and three more, every recommender on one axis."""
+    k = parse_metric(evaluation["metric"]).k
+    names = dict.fromkeys([evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "map"))])
+    recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
+    spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
+    panels = []
+    for metric in names:
+        scale = axis([value for span in spans.values() for value in span[metric]])
+        ordered = sorted(recommenders, key=lambda name: -recommenders[name][metric])
+        rows = [
+            {
+                "name": name,
+                "value": recommenders[name][metric],
+                "interval": spans[name][metric],
+                "at": scale.at(recommenders[name][metric]),
+                "low": scale.at(spans[name][metric][0]),
+                "high": scale.at(spans[name][metric][1]),
+            }
+            for name in ordered
+        ]
+        panels.append({"metric": metric, "rows": rows, "ticks": scale.labels()})
+    return panels
+
+
+def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table a cut-off, the main metric's first; the best of an accuracy metric is marked."""
+    recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
+    spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
+    main_k = parse_metric(evaluation["metric"]).k
+    ks = sorted({parse_metric(name).k for name in evaluation["model"]}, key=lambda k: (k != main_k, k))
+    tables = []
+    for k in ks:
+        rows = []
+        for metric in (name for name in evaluation["model"] if parse_metric(name).k == k):
+            best = max(values[metric] for values in recommenders.values())
+            accuracy = parse_metric(metric).kind not in ("coverage", "novelty", "gini", "diversity")
+            cells = [
+                {
+                    "value": values[metric],
+                    "interval": spans[name].get(metric),
+                    "best": accuracy and values[metric] == best,
+                }
+                for name, values in recommenders.items()
+            ]
+            rows.append({"metric": metric, "cells": cells, "accuracy": accuracy})
+        tables.append({"k": k, "columns": list(recommenders), "rows": rows})
+    return tables
+
+
+def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    if not history:
+        return None
+    epochs = [float(row["epoch"]) for row in history]
+    losses = [_finite(row.get("loss")) for row in history]
+    valid = [_finite(next((row[key] for key in (metric, f"valid_{metric}", "valid") if key in row), None)) for row in history]
+    scored = [(value, epoch) for value, epoch in zip(valid, epochs, strict=True) if math.isfinite(value)]
+    best = max(scored, key=lambda pair: (pair[0], -pair[1]), default=None)
+    return {
+        "loss": curve(epochs, losses, best[1] if best else None),
+        "valid": curve(epochs, valid, best[1] if best else None),
+        "best": {"value": best[0], "epoch": int(best[1])} if best else None,
+        "epochs": len(history),
+        "seconds": sum(float(row.get("seconds") or 0.0) for row in history),
+        "peak_lr": max((float(row["lr"]) for row in history if row.get("lr") is not None), default=None),
+    }
+
+
+def _finite(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Bars of the model over those of the best baseline, one axis for all groups."""
+    metric = evaluation["metric"]
+    best = evaluation["comparison"].get("best_baseline")
+    groups, values = [], []
+    for group, labels in evaluation["segments"].items():
+        rows = []
+        for label, entry in labels.items():
+            model = entry["model"][metric]
+            baseline = entry["baselines"][best][metric] if best else None
+            interval = entry.get("interval")
+            values += [model, baseline or 0.0, *(interval or [])]
+            rows.append({"label": label, "entry": entry, "model": model, "baseline": baseline, "interval": interval})
+        groups.append({"name": _GROUPS.get(group, group), "rows": rows})
+    scale = axis(values, from_zero=True)
+    return {"groups": groups, "at": scale.at, "ticks": scale.labels(), "best": best}
+
+
+def _colours(evaluation: Mapping[str, Any]) -> dict[str, int]:
+    """Granularity → number of its colour, the same in every chart."""
+    return {name: index % _NUM_COLOURS for index, name in enumerate(evaluation["granularities"])}
+
+
+def _fusion(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Weight of every granularity and what the main metric loses without it."""
+    main = evaluation["metric"]
+    value = evaluation["model"][main]
+    entries = evaluation["granularities"]
+    widest = max((abs(entry["weight"]) for entry in entries.values()), default=0.0) or 1.0
+    losses = {name: value - e[f"{main}_without"] for name, e in entries.items() if f"{main}_without" in e}
+    zero, bars = stacked([{name: loss} for name, loss in losses.items()])
+    pieces = {bar[0].name: bar[0] for bar in bars}
+    return [
+        {
+            "name": name,
+            "weight": entry["weight"],
+            "weight_width": 100 * abs(entry["weight"]) / widest,
+            "without": entry.get(f"{main}_without"),
+            "loss": losses.get(name),
+            "piece": pieces.get(name),
+            "zero": zero,
+        }
+        for name, entry in entries.items()
+    ]
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    recommendations = list(example["recommendations"])
+    zero, bars = stacked([entry["shares"] for entry in recommendations])
+    history = list(example["history"])
+    return {
+        "user": example["user"],
+        "history": history[-_MAX_HISTORY:],
+        "earlier": max(0, len(history) - _MAX_HISTORY),
+        "hits": sum(bool(entry["hit"]) for entry in recommendations),
+        "zero": zero,
+        "rows": [{**entry, "bar": bar} for entry, bar in zip(recommendations, bars, strict=True)],
+    }
+
+
+def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
+    """Tables that were read: rows, bad rows, their share and reasons."""
+    rows = []
+    for table, read in manifest.read.items():
+        reasons = manifest.quarantined.get(table, {})
+        bad = sum(reasons.values())
+        ordered = sorted(reasons.items(), key=lambda reason: -reason[1])
+        rows.append({"table": table, "read": read, "bad": bad, "share": bad / read if read else 0.0, "reasons": ordered})
+    return rows
+
+
+def _split(manifest: Manifest) -> str:
+    rest = ", ".join(f"{key} {value}" for key, value in manifest.split.items() if key != "kind" and value not in ("", None))
+    kind = manifest.split.get("kind", "unknown")
+    return f"{kind} ({rest})" if rest else str(kind)
+
+
+def _timing(timing: Mapping[str, float]) -> dict[str, Any]:
+    """Stages as parts of the whole; the baselines' times are inside evaluation."""
+    stages = {name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")}
+    inner = {name[len("baseline_") : -2]: s for name, s in timing.items() if name.startswith("baseline_")}
+    total = sum(stages.values()) or 1.0
+    return {"stages": {name: (s, 100 * s / total) for name, s in stages.items()}, "baselines": inner, "total": total}

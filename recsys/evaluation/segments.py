@@ -1,0 +1,95 @@
+"""Where a recommender is good: metrics by history length, friends, new users, and items new to training.
+
+Legend: B queries, N items, F friend edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.data.histories import Array, Queries, Split
+from recsys.evaluation.bootstrap import intervals
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.ranking import Ranking
+
+LENGTHS: Final = {"0": (0, 0), "1–4": (1, 4), "5–9": (5, 9), "10–19": (10, 19), "20–49": (20, 49), "50+": (50, None)}
+Groups = dict[str, dict[str, Array]]
+
+
+def user_segments(queries: Queries, friends_U: Array | None, through: Split) -> Groups:
+    """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left out.
+
+    ``history``: number of visible events. ``friends``: with or without an edge from the user, only where the data
+    has a social graph (``friends_U``: users with an edge). ``users``: new to training when no visible event is in a
+    part up to ``through``, the last part the model was fitted on.
+    """
+    lengths_B = queries.histories.lengths_U
+    groups: Groups = {
+        "history": {
+            label: (lengths_B >= low) & (lengths_B <= (high if high is not None else lengths_B.max(initial=0)))
+            for label, (low, high) in LENGTHS.items()
+        }
+    }
+    if friends_U is not None and len(friends_U):
+        has_friends_B = np.isin(queries.histories.users_U, friends_U)
+        groups["friends"] = {"with friends": has_friends_B, "without friends": ~has_friends_B}
+    rows_E = np.repeat(np.arange(len(queries)), lengths_B)
+    known_B = np.bincount(rows_E[queries.histories.splits_E <= through], minlength=len(queries)) > 0
+    groups["users"] = {"known users": known_B, "new users": ~known_B}
+    return {group: {label: mask for label, mask in masks.items() if mask.any()} for group, masks in groups.items()}
+
+
+def segment_report(
+    groups: Groups, values: Mapping[str, Mapping[str, Array]], model: str, main: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Metrics by segment: group → label → {queries, model: all metrics, interval of the main one, baselines: main}.
+
+    ``values``: recommender → metric → [B], all on the same queries; ``model`` names the one reported in full.
+    """
+    return {
+        group: {
+            label: {
+                "queries": int(mask_B.sum()),
+                "model": {name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()},
+                "interval": intervals({main: values[model][main][mask_B]}, resamples, seed)[main],
+                "baselines": {
+                    name: {main: float(value[main][mask_B].mean())} for name, value in values.items() if name != model
+                },
+            }
+            for label, mask_B in masks.items()
+        }
+        for group, masks in groups.items()
+    }
+
+
+def new_item_report(rankings: Mapping[str, Ranking], counts_N: Array, model: str, main: str) -> dict[str, Any]:
+    """The same over targets without any training event: only they count as targets and as hits, ranks stay as they are.
+
+    Empty when there is none. ``targets`` counts them, ``queries`` those who have one; ``share`` is that of all targets.
+    """
+    new_N = counts_N == 0
+    any_ranking = rankings[model]
+    is_new_P = new_N[any_ranking.queries.target_items]
+    if not is_new_P.any():
+        return {}
+    rows_P = any_ranking.queries.target_rows()
+    num_new_B = np.bincount(rows_P[is_new_P], minlength=len(any_ranking))
+    asked_B = num_new_B > 0
+
+    def main_metric(ranking: Ranking) -> float:
+        kind, k = parse_metric(main)
+        hits_BK = ranking.hits_BK & new_N[ranking.items_BK]
+        return float(QUERY_METRICS[kind](hits_BK[asked_B], num_new_B[asked_B], k).mean())
+
+    return {
+        "targets new to training": {
+            "queries": int(asked_B.sum()),
+            "targets": int(is_new_P.sum()),
+            "share": float(is_new_P.mean()),
+            "model": {main: main_metric(any_ranking)},
+            "baselines": {name: {main: main_metric(r)} for name, r in rankings.items() if name != model},
+        }
+    }

@@ -1,0 +1,89 @@
+"""Fusion of a user's granularities: u = Σ_k λ_k z_k, linear in z, missing ones masked out.
+
+Why linear: a user is one vector at serving time, top-K is one matrix product, and λ_k z_k · a_i is exactly the share
+of granularity k in the score of item i. Legend: B queries, K granularities, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys.config import FusionConfig
+
+
+class Fusion(nn.Module):
+    """Base: λ of every query and granularity; subclasses say where it comes from.
+
+    In training each present granularity of a query is masked with chance ``signal_dropout``, never the last one, so
+    that the model keeps working when a signal is missing (dropout over modalities, Neverova et al. 2016).
+    """
+
+    def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
+        super().__init__()
+        self.signal_dropout = config.signal_dropout
+        self.names_K = len(weights)
+
+    def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """λ_BK before masking."""
+        raise NotImplementedError
+
+    def forward(self, z_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """User vectors ``u_BD`` and the masked weights ``λ_BK`` that made them."""
+        if self.training and self.signal_dropout and self.names_K > 1:
+            present_BK = self._drop(present_BK)
+        weights_BK = self.lambdas(z_BKD, present_BK) * present_BK.to(z_BKD.dtype)
+        return torch.einsum("bk,bkd->bd", weights_BK, z_BKD), weights_BK
+
+    def _drop(self, present_BK: Tensor) -> Tensor:
+        chance_BK = torch.rand(present_BK.shape, device=present_BK.device)
+        kept_BK = present_BK & (chance_BK >= self.signal_dropout)
+        none_left_B1 = ~kept_BK.any(1, keepdim=True)
+        return torch.where(none_left_B1, present_BK, kept_BK)
+
+
+class WeightedFusion(Fusion):
+    """λ are hyper-parameters (a, b, c of S1; α, λ of S5), what a sweep searches."""
+
+    weights_K: Tensor
+
+    def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
+        super().__init__(config, weights, width)
+        self.register_buffer("weights_K", torch.tensor(weights))
+
+    def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        return self.weights_K.to(z_BKD.dtype).expand(len(z_BKD), -1)
+
+
+class LearnedFusion(Fusion):
+    """λ are trained, one a granularity, kept positive by a softplus; they start at the configured weights."""
+
+    def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
+        super().__init__(config, weights, width)
+        start_K = torch.tensor(weights).clamp(min=1e-3)
+        self.raw_K = nn.Parameter(start_K + torch.log(-torch.expm1(-start_K)))  # the inverse of softplus
+
+    def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(len(z_BKD), -1)
+
+
+class GatedFusion(Fusion):
+    """λ_k(u): a masked softmax over the present granularities, by a small gate on their own vectors.
+
+    Scaled by K, so that an even gate weighs each granularity with one; the configured weights are its prior.
+    """
+
+    def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
+        super().__init__(config, weights, width)
+        self.prior_K = nn.Parameter(torch.tensor(weights).clamp(min=1e-3).log())
+        self.gate = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.gate.weight)
+
+    def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        unit_BKD = nn.functional.normalize(z_BKD, dim=-1)
+        logits_BK = (self.gate(unit_BKD).squeeze(-1) + self.prior_K).masked_fill(~present_BK, float("-inf"))
+        nothing_B1 = ~present_BK.any(1, keepdim=True)
+        return torch.softmax(logits_BK.masked_fill(nothing_B1, 0.0), dim=1) * self.names_K
+
+
+FUSIONS = {"weighted": WeightedFusion, "learned": LearnedFusion, "gated": GatedFusion}

@@ -1,0 +1,31 @@
+"""One file a granularity: batch → user vectors and a mask of where they are present."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+from recsys.errors import ConfigError, choices
+
+if TYPE_CHECKING:
+    from recsys.granularities.base import Granularity
+
+GRANULARITIES: Final = {
+    "behaviour": "recsys.granularities.behaviour:Behaviour",
+    "evolution": "recsys.granularities.evolution:Evolution",
+    "collaborative": "recsys.granularities.collaborative:Collaborative",
+    "social": "recsys.granularities.social:Social",
+}
+
+
+def granularity_class(name: str) -> type[Granularity]:
+    """The class of a granularity, imported when asked for.
+
+    Raises:
+        ConfigError: no such granularity.
+    """
+    if name not in GRANULARITIES:
+        raise ConfigError(f"unknown granularity {name!r}; there are: {choices(GRANULARITIES)}")
+    module, cls = GRANULARITIES[name].split(":")
+    found: type[Granularity] = getattr(importlib.import_module(module), cls)
+    return found

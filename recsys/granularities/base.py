@@ -1,0 +1,170 @@
+"""What a granularity is: one way to see a user, as a vector for every query.
+
+Legend: B queries, U history rows, L length, D width, S items in view (a step's items, or the N of the catalogue),
+V users of the dataset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batches import Batch
+from recsys.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """The items that a step can speak about: all of them, or those a sampled loss needs."""
+
+    vectors_SD: Tensor  # item vectors a_i
+    text_ST: Tensor  # frozen text vectors, zero rows where an item has no text
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What a dataset fixes of a model's shape."""
+
+    width: int
+    max_history: int
+    num_users: int
+    num_items: int
+    num_types: int
+    text_width: int
+    ordered: bool
+    timed: bool
+
+
+@dataclass
+class Graphs:
+    """What the dataset knows beside the batch: training events and friendships. Built once a training.
+
+    The normalised adjacencies are torch-geometric ``EdgeIndex`` objects, sorted and with their transposes cached.
+    """
+
+    num_users: int
+    num_items: int
+    users_E: Tensor  # int64, user of every training event
+    items_E: Tensor  # int64, item of every training event
+    friend_src_F: Tensor  # int64
+    friend_dst_F: Tensor  # int64
+    friend_weight_F: Tensor  # float32
+
+    def to(self, device: torch.device) -> Graphs:
+        tensors = (getattr(self, field.name) for field in fields(self) if field.type == "Tensor")
+        return Graphs(self.num_users, self.num_items, *(tensor.to(device) for tensor in tensors))
+
+    @cached_property
+    def _whole(self) -> tuple[Adjacency, Adjacency, Tensor]:
+        return self._normalised(torch.ones_like(self.users_E, dtype=torch.bool))
+
+    @cached_property
+    def _means(self) -> Adjacency:
+        share_E = 1 / torch.bincount(self.users_E, minlength=self.num_users).clamp(min=1).to(torch.float32)
+        return adjacency(self.users_E, self.items_E, share_E[self.users_E], (self.num_users, self.num_items))
+
+    def mean_of_items(self) -> Adjacency:
+        """[V, N] row-normalised: the mean over a user's training events."""
+        return self._means
+
+    def bipartite(self, keep: float = 1.0) -> tuple[Adjacency, Adjacency, Tensor]:
+        """D^-1/2 A D^-1/2 as items ← users [N, V] and users ← items [V, N], and item degrees [N].
+
+        ``keep`` < 1 draws that share of the edges anew, normalised by their own degrees.
+        """
+        if keep >= 1:
+            return self._whole
+        return self._normalised(torch.rand(len(self.users_E), device=self.users_E.device) < keep)
+
+    def _normalised(self, kept_E: Tensor) -> tuple[Adjacency, Adjacency, Tensor]:
+        users_E, items_E = self.users_E[kept_E], self.items_E[kept_E]
+        degree_V = torch.bincount(users_E, minlength=self.num_users).to(torch.float32)
+        degree_N = torch.bincount(items_E, minlength=self.num_items).to(torch.float32)
+        weight_E = (degree_V[users_E] * degree_N[items_E]).rsqrt()
+        to_items = adjacency(items_E, users_E, weight_E, (self.num_items, self.num_users))
+        to_users = adjacency(users_E, items_E, weight_E, (self.num_users, self.num_items))
+        return to_items, to_users, degree_N
+
+
+Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values
+
+
+def adjacency(rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int]) -> Adjacency:
+    """A sparse matrix [rows, columns] for :func:`spread`."""
+    from torch_geometric import EdgeIndex
+
+    edges = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape)
+    ordered, permutation = edges.sort_by("row")
+    return ordered.fill_cache_(), values_E[permutation] if permutation is not None else values_E
+
+
+def spread(matrix: Adjacency, features_XD: Tensor) -> Tensor:
+    """Sparse matrix times features: one graph convolution without weights."""
+    edges, values_E = matrix
+    result: Tensor = edges.matmul(features_XD, input_value=values_E.to(features_XD.dtype))
+    return result
+
+
+State = dict[str, Tensor]
+
+
+class Granularity(nn.Module):
+    """One user vector a query, and a mask that says where there is something to see.
+
+    The contract, which one test checks of every granularity:
+
+    * ``z_BD`` is zero and ``present_B`` False where the input of a query is missing, and gradients stay finite there;
+    * a query sees its first ``seen_B`` events only: later events never change it;
+    * ``state`` depends on graphs and items alone, so that a frozen state serves users without any graph;
+    * the order of the rows in a batch does not matter.
+    """
+
+    @classmethod
+    def for_serving(cls, config: Any, sizes: ModelSizes) -> Granularity:
+        """The module without the parts that only ``refine_items`` and ``state`` use, whose results a frozen model has.
+
+        Its state dict is a subset of the trained module's; the default needs all of it.
+        """
+        return cls(config, sizes)  # type: ignore[call-arg]
+
+    def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Item vectors as this granularity would have them; the default leaves them as they are."""
+        return base_ND
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Tensors computed once a step from the graphs, kept with the model for serving; the default has none."""
+        return {}
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """User vectors ``z_BD`` and ``present_B`` (bool)."""
+        raise NotImplementedError
+
+    @property
+    def needs_all_items(self) -> bool:
+        """True when ``state`` or ``refine_items`` reads the whole catalogue, which rules out sampled views."""
+        return False
+
+
+def gather_queries(values_ULD: Tensor, batch: Batch) -> Tensor:
+    """The value behind the last seen event of every query, zero where a query sees none: [B, D]."""
+    last_B = (batch.seen_B - 1).clamp(min=0)
+    picked_BD = values_ULD[batch.rows_B, last_B]
+    return picked_BD * (batch.seen_B > 0)[:, None].to(picked_BD.dtype)
+
+
+def causal_mask(batch: Batch) -> Tensor:
+    """[U, L, L] bool: may position i look at position j? Real events, not later than i; padding looks at itself."""
+    length = batch.history_UL.shape[1]
+    device = batch.history_UL.device
+    lower_LL = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    own_LL = torch.eye(length, dtype=torch.bool, device=device)
+    return (lower_LL & batch.mask_UL[:, None, :]) | own_LL
+
+
+def heads_error(name: str, heads: int, width: int) -> ConfigError:
+    """Heads that do not divide the width."""
+    return ConfigError(f"model.granularities.{name}.heads {heads} does not divide model.width {width}")

@@ -1,0 +1,118 @@
+"""Evolution: how a user's interest moves, read from the order and the times of the history (S4).
+
+A causal sequence model over the item vectors of the history, trained at every position. ``cell`` picks an LSTM or a
+GRU, or pre-norm causal attention (SASRec, Kang & McAuley 2018) whose positions enter as learned biases on the lag
+between two events and on the time between them (as in HSTU, Zhai et al. 2024), so that no length is special.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from recsys.config import EvolutionConfig
+from recsys.data.batches import Batch
+from recsys.errors import ConfigError
+from recsys.granularities.base import (
+    Granularity,
+    ItemView,
+    ModelSizes,
+    State,
+    causal_mask,
+    gather_queries,
+    heads_error,
+)
+
+NUM_TIME_BUCKETS = 16  # log2 of minutes: under a minute … over three weeks
+
+
+class Evolution(Granularity):
+    """The state of a causal sequence model behind the last seen event. Legend: U rows, L length, D width, H heads."""
+
+    def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        if not sizes.ordered:
+            raise ConfigError(
+                "model.granularities.evolution needs events in order, and this dataset has none; disable it, or set "
+                "data.order to time or file if the source has an order"
+            )
+        width = sizes.width
+        self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
+        nn.init.zeros_(self.type_embedding.weight)
+        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(width, width, bias=False)
+        self.cell: nn.Module
+        if config.cell == "attention":
+            self.cell = CausalAttention(config, sizes)
+        else:
+            kind = nn.LSTM if config.cell == "lstm" else nn.GRU
+            drop = config.dropout if config.layers > 1 else 0.0
+            self.cell = kind(width, width, config.layers, batch_first=True, dropout=drop)
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        events_ULD = items.vectors_SD[batch.history_UL] + self.type_embedding(batch.types_UL)
+        events_ULD = self.dropout(self.norm_in(events_ULD))
+        attends = isinstance(self.cell, CausalAttention)
+        states_ULD = self.cell(events_ULD, batch) if attends else self.cell(events_ULD)[0]
+        present_B = batch.seen_B > 0
+        z_BD = self.output(self.norm_out(gather_queries(states_ULD, batch)))
+        return z_BD * present_B[:, None].to(z_BD.dtype), present_B
+
+
+class CausalAttention(nn.Module):
+    """Pre-norm transformer blocks with learned lag and time-gap biases."""
+
+    def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        if sizes.width % config.heads:
+            raise heads_error("evolution", config.heads, sizes.width)
+        self.blocks = nn.ModuleList(Block(sizes.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.lag_bias = nn.Embedding(sizes.max_history + 1, config.heads)
+        self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if sizes.timed else None
+        self.position = nn.Embedding(sizes.max_history + 1, sizes.width)
+        for table in (self.lag_bias, self.gap_bias):
+            if table is not None:
+                nn.init.zeros_(table.weight)
+        nn.init.normal_(self.position.weight, std=0.02)
+
+    def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        length = events_ULD.shape[1]
+        places_L = torch.arange(length, device=events_ULD.device)
+        lag_LL = (places_L[:, None] - places_L).clamp(min=0)
+        bias_UHLL = self.lag_bias(lag_LL).permute(2, 0, 1)[None]
+        if self.gap_bias is not None:
+            gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0) * 1440.0
+            bucket_ULL = torch.log2(1 + gap_ULL).long().clamp(max=NUM_TIME_BUCKETS - 1)
+            bias_UHLL = bias_UHLL + self.gap_bias(bucket_ULL).permute(0, 3, 1, 2)
+        allowed_U1LL = causal_mask(batch)[:, None]
+        mask_UHLL = bias_UHLL.masked_fill(~allowed_U1LL, float("-inf")).to(events_ULD.dtype)
+        states_ULD = events_ULD + self.position(places_L)
+        for block in self.blocks:
+            states_ULD = block(states_ULD, mask_UHLL)
+        return states_ULD
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward of width D, each behind a norm and a residual."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.rate = heads, dropout
+        self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states_ULD: Tensor, mask_UHLL: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm_attention(states_ULD)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        rate = self.rate if self.training else 0.0
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask_UHLL, dropout_p=rate).transpose(1, 2).flatten(2)
+        states_ULD = states_ULD + self.dropout(self.mix(mixed))
+        forward: Tensor = self.dropout(self.feed_forward(self.norm_forward(states_ULD)))
+        return states_ULD + forward

@@ -1,0 +1,83 @@
+"""The item tower: a_i = id embedding + projected text.
+
+Why: the id part is accurate where an item has training events, the text part is all there is where it has none; one
+sum serves both, and a hidden id part in training (``id_dropout``) keeps the text part able to stand alone.
+
+Legend: N items, S items in view, T text width, D model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys.config import ItemTowerConfig
+
+
+class ItemTower(nn.Module):
+    """Vectors of items from their ids and texts.
+
+    ``trained_N`` marks the items with training events: the others have no id part, which would be noise.
+    """
+
+    text_NT: Tensor
+    trained_N: Tensor
+
+    def __init__(self, config: ItemTowerConfig, width: int, text_NT: Tensor, trained_N: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        num_items, text_width = text_NT.shape
+        if config.text_whiten and text_width:
+            text_NT = whiten(text_NT)
+        self.register_buffer("text_NT", text_NT, persistent=False)
+        self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
+        self.id_ND = nn.Embedding(num_items, width) if config.id or not text_width else None
+        if self.id_ND is not None:
+            nn.init.normal_(self.id_ND.weight, std=config.init_std)
+        self.text_projection = _projection(config, text_width, width) if config.text and text_width else None
+
+    def forward(self, ids_S: Tensor | None = None) -> Tensor:
+        """Vectors [S, D] of the given items, or of all of them."""
+        parts = []
+        if self.id_ND is not None:
+            known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]
+            rows_SD = self.id_ND.weight if ids_S is None else self.id_ND(ids_S)
+            if self.training and self.config.id_dropout and self.text_projection is not None:
+                keep_S = torch.rand_like(known_S) >= self.config.id_dropout
+                known_S = known_S * keep_S / (1 - self.config.id_dropout)
+            parts.append(rows_SD * known_S[:, None])
+        if self.text_projection is not None:
+            parts.append(self.text_projection(self.text(ids_S)))
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def text(self, ids_S: Tensor | None = None) -> Tensor:
+        """Text vectors [S, T] of the given items, or of all of them."""
+        return self.text_NT if ids_S is None else self.text_NT[ids_S]
+
+
+def whiten(text_NT: Tensor, keep: float = 1e-3) -> Tensor:
+    """Centre and whiten the rows that have text; rows without stay zero. Directions of tiny variance are damped.
+
+    Why: sentence vectors share a large common part and a few loud directions (Mu & Viswanath 2018); whitening lets a
+    linear projection use all of them. Rows come out with a mean squared length of one.
+    """
+    has_text_N = text_NT.abs().sum(1) > 0
+    rows = text_NT[has_text_N].to(torch.float64)
+    if len(rows) < 2:
+        return text_NT.to(torch.float32)
+    centred = rows - rows.mean(0)
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(rows))
+    scale = torch.rsqrt(variance.clamp(min=0) + keep * variance.max())
+    white = (centred @ directions) * scale
+    white = white / white.square().sum(1).mean().sqrt()
+    out = torch.zeros_like(text_NT, dtype=torch.float32)
+    out[has_text_N] = white.to(torch.float32)
+    return out
+
+
+def _projection(config: ItemTowerConfig, text_width: int, width: int) -> nn.Module:
+    if not config.text_hidden:
+        return nn.Linear(text_width, width, bias=False)
+    return nn.Sequential(
+        nn.Linear(text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, width, bias=False)
+    )

@@ -1,0 +1,174 @@
+"""The model: item tower, granularities and fusion; score(u, i) = u · a_i.
+
+Two forms. :class:`MultigrainModel` is trained: each step makes a view of the items and the granularities' states,
+graph convolutions once a step. :class:`FrozenModel` keeps the view and the states as plain tensors: what evaluation,
+the registry and serving use, with no graph and no dataset behind it.
+
+Legend: B queries, K granularities, D width, N items, S items in view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from recsys.config import ModelConfig
+from recsys.data.batches import Batch, last_position
+from recsys.data.histories import Queries
+from recsys.fusion import FUSIONS, Fusion
+from recsys.granularities import granularity_class
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.items import ItemTower
+
+States = dict[str, State]
+
+
+class Encoders(nn.Module):
+    """The granularities that are switched on, and their fusion: a batch → user vectors."""
+
+    def __init__(self, config: ModelConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        enabled = config.granularities.enabled()
+        self.names = list(enabled)
+        self.granularities = nn.ModuleDict(
+            {name: granularity_class(name)(section, sizes) for name, section in enabled.items()}
+        )
+        weights = [section.weight for section in enabled.values()]
+        self.fusion: Fusion = FUSIONS[config.fusion.kind](config.fusion, weights, config.width)
+
+    def each(self) -> list[tuple[str, Granularity]]:
+        return [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
+
+    def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
+        """Vectors of every granularity ``z_BKD`` and ``present_BK``."""
+        found = [module(batch, items, states[name]) for name, module in self.each()]
+        return torch.stack([z for z, _ in found], dim=1), torch.stack([present for _, present in found], dim=1)
+
+
+class MultigrainModel(nn.Module):
+    """The trainable model.
+
+    ``text_NT`` are the frozen text vectors (width 0: none), ``trained_N`` marks items with training events.
+    """
+
+    def __init__(
+        self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor, unit_items: bool = False
+    ) -> None:
+        super().__init__()
+        self.config, self.sizes, self.unit_items = config, sizes, unit_items
+        self.tower = ItemTower(config.item, config.width, text_NT, trained_N)
+        self.encoders = Encoders(config, sizes)
+
+    @property
+    def needs_all_items(self) -> bool:
+        return any(module.needs_all_items for _, module in self.encoders.each())
+
+    def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
+        """The items in view and the states of the granularities; all items unless ``ids_S`` names some."""
+        vectors_SD = self.tower(ids_S)
+        for _, module in self.encoders.each():
+            vectors_SD = module.refine_items(vectors_SD, graphs)
+        if self.unit_items:
+            vectors_SD = normalize(vectors_SD, dim=-1)
+        items = ItemView(vectors_SD, self.tower.text(ids_S))
+        return items, {name: module.state(items, graphs) for name, module in self.encoders.each()}
+
+    def forward(self, batch: Batch, items: ItemView, states: States) -> Tensor:
+        """User vectors [B, D]."""
+        users_BD, _ = self.encoders.fusion(*self.encoders.encode(batch, items, states))
+        return normalize(users_BD, dim=-1) if self.unit_items else users_BD
+
+    @torch.no_grad()
+    def freeze(self, graphs: Graphs) -> FrozenModel:
+        """The model as it answers: the view of all items and the states, computed once."""
+        was_training = self.training
+        self.eval()
+        items, states = self.view(graphs)
+        self.train(was_training)
+        return FrozenModel(self.config, self.sizes, self.encoders, items, states)
+
+
+class FrozenModel:
+    """A model that answers without graphs or a dataset; implements the scorer that evaluation and serving ask.
+
+    The encoders are shared with the model it was frozen from: use it before training goes on, or copy it.
+    """
+
+    def __init__(
+        self, config: ModelConfig, sizes: ModelSizes, encoders: Encoders, items: ItemView, states: States
+    ) -> None:
+        self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
+
+    @property
+    def names(self) -> list[str]:
+        """The granularities, in the order of K."""
+        return self.encoders.names
+
+    @property
+    def item_vectors_ND(self) -> Tensor:
+        return self.items.vectors_SD
+
+    @property
+    @torch.inference_mode()
+    def granularities(self) -> dict[str, float]:
+        """λ of every granularity for a user in whom all are present (gated: before the gate looks at the user)."""
+        shape = (1, len(self.names), self.config.width)
+        device = self.item_vectors_ND.device
+        lambdas_1K = self.encoders.fusion.lambdas(
+            torch.zeros(shape, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device)
+        )
+        return dict(zip(self.names, lambdas_1K[0].tolist(), strict=True))
+
+    @torch.inference_mode()
+    def parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing."""
+        self.encoders.eval()
+        batch = last_position(queries, self.config.max_history).to(self.item_vectors_ND.device)
+        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+        _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
+        return z_BKD * weights_BK[:, :, None], weights_BK
+
+    @torch.inference_mode()
+    def scores(self, queries: Queries) -> Tensor:
+        """u · a_i for every query and item: [B, N]."""
+        return self.parts(queries)[0].sum(1) @ self.item_vectors_ND.T
+
+    @torch.inference_mode()
+    def scores_without(self, queries: Queries, name: str) -> Tensor:
+        """Scores [B, N] with one granularity's weight set to zero."""
+        parts_BKD, _ = self.parts(queries)
+        kept = [k for k, other in enumerate(self.names) if other != name]
+        return parts_BKD[:, kept].sum(1) @ self.item_vectors_ND.T
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the configuration, by name, ready for safetensors: see :meth:`from_tensors`."""
+        named = {f"encoders.{name}": tensor for name, tensor in self.encoders.state_dict().items()}
+        named |= {"items.vectors": self.items.vectors_SD, "items.text": self.items.text_ST.to(torch.float16)}
+        for name, state in self.states.items():
+            named |= {f"state.{name}.{key}": tensor for key, tensor in state.items()}
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+
+    @staticmethod
+    def from_tensors(config: ModelConfig, sizes: ModelSizes, tensors: Mapping[str, Tensor]) -> FrozenModel:
+        """The inverse of :meth:`tensors`; ``sizes`` as :func:`dump_sizes` wrote them."""
+        encoders = Encoders(config, sizes)
+        encoders.load_state_dict(
+            {k.removeprefix("encoders."): v for k, v in tensors.items() if k.startswith("encoders.")}
+        )
+        states: States = {name: {} for name in encoders.names}
+        for key, tensor in tensors.items():
+            if key.startswith("state."):
+                _, name, part = key.split(".", 2)
+                states[name][part] = tensor
+        items = ItemView(tensors["items.vectors"], tensors["items.text"].to(torch.float32))
+        encoders.eval()
+        return FrozenModel(config, sizes, encoders, items, states)
+
+
+def dump_sizes(sizes: ModelSizes) -> dict[str, int | bool]:
+    """Sizes as plain values for JSON."""
+    return asdict(sizes)

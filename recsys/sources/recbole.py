@@ -1,0 +1,153 @@
+"""RecBole atomic files: tab-separated, each header cell ``field:type`` (token, token_seq, float, float_seq).
+
+``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social; ``.link`` gives
+items their entity. A ``token_seq`` stays a text, a ``float_seq`` becomes a list of numbers.
+Source: https://recbole.io/docs/user_guide/data/atomic_files.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.config import RecBoleSource
+from recsys.data.validate import Layout
+from recsys.errors import SourceError, choices
+from recsys.sources.base import Piece, SourceAdapter, read_all, require_columns
+from recsys.sources.canonical import check_rename
+from recsys.sources.delimited import CHUNK_BYTES, TSV, DelimitedPiece, delimited_pieces, read_header
+from recsys.sources.files import InputFile, exists, input_file
+
+_TYPES: Final = {
+    "token": pa.string(),
+    "token_seq": pa.string(),
+    "float": pa.float64(),
+    "float_seq": pa.list_(pa.float64()),
+}
+_TABLES: Final = {
+    ".inter": schema.EVENTS,
+    ".item": schema.ITEMS,
+    ".user": schema.USERS,
+    ".net": schema.SOCIAL,
+    ".kg": schema.KNOWLEDGE,
+    ".link": schema.ITEMS,
+}
+_RENAME: Final = {
+    ".inter": {"rating": schema.VALUE},
+    ".net": {"source_id": schema.SRC_USER_ID, "target_id": schema.DST_USER_ID},
+    ".kg": {"head_id": schema.HEAD, "relation_id": schema.RELATION, "tail_id": schema.TAIL},
+}
+
+
+class RecBoleAdapter(SourceAdapter):
+    """FOLDER/NAME.inter and the optional files beside it."""
+
+    config: RecBoleSource
+
+    chunk_bytes = CHUNK_BYTES
+
+    @property
+    def name(self) -> str:
+        return self.config.name or self.config.folder.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+
+    def files(self) -> list[InputFile]:
+        stem = f"{self.config.folder.rstrip('/')}/{self.name}"
+        present = [suffix for suffix in _TABLES if suffix == ".inter" or exists(stem + suffix)]
+        try:
+            return [input_file(stem + suffix) for suffix in present]
+        except SourceError as error:
+            raise SourceError(f"{error} (RecBole files are FOLDER/NAME.inter; set data.source.name if NAME differs)") from None
+
+    def pieces(self) -> dict[str, list[Piece]]:
+        found = {file.suffix: self._read(file) for file in self.files()}
+        check_rename(self.config.rename, {field for _, fields in found.values() for field in fields})
+        tables: dict[str, list[Piece]] = {}
+        for suffix, (pieces, _) in found.items():
+            if suffix != ".link":
+                tables[_TABLES[suffix].name] = [*pieces]
+        if ".link" in found:
+            links = [*found[".link"][0]]
+            items = found[".item"][0] if ".item" in found else []
+            tables["items"] = _linked(items, links)
+        return tables
+
+    def _read(self, file: InputFile) -> tuple[list[DelimitedPiece], list[str]]:
+        """The pieces of one file and its field names."""
+        header = read_header(file, TSV)
+        typed = dict(_field(cell, file) for cell in header.columns)
+        rename = {**_RENAME.get(file.suffix, {}), **self.config.rename}
+        if schema.VALUE in typed or schema.VALUE in self.config.rename.values():
+            rename = {name: to for name, to in rename.items() if name in self.config.rename or to != schema.VALUE}
+        table = _TABLES[file.suffix]
+        names = [rename.get(name, name) for name in typed]
+        required = schema.TableSchema("link", {schema.ITEM_ID: pa.string(), schema.ENTITY_ID: pa.string()}, {}, ())
+        cure = "name the right fields with data.source.rename"
+        require_columns(required if file.suffix == ".link" else table, names, file.path, cure)
+        extras = tuple((rename.get(n, n), kind) for n, kind in typed.items() if rename.get(n, n) not in table.columns)
+        pattern = DelimitedPiece(
+            file, 0, tuple(names), Layout(table, extras), TSV, header.end, chunk_bytes=self.chunk_bytes
+        )
+        return delimited_pieces(pattern), list(typed)
+
+
+def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
+    name, colon, kind = cell.partition(":")
+    if not colon or kind not in _TYPES or not name:
+        raise SourceError(
+            f"{file.path}: header cell {cell!r} is not FIELD:TYPE with TYPE one of {choices(_TYPES)}; "
+            "this is no RecBole atomic file (a plain table is read by data.source.kind canonical)"
+        )
+    return name, _TYPES[kind]
+
+
+@dataclass(frozen=True)
+class LinkedPiece:
+    """Items with their entities, which are held in memory: one row an item."""
+
+    items: DelimitedPiece
+    item_ids: pa.Array
+    entity_ids: pa.Array
+
+    def read(self) -> Iterator[pa.Table]:
+        for block in self.items.read():
+            rows = pc.index_in(block.column(schema.ITEM_ID), value_set=self.item_ids)
+            entities = self.entity_ids.take(rows.combine_chunks())
+            yield block.set_column(
+                block.schema.get_field_index(schema.ENTITY_ID), block.schema.field(schema.ENTITY_ID), entities
+            )
+
+
+@dataclass(frozen=True)
+class BadLinks:
+    """The bad rows of the link file, for the quarantine of the items table."""
+
+    links: pa.Table
+    layout: Layout
+
+    def read(self) -> Iterator[pa.Table]:
+        wanted = self.layout.arrow
+        known = {name: self.links.column(name) for name in self.links.column_names if name in wanted.names}
+        count = self.links.num_rows
+        yield pa.table([known.get(f.name, pa.nulls(count, f.type)) for f in wanted], schema=wanted)
+
+
+def _linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Piece]:
+    """Items joined with their entities (the first link of an item counts); without items the links are the items."""
+    if not items:
+        return [*links]
+    table = read_all(links)
+    entity_missing = pc.is_null(table.column(schema.ENTITY_ID))
+    reasons = pc.coalesce(
+        table.column(schema.REASON), pc.if_else(entity_missing, f"missing {schema.ENTITY_ID}", pa.scalar(None, pa.string()))
+    )
+    table = table.set_column(table.schema.get_field_index(schema.REASON), schema.REASON, reasons)
+    is_good = pc.is_null(reasons)
+    good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
+    item_ids, entity_ids = (good.column(name).combine_chunks() for name in (schema.ITEM_ID, schema.ENTITY_ID))
+    pieces: list[Piece] = [LinkedPiece(piece, item_ids, entity_ids) for piece in items]
+    return [*pieces, BadLinks(bad, items[0].layout)] if bad.num_rows else pieces

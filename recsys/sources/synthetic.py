@@ -1,0 +1,216 @@
+"""A generated world with planted signals, of any size: what :mod:`recsys.sources.world` draws, as canonical tables.
+
+Why: with one knob up and the others at zero, only the granularity made for that signal can predict; this proves in CI
+that each does what its name says. The generative model and its formulas are in :mod:`recsys.sources.world`.
+
+Each task makes the tables of a range of user bundles from the seed alone; no table is ever built in one process, and the
+rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2, 5; within one year),
+``items`` (title, tags, category), ``users`` (country, device: noise) and ``social``.
+
+Broken rows are planted in addition to good ones (share ``bad_rows`` of each table): missing ids, NaN values, bad times,
+bad weights, self-loops, exact duplicates, and friends nobody knows (``ghost-…``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from recsys import schema
+from recsys.config import SyntheticSource
+from recsys.data.validate import Layout, check_rows, finish, raw_text
+from recsys.sources.base import FILE_STRIDE, Piece, SourceAdapter
+from recsys.sources.files import InputFile
+from recsys.sources.vocabulary import topic_words
+from recsys.sources.world import BUNDLE, MECHANISMS, Array, World, friends, told_topics, walk, world_of
+
+START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
+YEAR: Final = 365 * 86_400  # seconds
+EVENT_TYPES: Final = ("view", "click", "purchase")
+VALUES: Final = (1.0, 2.0, 5.0)
+_TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))  # of a signal's event, of a noise event
+_TITLE_WORDS: Final = 3
+_TAG_WORDS: Final = 5
+_LAYOUTS: Final = {
+    "events": Layout(schema.EVENTS),
+    "items": Layout(schema.ITEMS, (("title", pa.string()), ("tags", pa.string()), ("category", pa.string()))),
+    "users": Layout(schema.USERS, (("country", pa.string()), ("device", pa.string()))),
+    "social": Layout(schema.SOCIAL),
+}
+_DAMAGE: Final[dict[str, tuple[dict[str, str], ...]]] = {
+    "events": (
+        {schema.USER_ID: ""},
+        {schema.ITEM_ID: ""},
+        {schema.VALUE: "NaN"},
+        {schema.TIMESTAMP: "not a time"},
+        {},  # a duplicate
+    ),
+    "items": ({schema.ITEM_ID: ""}, {}),
+    "users": ({schema.USER_ID: ""}, {}),
+    "social": (
+        {schema.DST_USER_ID: ""},
+        {schema.DST_USER_ID: "@self"},
+        {schema.DST_USER_ID: "@ghost"},
+        {schema.WEIGHT: "inf"},
+        {},
+    ),
+}
+_STREAM: Final = {"events": 10, "items": 11, "users": 12, "social": 13}  # random streams beside those of the world
+
+
+class SyntheticAdapter(SourceAdapter):
+    """The world of a seed."""
+
+    config: SyntheticSource
+
+    @property
+    def name(self) -> str:
+        return "synthetic"
+
+    def files(self) -> list[InputFile]:
+        return []
+
+    def pieces(self) -> dict[str, list[Piece]]:
+        bundles = {
+            table: -(-(self.config.num_items if table == "items" else self.config.num_users) // BUNDLE)
+            for table in _LAYOUTS
+        }
+        return {table: _partitions(self.config, table, count) for table, count in bundles.items()}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A range of bundles of one table."""
+
+    config: SyntheticSource
+    table: str
+    first: int
+    stop: int
+
+    def read(self) -> Iterator[pa.Table]:
+        world = world_of(self.config)
+        make = {"events": _events, "items": _items, "users": _users, "social": _social}[self.table]
+        for bundle in range(self.first, self.stop):
+            yield _block(world, self.table, bundle, make(world, bundle))
+
+
+def item_id(number: Array) -> pa.Array:
+    """The external id of item numbers."""
+    return _names("i", number)
+
+
+def user_id(number: Array) -> pa.Array:
+    """The external id of user numbers."""
+    return _names("u", number)
+
+
+def _partitions(config: SyntheticSource, table: str, num_bundles: int) -> list[Piece]:
+    cuts = np.linspace(0, num_bundles, min(config.num_partitions, num_bundles) + 1).round().astype(int)
+    return [Partition(config, table, int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+
+
+def _events(world: World, bundle: int) -> pa.Table:
+    events = walk(world, bundle)
+    rng = world.stream(_STREAM["events"], bundle)
+    is_noise = (events.mechanism_E == MECHANISMS.index("noise")).astype(int)
+    kind = (rng.random(len(is_noise))[:, None] > np.cumsum(_TYPE_SHARES, axis=1)[is_noise][:, :2]).sum(axis=1)
+    seconds = START + (events.times_E * YEAR).astype(np.int64)
+    return pa.table(
+        {
+            schema.USER_ID: user_id(events.users_E),
+            schema.ITEM_ID: item_id(events.items_E),
+            schema.TIMESTAMP: pa.array(seconds),
+            schema.EVENT_TYPE: pa.array(EVENT_TYPES).take(pa.array(kind)),
+            schema.VALUE: pa.array(np.array(VALUES)[kind]),
+        }
+    )
+
+
+def _items(world: World, bundle: int) -> pa.Table:
+    first, stop = bundle * BUNDLE, min((bundle + 1) * BUNDLE, world.config.num_items)
+    names, words = topic_words(world.config.num_topics)
+    num_words = _TITLE_WORDS + _TAG_WORDS
+    topics = told_topics(world, first, stop, num_words + 1)
+    rng = world.stream(_STREAM["items"], bundle)
+    places = rng.integers(1 << 30, size=topics.shape)
+    texts = [
+        [words[topic][place % len(words[topic])] for topic, place in zip(row, at, strict=True)]
+        for row, at in zip(topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True)
+    ]
+    return pa.table(
+        {
+            schema.ITEM_ID: item_id(np.arange(first, stop)),
+            "title": pa.array([" ".join(row[:_TITLE_WORDS]).capitalize() for row in texts]),
+            "tags": pa.array([", ".join(dict.fromkeys(row[_TITLE_WORDS:])) for row in texts]),
+            "category": pa.array([names[topic] for topic in topics[:, num_words].tolist()]),
+        }
+    )
+
+
+def _users(world: World, bundle: int) -> pa.Table:
+    users = world.bundle_users(bundle)
+    rng = world.stream(_STREAM["users"], bundle)
+    countries, devices = pa.array(["DE", "FR", "IN", "JP", "US"]), pa.array(["desktop", "phone", "tablet"])
+    return pa.table(
+        {
+            schema.USER_ID: user_id(users),
+            "country": countries.take(pa.array(rng.integers(len(countries), size=len(users)))),
+            "device": devices.take(pa.array(rng.integers(len(devices), size=len(users)))),
+        }
+    )
+
+
+def _social(world: World, bundle: int) -> pa.Table:
+    source, target = friends(world, bundle)
+    return pa.table(
+        {
+            schema.SRC_USER_ID: user_id(source),
+            schema.DST_USER_ID: user_id(target),
+            schema.WEIGHT: pa.array(np.ones(len(source))),
+        }
+    )
+
+
+def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
+    """Good rows, then broken ones, checked by the same rules as any source."""
+    layout, base = _LAYOUTS[table], bundle * FILE_STRIDE
+    file = f"{table}-{bundle:05d}"
+    raws = [good, _broken(world, table, bundle, good)]
+    blocks, first = [], 1
+    for raw in raws:
+        if raw.num_rows == 0 and blocks:
+            continue
+        checked = check_rows(raw, layout)
+        rows = np.arange(first, first + raw.num_rows, dtype=np.int64)
+        provenance: dict[str, Any] = {
+            schema.FILE: pa.repeat(pa.scalar(file), raw.num_rows),
+            schema.ROW: pa.array(rows),
+            schema.ORDER: pa.array(rows + base),
+            schema.RAW: raw_text(raw, checked.column(schema.REASON), ","),
+        }
+        blocks.append(finish(checked, layout, provenance))
+        first += raw.num_rows
+    return pa.concat_tables(blocks).combine_chunks()
+
+
+def _broken(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
+    """Copies of good rows, as text, each damaged in one of the ways of its table."""
+    rng = world.stream(_STREAM[table], (1 << 40) + bundle)
+    count = int(rng.binomial(good.num_rows, world.config.bad_rows))
+    rows = good.take(pa.array(rng.integers(good.num_rows, size=count))).to_pylist()
+    for number, row in enumerate(rows):
+        damage = _DAMAGE[table][number % len(_DAMAGE[table])]
+        for column, value in damage.items():
+            special = {"@self": row.get(schema.SRC_USER_ID), "@ghost": f"ghost-{bundle}-{number}"}
+            row[column] = special.get(value, value)
+    columns = {name: [None if row[name] is None else str(row[name]) for row in rows] for name in good.column_names}
+    return pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+
+
+def _names(prefix: str, number: Array) -> pa.Array:
+    digits = np.char.zfill(number.astype(str), 6) if len(number) else np.array([], dtype=str)
+    return pa.array(np.char.add(prefix, digits) if len(number) else digits, pa.string())

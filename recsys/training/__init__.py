@@ -1,0 +1,1 @@
+"""Training: a loop that knows no Ray (:mod:`~recsys.training.loop`) and Ray Train around it."""

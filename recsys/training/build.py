@@ -1,0 +1,54 @@
+"""From a prepared dataset to a fresh model and its graphs, of the events through a split and no later ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.granularities.base import Graphs, ModelSizes
+from recsys.model import MultigrainModel
+
+
+def model_sizes(config: Config, dataset: PreparedDataset) -> ModelSizes:
+    """The shape of a model for a dataset."""
+    return ModelSizes(
+        width=config.model.width,
+        max_history=config.model.max_history,
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        num_types=len(dataset.manifest.event_types),
+        text_width=int(dataset.manifest.text.get("dimension", 0)),
+        ordered=dataset.manifest.ordered,
+        timed=dataset.manifest.timed,
+    )
+
+
+def build_model(config: Config, dataset: PreparedDataset, through: Split) -> MultigrainModel:
+    """A fresh model; items without events through ``through`` have no id part."""
+    text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
+    trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
+    return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, trained_N, config.train.loss.normalize)
+
+
+def build_graphs(dataset: PreparedDataset, through: Split) -> Graphs:
+    """The user–item events through ``through`` and the friendships."""
+    users, items = [], []
+    for shard in dataset.shards():
+        seen = shard.through(through)
+        users.append(np.repeat(seen.users_U, seen.lengths_U).astype(np.int64))
+        items.append(seen.items_E.astype(np.int64))
+    edges = np.stack([np.concatenate(users), np.concatenate(items)])
+    edges = np.unique(edges, axis=1)  # an item chosen twice is one edge
+    src, dst, weight = dataset.social_edges()
+    return Graphs(
+        dataset.num_users,
+        dataset.num_items,
+        torch.as_tensor(edges[0]),
+        torch.as_tensor(edges[1]),
+        torch.as_tensor(src.astype(np.int64)),
+        torch.as_tensor(dst.astype(np.int64)),
+        torch.as_tensor(weight.astype(np.float32)),
+    )

@@ -1,0 +1,134 @@
+"""Checkpoints of a running training, and the folder of a trained model; tensors only, no pickle.
+
+A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors`` and
+``progress.json``; a trained model's folder ``model.safetensors`` (frozen), ``weights.safetensors`` (trainable, for a
+warm start) and ``trained.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recsys.config import ModelConfig
+from recsys.errors import ArtifactError
+from recsys.granularities.base import ModelSizes
+from recsys.model import FrozenModel, dump_sizes
+from recsys.training.context import Report
+
+
+@dataclass
+class Progress:
+    """How far a training is. ``best_epoch`` is 1-based, 0 before the first validation."""
+
+    phase: str = "select"  # select | refit
+    epoch: int = 0  # finished epochs of the phase
+    best_epoch: int = 0
+    best_value: float = float("-inf")
+    history: list[Report] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model and how it came to be."""
+
+    frozen: FrozenModel
+    weights: dict[str, Tensor]  # the trainable model's state, for a warm start
+    history: list[Report]
+    best_epoch: int
+    refit: bool
+    seconds: float
+
+
+def save_checkpoint(
+    folder: Path,
+    model: dict[str, Tensor],
+    best: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
+    """Write everything that a resumed run needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_plain(model), folder / "model.safetensors")
+    save_file(_plain(best), folder / "best.safetensors")
+    moments = {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+    save_file(_plain(moments), folder / "optimizer.safetensors")
+    values = asdict(progress)
+    if progress.best_epoch == 0:
+        values.pop("best_value")  # -inf is no JSON
+    (folder / "progress.json").write_text(json.dumps(values))
+
+
+def load_checkpoint(
+    folder: Path, optimizer: torch.optim.Optimizer | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
+    """Model state, best state and progress; the optimizer's moments are set in place.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    try:
+        progress = Progress(**json.loads((folder / "progress.json").read_text()))
+        model, best = load_file(folder / "model.safetensors"), load_file(folder / "best.safetensors")
+        if optimizer is not None:
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in load_file(folder / "optimizer.safetensors").items():
+                index, name = key.split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"checkpoint {folder} is damaged ({error}); delete it to start from an earlier one"
+        ) from None
+    return model, best, progress
+
+
+def save_trained(folder: Path, result: TrainResult) -> None:
+    """Write a trained model; the folder appears whole or not at all (``trained.json`` comes last)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trained.json").unlink(missing_ok=True)
+    save_file(result.frozen.tensors(), folder / "model.safetensors")
+    save_file(_plain(result.weights), folder / "weights.safetensors")
+    description: dict[str, Any] = {
+        "model": result.frozen.config.model_dump(mode="json"),
+        "sizes": dump_sizes(result.frozen.sizes),
+        "history": result.history,
+        "best_epoch": result.best_epoch,
+        "refit": result.refit,
+        "seconds": result.seconds,
+    }
+    (folder / "trained.json").write_text(json.dumps(description, indent=1))
+
+
+def load_trained(folder: Path) -> TrainResult:
+    """Read what :func:`save_trained` wrote.
+
+    Raises:
+        ArtifactError: nothing there, or damaged.
+    """
+    if not (folder / "trained.json").is_file():
+        raise ArtifactError(f"{folder} holds no trained model; run `recsys train` with the same configuration first")
+    try:
+        description = json.loads((folder / "trained.json").read_text())
+        config, sizes = ModelConfig(**description["model"]), ModelSizes(**description["sizes"])
+        frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
+        weights = load_file(folder / "weights.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(f"the model in {folder} is damaged ({error}); run `recsys train` again") from None
+    kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
+    return TrainResult(frozen, weights, **kept)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

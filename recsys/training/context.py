@@ -1,0 +1,55 @@
+"""What the training loop needs of its surroundings: rank, device, where to report, what to resume.
+
+Why: the loop knows no Ray. The same loop runs in a notebook, in a sweep's plain trial, on a machine without Ray, and
+on the workers of Ray Train; each hands it a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Report = dict[str, Any]  # plain values, one dictionary an epoch
+
+
+def _ignore(report: Report, checkpoint: Path | None) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """One worker's view of its surroundings.
+
+    ``report(values, checkpoint)`` is called by every rank equally often; only rank 0 gives a checkpoint folder.
+    ``resume_from`` is such a folder of an earlier, interrupted run.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    report: Callable[[Report, Path | None], None] = _ignore
+    resume_from: Path | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all workers."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            torch.distributed.all_reduce(values)
+        return values.cpu()
+
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        """Mixed precision: bfloat16 on GPUs that have it, and on CPUs when asked; float32 otherwise."""
+        wanted = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        if not wanted or (self.device.type == "cuda" and not torch.cuda.is_bf16_supported()):
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)

@@ -1,0 +1,217 @@
+"""The training loop. It knows no Ray: a :class:`~recsys.training.context.TrainContext` gives rank, device and report.
+
+Two phases. *select* trains on the training events, validates every few epochs and keeps the best epoch. *refit* trains
+anew on training and validation events for that number of epochs under the same schedule, so that the newest events are
+not lost to the model; nothing is chosen in it. The test events are in neither.
+
+Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
+targets of the whole batch, so that any number of workers takes the same step.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Queries, Split
+from recsys.data.loader import LoaderConfig, Step, TrainingLoader
+from recsys.model import FrozenModel
+from recsys.training.build import build_graphs, build_model
+from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
+from recsys.training.context import TrainContext
+from recsys.training.step import StepLoss
+
+Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
+
+
+def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: TrainContext) -> TrainResult:
+    """Train a model: select the epoch on validation, then refit if the configuration says so.
+
+    Every rank returns the same result.
+
+    Raises:
+        DataError: too few trainable users. ConfigError: a granularity that this dataset cannot feed.
+        RuntimeError: the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    progress = Progress()
+    if context.resume_from is not None:
+        _, _, progress = load_checkpoint(context.resume_from, None)
+    if progress.phase == "select":
+        select = Phase(config, dataset, Split.TRAIN, validate, context, progress)
+        select.run()
+        weights, graphs, model = select.best, select.graphs, select.model
+        progress = Progress("refit", 0, progress.best_epoch, progress.best_value, progress.history)
+    if config.train.refit:
+        refit = Phase(config, dataset, Split.VALID, validate, context, progress)
+        refit.run()
+        weights, graphs, model = refit.state(), refit.graphs, refit.model
+    model.load_state_dict(weights)
+    frozen = model.freeze(graphs)
+    seconds = time.perf_counter() - started
+    return TrainResult(frozen, weights, progress.history, progress.best_epoch, config.train.refit, seconds)
+
+
+class Phase:
+    """One pass of training over the events through a split."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: PreparedDataset,
+        through: Split,
+        validate: Validate,
+        context: TrainContext,
+        progress: Progress,
+    ) -> None:
+        self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
+        self.validate = validate
+        self.selects = progress.phase == "select"
+        seed_everything(config.seed)
+        self.graphs = build_graphs(dataset, through).to(context.device)
+        self.model = build_model(config, dataset, through).to(context.device)
+        self.loader = TrainingLoader(
+            dataset,
+            through,
+            LoaderConfig(
+                config.train.batch_size,
+                config.model.max_history,
+                config.train.hide_history,
+                config.train.window_events,
+                config.seed,
+            ),
+            context.rank,
+            context.world_size,
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
+        )
+        self.best = self.state()
+        if context.resume_from is not None and progress.epoch > 0:
+            state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
+            self.model.load_state_dict(state)
+        self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset)
+        self.step: nn.Module = self.loss
+        if context.world_size > 1:
+            self.step = nn.parallel.DistributedDataParallel(self.loss, broadcast_buffers=False)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trainable state."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def run(self) -> None:
+        """Train to the end of the phase; the progress says how it went."""
+        train, progress = self.config.train, self.progress
+        last = train.epochs if self.selects else progress.best_epoch
+        for epoch in range(progress.epoch, last):
+            started = time.perf_counter()
+            loss = self._epoch(epoch)
+            report = {
+                "phase": progress.phase,
+                "epoch": epoch + 1,
+                "epochs": last,
+                "loss": loss,
+                "lr": self.optimizer.param_groups[0]["lr"],
+            }
+            progress.epoch = epoch + 1
+            due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last
+            if due and self.selects:
+                report[train.metric] = self._validate(epoch + 1)
+            report["seconds"] = round(time.perf_counter() - started, 3)
+            progress.history.append(report)
+            self._report(report, due)
+            if self.selects and epoch + 1 - progress.best_epoch >= train.patience * train.evaluate_every:
+                break
+
+    def _epoch(self, epoch: int) -> float:
+        """One epoch; the mean loss of its targets over all workers."""
+        self.model.train()
+        total, pairs = torch.zeros(()), 0
+        for step in self._steps(epoch):
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.context.autocast(self.config.train.precision):
+                summed = self.step(step.batch.to(self.context.device), (self.config.seed, epoch, step.number))
+            # DDP averages over workers, the loss is a mean over all of their targets
+            (summed * (self.context.world_size / step.num_pairs)).backward()
+            if self.config.train.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+            self._set_lr(epoch, step.number)
+            self.optimizer.step()
+            total, pairs = total + summed.detach().cpu(), pairs + step.num_pairs
+        mean = float(self.context.sum(total)) / pairs
+        if not math.isfinite(mean):
+            raise RuntimeError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
+        return mean
+
+    def _steps(self, epoch: int) -> Iterator[Step]:
+        torch.manual_seed(hash((self.config.seed, epoch, self.context.rank)) % 2**31)
+        return self.loader.epoch(epoch)
+
+    def _set_lr(self, epoch: int, number: int) -> None:
+        done = epoch * self.loader.num_steps + number
+        share = schedule(
+            self.config.train.schedule, self.config.train.warmup, done, self.config.train.epochs * self.loader.num_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.train.lr * share
+
+    def _validate(self, epoch: int) -> float:
+        """The mean validation metric over all workers' queries; keeps the state when it is the best so far."""
+        frozen = self.model.freeze(self.graphs)
+        sums = np.zeros(2)
+        for shard in self.dataset.shards():
+            queries = shard.queries(Split.VALID)
+            mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
+            values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
+            sums += values.sum(), len(values)
+        total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
+        value = float(total[0] / total[1].clamp(min=1))
+        if value > self.progress.best_value:
+            self.progress.best_value, self.progress.best_epoch, self.best = value, epoch, self.state()
+        return value
+
+    def _report(self, report: dict[str, float | int | str], with_checkpoint: bool) -> None:
+        if not (with_checkpoint and self.context.is_first):
+            self.context.report(report, None)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
+        try:
+            save_checkpoint(folder, self.state(), self.best, self.optimizer, self.progress)
+            self.context.report(report, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
+    """The learning rate's share at a step: linear warm-up, then constant, linear or cosine decay to zero.
+
+    >>> [round(schedule("cosine", 0.0, step, 4), 3) for step in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    >>> [schedule("linear", 0.5, step, 4) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warm_steps = int(warmup * num_steps)
+    if step < warm_steps:
+        return (step + 1) / warm_steps
+    if kind == "constant":
+        return 1.0
+    left = 1 - (step - warm_steps) / max(num_steps - warm_steps, 1)
+    return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,187 @@
+"""Ray Train around the loop: workers, devices, checkpoints, and reports that reach the driver as they happen.
+
+Why a queue for reports: workers log on their own machines, and Ray Train hands metrics over only with a checkpoint.
+Rank 0 puts each epoch's report on a queue actor, which the driver drains, so one process prints and writes to MLflow.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from recsys.config import Config, build_config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import ConfigError, UserError
+from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.context import Report, TrainContext
+from recsys.training.loop import Validate, fit
+
+MODEL_FOLDER = "trained"
+PROGRESS_FOLDER = "progress"
+USER_ERROR = "user_error"
+
+
+def train_on_ray(
+    config: Config, dataset: PreparedDataset, validate: Validate, report: Callable[[Report], None]
+) -> TrainResult:
+    """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver.
+
+    Raises:
+        ConfigError: more workers or GPUs are asked for than the cluster has.
+        UserError: whatever the loop found wrong with data or configuration.
+    """
+    use_gpu = _use_gpu(config)
+    _check_cpus(config)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default lets every report wait 2 s
+    queue = Queue(actor_options={"num_cpus": 0})
+    drain = _Drain(queue, report)
+    drain.start()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "dataset": dataset.root,
+            "validate": validate,
+            "queue": queue,
+        },
+        scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            storage_path=_storage(config),
+            name=f"train-{uuid.uuid4().hex[:8]}",  # a name that finished once would be resumed as finished
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        checkpoint = trainer.fit().checkpoint
+    finally:
+        drain.stop()
+        with suppress(Exception):
+            queue.shutdown()
+    if drain.user_error:
+        raise UserError(drain.user_error)
+    assert checkpoint is not None, "the last report carries the trained model"
+    with checkpoint.as_directory() as folder:
+        return load_trained(Path(folder) / MODEL_FOLDER)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One worker of Ray Train."""
+    config = build_config(settings["config"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.train.threads or _threads(world_size))
+    queue: Queue = settings["queue"]
+
+    def report(values: Report, folder: Path | None) -> None:
+        if rank == 0:
+            queue.put(values)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        if folder is None:
+            ray.train.report(numbers)
+            return
+        with tempfile.TemporaryDirectory() as parent:
+            os.rename(folder, Path(parent) / PROGRESS_FOLDER)
+            ray.train.report(numbers, checkpoint=Checkpoint.from_directory(parent))
+
+    try:
+        dataset = PreparedDataset(settings["dataset"])
+        resumed = ray.train.get_checkpoint()
+        with tempfile.TemporaryDirectory() as parent:
+            resume_from = None
+            if resumed is not None:
+                resume_from = Path(resumed.to_directory(parent)) / PROGRESS_FOLDER
+            device = ray.train.torch.get_device()
+            training = TrainContext(rank, world_size, device, report, resume_from)
+            result = fit(config, dataset, settings["validate"], training)
+        with tempfile.TemporaryDirectory() as parent:
+            if rank == 0:
+                save_trained(Path(parent) / MODEL_FOLDER, result)
+            last = Checkpoint.from_directory(parent) if rank == 0 else None
+            ray.train.report({"finished": 1}, checkpoint=last)
+    except UserError as error:  # the same on every rank, and no better at a second try: tell the driver and end
+        if rank == 0:
+            queue.put({USER_ERROR: str(error)})
+
+
+class _Drain(threading.Thread):
+    """Hands the queue's reports to the driver's callback as they come."""
+
+    def __init__(self, queue: Queue, report: Callable[[Report], None]) -> None:
+        super().__init__(daemon=True, name="training-reports")
+        self.queue, self.report, self.done = queue, report, threading.Event()
+        self.user_error = ""
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            self._take(0.5)
+
+    def stop(self) -> None:
+        self.done.set()
+        self.join(timeout=5)
+        while self._take(0.0):
+            pass
+
+    def _take(self, timeout: float) -> bool:
+        try:
+            values = self.queue.get(block=timeout > 0, timeout=timeout or None)
+        except Empty:
+            return False
+        except Exception:  # the queue's actor is gone with the cluster
+            return False
+        if USER_ERROR in values:
+            self.user_error = values[USER_ERROR]
+        else:
+            self.report(values)
+        return True
+
+
+def _use_gpu(config: Config) -> bool:
+    available = _cluster("GPU")
+    if config.train.use_gpu == "no":
+        return False
+    if available >= config.train.num_workers:
+        return True
+    if config.train.use_gpu == "yes":
+        raise ConfigError(
+            f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray cluster has "
+            f"{available} GPUs; lower train.num_workers or set train.use_gpu to auto"
+        )
+    return False
+
+
+def _check_cpus(config: Config) -> None:
+    """Refuse more workers than the cluster has CPUs: Ray would wait for them without end."""
+    available = _cluster("CPU")
+    if available < config.train.num_workers:
+        raise ConfigError(
+            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, one a worker "
+            "at least; lower train.num_workers, or raise ray.num_cpus to share cores"
+        )
+
+
+def _cluster(resource: str) -> int:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get(resource, 0))
+
+
+def _threads(world_size: int) -> int:
+    return max(1, (os.cpu_count() or 1) // world_size)
+
+
+def _storage(config: Config) -> str:
+    folder = f"{config.run.dir.rstrip('/')}/checkpoints"
+    return folder if "://" in folder else str(Path(folder).absolute())

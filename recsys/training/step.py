@@ -1,0 +1,76 @@
+"""The loss of one step: view of the items, states of the granularities, user vectors, softmax.
+
+Legend: B queries, P pairs, S items in view, N items, M negatives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys.config import LossConfig
+from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.granularities.base import Graphs
+from recsys.losses import full_softmax, sampled_softmax
+from recsys.model import MultigrainModel
+
+StepKey = tuple[int, int, int]  # seed, epoch, step: the same on every worker
+
+
+class StepLoss(nn.Module):
+    """Summed loss of a worker's rows. Negatives are drawn from the step's key, so all workers share them."""
+
+    q_N: Tensor
+
+    def __init__(self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset) -> None:
+        super().__init__()
+        self.model, self.graphs, self.config = model, graphs, config
+        num_items = model.sizes.num_items
+        full = config.kind == "full_softmax" or (config.kind == "auto" and num_items <= config.max_full_items)
+        self.num_negatives = 0 if full else config.num_negatives
+        if config.negatives == "popularity":
+            counts_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0
+        else:
+            counts_N = torch.ones(num_items, dtype=torch.float64)
+        self.register_buffer("q_N", counts_N / counts_N.sum(), persistent=False)
+
+    def forward(self, batch: Batch, key: StepKey) -> Tensor:
+        if not self.num_negatives:
+            items, states = self.model.view(self.graphs)
+            users_BD = self.model(batch, items, states) / self.config.temperature
+            weights_P = torch.ones(len(batch.pairs_P), device=users_BD.device)
+            return full_softmax(
+                users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, weights_P, self.config.label_smoothing
+            )
+        negatives_M = self._draw(key).to(batch.history_UL.device)
+        log_q_M = torch.log(self.q_N.to(negatives_M.device)[negatives_M] * self.num_negatives).float()
+        ids_S = None
+        if not self.model.needs_all_items:
+            ids_S, batch, negatives_M = self._narrow(batch, negatives_M)
+        items, states = self.model.view(self.graphs, ids_S)
+        users_BD = self.model(batch, items, states) / self.config.temperature
+        weights_P = torch.ones(len(batch.pairs_P), device=users_BD.device)
+        return sampled_softmax(
+            users_BD,
+            items.vectors_SD,
+            batch.pairs_P,
+            batch.targets_P,
+            weights_P,
+            negatives_M=negatives_M,
+            log_q_M=log_q_M,
+        )
+
+    def _draw(self, key: StepKey) -> Tensor:
+        """M item ids with replacement, by q."""
+        seed, epoch, step = key
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
+        return torch.multinomial(self.q_N.cpu(), self.num_negatives, replacement=True, generator=generator)
+
+    def _narrow(self, batch: Batch, negatives_M: Tensor) -> tuple[Tensor, Batch, Tensor]:
+        """The items that the step speaks about, and batch and negatives numbered by them."""
+        ids_S = torch.unique(torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]))
+        numbers_N = torch.zeros(self.model.sizes.num_items, dtype=torch.int64, device=ids_S.device)
+        numbers_N[ids_S] = torch.arange(len(ids_S), device=ids_S.device)
+        return ids_S, batch.renumber(numbers_N), numbers_N[negatives_M]

@@ -1,0 +1,168 @@
+"""The contract that every granularity passes, and what each one computes on known input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.config import GranularitiesConfig
+from recsys.data.batches import Batch, every_position, last_position
+from recsys.data.histories import Histories, Queries
+from recsys.errors import ConfigError
+from recsys.granularities import GRANULARITIES, granularity_class
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+
+WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
+SIZES = ModelSizes(WIDTH, 6, USERS, ITEMS, 2, TEXT, ordered=True, timed=True)
+HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
+CASES = [
+    ("behaviour", {"input": "text"}),
+    ("behaviour", {"input": "item"}),
+    ("evolution", {"cell": "attention"}),
+    ("evolution", {"cell": "gru"}),
+    ("evolution", {"cell": "lstm"}),
+    ("collaborative", {"user_embedding": False}),
+    ("collaborative", {"user_embedding": True}),
+    ("social", {"conv": "sage", "layers": 2}),
+    ("social", {"conv": "gat"}),
+    ("social", {"conv": "light"}),
+]
+
+
+def make(name: str, **options: object) -> Granularity:
+    torch.manual_seed(0)
+    section = type(getattr(GranularitiesConfig(), name))(enabled=True, **options)
+    return granularity_class(name)(section, SIZES).eval()
+
+
+@pytest.fixture
+def graphs() -> Graphs:
+    pairs = sorted({(user, item) for user, items in enumerate(HISTORIES) for item in items})
+    users, items = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    src, dst = torch.tensor([0, 1, 1, 3]), torch.tensor([1, 0, 3, 1])
+    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4))
+
+
+def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(ITEMS, WIDTH, generator=generator).requires_grad_()
+    text = torch.randn(ITEMS, TEXT, generator=generator)
+    text[5] = 0  # an item without text
+    items = ItemView(module.refine_items(base, graphs), text)
+    return items, module.state(items, graphs)
+
+
+def histories(users: list[int]) -> Histories:
+    made = Histories.of_items([HISTORIES[user] for user in users], users)
+    return replace(made, times_E=np.arange(len(made.items_E), dtype=np.int64) * 86_400 + 1)
+
+
+def batch_of(users: list[int]) -> Batch:
+    asked = histories(users)
+    return last_position(Queries(asked, np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 6)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+class TestContract:
+    def test_shapes_and_absence(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+        module = make(name, **options)
+        items, state = view(module, graphs)
+        z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
+        assert z.shape == (5, WIDTH) and present.shape == (5,) and present.dtype == torch.bool
+        assert present.any() and not present[2], "user 2 has no event and no friend"
+        assert torch.equal(z[~present], torch.zeros_like(z[~present]))
+        assert (z[present].abs().sum(1) > 0).all()
+
+    def test_finite_gradients_also_where_absent(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+        module = make(name, **options)
+        items, state = view(module, graphs)
+        z, _ = module(batch_of([2, 0, 1]), items, state)
+        (z.square().sum() + items.vectors_SD.sum()).backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+    def test_row_order_does_not_matter(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+        module = make(name, **options)
+        items, state = view(module, graphs)
+        straight, _ = module(batch_of([0, 1, 2, 3, 4]), items, state)
+        shuffled, _ = module(batch_of([3, 0, 4, 2, 1]), items, state)
+        torch.testing.assert_close(shuffled, straight[[3, 0, 4, 2, 1]])
+
+    def test_every_position_sees_its_past_only(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+        module = make(name, **options)
+        items, state = view(module, graphs)
+        whole = histories([3, 0])
+        trained = every_position(whole, 6, np.array([0, 1]))
+        z, present = module(trained, items, state)
+        assert len(z) == 5 + 3 and present.all()
+        prefixes = [[2], [2, 7], [2, 7, 7], [2, 7, 7, 9], [2, 7, 7, 9, 1]]
+        for query, prefix in enumerate(prefixes):
+            asked = Histories.of_items([prefix], [3])
+            asked = replace(asked, times_E=whole.times_E[: len(prefix)])
+            alone, _ = module(last_position(Queries(asked, np.zeros(2, np.int64), np.zeros(0, np.int32)), 6), items, state)
+            torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
+
+    def test_unknown_user_is_served_from_state(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+        module = make(name, **options)
+        items, state = view(module, graphs)
+        stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
+        _, present = module(stranger, items, state)
+        assert bool(present[0]) == (name != "social"), "a history is enough for all but the social graph"
+
+
+def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) -> None:
+    """The fold-in of a training user's history is LightGCN's user vector, by dense matrices, zero user rows."""
+    module = make("collaborative", layers=4)
+    items, state = view(module, graphs)
+    z, _ = module(batch_of([0, 1, 4]), items, state)
+    adjacency = torch.zeros(USERS, ITEMS)
+    adjacency[graphs.users_E, graphs.items_E] = 1
+    scaled = adjacency / (adjacency.sum(1, keepdim=True).clamp(min=1) * adjacency.sum(0).clamp(min=1)).sqrt()
+    generator = torch.Generator().manual_seed(1)
+    users, layer = torch.zeros(USERS, WIDTH), torch.randn(ITEMS, WIDTH, generator=generator)
+    total_users, total_items = users, layer
+    for _ in range(4):
+        users, layer = scaled @ layer, scaled.T @ users
+        total_users, total_items = total_users + users, total_items + layer
+    torch.testing.assert_close(items.vectors_SD, total_items / 5)
+    torch.testing.assert_close(z, (total_users / 5)[[0, 1, 4]])
+
+
+def test_social_mean_of_friends(graphs: Graphs) -> None:
+    """Light convolution: the mean of the friends' mean item vectors, behind the output projection."""
+    module = make("social", conv="light", dropout=0.0)
+    items, state = view(module, graphs)
+    means = torch.stack([items.vectors_SD[sorted(set(row))].mean(0) if row else torch.zeros(WIDTH) for row in HISTORIES])
+    z, _ = module(batch_of([0, 1]), items, state)
+    expected = torch.stack([means[1], (means[0] + means[3]) / 2])
+    torch.testing.assert_close(z, module.output(expected))  # type: ignore[operator]
+
+
+def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:
+    module = make("behaviour", input="item")
+    with torch.no_grad():
+        module.score.weight.zero_()  # type: ignore[union-attr, operator]
+        module.lag_decay_H.fill_(50.0)  # type: ignore[union-attr, operator]
+    items, state = view(module, graphs)
+    z, _ = module(batch_of([0]), items, state)
+    newest = module.output(module.value(items.vectors_SD[4]))  # type: ignore[operator]
+    torch.testing.assert_close(z[0], newest, rtol=1e-3, atol=1e-4)
+
+
+def test_evolution_refuses_data_without_order() -> None:
+    with pytest.raises(ConfigError, match="needs events in order"):
+        granularity_class("evolution")(GranularitiesConfig().evolution, replace(SIZES, ordered=False))
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ConfigError, match="heads 3 does not divide model.width 8"):
+        make("behaviour", heads=3)
+
+
+def test_unknown_granularity_lists_the_choices() -> None:
+    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, social"):
+        granularity_class("behavior")
+    assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)

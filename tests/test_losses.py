@@ -1,0 +1,73 @@
+"""Losses against naive references, and in sign."""
+
+from __future__ import annotations
+
+import torch
+
+from recsys.losses import full_softmax, sampled_softmax
+
+
+def reference(users: torch.Tensor, items: torch.Tensor, pairs: list[int], targets: list[int]) -> torch.Tensor:
+    losses = [-torch.log_softmax(users[b] @ items.T, dim=0)[i] for b, i in zip(pairs, targets, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def setup() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(3, 4, generator=generator).requires_grad_()
+    items = torch.randn(7, 4, generator=generator)
+    return users, items, torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 5, 0])
+
+
+def test_full_softmax_is_cross_entropy_of_every_pair() -> None:
+    users, items, pairs, targets = setup()
+    found = full_softmax(users, items, pairs, targets, torch.ones(4))
+    torch.testing.assert_close(found, reference(users, items, pairs.tolist(), targets.tolist()))
+
+
+def test_smoothing_is_cross_entropy_with_smoothed_labels() -> None:
+    users, items, pairs, targets = setup()
+    found = full_softmax(users, items, pairs, targets, torch.ones(4), smoothing=0.2)
+    logits = (users @ items.T)[pairs]
+    torch.testing.assert_close(
+        found, torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.2, reduction="sum")
+    )
+
+
+def test_a_step_against_the_gradient_raises_the_target() -> None:
+    users, items, pairs, targets = setup()
+    before = (users @ items.T)[pairs, targets]
+    full_softmax(users, items, pairs, targets, torch.ones(4)).backward()
+    assert users.grad is not None
+    after = torch.softmax((users - 0.1 * users.grad) @ items.T, 1)[pairs, targets]
+    assert after.sum() > torch.softmax(users @ items.T, 1)[pairs, targets].sum()
+    assert before.shape == after.shape
+
+
+def test_sampled_softmax_with_every_item_once_is_the_full_loss() -> None:
+    """All items as negatives, each expected once (log q = 0): the estimate is exact."""
+    users, items, pairs, targets = setup()
+    found = sampled_softmax(
+        users, items, pairs, targets, torch.ones(4), negatives_M=torch.arange(7), log_q_M=torch.zeros(7)
+    )
+    torch.testing.assert_close(found, full_softmax(users, items, pairs, targets, torch.ones(4)))
+
+
+def test_log_q_correction_makes_the_partition_function_unbiased() -> None:
+    """Mean over many draws of Σ_negatives exp(s − log Mq) comes to Σ_items exp(s), for a skewed q."""
+    generator = torch.Generator().manual_seed(1)
+    users, items = torch.randn(1, 4, generator=generator), torch.randn(50, 4, generator=generator)
+    q = torch.arange(1.0, 51.0) / torch.arange(1.0, 51.0).sum()
+    exact = full_softmax(users, items, torch.tensor([0]), torch.tensor([7]), torch.ones(1))
+    draws = []
+    for _ in range(400):
+        negatives = torch.multinomial(q, 200, replacement=True, generator=generator)
+        log_q = torch.log(200 * q[negatives])
+        draws.append(
+            sampled_softmax(
+                users, items, torch.tensor([0]), torch.tensor([7]), torch.ones(1), negatives_M=negatives, log_q_M=log_q
+            )
+        )
+    hit = (users @ items[7]).squeeze()
+    mean_z = torch.stack([(draw + hit).exp() for draw in draws]).mean()
+    torch.testing.assert_close(mean_z, (exact + hit).exp(), rtol=0.03, atol=0.0)

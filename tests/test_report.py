@@ -1,0 +1,296 @@
+"""The report: self-contained, complete, escaped, and honest in its verdict."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from recsys.data.dataset import Manifest
+from recsys.evaluation.charts import axis, curve, stacked
+from recsys.evaluation.report import render_report, verdict
+
+KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
+BASE = {"recall": 0.27, "ndcg": 0.274, "precision": 0.135, "mrr": 0.47, "map": 0.15, "hit": 0.78}
+BASE |= {"coverage": 0.21, "novelty": 9.1, "gini": 0.93, "diversity": 0.62}
+SCALE = {"model": 1.08, "popularity": 0.35, "item_knn": 0.92, "ease": 1.0, "als": 0.97}
+HOSTILE = '<script>alert("x")</script> & \'friends\''
+
+
+def evaluation_json() -> dict[str, Any]:
+    def metrics(name: str) -> dict[str, float]:
+        return {f"{kind}@{k}": BASE[kind] * SCALE[name] * (0.8 if k == 10 else 1.0) for k in (10, 20) for kind in KINDS}
+
+    def spans(name: str) -> dict[str, list[float]]:
+        return {m: [v * 0.97, v * 1.03] for m, v in metrics(name).items() if m.split("@")[0] not in ("coverage", "gini")}
+
+    def segment(queries: int, model: float, best: float) -> dict[str, Any]:
+        width = 0.5 / math.sqrt(queries)
+        baselines = {n: {"ndcg@20": best * SCALE[n]} for n in SCALE if n != "model"}
+        return {
+            "queries": queries,
+            "model": {"ndcg@20": model},
+            "interval": [max(0.0, model - width), model + width],
+            "baselines": baselines,
+        }
+
+    names = ["popularity", "item_knn", "ease", "als"]
+    against = {
+        name: {
+            "difference": 0.296 - 0.274 * SCALE[name],
+            "low": 0.29 - 0.274 * SCALE[name],
+            "high": 0.302 - 0.274 * SCALE[name],
+            "p": 2 / 1001,
+            "validation": 0.18 * SCALE[name],
+            "constants": {"l2": 100.0} if name == "ease" else {},
+        }
+        for name in names
+    }
+    new_items = {"queries": 212, "targets": 431, "share": 0.023, "model": {"ndcg@20": 0.041}}
+    return {
+        "metric": "ndcg@20",
+        "model": metrics("model"),
+        "baselines": {name: metrics(name) for name in names},
+        "segments": {
+            "history": {
+                "1–4": segment(61, 0.12, 0.07),
+                "5–9": segment(102, 0.19, 0.15),
+                "10–19": segment(140, 0.24, 0.22),
+                "20–49": segment(1570, 0.303, 0.28),
+            },
+            "friends": {"with friends": segment(1490, 0.301, 0.276), "without friends": segment(391, 0.27, 0.265)},
+            "items": {"targets new to training": {**new_items, "baselines": {n: {"ndcg@20": 0.0} for n in names}}},
+        },
+        "confidence": {
+            "level": 0.95,
+            "resamples": 1000,
+            "model": spans("model"),
+            "baselines": {name: spans(name) for name in names},
+        },
+        "comparison": {
+            "metric": "ndcg@20",
+            "best_baseline": "ease",
+            "chosen_by": "validation ndcg@20",
+            "against": against,
+        },
+        "timing": {"prepare_s": 48.2, "train_s": 412.0, "evaluate_s": 71.3, "baseline_ease_s": 20.1, "baseline_als_s": 16.0},
+        "granularities": {
+            "behaviour": {"weight": 0.42, "ndcg@20_without": 0.271},
+            "evolution": {"weight": 0.18, "ndcg@20_without": 0.291},
+            "collaborative": {"weight": 0.81, "ndcg@20_without": 0.203},
+            "social": {"weight": 0.09, "ndcg@20_without": 0.2971},
+        },
+        "data": {
+            "items": 17632,
+            "users": 1892,
+            "queries": 1881,
+            "targets": 18567,
+            "dropped_targets": 3,
+            "dropped_queries": 1,
+            "exclude_seen": True,
+            "fitted_through": "valid",
+        },
+    }
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        content_hash="9f2c4b7a10de",
+        name="hetrec-lastfm",
+        counts={"users": 1892, "items": 17632, "events": 92834, "train": 66841, "valid": 7426, "test": 18567}
+        | {"social_edges": 25434, "items_with_text": 11021},
+        event_types=["interact", "tag"],
+        ordered=False,
+        timed=False,
+        split={"kind": "given", "valid": 0.1, "valid_from": ""},
+        quarantined={"events": {"duplicate": 31, "missing item_id": 4}, "social": {"self-loop": 2}},
+        read={"events": 279348, "items": 17632, "social": 25436},
+        shards=["part-00000.parquet"],
+        text={"model": "all-MiniLM-L6-v2", "dimension": 384},
+        timing={"read": 3.1},
+        notes=["15,002 tag rows of held-out listens were left out of item text", HOSTILE],
+    )
+
+
+def history() -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": epoch,
+            "loss": 5.1 + 3.5 * math.exp(-epoch / 6),
+            "ndcg@20": 0.19 * (1 - math.exp(-epoch / 5)) - 0.0006 * max(0, epoch - 18) if epoch % 2 == 0 else None,
+            "lr": 3e-3 * (1 - epoch / 30),
+            "seconds": 13.1,
+        }
+        for epoch in range(1, 25)
+    ]
+
+
+def examples() -> list[dict[str, Any]]:
+    titles = ["Radiohead", "Portishead", "Massive Attack", "Björk", "The Cure", HOSTILE, "Sigur Rós", "坂本龍一", "Air"]
+    titles += ["Godspeed You! Black Emperor and a title that is far too long for any column", "Boards of Canada", "Low"]
+
+    def recommendation(place: int, user: int) -> dict[str, Any]:
+        shares = {
+            "behaviour": 1.6 - 0.08 * place,
+            "evolution": 0.5 - 0.13 * place,
+            "collaborative": 2.4 - 0.1 * place + 0.2 * user,
+            "social": 0.3 - 0.1 * (place % 4),
+        }
+        title = titles[(place * 5 + user) % len(titles)]
+        return {"item": str(place), "title": title, "score": sum(shares.values()), "shares": shares, "hit": place in (0, 3)}
+
+    users = [("2", titles + titles), ("<b>7</b>", titles[:3])]
+    return [
+        {"user": name, "history": past, "recommendations": [recommendation(p, u) for p in range(8)]}
+        for u, (name, past) in enumerate(users)
+    ]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; raises when a tag is closed that is not open."""
+
+    VOID = ("meta", "br", "hr", "img", "input", "link", "path")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture
+def page(tmp_path) -> Page:
+    path = tmp_path / "report.html"
+    render_report(path, evaluation_json(), manifest(), history(), examples(), "seed: 42 # <i>")
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_loads_nothing(page: Page) -> None:
+    assert page.open == []
+    tags = {tag for tag, _ in page.seen}
+    assert not tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.seen:
+        assert not {"src", "href", "srcset"} & set(attributes), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    style = page.words[next(i for i, word in enumerate(page.words) if ":root" in word)]
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
+
+
+def test_titles_names_and_notes_are_escaped(page: Page) -> None:
+    tags = [tag for tag, _ in page.seen]
+    assert "script" not in tags and "i" in tags  # the gridlines are <i>, the configuration's is text
+    assert HOSTILE in page.text and "User <b>7</b>" in page.text and "seed: 42 # <i>" in page.text
+    assert any(attributes.get("title") == HOSTILE for _, attributes in page.seen)
+
+
+def test_everything_a_reader_needs_is_there(page: Page) -> None:
+    for expected in (
+        "hetrec-lastfm",
+        "Better than EASE, the best baseline.",
+        "+0.0219",
+        "(+8.0 %)",
+        "p ≤ 0.002",
+        "1\u202f881 test users",
+        "0.2959",
+        "Item-kNN",
+        "Epoch 18 was best on validation",
+        "10–19",
+        "without friends",
+        "targets new to training",
+        "missing item_id",
+        "self-loop",
+        "all-MiniLM-L6-v2",
+        "62.5 % of items",
+        "given (valid 0.1)",
+        "none: histories are sets",
+        "6 min 52 s",
+        "9f2c4b7a10de",
+    ):
+        assert expected in page.text, expected
+
+
+def test_shares_of_both_signs_are_drawn_inside_their_track(page: Page) -> None:
+    pieces = [a for tag, a in page.seen if tag == "b" and (a.get("title") or "").startswith(("behaviour", "social"))]
+    assert any("neg" in (piece["class"] or "") for piece in pieces)
+    for piece in pieces:
+        left, width = (float(part.split(":")[1].rstrip("%")) for part in (piece["style"] or "").split(";"))
+        assert left >= -0.01 and left + width <= 100.01
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status", "start"),
+    [
+        (0.001, 0.01, "better", "Better than EASE"),
+        (-0.01, 0.01, "even", "Not distinguishable from EASE"),
+        (-0.02, -0.01, "worse", "Worse than EASE"),
+    ],
+)
+def test_the_verdict_follows_the_interval(low: float, high: float, status: str, start: str) -> None:
+    content = evaluation_json()
+    content["comparison"]["against"]["ease"] |= {"low": low, "high": high, "p": 0.25}
+    said = verdict(content)
+    assert said["status"] == status and said["head"].startswith(start) and "p = 0.25" in said["text"]
+
+
+def test_a_bare_run_renders_too(tmp_path) -> None:
+    """No baselines, no ablation, no segments, no training history, no examples, nothing read."""
+    content = evaluation_json()
+    content |= {"baselines": {}, "segments": {}, "comparison": {"metric": "ndcg@20", "best_baseline": None, "against": {}}}
+    content["confidence"]["baselines"] = {}
+    content["granularities"] = {"behaviour": {"weight": 1.0}}
+    bare = manifest()
+    bare.quarantined, bare.read, bare.notes, bare.text = {}, {}, [], {}
+    render_report(tmp_path / "r.html", content, bare, [], [], "")
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.open == [] and "No baseline was run beside it." in page.text and "NaN" not in page.text
+
+
+def test_one_epoch_and_a_diverged_loss_render(tmp_path) -> None:
+    rows = [{"epoch": 1, "loss": float("nan"), "valid_ndcg@20": 0.1, "lr": 0.1, "seconds": 1.0}]
+    render_report(tmp_path / "r.html", evaluation_json(), manifest(), rows, [], "")
+    assert "Epoch 1 was best on validation" in Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+
+
+def test_axes_have_round_ticks_that_cover_the_values() -> None:
+    assert axis([0.2, 0.3], from_zero=True).ticks == (0.0, 0.1, 0.2, 0.3)
+    assert axis([0.213, 0.287]).ticks == (0.2, 0.22, 0.24, 0.26, 0.28, 0.3)
+    assert axis([0.213, 0.287]).labels()[0] == (0.0, "0.20")
+    assert axis([-0.02, 0.1], from_zero=True).low == -0.05
+    for values in ([], [0.0], [7.0], [1e-9, 2e-9], [float("nan"), 3.0]):
+        for from_zero in (True, False):
+            scale = axis(values, from_zero)
+            assert scale.high > scale.low and all(0 <= scale.at(v) <= 100 for v in values if v == v)
+
+
+def test_a_curve_goes_up_when_its_values_do() -> None:
+    line = curve([1, 2, 3], [0.0, 0.5, 1.0], mark_x=3)
+    assert line is not None and line.points == ((0.0, 100.0), (50.0, 50.0), (100.0, 0.0))
+    assert line.path == "M0 100 L50 50 L100 0" and line.mark == (100.0, 0.0)
+    assert curve([1, 2], [float("nan"), float("inf")]) is None
+
+
+def test_stacked_bars_share_one_zero_and_one_scale() -> None:
+    zero, bars = stacked([{"a": 2.0, "b": 1.0}, {"a": 1.0, "b": -1.0}])
+    assert zero == 25.0
+    assert [(p.left, p.width) for p in bars[0]] == [(25.0, 50.0), (75.0, 25.0)]
+    assert [(p.left, p.width) for p in bars[1]] == [(25.0, 25.0), (0.0, 25.0)]
+    assert stacked([]) == (0.0, []) and stacked([{"a": 0.0}])[1][0][0].width == 0.0

@@ -1,0 +1,1 @@
+"""Search spaces and sweeps over the dotted paths of the configuration."""
