@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
@@ -34,12 +34,16 @@ from recsys import __version__
 from recsys.config import Config, dump_config
 from recsys.errors import ArtifactError, ConfigError
 
+if TYPE_CHECKING:
+    from recsys.registry.tracking import Tracker
+
 
 class RunFolder:
     """Paths and small files of one run folder, and the progress lines of the stages at work in it."""
 
     def __init__(self, root: Path, progress: Progress) -> None:
         self.root, self.progress = root, progress
+        self.tracker: Tracker | None = None  # open while a command is at work
 
     @property
     def checkpoints(self) -> Path:
@@ -72,10 +76,6 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.root / "config.yaml"
-
-    @property
-    def tracking(self) -> Path:
-        return self.root / "tracking.json"
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write JSON whole or not at all."""
@@ -128,7 +128,9 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None) -> Iterato
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"run.dir: cannot make the folder {root} ({error.strerror}); choose another --run.dir") from None
+        raise ConfigError(
+            f"run.dir: cannot make the folder {root} ({error.strerror}); choose another --run.dir"
+        ) from None
     with _locked(root, verb):
         folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
         folder.record(config, verb)

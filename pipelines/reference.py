@@ -39,7 +39,7 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     for path, kind in below:
         tag = kind.model_fields.get("kind") if sum(other == path for other, _ in below) > 1 else None
         head = f"{path} with kind {tag.default}" if tag is not None else path
-        about = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        about = " ".join((kind.__doc__ or "").split("\n\n")[0].replace("``", "").split())
         lines += ["", f"{head}: {about}" if about else head]
         _section(kind, f"{path}.", lines)
 

@@ -43,12 +43,13 @@ def ray_session(config: Config) -> Iterator[None]:
         ConfigError: too few CPUs for the workers, or no cluster at ``ray.address``.
     """
     quiet()
+    cpus = check_cpus(config) if config.ray.address == "local" else 0
     import ray
 
     if ray.is_initialized():
         yield
         return
-    _start(config)
+    _start(config.ray.address, cpus)
     _quiet_data()
     try:
         yield
@@ -56,28 +57,37 @@ def ray_session(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start(config: Config) -> None:
+def _start(address: str, cpus: int) -> None:
     import ray
 
-    address = config.ray.address
     if address != "local":
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local") from None
+            raise ConfigError(
+                f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
+            ) from None
         return
-    needed = config.train.num_workers + 1  # a streaming dataset beside workers that hold every CPU waits forever
+    if not _can_write_home():
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray would keep its access token in the home folder
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def check_cpus(config: Config) -> int:
+    """The CPUs of a local Ray: one more than workers, since a dataset that streams beside workers holding every CPU
+    waits forever.
+
+    Raises:
+        ConfigError: ``ray.num_cpus`` is less.
+    """
+    needed = config.train.num_workers + 1
     cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed)
     if cpus < needed:
         raise ConfigError(
             f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers}; expected at least "
-            f"{needed}, one more than workers"
+            f"{needed}, one more than workers (cores may be shared), or 0 for as many as needed"
         )
-    if not _can_write_home():
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray would keep its access token in the home folder
-    ray.init(
-        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
+    return cpus
 
 
 def _quiet_data() -> None:

@@ -34,7 +34,7 @@ STAGES: Final[dict[str, Stage]] = {
     "register": Stage(
         ("{dataset}/", "{run}/model/", "{run}/metrics.json"), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")
     ),
-    "recommend": Stage(("{dataset}/", "{recommender}"), ("{run}/recommendations.parquet",)),
+    "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
 }
 
 VERBS: Final[dict[str, Verb]] = {

@@ -153,7 +153,9 @@ class ItemTowerConfig(Section):
     id: bool = True
     text: bool = True
     text_hidden: int = Field(0, ge=0, description="width of a hidden layer of the text projection; 0: linear")
-    text_whiten: bool = Field(True, description="centre and whiten the text vectors on the item set")
+    text_whiten: int = Field(
+        256, ge=0, description="leading directions kept and whitened on the item set; 0: centre only"
+    )
     id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id part is hidden in a step")
     init_std: float = Field(0.05, gt=0)
 
@@ -173,13 +175,13 @@ class EvolutionConfig(GranularityConfig):
     cell: Literal["lstm", "gru", "attention"] = "attention"
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
 
 
 class CollaborativeConfig(GranularityConfig):
     layers: int = Field(3, ge=1)
     user_embedding: bool = Field(False, description="a row per training user beside the fold-in of the history")
-    edge_dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class SocialConfig(GranularityConfig):
@@ -208,6 +210,9 @@ class FusionConfig(Section):
 class ModelConfig(Section):
     width: int = Field(64, ge=4)
     max_history: int = Field(50, ge=1)
+    unit_vectors: bool = Field(
+        False, description="items and granularities as unit vectors: cosine scores, λ comparable"
+    )
     item: ItemTowerConfig = Field(default_factory=ItemTowerConfig)
     granularities: GranularitiesConfig = Field(default_factory=GranularitiesConfig)
     fusion: FusionConfig = Field(default_factory=FusionConfig)
@@ -228,10 +233,15 @@ class LossConfig(Section):
     )
     max_full_items: int = Field(50_000, ge=1)
     num_negatives: int = Field(1024, ge=1, description="shared by a step (sampled_softmax)")
-    negatives: Literal["uniform", "popularity"] = Field("popularity", description="drawn by; log-Q corrected")
-    temperature: float = Field(1.0, gt=0)
+    popularity_power: float = Field(
+        0.5, ge=0, le=1, description="negatives are drawn by popularity to this power, 0: evenly; log-Q corrected"
+    )
+    temperature: float = Field(1.0, gt=0, description="scores are divided by it in training; serving ranks the same")
+    learn_temperature: bool = Field(False, description="let training move the temperature from there")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    normalize: bool = Field(False, description="cosine scores: unit item vectors, in training and in serving")
+    event_power: float = Field(
+        1.0, ge=0, le=1, description="a user with n targets weighs n^p: 1 every event alike, 0 every user alike"
+    )
 
 
 class TrainConfig(Section):
@@ -242,12 +252,18 @@ class TrainConfig(Section):
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(256, ge=1, description="users a step, over all workers")
     lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of matrices and embeddings, decoupled (AdamW)")
+    beta2: float = Field(0.999, gt=0, lt=1)
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps")
     clip_norm: float = Field(1.0, ge=0, description="0: off")
     loss: LossConfig = Field(default_factory=LossConfig)
-    hide_history: float = Field(0.0, ge=0, lt=1, description="unordered data: share of a user's events hidden a step")
+    hide_history: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of events hidden from input and graph in an epoch, still targets (unordered data)",
+    )
     patience: int = Field(5, ge=1, description="evaluations without gain before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between validations")
     metric: str = Field("ndcg@20", description="validation metric that chooses the epoch")

@@ -27,8 +27,9 @@ class ItemTower(nn.Module):
         super().__init__()
         self.config = config
         num_items, text_width = text_NT.shape
-        if config.text_whiten and text_width:
-            text_NT = whiten(text_NT)
+        if text_width:
+            text_NT = whiten(text_NT, config.text_whiten)
+            text_width = text_NT.shape[1]
         self.register_buffer("text_NT", text_NT, persistent=False)
         self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
         self.id_ND = nn.Embedding(num_items, width) if config.id or not text_width else None
@@ -55,24 +56,32 @@ class ItemTower(nn.Module):
         return self.text_NT if ids_S is None else self.text_NT[ids_S]
 
 
-def whiten(text_NT: Tensor, keep: float = 1e-3) -> Tensor:
-    """Centre and whiten the rows that have text; rows without stay zero. Directions of tiny variance are damped.
+def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
+    """Centre the rows that have text and whiten their leading directions; rows without text stay zero.
 
     Why: sentence vectors share a large common part and a few loud directions (Mu & Viswanath 2018); whitening lets a
-    linear projection use all of them. Rows come out with a mean squared length of one.
+    linear projection use all of them. ``num_directions`` 0 only centres. Rows come out with a mean squared length of
+    one: [N, min(num_directions, T) or T] float32.
     """
     has_text_N = text_NT.abs().sum(1) > 0
     rows = text_NT[has_text_N].to(torch.float64)
+    width = min(num_directions, text_NT.shape[1]) or text_NT.shape[1]
+    out = torch.zeros(len(text_NT), width)
     if len(rows) < 2:
-        return text_NT.to(torch.float32)
-    centred = rows - rows.mean(0)
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(rows))
-    scale = torch.rsqrt(variance.clamp(min=0) + keep * variance.max())
-    white = (centred @ directions) * scale
+        return out
+    white = rows - rows.mean(0)
+    if num_directions:
+        variance_T, directions_TT = torch.linalg.eigh(white.T @ white / len(rows))
+        variance_T, directions_TT = variance_T[-width:], directions_TT[:, -width:]
+        white = (white @ directions_TT) * torch.rsqrt(variance_T.clamp(min=0) + 1e-6 * variance_T.max())
     white = white / white.square().sum(1).mean().sqrt()
-    out = torch.zeros_like(text_NT, dtype=torch.float32)
     out[has_text_N] = white.to(torch.float32)
     return out
+
+
+def text_width(config: ItemTowerConfig, dimension: int) -> int:
+    """Width of the whitened text vectors of a model."""
+    return min(config.text_whiten, dimension) or dimension
 
 
 def _projection(config: ItemTowerConfig, text_width: int, width: int) -> nn.Module:

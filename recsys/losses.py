@@ -1,13 +1,17 @@
 """Softmax losses over (query, target) pairs: exact over the catalogue, or sampled with log-Q correction.
 
-Both sum over pairs, so that workers add their sums and divide once by the number of pairs of the whole step. Queries
+Both sum over weighted pairs, so that workers add their sums and divide once by the weight of the whole step. Queries
 exist for real positions only, so there is no padding to mask. Legend: B queries, P pairs, S items in view, D width.
 """
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import torch
 from torch import Tensor
+
+_MAX_LOGITS: Final = 2**23  # logits held at a time: 32 MB of float32, about what a cache and a core like
 
 
 def full_softmax(
@@ -15,14 +19,67 @@ def full_softmax(
 ) -> Tensor:
     """Σ_p w_p (logsumexp_i u·a_i − u·a_target), over every item in view; the sum, not the mean.
 
-    ``smoothing`` moves that share of a target's probability evenly onto all items (Szegedy et al. 2016).
+    ``smoothing`` moves that share of a target's probability evenly onto all items (Szegedy et al. 2016). The logits of
+    a query are made once, whatever number of targets it has, chunk by chunk, and their gradient in the same pass: no
+    [B, S] matrix is kept for the backward pass.
     """
-    logits_BS = (users_BD @ items_SD.T).float()
-    log_z_B = torch.logsumexp(logits_BS, dim=1)
-    hit_P = logits_BS[pairs_P, targets_P]
-    if smoothing:
-        hit_P = (1 - smoothing) * hit_P + smoothing * logits_BS.mean(1)[pairs_P]
-    return (weights_P * (log_z_B[pairs_P] - hit_P)).sum()
+    found: Tensor = _FullSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, smoothing)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _FullSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users_BD: Tensor,
+        items_SD: Tensor,
+        pairs_P: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        smoothing: float,
+    ) -> Tensor:
+        weights_B = torch.zeros(len(users_BD), device=users_BD.device).index_add_(0, pairs_P, weights_P)
+        user_grad, item_grad = torch.empty_like(users_BD), torch.zeros_like(items_SD)
+        total = torch.zeros((), device=users_BD.device)
+        rows = max(1, _MAX_LOGITS // max(1, len(items_SD)))
+        for start in range(0, len(users_BD), rows):
+            chunk_bD, weight_b = users_BD[start : start + rows], weights_B[start : start + rows]
+            logits_bS = (chunk_bD @ items_SD.T).float()
+            log_z_b = logits_bS.logsumexp(1)
+            total += (weight_b * log_z_b).sum()
+            pull_bS = logits_bS.sub_(log_z_b[:, None]).exp_().mul_(weight_b[:, None]).to(users_BD.dtype)
+            user_grad[start : start + rows] = pull_bS @ items_SD
+            item_grad += pull_bS.T @ chunk_bD
+        _pull_targets(users_BD, items_SD, pairs_P, targets_P, (1 - smoothing) * weights_P, user_grad, item_grad)
+        hits_P = (users_BD[pairs_P] * items_SD[targets_P]).sum(1).float()
+        total -= (1 - smoothing) * (weights_P * hits_P).sum()
+        if smoothing:
+            mean_D, weighted_D = items_SD.mean(0), (weights_B[:, None].to(users_BD.dtype) * users_BD).sum(0)
+            total -= smoothing * (weighted_D @ mean_D).float()
+            user_grad -= smoothing * weights_B[:, None].to(users_BD.dtype) * mean_D
+            item_grad -= smoothing / len(items_SD) * weighted_D
+        ctx.save_for_backward(user_grad, item_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        user_grad, item_grad = ctx.saved_tensors
+        return grads[0] * user_grad, grads[0] * item_grad, None, None, None, None
+
+
+def _pull_targets(
+    users_BD: Tensor,
+    items_SD: Tensor,
+    pairs_P: Tensor,
+    targets_P: Tensor,
+    weights_P: Tensor,
+    user_grad: Tensor,
+    item_grad: Tensor,
+) -> None:
+    """Add the gradient of −Σ_p w_p u·a_target in place."""
+    column_P1 = weights_P[:, None].to(users_BD.dtype)
+    user_grad.index_add_(0, pairs_P, items_SD[targets_P] * column_P1, alpha=-1)
+    item_grad.index_add_(0, targets_P, users_BD[pairs_P] * column_P1, alpha=-1)
 
 
 def sampled_softmax(

@@ -28,15 +28,20 @@ States = dict[str, State]
 
 
 class Encoders(nn.Module):
-    """The granularities that are switched on, and their fusion: a batch → user vectors."""
+    """The granularities that are switched on, and their fusion: a batch → user vectors.
 
-    def __init__(self, config: ModelConfig, sizes: ModelSizes) -> None:
+    ``serving`` leaves out what only training needs (graph convolutions, user embeddings).
+    """
+
+    def __init__(self, config: ModelConfig, sizes: ModelSizes, serving: bool = False) -> None:
         super().__init__()
         enabled = config.granularities.enabled()
-        self.names = list(enabled)
-        self.granularities = nn.ModuleDict(
-            {name: granularity_class(name)(section, sizes) for name, section in enabled.items()}
-        )
+        self.names, self.unit_vectors = list(enabled), config.unit_vectors
+        made: dict[str, Granularity] = {}
+        for name, section in enabled.items():
+            cls = granularity_class(name)
+            made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
+        self.granularities = nn.ModuleDict(made)
         weights = [section.weight for section in enabled.values()]
         self.fusion: Fusion = FUSIONS[config.fusion.kind](config.fusion, weights, config.width)
 
@@ -44,9 +49,11 @@ class Encoders(nn.Module):
         return [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
-        """Vectors of every granularity ``z_BKD`` and ``present_BK``."""
+        """Vectors of every granularity ``z_BKD`` and ``present_BK``; unit vectors where the model has them."""
         found = [module(batch, items, states[name]) for name, module in self.each()]
-        return torch.stack([z for z, _ in found], dim=1), torch.stack([present for _, present in found], dim=1)
+        z_BKD = torch.stack([z for z, _ in found], dim=1)
+        present_BK = torch.stack([present for _, present in found], dim=1)
+        return (normalize(z_BKD, dim=-1) if self.unit_vectors else z_BKD), present_BK
 
 
 class MultigrainModel(nn.Module):
@@ -55,11 +62,9 @@ class MultigrainModel(nn.Module):
     ``text_NT`` are the frozen text vectors (width 0: none), ``trained_N`` marks items with training events.
     """
 
-    def __init__(
-        self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor, unit_items: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor) -> None:
         super().__init__()
-        self.config, self.sizes, self.unit_items = config, sizes, unit_items
+        self.config, self.sizes = config, sizes
         self.tower = ItemTower(config.item, config.width, text_NT, trained_N)
         self.encoders = Encoders(config, sizes)
 
@@ -72,15 +77,15 @@ class MultigrainModel(nn.Module):
         vectors_SD = self.tower(ids_S)
         for _, module in self.encoders.each():
             vectors_SD = module.refine_items(vectors_SD, graphs)
-        if self.unit_items:
+        if self.config.unit_vectors:
             vectors_SD = normalize(vectors_SD, dim=-1)
         items = ItemView(vectors_SD, self.tower.text(ids_S))
         return items, {name: module.state(items, graphs) for name, module in self.encoders.each()}
 
     def forward(self, batch: Batch, items: ItemView, states: States) -> Tensor:
         """User vectors [B, D]."""
-        users_BD, _ = self.encoders.fusion(*self.encoders.encode(batch, items, states))
-        return normalize(users_BD, dim=-1) if self.unit_items else users_BD
+        users_BD: Tensor = self.encoders.fusion(*self.encoders.encode(batch, items, states))[0]
+        return users_BD
 
     @torch.no_grad()
     def freeze(self, graphs: Graphs) -> FrozenModel:
@@ -145,8 +150,11 @@ class FrozenModel:
         return parts_BKD[:, kept].sum(1) @ self.item_vectors_ND.T
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the configuration, by name, ready for safetensors: see :meth:`from_tensors`."""
-        named = {f"encoders.{name}": tensor for name, tensor in self.encoders.state_dict().items()}
+        """Everything that answering needs but the configuration, by name: see :meth:`from_tensors`."""
+        with torch.device("meta"):  # names only: no memory, and no random number of a running training is drawn
+            served = Encoders(self.config, self.sizes, serving=True).state_dict().keys()
+        weights = self.encoders.state_dict()
+        named = {f"encoders.{name}": weights[name] for name in served}
         named |= {"items.vectors": self.items.vectors_SD, "items.text": self.items.text_ST.to(torch.float16)}
         for name, state in self.states.items():
             named |= {f"state.{name}.{key}": tensor for key, tensor in state.items()}
@@ -155,7 +163,7 @@ class FrozenModel:
     @staticmethod
     def from_tensors(config: ModelConfig, sizes: ModelSizes, tensors: Mapping[str, Tensor]) -> FrozenModel:
         """The inverse of :meth:`tensors`; ``sizes`` as :func:`dump_sizes` wrote them."""
-        encoders = Encoders(config, sizes)
+        encoders = Encoders(config, sizes, serving=True)
         encoders.load_state_dict(
             {k.removeprefix("encoders."): v for k, v in tensors.items() if k.startswith("encoders.")}
         )

@@ -75,9 +75,7 @@ EVENTS: Final = TableSchema(
     },
     key=(USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE),
 )
-ITEMS: Final = TableSchema(
-    "items", required={ITEM_ID: pa.string()}, optional={ENTITY_ID: pa.string()}, key=(ITEM_ID,)
-)
+ITEMS: Final = TableSchema("items", required={ITEM_ID: pa.string()}, optional={ENTITY_ID: pa.string()}, key=(ITEM_ID,))
 USERS: Final = TableSchema("users", required={USER_ID: pa.string()}, optional={}, key=(USER_ID,))
 SOCIAL: Final = TableSchema(
     "social",

@@ -144,11 +144,10 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
 def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:
     module = make("behaviour", input="item")
     with torch.no_grad():
-        module.score.weight.zero_()  # type: ignore[union-attr, operator]
         module.lag_decay_H.fill_(50.0)  # type: ignore[union-attr, operator]
     items, state = view(module, graphs)
     z, _ = module(batch_of([0]), items, state)
-    newest = module.output(module.value(items.vectors_SD[4]))  # type: ignore[operator]
+    newest = module.norm(module.value(items.vectors_SD[4]))  # type: ignore[operator]
     torch.testing.assert_close(z[0], newest, rtol=1e-3, atol=1e-4)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from recsys import losses
 from recsys.losses import full_softmax, sampled_softmax
 
 
@@ -23,6 +25,18 @@ def test_full_softmax_is_cross_entropy_of_every_pair() -> None:
     users, items, pairs, targets = setup()
     found = full_softmax(users, items, pairs, targets, torch.ones(4))
     torch.testing.assert_close(found, reference(users, items, pairs.tolist(), targets.tolist()))
+
+
+def test_gradients_are_those_of_autograd_also_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_MAX_LOGITS", 7)  # one query a chunk
+    users, items, pairs, targets = setup()
+    items.requires_grad_()
+    weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
+    found = torch.autograd.grad(full_softmax(users, items, pairs, targets, weights, 0.1), [users, items])
+    logits = (users @ items.T)[pairs]
+    naive = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1, reduction="none")
+    for got, expected in zip(found, torch.autograd.grad((weights * naive).sum(), [users, items]), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_smoothing_is_cross_entropy_with_smoothed_labels() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from recsys.data.dataset import Manifest
-from recsys.evaluation.charts import axis, curve, stacked
+from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.report import render_report, verdict
 
 KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
 BASE = {"recall": 0.27, "ndcg": 0.274, "precision": 0.135, "mrr": 0.47, "map": 0.15, "hit": 0.78}
 BASE |= {"coverage": 0.21, "novelty": 9.1, "gini": 0.93, "diversity": 0.62}
 SCALE = {"model": 1.08, "popularity": 0.35, "item_knn": 0.92, "ease": 1.0, "als": 0.97}
-HOSTILE = '<script>alert("x")</script> & \'friends\''
+HOSTILE = "<script>alert(\"x\")</script> & 'friends'"
 
 
 def evaluation_json() -> dict[str, Any]:
@@ -24,7 +24,9 @@ def evaluation_json() -> dict[str, Any]:
         return {f"{kind}@{k}": BASE[kind] * SCALE[name] * (0.8 if k == 10 else 1.0) for k in (10, 20) for kind in KINDS}
 
     def spans(name: str) -> dict[str, list[float]]:
-        return {m: [v * 0.97, v * 1.03] for m, v in metrics(name).items() if m.split("@")[0] not in ("coverage", "gini")}
+        return {
+            m: [v * 0.97, v * 1.03] for m, v in metrics(name).items() if m.split("@")[0] not in ("coverage", "gini")
+        }
 
     def segment(queries: int, model: float, best: float) -> dict[str, Any]:
         width = 0.5 / math.sqrt(queries)
@@ -75,7 +77,13 @@ def evaluation_json() -> dict[str, Any]:
             "chosen_by": "validation ndcg@20",
             "against": against,
         },
-        "timing": {"prepare_s": 48.2, "train_s": 412.0, "evaluate_s": 71.3, "baseline_ease_s": 20.1, "baseline_als_s": 16.0},
+        "timing": {
+            "prepare_s": 48.2,
+            "train_s": 412.0,
+            "evaluate_s": 71.3,
+            "baseline_ease_s": 20.1,
+            "baseline_als_s": 16.0,
+        },
         "granularities": {
             "behaviour": {"weight": 0.42, "ndcg@20_without": 0.271},
             "evolution": {"weight": 0.18, "ndcg@20_without": 0.291},
@@ -115,16 +123,13 @@ def manifest() -> Manifest:
 
 
 def history() -> list[dict[str, Any]]:
-    return [
-        {
-            "epoch": epoch,
-            "loss": 5.1 + 3.5 * math.exp(-epoch / 6),
-            "ndcg@20": 0.19 * (1 - math.exp(-epoch / 5)) - 0.0006 * max(0, epoch - 18) if epoch % 2 == 0 else None,
-            "lr": 3e-3 * (1 - epoch / 30),
-            "seconds": 13.1,
-        }
-        for epoch in range(1, 25)
-    ]
+    def row(phase: str, epoch: int) -> dict[str, Any]:
+        loss = 5.1 + 3.5 * math.exp(-epoch / 6) - (0.15 if phase == "refit" else 0.0)
+        return {"phase": phase, "epoch": epoch, "loss": loss, "lr": 3e-3 * (1 - epoch / 30), "seconds": 8.1}
+
+    valid = {e: 0.19 * (1 - math.exp(-e / 5)) - 0.0006 * max(0, e - 18) for e in range(2, 25, 2)}
+    select = [row("select", e) | ({"ndcg@20": valid[e]} if e in valid else {}) for e in range(1, 25)]
+    return select + [row("refit", e) for e in range(1, 21)]
 
 
 def examples() -> list[dict[str, Any]]:
@@ -139,7 +144,13 @@ def examples() -> list[dict[str, Any]]:
             "social": 0.3 - 0.1 * (place % 4),
         }
         title = titles[(place * 5 + user) % len(titles)]
-        return {"item": str(place), "title": title, "score": sum(shares.values()), "shares": shares, "hit": place in (0, 3)}
+        return {
+            "item": str(place),
+            "title": title,
+            "score": sum(shares.values()),
+            "shares": shares,
+            "hit": place in (0, 3),
+        }
 
     users = [("2", titles + titles), ("<b>7</b>", titles[:3])]
     return [
@@ -206,13 +217,15 @@ def test_everything_a_reader_needs_is_there(page: Page) -> None:
     for expected in (
         "hetrec-lastfm",
         "Better than EASE, the best baseline.",
-        "+0.0219",
+        "+0.0220",
         "(+8.0 %)",
         "p ≤ 0.002",
-        "1\u202f881 test users",
+        "1 881 test users",
         "0.2959",
         "Item-kNN",
-        "Epoch 18 was best on validation",
+        "24 epochs and a refit in 5 min 56 s",
+        "Epoch 20 was best on validation",
+        "trained again for 20 epochs",
         "10–19",
         "without friends",
         "targets new to training",
@@ -254,7 +267,11 @@ def test_the_verdict_follows_the_interval(low: float, high: float, status: str, 
 def test_a_bare_run_renders_too(tmp_path) -> None:
     """No baselines, no ablation, no segments, no training history, no examples, nothing read."""
     content = evaluation_json()
-    content |= {"baselines": {}, "segments": {}, "comparison": {"metric": "ndcg@20", "best_baseline": None, "against": {}}}
+    content |= {
+        "baselines": {},
+        "segments": {},
+        "comparison": {"metric": "ndcg@20", "best_baseline": None, "against": {}},
+    }
     content["confidence"]["baselines"] = {}
     content["granularities"] = {"behaviour": {"weight": 1.0}}
     bare = manifest()
@@ -282,10 +299,12 @@ def test_axes_have_round_ticks_that_cover_the_values() -> None:
 
 
 def test_a_curve_goes_up_when_its_values_do() -> None:
-    line = curve([1, 2, 3], [0.0, 0.5, 1.0], mark_x=3)
-    assert line is not None and line.points == ((0.0, 100.0), (50.0, 50.0), (100.0, 0.0))
-    assert line.path == "M0 100 L50 50 L100 0" and line.mark == (100.0, 0.0)
-    assert curve([1, 2], [float("nan"), float("inf")]) is None
+    drawn = curves([[(1, 0.0), (2, 0.5), (3, 1.0)], [], [(3, 0.0)]], mark_x=3)
+    assert drawn is not None and len(drawn.lines) == 2 and drawn.mark == (100.0, 0.0)
+    assert drawn.lines[0].points == ((0.0, 100.0), (50.0, 50.0), (100.0, 0.0))
+    assert drawn.lines[0].path == "M0 100 L50 50 L100 0" and drawn.lines[1].points == ((100.0, 100.0),)
+    assert drawn.x == [(0.0, "1"), (50.0, "2"), (100.0, "3")]
+    assert curves([[(1, float("nan")), (2, float("inf"))]]) is None
 
 
 def test_stacked_bars_share_one_zero_and_one_scale() -> None:

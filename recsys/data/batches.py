@@ -46,10 +46,23 @@ class Batch:
         return replace(self, history_UL=numbers_N[self.history_UL], targets_P=numbers_N[self.targets_P])
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """Which events an epoch hides from the input, by a hash of (seed, user, item): histories and graphs agree on them,
+    and so does every worker."""
+
+    share: float
+    seed: int
+
+    def of(self, users_E: Array, items_E: Array) -> Array:
+        """True where hidden."""
+        return np.asarray(_hash_unit(users_E, items_E, self.seed) < self.share)
+
+
 def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
     """Ordered training: one query a position that has a next event, which is its target.
 
-    Histories longer than ``max_history + 1`` give their last ``max_history + 1`` events.
+    Rows longer than ``max_history + 1`` give their last events only; see ``Histories.windows``.
     """
     chosen = histories.take(rows)
     lengths = np.minimum(chosen.lengths_U, max_history + 1)
@@ -69,17 +82,13 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
     )
 
 
-def whole_history(histories: Histories, max_history: int, rows: Array, hide: float, seed: int) -> Batch:
-    """Unordered training: one query a user, every event of the user is a target.
-
-    A share ``hide`` of the events is hidden from the input, by a hash of (seed, user, item): the same events whatever
-    worker draws them. Hidden and visible events are both targets.
-    """
+def whole_history(histories: Histories, max_history: int, rows: Array, hidden: Hidden) -> Batch:
+    """Unordered training: one query a user, every event of the user is a target, the hidden ones too."""
     chosen = histories.take(rows)
     visible = chosen
-    if hide > 0:
+    if hidden.share:
         users_E = np.repeat(chosen.users_U, chosen.lengths_U)
-        visible = chosen.where(_hash_unit(users_E, chosen.items_E, seed) >= hide)
+        visible = chosen.where(~hidden.of(users_E, chosen.items_E))
     padded = _pad(visible, np.minimum(visible.lengths_U, max_history))
     pairs = np.repeat(np.arange(len(rows)), chosen.lengths_U)
     return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(chosen.items_E.astype(np.int64)))
@@ -137,10 +146,11 @@ def _cut(batch: Batch, lengths_U: Tensor, width: int) -> Batch:
 
 def _hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
     """A number in [0, 1) for every (user, item, seed): splitmix64's finaliser."""
+    x: Array
     with np.errstate(over="ignore"):
         x = users_E.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + items_E.astype(np.uint64)
         x += np.uint64(seed % 2**63) * np.uint64(0xD1B54A32D192ED03)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return np.asarray((x >> np.uint64(11)).astype(np.float64) / 2.0**53)

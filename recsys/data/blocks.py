@@ -7,9 +7,9 @@ milliseconds where a shuffle of Ray Data costs seconds whatever the size of the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import ray
@@ -17,19 +17,23 @@ import ray.data
 
 from recsys.errors import UserError
 
+_RETRY_ADVICE: Final = "\nFailed to apply UDF transform"
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Ray Data's progress bars and logs; what goes wrong still raises."""
+    """Silence Ray Data's progress bars and logs; what goes wrong still raises, and as what it is."""
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
+    bars, original, level = context.enable_progress_bars, context.raise_original_map_exception, logger.level
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # Ray's own wrapping loses the cause on its way between processes
     logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         context.enable_progress_bars = bars
+        context.raise_original_map_exception = original
         logger.setLevel(level)
 
 
@@ -42,7 +46,8 @@ def user_errors() -> Iterator[None]:
         cause = _user_error(error)
         if cause is None:
             raise
-        raise cause from None
+        message = str(cause).split(_RETRY_ADVICE)[0]  # Ray Data adds advice on retries to the exceptions of a map
+        raise type(cause)(message) from None
 
 
 def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None:
@@ -68,6 +73,17 @@ def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
     """All rows of a small (item- or user-sized) dataset in this process; None when it has no rows."""
     tables = [table for ref in block_refs(dataset) if (table := fetch(ref)).num_rows]
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
+
+
+def task(function: Callable[..., Any], num_returns: int = 1) -> Any:
+    """The function as a Ray task."""
+    return ray.remote(function).options(num_returns=num_returns)
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster has: CPU, GPU, …"""
+    resources: Any = ray.cluster_resources
+    return dict(resources())
 
 
 def fetch(ref: Any) -> Any:

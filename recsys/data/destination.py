@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class Destination:
             base = os.path.abspath(base)
         self._aside = local if aside is None else aside
         self._final = Folder(filesystem, base)
-        self._mark = f"{socket.gethostname()}-{os.getpid()}"
+        # unique, as late tasks of a failed attempt may still write to its folder
+        self._mark = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.folder = Folder(filesystem, f"{base}.writing-{self._mark}") if self._aside else self._final
 
     @property
@@ -130,7 +132,7 @@ class Destination:
                     Folder(filesystem, info.path).remove()
 
     def _is_dead(self, info: pyarrow.fs.FileInfo, mark: str) -> bool:
-        host, _, pid = mark.rpartition("-")
+        host, _, pid = mark.rpartition("-")[0].rpartition("-")
         if host != socket.gethostname() or not pid.isdigit():
             return info.mtime is not None and time.time() - info.mtime.timestamp() > _STALE_S
         if int(pid) == os.getpid():

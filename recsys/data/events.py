@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 import ray
 
 from recsys import schema
+from recsys.config import DataConfig
+from recsys.data.blocks import task
 from recsys.data.hashing import string_hashes
 from recsys.data.histories import Array
-from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows
+from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
 from recsys.errors import ConfigError
 
 TERM: Final = "_term"  # the text of an auxiliary event
@@ -47,7 +49,9 @@ EVENT_SCHEMA: Final = pa.schema(
         ("given", pa.uint8()),
     ]
 )
-TEXT_SCHEMA: Final = pa.schema([("user", pa.int32()), ("item", pa.int32()), ("time", pa.int64()), ("term", pa.string())])
+TEXT_SCHEMA: Final = pa.schema(
+    [("user", pa.int32()), ("item", pa.int32()), ("time", pa.int64()), ("term", pa.string())]
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,24 @@ class EventRules:
     interactions: tuple[str, ...]  # empty: all but the text types
     text_types: tuple[str, ...]
     text_column: str
+
+    @staticmethod
+    def of(config: DataConfig) -> EventRules:
+        """The rules of a configuration.
+
+        Raises:
+            ConfigError: types of text without their column (or the reverse), or a type that is said to be both.
+        """
+        text = config.text
+        if bool(text.event_types) != bool(text.event_column):
+            raise ConfigError(
+                "data.text.event_types and data.text.event_column belong together: which events are text about items, "
+                f"and in which column it stands; got {text.event_types} and {text.event_column!r}"
+            )
+        both = sorted(set(text.event_types) & set(config.interactions))
+        if both:
+            raise ConfigError(f"{', '.join(both)} cannot be in both data.interactions and data.text.event_types")
+        return EventRules(tuple(config.interactions), tuple(text.event_types), text.event_column)
 
     def is_text(self, types: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.is_in(types, value_set=pa.array(self.text_types, pa.string()))
@@ -128,12 +150,10 @@ def gather_bucket(
     An event is bad when its source says so, or when there is a table of items and its item is not in it.
     """
     table = pa.concat_tables(parts).combine_chunks()
-    reasons = table.column(schema.REASON)
     if known_items is not None:
-        unknown = pc.invert(pc.is_in(table.column(schema.ITEM_ID), value_set=known_items))
-        reasons = pc.if_else(pc.and_(pc.is_null(reasons), unknown), UNKNOWN_ITEM, reasons)
-        table = table.set_column(table.schema.get_field_index(schema.REASON), schema.REASON, reasons)
-    good = table.filter(pc.is_null(reasons)).drop_columns([schema.RAW])
+        known = pc.is_in(table.column(schema.ITEM_ID), value_set=known_items)
+        table = mark(table, ~np.asarray(known), UNKNOWN_ITEM)
+    good = table.filter(pc.is_null(table.column(schema.REASON))).drop_columns([schema.RAW])
     summary = BucketSummary(read=table.num_rows)
     if good.num_rows:
         _summarise(good, rules, summary)
@@ -200,9 +220,8 @@ def encode_bucket(
     keys = _keys(good, users, dense_users, item_ids)
     rank = _rank(keys, coding.order)
     is_duplicate = _duplicates(keys, rank, coding.order == "file", is_text)
-    reasons = pa.array(np.where(is_duplicate, DUPLICATE, None), pa.string())
-    marked = good.set_column(good.schema.get_field_index(schema.REASON), schema.REASON, reasons)
-    duplicates = bad_rows(marked.append_column(schema.RAW, pa.nulls(good.num_rows, pa.string())), _TEXT_COLUMNS)
+    marked = mark(good.append_column(schema.RAW, pa.nulls(good.num_rows, pa.string())), is_duplicate, DUPLICATE)
+    duplicates = bad_rows(marked, _TEXT_COLUMNS)
     position = np.argsort(rank)
     position = position[~is_duplicate[position]]
     of_text = is_text[position]
@@ -230,7 +249,8 @@ def _codes(column: pa.ChunkedArray, values: pa.Array) -> Array:
     """Position of every string in ``values``, -1 where it is not there."""
     encoded = column.combine_chunks().dictionary_encode()
     positions = pc.index_in(encoded.dictionary, value_set=values).fill_null(-1)
-    return np.asarray(positions)[np.asarray(encoded.indices)].astype(np.int64)
+    codes: Array = np.asarray(positions)[np.asarray(encoded.indices)].astype(np.int64)
+    return codes
 
 
 def _own_codes(column: pa.ChunkedArray) -> Array:
@@ -302,8 +322,8 @@ def exchange(blocks: Any, num_buckets: int, rules: EventRules, known_items: pa.A
     Returns:
         For each bucket, references to (good rows, bad rows, :class:`BucketSummary`).
     """
-    splitter = ray.remote(_split_task).options(num_returns=num_buckets, max_retries=3)
-    gatherer = ray.remote(gather_bucket).options(num_returns=3)
+    splitter = task(_split_task, num_buckets)
+    gatherer = task(gather_bucket, 3)
     known = ray.put(known_items)
     pieces: list[list[Any]] = [[] for _ in range(num_buckets)]
     for block in blocks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.data.destination import Folder
-from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_USER, bad_rows
+from recsys.data.histories import Array
+from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_USER, bad_rows, mark
 from recsys.data.vocabulary import union
 
 EDGE_SCHEMA: Final = pa.schema([("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32())])
@@ -40,8 +41,7 @@ def social_edges(users: pa.Array, directed: bool, *blocks: pa.Table) -> tuple[pa
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
     unknown = good & ((src < 0) | (dst < 0))
     duplicate = _repeats(src * max(len(users), 1) + dst, good & ~unknown)
-    reasons = np.where(unknown, UNKNOWN_USER, np.where(duplicate, DUPLICATE, None))
-    marked = _with_reasons(table, reasons)
+    marked = mark(mark(table, unknown, UNKNOWN_USER), duplicate, DUPLICATE)
     kept = good & ~unknown & ~duplicate
     weights = np.asarray(table.column(schema.WEIGHT).fill_null(1.0)).astype(np.float32)
     edges = _sorted_edges(src[kept], dst[kept], weights[kept], directed)
@@ -58,14 +58,7 @@ def _social_rows(block: pa.Table) -> pa.Table:
     return pa.table(arrays, schema=_ROW_SCHEMA)
 
 
-def _with_reasons(table: pa.Table, reasons: Any) -> pa.Table:
-    """The table with further reasons where it has none."""
-    position = table.schema.get_field_index(schema.REASON)
-    merged = pc.coalesce(table.column(schema.REASON).cast(pa.string()), pa.array(reasons, pa.string()))
-    return table.set_column(position, schema.REASON, merged)
-
-
-def _repeats(keys: Any, among: Any) -> Any:
+def _repeats(keys: Array, among: Array) -> Array:
     """Rows of ``among`` whose key an earlier row of it has."""
     rows = np.flatnonzero(among)
     _, first = np.unique(keys[rows], return_index=True)
@@ -74,7 +67,7 @@ def _repeats(keys: Any, among: Any) -> Any:
     return repeated
 
 
-def _sorted_edges(src: Any, dst: Any, weights: Any, directed: bool) -> pa.Table:
+def _sorted_edges(src: Array, dst: Array, weights: Array, directed: bool) -> pa.Table:
     if not directed:
         src, dst, weights = np.append(src, dst), np.append(dst, src), np.append(weights, weights)
     position = np.lexsort((-weights, dst, src))
@@ -85,7 +78,7 @@ def _sorted_edges(src: Any, dst: Any, weights: Any, directed: bool) -> pa.Table:
     return pa.table(arrays, schema=EDGE_SCHEMA)
 
 
-def facts(item_ids: pa.Array, features: pa.Table, *blocks: pa.Table) -> tuple[dict[str, pa.Table], pa.Table, int]:
+def facts(features: pa.Table, *blocks: pa.Table) -> tuple[dict[str, pa.Table], pa.Table, int]:
     """Facts with dense entities and relations, as the files to write; the bad rows; the number of rows read.
 
     ``vocab/entities.parquet`` says which item an entity is, where the item table links them.
@@ -106,7 +99,7 @@ def facts(item_ids: pa.Array, features: pa.Table, *blocks: pa.Table) -> tuple[di
     keys = np.full(table.num_rows, -1, dtype=np.int64)
     keys[good] = (codes[0] * max(len(relations), 1) + codes[1]) * max(len(entities), 1) + codes[2]
     duplicate = _repeats(keys, good)
-    marked = _with_reasons(table, np.where(duplicate, DUPLICATE, None))
+    marked = mark(table, duplicate, DUPLICATE)
     unique = np.unique(keys[good])
     columns = {
         "head": unique // (len(relations) * len(entities)) if len(unique) else unique,
@@ -115,13 +108,13 @@ def facts(item_ids: pa.Array, features: pa.Table, *blocks: pa.Table) -> tuple[di
     }
     files = {
         "graphs/knowledge.parquet": pa.table({name: pa.array(code.astype(np.int32)) for name, code in columns.items()}),
-        "vocab/entities.parquet": pa.table({"entity": entities, "item": _linked_items(entities, item_ids, features)}),
+        "vocab/entities.parquet": pa.table({"entity": entities, "item": _linked_items(entities, features)}),
         "vocab/relations.parquet": pa.table({"relation": relations}),
     }
     return files, bad_rows(marked, _FACT_TEXT), table.num_rows
 
 
-def _linked_items(entities: pa.Array, item_ids: pa.Array, features: pa.Table) -> pa.Array:
+def _linked_items(entities: pa.Array, features: pa.Table) -> pa.Array:
     """Dense item id of every entity, null where it is none."""
     if schema.ENTITY_ID not in features.column_names:
         return pa.nulls(len(entities), pa.int32())
@@ -135,12 +128,9 @@ def write_social(folder: Folder, users: pa.Array, directed: bool, *blocks: pa.Ta
     return edges.num_rows, bad, read
 
 
-def write_facts(
-    folder: Folder, item_ids: pa.Array, features: pa.Table, *blocks: pa.Table
-) -> tuple[int, pa.Table, int]:
+def write_facts(folder: Folder, features: pa.Table, *blocks: pa.Table) -> tuple[int, pa.Table, int]:
     """Write the knowledge graph and its vocabularies: number of facts, bad rows, rows read."""
-    files, bad, read = facts(item_ids, features, *blocks)
+    files, bad, read = facts(features, *blocks)
     for name, table in files.items():
         folder.write_table(name, table)
     return files["graphs/knowledge.parquet"].num_rows if files else 0, bad, read
-

@@ -41,7 +41,7 @@ def _chunk_hashes(strings: pa.Array) -> Array:
     offsets = np.frombuffer(offset_buffer, dtype=np.int64)[binary.offset : binary.offset + len(binary) + 1]
     lengths = np.diff(offsets)
     total = int(lengths.sum())
-    data = np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]] if total else np.zeros(0, dtype=np.uint8)
+    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)[offsets[0] : offsets[0] + total]
     starts = offsets[:-1] - offsets[0]
     with np.errstate(over="ignore"):
         powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _PRIME, dtype=np.uint64))

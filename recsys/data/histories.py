@@ -59,10 +59,26 @@ class Histories:
         """The events of ``split`` and every part before it."""
         return self.where(self.splits_E <= split)
 
+    def windows(self, size: int) -> Histories:
+        """Histories longer than ``size`` as several rows of at most ``size`` events, the newest first, each sharing one
+        event with the next, so that every event but a user's first is once behind another event of its row."""
+        lengths = self.lengths_U
+        counts = np.maximum(-(-(lengths - 1) // (size - 1)), 1)
+        if (counts == 1).all():
+            return self
+        rows = np.repeat(np.arange(len(self)), counts)
+        back = _ranges(np.zeros(len(self), dtype=np.int64), counts) * (size - 1)
+        ends = lengths[rows] - back
+        starts = np.maximum(ends - size, 0)
+        events = _ranges(self.offsets_U1[rows] + starts, ends - starts)
+        return self._with_events(self.users_U[rows], _offsets(ends - starts), events)
+
     def queries(self, target: Split) -> Queries:
         """What to ask at ``target``: one query a user who has events there, seeing only the parts before it."""
         is_target_E = self.splits_E == target
-        rows = np.flatnonzero(np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0))
+        rows = np.flatnonzero(
+            np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0)
+        )
         chosen = self.take(rows)
         targets = chosen.where(chosen.splits_E == target)
         return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E)

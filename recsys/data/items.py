@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.data.events import PARTS
 from recsys.data.histories import Array
+from recsys.data.quarantine import join_present
 from recsys.errors import ConfigError
 
 TEXT: Final = "text"
@@ -68,9 +69,7 @@ def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | No
         pieces.append(labelled.combine_chunks().take(rows))
     if not pieces:
         return pa.nulls(features.num_rows, pa.string())
-    text = pc.binary_join_element_wise(*pieces, ". ", null_handling="skip")
-    text = text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
-    return pc.if_else(pc.equal(text, ""), None, text)
+    return join_present(pieces, ". ")
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.Array:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.data.batches import Batch, every_position, whole_history
+from recsys.data.batches import Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import DataError
@@ -28,6 +28,7 @@ class LoaderConfig:
     batch_size: int  # users a step, over all workers
     max_history: int
     hide_history: float  # unordered data
+    event_power: float  # unordered data
     window_events: int
     seed: int
 
@@ -37,7 +38,7 @@ class Step:
     """One worker's part of a global step."""
 
     batch: Batch
-    num_pairs: int  # targets of the whole step, over all workers
+    weight: float  # of all targets of the whole step, over all workers
     number: int  # position in the epoch
 
 
@@ -77,17 +78,23 @@ class TrainingLoader:
             histories = self._only or self._load(int(window))
             for rows in self._global_batches(histories, random):
                 mine = rows[self.rank :: self.world_size]
-                seed = self.config.seed * 1_000_003 + epoch
-                yield Step(self._batch(histories, mine, seed), self._num_pairs(histories.lengths_U[rows]), number)
+                yield Step(self._batch(histories, mine, self.hidden(epoch)), self._weight(histories, rows), number)
                 number += 1
 
-    def _batch(self, histories: Histories, rows: Array, seed: int) -> Batch:
+    def hidden(self, epoch: int) -> Hidden:
+        """The events that an epoch hides from the input; ordered data hides none."""
+        return Hidden(0.0 if self.ordered else self.config.hide_history, self.config.seed * 1_000_003 + epoch)
+
+    def _batch(self, histories: Histories, rows: Array, hidden: Hidden) -> Batch:
         if self.ordered:
             return every_position(histories, self.config.max_history, rows)
-        return whole_history(histories, self.config.max_history, rows, self.config.hide_history, seed)
+        return whole_history(histories, self.config.max_history, rows, hidden)
 
-    def _num_pairs(self, lengths: Array) -> int:
-        return int(np.minimum(lengths - 1, self.config.max_history).sum() if self.ordered else lengths.sum())
+    def _weight(self, histories: Histories, rows: Array) -> float:
+        """What the targets of a whole step weigh together: the loss is divided by it."""
+        if self.ordered:
+            return float((histories.lengths_U[rows] - 1).sum())
+        return float((histories.lengths_U[rows] ** self.config.event_power).sum())
 
     def _global_batches(self, histories: Histories, random: np.random.Generator) -> list[Array]:
         order = random.permutation(len(histories))
@@ -111,7 +118,8 @@ class TrainingLoader:
 
     def _trainable(self, shard: Histories) -> Histories:
         seen = shard.through(self.through)
-        return seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
+        kept = seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
+        return kept.windows(self.config.max_history + 1) if self.ordered else kept
 
     def _measure(self) -> None:
         """Group the shards into windows and count their trainable rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from recsys import schema
 from recsys.data.destination import Destination
+from recsys.data.histories import Array
 from recsys.errors import DataError
 
 DUPLICATE: Final = "duplicate"
@@ -35,14 +37,32 @@ def bad_rows(table: pa.Table, text_columns: list[str]) -> pa.Table:
         return QUARANTINE_SCHEMA.empty_table()
     bad = bad.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
     present = [name for name in text_columns if name in bad.column_names]
-    cells = [
-        pc.binary_join_element_wise(pa.scalar(name), bad.column(name).cast(pa.string()), "=")
-        for name in present
-    ]
-    written = pc.binary_join_element_wise(*cells, ", ", null_handling="skip")
-    arrays = [bad.column(name) for name in _COLUMNS]
+    columns = {name: bad.column(name).combine_chunks().cast(pa.string()) for name in present}
+    cells = [pc.binary_join_element_wise(pa.scalar(name), column, "=") for name, column in columns.items()]
+    written = join_present(cells, ", ")
+    arrays = [bad.column(name).combine_chunks() for name in _COLUMNS]
     arrays[-1] = pc.coalesce(arrays[-1].cast(pa.string()), written)
     return pa.table(arrays, names=QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
+
+
+def join_present(columns: Sequence[pa.Array], separator: str) -> pa.Array:
+    """The texts of every row that are not null, joined; null where all are.
+
+    >>> join_present([pa.array(["a", None]), pa.array(["b", None])], "-").to_pylist()
+    ['a-b', None]
+    """
+    joined = columns[0]
+    for column in columns[1:]:  # pairwise: Arrow's own null_handling="skip" drops rows when given one column
+        joined = pc.coalesce(pc.binary_join_element_wise(joined, column, separator), joined, column)
+    return joined
+
+
+def mark(table: pa.Table, is_bad: Array, reason: str) -> pa.Table:
+    """The table with the reason on the bad rows that have none yet."""
+    position = table.schema.get_field_index(schema.REASON)
+    fresh = pc.if_else(pa.array(is_bad), reason, pa.scalar(None, pa.string()))
+    merged = pc.coalesce(table.column(schema.REASON).combine_chunks().cast(pa.string()), fresh)
+    return table.set_column(position, schema.REASON, merged)
 
 
 class Quarantine:

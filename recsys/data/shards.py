@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from recsys.data.blocks import task
 from recsys.data.dataset import HISTORY_SCHEMA
 from recsys.data.destination import Folder
 from recsys.data.events import EVENT_SCHEMA, NO_TIME, PARTS
@@ -147,7 +148,7 @@ def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
 
 
 def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
-    """An item's most frequent terms as one text: item (int32), terms ("rock, indie"), ties in the order of the terms."""
+    """An item's most frequent terms as one text: item (int32), terms ("rock, indie"); ties in the terms' order."""
     table = pa.concat_tables(parts).group_by(["item", "term"]).aggregate([("count", "sum")])
     table = table.sort_by([("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")])
     items = np.asarray(table.column("item"))
@@ -165,7 +166,7 @@ def start_shards(
     encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[list[Any]]:
     """Start :func:`write_shard` for every bucket: references to its report and its term parts."""
-    writer = ray.remote(write_shard).options(num_returns=1 + rules.num_term_parts)
+    writer = task(write_shard, 1 + rules.num_term_parts)
     user_ref, item_ref = ray.put(users), ray.put(items)
     return [
         writer.remote(bucket[0], bucket[1], folder, index, rules, user_ref, item_ref)

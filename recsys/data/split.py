@@ -58,7 +58,9 @@ def assign(plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, u
     """
     if plan.kind == "given":
         parts = given_E.astype(np.uint8)
-        return parts if plan.given_valid else _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
+        return (
+            parts if plan.given_valid else _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
+        )
     if plan.kind == "leave-last":
         return _leave_last(offsets_U1)
     if plan.kind == "temporal":
@@ -139,7 +141,7 @@ def parse_time(text: str, key: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"{key}: {text!r} is not an ISO time such as 2024-03-01 or 2024-03-01T12:00:00+00:00") from None
+        raise ConfigError(f"{key}: {text!r} is not an ISO time such as 2024-03-01T12:00:00+00:00") from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
 

@@ -77,9 +77,14 @@ def _hub_model(name: str, allow_download: bool) -> Path:
     except Exception as error:  # the hub client has no common base class for "not there" and "cannot be reached"
         cure = "check the name and the network" if allow_download else "set data.text.allow_download true"
         raise ConfigError(
-            f"data.text.model: {name!r} is neither packaged ({choices(PACKAGED)}), a folder, nor a downloaded hub model "
-            f"({type(error).__name__}); {cure}, or set data.text.enabled false"
+            f"data.text.model: {name!r} is neither packaged ({choices(PACKAGED)}), a folder, nor a downloaded hub "
+            f"model ({type(error).__name__}); {cure}, or set data.text.enabled false"
         ) from None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -111,9 +116,10 @@ class TextEncoder:
         import torch
         import transformers
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+        messages: Any = transformers.logging
+        messages.set_verbosity_error()
+        messages.disable_progress_bar()
+        torch.set_num_threads(settings.threads or usable_cores())
         folder = resolve_model(settings.model, settings.allow_download)
         self._settings = settings
         self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")

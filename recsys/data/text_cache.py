@@ -17,14 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-import ray
 import ray.data
 
 from recsys.config import TextConfig
-from recsys.data.blocks import fetch, user_errors
+from recsys.data.blocks import cluster_resources, fetch, task, user_errors
 from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
-from recsys.data.text import EncoderSettings, TextEncoder, model_fingerprint, resolve_model
+from recsys.data.text import EncoderSettings, TextEncoder, model_fingerprint, resolve_model, usable_cores
 
 _ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting actors would cost more
 _BLOCK_TEXTS: Final = 2048
@@ -115,15 +114,16 @@ def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Itera
     """Encode on the cluster: one task for a few texts, actors that stream blocks of like lengths for many."""
     if not missing:
         return
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    resources = cluster_resources()
+    num_gpus = int(resources.get("GPU", 0))
     missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
     table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
     if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
-        yield _unpacked(fetch(ray.remote(_encode_task).remote(table, EncoderSettings.of(config))))
+        yield _unpacked(fetch(task(_encode_task).remote(table, EncoderSettings.of(config))))
         return
-    available = num_gpus or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    available = num_gpus or max(int(resources.get("CPU", 1)), 1)
     num_actors = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
-    threads = max(len(os.sched_getaffinity(0)) // num_actors, 1)
+    threads = max(usable_cores() // num_actors, 1)
     settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0)
     pieces = [table.slice(start, _BLOCK_TEXTS) for start in range(0, len(missing), _BLOCK_TEXTS)]
     encoded = ray.data.from_arrow(pieces).map_batches(
@@ -132,7 +132,8 @@ def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Itera
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=num_actors),
-        **({"num_gpus": 1} if num_gpus else {"num_cpus": 1}),
+        num_gpus=1 if num_gpus else None,
+        num_cpus=None if num_gpus else 1,
     )
     with user_errors():
         for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

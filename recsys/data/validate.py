@@ -151,7 +151,7 @@ def ids(column: pa.Array) -> pa.Array:
 
 
 def numbers(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Numbers as float64 (null where absent or wrong) and a mask of cells that hold something else than a finite number.
+    """Numbers as float64 (null where absent or wrong) and a mask of cells that hold anything but a finite number.
 
     >>> values, wrong = numbers(pa.array(["2.5", "", "inf", "x"]))
     >>> values.to_pylist(), wrong.to_pylist()

@@ -264,7 +264,7 @@ def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:
     from implicit.nearest_neighbours import ItemItemRecommender
 
     users_N = np.bincount(interactions_UN.indices, minlength=interactions_UN.shape[1])
-    unit_UN = interactions_UN.copy()
+    unit_UN = interactions_UN.astype(np.float64)
     unit_UN.data /= np.sqrt(users_N[unit_UN.indices])  # the norm of a binary column
     model = ItemItemRecommender(K=min(k, interactions_UN.shape[1]), num_threads=torch.get_num_threads())
     model.fit(unit_UN, show_progress=False)

@@ -50,32 +50,48 @@ def axis(values: Sequence[float], from_zero: bool = False, count: int = 4) -> Ax
     return Axis(ticks[0], ticks[-1], ticks)
 
 
+Points = tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True)
-class Curve:
-    """A line over epochs: an SVG path in a box of 100 × 100, its axes, and the marked point."""
+class Line:
+    """A polyline as an SVG path in a box of 100 × 100, and its points in percent from the left and the top."""
 
     path: str
-    points: tuple[tuple[float, float], ...]  # percent from the left and from the top
+    points: Points
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over epochs on common axes, and the marked point of the first line."""
+
+    lines: tuple[Line, ...]
     x: list[tuple[float, str]]
     y: list[tuple[float, str]]
     mark: tuple[float, float] | None
 
 
-def curve(xs: Sequence[float], ys: Sequence[float], mark_x: float | None = None) -> Curve | None:
-    """Lay out a line; None when no point is finite. The point at ``mark_x`` is marked."""
-    pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    if not pairs:
+def curves(lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None = None) -> Curves | None:
+    """Lay out lines of (x, y), x whole numbers; points that are not finite and empty lines are left out.
+
+    None when nothing is left. The first line's point at ``mark_x`` is marked.
+    """
+    finite = [[(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)] for line in lines]
+    drawn = [line for line in finite if line]
+    if not drawn:
         return None
-    first, last = min(x for x, _ in pairs), max(x for x, _ in pairs)
+    xs = [x for line in drawn for x, _ in line]
+    first, last = min(xs), max(xs)
     across = Axis(first, last, (first, last)) if last > first else Axis(first - 1, first + 1, (first - 1, first))
-    up = axis([y for _, y in pairs])
-    points = tuple((across.at(x), round(100 - up.at(y), 3)) for x, y in pairs)
-    path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
-    marked = next((point for point, (x, _) in zip(points, pairs, strict=True) if x == mark_x), None)
-    step = max(1, math.ceil((last - first) / 6))
-    shown = range(int(first), int(last) + 1, step)
-    x_labels = [(across.at(x), f"{x:g}") for x in shown]
-    return Curve(path, points, x_labels, [(100 - place, text) for place, text in up.labels()], marked)
+    up = axis([y for line in drawn for _, y in line])
+    laid = []
+    for line in drawn:
+        points = tuple((across.at(x), round(100 - up.at(y), 3)) for x, y in line)
+        laid.append(Line("M" + " L".join(f"{x:g} {y:g}" for x, y in points), points))
+    mark = next((point for point, (x, _) in zip(laid[0].points, drawn[0], strict=True) if x == mark_x), None)
+    shown = range(int(first), int(last) + 1, max(1, math.ceil((last - first) / 6)))
+    x_labels = [(across.at(x), str(x)) for x in shown]
+    return Curves(tuple(laid), x_labels, [(100 - place, text) for place, text in up.labels()], mark)
 
 
 @dataclass(frozen=True)

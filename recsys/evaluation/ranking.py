@@ -16,7 +16,7 @@ import torch
 
 from recsys.data.histories import Array, Queries
 
-_MAX_SCORES: Final = 2**26  # scores held at a time: 256 MB of float32
+_MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32, and a few copies
 _TIE_SEED: Final = 0
 
 
@@ -68,7 +68,7 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
     With ``exclude_seen``, items of the visible history are never recommended, so targets among them are dropped: no
     list could hold them. A target that is listed twice counts once. Equal scores are ordered by a fixed shuffle of the
     item ids, since ids may follow popularity and a constant scorer must stay at chance. Lists have K places also when
-    the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 256 MB of scores.
+    the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 128 MB of scores and copies.
 
     Raises:
         ValueError: the scorer returned NaN or a wrong shape.

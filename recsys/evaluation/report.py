@@ -17,10 +17,16 @@ from typing import Any, Final
 import jinja2
 
 from recsys.data.dataset import Manifest
-from recsys.evaluation.charts import axis, curve, stacked
+from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 
-_NAMES: Final = {"model": "Multigrain", "popularity": "Popularity", "item_knn": "Item-kNN", "ease": "EASE", "als": "ALS"}
+_NAMES: Final = {
+    "model": "Multigrain",
+    "popularity": "Popularity",
+    "item_knn": "Item-kNN",
+    "ease": "EASE",
+    "als": "ALS",
+}
 _METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 _GROUPS: Final = {
     "history": "By length of history",
@@ -46,14 +52,16 @@ def render_report(
         path: the HTML file.
         evaluation: the content of ``metrics.json``.
         manifest: of the prepared dataset.
-        training_history: per epoch ``epoch``, ``loss``, the validation metric (under its name, ``valid_NAME`` or
-            ``valid``; absent or None where not evaluated), ``lr``, ``seconds``.
-        examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``, ``title``,
-            ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``.
+        training_history: per epoch ``phase`` ("select" or "refit"; default select), ``epoch``, ``loss``, the validation
+            metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
+        examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
+            ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``.
         config_yaml: the merged configuration.
     """
     source = resources.files("recsys.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(
         metric=metric_name, recommender=recommender_name, duration=duration, number=number, signed=signed, figure=figure
     )
@@ -131,7 +139,7 @@ def duration(seconds: float) -> str:
     """Seconds as people say them.
 
     >>> duration(4.21), duration(75), duration(3700)
-    ('4.2 s', '1 min 15 s', '1 h 2 min')
+    ('4.2 s', '1 min 15 s', '1 h 1 min')
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -165,7 +173,8 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     else:
         status, head = "even", f"Not distinguishable from {name}, the best baseline."
     text = (
-        f"{shown} is {number(value)} against {number(theirs)}: a difference of {signed(against['difference'])}{relative}, "
+        f"{shown} is {number(value)} against {number(theirs)}: "
+        f"a difference of {signed(against['difference'])}{relative}, "
         f"95 % interval {signed(against['low'])} to {signed(against['high'])}, {p} (paired bootstrap over "
         f"{figure(evaluation['data']['queries'])} test users)."
     )
@@ -195,7 +204,7 @@ def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
     panels = []
     for metric in names:
-        scale = axis([value for span in spans.values() for value in span[metric]])
+        scale = axis([value for span in spans.values() for value in span[metric]], count=6)
         ordered = sorted(recommenders, key=lambda name: -recommenders[name][metric])
         rows = [
             {
@@ -221,7 +230,8 @@ def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     tables = []
     for k in ks:
         rows = []
-        for metric in (name for name in evaluation["model"] if parse_metric(name).k == k):
+        named = [name for name in evaluation["model"] if parse_metric(name).k == k]
+        for metric in sorted(named, key=lambda name: name != evaluation["metric"]):
             best = max(values[metric] for values in recommenders.values())
             accuracy = parse_metric(metric).kind not in ("coverage", "novelty", "gini", "diversity")
             cells = [
@@ -238,18 +248,24 @@ def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    """Curves of the epochs that were chosen from, the refit's loss beside them."""
     if not history:
         return None
-    epochs = [float(row["epoch"]) for row in history]
-    losses = [_finite(row.get("loss")) for row in history]
-    valid = [_finite(next((row[key] for key in (metric, f"valid_{metric}", "valid") if key in row), None)) for row in history]
-    scored = [(value, epoch) for value, epoch in zip(valid, epochs, strict=True) if math.isfinite(value)]
+    refit = [row for row in history if row.get("phase") == "refit"]
+    chosen_from = [row for row in history if row.get("phase") != "refit"]
+    keys = (metric, f"valid_{metric}", "valid")
+    valid = [(float(row["epoch"]), _finite(next((row[k] for k in keys if k in row), None))) for row in chosen_from]
+    loss, refit_loss = (
+        [(float(row["epoch"]), _finite(row.get("loss"))) for row in rows] for rows in (chosen_from, refit)
+    )
+    scored = [(value, epoch) for epoch, value in valid if math.isfinite(value)]
     best = max(scored, key=lambda pair: (pair[0], -pair[1]), default=None)
     return {
-        "loss": curve(epochs, losses, best[1] if best else None),
-        "valid": curve(epochs, valid, best[1] if best else None),
+        "loss": curves([loss, refit_loss], best[1] if best else None),
+        "valid": curves([valid], best[1] if best else None),
         "best": {"value": best[0], "epoch": int(best[1])} if best else None,
-        "epochs": len(history),
+        "epochs": len(chosen_from),
+        "refit": len(refit),
         "seconds": sum(float(row.get("seconds") or 0.0) for row in history),
         "peak_lr": max((float(row["lr"]) for row in history if row.get("lr") is not None), default=None),
     }
@@ -326,12 +342,16 @@ def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
         reasons = manifest.quarantined.get(table, {})
         bad = sum(reasons.values())
         ordered = sorted(reasons.items(), key=lambda reason: -reason[1])
-        rows.append({"table": table, "read": read, "bad": bad, "share": bad / read if read else 0.0, "reasons": ordered})
+        rows.append(
+            {"table": table, "read": read, "bad": bad, "share": bad / read if read else 0.0, "reasons": ordered}
+        )
     return rows
 
 
 def _split(manifest: Manifest) -> str:
-    rest = ", ".join(f"{key} {value}" for key, value in manifest.split.items() if key != "kind" and value not in ("", None))
+    rest = ", ".join(
+        f"{key} {value}" for key, value in manifest.split.items() if key != "kind" and value not in ("", None)
+    )
     kind = manifest.split.get("kind", "unknown")
     return f"{kind} ({rest})" if rest else str(kind)
 

@@ -6,14 +6,15 @@ V users of the dataset.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.batches import Batch
+from recsys.data.batches import Batch, Hidden
 from recsys.errors import ConfigError
 
 
@@ -58,36 +59,43 @@ class Graphs:
         tensors = (getattr(self, field.name) for field in fields(self) if field.type == "Tensor")
         return Graphs(self.num_users, self.num_items, *(tensor.to(device) for tensor in tensors))
 
-    @cached_property
-    def _whole(self) -> tuple[Adjacency, Adjacency, Tensor]:
-        return self._normalised(torch.ones_like(self.users_E, dtype=torch.bool))
+    def without(self, hidden: Hidden) -> Graphs:
+        """The same graphs without the hidden events; these themselves when nothing is hidden."""
+        if not hidden.share:
+            return self
+        users_E, items_E = self.users_E.cpu().numpy(), self.items_E.cpu().numpy()
+        kept_E = torch.as_tensor(~hidden.of(users_E.astype(np.int64), items_E), device=self.users_E.device)
+        return replace(self, users_E=self.users_E[kept_E], items_E=self.items_E[kept_E])
 
     @cached_property
-    def _means(self) -> Adjacency:
-        share_E = 1 / torch.bincount(self.users_E, minlength=self.num_users).clamp(min=1).to(torch.float32)
-        return adjacency(self.users_E, self.items_E, share_E[self.users_E], (self.num_users, self.num_items))
-
     def mean_of_items(self) -> Adjacency:
         """[V, N] row-normalised: the mean over a user's training events."""
-        return self._means
+        share_V = 1 / self._degree(self.users_E, self.num_users).clamp(min=1)
+        return adjacency(self.users_E, self.items_E, share_V[self.users_E], (self.num_users, self.num_items))
 
-    def bipartite(self, keep: float = 1.0) -> tuple[Adjacency, Adjacency, Tensor]:
-        """D^-1/2 A D^-1/2 as items ← users [N, V] and users ← items [V, N], and item degrees [N].
+    @cached_property
+    def degree_N(self) -> Tensor:
+        """Training events of every item, float32."""
+        return self._degree(self.items_E, self.num_items)
 
-        ``keep`` < 1 draws that share of the edges anew, normalised by their own degrees.
-        """
-        if keep >= 1:
-            return self._whole
-        return self._normalised(torch.rand(len(self.users_E), device=self.users_E.device) < keep)
+    @cached_property
+    def items_from_users(self) -> Adjacency:
+        """D^-1/2 A D^-1/2 as [N, V]."""
+        return adjacency(self.items_E, self.users_E, self._symmetric_E, (self.num_items, self.num_users))
 
-    def _normalised(self, kept_E: Tensor) -> tuple[Adjacency, Adjacency, Tensor]:
-        users_E, items_E = self.users_E[kept_E], self.items_E[kept_E]
-        degree_V = torch.bincount(users_E, minlength=self.num_users).to(torch.float32)
-        degree_N = torch.bincount(items_E, minlength=self.num_items).to(torch.float32)
-        weight_E = (degree_V[users_E] * degree_N[items_E]).rsqrt()
-        to_items = adjacency(items_E, users_E, weight_E, (self.num_items, self.num_users))
-        to_users = adjacency(users_E, items_E, weight_E, (self.num_users, self.num_items))
-        return to_items, to_users, degree_N
+    @cached_property
+    def users_from_items(self) -> Adjacency:
+        """D^-1/2 A D^-1/2 as [V, N]."""
+        return adjacency(self.users_E, self.items_E, self._symmetric_E, (self.num_users, self.num_items))
+
+    @cached_property
+    def _symmetric_E(self) -> Tensor:
+        degree_V = self._degree(self.users_E, self.num_users)
+        return (degree_V[self.users_E] * self.degree_N[self.items_E]).rsqrt()
+
+    @staticmethod
+    def _degree(ends_E: Tensor, size: int) -> Tensor:
+        return torch.bincount(ends_E, minlength=size).to(torch.float32)
 
 
 Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values
@@ -129,7 +137,7 @@ class Granularity(nn.Module):
 
         Its state dict is a subset of the trained module's; the default needs all of it.
         """
-        return cls(config, sizes)  # type: ignore[call-arg]
+        return cls(config, sizes)
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         """Item vectors as this granularity would have them; the default leaves them as they are."""

@@ -25,7 +25,7 @@ class Collaborative(Granularity):
 
     def __init__(self, config: CollaborativeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.layers, self.edge_dropout = config.layers, config.edge_dropout
+        self.layers = config.layers
         self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
         if self.users_VD is not None:
             nn.init.normal_(self.users_VD.weight, std=0.05)
@@ -42,15 +42,13 @@ class Collaborative(Granularity):
         return True
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
-        keep = 1 - self.edge_dropout if self.training else 1.0
-        users_to_items, items_to_users, degree_N = graphs.bipartite(keep)
         layer_VD = self.users_VD.weight if self.users_VD is not None else None
         layer_ND: Tensor | None = base_ND
         total_ND = fold_ND = base_ND
         total_VD = layer_VD
         for depth in range(self.layers):  # without user rows every other layer of a side is zero: None
-            next_VD = spread(items_to_users, layer_ND) if layer_ND is not None else None
-            next_ND = spread(users_to_items, layer_VD) if layer_VD is not None else None
+            next_VD = spread(graphs.users_from_items, layer_ND) if layer_ND is not None else None
+            next_ND = spread(graphs.items_from_users, layer_VD) if layer_VD is not None else None
             layer_VD, layer_ND = next_VD, next_ND
             if next_ND is not None:
                 total_ND = total_ND + next_ND
@@ -58,7 +56,7 @@ class Collaborative(Granularity):
             if self.users_VD is not None and next_VD is not None and total_VD is not None:
                 total_VD = total_VD + next_VD
         scale = 1 / (self.layers + 1)
-        self._fold_ND = fold_ND * (scale * degree_N.clamp(min=1).rsqrt())[:, None]
+        self._fold_ND = fold_ND * (scale * graphs.degree_N.clamp(min=1).rsqrt())[:, None]
         self._propagated_VD = total_VD * scale if total_VD is not None else None
         return total_ND * scale
 

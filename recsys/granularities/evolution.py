@@ -7,6 +7,8 @@ between two events and on the time between them (as in HSTU, Zhai et al. 2024), 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,9 +42,9 @@ class Evolution(Granularity):
         width = sizes.width
         self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
         nn.init.zeros_(self.type_embedding.weight)
-        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.output = nn.Linear(width, width, bias=False)
+        self.scale = math.sqrt(width)  # of item vectors, which are small beside the cell's weights
+        self.dropout = nn.Dropout(config.input_dropout)
+        self.norm = nn.LayerNorm(width)
         self.cell: nn.Module
         if config.cell == "attention":
             self.cell = CausalAttention(config, sizes)
@@ -52,12 +54,13 @@ class Evolution(Granularity):
             self.cell = kind(width, width, config.layers, batch_first=True, dropout=drop)
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        events_ULD = items.vectors_SD[batch.history_UL] + self.type_embedding(batch.types_UL)
-        events_ULD = self.dropout(self.norm_in(events_ULD))
-        attends = isinstance(self.cell, CausalAttention)
-        states_ULD = self.cell(events_ULD, batch) if attends else self.cell(events_ULD)[0]
+        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(batch.types_UL)
+        if isinstance(self.cell, CausalAttention):
+            states_ULD = self.cell(self.dropout(self.cell.place(events_ULD)), batch)
+        else:
+            states_ULD = self.cell(self.dropout(events_ULD))[0]
         present_B = batch.seen_B > 0
-        z_BD = self.output(self.norm_out(gather_queries(states_ULD, batch)))
+        z_BD = self.norm(gather_queries(states_ULD, batch))
         return z_BD * present_B[:, None].to(z_BD.dtype), present_B
 
 
@@ -88,10 +91,14 @@ class CausalAttention(nn.Module):
             bias_UHLL = bias_UHLL + self.gap_bias(bucket_ULL).permute(0, 3, 1, 2)
         allowed_U1LL = causal_mask(batch)[:, None]
         mask_UHLL = bias_UHLL.masked_fill(~allowed_U1LL, float("-inf")).to(events_ULD.dtype)
-        states_ULD = events_ULD + self.position(places_L)
+        states_ULD = events_ULD
         for block in self.blocks:
             states_ULD = block(states_ULD, mask_UHLL)
         return states_ULD
+
+    def place(self, events_ULD: Tensor) -> Tensor:
+        """Events with their positions, counted from the row's first."""
+        return events_ULD + self.position.weight[: events_ULD.shape[1]]
 
 
 class Block(nn.Module):
@@ -104,7 +111,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
         )
         self.dropout = nn.Dropout(dropout)
 

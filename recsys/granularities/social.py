@@ -48,7 +48,7 @@ class Social(Granularity):
         return True
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        taste_VD = spread(graphs.mean_of_items(), items.vectors_SD)
+        taste_VD = spread(graphs.mean_of_items, items.vectors_SD)
         active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
         from_active_F = active_V[graphs.friend_src_F]
         edges_2F = torch.stack([graphs.friend_src_F[from_active_F], graphs.friend_dst_F[from_active_F]])

@@ -17,10 +17,11 @@ from recsys.config import CanonicalSource
 from recsys.data.validate import Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter, require_columns
-from recsys.sources.delimited import CHUNK_BYTES, CSV, TSV, DelimitedPiece, check_codec, delimited_pieces, read_header
+from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces, read_header
 from recsys.sources.files import InputFile, find
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, read_keys
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
+from recsys.sources.spans import CHUNK_BYTES, CSV, TSV
 
 _FORMATS: Final = {
     ".parquet": "parquet",
@@ -73,7 +74,9 @@ class CanonicalAdapter(SourceAdapter):
         for split, files in splits.items():
             for file in files:
                 if file.path in constants:
-                    raise SourceError(f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and {split}")
+                    raise SourceError(
+                        f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and {split}"
+                    )
                 constants[file.path] = {schema.SPLIT: split}
         tables = {}
         for name, table in schema.TABLES.items():
@@ -114,7 +117,8 @@ def check_rename(rename: Mapping[str, str], columns: set[str]) -> None:
     unknown = [name for name in rename if name not in columns]
     if unknown:
         raise SourceError(
-            f"data.source.rename names {', '.join(map(repr, unknown))}, which no file has; the files have: {choices(columns)}"
+            f"data.source.rename names {', '.join(map(repr, unknown))}, which no file has; "
+            f"the files have: {choices(columns)}"
         )
 
 
@@ -147,7 +151,8 @@ def _head(file: InputFile, source: TableFiles) -> _Head:
 def _cure(names: list[str], delimiter: str) -> str:
     others = [d for d in (",", "\t", ";", "|", " ") if d != delimiter and len(names) == 1 and d in names[0]]
     if others:
-        return f"the header looks separated by {others[0]!r}, not {delimiter!r}: set data.source.format or convert the file"
+        found = f"the header looks separated by {others[0]!r}, not {delimiter!r}"
+        return f"{found}: set data.source.format or convert the file"
     return "name the right ones with data.source.rename, e.g. {uid: user_id}"
 
 
@@ -157,7 +162,8 @@ def _format(file: InputFile, wanted: str) -> str:
     if file.suffix not in _FORMATS:
         raise SourceError(
             f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
-            f"{choices(_FORMATS)} (text also with .gz), or set data.source.format to one of: {choices(set(_FORMATS.values()))}"
+            f"{choices(_FORMATS)} (text also with .gz), "
+            f"or set data.source.format to one of: {choices(set(_FORMATS.values()))}"
         )
     return _FORMATS[file.suffix]
 

@@ -1,9 +1,9 @@
 """Delimited text in line-aligned chunks: found by the driver in constant memory, parsed by tasks at Arrow's speed.
 
-Why: a text file gives no row numbers and no place to start in the middle, yet every bad row must be named by its row
-and every core should parse. One pass counts lines and cuts the file between rows (a line break inside quotes is no
-cut); each chunk is then parsed alone, all cells as text, and the row rules do the rest. Rows with a wrong number of
-cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but counted.
+Why: every bad row must be named by its row, and every core should parse. The driver cuts the file into spans (see
+:mod:`recsys.sources.spans`); each is then parsed alone, all cells as text, and the row rules do the rest. Rows with a
+wrong number of cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but
+counted.
 
 A quote that is never closed makes every line a row of its own, so that it costs one row and not the rest of the file.
 """
@@ -24,36 +24,12 @@ from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finis
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.files import InputFile
+from recsys.sources.spans import CHUNK_BYTES, Dialect, OpenQuoteError, Span, open_after, spans
 
-CHUNK_BYTES: Final = 32 << 20
 _HEAD_BYTES: Final = 1 << 20
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How cells are separated, quoted and encoded (ASCII-compatible encodings)."""
-
-    delimiter: str = ","
-    quoted: bool = True
-    encoding: str = "utf-8"
-    multiline: bool = True  # quoted cells may hold line breaks
-
-
-CSV: Final = Dialect()
-TSV: Final = Dialect("\t", quoted=False)
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run of whole rows in a file: bytes ``[start, start + length)``, rows from ``first_row`` (1-based)."""
-
-    start: int
-    length: int
-    first_row: int
-    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -162,8 +138,7 @@ def read_header(file: InputFile, dialect: Dialect) -> Header:
         found = "only a header" if newline or line.strip() else "nothing"
         raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
     text = line.decode(dialect.encoding).removeprefix("\ufeff").rstrip("\r")
-    quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
-    names = next(csv.reader([text], delimiter=dialect.delimiter, quoting=quoting), [])
+    names = next(_reader(text, dialect), [])
     return Header(tuple(name.strip() for name in names), len(line) + 1)
 
 
@@ -179,7 +154,9 @@ def check_codec(encoding: str) -> str:
         problem = "is not ASCII-compatible"
     except LookupError:
         problem = "is unknown"
-    raise SourceError(f"data.source.encoding {encoding!r} {problem}; use utf-8, latin-1, cp1252 …, or convert the files")
+    raise SourceError(
+        f"data.source.encoding {encoding!r} {problem}; use utf-8, latin-1, cp1252 …, or convert the files"
+    )
 
 
 def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
@@ -198,7 +175,7 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     wrong = [number for number, line in enumerate(lines, 1) if not _decodable(line, encoding)]
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):
         raise SourceError(
-            f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first {len(lines)} lines are not); "
+            f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first {len(lines)} are not); "
             "save the file as UTF-8 or set data.source.encoding (e.g. latin-1) where the source has it"
         )
 
@@ -210,91 +187,10 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     start, dialect = piece.header_end, piece.dialect
     try:
         found = [span for span, _ in spans(piece.file, start, dialect, piece.chunk_bytes)]
-    except _OpenQuote:
+    except OpenQuoteError:
         dialect = replace(dialect, multiline=False)
         found = [span for span, _ in spans(piece.file, start, dialect, piece.chunk_bytes)]
     return [replace(piece, span=span, dialect=dialect) for span in found]
-
-
-class _OpenQuote(Exception):
-    """A quoted cell that does not end before the file does."""
-
-
-def spans(file: InputFile, start: int, dialect: Dialect, chunk_bytes: int) -> Iterator[tuple[Span, bytes]]:
-    """Cut the rows from byte ``start`` on into runs of about ``chunk_bytes``, each with its bytes.
-
-    Raises:
-        _OpenQuote: a quote stays open to the end (uncompressed files, ``dialect.multiline``); in a compressed file,
-            which is read as it comes, the rest is then cut line by line.
-    """
-    row, buffer = 1, b""
-    with file.stream() as stream:
-        _skip(stream, start)
-        while block := stream.read(chunk_bytes):
-            buffer += block
-            cut, count = _last_row_end(buffer, dialect)
-            if cut:
-                yield Span(start, cut, row, count), buffer[:cut]
-                start, row, buffer = start + cut, row + count, buffer[cut:]
-    if not buffer:
-        return
-    cut, count = _last_row_end(buffer + b"\n", dialect)
-    if cut == len(buffer) + 1:
-        yield Span(start, len(buffer), row, count), buffer
-    elif file.compressed:
-        yield Span(start, len(buffer), row, buffer.rstrip(b"\n").count(b"\n") + 1), buffer
-    else:
-        raise _OpenQuote
-
-
-def _last_row_end(data: bytes, dialect: Dialect) -> tuple[int, int]:
-    """The byte after the last whole row and the number of whole rows; ``data`` begins outside of quotes."""
-    end = data.rfind(b"\n") + 1
-    if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
-        return end, data.count(b"\n", 0, end)
-    ends, is_odd = _odd_lines(data[:end])
-    inside = np.zeros(len(ends), dtype=bool)
-    opened = -1
-    for line in np.flatnonzero(is_odd):
-        begin = 0 if line == 0 else int(ends[line - 1]) + 1
-        if _open_after(data[begin : int(ends[line])], dialect.delimiter.encode(), opened >= 0):
-            opened = int(line) if opened < 0 else opened
-        elif opened >= 0:
-            inside[opened:line] = True
-            opened = -1
-    if opened >= 0:
-        inside[opened:] = True
-    outside = np.flatnonzero(~inside)
-    return (int(ends[outside[-1]]) + 1, len(outside)) if len(outside) else (0, 0)
-
-
-def _odd_lines(data: bytes) -> tuple[Any, Any]:
-    """The position of every line break, and whether its line holds an odd number of quotes."""
-    codes = np.frombuffer(data, dtype=np.uint8)
-    ends = np.flatnonzero(codes == 10)
-    quotes = np.searchsorted(np.flatnonzero(codes == 34), ends)
-    return ends, np.diff(quotes, prepend=0) % 2 == 1
-
-
-def _open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
-    """Whether a quoted cell is still open at the end of a line; quotes within unquoted cells are plain characters.
-
-    >>> _open_after(b'1,"two', b",", False), _open_after(b'1,5" disc', b",", False), _open_after(b'end",2', b",", True)
-    (True, False, False)
-    """
-    position = 0
-    while True:
-        if not inside and line[position : position + 1] == _QUOTE:
-            inside, position = True, position + 1
-        while inside:
-            quote = line.find(_QUOTE, position)
-            if quote < 0:
-                return True
-            doubled = line[quote + 1 : quote + 2] == _QUOTE
-            inside, position = doubled, quote + (2 if doubled else 1)
-        position = line.find(delimiter, position) + 1
-        if position == 0:
-            return False
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
@@ -348,15 +244,27 @@ def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
     is_good[[number - 1 for number, _ in invalid]] = False
     rows = np.flatnonzero(is_good) + span.first_row
     broken = [(span.first_row + number - 1, text) for number, text in invalid if text.strip()]
-    if num_columns == 1:  # a blank line of a one-column file looks like an empty cell
-        given = np.asarray(table.column(0).is_valid())
+    given = _not_blank(table, rows - span.first_row, data, dialect)
+    if given is not None:
         table, rows = table.filter(pa.array(given)), rows[given]
     return Cells(table, rows, [row for row, _ in broken], [text for _, text in broken])
 
 
+def _not_blank(table: pa.Table, places: Any, data: bytes, dialect: Dialect) -> Any:
+    """Mask of the parsed rows that are no blank lines, which Arrow reads as rows of empty cells; None: all of them."""
+    is_empty = np.ones(table.num_rows, dtype=bool)
+    for column in table.columns:
+        if column.null_count == 0:
+            return None
+        is_empty &= np.asarray(column.is_null())
+    if not is_empty.any():
+        return None
+    blank = np.array([not line.strip() for line in _whole_rows(data, dialect)], dtype=bool)
+    return ~(is_empty & blank[places])
+
+
 def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
     """Row by row, for spans with undecodable bytes or quotes that Arrow reads differently."""
-    quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     good: list[list[str]] = []
     rows: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -364,8 +272,8 @@ def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
         text = line.decode(errors="replace").rstrip("\r")
         if not text.strip():
             continue
-        is_open = dialect.quoted and _open_after(line, dialect.delimiter.encode(), False)
-        cells = [] if is_open else next(csv.reader([text], delimiter=dialect.delimiter, quoting=quoting), [])
+        is_open = dialect.quoted and open_after(line, dialect.delimiter.encode(), False)
+        cells = [] if is_open else next(_reader(text, dialect), [])
         if len(cells) != num_columns or not _decodable(line, "utf-8"):
             broken.append((row, text))
         else:
@@ -376,12 +284,18 @@ def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
     return Cells(pa.table(columns), numbers, [row for row, _ in broken], [text for _, text in broken])
 
 
+def _reader(text: str, dialect: Dialect) -> Iterator[list[str]]:
+    if dialect.quoted:
+        return csv.reader([text], delimiter=dialect.delimiter)
+    return csv.reader([text], delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE)
+
+
 def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
     """The rows of a span, those with line breaks in quotes in one."""
     held = b""
     for line in data.removesuffix(b"\n").split(b"\n"):
         held = held + b"\n" + line if held else line
-        if dialect.quoted and dialect.multiline and _open_after(held, dialect.delimiter.encode(), False):
+        if dialect.quoted and dialect.multiline and open_after(held, dialect.delimiter.encode(), False):
             continue
         yield held
         held = b""
@@ -403,8 +317,3 @@ def _head(file: InputFile) -> bytes:
             return bytes(stream.read(_HEAD_BYTES))
     except OSError as error:
         raise SourceError(f"{file.path} cannot be read: {error}; is it really gzip-compressed?") from None
-
-
-def _skip(stream: Any, count: int) -> None:
-    while count > 0:
-        count -= len(stream.read(min(count, CHUNK_BYTES)))

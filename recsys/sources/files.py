@@ -82,7 +82,9 @@ def input_file(path: str) -> InputFile:
     info = _info(path)
     if info.type != pyarrow.fs.FileType.File:
         found = "is a folder" if info.type == pyarrow.fs.FileType.Directory else "does not exist"
-        raise SourceError(f"{path} {found}; expected a file: correct data.source, or set RECSYS_DATA to the data's folder")
+        raise SourceError(
+            f"{path} {found}; expected a file: correct data.source, or set RECSYS_DATA to the data's folder"
+        )
     if info.size == 0:
         raise SourceError(f"{path} is empty (0 bytes); expected a table with at least one row")
     return InputFile(path, info.size)
@@ -94,7 +96,7 @@ def exists(path: str) -> bool:
 
 
 def find(patterns: Iterable[str]) -> list[InputFile]:
-    """Expand files, folders (all files below, hidden ones left out) and globs (``*``, ``?``, ``**``), sorted by pattern.
+    """Expand files, folders (all files below but hidden ones) and globs (``*``, ``?``, ``**``), sorted by pattern.
 
     A file named twice is read once.
 

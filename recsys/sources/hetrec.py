@@ -11,20 +11,20 @@ others ASCII with CRLF. Cantador, Brusilovsky, Kuflik: HetRec 2011, https://grou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource
-from recsys.data.validate import BAD_TIMESTAMP, Layout, check_rows, finish, missing, raw_text, timestamps
+from recsys.data.validate import Layout
 from recsys.errors import DataError, SourceError
 from recsys.sources.base import Piece, SourceAdapter, read_all
-from recsys.sources.delimited import TSV, Cells, DelimitedPiece, Origin, assemble, delimited_pieces, parse, read_header
+from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces, read_header
 from recsys.sources.files import InputFile, input_file
+from recsys.sources.spans import TSV
 
 TAG: Final = "tag"
 LISTEN: Final = "listen"
@@ -133,7 +133,10 @@ class TagPiece:
         given = self.assignments.named(cells.table)
         found = pc.index_in(given.column("tag_id"), value_set=self.tag_ids).combine_chunks()
         date = pc.binary_join_element_wise(
-            *(given.column(name) for name in ("year", "month", "day")), "-", null_handling="replace", null_replacement=""
+            *(given.column(name) for name in ("year", "month", "day")),
+            "-",
+            null_handling="replace",
+            null_replacement="",
         )
         ids = {name: given.column(name) for name in (schema.USER_ID, schema.ITEM_ID)}
         event_type = pa.repeat(pa.scalar(TAG), given.num_rows)
@@ -170,12 +173,10 @@ def _open(
     expected = _COLUMNS.get(file.name, _COLUMNS["user_artists.dat"][:2])
     if header.columns != expected:
         raise SourceError(
-            f"{file.path}: found the columns {', '.join(header.columns)}, expected {', '.join(expected)} separated by tabs; "
+            f"{file.path}: found the columns {', '.join(header.columns)}, expected {', '.join(expected)} with tabs; "
             "use the files of the HetRec 2011 release as they are"
         )
-    return delimited_pieces(
-        DelimitedPiece(file, index, columns, layout, dialect, header.end, None, constants or {})
-    )
+    return delimited_pieces(DelimitedPiece(file, index, columns, layout, dialect, header.end, None, constants or {}))
 
 
 def _keys(block: pa.Table) -> pa.ChunkedArray:

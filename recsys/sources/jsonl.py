@@ -16,8 +16,9 @@ import pyarrow.json
 
 from recsys.data.validate import Layout
 from recsys.errors import SourceError
-from recsys.sources.delimited import CHUNK_BYTES, Cells, Dialect, Origin, Span, assemble, check_encoding, spans, with_constants
+from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, with_constants
 from recsys.sources.files import InputFile
+from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20

@@ -63,7 +63,9 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
             parquet = pq.ParquetFile(source)
             arrow, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{file.path} is not a Parquet file, or damaged ({error}); correct it or data.source.format") from None
+        raise SourceError(
+            f"{file.path} is not a Parquet file, or damaged ({error}); correct it or data.source.format"
+        ) from None
     if metadata.num_rows == 0:
         raise SourceError(f"{file.path} has columns but no rows; expected at least one row")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]

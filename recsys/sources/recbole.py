@@ -20,8 +20,9 @@ from recsys.data.validate import Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter, read_all, require_columns
 from recsys.sources.canonical import check_rename
-from recsys.sources.delimited import CHUNK_BYTES, TSV, DelimitedPiece, delimited_pieces, read_header
+from recsys.sources.delimited import DelimitedPiece, delimited_pieces, read_header
 from recsys.sources.files import InputFile, exists, input_file
+from recsys.sources.spans import CHUNK_BYTES, TSV
 
 _TYPES: Final = {
     "token": pa.string(),
@@ -61,7 +62,9 @@ class RecBoleAdapter(SourceAdapter):
         try:
             return [input_file(stem + suffix) for suffix in present]
         except SourceError as error:
-            raise SourceError(f"{error} (RecBole files are FOLDER/NAME.inter; set data.source.name if NAME differs)") from None
+            raise SourceError(
+                f"{error} (RecBole files are FOLDER/NAME.inter; set data.source.name if NAME differs)"
+            ) from None
 
     def pieces(self) -> dict[str, list[Piece]]:
         found = {file.suffix: self._read(file) for file in self.files()}
@@ -143,7 +146,8 @@ def _linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Pi
     table = read_all(links)
     entity_missing = pc.is_null(table.column(schema.ENTITY_ID))
     reasons = pc.coalesce(
-        table.column(schema.REASON), pc.if_else(entity_missing, f"missing {schema.ENTITY_ID}", pa.scalar(None, pa.string()))
+        table.column(schema.REASON),
+        pc.if_else(entity_missing, f"missing {schema.ENTITY_ID}", pa.scalar(None, pa.string())),
     )
     table = table.set_column(table.schema.get_field_index(schema.REASON), schema.REASON, reasons)
     is_good = pc.is_null(reasons)

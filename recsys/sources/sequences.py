@@ -18,8 +18,9 @@ from recsys.config import SequencesSource
 from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.canonical import TableFiles, check_rename, table_pieces
-from recsys.sources.delimited import CHUNK_BYTES, Dialect, Span, check_encoding, spans
+from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile, find, input_file
+from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 LINE_STRIDE: Final = 2**24  # longer sequences would run into the next line's order
 _LINES: Final = Dialect(" ", quoted=False)
@@ -68,7 +69,9 @@ class SequencePiece:
 
     def read(self) -> Iterator[pa.Table]:
         if self.span is not None:
-            yield sequence_events(self.file.read(self.span.start, self.span.length), self.span.first_row, self.file.name)
+            yield sequence_events(
+                self.file.read(self.span.start, self.span.length), self.span.first_row, self.file.name
+            )
             return
         for span, data in spans(self.file, 0, _LINES, self.chunk_bytes):
             yield sequence_events(data, span.first_row, self.file.name)
@@ -97,7 +100,7 @@ def sequence_events(data: bytes, first_row: int, file: str) -> pa.Table:
     return pa.concat_tables([events, lost]).sort_by(schema.ORDER).combine_chunks()
 
 
-def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str) -> pa.Table:  # type: ignore[type-arg]
+def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str) -> pa.Table:
     """One event an item; a line of a user alone gives one row without item."""
     offsets = words.offsets.to_numpy()
     lengths = np.diff(offsets)
@@ -112,7 +115,9 @@ def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file:
     raw = pa.table({schema.USER_ID: users.take(pa.array(line)), schema.ITEM_ID: items})
     checked = check_rows(raw, _LAYOUT)
     rows = line_numbers[line]
-    shown = pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))}) if is_empty.any() else raw
+    shown = (
+        pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))}) if is_empty.any() else raw
+    )
     provenance = {
         schema.FILE: pa.repeat(pa.scalar(file, pa.string()), len(rows)),
         schema.ROW: pa.array(rows, pa.int64()),

@@ -3,9 +3,9 @@
 Why: with one knob up and the others at zero, only the granularity made for that signal can predict; this proves in CI
 that each does what its name says. The generative model and its formulas are in :mod:`recsys.sources.world`.
 
-Each task makes the tables of a range of user bundles from the seed alone; no table is ever built in one process, and the
-rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2, 5; within one year),
-``items`` (title, tags, category), ``users`` (country, device: noise) and ``social``.
+Each task makes the tables of a range of user bundles from the seed alone; no table is ever built in one process, and
+the rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2, 5; within
+one year), ``items`` (title, tags, category), ``users`` (country, device: noise) and ``social``.
 
 Broken rows are planted in addition to good ones (share ``bad_rows`` of each table): missing ids, NaN values, bad times,
 bad weights, self-loops, exact duplicates, and friends nobody knows (``ghost-…``).
@@ -26,13 +26,15 @@ from recsys.data.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.base import FILE_STRIDE, Piece, SourceAdapter
 from recsys.sources.files import InputFile
 from recsys.sources.vocabulary import topic_words
-from recsys.sources.world import BUNDLE, MECHANISMS, Array, World, friends, told_topics, walk, world_of
+from recsys.sources.world import MECHANISMS, Array, World, friends, told_topics, walk, world_of
 
 START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
 EVENT_TYPES: Final = ("view", "click", "purchase")
 VALUES: Final = (1.0, 2.0, 5.0)
 _TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))  # of a signal's event, of a noise event
+ITEM_BUNDLE: Final = 250  # items written together
+_BLOCK_ROWS: Final = 200_000
 _TITLE_WORDS: Final = 3
 _TAG_WORDS: Final = 5
 _LAYOUTS: Final = {
@@ -75,11 +77,9 @@ class SyntheticAdapter(SourceAdapter):
         return []
 
     def pieces(self) -> dict[str, list[Piece]]:
-        bundles = {
-            table: -(-(self.config.num_items if table == "items" else self.config.num_users) // BUNDLE)
-            for table in _LAYOUTS
-        }
-        return {table: _partitions(self.config, table, count) for table, count in bundles.items()}
+        items = -(-self.config.num_items // ITEM_BUNDLE)
+        users = world_of(self.config).num_bundles
+        return {table: _partitions(self.config, table, items if table == "items" else users) for table in _LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,12 @@ class Partition:
     def read(self) -> Iterator[pa.Table]:
         world = world_of(self.config)
         make = {"events": _events, "items": _items, "users": _users, "social": _social}[self.table]
+        blocks: list[pa.Table] = []
         for bundle in range(self.first, self.stop):
-            yield _block(world, self.table, bundle, make(world, bundle))
+            blocks.append(_block(world, self.table, bundle, make(world, bundle)))
+            if bundle == self.stop - 1 or sum(block.num_rows for block in blocks) >= _BLOCK_ROWS:
+                yield pa.concat_tables(blocks).combine_chunks()
+                blocks = []
 
 
 def item_id(number: Array) -> pa.Array:
@@ -131,7 +135,7 @@ def _events(world: World, bundle: int) -> pa.Table:
 
 
 def _items(world: World, bundle: int) -> pa.Table:
-    first, stop = bundle * BUNDLE, min((bundle + 1) * BUNDLE, world.config.num_items)
+    first, stop = bundle * ITEM_BUNDLE, min((bundle + 1) * ITEM_BUNDLE, world.config.num_items)
     names, words = topic_words(world.config.num_topics)
     num_words = _TITLE_WORDS + _TAG_WORDS
     topics = told_topics(world, first, stop, num_words + 1)
@@ -180,7 +184,8 @@ def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
     layout, base = _LAYOUTS[table], bundle * FILE_STRIDE
     file = f"{table}-{bundle:05d}"
     raws = [good, _broken(world, table, bundle, good)]
-    blocks, first = [], 1
+    blocks: list[pa.Table] = []
+    first = 1
     for raw in raws:
         if raw.num_rows == 0 and blocks:
             continue

@@ -1,6 +1,6 @@
 """The latent world behind the synthetic source: who likes what, and why. Pure numpy, a function of the seed.
 
-Legend: N items, U users of a bundle, T steps, G groups of one kind.
+Legend: N items, U users of a bundle, R of them that take a step, T steps, C candidates, G groups of one kind.
 
 Items belong to one *topic*, one *cluster* and one *community*, drawn independently, so that no signal tells another.
 Popularity is p_i ∝ rank^-0.6 over a random order; a share of *cold* items is released in the last tenth of time and is
@@ -39,65 +39,90 @@ Array = npt.NDArray[Any]
 
 NOISE: Final = 0.15  # weight of the popularity floor beside the knobs
 CIRCLE: Final = 20  # users of a circle
-BUNDLE: Final = 1000  # users generated together: the unit that makes the world independent of num_partitions
+BUNDLES: Final = (240, 2400)  # users generated together (whole circles), in a small and in a large world
+_LARGE: Final = 20_000  # users of a large world
 RELEASE: Final = 0.9  # cold items appear in the time after this
 COLD_BOOST: Final = 4.0
 FIRST_TOPIC: Final = 0.7
 SHORT: Final = 3  # events of a short-history user: training, validation, test
 MECHANISMS: Final = ("text", "evolution", "collaborative", "social", "noise")
-_TRIES: Final = 12
+_TRIES: Final = 4
+_CANDIDATES: Final = 4  # drawn at once in a try
 _WORLD, _EVENTS, _FRIENDS, _ITEMS, _CIRCLES = range(5)  # independent random streams of one seed
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Items by group, to draw from a group by weight: inverse of the cumulative weights of all items in group order."""
+    """Items by group, to draw from a group by weight: inverse of the cumulative weights of all items in group order.
 
-    of_N: Array  # group of every item
-    order_N: Array
-    cumulative_N1: Array
+    P = places: the members of all groups of all kinds, one kind after the other.
+    """
+
+    order_P: Array  # item at every place
+    cumulative_P1: Array
     start_G1: Array
 
     @staticmethod
-    def of(group_N: Array, weight_N: Array, num_groups: int) -> Groups:
-        order = np.argsort(group_N, kind="stable")
-        cumulative = np.concatenate([[0.0], np.cumsum(weight_N[order])])
-        starts = np.searchsorted(group_N[order], np.arange(num_groups + 1))
-        return Groups(group_N, order, cumulative, starts)
+    def of(kinds: list[Array], weight_N: Array) -> Groups:
+        """Groups of several kinds, each given as the group of every item, numbered on from kind to kind."""
+        orders = [np.argsort(group_N, kind="stable") for group_N in kinds]
+        sizes = np.concatenate([np.bincount(group_N) for group_N in kinds])
+        order = np.concatenate(orders)
+        return Groups(
+            order, np.concatenate([[0.0], np.cumsum(weight_N[order])]), np.concatenate([[0], np.cumsum(sizes)])
+        )
 
-    def draw(self, group_U: Array, rng: np.random.Generator) -> Array:
-        """One item of each wanted group."""
-        low, high = self.cumulative_N1[self.start_G1[group_U]], self.cumulative_N1[self.start_G1[group_U + 1]]
-        point = low + rng.random(len(group_U)) * (high - low)
-        place = np.searchsorted(self.cumulative_N1, point, side="right") - 1
-        return self.order_N[np.clip(place, self.start_G1[group_U], self.start_G1[group_U + 1] - 1)]
+    def draw(self, group: Array, rng: np.random.Generator) -> Array:
+        """One item of each wanted group; any shape."""
+        start, end = self.start_G1[group], self.start_G1[group + 1]
+        low, high = self.cumulative_P1[start], self.cumulative_P1[end]
+        place = np.searchsorted(self.cumulative_P1, low + rng.random(group.shape) * (high - low), side="right") - 1
+        items: Array = self.order_P[np.minimum(np.maximum(place, start), end - 1)]
+        return items
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything that all users share."""
+    """Everything that all users share. Groups are numbered: topics, clusters, communities, all items."""
 
     config: SyntheticSource
-    topics: Groups
-    clusters: Groups
-    communities: Groups
-    everything: Groups
+    groups: Groups
+    topic_N: Array
+    cluster_N: Array
+    community_N: Array
     next_cluster_G: Array
     next_topic_G: Array
     release_N: Array  # in [0, 1): the time from which an item can be chosen
 
     @property
+    def first_cluster(self) -> int:
+        return len(self.next_topic_G)
+
+    @property
+    def first_community(self) -> int:
+        return self.first_cluster + len(self.next_cluster_G)
+
+    @property
+    def any_group(self) -> int:
+        return len(self.groups.start_G1) - 2
+
+    @property
     def num_bundles(self) -> int:
-        return -(-self.config.num_users // BUNDLE)
+        return -(-self.config.num_users // self.bundle)
+
+    @property
+    def bundle(self) -> int:
+        """Users generated together; their rows do not depend on ``num_partitions``."""
+        return BUNDLES[self.config.num_users > _LARGE]
 
     def bundle_users(self, bundle: int) -> Array:
-        return np.arange(bundle * BUNDLE, min((bundle + 1) * BUNDLE, self.config.num_users))
+        return np.arange(bundle * self.bundle, min((bundle + 1) * self.bundle, self.config.num_users))
 
     def favourites(self, circle: int) -> Array:
         """The favourite items of a circle."""
         rng = self.stream(_CIRCLES, circle)
-        size = min(max(8, self.config.num_items // 40), 24)
-        return rng.choice(self.config.num_items, size=min(size, self.config.num_items), replace=False)
+        size = _room(self.config, 6)
+        return rng.choice(self.config.num_items, size=size, replace=False)
 
     def stream(self, kind: int, part: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, kind, part])
@@ -137,16 +162,15 @@ def _world(config: str) -> World:
     release = np.where(is_cold, RELEASE + (0.99 - RELEASE) * rng.random(count), 0.0)
     weight = np.where(is_cold, COLD_BOOST * popularity, popularity)
     num_clusters = min(max(2, count // 12), 512)
-    num_communities = max(2, min(source.num_topics, count // 20))
+    num_communities = max(2, min(source.num_topics, count // _room(source, 2)))
     num_topics = min(source.num_topics, count)
 
-    def groups(num_groups: int) -> Groups:
-        return Groups.of(rng.permutation(np.arange(count) % num_groups), weight, num_groups)
-
-    topics, clusters, communities = groups(num_topics), groups(num_clusters), groups(num_communities)
-    everything = Groups.of(np.zeros(count, dtype=np.int64), weight, 1)
+    topic, cluster, community = (
+        rng.permutation(np.arange(count) % size) for size in (num_topics, num_clusters, num_communities)
+    )
+    groups = Groups.of([topic, cluster, community, np.zeros(count, dtype=np.int64)], weight)
     cycles = (_cycle(num_clusters, rng), _cycle(num_topics, rng))
-    return World(source, topics, clusters, communities, everything, *cycles, release)
+    return World(source, groups, topic, cluster, community, *cycles, release)
 
 
 def world_of(config: SyntheticSource) -> World:
@@ -158,12 +182,14 @@ def tastes(world: World, bundle: int) -> Taste:
     """The tastes of a bundle, from circles and chance."""
     config, users = world.config, world.bundle_users(bundle)
     rng = world.stream(_EVENTS, 2 * bundle)
-    num_topics, num_communities = len(world.topics.start_G1) - 1, len(world.communities.start_G1) - 1
+    num_topics, num_communities = len(world.next_topic_G), world.any_group - world.first_community
     circles, member = np.unique(users // CIRCLE, return_inverse=True)
     from_circle = rng.random(len(users)) < config.social
 
     def pick(count: int) -> Array:
-        return np.where(from_circle, rng.integers(count, size=len(circles))[member], rng.integers(count, size=len(users)))
+        return np.where(
+            from_circle, rng.integers(count, size=len(circles))[member], rng.integers(count, size=len(users))
+        )
 
     topics = np.stack([pick(num_topics), pick(num_topics)], axis=1)
     favourites = np.stack([world.favourites(int(circle)) for circle in circles])
@@ -206,85 +232,84 @@ def told_topics(world: World, first: int, stop: int, num_words: int) -> Array:
     """The topic that each word of some items speaks of: the item's own with probability ``text``, else any: [N, W]."""
     rng = world.stream(_ITEMS, first)
     shape = (stop - first, num_words)
-    own = np.broadcast_to(world.topics.of_N[first:stop, None], shape)
+    own = np.broadcast_to(world.topic_N[first:stop, None], shape)
     is_told = rng.random(shape) < world.config.text
-    return np.where(is_told, own, rng.integers(len(world.topics.start_G1) - 1, size=shape))
+    return np.where(is_told, own, rng.integers(len(world.next_topic_G), size=shape))
 
 
 def _step(
     world: World,
     taste: Taste,
-    rows: Array,
+    rows_R: Array,
     items_UT: Array,
     clock: tuple[int, Array, Array],
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
     """The next item of some users and the mechanism that chose it."""
     step, lengths, times_UT = clock
-    mechanism = _mechanisms(world.config, len(rows), rng)
+    mechanism_R = _mechanisms(world.config, len(rows_R), rng)
     if step == 0:  # nothing to follow yet
-        mechanism = np.where(mechanism == MECHANISMS.index("evolution"), MECHANISMS.index("noise"), mechanism)
-    previous = items_UT[rows, step - 1] if step else np.zeros(len(rows), dtype=np.int64)
-    moved = rng.random(len(rows)) < world.config.evolution * step / np.maximum(lengths[rows] - 1, 1)
-    second = (rng.random(len(rows)) > FIRST_TOPIC).astype(np.int64)
-    topic = taste.topic_U2[rows, second]
-    topic = np.where(moved, world.next_topic_G[taste.topic_U2[rows, 0]], topic)
-    chosen = np.full(len(rows), -1, dtype=np.int64)
-    open_rows = np.arange(len(rows))
+        mechanism_R[mechanism_R == MECHANISMS.index("evolution")] = MECHANISMS.index("noise")
+    previous_R = items_UT[rows_R, step - 1] if step else np.zeros(len(rows_R), dtype=np.int64)
+    age_R = step / np.maximum(lengths[rows_R] - 1, 1)
+    group_R = _group(world, taste, rows_R, mechanism_R, (previous_R, age_R), rng)
+    chosen_R = np.full(len(rows_R), -1, dtype=np.int64)
+    left = np.arange(len(rows_R))
     for attempt in range(_TRIES):
-        kind = mechanism[open_rows] if attempt < _TRIES - 2 else np.full(len(open_rows), len(MECHANISMS) - 1)
-        drawn = _draw(world, taste, rows[open_rows], kind, (topic[open_rows], previous[open_rows]), rng)
-        chosen[open_rows] = drawn
-        mechanism[open_rows] = kind
-        seen = (items_UT[rows[open_rows], :step] == drawn[:, None]).any(axis=1)
-        early = world.release_N[drawn] > times_UT[rows[open_rows], step]
-        open_rows = open_rows[seen | early]
-        if len(open_rows) == 0:
+        if attempt == _TRIES - 1:
+            mechanism_R[left], group_R[left] = MECHANISMS.index("noise"), world.any_group
+        drawn_RC = world.groups.draw(np.repeat(group_R[left, None], _CANDIDATES, axis=1), rng)
+        social = np.flatnonzero(mechanism_R[left] == MECHANISMS.index("social"))
+        places = rng.integers(taste.favourites_UF.shape[1], size=(len(social), _CANDIDATES))
+        drawn_RC[social] = np.take_along_axis(taste.favourites_UF[rows_R[left[social]]], places, axis=1)
+        past_RT = items_UT[rows_R[left], :step]
+        is_seen_RC = (drawn_RC[:, :, None] == past_RT[:, None, :]).any(axis=2)
+        is_free_RC = ~is_seen_RC & (world.release_N[drawn_RC] <= times_UT[rows_R[left], step][:, None])
+        found = np.flatnonzero(is_free_RC.any(axis=1))
+        chosen_R[left[found]] = drawn_RC[found, is_free_RC[found].argmax(axis=1)]
+        left = np.delete(left, found)
+        if len(left) == 0:
             break
-    early = world.release_N[chosen] > times_UT[rows, step]
-    if early.any():
-        chosen[early] = np.flatnonzero(world.release_N == 0)[rng.integers((world.release_N == 0).sum(), size=early.sum())]
-    return chosen, mechanism
+    warm = np.flatnonzero(world.release_N == 0)
+    chosen_R[left] = warm[rng.integers(len(warm), size=len(left))]
+    return chosen_R, mechanism_R
 
 
-def _draw(
-    world: World,
-    taste: Taste,
-    rows: Array,
-    kind: Array,
-    state: tuple[Array, Array],
-    rng: np.random.Generator,
+def _group(
+    world: World, taste: Taste, rows_R: Array, mechanism_R: Array, past: tuple[Array, Array], rng: np.random.Generator
 ) -> Array:
-    """One candidate a user by the given mechanism."""
-    topic, previous = state
-    drawn = np.empty(len(rows), dtype=np.int64)
-    sources = (
-        (world.topics, topic),
-        (world.clusters, world.next_cluster_G[world.clusters.of_N[previous]]),
-        (world.communities, taste.community_U[rows]),
-        (None, None),
-        (world.everything, np.zeros(len(rows), dtype=np.int64)),
+    """The group of items that the mechanism of each user draws from."""
+    previous_R, age_R = past
+    topic_R = taste.topic_U2[rows_R, (rng.random(len(rows_R)) > FIRST_TOPIC).astype(np.int64)]
+    has_moved_R = rng.random(len(rows_R)) < world.config.evolution * age_R
+    topic_R = np.where(has_moved_R, world.next_topic_G[taste.topic_U2[rows_R, 0]], topic_R)
+    options = (
+        topic_R,
+        world.first_cluster + world.next_cluster_G[world.cluster_N[previous_R]],
+        world.first_community + taste.community_U[rows_R],
+        np.full(len(rows_R), world.any_group),  # social: the favourites of the circle are drawn apart
+        np.full(len(rows_R), world.any_group),
     )
-    for number, (groups, group) in enumerate(sources):
-        chosen = np.flatnonzero(kind == number)
-        if groups is None or group is None:
-            places = rng.integers(taste.favourites_UF.shape[1], size=len(chosen))
-            drawn[chosen] = taste.favourites_UF[rows[chosen], places]
-        else:
-            drawn[chosen] = groups.draw(group[chosen], rng)
-    return drawn
+    return np.choose(mechanism_R, options)
 
 
 def _mechanisms(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
     weights = np.array([config.text, config.evolution, config.collaborative, config.social, NOISE])
-    return np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(count), side="right").clip(0, len(weights) - 1)
+    return np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(count), side="right").clip(
+        0, len(weights) - 1
+    )
+
+
+def _room(config: SyntheticSource, share: int) -> int:
+    """Items of a group that a usual user does not use up, but at most one ``share``-th of all."""
+    return min(max(8, round(2 * config.events_per_user)), max(2, config.num_items // share))
 
 
 def _lengths(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
     """Events of every user: SHORT, or SHORT + 1 and more, so that the mean is ``events_per_user`` where it can be."""
     is_short = rng.random(count) < config.short_history
     mean = (config.events_per_user - SHORT * config.short_history) / max(1 - config.short_history, 1e-9)
-    extra = rng.gamma(2.0, max(mean - SHORT - 1, 0.0) / 2.0, size=count)
+    extra = rng.gamma(4.0, max(mean - SHORT - 1, 0.0) / 4.0, size=count)
     longest = min(config.num_items // 2, 20 * int(config.events_per_user) + SHORT)
     return np.where(is_short, SHORT, np.clip(SHORT + 1 + np.round(extra), SHORT + 1, longest)).astype(np.int64)
 

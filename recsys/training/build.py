@@ -9,6 +9,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.base import Graphs, ModelSizes
+from recsys.items import text_width
 from recsys.model import MultigrainModel
 
 
@@ -20,7 +21,7 @@ def model_sizes(config: Config, dataset: PreparedDataset) -> ModelSizes:
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         num_types=len(dataset.manifest.event_types),
-        text_width=int(dataset.manifest.text.get("dimension", 0)),
+        text_width=text_width(config.model.item, int(dataset.manifest.text.get("dimension", 0))),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
     )
@@ -30,7 +31,7 @@ def build_model(config: Config, dataset: PreparedDataset, through: Split) -> Mul
     """A fresh model; items without events through ``through`` have no id part."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
-    return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, trained_N, config.train.loss.normalize)
+    return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, trained_N)
 
 
 def build_graphs(dataset: PreparedDataset, through: Split) -> Graphs:

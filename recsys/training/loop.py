@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.config import Config
+from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
@@ -51,14 +51,14 @@ def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: T
     if progress.phase == "select":
         select = Phase(config, dataset, Split.TRAIN, validate, context, progress)
         select.run()
-        weights, graphs, model = select.best, select.graphs, select.model
+        weights, phase = select.best, select
         progress = Progress("refit", 0, progress.best_epoch, progress.best_value, progress.history)
     if config.train.refit:
         refit = Phase(config, dataset, Split.VALID, validate, context, progress)
         refit.run()
-        weights, graphs, model = refit.state(), refit.graphs, refit.model
-    model.load_state_dict(weights)
-    frozen = model.freeze(graphs)
+        weights, phase = refit.state(), refit
+    phase.loss.load_state_dict(weights)
+    frozen = phase.model.freeze(phase.graphs)
     seconds = time.perf_counter() - started
     return TrainResult(frozen, weights, progress.history, progress.best_epoch, config.train.refit, seconds)
 
@@ -88,27 +88,26 @@ class Phase:
                 config.train.batch_size,
                 config.model.max_history,
                 config.train.hide_history,
+                config.train.loss.event_power,
                 config.train.window_events,
                 config.seed,
             ),
             context.rank,
             context.world_size,
         )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
-        )
+        self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
+        self.optimizer = build_optimizer(self.loss, config.train)
         self.best = self.state()
         if context.resume_from is not None and progress.epoch > 0:
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
-            self.model.load_state_dict(state)
-        self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset)
+            self.loss.load_state_dict(state)
         self.step: nn.Module = self.loss
         if context.world_size > 1:
             self.step = nn.parallel.DistributedDataParallel(self.loss, broadcast_buffers=False)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the trainable state."""
-        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.loss.state_dict().items()}
 
     def run(self) -> None:
         """Train to the end of the phase; the progress says how it went."""
@@ -137,19 +136,20 @@ class Phase:
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
         self.model.train()
-        total, pairs = torch.zeros(()), 0
+        self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
+        total, weight = torch.zeros(()), 0.0
         for step in self._steps(epoch):
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
                 summed = self.step(step.batch.to(self.context.device), (self.config.seed, epoch, step.number))
             # DDP averages over workers, the loss is a mean over all of their targets
-            (summed * (self.context.world_size / step.num_pairs)).backward()
+            (summed * (self.context.world_size / step.weight)).backward()
             if self.config.train.clip_norm:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+                nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.train.clip_norm)
             self._set_lr(epoch, step.number)
             self.optimizer.step()
-            total, pairs = total + summed.detach().cpu(), pairs + step.num_pairs
-        mean = float(self.context.sum(total)) / pairs
+            total, weight = total + summed.detach().cpu(), weight + step.weight
+        mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise RuntimeError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
         return mean
@@ -208,6 +208,16 @@ def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
         return 1.0
     left = 1 - (step - warm_steps) / max(num_steps - warm_steps, 1)
     return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+
+
+def build_optimizer(loss: StepLoss, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and embeddings, not biases, norms and scalars."""
+    trainable = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), fused=True)
 
 
 def seed_everything(seed: int) -> None:

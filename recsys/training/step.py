@@ -5,6 +5,8 @@ Legend: B queries, P pairs, S items in view, N items, M negatives.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -30,37 +32,30 @@ class StepLoss(nn.Module):
         num_items = model.sizes.num_items
         full = config.kind == "full_softmax" or (config.kind == "auto" and num_items <= config.max_full_items)
         self.num_negatives = 0 if full else config.num_negatives
-        if config.negatives == "popularity":
-            counts_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0
-        else:
-            counts_N = torch.ones(num_items, dtype=torch.float64)
+        counts_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0
+        counts_N = counts_N**config.popularity_power
+        start = torch.tensor(-math.log(config.temperature))
+        self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
         self.register_buffer("q_N", counts_N / counts_N.sum(), persistent=False)
 
     def forward(self, batch: Batch, key: StepKey) -> Tensor:
-        if not self.num_negatives:
-            items, states = self.model.view(self.graphs)
-            users_BD = self.model(batch, items, states) / self.config.temperature
-            weights_P = torch.ones(len(batch.pairs_P), device=users_BD.device)
-            return full_softmax(
-                users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, weights_P, self.config.label_smoothing
-            )
-        negatives_M = self._draw(key).to(batch.history_UL.device)
-        log_q_M = torch.log(self.q_N.to(negatives_M.device)[negatives_M] * self.num_negatives).float()
-        ids_S = None
-        if not self.model.needs_all_items:
-            ids_S, batch, negatives_M = self._narrow(batch, negatives_M)
+        negatives_M, log_q_M, ids_S = None, None, None
+        if self.num_negatives:
+            negatives_M = self._draw(key).to(batch.history_UL.device)
+            log_q_M = torch.log(self.q_N.to(negatives_M.device)[negatives_M] * self.num_negatives).float()
+            if not self.model.needs_all_items:
+                ids_S, batch, negatives_M = self._narrow(batch, negatives_M)
         items, states = self.model.view(self.graphs, ids_S)
-        users_BD = self.model(batch, items, states) / self.config.temperature
-        weights_P = torch.ones(len(batch.pairs_P), device=users_BD.device)
-        return sampled_softmax(
-            users_BD,
-            items.vectors_SD,
-            batch.pairs_P,
-            batch.targets_P,
-            weights_P,
-            negatives_M=negatives_M,
-            log_q_M=log_q_M,
-        )
+        users_BD = self.model(batch, items, states) * self.log_scale.exp()
+        parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
+        if negatives_M is None or log_q_M is None:
+            return full_softmax(*parts, self.config.label_smoothing)
+        return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """n^(p − 1) for each of a query's n targets: [P]."""
+        num_B = torch.bincount(batch.pairs_P, minlength=len(batch)).to(torch.float32)
+        return num_B[batch.pairs_P] ** (self.config.event_power - 1)
 
     def _draw(self, key: StepKey) -> Tensor:
         """M item ids with replacement, by q."""

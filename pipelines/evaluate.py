@@ -1,0 +1,52 @@
+"""Stage ``evaluate``: the trained model and the baselines on the test part → RUN/metrics.json and RUN/report.html."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pipelines.cli import main
+from pipelines.examples import example_users
+from pipelines.folder import RunFolder
+from pipelines.prepare import open_dataset
+from pipelines.session import quiet
+from pipelines.tracking import log_evaluation, tracked
+from pipelines.train import open_trained
+from recsys.config import Config, dump_config
+from recsys.data.dataset import Manifest
+from recsys.evaluation.evaluate import evaluate as evaluate_model
+from recsys.evaluation.report import render_report
+
+
+def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Evaluate, write metrics and report, and return the content of ``metrics.json``."""
+    quiet()
+    dataset = open_dataset(config)
+    trained = open_trained(folder, dataset)
+    with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
+        settings = config.evaluate
+        baselines = ", ".join(settings.baselines) or "no baseline"
+        folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
+        evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
+        timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
+        metrics = evaluation.to_json(timing)
+        examples = example_users(trained.frozen, dataset, evaluation.ranking, settings.num_examples, config.seed)
+        folder.write_json(folder.metrics, metrics)
+        render_report(folder.report, metrics, dataset.manifest, trained.history, examples, dump_config(config))
+        log_evaluation(tracker, metrics)
+        for path in (folder.metrics, folder.report):
+            tracker.log_file(path)
+        main_metric = config.train.metric
+        folder.progress(
+            f"{main_metric} {metrics['model'][main_metric]:.4f} on {metrics['data']['queries']:,} test users"
+        )
+    return metrics
+
+
+def prepare_seconds(manifest: Manifest) -> float:
+    """How long the dataset took to prepare, which may have been in an earlier run."""
+    return float(manifest.timing.get("total", sum(manifest.timing.values())))
+
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,61 @@
+"""A few test users for the report: their items, what the model recommends, and the share of each granularity.
+
+Why drawn at random by the seed: picked examples always look good. The user vector is Σ_k λ_k z_k, so the shares
+λ_k z_k · a_i of the granularities add up to the score.
+
+Legend: E examples, K granularities, R recommendations, D width, N items.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.data.dataset import PreparedDataset
+from recsys.data.titles import item_titles
+from recsys.evaluation.ranking import Ranking
+from recsys.model import FrozenModel
+
+_NUM_RECOMMENDATIONS: Final = 6
+
+
+def example_users(
+    model: FrozenModel, dataset: PreparedDataset, ranking: Ranking, num_examples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Random queries of a ranking as the report shows them.
+
+    Each is ``{user, history: [title], recommendations: [{item, title, score, shares: {granularity: float}, hit}]}``,
+    the history oldest first.
+    """
+    num_examples = min(num_examples, len(ranking))
+    if num_examples == 0:
+        return []
+    rows_E = np.sort(np.random.default_rng(seed).choice(len(ranking), num_examples, replace=False))
+    queries = ranking.queries.take(rows_E)
+    parts_EKD, _ = model.parts(queries)
+    titles_N = item_titles(dataset.features)
+    examples = []
+    for parts_KD, history, row in zip(parts_EKD, queries.chunks(1), rows_E, strict=True):
+        kept_R = ranking.items_BK[row] >= 0
+        items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
+        shares_RK = (model.item_vectors_ND[items_R] @ parts_KD.T).tolist()
+        scored_R = zip(items_R, shares_RK, ranking.scores_BK[row][kept_R], ranking.hits_BK[row][kept_R], strict=False)
+        user = int(history.histories.users_U[0])
+        examples.append(
+            {
+                "user": dataset.user_ids[user].as_py() if user >= 0 else "a user outside training",
+                "history": [titles_N[item] for item in history.histories.items_E],
+                "recommendations": [
+                    {
+                        "item": dataset.item_ids[item].as_py(),
+                        "title": titles_N[item],
+                        "score": float(score),
+                        "shares": dict(zip(model.names, shares_K, strict=True)),
+                        "hit": bool(hit),
+                    }
+                    for item, shares_K, score, hit in scored_R
+                ],
+            }
+        )
+    return examples

@@ -1,0 +1,53 @@
+"""Stage ``prepare``: the source → the prepared dataset. Does nothing when that is there already for the same input.
+
+Reads what ``data.source`` names; writes ``data.dir`` (default RUN/dataset).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder
+from pipelines.session import ray_session
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import DataError
+
+
+def prepare(config: Config, folder: RunFolder) -> PreparedDataset:
+    """Make the dataset, or find it up to date."""
+    with folder.progress.stage("prepare"), ray_session(config):
+        from recsys.data.prepare import prepare as prepare_dataset
+
+        dataset = prepare_dataset(config, progress=folder.progress)
+        _say_what_there_is(dataset, folder)
+    return open_dataset(config)
+
+
+def open_dataset(config: Config) -> PreparedDataset:
+    """The prepared dataset of the configuration, by an absolute path: workers have other working directories.
+
+    Raises:
+        ArtifactError: it is not there, or of another release.
+        DataError: it has nothing to train on.
+    """
+    place = config.dataset_dir
+    dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
+    for part in ("users", "items", "train"):
+        if not dataset.manifest.counts.get(part, 0):
+            raise DataError(f"{dataset.root} has no {part}: nothing to learn from; check data.source and data.split")
+    return dataset
+
+
+def _say_what_there_is(dataset: PreparedDataset, folder: RunFolder) -> None:
+    counts, manifest = dataset.manifest.counts, dataset.manifest
+    bad = sum(sum(reasons.values()) for reasons in manifest.quarantined.values())
+    named = ("users", "items", "train", "valid", "test", "social_edges", "items_with_text")
+    shown = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in named if counts.get(name))
+    folder.progress(f"{manifest.name}: {shown}; {bad:,} of {sum(manifest.read.values()):,} rows in quarantine")
+
+
+if __name__ == "__main__":
+    sys.exit(main(["prepare", *sys.argv[1:]]))

@@ -1,0 +1,40 @@
+"""Stage ``recommend``: the top items of every user → RUN/recommendations.parquet, over Ray Data.
+
+The model is ``recommend.model`` of the registry, or by default RUN/bundle, the very files that this run registered.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder
+from pipelines.session import quiet, ray_session
+from recsys.config import Config
+from recsys.registry.bundle import read_info
+from recsys.registry.register import resolve
+from recsys.registry.tracking import tracking_uri
+
+
+def recommend(config: Config, folder: RunFolder) -> Path:
+    """Write the recommendations and return their file."""
+    quiet()
+    settings = config.recommend
+    with folder.progress.stage("recommend"):
+        bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
+        info = read_info(bundle)
+        folder.progress(f"{settings.model or bundle}: trained on {info.dataset.get('name', '')}, made {info.created}")
+        with ray_session(config):
+            from recsys.serving.batch import recommend_all
+
+            done = recommend_all(bundle, folder.recommendations, settings.k, settings.exclude_seen, settings.batch_size)
+        folder.progress(
+            f"{done.num_rows:,} recommendations for {done.num_users:,} users ({done.num_fallback:,} by popularity) "
+            f"in {folder.recommendations}"
+        )
+    return folder.recommendations
+
+
+if __name__ == "__main__":
+    sys.exit(main(["recommend", *sys.argv[1:]]))

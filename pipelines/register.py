@@ -1,0 +1,44 @@
+"""Stage ``register``: the trained model → RUN/bundle, complete in itself → a version in the MLflow registry.
+
+With ``tracking.enabled`` false only the bundle is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder
+from pipelines.prepare import open_dataset
+from pipelines.session import quiet
+from pipelines.tracking import tracked
+from pipelines.train import open_trained
+from recsys.config import Config
+from recsys.registry.bundle import write_bundle
+from recsys.registry.register import register as register_bundle
+
+
+def register(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Write the bundle and register it; returns the content of ``registered.json`` (empty when tracking is off)."""
+    quiet()
+    metrics = folder.read_json(folder.metrics, "run `recsys evaluate` with the same configuration first")
+    dataset = open_dataset(config)
+    trained = open_trained(folder, dataset)
+    with folder.progress.stage("register"), tracked(config, folder) as tracker:
+        extra = {"metrics": metrics.get("model", {}), "main_metric": metrics.get("metric", ""), "refit": trained.refit}
+        write_bundle(folder.bundle, trained.frozen, dataset, extra)
+        if not tracker.enabled:
+            folder.progress(f"wrote {folder.bundle}; tracking.enabled is false, so nothing is registered")
+            folder.registered.unlink(missing_ok=True)
+            return {}
+        found = register_bundle(tracker, folder.bundle, config, metrics)
+        registered = {**asdict(found), "tracking": tracker.uri, "run_id": tracker.run_id}
+        folder.write_json(folder.registered, registered)
+        folder.progress(f"registered {found.name} version {found.version} as {found.alias}")
+    return registered
+
+
+if __name__ == "__main__":
+    sys.exit(main(["register", *sys.argv[1:]]))

@@ -1,0 +1,81 @@
+"""The whole pipeline: prepare → train → evaluate → register, in one MLflow run and with one Ray."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pipelines.cli import main
+from pipelines.evaluate import evaluate
+from pipelines.folder import RunFolder
+from pipelines.prepare import prepare
+from pipelines.progress import table
+from pipelines.register import register
+from pipelines.session import ray_session
+from pipelines.tracking import tracked
+from pipelines.train import train
+from recsys.config import Config
+from recsys.evaluation.metrics import parse_metric
+from recsys.evaluation.validation import Validator
+
+_HEADLINES = ("recall", "hit", "mrr", "coverage")
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Run every stage, and close with the headline metrics and where everything is."""
+    Validator.of(config)  # a wrong metric is known now, not after the training
+    with tracked(config, folder, fresh=True):
+        with ray_session(config):
+            prepare(config, folder)
+            train(config, folder)
+        metrics = evaluate(config, folder)
+        registered = register(config, folder)
+    folder.progress.plain(closing_words(metrics, registered, folder))
+
+
+def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: RunFolder) -> str:
+    """Headline metrics of the model and each baseline, the report, and the registered model."""
+    lines = ["", headline_table(metrics), "", verdict(metrics), f"report      {folder.report.absolute()}"]
+    if registered.get("version"):
+        name, version, alias = (registered[key] for key in ("name", "version", "alias"))
+        lines.append(f"model       {name}, version {version}, alias {alias}: models:/{name}@{alias}")
+        lines.append(f"tracking    {registered['tracking']}")
+    else:
+        lines.append(f"model       {folder.bundle.absolute()} (tracking.enabled is false: not registered)")
+    return "\n".join(lines)
+
+
+def headline_table(metrics: dict[str, Any]) -> str:
+    """The main metric first, then others at the same cut-off, best recommender first.
+
+    >>> print(headline_table({"metric": "ndcg@5", "model": {"ndcg@5": 0.5, "hit@5": 0.25},
+    ...     "baselines": {"popularity": {"ndcg@5": 0.1, "hit@5": 0.125}}}))
+                ndcg@5   hit@5
+    multigrain  0.5000  0.2500
+    popularity  0.1000  0.1250
+    """
+    main_metric = metrics["metric"]
+    k = parse_metric(main_metric).k
+    shown = [main_metric, *(f"{kind}@{k}" for kind in _HEADLINES if f"{kind}@{k}" != main_metric)]
+    shown = [name for name in shown if name in metrics["model"]]
+    values = {"multigrain": metrics["model"], **metrics["baselines"]}
+    ordered = sorted(values, key=lambda name: -values[name][main_metric])
+    return table([["", *shown], *([name, *(f"{values[name][key]:.4f}" for key in shown)] for name in ordered)])
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """How the model stands against the best baseline, with the interval of the difference."""
+    comparison = metrics["comparison"]
+    best = comparison.get("best_baseline")
+    if best is None:
+        return "no baseline was run"
+    against = comparison["against"][best]
+    word = "above" if against["low"] > 0 else "below" if against["high"] < 0 else "not distinguishable from"
+    return (
+        f"{word} {best}, the best baseline: {metrics['metric']} {against['difference']:+.4f}, "
+        f"95 % interval {against['low']:+.4f} to {against['high']:+.4f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,82 @@
+"""Stage ``train``: the prepared dataset → a trained model, on the workers of Ray Train.
+
+Writes RUN/checkpoints while it trains and RUN/model when it is done, with the dataset's hash beside the tensors.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder
+from pipelines.prepare import open_dataset
+from pipelines.session import ray_session
+from pipelines.tracking import log_epoch, tracked
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import ArtifactError
+from recsys.evaluation.validation import Validator
+from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+
+ORIGIN = "origin.json"
+
+
+def train(config: Config, folder: RunFolder) -> TrainResult:
+    """Train and keep the result."""
+    validate = Validator.of(config)
+    dataset = open_dataset(config)
+    with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
+        from recsys.training.ray_train import train_on_ray
+
+        tracker.log_dataset(dataset.manifest, dataset.root)
+
+        def report(values: dict[str, Any]) -> None:
+            folder.progress(epoch_line(values))
+            log_epoch(tracker, values)
+
+        result = train_on_ray(config, dataset, validate, report)
+        shutil.rmtree(folder.model, ignore_errors=True)
+        save_trained(folder.model, result)
+        folder.write_json(folder.model / ORIGIN, {"dataset": dataset.root, "hash": dataset.manifest.content_hash})
+        tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
+        again = ", then trained again on training and validation" if result.refit else ""
+        folder.progress(f"chose epoch {result.best_epoch} by {config.train.metric} on validation{again}")
+    return result
+
+
+def open_trained(folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
+    """The model of the run folder, which must have been trained on this very dataset.
+
+    Raises:
+        ArtifactError: no model, a damaged one, or one that was trained on other data.
+    """
+    result = load_trained(folder.model)
+    trained_on = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("hash")
+    if trained_on != dataset.manifest.content_hash:
+        raise ArtifactError(
+            f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but {dataset.root} is now "
+            f"{dataset.manifest.content_hash[:12]}; run `recsys train` again, or give the folder of the other dataset"
+        )
+    return result
+
+
+def epoch_line(values: dict[str, Any]) -> str:
+    """One epoch as one line.
+
+    >>> epoch_line({"phase": "select", "epoch": 3, "epochs": 20, "loss": 5.125, "ndcg@20": 0.2, "seconds": 1.26})
+    'epoch   3/20  loss 5.1250  ndcg@20 0.2000  1.3 s'
+    """
+    known = ("phase", "epoch", "epochs", "loss", "lr", "seconds")
+    again = "  (refit)" if values.get("phase") == "refit" else ""
+    metrics = "".join(
+        f"  {name} {value:.4f}" for name, value in values.items() if name not in known and isinstance(value, float)
+    )
+    rate = f"  lr {values['lr']:.2e}" if "lr" in values else ""
+    took = f"  {values['seconds']:.1f} s" if "seconds" in values else ""
+    return f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}{metrics}{rate}{took}{again}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

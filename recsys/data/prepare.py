@@ -1,0 +1,387 @@
+"""The stage ``prepare``: a source's tables become a prepared dataset (see :mod:`recsys.data.dataset` for its files).
+
+The way of the data::
+
+    items, users ──► known ids ─────────────┐
+    events ── blocks ──► buckets of users ──┴─► good rows + summary ──► vocabularies
+              (Ray Data)    (exchange)              │
+                                                    └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts,
+                                                                                                        item terms
+    friends, facts ──► graphs        item fields + terms ──► text ──► vectors
+
+Nothing that grows with the number of events passes through this process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from recsys import schema
+from recsys.config import Config
+from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
+from recsys.data.content_hash import content_hash
+from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.destination import Destination, Folder
+from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
+from recsys.data.graphs import write_facts, write_social
+from recsys.data.histories import Array
+from recsys.data.items import align, compose_text, count_table, feature_table, text_fields
+from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
+from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins
+from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
+from recsys.data.text_cache import encode_texts
+from recsys.data.vocabulary import dense, union
+from recsys.errors import ArtifactError, ConfigError, DataError, choices
+from recsys.sources.base import SourceAdapter
+
+_MAX_EVENT_TYPES: Final = 255
+_TERM_ROWS_A_TASK: Final = 2_000_000
+Progress = Callable[[str], None]
+
+
+def prepare(config: Config, progress: Progress = print, source: SourceAdapter | None = None) -> PreparedDataset:
+    """Write the prepared dataset of a configuration, unless it is there already. Ray must be initialised.
+
+    Args:
+        config: the sections ``data`` and ``run`` and the seed are read.
+        progress: gets one line a step.
+        source: instead of the one that ``data.source`` names.
+
+    Raises:
+        SourceError: the source cannot be read.
+        ConfigError: a key contradicts the data.
+        DataError: too many bad rows, or a part of the split is empty.
+    """
+    if source is None:
+        from recsys.sources import open_source
+
+        source = open_source(config.data.source)
+    rules = EventRules.of(config.data)
+    digest = content_hash(config, source.fingerprint())
+    existing = _existing(config.dataset_dir, digest)
+    if existing is not None:
+        progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
+        return existing
+    destination = Destination(config.dataset_dir)
+    with quiet(), destination.writing() as folder:
+        manifest = _Preparation(config, source, rules, destination, folder, progress).run(digest)
+        destination.commit(manifest)
+    progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
+    return PreparedDataset(config.dataset_dir)
+
+
+def _existing(root: str, digest: str) -> PreparedDataset | None:
+    try:
+        dataset = PreparedDataset(root)
+    except ArtifactError:
+        return None
+    return dataset if dataset.manifest.content_hash == digest else None
+
+
+class _Preparation:
+    """One run: what its steps hand on. Every step is a method, in the order of :meth:`run`."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: SourceAdapter,
+        rules: EventRules,
+        destination: Destination,
+        folder: Folder,
+        progress: Progress,
+    ) -> None:
+        self.config, self.source, self.rules, self.folder, self.progress = config, source, rules, folder, progress
+        self.quarantine = Quarantine(destination, config.data.quarantine.max_share)
+        self.counts: Counter[str] = Counter()
+        self.timing: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def run(self, digest: str) -> Manifest:
+        started = time.perf_counter()
+        tables = self.source.tables()
+        with self._step("read_items"):
+            items = self._read_ids("items", tables.get("items"), schema.ITEM_ID)
+        with self._step("read_users"):
+            users = self._read_ids("users", tables.get("users"), schema.USER_ID)
+        with self._step("read_events"):
+            buckets, summaries = self._read_events(tables["events"], items)
+        with self._step("encode"):
+            coding = self._coding(summaries)
+            user_ids = union([*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])])
+            item_ids = union([*(s.items for s in summaries), *([items.column(schema.ITEM_ID)] if items else [])])
+            self._write_vocabularies(user_ids, item_ids)
+            encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
+        with self._step("split"):
+            plan = self._plan(encoded, coding.order, summaries)
+        with self._step("histories"):
+            shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
+        features = align(items, item_ids)
+        with self._step("graphs"):
+            self._write_graphs(tables, user_ids, item_ids, features)
+        with self._step("text"):
+            text = self._write_items(items, features, terms)
+        self.quarantine.close()
+        self.timing["total"] = round(time.perf_counter() - started, 3)
+        return Manifest(
+            content_hash=digest,
+            name=self.source.name,
+            counts=dict(self.counts),
+            event_types=list(coding.event_types),
+            ordered=coding.order != "none",
+            timed=not any(summary.untimed for summary in summaries),
+            split=plan.describe(),
+            quarantined={table: dict(reasons) for table, reasons in self.quarantine.counts.items()},
+            read=self.quarantine.read,
+            shards=shards,
+            text=text,
+            timing=self.timing,
+            notes=self.notes,
+        )
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.timing[name] = round(time.perf_counter() - started, 3)
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def _read_ids(self, name: str, dataset: Any, key: str) -> pa.Table | None:
+        """The good rows of the table of items or users, each id once; None where the source has no such table."""
+        if dataset is None:
+            return None
+        table = read_table(dataset)
+        if table is None:
+            return None
+        table = table.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]).combine_chunks()
+        good_rows = np.flatnonzero(np.asarray(pc.is_null(table.column(schema.REASON))))
+        codes = np.asarray(table.column(key).combine_chunks().dictionary_encode().indices.fill_null(-1))[good_rows]
+        first_rows = good_rows[np.unique(codes, return_index=True)[1]]
+        is_first = np.zeros(table.num_rows, dtype=bool)
+        is_first[first_rows] = True
+        marked = mark(table, ~is_first, DUPLICATE)
+        self._quarantined(name, table.num_rows, bad_rows(marked, [key]))
+        return table.filter(pa.array(is_first))
+
+    def _quarantined(self, name: str, read: int, bad: pa.Table) -> None:
+        self.quarantine.start(name, read)
+        self.quarantine.add(name, bad)
+        self.quarantine.check(name)
+        self.progress(f"read {name}: {read:,} rows, {bad.num_rows:,} quarantined")
+
+    def _read_events(self, dataset: Any, items: pa.Table | None) -> tuple[list[list[Any]], list[BucketSummary]]:
+        known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
+        buckets = exchange(block_refs(dataset), self.config.data.num_shards, self.rules, known)
+        summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in buckets]
+        self.quarantine.start("events", sum(summary.read for summary in summaries))
+        for bucket in buckets:
+            self.quarantine.add("events", fetch(bucket[1]))
+        self.quarantine.check("events")
+        return buckets, summaries
+
+    # ----------------------------------------------------------------------------------------------------- encoding
+
+    def _coding(self, summaries: list[BucketSummary]) -> Coding:
+        """Event types and order, checked against what the events have."""
+        types = sum((Counter(summary.types) for summary in summaries), Counter[str]())
+        missing = sorted({*self.rules.interactions, *self.rules.text_types} - set(types))
+        if missing:
+            key = "data.interactions" if set(missing) & set(self.rules.interactions) else "data.text.event_types"
+            raise ConfigError(f"{key}: no event has the type {', '.join(missing)}; types: {choices(types) or 'none'}")
+        kept = sorted(self.rules.interactions or set(types) - set(self.rules.text_types))
+        if not kept:
+            raise DataError(f"no event is an interaction; types: {choices(types) or 'none'}, see data.interactions")
+        if len(kept) > _MAX_EVENT_TYPES:
+            raise DataError(f"{len(kept)} event types, at most {_MAX_EVENT_TYPES} are supported; see data.interactions")
+        left_out = {name: count for name, count in types.items() if name not in {*kept, *self.rules.text_types}}
+        for name, count in sorted(left_out.items()):
+            self.notes.append(f"{count:,} events of the type {name} are no interactions (data.interactions)")
+        return Coding(self.rules, tuple(kept), self._order(sum(summary.untimed for summary in summaries)))
+
+    def _order(self, untimed: int) -> str:
+        order = self.config.data.order
+        if order == "time" and untimed:
+            raise DataError(
+                f"data.order time: {untimed:,} interactions have no timestamp; set data.order to file (the order of "
+                "the rows is the order of events) or none"
+            )
+        if order != "auto":
+            return order
+        if not untimed:
+            return "time"
+        return "file" if self.config.data.source.kind == "sequences" else "none"
+
+    def _write_vocabularies(self, user_ids: pa.Array, item_ids: pa.Array) -> None:
+        self.folder.write_table("vocab/users.parquet", pa.table({schema.USER_ID: user_ids}))
+        self.folder.write_table("vocab/items.parquet", pa.table({schema.ITEM_ID: item_ids}))
+        self.counts.update(users=len(user_ids), items=len(item_ids))
+
+    def _encode(
+        self,
+        buckets: list[list[Any]],
+        coding: Coding,
+        summaries: list[BucketSummary],
+        user_ids: pa.Array,
+        item_ids: pa.Array,
+    ) -> list[list[Any]]:
+        """References to the encoded events and text of every bucket; the good rows are let go."""
+        encoder = task(encode_bucket, 4)
+        items = ray.put(item_ids)
+        numbers = dense([summary.users for summary in summaries], user_ids)
+        encoded = [
+            encoder.remote(bucket[0], coding, summary.users, number, items)
+            for bucket, summary, number in zip(buckets, summaries, numbers, strict=True)
+        ]
+        buckets.clear()
+        for refs in encoded:
+            self.quarantine.add("events", fetch(refs[2]))
+        self.quarantine.check("events")
+        ignored = sum(fetch([refs[3] for refs in encoded]))
+        if ignored:
+            self.notes.append(f"{ignored:,} rows of item text are empty or about items without any interaction")
+        read, bad = self.quarantine.read["events"], self.quarantine.number("events")
+        self.progress(f"read events: {read:,} rows, {bad:,} quarantined")
+        return encoded
+
+    # ---------------------------------------------------------------------------------------------------- histories
+
+    def _plan(self, encoded: list[list[Any]], order: str, summaries: list[BucketSummary]) -> SplitPlan:
+        split = self.config.data.split
+        given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
+        unnamed = given.pop("", 0)
+        timed = not any(summary.untimed for summary in summaries)
+        check_split(split, order, timed, given)
+        if split.kind == "given" and unnamed:
+            self.notes.append(f"{unnamed:,} events without a given split count as training")
+        valid_from, test_from = self._cut_offs(encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
+        return SplitPlan(
+            split.kind, split.valid, split.test, valid_from, test_from, order != "none", given.get("valid", 0) > 0
+        )
+
+    def _cut_offs(self, encoded: list[list[Any]], summaries: list[BucketSummary]) -> tuple[int, int]:
+        """Microseconds from which events are validation and test: given, or exact quantiles of the event times."""
+        split = self.config.data.split
+        counter = task(time_bins)
+        first = min(summary.first for summary in summaries if summary.interactions)
+        last = max(summary.last for summary in summaries if summary.interactions)
+
+        def bins(start: int, width: int, below: int) -> Array:
+            total: Array = np.sum(fetch([counter.remote(refs[0], start, width, below) for refs in encoded]), axis=0)
+            return total
+
+        everything = int(bins(first, last - first + 1, last + 1)[0])
+        if split.test_from:
+            test_from = parse_time(split.test_from, "data.split.test_from")
+        else:
+            rank = max(round(everything * split.test), 1)
+            test_from = cut_off(lambda start, width: bins(start, width, last + 1), first, last, rank)
+        before_test = int(bins(first, last - first + 1, test_from)[0])
+        if split.valid_from:
+            valid_from = parse_time(split.valid_from, "data.split.valid_from")
+        elif before_test == 0:
+            valid_from = test_from
+        else:
+            rank = min(max(round(everything * split.valid), 1), before_test)
+            valid_from = cut_off(lambda start, width: bins(start, width, test_from), first, last, rank)
+        if valid_from >= test_from:
+            raise DataError(
+                f"data.split: validation would start at {valid_from} and test at {test_from} (microseconds), which "
+                "leaves no validation; choose an earlier data.split.valid_from, or another data.split.test"
+            )
+        return valid_from, test_from
+
+    def _write_shards(
+        self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
+    ) -> tuple[list[str], pa.Table | None]:
+        """Histories and item counts; returns the names of the shards and the terms of the items."""
+        num_term_parts = 1
+        if self.rules.text_types:
+            num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
+        rules = ShardRules(plan, self.config.seed, num_term_parts)
+        written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
+        encoded.clear()
+        counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
+        names = []
+        for refs in written:
+            report: ShardReport = fetch(refs[0])
+            self.counts.update(report.counts)
+            counts_N3[report.items] += report.item_counts
+            names += [report.name] if report.name else []
+        self.counts["events"] = sum(self.counts[part] for part in PARTS)
+        self._check_parts()
+        self.folder.write_table("items/counts.parquet", count_table(counts_N3))
+        sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
+        self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
+        return names, self._merge_terms([refs[1:] for refs in written])
+
+    def _check_parts(self) -> None:
+        empty = [part for part in PARTS if not self.counts[part]]
+        if empty:
+            sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
+            raise DataError(
+                f"data.split.kind {self.config.data.split.kind} leaves no {' and no '.join(empty)} events ({sizes}); "
+                "change data.split (kind, shares, cut-offs) or give more events a user"
+            )
+
+    def _merge_terms(self, parts: list[list[Any]]) -> pa.Table | None:
+        if not self.rules.text_types:
+            for name in ("text_rows", "text_rows_held_out", "text_rows_held_out_test", "text_rows_late"):
+                self.counts.pop(name, None)
+            return None
+        if held_out := self.counts["text_rows_held_out"]:
+            self.notes.append(
+                f"{held_out:,} of {self.counts['text_rows']:,} rows of item text are about held-out (user, item) pairs "
+                "and were left out of the item text"
+            )
+        if late := self.counts["text_rows_late"]:
+            self.notes.append(f"{late:,} rows of item text from the validation cut-off on were left out")
+        merger = task(merge_terms)
+        limit = self.config.data.text.max_event_terms
+        return pa.concat_tables(fetch([merger.remote(limit, *refs) for refs in zip(*parts, strict=True)]))
+
+    # ----------------------------------------------------------------------------------------------- graphs and text
+
+    def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, item_ids: pa.Array, features: pa.Table) -> None:
+        self.counts["social_edges"] = 0
+        if "social" in tables:
+            blocks = list(block_refs(tables["social"]))
+            directed = self.config.data.social_directed
+            edges, bad, read = fetch(task(write_social).remote(self.folder, user_ids, directed, *blocks))
+            self._quarantined("social", read, bad)
+            self.counts["social_edges"] = edges
+        if "knowledge" in tables:
+            blocks = list(block_refs(tables["knowledge"]))
+            entities = features.select([name for name in (schema.ENTITY_ID,) if name in features.column_names])
+            number, bad, read = fetch(task(write_facts).remote(self.folder, entities, *blocks))
+            self._quarantined("knowledge", read, bad)
+            self.counts["facts"] = number
+
+    def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> dict[str, Any]:
+        """Features, text and its vectors; returns what the manifest says of the text."""
+        config = self.config.data.text
+        fields = text_fields(items, config.fields)
+        texts = compose_text(features, fields, terms, config.event_column)
+        self.folder.write_table("items/features.parquet", feature_table(features, texts))
+        with_text = len(texts) - texts.null_count
+        self.counts["items_with_text"] = with_text
+        described: dict[str, Any] = {"model": "", "dimension": 0, "fields": fields, "encoded": 0, "cached": 0}
+        if not config.enabled or not with_text:
+            self.progress(f"item text: {'off' if not config.enabled else 'none of the items has any'}")
+            return described
+        self.progress(f"item text: {with_text:,} items, fields {', '.join([*fields, config.event_column]).strip(', ')}")
+        vectors_NT, numbers = encode_texts(texts.to_pylist(), config)
+        dimension = vectors_NT.shape[1]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), dimension)
+        has_text = pc.is_valid(texts)
+        self.folder.write_table("items/text_vectors.parquet", pa.table({"vector": column, "has_text": has_text}))
+        self.progress(f"text vectors: {numbers['encoded']:,} texts encoded, {numbers['cached']:,} from the cache")
+        return described | numbers | {"model": config.model, "dimension": dimension}

@@ -1,0 +1,347 @@
+"""A bundle: one folder that holds all a recommender needs, complete in itself.
+
+Why: who pulls a model must need neither the dataset nor the training code's state, and must be able to trust what
+was pulled; so every file is checked against its SHA-256, and nothing is pickled.
+
+Layout::
+
+    bundle.json           format, model configuration, sizes, event types, dataset, metrics, checksums of the files
+    weights.safetensors   FrozenModel.tensors(): encoders, item vectors, granularity states
+    items.parquet         dense order: item_id, title, popularity (training interactions)
+    users.parquet         dense order: user_id and the user's events: items, types, times, splits
+
+Legend: U users, E events, N items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pydantic
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from recsys import __version__
+from recsys.config import ModelConfig
+from recsys.data.dataset import PreparedDataset, histories_from_table
+from recsys.data.histories import Array, Histories, Split
+from recsys.data.titles import item_titles
+from recsys.errors import ArtifactError, UserError
+from recsys.granularities.base import ModelSizes
+from recsys.model import FrozenModel, dump_sizes
+
+FORMAT_VERSION: Final = 1
+DESCRIPTION: Final = "bundle.json"
+WEIGHTS: Final = "weights.safetensors"
+ITEMS: Final = "items.parquet"
+USERS: Final = "users.parquet"
+
+_EVENT_COLUMNS: Final = {"items": pa.int32(), "types": pa.uint8(), "times": pa.int64(), "splits": pa.uint8()}
+_ROWS_AT_A_TIME: Final = 65_536
+
+
+class FileEntry(BaseModel):
+    """What a file must be to be trusted."""
+
+    size: int
+    sha256: str
+
+
+class BundleInfo(BaseModel):
+    """The content of ``bundle.json``."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    format_version: int
+    package_version: str
+    created: str  # ISO time, UTC
+    model: ModelConfig
+    sizes: dict[str, int | bool]
+    granularities: list[str]
+    event_types: list[str]
+    default_event_type: str  # of history events that a request gives without a type: the most frequent one
+    dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
+    text_model: str
+    metrics: dict[str, Any]
+    extra: dict[str, Any]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory."""
+
+    info: BundleInfo
+    model: FrozenModel
+    item_ids: list[str]
+    titles: list[str]
+    popularity_N: Array  # int64
+    user_ids: list[str]
+    histories: Histories  # row = dense user id; all events, with the part each belongs to
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write_bundle(folder: str | Path, frozen: FrozenModel, dataset: PreparedDataset, extra: Mapping[str, Any]) -> None:
+    """Write a bundle aside and rename it into place; one that is there already is replaced.
+
+    ``extra["metrics"]`` becomes the bundle's metrics, everything else of ``extra`` (plain JSON values) is kept as is.
+
+    Raises:
+        ArtifactError: the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
+            something that is not a bundle and would be lost.
+    """
+    folder = Path(folder).absolute()
+    _check_match(frozen, dataset)
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(
+            f"{folder} exists and is not a bundle; it would be lost: give another folder or move it away"
+        )
+    aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        tensors = frozen.tensors()
+        _check_finite(tensors, "the trained model")
+        save_file(tensors, aside / WEIGHTS)
+        pq.write_table(_item_table(dataset), aside / ITEMS, compression="zstd")
+        histories = _dense_histories(dataset)
+        _write_users(aside / USERS, dataset.user_ids, histories)
+        info = _describe(frozen, dataset, histories, extra)
+        info.files = {name: _entry(aside / name) for name in (WEIGHTS, ITEMS, USERS)}
+        (aside / DESCRIPTION).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+        _replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_match(frozen: FrozenModel, dataset: PreparedDataset) -> None:
+    model = (frozen.sizes.num_users, frozen.sizes.num_items)
+    data = (dataset.num_users, dataset.num_items)
+    if model != data:
+        raise ArtifactError(
+            f"the model was trained for {model[0]} users and {model[1]} items, {dataset.root} has "
+            f"{data[0]} and {data[1]}; train again on this dataset"
+        )
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _describe(
+    frozen: FrozenModel, dataset: PreparedDataset, histories: Histories, extra: Mapping[str, Any]
+) -> BundleInfo:
+    manifest = dataset.manifest
+    frequency = np.bincount(histories.types_E, minlength=max(len(manifest.event_types), 1))
+    rest = {key: value for key, value in extra.items() if key != "metrics"}
+    return BundleInfo(
+        format_version=FORMAT_VERSION,
+        package_version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=frozen.config,
+        sizes=dump_sizes(frozen.sizes),
+        granularities=frozen.names,
+        event_types=manifest.event_types,
+        default_event_type=manifest.event_types[int(frequency.argmax())] if manifest.event_types else "",
+        dataset={
+            "name": manifest.name,
+            "content_hash": manifest.content_hash,
+            "counts": manifest.counts,
+            "split": _plain(manifest.split),
+            "ordered": manifest.ordered,
+            "timed": manifest.timed,
+        },
+        text_model=str(manifest.text.get("model", "")),
+        metrics=_plain(extra.get("metrics", {})),
+        extra=_plain(rest),
+        files={},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """JSON values; numbers that are not finite, which JSON lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (np.integer, np.floating)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _item_table(dataset: PreparedDataset) -> pa.Table:
+    return pa.table(
+        {
+            "item_id": dataset.item_ids.cast(pa.string()),
+            "title": pa.array(item_titles(dataset.features), pa.string()),
+            "popularity": pa.array(dataset.item_counts_N(Split.TRAIN).astype(np.int64)),
+        }
+    )
+
+
+def _dense_histories(dataset: PreparedDataset) -> Histories:
+    """Every user's events, one row a dense id; users without events have an empty row."""
+    shards = list(dataset.shards())
+    found = Histories.concat(shards) if shards else Histories.of_items([])
+    rows = np.full(dataset.num_users, -1, dtype=np.int64)
+    rows[found.users_U] = np.arange(len(found))
+    if len(found) == dataset.num_users and bool((rows == np.arange(len(rows))).all()):
+        return found
+    empty = Histories.of_items([[]])
+    return Histories.concat([found, empty]).take(np.where(rows < 0, len(found), rows))
+
+
+def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
+    kinds = {name: pa.large_list(kind) for name, kind in _EVENT_COLUMNS.items()}
+    schema = pa.schema({"user_id": pa.string(), **kinds})
+    flat = dict(zip(_EVENT_COLUMNS, _event_arrays(histories), strict=True))
+    ids = user_ids.cast(pa.string())
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, len(histories), _ROWS_AT_A_TIME):
+            stop = min(start + _ROWS_AT_A_TIME, len(histories))
+            offsets = histories.offsets_U1[start : stop + 1]
+            lists = [
+                pa.LargeListArray.from_arrays(
+                    pa.array(offsets - offsets[0]), pa.array(values[offsets[0] : offsets[-1]], _EVENT_COLUMNS[name])
+                )
+                for name, values in flat.items()
+            ]
+            writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))
+
+
+def _event_arrays(histories: Histories) -> tuple[Array, Array, Array, Array]:
+    return histories.items_E, histories.types_E, histories.times_E, histories.splits_E
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Read and check a bundle.
+
+    Raises:
+        ArtifactError: no bundle there, one of another format, or one that is damaged.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    for name in (WEIGHTS, ITEMS, USERS):
+        _check_file(folder, name, info.files.get(name))
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        _check_finite(tensors, str(folder / WEIGHTS))
+        model = FrozenModel.from_tensors(info.model, ModelSizes(**info.sizes), tensors)  # type: ignore[arg-type]
+        items = pq.read_table(folder / ITEMS)
+        users = pq.read_table(folder / USERS)
+        bundle = Bundle(
+            info,
+            model,
+            items.column("item_id").to_pylist(),
+            items.column("title").to_pylist(),
+            items.column("popularity").to_numpy(),
+            users.column("user_id").to_pylist(),
+            _histories(users),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, SafetensorError) as error:
+        raise _damaged(folder, str(error)) from None
+    _check_sizes(folder, bundle)
+    return bundle
+
+
+def read_info(folder: str | Path) -> BundleInfo:
+    """Only ``bundle.json``.
+
+    Raises:
+        ArtifactError: as :func:`read_bundle`.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        version = content.get("format_version") if isinstance(content, dict) else None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{folder} holds no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` make one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{DESCRIPTION}: {error}") from None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
+            "register the model again, or use the release that made it"
+        )
+    try:
+        return BundleInfo.model_validate(content)
+    except (pydantic.ValidationError, UserError) as error:
+        raise _damaged(folder, f"{DESCRIPTION}: {error}") from None
+
+
+def _histories(users: pa.Table) -> Histories:
+    """Rows of ``users.parquet`` as histories; values, which no granularity reads, are all one."""
+    lengths = pc.list_value_length(users.column("items"))
+    ones = pa.array(np.ones(pc.sum(lengths).as_py() or 0, dtype=np.float32))
+    offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths))]).astype(np.int64)
+    dense = pa.array(np.arange(len(users), dtype=np.int32))
+    values = pa.LargeListArray.from_arrays(pa.array(offsets), ones)
+    return histories_from_table(users.append_column("user", dense).append_column("values", values))
+
+
+def _check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
+    path = folder / name
+    if expected is None or not path.is_file():
+        raise _damaged(folder, f"{name} is missing")
+    if path.stat().st_size != expected.size:
+        raise _damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {expected.size}")
+    if _entry(path).sha256 != expected.sha256:
+        raise _damaged(folder, f"{name} is not the file that was written (SHA-256 differs)")
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(
+                f"{where}: tensor {name} has values that are not finite; the training diverged, train again"
+            )
+
+
+def _check_sizes(folder: Path, bundle: Bundle) -> None:
+    sizes, items_E = bundle.model.sizes, bundle.histories.items_E
+    found = (len(bundle.user_ids), bundle.num_items, len(bundle.model.item_vectors_ND))
+    if found != (sizes.num_users, sizes.num_items, sizes.num_items):
+        raise _damaged(folder, f"users, items and item vectors are {found}, expected {sizes}")
+    if len(items_E) and (items_E.min() < 0 or items_E.max() >= sizes.num_items):
+        raise _damaged(folder, f"{USERS} names items outside 0 … {sizes.num_items - 1}")
+
+
+def _damaged(folder: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as stream:
+        return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())

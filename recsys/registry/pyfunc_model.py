@@ -1,0 +1,122 @@
+"""The model as MLflow serves it: models-from-code, so this file itself goes into the registered model.
+
+Why: loading it runs this source against the carried ``recsys`` package and the bundle artifact; nothing is unpickled,
+and no Ray, no language model and no graph library is needed where it is served.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from recsys.errors import RequestError
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+
+BUNDLE = "bundle"  # name of the artifact
+
+
+class RecommenderModel(PythonModel):
+    """Rows of requests → rows of answers.
+
+    Input columns, all optional, a row needs ``user_id`` or ``history``: ``user_id`` (string), ``history`` (list of item
+    ids, oldest first, or of objects with item_id, event_type, timestamp), ``k`` (1 … 1000), ``exclude_seen`` (bool).
+    Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Load the bundle, once."""
+        self.recommender = Recommender.load(context.artifacts[BUNDLE])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items.
+
+        Raises:
+            MlflowException: a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
+        """
+        try:
+            requests = parse_requests(_rows(model_input, params or {}))
+            answers = [answer.to_dict() for answer in self.recommender.recommend(requests)]
+        except RequestError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        columns = ["user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items"]
+        return pd.DataFrame({name: pd.Series([a[name] for a in answers], dtype=object) for name in columns})
+
+
+def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
+    """Requests as plain dictionaries without empty cells, defaults filled in."""
+    if isinstance(model_input, pd.DataFrame):
+        if not {"user_id", "history"} & set(model_input.columns):  # MLflow has dropped columns of other names
+            raise RequestError("found no column user_id or history; there are: exclude_seen, history, k, user_id")
+        model_input = model_input.astype(object).to_dict(orient="records")
+    if isinstance(model_input, dict):
+        model_input = [model_input]
+    if not isinstance(model_input, (list, tuple)):
+        raise RequestError(
+            f"got {type(model_input).__name__}, expected a data frame or a list of requests with user_id or history"
+        )
+    defaults = {name: _plain(value) for name, value in params.items() if value is not None}
+    found: list[Any] = []
+    for row in model_input:
+        if isinstance(row, dict):
+            given = {str(name): _plain(value) for name, value in row.items()}
+            row = defaults | {name: value for name, value in given.items() if value is not None}
+            row["k"] = _whole(row.get("k", 20))
+        found.append(row)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Plain Python values of a cell; NaN, NA and NaT, which data frames put where a cell is empty, become None."""
+    if isinstance(value, np.ndarray):
+        return [_plain(inner) for inner in value.tolist()]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value
+
+
+def _whole(k: Any) -> Any:
+    """A data frame turns a column of integers with an empty cell into floats: 5.0 means 5."""
+    return int(k) if isinstance(k, float) and k.is_integer() else k
+
+
+def signature() -> Any:
+    """What goes in and what comes out, for MLflow."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+
+    # MLflow cannot say "list or nothing" or "integer or nothing" of a column: a batch in which one row has no history
+    # would be refused. So these columns are any, and the request parser, which names row and field, checks them.
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    inputs = Schema(
+        [
+            ColSpec(DataType.string, "user_id", required=False),
+            ColSpec(anything, "history", required=False),
+            ColSpec(anything, "k", required=False),
+            ColSpec(anything, "exclude_seen", required=False),
+        ]
+    )
+    outputs = Schema(
+        [
+            ColSpec(DataType.string, "user_id", required=False),
+            ColSpec(Array(DataType.string), "item_ids"),
+            ColSpec(Array(DataType.double), "scores"),
+            ColSpec(Map(Array(DataType.double)), "shares"),
+            ColSpec(DataType.string, "source"),
+            ColSpec(Array(DataType.string), "titles"),
+            ColSpec(Array(DataType.string), "unknown_items"),
+        ]
+    )
+    params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, True)])
+    return ModelSignature(inputs, outputs, params)
+
+
+set_model(RecommenderModel())

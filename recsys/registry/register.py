@@ -1,0 +1,216 @@
+"""From a bundle to a version in the MLflow model registry, and back from its name to a local bundle.
+
+Why: who deploys pulls ``models:/NAME@ALIAS`` and gets a folder that is complete in itself; the same name resolves to
+the bundle for batch recommendation, so both ways answer from the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import recsys
+from recsys.config import Config
+from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle
+from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
+
+MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
+REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "pydantic", "pyyaml")
+_URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry."""
+
+    name: str
+    version: int
+    alias: str
+    uri: str  # models:/NAME@ALIAS: moves when a later version gets the alias
+    pinned_uri: str  # models:/NAME/VERSION: always this one
+
+
+def register(
+    tracker: Tracker, bundle_folder: str | Path, config: Config, metrics: Mapping[str, Any]
+) -> RegisteredModel:
+    """Log the bundle as a pyfunc model of the tracker's run, register it and set the alias.
+
+    ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version.
+
+    Raises:
+        ConfigError: tracking is switched off, or the alias is none that MLflow takes.
+        ArtifactError: the bundle is missing or damaged.
+    """
+    if not tracker.enabled:
+        raise ConfigError("registering a model needs tracking; set tracking.enabled true, or leave the stage out")
+    name, alias = config.registry.name, config.registry.alias
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"[vV]\d+|latest", alias):
+        raise ConfigError(f"registry.alias: got {alias!r}, expected letters, digits, _ and -, and not v1 or latest")
+    bundle = read_bundle(bundle_folder)
+    registry = tracker.client
+    with _active(tracker.uri):
+        logged = _log_model(tracker, Path(bundle_folder), bundle)
+        _ensure_name(registry, name)
+        created = registry.create_model_version(
+            name,
+            source=logged.model_uri,
+            run_id=tracker.run_id,
+            model_id=logged.model_id,
+            tags=_version_tags(tracker, bundle, metrics),
+            description=_description(bundle, metrics),
+        )
+    number = int(created.version)
+    registry.set_registered_model_alias(name, alias, str(number))
+    tracker.set_tags({"registered_model": f"models:/{name}/{number}"})
+    return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", f"models:/{name}/{number}")
+
+
+def resolve(uri: str, tracking_uri: str) -> Path:
+    """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder with a bundle.
+
+    Models of a remote store are downloaded to a temporary folder.
+
+    Raises:
+        ArtifactError: no such model, alias, version or bundle; lists what is registered.
+    """
+    if not uri.startswith("models:"):
+        return _bundle_in(Path(uri), uri)
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise ArtifactError(
+            f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's folder"
+        )
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.is_file():
+        raise ArtifactError(f"{uri}: there is no MLflow store {path}; run `recsys register`, or set tracking.uri")
+    registry = client(tracking_uri)
+    from mlflow import MlflowException
+    from mlflow.artifacts import download_artifacts
+
+    try:
+        number = match["version"] or registry.get_model_version_by_alias(match["name"], match["alias"]).version
+        registry.get_model_version(match["name"], str(number))
+    except MlflowException:
+        raise ArtifactError(f"{uri} is not registered; {_registered(registry)}") from None
+    try:
+        with _active(tracking_uri):
+            folder = download_artifacts(artifact_uri=f"models:/{match['name']}/{number}")
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(f"{uri} (version {number}) is registered, but its files cannot be read: {error}") from None
+    return _bundle_in(Path(folder), uri)
+
+
+def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
+    """The bundle as an MLflow model from code, with the source of this package beside it."""
+    import mlflow
+    import mlflow.pyfunc
+
+    from recsys.registry.pyfunc_model import BUNDLE, signature
+
+    with _joined(tracker):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(MODEL_FILE),
+            artifacts={BUNDLE: str(folder.absolute())},
+            code_paths=[str(Path(recsys.__file__).parent)],
+            signature=signature(),
+            input_example=_example(bundle),
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
+        )
+
+
+def _example(bundle: Bundle) -> Any:
+    """A known user, and a newcomer with a history."""
+    import pandas as pd
+
+    history = bundle.item_ids[:3]
+    user = bundle.user_ids[0] if bundle.user_ids else "newcomer"
+    return pd.DataFrame({"user_id": [user, "newcomer"], "history": [history[:1], history], "k": [5, 5]})
+
+
+def _ensure_name(registry: Any, name: str) -> None:
+    from mlflow import MlflowException
+
+    try:
+        registry.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) -> dict[str, str]:
+    own = metrics.get("model", metrics)
+    return {
+        **{mlflow_name(f"metric.{key}"): f"{value:.6g}" for key, value in numbers(own).items()},
+        "dataset.content_hash": str(bundle.info.dataset.get("content_hash", "")),
+        "dataset.name": str(bundle.info.dataset.get("name", "")),
+        "granularities": ", ".join(bundle.info.granularities),
+        "multigrain.version": bundle.info.package_version,
+        "run_id": tracker.run_id,
+    }
+
+
+def _description(bundle: Bundle, metrics: Mapping[str, Any]) -> str:
+    info = bundle.info
+    lines = [
+        f"Multigrain {info.package_version}: {', '.join(info.granularities)} on dataset {info.dataset.get('name', '')} "
+        f"({len(bundle.user_ids)} users, {bundle.num_items} items).",
+        "Ask with rows of user_id and/or history (item ids, oldest first), k, exclude_seen.",
+    ]
+    headline = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
+    if headline:
+        lines.insert(1, ", ".join(f"{key} {value:.4f}" for key, value in list(headline.items())[:4]) + ".")
+    return "\n".join(lines)
+
+
+def _bundle_in(folder: Path, asked: str) -> Path:
+    """The bundle's folder: the folder itself, or inside an MLflow model."""
+    for place in (DESCRIPTION, f"bundle/{DESCRIPTION}", f"artifacts/*/{DESCRIPTION}"):
+        for found in sorted(folder.glob(place)) if folder.is_dir() else ():
+            return found.parent
+    raise ArtifactError(
+        f"{asked} holds no model bundle ({DESCRIPTION} is missing); give a bundle's folder or models:/NAME@ALIAS"
+    )
+
+
+def _registered(registry: Any) -> str:
+    """What is registered, for an error message."""
+    found = []
+    for model in registry.search_registered_models(max_results=50):
+        found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)] or [f"{model.name} (no alias)"]
+    return f"registered are: {', '.join(sorted(found))}" if found else "nothing is registered there yet"
+
+
+@contextmanager
+def _active(uri: str) -> Iterator[None]:
+    """MLflow's process-wide URIs for the length of a block: its model functions take no others."""
+    import mlflow
+
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(registry or uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(registry or "")
+        if registry is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
+
+
+@contextmanager
+def _joined(tracker: Tracker) -> Iterator[None]:
+    """The tracker's run as MLflow's active one; MLflow ends it, the tracker goes on with it."""
+    import mlflow
+
+    with mlflow.start_run(run_id=tracker.run_id):
+        yield
+    tracker.client.update_run(tracker.run_id, status="RUNNING")

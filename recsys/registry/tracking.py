@@ -1,0 +1,331 @@
+"""MLflow tracking of a pipeline run: parameters, metrics, dataset digest and artefacts of one MLflow run.
+
+Why a tracker of our own: the run is opened on the driver, by explicit ids and an absolute URI, so that a worker that
+changes its directory or an environment variable left by a library cannot send anything elsewhere; and a switched-off
+tracker is the same object that does nothing, so stages have one way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from recsys import __version__
+from recsys.config import Config, dump_config
+from recsys.data.dataset import Manifest
+from recsys.errors import ConfigError
+
+RUN_FILE: Final = "tracking.json"  # in the run folder: which MLflow run it is, so that stages run apart share it
+_MAX_PARAMS: Final = 100  # a call, MLflow's limit
+_MAX_METRICS: Final = 1000
+_MAX_VALUE: Final = 6000
+_MAX_DIGEST: Final = 36
+_QUIET: Final = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+class Tracker:
+    """The MLflow run of a pipeline run; does nothing when ``tracking.enabled`` is false.
+
+    A context manager: entering opens a new run, or goes on with ``run_id``; leaving ends it as FINISHED, as FAILED
+    after an exception, as KILLED after an interrupt.
+
+    Raises:
+        ConfigError: ``tracking.uri`` is of no kind that MLflow stores to, or cannot be opened.
+    """
+
+    def __init__(self, config: Config, run_name: str = "", run_id: str = "", parent_id: str = "") -> None:
+        self.config, self.enabled = config, config.tracking.enabled
+        self.uri = tracking_uri(config) if self.enabled else ""
+        self.run_id, self.experiment_id = run_id, ""
+        self._name, self._parent_id = run_name or config.run.name, parent_id
+        self._client: Any = None
+
+    def __enter__(self) -> Tracker:
+        if not self.enabled:
+            return self
+        try:
+            with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}):  # a wrong address should be said at once
+                self._client = client(self.uri)
+                self._open()
+        except Exception as error:
+            raise ConfigError(
+                f"tracking.uri {redact(self.uri)} cannot be used: {redact(_first_line(error))}; start the server, "
+                "mend the URI, or set tracking.enabled false"
+            ) from error
+        self._log_config()
+        self._remember()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._client is None:
+            return
+        status = "FINISHED"
+        if error is not None:
+            status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
+            with suppress(Exception):  # what went wrong in the run matters more than that it cannot be written down
+                self.set_tags({"error": redact(f"{type(error).__name__}: {error}")})
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except Exception:
+            if error is None:
+                raise
+        self._client = None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters by name; values longer than MLflow takes are cut, ones the run has already are kept."""
+        if self._client is None:
+            return
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        texts = {mlflow_name(key): redact(_text(value))[:_MAX_VALUE] for key, value in params.items()}
+        entries = [Param(key, value) for key, value in texts.items() if key not in known]
+        for start in range(0, len(entries), _MAX_PARAMS):
+            self._client.log_batch(self.run_id, params=entries[start : start + _MAX_PARAMS])
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Numbers, nested ones by dotted path; ``ndcg@20`` is logged as ``ndcg_at_20``, which MLflow can name.
+
+        Texts and numbers that are not finite are left out.
+        """
+        if self._client is None:
+            return
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        found = [Metric(mlflow_name(key), value, now, step) for key, value in numbers(metrics).items()]
+        for start in range(0, len(found), _MAX_METRICS):
+            self._client.log_batch(self.run_id, metrics=found[start : start + _MAX_METRICS])
+
+    def log_dataset(self, manifest: Manifest, root: str) -> None:
+        """The dataset as an input of the run: its name and content hash, its place and counts."""
+        if self._client is None:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=manifest.name[:500] or "dataset",
+            digest=manifest.content_hash[:_MAX_DIGEST],
+            source_type="prepared",
+            source=json.dumps({"uri": redact(root)}),
+            profile=json.dumps(manifest.counts),
+        )
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        self.set_tags({"dataset.content_hash": manifest.content_hash, "dataset.name": manifest.name})
+
+    def log_file(self, path: str | Path, folder: str = "") -> None:
+        """A file as an artefact."""
+        if self._client is not None:
+            self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Tags of the run."""
+        if self._client is None:
+            return
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, _text(value)[:_MAX_VALUE])
+
+    @property
+    def client(self) -> Any:
+        """The ``MlflowClient`` of an open, enabled tracker."""
+        assert self._client is not None, "the tracker is not open"
+        return self._client
+
+    def _open(self) -> None:
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # an earlier run's, which would win over the name
+        if self.run_id:
+            run = self._client.get_run(self.run_id)
+            self._client.update_run(self.run_id, status="RUNNING")
+        else:
+            self.experiment_id = _experiment(self._client, self.uri, self.config.tracking.experiment)
+            tags = {"multigrain.version": __version__, **_git_tags()}
+            if self._parent_id:
+                tags["mlflow.parentRunId"] = self._parent_id
+            run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._name or None)
+        self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+
+    def _log_config(self) -> None:
+        self.log_params(flatten(self.config.model_dump(mode="json")))
+        self._client.log_text(self.run_id, redact(dump_config(self.config)), "config.yaml")
+
+    def _remember(self) -> None:
+        if "://" in self.config.run.dir or self._parent_id:
+            return
+        folder = Path(self.config.run.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"uri": redact(self.uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
+        (folder / RUN_FILE).write_text(json.dumps(content, indent=1))
+
+
+def remembered_run(config: Config) -> str:
+    """The id of the MLflow run that an earlier stage opened for this run folder; empty when there is none."""
+    try:
+        content = json.loads((Path(config.run.dir) / RUN_FILE).read_text())
+        same = content["uri"] == redact(tracking_uri(config))
+        return str(content["run_id"]) if same else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def tracking_uri(config: Config) -> str:
+    """The absolute tracking URI; by default SQLite beside the run folder.
+
+    Raises:
+        ConfigError: a plain folder, which MLflow no longer stores to, or an unknown kind.
+    """
+    uri = config.tracking.uri
+    if not uri:
+        if "://" in config.run.dir:
+            raise ConfigError(f"run.dir {config.run.dir} is remote: set tracking.uri, or tracking.enabled false")
+        uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
+    scheme = uri.split(":", 1)[0].split("+", 1)[0]
+    if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
+        raise ConfigError(
+            f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a database URI "
+            f"({', '.join(_STORES)}); MLflow stores no runs in plain folders any more"
+        )
+    path = sqlite_path(uri)
+    return f"sqlite:///{path}" if path is not None else uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of a SQLite URI's file; None for other stores."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def client(uri: str) -> Any:
+    """An ``MlflowClient`` for tracking and registry at ``uri``, quiet."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+
+
+def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a nested mapping by dotted path.
+
+    >>> numbers({"model": {"ndcg@20": 0.5, "note": "x"}, "bad": float("nan")})
+    {'model.ndcg@20': 0.5}
+    """
+    found: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            found[f"{prefix}{key}"] = float(value)
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted path; lists stay whole.
+
+    >>> flatten({"train": {"lr": 0.1, "loss": {"kind": "auto"}}, "seed": 1})
+    {'train.lr': 0.1, 'train.loss.kind': 'auto', 'seed': 1}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def redact(text: str) -> str:
+    """Without the user and password of URIs: what is logged is read by others.
+
+    >>> redact("postgresql://me:secret@host/db")
+    'postgresql://***@host/db'
+    """
+    return re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
+
+
+def _experiment(mlflow_client: Any, uri: str, name: str) -> str:
+    """The experiment's id; a new one in SQLite keeps its artefacts beside the file, wherever a process works later."""
+    from mlflow import MlflowException
+
+    location = None
+    path = sqlite_path(uri)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        location = (path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)).as_uri()
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(mlflow_client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another driver was faster
+            found = mlflow_client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
+    return str(found.experiment_id)
+
+
+def _git_tags() -> dict[str, str]:
+    """Commit of the code, when it runs from a working tree; nothing for an installed package."""
+    here = Path(__file__).parent
+    if "site-packages" in here.parts:
+        return {}
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent)))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.changed": str(changed).lower()} if commit else {}
+
+
+def mlflow_name(key: str) -> str:
+    """A name that MLflow takes.
+
+    >>> mlflow_name("model.ndcg@20")
+    'model.ndcg_at_20'
+    """
+    return re.sub(r"[^\w\-./ ]", "_", key.replace("@", "_at_"))[:250]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the length of a block, unless the user has set them."""
+    new = {key: value for key, value in values.items() if key not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key in new:
+            os.environ.pop(key, None)

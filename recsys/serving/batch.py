@@ -1,0 +1,194 @@
+"""Batch recommendation: every user of a bundle, over Ray Data, to one Parquet file.
+
+Why the bundle goes through the object store: it is read and checked once, on the driver, and the actors, on whatever
+machine they are, need no folder in common. User ids stream in, lists of recommendations stream out in the same order,
+and the driver writes them as they come, so memory does not grow with the number of users.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from recsys.errors import RequestError
+from recsys.registry.bundle import USERS, Bundle, read_bundle
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import MAX_K, Answer, Request
+
+_BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
+_ROWS_A_GROUP: Final = 262_144
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What was written."""
+
+    path: Path
+    num_users: int
+    num_rows: int
+    num_fallback: int  # users who got the popular items
+    seconds: float
+
+
+def recommend_all(
+    bundle_folder: str | Path,
+    output_parquet: str | Path,
+    k: int = 20,
+    exclude_seen: bool = True,
+    batch_size: int = 1024,
+    users: Sequence[str] | None = None,
+) -> BatchSummary:
+    """Recommend for every user of the bundle, or for ``users``, on the connected Ray cluster.
+
+    The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (null for
+    popular items), ``source``; users in the order of the bundle, those it does not know last, as given. It is written
+    aside and renamed.
+
+    Raises:
+        ArtifactError: the bundle is missing or damaged.
+        RequestError: ``k`` out of range, or a user named twice or not by a string.
+    """
+    started = time.perf_counter()
+    if not 1 <= k <= MAX_K:
+        raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
+    bundle = read_bundle(bundle_folder)
+    names = bundle.model.names
+    output = Path(output_parquet).absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
+    num_users = num_fallback = num_rows = 0
+    try:
+        with pq.ParquetWriter(aside, output_schema(names), compression="zstd") as writer:
+            for table in _answer_tables(bundle, bundle_folder, k, exclude_seen, batch_size, users):
+                writer.write_table(table.cast(output_schema(names)), row_group_size=_ROWS_A_GROUP)
+                firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
+                num_users, num_rows = num_users + len(firsts), num_rows + len(table)
+                num_fallback += firsts.column("source").to_pylist().count("popularity")
+        aside.replace(output)
+    finally:
+        aside.unlink(missing_ok=True)
+    return BatchSummary(output, num_users, num_rows, num_fallback, time.perf_counter() - started)
+
+
+def output_schema(granularities: Sequence[str]) -> pa.Schema:
+    """Columns of the file."""
+    return pa.schema(
+        [
+            ("user_id", pa.string()),
+            ("rank", pa.int32()),
+            ("item_id", pa.string()),
+            ("score", pa.float64()),
+            *((f"share_{name}", pa.float32()) for name in granularities),
+            ("source", pa.string()),
+        ]
+    )
+
+
+class _Answering:
+    """An actor of the pool: the recommender, made once; a batch of user ids → rows of recommendations."""
+
+    def __init__(self, bundle: list[Any], k: int, exclude_seen: bool) -> None:
+        held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
+        self.recommender = Recommender(held)
+        self.k, self.exclude_seen = k, exclude_seen
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        users = batch.column("user_id").to_pylist()
+        requests = [Request(user_id=user, k=self.k, exclude_seen=self.exclude_seen) for user in users]
+        return answer_table(self.recommender.recommend(requests), self.recommender.names)
+
+
+def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.Table:
+    """Answers as rows of :func:`output_schema`."""
+    lengths = [len(answer.item_ids) for answer in answers]
+    columns: dict[str, Any] = {
+        "user_id": [answer.user_id for answer in answers for _ in answer.item_ids],
+        "rank": np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths] or [np.zeros(0, np.int32)]),
+        "item_id": [item for answer in answers for item in answer.item_ids],
+        "score": [score for answer in answers for score in answer.scores],
+    }
+    for name in granularities:
+        nothing = [[None] * n for n in lengths]
+        columns[f"share_{name}"] = [
+            share for answer, none in zip(answers, nothing, strict=True) for share in answer.shares.get(name, none)
+        ]
+    columns["source"] = [answer.source for answer in answers for _ in answer.item_ids]
+    schema = output_schema(granularities)
+    return pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()})
+
+
+def _answer_tables(
+    bundle: Bundle, folder: str | Path, k: int, exclude_seen: bool, batch_size: int, users: Sequence[str] | None
+) -> Iterator[pa.Table]:
+    """Tables of recommendations, user by user in order."""
+    chosen = _user_tables(folder, batch_size) if users is None else iter([_named_users(bundle, users)])
+    blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
+    if not blocks:
+        return
+    with _quiet_and_in_order():
+        dataset = ray.data.from_arrow_refs(blocks)
+        reference = ray.put(bundle)
+        found = dataset.map_batches(
+            _Answering,
+            fn_constructor_args=([reference], k, exclude_seen),
+            batch_format="pyarrow",
+            batch_size=None,  # a block is a batch
+            compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
+            num_cpus=1,
+        )
+        yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
+
+
+def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
+    with pq.ParquetFile(Path(folder) / USERS) as file:
+        for batch in file.iter_batches(batch_size, columns=["user_id"]):
+            yield pa.Table.from_batches([batch])
+
+
+def _named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
+    """The given users in the order of the bundle, unknown ones last."""
+    bad = next((user for user in users if not isinstance(user, str) or not user), None)
+    if bad is not None:
+        raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
+    if len(set(users)) != len(users):
+        twice = next(user for user in users if list(users).count(user) > 1)
+        raise RequestError(f"users: {twice!r} is named twice; name every user once")
+    places = {user: row for row, user in enumerate(bundle.user_ids)}
+    ordered = sorted(users, key=lambda user: places.get(user, len(places)))  # stable: unknown ones as given
+    return pa.table({"user_id": pa.array(ordered, pa.string())})
+
+
+def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
+    for start in range(0, len(table), size):
+        yield table.slice(start, size)
+
+
+def _num_actors(num_batches: int) -> int:
+    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    return max(1, min(cpus - 1, num_batches // _BATCHES_AN_ACTOR))
+
+
+@contextmanager
+def _quiet_and_in_order() -> Iterator[None]:
+    """Ray Data without its progress bars and log lines, keeping the order of the blocks."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before[:2]
+        logger.setLevel(before[2])

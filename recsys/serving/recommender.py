@@ -1,0 +1,199 @@
+"""The recommender: a bundle that answers requests. The same code serves MLflow's pyfunc and batch recommendation.
+
+A known user is their stored events plus the request's as the newest ones; an unknown user with a history goes through
+the same forward pass; who gives nothing to go by gets the most popular items.
+
+Legend: B requests, K granularities, R list length, D width, N items, E events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.errors import RequestError, choices
+from recsys.evaluation.ranking import top_items
+from recsys.registry.bundle import Bundle, read_bundle
+from recsys.serving.requests import Answer, Request
+
+MAX_CHUNK: Final = 512
+_MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32
+_MAX_GATHERED: Final = 2**23  # numbers of item vectors gathered for the shares at a time: 64 MB of float64
+
+
+@dataclass(frozen=True)
+class _Visible:
+    """What the model sees of one request: events, oldest first."""
+
+    user: int  # dense id, -1 where unknown
+    items_E: Array
+    types_E: Array
+    times_E: Array
+    unknown: list[str]
+
+
+class Recommender:
+    """Answers requests from a bundle.
+
+    ``through`` cuts what is known of users to a part of the data and those before it: ``Split.VALID`` answers as
+    evaluation on the test part does; the default knows all.
+    """
+
+    def __init__(self, bundle: Bundle, through: Split = Split.TEST) -> None:
+        self.bundle, self.model = bundle, bundle.model
+        self.names = self.model.names
+        self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
+        self._types = {name: number for number, name in enumerate(bundle.info.event_types)}
+        self._default_type = self._types.get(bundle.info.default_event_type, 0)
+        self._popularity_N = torch.from_numpy(bundle.popularity_N.astype(np.float64))
+        self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recommender:
+        """A recommender from a bundle's folder.
+
+        Raises:
+            ArtifactError: no bundle there, or a damaged one.
+        """
+        return cls(read_bundle(folder))
+
+    @cached_property
+    def _user_rows(self) -> dict[str, int]:
+        return {user: row for row, user in enumerate(self.bundle.user_ids)}
+
+    @cached_property
+    def _item_rows(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self.bundle.item_ids)}
+
+    def user_row(self, user_id: str) -> int:
+        """The dense id of a user, -1 for one the bundle does not know."""
+        return self._user_rows.get(user_id, -1)
+
+    def recommend(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer a request, in order; one forward pass for all requests of a chunk.
+
+        Exact top-k over the whole catalogue; ties are ordered as in evaluation. Nothing that is not finite leaves.
+
+        Raises:
+            RequestError: an event type that the model does not know.
+        """
+        visible = [self._see(index, request) for index, request in enumerate(requests)]
+        longest = max((request.k for request in requests), default=1)
+        width = self.model.config.width
+        size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(self.bundle.num_items, 1), _MAX_GATHERED // (longest * width)))
+        answers: list[Answer] = []
+        for start in range(0, len(requests), size):
+            answers += self._answer(requests[start : start + size], visible[start : start + size])
+        return answers
+
+    def _see(self, index: int, request: Request) -> _Visible:
+        """The stored events of the user, then those of the request."""
+        user = self.user_row(request.user_id) if request.user_id is not None else -1
+        stored = self._histories
+        span = slice(*stored.offsets_U1[user : user + 2]) if user >= 0 else slice(0, 0)
+        seen = set(stored.items_E[span].tolist()) if request.history and not self.model.sizes.ordered else set()
+        items, types, times, unknown = [], [], [], []
+        for place, event in enumerate(request.history or []):
+            number = self._item_rows.get(event.item_id, -1)
+            kind = self._type(index, place, event.event_type)
+            if number < 0:
+                unknown.append(event.item_id)
+            elif number not in seen:
+                items.append(number)
+                types.append(kind)
+                times.append(event.seconds)
+                if not self.model.sizes.ordered:  # a history without order is a set
+                    seen.add(number)
+        return _Visible(
+            user,
+            np.append(stored.items_E[span], np.array(items, dtype=np.int32)),
+            np.append(stored.types_E[span], np.array(types, dtype=np.uint8)),
+            np.append(stored.times_E[span], np.array(times, dtype=np.int64)),
+            unknown,
+        )
+
+    def _type(self, index: int, place: int, name: str | None) -> int:
+        if name is None:
+            return self._default_type
+        if name not in self._types:
+            raise RequestError(
+                f"request {index}: history[{place}].event_type: got {name!r}, expected one of: {choices(self._types)}"
+            )
+        return self._types[name]
+
+    @torch.inference_mode()
+    def _answer(self, requests: Sequence[Request], visible: list[_Visible]) -> list[Answer]:
+        histories = _stack(visible)
+        parts_BKD, _ = self.model.parts(_queries(histories))
+        # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
+        bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
+        usable_B = torch.isfinite(bound_B) & (bound_B > 0)
+        parts_BKD = torch.where(usable_B[:, None, None], parts_BKD, 0.0)
+        scores_BN = parts_BKD.sum(1) @ self.model.item_vectors_ND.T
+        if not bool(usable_B.all()):
+            scores_BN = torch.where(usable_B[:, None], scores_BN.double(), self._popularity_N)
+        exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
+        hidden_E = np.repeat(exclude_B, histories.lengths_U)
+        rows_E = np.repeat(np.arange(len(requests)), histories.lengths_U)[hidden_E]
+        scores_BN[torch.from_numpy(rows_E), torch.from_numpy(histories.items_E[hidden_E].astype(np.int64))] = -torch.inf
+        top_BR, _ = top_items(scores_BN, max(request.k for request in requests))
+        shares_BKR = self._shares(parts_BKD, top_BR)
+        return [
+            self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
+            for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
+        ]
+
+    def _shares(self, parts_BKD: Tensor, top_BR: Array) -> Array:
+        """λ_k z_k · a_i as float32 numbers in float64: such numbers add without rounding, in whatever order."""
+        vectors_BRD = self.model.item_vectors_ND[torch.from_numpy(top_BR).long().clamp(min=0)].double()
+        shares_BKR = torch.einsum("bkd,brd->bkr", parts_BKD.double(), vectors_BRD)
+        return shares_BKR.float().double().numpy()
+
+    def _list(self, request: Request, seen: _Visible, top_R: Array, shares_KR: Array | None) -> Answer:
+        top_R = top_R[: request.k]
+        top_R = top_R[top_R >= 0]
+        shares: dict[str, list[float]] = {}
+        if shares_KR is None:
+            scores_R = self.bundle.popularity_N[top_R].astype(np.float64)
+        else:
+            shares_KR = shares_KR[:, : len(top_R)]
+            order_R = np.argsort(-shares_KR.sum(0), kind="stable")  # ranked in float32: mend the last digits
+            top_R, shares_KR = top_R[order_R], shares_KR[:, order_R]
+            scores_R = shares_KR.sum(0)
+            shares = {name: shares_KR[k].tolist() for k, name in enumerate(self.names)}
+        return Answer(
+            user_id=request.user_id,
+            item_ids=[self.bundle.item_ids[item] for item in top_R],
+            titles=[self.bundle.titles[item] for item in top_R],
+            scores=scores_R.tolist(),
+            shares=shares,
+            source="model" if shares_KR is not None else "popularity",
+            unknown_items=seen.unknown,
+        )
+
+
+def _stack(visible: list[_Visible]) -> Histories:
+    lengths = np.array([len(seen.items_E) for seen in visible], dtype=np.int64)
+    total = int(lengths.sum())
+    return Histories(
+        np.array([seen.user for seen in visible], dtype=np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([seen.items_E for seen in visible]),
+        np.concatenate([seen.types_E for seen in visible]),
+        np.concatenate([seen.times_E for seen in visible]),
+        np.ones(total, dtype=np.float32),
+        np.zeros(total, dtype=np.uint8),
+    )
+
+
+def _queries(histories: Histories) -> Queries:
+    """Histories that ask without targets."""
+    return Queries(histories, np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))

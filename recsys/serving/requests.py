@@ -1,0 +1,138 @@
+"""Requests and answers: what a served model is asked, and what it says.
+
+Why: a malformed request must be refused with the row, the field and the cure, whatever way it came in (Python, a
+data frame, JSON over HTTP), so all ways parse here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
+
+from recsys.errors import RequestError, choices
+
+MAX_K: Final = 1000
+MAX_HISTORY: Final = 10_000
+
+Id = Annotated[StrictStr, Field(min_length=1)]
+
+
+class HistoryEvent(BaseModel):
+    """One event of a request's history. The time is seconds since the epoch or ISO 8601 (UTC unless it says)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    item_id: Id
+    event_type: Id | None = None
+    timestamp: datetime | None = None
+
+    @field_validator("timestamp", mode="before")
+    @classmethod
+    def _is_a_time(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("expected seconds since the epoch or an ISO 8601 time")
+        return value
+
+    @property
+    def seconds(self) -> int:
+        """Seconds since the epoch; 0 where the time is unknown."""
+        if self.timestamp is None:
+            return 0
+        aware = self.timestamp if self.timestamp.tzinfo else self.timestamp.replace(tzinfo=UTC)
+        return max(int(aware.timestamp()), 0)
+
+
+class Request(BaseModel):
+    """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user_id: Id | None = None
+    history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = None
+    k: Annotated[StrictInt, Field(ge=1, le=MAX_K)] = 20
+    exclude_seen: StrictBool = True
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _ids_are_events(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        return [{"item_id": event} if isinstance(event, str) else event for event in value]
+
+    @model_validator(mode="after")
+    def _says_about_whom(self) -> Request:
+        if self.user_id is None and self.history is None:
+            raise ValueError("needs user_id, or history (a list of item ids, oldest first), or both")
+        return self
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Recommendations, best first.
+
+    ``shares[granularity][i]`` is λ_k z_k · a_i: what it adds to ``scores[i]``, which is their exact sum.
+    ``source`` is "popularity" when nothing was known to go by; scores are then training interactions and ``shares``
+    is empty. Lists are shorter than k when fewer items can be recommended.
+    """
+
+    user_id: str | None
+    item_ids: list[str]
+    titles: list[str]
+    scores: list[float]
+    shares: dict[str, list[float]]
+    source: Literal["model", "popularity"]
+    unknown_items: list[str]  # items of the request's history that the model does not know, skipped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def parse_requests(rows: Iterable[Any]) -> list[Request]:
+    """Check plain dictionaries into requests.
+
+    Raises:
+        RequestError: names the first bad row (counted from 0) and its bad fields.
+    """
+    found = []
+    for index, row in enumerate(rows):
+        if isinstance(row, Request):
+            found.append(row)
+            continue
+        if not isinstance(row, Mapping):
+            raise RequestError(f"request {index}: expected an object with user_id or history, got {_short(row)}")
+        try:
+            found.append(Request.model_validate(dict(row)))
+        except pydantic.ValidationError as error:
+            raise RequestError(f"request {index}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    return found
+
+
+def _explain(error: Any) -> str:
+    path = ""
+    for part in error["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    kind, got = error["type"], _short(error["input"])
+    if kind == "extra_forbidden":
+        model = HistoryEvent if path.startswith("history") else Request
+        return f"{path}: unknown field; there are: {choices(model.model_fields)}"
+    if kind in ("model_type", "model_attributes_type") and path.startswith("history"):
+        return f"{path}: got {got}, expected an item id (string) or an object with item_id, event_type, timestamp"
+    if kind == "string_type":
+        return f"{path}: got {got}, expected a string (ids are text: put numbers in quotes)"
+    if kind == "missing":
+        return f"{path}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not path:
+        return str(message)
+    return f"{path}: got {got}; {message[0].lower()}{message[1:]}"
+
+
+def _short(value: Any) -> str:
+    text = f"{value!r} ({type(value).__name__})"
+    return text if len(text) <= 80 else text[:77] + "…"

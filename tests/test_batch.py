@@ -1,0 +1,75 @@
+"""Batch recommendation gives what the recommender gives, in the order of the users, in one file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from handmade import small_model, small_world
+
+from recsys.errors import ArtifactError, RequestError
+from recsys.registry.bundle import write_bundle
+from recsys.serving.batch import answer_table, output_schema, recommend_all
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import Request
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("batch")
+    dataset = small_world(place / "dataset")
+    write_bundle(place / "bundle", small_model(dataset), dataset, {})
+    return place / "bundle"
+
+
+def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path: Path) -> None:
+    summary = recommend_all(folder, tmp_path / "run/recommendations.parquet", k=4, batch_size=2)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recommendations.parquet"]
+    found = pq.read_table(summary.path)
+    recommender = Recommender.load(folder)
+    users = recommender.bundle.user_ids
+    expected = answer_table(recommender.recommend([Request(user_id=user, k=4) for user in users]), recommender.names)
+    assert found.schema.names == output_schema(recommender.names).names
+    assert found.column_names[:5] == ["user_id", "rank", "item_id", "score", "share_behaviour"]
+    for name in ("user_id", "rank", "item_id", "source"):
+        assert found.column(name).to_pylist() == expected.column(name).to_pylist()
+    for row, other in zip(found.to_pylist(), expected.to_pylist(), strict=True):
+        assert math.isclose(row["score"], other["score"], rel_tol=1e-4, abs_tol=1e-5)
+        shares = [row[f"share_{name}"] for name in recommender.names]
+        if row["source"] == "model":
+            assert sum(shares) == row["score"]
+        else:
+            assert shares == [None] * 4
+    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # u5: nothing known
+
+
+def test_chosen_users_in_the_order_of_the_bundle(ray_local: None, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "recommendations.parquet"
+    output.write_text("of an earlier run")
+    recommend_all(folder, output, k=2, exclude_seen=False, users=["zoe", "u4", "u1", "adam"])
+    rows = pq.read_table(output).to_pylist()
+    assert [row["user_id"] for row in rows] == ["u1", "u1", "u4", "u4", "zoe", "zoe", "adam", "adam"]
+    assert [row["rank"] for row in rows] == [1, 2] * 4
+    assert [row["source"] for row in rows] == ["model"] * 4 + ["popularity"] * 4
+
+
+def test_nobody_asked_is_an_empty_file(ray_local: None, folder: Path, tmp_path: Path) -> None:
+    summary = recommend_all(folder, tmp_path / "recommendations.parquet", users=[])
+    assert (summary.num_users, pq.read_table(summary.path).num_rows) == (0, 0)
+
+
+def test_bad_calls_leave_the_old_file(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "recommendations.parquet"
+    output.write_text("of an earlier run")
+    with pytest.raises(RequestError, match="got 0, expected 1 … 1000"):
+        recommend_all(folder, output, k=0)
+    with pytest.raises(RequestError, match="'u1' is named twice"):
+        recommend_all(folder, output, users=["u1", "u2", "u1"])
+    with pytest.raises(RequestError, match="got 7, expected user ids"):
+        recommend_all(folder, output, users=[7])  # type: ignore[list-item]
+    with pytest.raises(ArtifactError, match="holds no model bundle"):
+        recommend_all(tmp_path / "nowhere", output)
+    assert output.read_text() == "of an earlier run"
+    assert [path.name for path in tmp_path.iterdir()] == ["recommendations.parquet"]

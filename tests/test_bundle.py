@@ -1,0 +1,175 @@
+"""A bundle holds all a recommender needs, gives back what was put in, and refuses to be damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
+
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Histories, Queries, Split
+from recsys.errors import ArtifactError
+from recsys.model import FrozenModel
+from recsys.registry.bundle import read_bundle, write_bundle
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    return small_world(tmp_path / "dataset")
+
+
+@pytest.fixture
+def frozen(dataset: PreparedDataset) -> FrozenModel:
+    return small_model(dataset)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> Path:
+    metrics = {"ndcg@20": 0.25, "diverged": float("nan"), "recall@20": np.float64(0.5)}
+    write_bundle(tmp_path / "bundle", frozen, dataset, {"metrics": metrics, "run_id": "abc"})
+    return tmp_path / "bundle"
+
+
+def ask(items: list[list[int]], users: list[int]) -> Queries:
+    histories = Histories.of_items(items, users)
+    return Queries(histories, np.zeros(len(items) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+
+
+def test_round_trip_of_the_model(folder: Path, frozen: FrozenModel) -> None:
+    read = read_bundle(folder).model
+    before, after = frozen.tensors(), read.tensors()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    queries = ask([[0, 1, 2], [5], []], [0, -1, 3])
+    # text vectors are kept as float16
+    assert torch.allclose(read.scores(queries), frozen.scores(queries), atol=1e-3)
+
+
+def test_round_trip_of_vocabularies_and_histories(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    assert bundle.user_ids == [f"u{u}" for u in range(len(HISTORIES))]
+    assert bundle.item_ids == [f"i{i}" for i in range(ITEMS)]
+    assert bundle.titles[3] == "Title of i3"
+    # training events: u0 0 1 2, u1 2 3, u2 1 3 7, u4 8
+    assert bundle.popularity_N.tolist() == [1, 2, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0]
+    assert bundle.histories.lengths_U.tolist() == [len(events) for events in HISTORIES]
+    flat = [event for events in HISTORIES for event in events]
+    assert bundle.histories.items_E.tolist() == [item for item, *_ in flat]
+    assert bundle.histories.types_E.tolist() == [kind for _, kind, _, _ in flat]
+    assert bundle.histories.times_E.tolist() == [time for _, _, time, _ in flat]
+    assert bundle.histories.splits_E.tolist() == [int(split) for *_, split in flat]
+    assert bundle.histories.through(Split.VALID).lengths_U.tolist() == [4, 3, 3, 0, 2, 0]
+
+
+def test_the_description_says_where_the_model_comes_from(folder: Path, dataset: PreparedDataset) -> None:
+    info = read_bundle(folder).info
+    assert info.dataset["content_hash"] == dataset.manifest.content_hash
+    assert info.dataset["counts"]["users"] == 6
+    assert info.metrics == {"ndcg@20": 0.25, "diverged": None, "recall@20": 0.5}
+    assert info.extra == {"run_id": "abc"}
+    assert info.text_model == "handmade-lm"
+    assert info.granularities == ["behaviour", "evolution", "collaborative", "social"]
+    assert (info.event_types, info.default_event_type) == (["view", "buy"], "view")
+
+
+def test_nothing_is_pickled_and_nothing_is_left_aside(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "bundle.json",
+        "items.parquet",
+        "users.parquet",
+        "weights.safetensors",
+    ]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "dataset"]
+
+
+def test_what_only_training_needs_stays_behind(frozen: FrozenModel) -> None:
+    names = frozen.tensors()
+    assert not [name for name in names if "convs" in name or "granularities.collaborative" in name]
+    assert {"state.social.users_VD", "state.collaborative.users_VD"} <= names.keys()
+
+
+def test_naming_the_tensors_draws_no_random_number(frozen: FrozenModel) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    frozen.tensors()
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_writing_again_replaces(folder: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+    write_bundle(folder, frozen, dataset, {"metrics": {"ndcg@20": 0.5}})
+    assert read_bundle(folder).info.metrics == {"ndcg@20": 0.5}
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "dataset"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(
+    tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel
+) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not a bundle"):
+        write_bundle(tmp_path / "precious", frozen, dataset, {})
+    assert (tmp_path / "precious/thesis.txt").read_text() == "years of work"
+
+
+def test_title_falls_back_to_text_then_to_the_id(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", HISTORIES, ITEMS, event_types=("view", "buy"), text_width=6)
+    features = pq.read_table(tmp_path / "dataset/items/features.parquet").drop_columns(["title"])
+    texts = ["  a  long\ntext " + "word " * 40, "", *["short"] * (ITEMS - 2)]
+    features = features.set_column(1, "text", [texts])
+    pq.write_table(features, tmp_path / "dataset/items/features.parquet")
+    write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
+    titles = read_bundle(tmp_path / "bundle").titles
+    assert titles[0].startswith("a long text word") and titles[0].endswith("…") and len(titles[0]) <= 80
+    assert titles[1:3] == ["i1", "short"]
+
+
+def test_a_model_of_another_dataset_is_refused(tmp_path: Path, frozen: FrozenModel) -> None:
+    other = write_dataset(tmp_path / "other", HISTORIES[:3], ITEMS)
+    with pytest.raises(ArtifactError, match="6 users and 12 items.*3 and 12"):
+        write_bundle(tmp_path / "bundle", frozen, other, {})
+
+
+def test_a_diverged_model_is_refused(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+    with torch.no_grad():
+        frozen.item_vectors_ND[0, 0] = float("nan")
+    with pytest.raises(ArtifactError, match=r"items\.vectors.*diverged"):
+        write_bundle(tmp_path / "bundle", frozen, dataset, {})
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "items.parquet", "users.parquet"])
+def test_damage_is_found(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    middle = len(whole) // 2
+    (folder / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(ArtifactError, match=rf"damaged.*{name}.*SHA-256"):
+        read_bundle(folder)
+    (folder / name).write_bytes(whole[:-1])
+    with pytest.raises(ArtifactError, match=f"damaged.*{name}.*bytes"):
+        read_bundle(folder)
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing"):
+        read_bundle(folder)
+
+
+def test_bad_descriptions(folder: Path, tmp_path: Path) -> None:
+    description = folder / "bundle.json"
+    content = json.loads(description.read_text())
+    for text, message in [
+        ("{", "damaged"),
+        ("[]", "bundle format None"),
+        (json.dumps(content | {"format_version": 99}), "bundle format 99.*reads 1"),
+        (json.dumps(content | {"surprise": 1}), "damaged.*surprise"),
+        (json.dumps(content | {"sizes": {"width": 8}}), "damaged"),
+    ]:
+        description.write_text(text)
+        with pytest.raises(ArtifactError, match=f"(?s){message}"):
+            read_bundle(folder)
+    with pytest.raises(ArtifactError, match="holds no model bundle"):
+        read_bundle(tmp_path / "nowhere")

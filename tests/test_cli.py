@@ -1,0 +1,214 @@
+"""The command line: frozen verbs, help without heavy imports, dry run, exit codes, one run a folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import cli
+from pipelines.cli import Arguments, UsageError, main, parse, user_message
+from pipelines.folder import RunFolder, open_run, write_atomically
+from pipelines.progress import Progress
+from pipelines.stages import LATER, STAGES, VERBS
+from recsys.config import Config, build_config, load_config
+from recsys.errors import ArtifactError, ConfigError, DataError
+
+ROOT = Path(__file__).parent.parent
+DEMO = str(ROOT / "pipelines" / "configs" / "demo.yaml")
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return build_config(
+        {"model": {"granularities": {"evolution": {"enabled": True}}}, "run": {"dir": str(tmp_path / "run")}}
+    )
+
+
+def test_the_verbs_are_frozen() -> None:
+    """Scripts rely on them: adding is fine, renaming breaks."""
+    assert list(VERBS) == ["run", "prepare", "train", "evaluate", "register", "recommend"]
+    assert VERBS["run"].stages == ("prepare", "train", "evaluate", "register")
+    assert not set(VERBS) & set(LATER)
+
+
+def test_every_verb_names_a_function_that_exists() -> None:
+    for verb in VERBS.values():
+        module, name = verb.target.split(":")
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert f"def {name}(config: Config, folder: RunFolder)" in path.read_text(encoding="utf-8")
+        assert set(verb.stages) <= set(STAGES)
+
+
+def test_help_lists_every_verb(capsys: Captured) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in (*VERBS, *LATER))
+    assert "exit codes" in shown
+
+
+def test_help_is_fast() -> None:
+    """No Ray, no torch, no pydantic: the fastest of three starts takes no more than a bare Python and a bit."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipelines.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.3
+
+
+def test_help_of_a_verb_lists_sections_keys_types_defaults_and_meanings(capsys: Captured) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--train.lr" in shown and "float > 0, default 0.001" in shown
+    assert "--train.schedule" in shown and "constant|cosine|linear" in shown
+    assert "data.source with kind recbole" in shown
+    assert "users a step, over all workers" in shown
+
+
+def test_version(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("multigrain ")
+
+
+def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--config", DEMO, "--run.dir", "here", "--train.lr=3e-4", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "merged.yaml").write_text(shown, encoding="utf-8")
+    merged = load_config(tmp_path / "merged.yaml")
+    assert (merged.train.lr, merged.run.dir) == (3e-4, "here")
+    stages = [line.strip("# ") for line in shown.splitlines() if line.startswith("#   ") and line[4] != " "]
+    assert stages == ["prepare", "train", "evaluate", "register"]
+    assert "writes  here/metrics.json" in shown
+    assert list(tmp_path.iterdir()) == [tmp_path / "merged.yaml"], "a dry run writes nothing"
+
+
+def test_both_forms_of_an_option_and_the_last_one_wins() -> None:
+    found = parse(["--config=a.yaml", "--seed", "-1", "--train.lr=1e-3", "--run.name", "a=b"])
+    assert found == Arguments("a.yaml", [("seed", "-1"), ("train.lr", "1e-3"), ("run.name", "a=b")], False, False)
+
+
+@pytest.mark.parametrize("words", [["--train.lr"], ["--train.lr", "--dry-run"], ["stray"], ["--"], ["--dry-run=1"]])
+def test_words_that_cannot_be_understood(words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(words)
+
+
+def _fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(verb: str, config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+
+
+def test_a_users_mistake_is_one_message_and_two(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    _fail_with(monkeypatch, DataError("too many bad rows"))
+    assert main(["run", "--config", DEMO]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "recsys: too many bad rows\n"
+
+
+def test_anything_else_is_a_traceback_and_one(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    _fail_with(monkeypatch, ZeroDivisionError("ours"))
+    assert main(["run", "--config", DEMO]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    _fail_with(monkeypatch, KeyboardInterrupt())
+    assert main(["run", "--config", DEMO]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+class _TaskError(Exception):
+    """As Ray wraps what a task raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"remote traceback of {cause}")
+        self.cause = cause
+
+
+def test_a_users_mistake_is_found_behind_what_ray_wraps_it_in() -> None:
+    class WorkerGroup(Exception):
+        worker_failures = {0: _TaskError(DataError("no rows"))}
+
+    assert user_message(_TaskError(ConfigError("bad key"))) == "bad key"
+    assert user_message(WorkerGroup()) == "no rows"
+    assert user_message(ValueError("ours")) is None
+    # Ray's wrapper is at the same time an instance of the cause's class: its text is the remote traceback
+    double = type("RayTaskError", (_TaskError, DataError), {})(DataError("clean"))
+    assert user_message(double) == "clean"
+
+
+def test_the_stages_run_as_modules(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pipelines.train", "--config", DEMO, "--run.dir", str(tmp_path), "--dry-run"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"writes  {tmp_path}/model/" in done.stdout and "evaluate\n" not in done.stdout.split("would run")[1]
+
+
+# ------------------------------------------------------------------------------------------------------- run folder
+
+
+def test_a_run_folder_takes_one_run_at_a_time(config: Config) -> None:
+    in_use = pytest.raises(ArtifactError, match=r"in use by `recsys train`, process \d+")
+    with open_run(config, "train"), in_use, open_run(config, "evaluate"):
+        pass
+    with open_run(config, "evaluate"):
+        pass  # the lock is gone with the first run
+
+
+def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:
+    with open_run(config, "prepare") as folder:
+        assert load_config(folder.config) == config
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})})
+    with open_run(changed, "train") as folder:
+        assert load_config(folder.config) == changed
+        lines = [json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()]
+    assert [line["verb"] for line in lines] == ["prepare", "train"]
+    assert lines[0]["changed"] == {} and lines[1]["changed"] == {"train.lr": {"before": 0.001, "after": 0.5}}
+    assert "train.lr: 0.001 → 0.5" in capsys.readouterr().out
+
+
+def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_json_says_what_to_do(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, Progress(None))
+    folder.metrics.write_text("{")
+    with pytest.raises(ArtifactError, match=r"metrics\.json is damaged .*run `recsys evaluate`"):
+        folder.read_json(folder.metrics, "run `recsys evaluate`")
+
+
+def test_progress_lines_are_the_same_in_the_log_file(tmp_path: Path, capsys: Captured) -> None:
+    progress = Progress(sys.stdout, tmp_path / "run.log")
+    with progress.stage("train"):
+        progress("epoch 1\nepoch 2")
+    shown = capsys.readouterr().out
+    assert shown == (tmp_path / "run.log").read_text()
+    assert [line.split("  ", 1)[1] for line in shown.splitlines()[:2]] == ["train      epoch 1", "train      epoch 2"]
+    assert "\x1b" not in shown and "\r" not in shown
+
+
+def test_the_demo_config_uses_every_granularity() -> None:
+    demo = yaml.safe_load(Path(DEMO).read_text(encoding="utf-8"))
+    assert list(demo["model"]["granularities"]) == ["behaviour", "evolution", "collaborative", "social"]

@@ -1,0 +1,97 @@
+"""The typed configuration: one dotted path everywhere, typos are errors, and it reads back what it wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recsys.config import Config, build_config, dump_config, load_config, parse_value, set_path
+from recsys.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "pipelines" / "configs").glob("*.yaml"))
+SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
+
+
+def test_all_golden_configs_are_there() -> None:
+    assert [path.stem for path in CONFIGS] == ["beauty", "demo", "lastfm-leave-one-out", "lastfm", "ml-100k"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_golden_configs_are_valid_and_say_where_they_come_from(path: Path) -> None:
+    config = load_config(path)
+    head = path.read_text(encoding="utf-8").split("\nrun:")[0]
+    assert all(f"# {word}:" in head for word in ("data", "command", "date", "result"))
+    assert str(path.relative_to(path.parents[2])) in head
+    assert config.model.granularities.enabled()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_dump_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(copy) == config
+
+
+def test_command_line_yaml_and_tree_are_one_path(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump({**SMALLEST, "train": {"lr": 0.0003}}), encoding="utf-8")
+    from_yaml = load_config(path)
+    path.write_text(yaml.safe_dump(SMALLEST), encoding="utf-8")
+    from_command_line = load_config(path, [("train.lr", "3e-4")])
+    tree: dict[str, object] = {}
+    set_path(tree, "train.lr", 3e-4)
+    assert from_yaml == from_command_line == build_config({**SMALLEST, **tree})
+
+
+def test_later_overrides_win(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST), encoding="utf-8")
+    assert load_config(path, [("seed", "1"), ("seed", "2")]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3e-4", 3e-4), ("true", True), ("7", 7), ("[5, 10]", [5, 10]), ("abc", "abc"), ("models:/a@b", "models:/a@b")],
+)
+def test_values_of_the_command_line(text: str, value: object) -> None:
+    assert parse_value("some.key", text) == value
+
+
+def test_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = {"kind": "recbole", "folder": "$RECSYS_DATA/ml-100k"}
+    monkeypatch.setenv("RECSYS_DATA", "/somewhere")
+    assert build_config({**SMALLEST, "data": {"source": source}}).data.source.folder == "/somewhere/ml-100k"  # type: ignore[union-attr]
+    monkeypatch.delenv("RECSYS_DATA")
+    assert build_config({**SMALLEST, "data": {"source": source}}).data.source.folder == "data/ml-100k"  # type: ignore[union-attr]
+
+
+def test_a_variable_that_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
+    with pytest.raises(ConfigError, match=r"run\.dir.*NO_SUCH_PLACE is not set"):
+        build_config({**SMALLEST, "run": {"dir": "$NO_SUCH_PLACE/x"}})
+
+
+def test_unknown_key_lists_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match=r"train\.learning_rate: unknown key; valid keys here: batch_size, .*\blr\b"):
+        build_config({**SMALLEST, "train": {"learning_rate": 1}})
+
+
+def test_unknown_key_inside_the_source_names_its_path_without_the_tag() -> None:
+    source = {"kind": "synthetic", "num_user": 10}
+    with pytest.raises(ConfigError, match=r"data\.source\.num_user: unknown key; .*num_users"):
+        build_config({**SMALLEST, "data": {"source": source}})
+
+
+def test_dataset_folder_follows_the_run_unless_set() -> None:
+    config = build_config({**SMALLEST, "run": {"dir": "runs/a/"}})
+    assert config.dataset_dir == "runs/a/dataset"
+    assert build_config({**SMALLEST, "data": {"dir": "s3://bucket/set"}}).dataset_dir == "s3://bucket/set"
+
+
+def test_the_sections_are_frozen() -> None:
+    """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this list."""
+    expected = "seed run data model train evaluate recommend tracking registry ray"
+    assert list(Config.model_fields) == expected.split()

@@ -1,0 +1,152 @@
+"""Evaluation from end to end on a hand-made dataset: the contract, and numbers that can be worked out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import leave_last, small_model, small_world, train_events, write_dataset
+
+from recsys.config import Config, build_config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Queries
+from recsys.errors import ConfigError, DataError
+from recsys.evaluation.evaluate import evaluate
+
+NUM_ITEMS = 30
+KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
+
+
+class Oracle:
+    """Puts the item after the last seen one (a circle) first; ``after`` alone knows, ``noise`` says nothing."""
+
+    granularities: Mapping[str, float] = {"after": 0.75, "noise": 0.25}
+
+    def __init__(self, num_items: int = NUM_ITEMS) -> None:
+        self.item_vectors_ND = torch.eye(num_items)
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        last = queries.histories.items_E[queries.histories.offsets_U1[1:] - 1].astype(np.int64)
+        return self.item_vectors_ND[torch.from_numpy((last + 1) % len(self.item_vectors_ND))]
+
+    def scores_without(self, queries: Queries, name: str) -> torch.Tensor:
+        return torch.zeros(len(queries), len(self.item_vectors_ND)) if name == "after" else self.scores(queries)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny problems on shared cores: threads would wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def circle(folder: Path, friends: tuple[tuple[int, int], ...] = ((0, 1),)) -> PreparedDataset:
+    """Twenty users who walk the circle of items from different places, six steps each."""
+    walks = [leave_last(*((start + step) % NUM_ITEMS for step in range(6))) for start in range(20)]
+    return write_dataset(folder, walks, NUM_ITEMS, friends=friends)
+
+
+def config(**evaluate_section: Any) -> Config:
+    section = {"ks": [1, 5], "bootstrap": 100, **evaluate_section}
+    granularities = {"behaviour": {"enabled": True}}
+    return build_config({"model": {"granularities": granularities}, "train": {"metric": "ndcg@3"}, "evaluate": section})
+
+
+def test_metrics_json_follows_the_contract(tmp_path) -> None:
+    result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
+    content = json.loads(json.dumps(result.to_json({"prepare_s": 1.0, "train_s": 2.0}), allow_nan=False))
+    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the main metric's cut-off comes along
+    assert set(content["model"]) == names
+    assert {name: set(values) for name, values in content["baselines"].items()} == {
+        name: names for name in ("popularity", "item_knn", "ease", "als")
+    }
+    assert {"prepare_s", "train_s", "evaluate_s", "baseline_ease_s"} <= set(content["timing"])
+    assert set(content["granularities"]["after"]) == {"weight", "ndcg@3_without"}
+    with_interval = {name for name in names if name.split("@")[0] not in ("coverage", "gini")}
+    assert set(content["confidence"]["model"]) == with_interval
+    assert all(set(spans) == with_interval for spans in content["confidence"]["baselines"].values())
+    assert {"history", "friends", "users"} <= set(content["segments"])
+
+
+def test_a_perfect_model_has_the_values_of_a_perfect_model(tmp_path) -> None:
+    result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
+    for name in ("ndcg@1", "ndcg@3", "recall@5", "mrr@5", "hit@1", "map@3"):
+        assert result.model[name] == 1.0, name
+    assert result.model["precision@5"] == pytest.approx(1 / 5)
+    assert result.model["coverage@1"] == pytest.approx(20 / NUM_ITEMS)  # twenty users, twenty next items
+    assert result.model["gini@1"] == pytest.approx(1 - 20 / NUM_ITEMS)
+    assert result.model["diversity@3"] == pytest.approx(1.0)  # orthogonal item vectors
+    assert result.confidence["model"]["ndcg@3"] == [1.0, 1.0]
+    assert result.granularities["noise"] == {"weight": 0.25, "ndcg@3_without": 1.0}
+    assert result.granularities["after"]["ndcg@3_without"] < 0.5
+    assert result.data["queries"] == result.data["targets"] == 20 and result.data["fitted_through"] == "valid"
+
+
+def test_the_comparison_is_with_the_baseline_that_validation_prefers(tmp_path) -> None:
+    result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
+    against = result.comparison["against"]
+    validation = {name: entry["validation"] for name, entry in against.items()}
+    assert result.comparison["best_baseline"] == max(validation, key=lambda name: validation[name])
+    for name, entry in against.items():
+        assert entry["difference"] == pytest.approx(1.0 - result.baselines[name]["ndcg@3"])
+        assert entry["low"] <= entry["difference"] <= entry["high"]
+    assert against["popularity"]["p"] == pytest.approx(2 / 101)
+
+
+def test_segments_split_the_same_queries(tmp_path) -> None:
+    result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
+    friends = result.segments["friends"]
+    assert friends["with friends"]["queries"] == 2 and friends["without friends"]["queries"] == 18
+    assert friends["with friends"]["model"]["ndcg@3"] == 1.0
+    assert [*result.segments["history"]] == ["5–9"]  # training and validation are visible
+    for name, values in result.baselines.items():
+        parts = [(entry["queries"], entry["baselines"][name]["ndcg@3"]) for entry in friends.values()]
+        assert sum(n * v for n, v in parts) / 20 == pytest.approx(values["ndcg@3"])
+
+
+def test_without_a_refit_validation_events_are_no_training(tmp_path) -> None:
+    walks = [leave_last(0, 1, 2, 3), leave_last(0, 1, 2, 4), leave_last(1, 0, 5, 2)]
+    dataset = write_dataset(tmp_path, walks, 6)
+    kept = evaluate(Oracle(6), dataset, config(), refit=False)
+    again = evaluate(Oracle(6), dataset, config(), refit=True)
+    assert kept.segments["items"]["targets new to training"]["targets"] == 3  # 3, 4 and 2: no training event
+    assert again.segments["items"]["targets new to training"]["targets"] == 2  # 2 was a validation event of others
+    assert kept.data["fitted_through"] == "train"
+
+
+def test_no_baselines_and_no_ablation(tmp_path) -> None:
+    result = evaluate(Oracle(), circle(tmp_path, friends=()), config(baselines=[], ablate=False), refit=True)
+    assert result.baselines == {} and result.comparison == {"metric": "ndcg@3", "best_baseline": None, "against": {}}
+    assert result.granularities == {"after": {"weight": 0.75}, "noise": {"weight": 0.25}}
+    assert "friends" not in result.segments
+
+
+def test_what_cannot_be_evaluated_is_said(tmp_path) -> None:
+    dataset = write_dataset(tmp_path / "a", [train_events(0, 1, 2), train_events(1, 2)], 3)
+    with pytest.raises(DataError, match="0 queries"):
+        evaluate(Oracle(3), dataset, config(), refit=True)
+    repeats = write_dataset(tmp_path / "b", [leave_last(0, 1, 0), leave_last(1, 0, 1)], 3)
+    with pytest.raises(DataError, match=r"2 targets were already seen.*exclude_seen"):
+        evaluate(Oracle(3), repeats, config(), refit=True)
+    assert evaluate(Oracle(3), repeats, config(exclude_seen=False), refit=True).data["targets"] == 2
+    wrong = config()
+    wrong.train.metric = "coverage@20"
+    with pytest.raises(ConfigError, match="coverage@20"):
+        evaluate(Oracle(3), repeats, wrong, refit=True)
+
+
+def test_a_frozen_model_of_ours_is_a_scored_model(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    model = small_model(dataset)
+    result = evaluate(model, dataset, config(), refit=True)
+    assert list(result.granularities) == list(model.granularities)
+    assert all(math.isfinite(value) for value in result.model.values())
+    assert len(result.ranking) == result.data["queries"]

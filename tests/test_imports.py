@@ -1,0 +1,139 @@
+"""Imports go one way: tune → pipelines → recsys, and inside recsys down the way of the data; none has side effects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What stands lower in the list may import what stands higher, never the other way round. One line, one level.
+LEVELS = [
+    {"recsys", "recsys.errors", "recsys.schema", "recsys.config"},
+    {"recsys.sources", "recsys.data"},
+    {"recsys.granularities"},
+    {"recsys.fusion", "recsys.items", "recsys.losses"},
+    {"recsys.model"},
+    {"recsys.training", "recsys.evaluation"},
+    {"recsys.registry", "recsys.serving"},
+    {"pipelines"},
+    {"tune"},
+]
+# Between parts of one level: who may import whom.
+SIDEWAYS = {
+    ("recsys.data", "recsys.sources"),
+    ("recsys.sources", "recsys.data"),  # only its foundations, which know no source: see the test below
+    ("recsys.registry", "recsys.serving"),
+    ("recsys.serving", "recsys.registry"),
+}
+FOUNDATIONS = {"recsys.data.validate", "recsys.data.dataset", "recsys.data.histories"}
+HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for package in ("recsys", "pipelines", "tune"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _imports(path: Path, module: str) -> Iterator[str]:
+    """Every module of ours that a file names in an import, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}; write it in full"
+            base = node.module or ""
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in ("recsys", "pipelines", "tune"))
+
+
+def _part(name: str) -> str:
+    """``recsys.data.split`` → ``recsys.data``; ``pipelines.cli`` → ``pipelines``."""
+    first, *rest = name.split(".")
+    if first != "recsys" or not rest:
+        return first
+    part = f"recsys.{rest[0]}"
+    return part if any(part in level for level in LEVELS) else "recsys"
+
+
+def _level(part: str) -> int:
+    return next(number for number, level in enumerate(LEVELS) if part in level)
+
+
+def test_every_part_of_recsys_has_a_level() -> None:
+    parts = {".".join(module.split(".")[:2]) for module, _ in _modules() if module.startswith("recsys")}
+    assert parts <= set().union(*LEVELS), "a new part of recsys needs its place in LEVELS"
+
+
+@pytest.mark.parametrize(
+    ("module", "path"), list(_modules()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_no_module_imports_upwards(module: str, path: Path) -> None:
+    mine = _part(module)
+    for name in _imports(path, module):
+        theirs = _part(name)
+        if mine == theirs:
+            continue
+        assert _level(theirs) <= _level(mine), f"{module} imports {name}, which stands above it"
+        sideways = _level(theirs) == _level(mine) and _level(mine) > 0
+        assert not sideways or (mine, theirs) in SIDEWAYS, f"{module} imports {name}, which stands beside it"
+
+
+def test_sources_use_only_the_foundations_of_data() -> None:
+    for module, path in _modules():
+        imported = {name for name in _imports(path, module) if name.startswith("recsys.data.")}
+        if module.startswith("recsys.sources"):
+            stray = {
+                name
+                for name in imported
+                if not any(name == base or name.startswith(f"{base}.") for base in FOUNDATIONS)
+            }
+            assert not stray, f"{module} imports {stray}; share it through one of {FOUNDATIONS}"
+        if module in FOUNDATIONS:
+            assert not any(name.startswith("recsys.sources") for name in _imports(path, module)), module
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_table_of_verbs_needs_only_the_standard_library() -> None:
+    code = (
+        "import sys, pipelines.cli\n"
+        "assert pipelines.cli.main(['--help']) == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert _run(code).splitlines()[-1] == "[]"
+
+
+def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
+    """No Ray, no tracking store, no folder: only definitions."""
+    names = [module for module, _ in _modules()]
+    code = (
+        f"import importlib, os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({str(tmp_path)!r})\n"
+        f"[importlib.import_module(name) for name in {names!r}]\n"
+        "import ray, mlflow\n"
+        "print(ray.is_initialized(), mlflow.active_run(), os.listdir('.'))"
+    )
+    assert _run(code).splitlines()[-1] == "False None []"
+
+
+def test_the_loop_knows_no_ray() -> None:
+    """A notebook, a sweep's plain trial and a worker run the same loop."""
+    for name in ("recsys/training/loop.py", "recsys/training/step.py", "recsys/training/context.py", "recsys/model.py"):
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [found for found in names if found.split(".")[0] == "ray"], name

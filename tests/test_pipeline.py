@@ -1,0 +1,162 @@
+"""The whole pipeline on a tiny world through the command line: what each stage leaves, and that each runs alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.cli import main
+from pipelines.examples import example_users
+from pipelines.folder import RunFolder
+from pipelines.prepare import open_dataset
+from pipelines.progress import Progress
+from pipelines.run import headline_table, verdict
+from pipelines.train import open_trained
+from recsys.config import load_config
+from recsys.data.histories import Split
+from recsys.errors import ArtifactError
+from recsys.evaluation.ranking import rank
+
+KS = [5, 10]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    """A finished `recsys run` of a tiny synthetic world; the folder of its configuration."""
+    folder = tmp_path_factory.mktemp("world")
+    tree: dict[str, Any] = {
+        "run": {"dir": str(folder / "run"), "name": "tiny"},
+        "data": {
+            "source": {"kind": "synthetic", "num_users": 60, "num_items": 40, "num_partitions": 1},
+            "text": {"enabled": False},
+            "quarantine": {"max_share": 0.5},
+            "num_shards": 1,
+        },
+        "model": {
+            "width": 8,
+            "item": {"text": False},
+            "granularities": {"evolution": {"enabled": True}, "social": {"enabled": True}},
+        },
+        "train": {"epochs": 2, "batch_size": 32, "metric": "ndcg@5", "threads": 1, "warmup": 0.0},
+        "evaluate": {"ks": KS, "baselines": ["popularity", "item_knn"], "bootstrap": 100, "num_examples": 3},
+        "recommend": {"k": 4},
+        "registry": {"name": "tiny"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert main(["run", "--config", str(folder / "tiny.yaml")]) == 0
+    return folder
+
+
+def _open(world: Path) -> tuple[Any, RunFolder]:
+    return load_config(world / "tiny.yaml"), RunFolder(world / "run", Progress(None))
+
+
+def test_the_run_folder_holds_what_the_contract_says(world: Path) -> None:
+    run = world / "run"
+    names = ["config.yaml", "metrics.json", "report.html", "checkpoints", "model", "bundle", "dataset", "run.log"]
+    assert [name for name in names if not (run / name).exists()] == []
+    assert load_config(run / "config.yaml") == load_config(world / "tiny.yaml")
+
+
+def test_metrics_json_has_the_contract_keys(world: Path) -> None:
+    metrics = json.loads((world / "run" / "metrics.json").read_text())
+    assert metrics.keys() >= {"model", "baselines", "segments", "confidence", "timing", "granularities"}
+    kinds = ["recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity"]
+    assert {f"{kind}@{k}" for kind in kinds for k in KS} <= metrics["model"].keys()
+    assert list(metrics["baselines"]) == ["popularity", "item_knn"]
+    assert all(metrics["timing"][f"{stage}_s"] > 0 for stage in ("prepare", "train", "evaluate"))
+    assert {"weight", "ndcg@5_without"} <= metrics["granularities"]["social"].keys()
+
+
+def test_the_report_needs_nothing_from_outside(world: Path) -> None:
+    html = (world / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html and 'src="http' not in html and "ndcg@5" in html.lower()
+
+
+def test_the_model_is_registered_under_its_alias(world: Path) -> None:
+    registered = json.loads((world / "run" / "registered.json").read_text())
+    client = mlflow.MlflowClient(registered["tracking"])
+    version = client.get_model_version_by_alias("tiny", "challenger")
+    assert str(version.version) == str(registered["version"])
+
+
+def test_one_mlflow_run_holds_parameters_metrics_and_artifacts(world: Path) -> None:
+    tracking = json.loads((world / "run" / "tracking.json").read_text())
+    client = mlflow.MlflowClient(tracking["uri"])
+    run = client.get_run(tracking["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == "2"
+    assert len(client.get_metric_history(tracking["run_id"], "train.loss")) == 2
+    names = {item.path.split("/")[-1] for item in client.list_artifacts(tracking["run_id"])}
+    assert {"metrics.json", "report.html", "config.yaml"} <= names
+
+
+def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
+    config, folder = _open(world)
+    dataset = open_dataset(config)
+    model = open_trained(folder, dataset).frozen
+    queries = dataset.histories().queries(Split.TEST)
+    ranking = rank(model, queries, 5, True, 64)
+    examples = example_users(model, dataset, ranking, 3, seed=1)
+    assert len(examples) == 3 and len({example["user"] for example in examples}) == 3
+    for example in examples:
+        assert example["history"]
+        for entry in example["recommendations"]:
+            assert list(entry["shares"]) == ["evolution", "social"]
+            assert sum(entry["shares"].values()) == pytest.approx(entry["score"], abs=1e-4)
+        scores = [entry["score"] for entry in example["recommendations"]]
+        assert scores == sorted(scores, reverse=True)
+    assert examples == example_users(model, dataset, ranking, 3, seed=1), "the seed decides who is shown"
+
+
+def test_prepare_again_does_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = world / "run" / "dataset" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    assert main(["prepare", "--config", str(world / "tiny.yaml")]) == 0
+    assert manifest.stat().st_mtime_ns == before
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_evaluate_alone_gives_the_same_numbers(world: Path) -> None:
+    before = json.loads((world / "run" / "metrics.json").read_text())
+    assert main(["evaluate", "--config", str(world / "tiny.yaml")]) == 0
+    after = json.loads((world / "run" / "metrics.json").read_text())
+    assert after["model"] == pytest.approx(before["model"]) and after["confidence"] == before["confidence"]
+
+
+def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
+    config, _ = _open(world)
+    assert main(["recommend", "--config", str(world / "tiny.yaml")]) == 0
+    path = world / "run" / "recommendations.parquet"
+    table = pq.read_table(path)
+    users = table.column("user_id").to_pylist()
+    assert sorted(set(users)) == sorted(open_dataset(config).user_ids.to_pylist())
+
+
+def test_a_model_of_other_data_is_refused(world: Path) -> None:
+    config, folder = _open(world)
+    dataset = open_dataset(config)
+    dataset.manifest.content_hash = "f" * 64
+    with pytest.raises(ArtifactError, match="was trained on dataset .*run `recsys train` again"):
+        open_trained(folder, dataset)
+
+
+def test_closing_words_put_the_best_first_and_say_how_sure() -> None:
+    metrics = {
+        "metric": "ndcg@5",
+        "model": {"ndcg@5": 0.3, "recall@5": 0.5},
+        "baselines": {"ease": {"ndcg@5": 0.35, "recall@5": 0.4}},
+        "comparison": {
+            "best_baseline": "ease",
+            "against": {"ease": {"difference": -0.05, "low": -0.08, "high": -0.02}},
+        },
+    }
+    rows = [line.split() for line in headline_table(metrics).splitlines()]
+    assert rows == [["ndcg@5", "recall@5"], ["ease", "0.3500", "0.4000"], ["multigrain", "0.3000", "0.5000"]]
+    assert verdict(metrics).startswith("below ease, the best baseline: ndcg@5 -0.0500")

@@ -1,0 +1,421 @@
+"""The stage ``prepare`` on tiny tables whose histories, parts, counts and refusals are known by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+
+from recsys import schema
+from recsys.config import CanonicalSource, Config, build_config
+from recsys.data import prepare as prepare_module
+from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
+from recsys.data.destination import Destination
+from recsys.data.histories import Split
+from recsys.data.prepare import prepare
+from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
+from recsys.sources.base import Piece, SourceAdapter
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+PROVENANCE = {
+    schema.FILE: pa.string(),
+    schema.ROW: pa.int64(),
+    schema.ORDER: pa.int64(),
+    schema.REASON: pa.string(),
+    schema.RAW: pa.string(),
+}
+
+
+class MemorySource(SourceAdapter):
+    """Tables that are already there."""
+
+    name = "memory"  # type: ignore[assignment]
+
+    def __init__(self, blocks: int = 2, **tables: pa.Table) -> None:
+        super().__init__(CanonicalSource(events=["memory"]))
+        self._tables, self._blocks = tables, blocks
+
+    def files(self) -> list[Any]:
+        return []
+
+    def pieces(self) -> dict[str, list[Piece]]:
+        raise AssertionError("tables are given")
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, table in sorted(self._tables.items()):
+            digest.update(f"{name} {table.to_pylist()}".encode())
+        return digest.hexdigest()
+
+    def tables(self) -> dict[str, ray.data.Dataset]:
+        return {name: ray.data.from_arrow(cut(table, self._blocks)) for name, table in self._tables.items()}
+
+
+def cut(table: pa.Table, number: int) -> list[pa.Table]:
+    size = -(-table.num_rows // number)
+    return [table.slice(start, size) for start in range(0, table.num_rows, size)]
+
+
+def rows_of(name: str, rows: list[dict[str, Any]], **extra: pa.DataType) -> pa.Table:
+    """A table as a source gives it; file, row and order are filled in."""
+    defaults = {schema.EVENT_TYPE: "interact", schema.VALUE: 1.0} if name == "events" else {}
+    filled = [
+        {**defaults, schema.FILE: f"{name}.csv", schema.ROW: i + 1, schema.ORDER: i, **row}
+        for i, row in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(filled, schema=pa.schema({**schema.TABLES[name].columns, **extra, **PROVENANCE}))
+
+
+def event(user: str, item: str, second: int | None = None, **more: Any) -> dict[str, Any]:
+    time = None if second is None else datetime.fromtimestamp(second, UTC)
+    return {schema.USER_ID: user, schema.ITEM_ID: item, schema.TIMESTAMP: time, **more}
+
+
+def config(folder: Path, **data: Any) -> Config:
+    data = {"num_shards": 2, "text": {"enabled": False}, "quarantine": {"max_share": 0.5}, **data}
+    model = {"granularities": {"evolution": {"enabled": True}}}
+    return build_config({"data": {"dir": str(folder / "dataset"), **data}, "model": model})
+
+
+def histories(dataset: PreparedDataset) -> dict[str, list[tuple[str, str]]]:
+    """user → [(item, part)] with external ids, in the stored order."""
+    users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
+    found = dataset.histories()
+    result = {}
+    for row, user in enumerate(found.users_U):
+        events = range(found.offsets_U1[row], found.offsets_U1[row + 1])
+        result[users[user]] = [(items[found.items_E[e]], Split(found.splits_E[e]).name.lower()) for e in events]
+    return result
+
+
+def silent(_: str) -> None:
+    """No progress lines."""
+
+
+TIMED = [
+    event("anna", "b", 30),
+    event("anna", "a", 10),
+    event("bert", "a", 5),
+    event("anna", "c", 20),
+    event("anna", "a", 40),
+    event("bert", "d", 6),
+]
+
+
+def test_histories_are_ordered_split_and_counted(tmp_path: Path) -> None:
+    lines: list[str] = []
+    dataset = prepare(config(tmp_path), lines.append, MemorySource(events=rows_of("events", TIMED)))
+    assert dataset.user_ids.to_pylist() == ["anna", "bert"]
+    assert dataset.item_ids.to_pylist() == ["a", "b", "c", "d"]
+    assert histories(dataset) == {
+        "anna": [("a", "train"), ("c", "train"), ("b", "valid"), ("a", "test")],
+        "bert": [("a", "train"), ("d", "train")],
+    }
+    manifest = dataset.manifest
+    assert manifest.ordered and manifest.timed and manifest.event_types == ["interact"]
+    assert {key: manifest.counts[key] for key in ("users", "items", "events", "train", "valid", "test", "repeats")} == {
+        "users": 2, "items": 4, "events": 6, "train": 4, "valid": 1, "test": 1, "repeats": 1
+    }  # fmt: skip
+    assert dataset.item_counts_N(Split.TRAIN).tolist() == [2, 0, 1, 1]
+    assert dataset.item_counts_N(Split.TEST).tolist() == [3, 1, 1, 1]
+    shard = pq.read_table(f"{dataset.root}/histories/{manifest.shards[0]}")
+    assert shard.schema.equals(HISTORY_SCHEMA)
+    anna = dataset.histories().take(np.flatnonzero(dataset.histories().users_U == 0))
+    assert anna.times_E.tolist() == [10, 20, 30, 40]
+    assert "read events: 6 rows, 0 quarantined" in lines
+
+
+def test_a_second_prepare_does_nothing_and_a_change_does(tmp_path: Path) -> None:
+    source = MemorySource(events=rows_of("events", TIMED))
+    first = prepare(config(tmp_path), silent, source)
+    stamp = (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns
+    lines: list[str] = []
+    again = prepare(config(tmp_path), lines.append, source)
+    assert again.manifest == first.manifest and "up to date" in lines[0]
+    assert (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns == stamp
+    other = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", TIMED[:5])))
+    assert other.manifest.content_hash != first.manifest.content_hash and other.manifest.counts["events"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
+
+
+def test_an_interrupted_prepare_leaves_nothing_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    source = MemorySource(events=rows_of("events", TIMED))
+    leftover = Destination(str(tmp_path / "dataset")).folder.path
+    Path(leftover, "vocab").mkdir(parents=True)
+    monkeypatch.setattr(prepare_module._Preparation, "_write_graphs", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        prepare(config(tmp_path), silent, source)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ArtifactError):
+        PreparedDataset(str(tmp_path / "dataset"))
+
+
+def test_without_rename_the_manifest_comes_last(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    (root / "vocab").mkdir(parents=True)
+    (root / "vocab" / "old").write_text("left by an interrupted run")
+    destination = Destination(str(root), aside=False)
+    with destination.writing() as folder:
+        assert folder.path == str(root) and not (root / "vocab").exists()
+        folder.write_table("vocab/users.parquet", pa.table({"user_id": ["a"]}))
+        assert not (root / "manifest.json").exists()
+
+
+def test_what_is_no_dataset_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="thesis.tex"):
+        prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", TIMED)))
+    assert (tmp_path / "dataset" / "thesis.tex").read_text() == "years of work"
+
+
+BAD = [
+    *TIMED,
+    event("anna", "a", 10),
+    event("anna", "zz", 11),
+    {**event("carl", "a", 1), schema.REASON: "bad timestamp", schema.RAW: "carl,a,never"},
+    {**event("", "a", 1), schema.USER_ID: None, schema.REASON: "missing user_id", schema.RAW: ",a,1"},
+]
+
+
+def test_bad_rows_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> None:
+    items = rows_of("items", [{schema.ITEM_ID: i} for i in ("a", "b", "c", "d", "cold", "a")])
+    dataset = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", BAD), items=items))
+    assert dataset.manifest.quarantined["events"] == {
+        "duplicate": 1, "unknown item": 1, "bad timestamp": 1, "missing user_id": 1
+    }  # fmt: skip
+    assert dataset.manifest.quarantined["items"] == {"duplicate": 1}
+    assert dataset.manifest.read == {"events": 10, "items": 6}
+    kept = pq.read_table(f"{dataset.root}/quarantine/events.parquet").sort_by("row").to_pylist()
+    assert [(row["file"], row["row"], row["reason"]) for row in kept] == [
+        ("events.csv", 7, "duplicate"),
+        ("events.csv", 8, "unknown item"),
+        ("events.csv", 9, "bad timestamp"),
+        ("events.csv", 10, "missing user_id"),
+    ]
+    assert kept[2]["raw"] == "carl,a,never" and "user_id=anna, item_id=zz" in kept[1]["raw"]
+    assert dataset.user_ids.to_pylist() == ["anna", "bert"]
+    assert dataset.item_ids.to_pylist() == ["a", "b", "c", "cold", "d"]  # an item that nobody met stays recommendable
+    assert dataset.item_counts_N(Split.TEST).tolist() == [3, 1, 1, 0, 1]
+
+
+def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
+    source = MemorySource(events=rows_of("events", BAD))
+    with pytest.raises(DataError) as caught:
+        prepare(config(tmp_path, quarantine={"max_share": 0.1}), silent, source)
+    message = str(caught.value)
+    for part in ("2 of 10 rows of events", "bad timestamp: 1", "events.csv, row 9", "carl,a,never", "max_share"):
+        assert part in message
+    kept = tmp_path / "dataset.quarantine" / "events.parquet"
+    assert str(kept) in message and pq.read_table(kept).num_rows == 2
+    assert not (tmp_path / "dataset").exists()
+    prepare(config(tmp_path), silent, source)
+    assert not kept.exists()
+
+
+def test_equal_input_gives_equal_bytes_however_it_is_cut(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    rows = [event(f"u{u}", f"i{i}", int(t)) for u, i, t in generator.integers(0, [20, 30, 10**6], (400, 3))]
+    digests = []
+    for blocks in (1, 7):
+        folder = tmp_path / str(blocks)
+        dataset = prepare(config(folder), silent, MemorySource(blocks, events=rows_of("events", rows)))
+        files = sorted(path for path in (folder / "dataset").rglob("*.parquet"))
+        digests.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+        assert len(dataset.manifest.shards) == 2
+    assert digests[0] == digests[1]
+
+
+def test_orders(tmp_path: Path) -> None:
+    untimed = rows_of("events", [event("u", item) for item in ("c", "a", "a", "b", "d")])
+    by_file = prepare(config(tmp_path / "file", order="file"), silent, MemorySource(events=untimed))
+    assert histories(by_file)["u"] == [("c", "train"), ("a", "train"), ("a", "train"), ("b", "valid"), ("d", "test")]
+    assert by_file.manifest.ordered and not by_file.manifest.timed
+    with pytest.raises(DataError, match="needs an order"):
+        prepare(config(tmp_path / "none"), silent, MemorySource(events=untimed))
+    with pytest.raises(DataError, match="no timestamp"):
+        prepare(config(tmp_path / "time", order="time"), silent, MemorySource(events=untimed))
+
+
+def test_unordered_ratio_draws_by_pair_and_seed(tmp_path: Path) -> None:
+    rows = rows_of("events", [event(f"u{u}", f"i{i}") for u in range(20) for i in range(20)])
+    split = {"kind": "ratio", "valid": 0.2, "test": 0.2}
+    dataset = prepare(config(tmp_path / "a", split=split), silent, MemorySource(events=rows))
+    assert not dataset.manifest.ordered
+    found = histories(dataset)
+    assert 50 < dataset.manifest.counts["test"] < 110 and 50 < dataset.manifest.counts["valid"] < 110
+    fewer = rows.slice(0, 200)  # the other users leave: nobody else's split changes
+    half = histories(prepare(config(tmp_path / "b", split=split), silent, MemorySource(events=fewer)))
+    assert half == {user: found[user] for user in half}
+
+
+def test_temporal_cut_offs_by_share_and_by_time(tmp_path: Path) -> None:
+    rows = rows_of("events", [event(f"u{s % 3}", f"i{s}", s * 1000) for s in range(10)])
+    share = prepare(config(tmp_path / "a", split={"kind": "temporal"}), silent, MemorySource(events=rows))
+    parts = {item: part for user in histories(share).values() for item, part in user}
+    assert [item for item, part in parts.items() if part == "test"] == ["i9"]
+    assert [item for item, part in parts.items() if part == "valid"] == ["i8"]
+    assert share.manifest.split["test_from"] == "1970-01-01T02:30:00+00:00"
+    given = {"kind": "temporal", "valid_from": "1970-01-01T01:00", "test_from": "1970-01-01T02:00"}
+    dated = prepare(config(tmp_path / "b", split=given), silent, MemorySource(events=rows))
+    assert {part: dated.manifest.counts[part] for part in ("train", "valid", "test")} == {
+        "train": 4, "valid": 4, "test": 2
+    }  # fmt: skip
+    late = {"kind": "temporal", "test_from": "2030-01-01"}
+    with pytest.raises(DataError, match="no test events"):
+        prepare(config(tmp_path / "c", split=late), silent, MemorySource(events=rows))
+
+
+def tagged(item: str, tag: str, user: str = "anna", second: int | None = None) -> dict[str, Any]:
+    return event(user, item, second, event_type="tag", tag=tag)
+
+
+TEXT = {"enabled": False, "event_column": "tag", "event_types": ["tag"]}
+TAGS = [
+    tagged("a", "rock"),  # anna's a is also her test event: held out
+    tagged("b", "leak of validation"),
+    tagged("c", "jazz"),
+    tagged("c", "cool", "bert"),
+    tagged("c", "jazz", "bert"),
+    tagged("d", " blues ", "bert"),
+    tagged("d", "blues", "bert", 99),
+    tagged("nowhere", "lost", "bert"),
+]
+
+
+def test_text_of_held_out_pairs_does_not_reach_the_items(tmp_path: Path) -> None:
+    events = rows_of("events", [*TIMED, *TAGS], tag=pa.string())
+    items = rows_of("items", [{schema.ITEM_ID: i, "title": f"Title {i}"} for i in "abcd"], title=pa.string())
+    dataset = prepare(config(tmp_path, text=TEXT), silent, MemorySource(events=events, items=items))
+    assert dataset.features.column("text").to_pylist() == [
+        "Title a", "Title b", "Title c. tag: jazz, cool", "Title d. tag: blues"
+    ]  # fmt: skip
+    counts = dataset.manifest.counts
+    assert (counts["text_rows"], counts["text_rows_held_out"], counts["text_rows_held_out_test"]) == (7, 2, 1)
+    assert any("2 of 7 rows of item text" in note for note in dataset.manifest.notes)
+    assert dataset.manifest.quarantined["events"] == {"unknown item": 1}
+    assert dataset.manifest.event_types == ["interact"] and dataset.manifest.timed
+    assert counts["items_with_text"] == 4 and counts["events"] == 6
+
+
+def test_temporal_splits_drop_text_from_the_validation_on(tmp_path: Path) -> None:
+    events = [event("u", f"i{s}", s) for s in range(10)]
+    tags = [tagged("i0", "early", "w", 3), tagged("i0", "late", "w", 8), tagged("i0", "unknown time", "w")]
+    split = {"kind": "temporal", "valid_from": "1970-01-01T00:00:08", "test_from": "1970-01-01T00:00:09"}
+    source = MemorySource(events=rows_of("events", [*events, *tags], tag=pa.string()))
+    dataset = prepare(config(tmp_path, text=TEXT, split=split), silent, source)
+    assert dataset.features.column("text").to_pylist()[:2] == ["tag: early", None]
+    assert dataset.manifest.counts["text_rows_late"] == 2
+    assert dataset.num_users == 2 and len(dataset.histories()) == 1  # w never interacted
+
+
+def test_social_edges(tmp_path: Path) -> None:
+    pairs = [
+        ("anna", "bert", 2.0),
+        ("bert", "anna", 3.0),
+        ("anna", "ghost", 1.0),
+        ("anna", "bert", 9.0),
+        ("x", "anna", None),
+    ]
+    social = [{schema.SRC_USER_ID: s, schema.DST_USER_ID: d, schema.WEIGHT: w} for s, d, w in pairs]
+    users = rows_of("users", [{schema.USER_ID: "x"}])
+    source = MemorySource(events=rows_of("events", TIMED), users=users, social=rows_of("social", social))
+    dataset = prepare(config(tmp_path / "a"), silent, source)
+    assert dataset.user_ids.to_pylist() == ["anna", "bert", "x"]
+    src, dst, weight = dataset.social_edges()
+    assert list(zip(src, dst, weight, strict=True)) == [(0, 1, 3.0), (0, 2, 1.0), (1, 0, 3.0), (2, 0, 1.0)]
+    assert dataset.manifest.quarantined["social"] == {"unknown user": 1, "duplicate": 1}
+    directed = prepare(config(tmp_path / "b", social_directed=True), silent, source)
+    assert [column.tolist() for column in directed.social_edges()] == [[0, 1, 2], [1, 0, 0], [2.0, 3.0, 1.0]]
+
+
+def test_facts_get_dense_ids_and_links(tmp_path: Path) -> None:
+    triples = [("e2", "by", "e9"), ("e1", "by", "e9"), ("e1", "by", "e9"), ("e1", "in", "e2")]
+    facts = rows_of(
+        "knowledge", [dict(zip((schema.HEAD, schema.RELATION, schema.TAIL), t, strict=True)) for t in triples]
+    )
+    items = rows_of("items", [{schema.ITEM_ID: i, schema.ENTITY_ID: {"a": "e1"}.get(i)} for i in "abcd"])
+    source = MemorySource(events=rows_of("events", TIMED), items=items, knowledge=facts)
+    root = prepare(config(tmp_path), silent, source).root
+    assert pq.read_table(f"{root}/graphs/knowledge.parquet").to_pydict() == {
+        "head": [0, 0, 1], "relation": [0, 1, 0], "tail": [2, 1, 2]
+    }  # fmt: skip
+    assert pq.read_table(f"{root}/vocab/entities.parquet").to_pydict() == {
+        "entity": ["e1", "e2", "e9"], "item": [0, None, None]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ({"text": {"enabled": False, "event_types": ["tag"]}}, ConfigError, "belong together"),
+        ({"text": {**TEXT, "event_column": "label"}}, ConfigError, "'label' is not a column of the events"),
+        (
+            {"text": {**TEXT, "event_types": ["review"]}},
+            ConfigError,
+            "no event has the type review; types: interact, tag",
+        ),
+        ({"interactions": ["tag"], "text": TEXT}, ConfigError, "cannot be in both"),
+        ({"text": {"enabled": False, "fields": ["plot"]}, "interactions": ["interact"]}, ConfigError, "plot not among"),
+        ({"split": {"kind": "given"}, "interactions": ["interact"]}, DataError, "marks as test"),
+    ],
+)
+def test_settings_that_contradict_the_data_are_named(
+    tmp_path: Path, data: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    source = MemorySource(events=rows_of("events", [*TIMED, *TAGS], tag=pa.string()))
+    with pytest.raises(error, match=message):
+        prepare(config(tmp_path, **data), silent, source)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_source_that_fails_inside_a_task_speaks_for_itself(tmp_path: Path) -> None:
+    class Broken(MemorySource):
+        def tables(self) -> dict[str, ray.data.Dataset]:
+            def fail(_: pa.Table) -> pa.Table:
+                raise SourceError("events.csv: row 3 is not UTF-8")
+
+            return {"events": super().tables()["events"].map_batches(fail, batch_format="pyarrow")}
+
+    with pytest.raises(SourceError) as caught:
+        prepare(config(tmp_path), silent, Broken(events=rows_of("events", TIMED)))
+    assert str(caught.value) == "events.csv: row 3 is not UTF-8" and type(caught.value) is SourceError
+
+
+@pytest.fixture
+def prepared_from(real_data: Path, tmp_path: Path) -> Callable[..., PreparedDataset]:
+    def run(source: dict[str, Any], **data: Any) -> PreparedDataset:
+        built = config(tmp_path, quarantine={"max_share": 0.01}, source=source, **data)
+        return prepare(built, silent)
+
+    return run
+
+
+def test_lastfm_keeps_held_out_tags_away(real_data: Path, prepared_from: Callable[..., PreparedDataset]) -> None:
+    folder = real_data / "lastfm"
+    source = {
+        "kind": "hetrec-lastfm",
+        "folder": str(folder),
+        "test_pairs": str(folder / "splits" / "random80.test.tsv"),
+    }
+    dataset = prepared_from(source, split={"kind": "given"}, text=TEXT)
+    counts, manifest = dataset.manifest.counts, dataset.manifest
+    assert (counts["users"], counts["items"], counts["events"], counts["test"]) == (1892, 17632, 92834, 18567)
+    assert counts["text_rows_held_out_test"] == 15_002
+    assert manifest.quarantined["events"] == {"unknown item": 1538, "bad timestamp": 4}  # all of them tag rows
+    assert counts["text_rows"] == 186_479 - 1538 - 4
+    assert counts["text_rows_held_out"] > 15_002 and not manifest.ordered
+    assert abs(counts["valid"] / (92834 - 18567) - 0.1) < 0.01
+    assert counts["social_edges"] == 25_434

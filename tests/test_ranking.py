@@ -1,0 +1,154 @@
+"""Exact ranking: against a naive sort, with masking, dropped targets, ties and bounded pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.data.histories import Histories, Queries, Split
+from recsys.evaluation import ranking as ranking_module
+from recsys.evaluation.metrics import query_metrics
+from recsys.evaluation.ranking import VectorScorer, rank, top_items
+
+
+class Table:
+    """Scores given by user id."""
+
+    def __init__(self, scores_UN: torch.Tensor) -> None:
+        self.scores_UN = scores_UN
+        self.asked: list[int] = []
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        self.asked.append(len(queries))
+        return self.scores_UN[torch.from_numpy(queries.histories.users_U.astype(np.int64))]
+
+
+def queries_of(history: list[list[int]], targets: list[list[int]]) -> Queries:
+    lengths = [len(row) for row in targets]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    flat = np.array([item for row in targets for item in row], dtype=np.int32)
+    return Queries(Histories.of_items(history, list(range(len(history)))), offsets, flat)
+
+
+def random_queries(num_users: int, num_items: int, seed: int = 0) -> Queries:
+    generator = np.random.default_rng(seed)
+    shuffled = [generator.permutation(num_items).tolist() for _ in range(num_users)]
+    seen = generator.integers(0, 8, num_users)
+    return queries_of(
+        [row[:n] for row, n in zip(shuffled, seen, strict=True)],
+        [row[n : n + 1 + n % 3] for row, n in zip(shuffled, seen, strict=True)],
+    )
+
+
+def test_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5]])
+    result = rank(Table(scores), queries_of([[0], [3]], [[2, 4], [0]]), k=3)
+    np.testing.assert_array_equal(result.items_BK, [[1, 2, 3], [4, 2, 1]])
+    np.testing.assert_array_equal(result.hits_BK, [[False, True, False], [False, False, False]])
+    np.testing.assert_allclose(result.scores_BK[0], [0.8, 0.7, 0.6])
+    assert result.items_BK.dtype == np.int32 and result.num_targets_B.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_equals_a_naive_sort(exclude_seen: bool, chunk: int) -> None:
+    queries = random_queries(40, 60)
+    scores = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
+    result = rank(Table(scores), queries, k=10, exclude_seen=exclude_seen, chunk=chunk)
+    for row in range(40):
+        start, stop = queries.histories.offsets_U1[row : row + 2]
+        seen = set(queries.histories.items_E[start:stop].tolist()) if exclude_seen else set()
+        best = [i for i in scores[row].argsort(descending=True).tolist() if i not in seen][:10]
+        start, stop = queries.target_offsets_B1[row : row + 2]
+        targets = set(queries.target_items[start:stop].tolist())
+        assert result.items_BK[row].tolist() == best
+        assert result.hits_BK[row].tolist() == [item in targets for item in best]
+
+
+def test_seen_targets_are_dropped_and_counted() -> None:
+    queries = queries_of([[0, 1], [2], [3], []], [[1, 4], [2, 2], [], [0, 0]])
+    result = rank(Table(torch.rand(4, 5)), queries, k=5)
+    assert result.rows_B.tolist() == [0, 3] and result.dropped_queries == 2
+    assert result.dropped_targets == 2  # item 1 of the first, item 2 (named twice) of the second
+    assert result.queries.target_items.tolist() == [4, 0]
+    assert query_metrics(result.hits_BK, result.num_targets_B, [5])["recall@5"].tolist() == [1.0, 1.0]
+    kept = rank(Table(torch.rand(4, 5)), queries, k=5, exclude_seen=False)
+    assert kept.rows_B.tolist() == [0, 1, 3] and kept.dropped_targets == 0 and kept.num_targets_B.tolist() == [2, 1, 1]
+
+
+def test_lists_longer_than_what_can_be_recommended_end_in_minus_one() -> None:
+    result = rank(Table(torch.tensor([[3.0, 2.0, 1.0, -torch.inf]])), queries_of([[0]], [[2]]), k=6)
+    assert result.items_BK.tolist() == [[1, 2, -1, -1, -1, -1]]
+    assert result.hits_BK.tolist() == [[False, True, False, False, False, False]]
+    assert np.isneginf(result.scores_BK[0, 2:]).all()
+
+
+def test_a_constant_scorer_stays_at_chance_where_popular_items_have_the_first_ids() -> None:
+    num_users, num_items, k = 300, 1000, 20
+    queries = queries_of([[]] * num_users, [[user % 20] for user in range(num_users)])  # all targets among the first 20
+    result = rank(Table(torch.zeros(num_users, num_items)), queries, k)
+    assert query_metrics(result.hits_BK, result.num_targets_B, [k])["recall@20"].mean() < 0.1
+    again = rank(Table(torch.zeros(num_users, num_items)), queries, k, chunk=17)
+    np.testing.assert_array_equal(result.items_BK, again.items_BK)
+
+
+def test_ties_follow_one_fixed_order_wherever_the_list_is_cut() -> None:
+    scores = torch.randint(0, 4, (30, 50), generator=torch.Generator().manual_seed(1)).float()
+    full, _ = top_items(scores, 50)
+    for k in (1, 5, 13, 49):
+        items, values = top_items(scores, k)
+        np.testing.assert_array_equal(items, full[:, :k])
+        assert (np.diff(values, axis=1) <= 0).all()
+    same, _ = top_items(torch.zeros(2, 50), 50)
+    place = {item: index for index, item in enumerate(same[0].tolist())}
+    for row, values in zip(full.tolist(), scores.tolist(), strict=True):
+        assert row == sorted(range(50), key=lambda item: (-values[item], place[item]))
+
+
+def test_infinite_and_shared_scores_are_handled() -> None:
+    shared = torch.arange(6.0).expand(3, -1)  # one row seen three times: masking one user must not touch the others
+    result = rank(Table(shared), queries_of([[5], [4], []], [[0], [0], [0]]), k=2)
+    assert result.items_BK.tolist() == [[4, 3], [5, 3], [5, 4]]
+    assert shared[0].tolist() == [0, 1, 2, 3, 4, 5]
+    items, _ = top_items(torch.tensor([[torch.inf, torch.inf, 1.0]]), 1)
+    assert items[0, 0] in (0, 1)
+
+
+def test_vector_scorer_equals_its_scores_and_stays_in_budget(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    users, items = torch.randn(40, 8, generator=generator), torch.randn(60, 8, generator=generator)
+    queries = random_queries(40, 60)
+    encoded: list[int] = []
+
+    def encode(part: Queries) -> torch.Tensor:
+        encoded.append(len(part))
+        return users[torch.from_numpy(part.histories.users_U.astype(np.int64))]
+
+    expected = rank(Table(users @ items.T), queries, k=5, chunk=16)
+    monkeypatch.setattr(ranking_module, "_MAX_SCORES", 60 * 3)
+    fast = rank(VectorScorer(encode, items), queries, k=5, chunk=16)
+    np.testing.assert_array_equal(fast.items_BK, expected.items_BK)
+    assert encoded == [16, 16, 8]
+    table = Table(users @ items.T)
+    np.testing.assert_array_equal(rank(table, queries, k=5, chunk=16).items_BK, expected.items_BK)
+    assert max(table.asked) == 3 and sum(table.asked[1:]) == 40
+
+
+def test_no_queries_and_wrong_scores() -> None:
+    empty = rank(Table(torch.zeros(1, 5)), queries_of([[0]], [[0]]), k=3)
+    assert len(empty) == 0 and empty.items_BK.shape == (0, 3) and empty.dropped_queries == 1
+    with pytest.raises(ValueError, match="NaN"):
+        rank(Table(torch.full((1, 5), torch.nan)), queries_of([[]], [[0]]), k=3)
+    with pytest.raises(ValueError, match="expected scores of shape"):
+        rank(Table(torch.zeros(2)), queries_of([[]], [[0]]), k=3)
+
+
+def test_histories_and_ranking_agree_on_the_split() -> None:
+    """A target that a user has in training too is no target, one in validation is seen at test."""
+    history = Histories.of_items([[0, 1, 0, 2], [3, 4, 3]], [0, 1])
+    splits = np.array([0, 1, 2, 2, 0, 0, 2], dtype=np.uint8)
+    queries = Histories(*(getattr(history, f) for f in list(vars(history))[:-1]), splits).queries(Split.TEST)
+    result = rank(Table(torch.zeros(2, 5)), queries, k=5)
+    assert result.rows_B.tolist() == [0] and result.queries.target_items.tolist() == [2]
+    assert not {0, 1} & set(result.items_BK[0].tolist())

@@ -1,0 +1,261 @@
+"""Tracking writes what a run was; a registered model loads and answers in a fresh process without our sources."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from handmade import small_model, small_world
+
+from recsys.config import Config, build_config, load_config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.registry.register import RegisteredModel, register, resolve
+from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+
+METRICS = {"model": {"ndcg@20": 0.25, "recall@20": 0.5}, "baselines": {"popularity": {"ndcg@20": 0.1}}}
+
+
+def make_config(folder: Path, **sections: Any) -> Config:
+    tree: dict[str, Any] = {"run": {"dir": str(folder / "runs/one"), "name": "one"}}
+    tree["model"] = {"granularities": {"social": {"enabled": True}}}
+    return build_config(tree | sections)
+
+
+class Registered:
+    """One run, tracked and registered, that the tests look at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.config = folder, make_config(folder, registry={"name": "pocket"})
+        self.dataset: PreparedDataset = small_world(folder / "dataset")
+        self.bundle = folder / "bundle"
+        write_bundle(self.bundle, small_model(self.dataset), self.dataset, {"metrics": METRICS})
+        (folder / "report.html").write_text("<html>fine</html>")
+        with Tracker(self.config) as tracker:
+            for epoch, loss in enumerate([3.0, 2.0, float("nan")]):
+                tracker.log_metrics({"loss": loss, "valid": {"ndcg@20": 0.1 * epoch}, "note": "text"}, step=epoch)
+            tracker.log_dataset(self.dataset.manifest, self.dataset.root)
+            tracker.log_file(folder / "report.html")
+            self.model: RegisteredModel = register(tracker, self.bundle, self.config, METRICS)
+        self.uri = tracking_uri(self.config)
+        self.run_id = tracker.run_id
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]:
+    before = Path.cwd()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    os.chdir(elsewhere)
+    try:
+        yield Registered(tmp_path_factory.mktemp("registry"))
+        assert list(elsewhere.iterdir()) == [], "a stray MLflow store was made in the working directory"
+    finally:
+        os.chdir(before)
+
+
+def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Registered) -> None:
+    found = client(registered.uri)
+    run = found.get_run(registered.run_id)
+    assert registered.uri == f"sqlite:///{registered.folder}/runs/mlflow.db"
+    assert run.info.status == "FINISHED" and run.info.run_name == "one"
+    assert run.data.params["train.loss.kind"] == "auto" and run.data.params["evaluate.ks"] == "[10, 20]"
+    history = found.get_metric_history(registered.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN has no place
+    assert run.data.metrics["valid.ndcg_at_20"] == pytest.approx(0.2)
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert dataset.name == "handmade" and registered.dataset.manifest.content_hash.startswith(dataset.digest)
+    assert run.data.tags["dataset.content_hash"] == registered.dataset.manifest.content_hash
+    assert run.info.artifact_uri.startswith((registered.folder / "runs/mlartifacts").as_uri())
+    names = {file.path for file in found.list_artifacts(registered.run_id)}
+    assert {"config.yaml", "report.html"} <= names
+    local = registered.folder / "downloaded"
+    local.mkdir()
+    assert load_config(found.download_artifacts(registered.run_id, "config.yaml", str(local))) == registered.config
+
+
+def test_the_version_has_alias_tags_and_description(registered: Registered) -> None:
+    found = client(registered.uri).get_model_version_by_alias("pocket", "challenger")
+    assert registered.model == RegisteredModel(
+        "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1"
+    )
+    assert str(found.version) == "1" and found.run_id == registered.run_id
+    assert found.tags["metric.ndcg_at_20"] == "0.25" and "metric.baselines.popularity.ndcg_at_20" not in found.tags
+    assert found.tags["dataset.content_hash"] == registered.dataset.manifest.content_hash
+    assert "6 users, 12 items" in found.description and "ndcg@20 0.2500" in found.description
+
+
+def test_resolve_finds_the_bundle(registered: Registered) -> None:
+    for uri in ("models:/pocket@challenger", "models:/pocket/1", str(registered.bundle)):
+        assert read_bundle(resolve(uri, registered.uri)).info == read_bundle(registered.bundle).info
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/pocket@champion", "not registered; registered are: models:/pocket@challenger"),
+        ("models:/rocket@challenger", "not registered; registered are: models:/pocket@challenger"),
+        ("models:/pocket/7", "not registered"),
+        ("models:/pocket", "expected models:/NAME@ALIAS"),
+        ("/no/such/folder", "holds no model bundle"),
+    ],
+)
+def test_what_cannot_be_resolved_says_what_there_is(registered: Registered, uri: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        resolve(uri, registered.uri)
+
+
+def test_no_store_is_made_by_looking(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="there is no MLflow store"):
+        resolve("models:/pocket@challenger", f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+FRESH = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/pocket@challenger")
+import recsys
+assert "mlartifacts" in recsys.__file__, recsys.__file__
+rows = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
+found = {"rows": model.predict(rows).to_dict("records")}
+frame = pd.DataFrame(rows[:2])
+found["frame"] = model.predict(frame, params={"k": 2}).to_dict("records")
+found["objects"] = model.predict([{"history": [{"item_id": "i1", "event_type": "buy"}], "k": 1}]).to_dict("records")
+found["errors"] = []
+for bad in ([{"user_id": "u0", "k": 0}], [{"user": "u0"}], [{"user_id": 5}], [{"history": "i1"}], [{"k": 3}], [3]):
+    try:
+        model.predict(bad)
+    except Exception as error:
+        found["errors"].append(f"{type(error).__name__}: {error}")
+found["heavy"] = [name for name in ("ray", "transformers", "torch_geometric") if name in sys.modules]
+found["inputs"] = model.metadata.signature.inputs.input_names()
+found["example"] = model.metadata.saved_input_example_info is not None
+print(json.dumps(found, allow_nan=False))
+"""
+
+
+def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FRESH, registered.uri],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    recommender = Recommender.load(registered.bundle)
+    asked = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
+    for row, answer in zip(found["rows"], recommender.recommend(parse_requests(asked)), strict=True):
+        assert row["item_ids"] == answer.item_ids and row["user_id"] == answer.user_id
+        assert row["scores"] == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
+        assert row["source"] == answer.source and row["unknown_items"] == answer.unknown_items
+        for place, score in enumerate(row["scores"]):
+            assert row["source"] == "popularity" or sum(share[place] for share in row["shares"].values()) == score
+    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
+    assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
+    expected = ["k: got 0", "no column user_id or history", "user_id", "history: got 'i1'", "", ""]
+    assert len(found["errors"]) == len(expected)
+    assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
+    assert found["heavy"] == []
+    assert found["inputs"] == ["user_id", "history", "k", "exclude_seen"] and found["example"]
+
+
+def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
+    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "b")})
+    with pytest.raises(ZeroDivisionError), Tracker(config, "doomed") as tracker:
+        _ = 1 / 0
+    found = client(registered.uri)
+    run = found.get_run(tracker.run_id)
+    assert run.info.status == "FAILED" and run.info.run_name == "doomed"
+    assert run.data.tags["error"] == "ZeroDivisionError: division by zero"
+    assert remembered_run(config) == tracker.run_id
+    with Tracker(config, run_id=remembered_run(config)) as again:
+        again.log_metrics({"late": 1})
+    run = found.get_run(again.run_id)
+    assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
+
+
+def test_children_name_their_parent(registered: Registered) -> None:
+    config = make_config(registered.folder, tracking={"uri": registered.uri})
+    with Tracker(config, "trial-1", parent_id=registered.run_id) as child:
+        child.set_tags({"trial": 1})
+    tags = client(registered.uri).get_run(child.run_id).data.tags
+    assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
+    assert remembered_run(registered.config) == registered.run_id  # a child does not take the run folder
+
+
+def test_a_left_over_experiment_id_changes_nothing(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    config = make_config(registered.folder, tracking={"uri": registered.uri, "experiment": "another one"})
+    with Tracker(config, "x", parent_id=registered.run_id) as tracker:
+        assert client(registered.uri).get_experiment(tracker.experiment_id).name == "another one"
+    assert "MLFLOW_EXPERIMENT_ID" not in os.environ and "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path) -> None:
+    config = make_config(tmp_path, tracking={"enabled": False})
+    with Tracker(config) as tracker:
+        tracker.log_params({"a": 1})
+        tracker.log_metrics({"a": 1})
+        tracker.log_dataset(registered.dataset.manifest, "x")
+        tracker.log_file("missing")
+        tracker.set_tags({"a": 1})
+        with pytest.raises(ConfigError, match=r"tracking\.enabled true"):
+            register(tracker, registered.bundle, config, METRICS)
+    assert list(tmp_path.iterdir()) == [] and tracker.run_id == ""
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host/x"])
+def test_stores_that_mlflow_has_not(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: got .*expected sqlite"):
+        Tracker(make_config(tmp_path, tracking={"uri": uri}))
+
+
+def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_text("this is no database, it is a poem")
+    with (
+        pytest.raises(ConfigError, match=r"broken\.db cannot be used.*set tracking\.enabled false"),
+        Tracker(make_config(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/broken.db"})),
+    ):
+        raise AssertionError("must not be entered")
+
+
+def test_remote_run_folders_need_a_tracking_uri(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set tracking\.uri"):
+        tracking_uri(make_config(tmp_path, run={"dir": "s3://bucket/run"}))
+
+
+def test_relative_sqlite_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tmp_path, tracking={"uri": "sqlite:///deep/mlflow.db"})
+    assert tracking_uri(config) == f"sqlite:///{tmp_path}/deep/mlflow.db"
+
+
+def test_aliases_that_mlflow_refuses(registered: Registered) -> None:
+    config = make_config(registered.folder, tracking={"uri": registered.uri}, registry={"alias": "v1"})
+    with Tracker(config, parent_id=registered.run_id) as tracker, pytest.raises(ConfigError, match=r"registry\.alias"):
+        register(tracker, registered.bundle, config, METRICS)
+
+
+def test_a_frame_with_empty_cells_is_read_as_not_given() -> None:
+    from recsys.registry.pyfunc_model import _rows
+
+    frame = pd.DataFrame([{"user_id": "u0", "k": 3}, {"history": ["i1"]}])
+    assert _rows(frame, {"k": 7, "exclude_seen": False}) == [
+        {"user_id": "u0", "k": 3, "exclude_seen": False},
+        {"history": ["i1"], "k": 7, "exclude_seen": False},
+    ]

