@@ -173,6 +173,7 @@ class BehaviourConfig(GranularityConfig):
 
 class EvolutionConfig(GranularityConfig):
     cell: Literal["lstm", "gru", "attention"] = "attention"
+    positions: Literal["absolute", "relative", "both"] = Field("both", description="how attention knows the order")
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)

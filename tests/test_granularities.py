@@ -102,7 +102,9 @@ class TestContract:
         for query, prefix in enumerate(prefixes):
             asked = Histories.of_items([prefix], [3])
             asked = replace(asked, times_E=whole.times_E[: len(prefix)])
-            alone, _ = module(last_position(Queries(asked, np.zeros(2, np.int64), np.zeros(0, np.int32)), 6), items, state)
+            alone, _ = module(
+                last_position(Queries(asked, np.zeros(2, np.int64), np.zeros(0, np.int32)), 6), items, state
+            )
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
 
     def test_unknown_user_is_served_from_state(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
@@ -135,7 +137,9 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
     """Light convolution: the mean of the friends' mean item vectors, behind the output projection."""
     module = make("social", conv="light", dropout=0.0)
     items, state = view(module, graphs)
-    means = torch.stack([items.vectors_SD[sorted(set(row))].mean(0) if row else torch.zeros(WIDTH) for row in HISTORIES])
+    means = torch.stack(
+        [items.vectors_SD[sorted(set(row))].mean(0) if row else torch.zeros(WIDTH) for row in HISTORIES]
+    )
     z, _ = module(batch_of([0, 1]), items, state)
     expected = torch.stack([means[1], (means[0] + means[3]) / 2])
     torch.testing.assert_close(z, module.output(expected))  # type: ignore[operator]

@@ -162,7 +162,9 @@ class PreparedDataset:
             with self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
                 content = json.loads(stream.read())
         except (FileNotFoundError, OSError):
-            raise ArtifactError(f"{self.root} is not a prepared dataset (no manifest.json); run `recsys prepare`") from None
+            raise ArtifactError(
+                f"{self.root} is not a prepared dataset (no manifest.json); run `recsys prepare`"
+            ) from None
         except json.JSONDecodeError as error:
             raise ArtifactError(f"{self.root}/manifest.json is damaged ({error}); run `recsys prepare` again") from None
         if content.get("schema_version") != SCHEMA_VERSION:

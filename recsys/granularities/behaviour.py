@@ -31,6 +31,7 @@ class Behaviour(Granularity):
         self.reads_text = config.input == "text" and sizes.text_width > 0
         width_in = sizes.text_width if self.reads_text else sizes.width
         self.heads = config.heads
+        self.scale = math.sqrt(sizes.width)  # of item vectors, as in evolution
         if sizes.width % config.heads:
             raise heads_error("behaviour", config.heads, sizes.width)
         self.key = nn.Linear(width_in, sizes.width, bias=False)
@@ -45,7 +46,7 @@ class Behaviour(Granularity):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        source_SX = items.text_ST if self.reads_text else items.vectors_SD
+        source_SX = items.text_ST if self.reads_text else items.vectors_SD * self.scale
         values_SD, keys_SD = self.value(source_SX), self.key(source_SX)
         history_UL, real_UL = batch.history_UL, batch.mask_UL
         if self.reads_text:  # an event without text has nothing to say

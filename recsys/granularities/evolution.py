@@ -1,8 +1,9 @@
 """Evolution: how a user's interest moves, read from the order and the times of the history (S4).
 
 A causal sequence model over the item vectors of the history, trained at every position. ``cell`` picks an LSTM or a
-GRU, or pre-norm causal attention (SASRec, Kang & McAuley 2018) whose positions enter as learned biases on the lag
-between two events and on the time between them (as in HSTU, Zhai et al. 2024), so that no length is special.
+GRU, or pre-norm causal attention (SASRec, Kang & McAuley 2018) whose positions enter as vectors added to the
+events, as learned biases on the lag between two events and on the time between them (as in HSTU, Zhai et al. 2024), or
+both.
 """
 
 from __future__ import annotations
@@ -72,19 +73,21 @@ class CausalAttention(nn.Module):
         if sizes.width % config.heads:
             raise heads_error("evolution", config.heads, sizes.width)
         self.blocks = nn.ModuleList(Block(sizes.width, config.heads, config.dropout) for _ in range(config.layers))
-        self.lag_bias = nn.Embedding(sizes.max_history + 1, config.heads)
-        self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if sizes.timed else None
-        self.position = nn.Embedding(sizes.max_history + 1, sizes.width)
-        for table in (self.lag_bias, self.gap_bias):
-            if table is not None:
-                nn.init.zeros_(table.weight)
-        nn.init.normal_(self.position.weight, std=0.02)
+        length, relative = sizes.max_history + 1, config.positions != "absolute"
+        self.lag_bias_LH = nn.Parameter(_older_is_fainter(length, config.heads)) if relative else None
+        self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
+        if self.gap_bias is not None:
+            nn.init.zeros_(self.gap_bias.weight)
+        absolute = config.positions != "relative"
+        self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
 
     def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
         length = events_ULD.shape[1]
         places_L = torch.arange(length, device=events_ULD.device)
-        lag_LL = (places_L[:, None] - places_L).clamp(min=0)
-        bias_UHLL = self.lag_bias(lag_LL).permute(2, 0, 1)[None]
+        bias_UHLL = torch.zeros(1, 1, length, length, device=events_ULD.device)
+        if self.lag_bias_LH is not None:
+            lag_LL = (places_L[:, None] - places_L).clamp(min=0)
+            bias_UHLL = self.lag_bias_LH[lag_LL].permute(2, 0, 1)[None]
         if self.gap_bias is not None:
             gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0) * 1440.0
             bucket_ULL = torch.log2(1 + gap_ULL).long().clamp(max=NUM_TIME_BUCKETS - 1)
@@ -98,7 +101,13 @@ class CausalAttention(nn.Module):
 
     def place(self, events_ULD: Tensor) -> Tensor:
         """Events with their positions, counted from the row's first."""
-        return events_ULD + self.position.weight[: events_ULD.shape[1]]
+        return events_ULD if self.position_LD is None else events_ULD + self.position_LD[: events_ULD.shape[1]]
+
+
+def _older_is_fainter(length: int, heads: int) -> Tensor:
+    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1."""
+    lag_L1 = torch.arange(length, dtype=torch.float32)[:, None]
+    return -torch.linspace(0, 1, heads) * torch.log1p(lag_L1)
 
 
 class Block(nn.Module):

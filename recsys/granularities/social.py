@@ -26,6 +26,7 @@ class Social(Granularity):
         self.dropout = nn.Dropout(config.dropout)
         self.convs = nn.ModuleList(self._conv(config, width) for _ in range(config.layers))
         self.output = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.output.weight)  # friends' taste lives in the space of the items
 
     @classmethod
     def for_serving(cls, config: SocialConfig, sizes: ModelSizes) -> Social:
