@@ -141,7 +141,7 @@ class PreparedDataset:
         return Histories.concat(list(self.shards()))
 
     def social_edges(self) -> tuple[Array, Array, Array]:
-        """Friend edges: src [F] int32, dst [F] int32, weight [F] float32; sorted by src; empty without a social table."""
+        """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty without a social table."""
         if not self.manifest.counts.get("social_edges"):
             empty = np.zeros(0, dtype=np.int32)
             return empty, empty, np.zeros(0, dtype=np.float32)
