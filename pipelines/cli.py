@@ -158,7 +158,7 @@ def _run(verb: str, config: Config) -> None:
 
 def plan(verb: str, config: Config) -> str:
     """The merged configuration as YAML, with the stages that would run as comments behind it."""
-    from recsys.config import dump_config
+    from recsys.config import dump_config, redact, redacted
 
     run = config.run.dir.rstrip("/")
     names = {
@@ -167,10 +167,10 @@ def plan(verb: str, config: Config) -> str:
         "source": _source_words(config.data.source.model_dump()),
         "name": config.registry.name,
         "alias": config.registry.alias,
-        "tracking": config.tracking.uri or f"the SQLite store beside {run}",
+        "tracking": redact(config.tracking.uri) or f"the SQLite store beside {run}",
         "recommender": config.recommend.model or f"{run}/bundle/",
     }
-    lines = [dump_config(config).rstrip(), "", f"# `recsys {verb}` would run, one after the other:"]
+    lines = [dump_config(redacted(config)).rstrip(), "", f"# `recsys {verb}` would run, one after the other:"]
     for stage in VERBS[verb].stages:
         lines.append(f"#   {stage}")
         lines += [f"#     reads   {pattern.format(**names)}" for pattern in STAGES[stage].reads]

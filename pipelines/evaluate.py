@@ -11,8 +11,8 @@ from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
 from pipelines.tracking import log_evaluation, tracked
-from pipelines.train import open_trained
-from recsys.config import Config, dump_config
+from pipelines.train import model_sha256, open_trained
+from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.report import render_report
@@ -22,17 +22,18 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, write metrics and report, and return the content of ``metrics.json``."""
     quiet()
     dataset = open_dataset(config)
-    trained = open_trained(folder, dataset)
+    trained = open_trained(config, folder, dataset)
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
         baselines = ", ".join(settings.baselines) or "no baseline"
         folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
-        metrics = evaluation.to_json(timing)
+        metrics = {**evaluation.to_json(timing), "model_sha256": model_sha256(folder)}
         examples = example_users(trained.frozen, dataset, evaluation.ranking, settings.num_examples, config.seed)
         folder.write_json(folder.metrics, metrics)
-        render_report(folder.report, metrics, dataset.manifest, trained.history, examples, dump_config(config))
+        settings_text = redact(dump_config(config))
+        render_report(folder.report, metrics, dataset.manifest, trained.history, examples, settings_text)
         log_evaluation(tracker, metrics)
         for path in (folder.metrics, folder.report):
             tracker.log_file(path)

@@ -2,7 +2,8 @@
 
 Layout::
 
-    config.yaml              the merged configuration of the last stage that ran
+    config.yaml              the merged configuration of the last run, prepare, train or evaluate; the user and password
+                             of tracking.uri are left out and come from the command line or the environment
     history.jsonl            one line an invocation: time, verb, release, keys changed since the one before
     run.log                  the progress lines of all stages
     dataset/                 the prepared dataset, unless data.dir says otherwise
@@ -18,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -25,17 +27,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import yaml
 
 from pipelines.progress import Progress
 from recsys import __version__
-from recsys.config import Config, dump_config
+from recsys.config import Config, dump_config, redacted
 from recsys.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from recsys.registry.tracking import Tracker
+
+
+_CONFIGURING: Final = ("run", "prepare", "train", "evaluate")  # the others only hand on what these have made
+_REDACTED: Final = (
+    "# tracking.uri is without its user and password: give it whole with --tracking.uri, or as $VARIABLE\n"
+)
 
 
 class RunFolder:
@@ -97,9 +105,20 @@ class RunFolder:
             raise ArtifactError(f"{path} is damaged (expected an object, got {type(content).__name__}); {cure}")
         return content
 
+    def forget_model(self) -> None:
+        """Remove the trained model and all that was made of it, before another one takes its place."""
+        for path in (self.registered, self.metrics, self.report, self.recommendations):
+            path.unlink(missing_ok=True)
+        for folder in (self.bundle, self.model):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def record(self, config: Config, verb: str) -> None:
-        """Write ``config.yaml`` and a line of ``history.jsonl``; says which keys differ from the last invocation."""
-        changed = _changes(self.config, config)
+        """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
+
+        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere.
+        """
+        public = redacted(config)
+        changed = _changes(self.config, public)
         if changed:
             shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
             self.progress(f"the configuration differs from the last one in {self.root}:\n  {shown}")
@@ -111,7 +130,8 @@ class RunFolder:
         }
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        write_atomically(self.config, dump_config(config))
+        if verb in _CONFIGURING:
+            write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from pipelines.cli import main
 from pipelines.folder import RunFolder
 from pipelines.session import ray_session
 from recsys.config import Config
+from recsys.data.content_hash import settings_hash
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import DataError
+from recsys.errors import ArtifactError, DataError
 
 
 def prepare(config: Config, folder: RunFolder) -> PreparedDataset:
@@ -30,11 +31,16 @@ def open_dataset(config: Config) -> PreparedDataset:
     """The prepared dataset of the configuration, by an absolute path: workers have other working directories.
 
     Raises:
-        ArtifactError: it is not there, or of another release.
+        ArtifactError: it is not there, of another release, or was prepared with other settings.
         DataError: it has nothing to train on.
     """
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
+    if dataset.manifest.settings_hash not in ("", settings_hash(config)):
+        raise ArtifactError(
+            f"{dataset.root} was prepared with other data settings (sections data and seed) than this configuration; "
+            "run `recsys prepare`"
+        )
     for part in ("users", "items", "train"):
         if not dataset.manifest.counts.get(part, 0):
             raise DataError(f"{dataset.root} has no {part}: nothing to learn from; check data.source and data.split")

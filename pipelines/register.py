@@ -14,18 +14,25 @@ from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
 from pipelines.tracking import tracked
-from pipelines.train import open_trained
-from recsys.config import Config
+from pipelines.train import model_sha256, open_trained
+from recsys.config import Config, redact
+from recsys.errors import ArtifactError
 from recsys.registry.bundle import write_bundle
 from recsys.registry.register import register as register_bundle
 
 
 def register(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Write the bundle and register it; returns the content of ``registered.json`` (empty when tracking is off)."""
+    """Write the bundle and register it; returns the content of ``registered.json`` (empty when tracking is off).
+
+    Raises:
+        ArtifactError: no model, or no metrics of this very model.
+    """
     quiet()
     metrics = folder.read_json(folder.metrics, "run `recsys evaluate` with the same configuration first")
     dataset = open_dataset(config)
-    trained = open_trained(folder, dataset)
+    trained = open_trained(config, folder, dataset)
+    if metrics.get("model_sha256") != model_sha256(folder):
+        raise ArtifactError(f"{folder.metrics} is of another model than {folder.model}; run `recsys evaluate`")
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
         extra = {"metrics": metrics.get("model", {}), "main_metric": metrics.get("metric", ""), "refit": trained.refit}
         write_bundle(folder.bundle, trained.frozen, dataset, extra)
@@ -34,7 +41,7 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
             folder.registered.unlink(missing_ok=True)
             return {}
         found = register_bundle(tracker, folder.bundle, config, metrics)
-        registered = {**asdict(found), "tracking": tracker.uri, "run_id": tracker.run_id}
+        registered = {**asdict(found), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
         folder.write_json(folder.registered, registered)
         folder.progress(f"registered {found.name} version {found.version} as {found.alias}")
     return registered

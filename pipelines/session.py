@@ -6,10 +6,15 @@ would otherwise write over the progress lines.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from recsys.config import Config
 from recsys.errors import ConfigError
@@ -69,7 +74,7 @@ def _start(address: str, cpus: int) -> None:
             ) from None
         return
     if not _can_write_home():
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray would keep its access token in the home folder
+        keep_token_elsewhere()
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -99,6 +104,18 @@ def _quiet_data() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def keep_token_elsewhere() -> None:
+    """Ray's access token in a private file for the life of this process; Ray would make it in the home folder."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))  # of mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "ray_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
 def _can_write_home() -> bool:

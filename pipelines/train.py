@@ -5,6 +5,7 @@ Writes RUN/checkpoints while it trains and RUN/model when it is done, with the d
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from typing import Any
@@ -14,10 +15,11 @@ from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import ray_session
 from pipelines.tracking import log_epoch, tracked
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
+from recsys.registry.tracking import flatten
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 
 ORIGIN = "origin.json"
@@ -37,7 +39,7 @@ def train(config: Config, folder: RunFolder) -> TrainResult:
             log_epoch(tracker, values)
 
         result = train_on_ray(config, dataset, validate, report)
-        shutil.rmtree(folder.model, ignore_errors=True)
+        folder.forget_model()
         save_trained(folder.model, result)
         folder.write_json(folder.model / ORIGIN, {"dataset": dataset.root, "hash": dataset.manifest.content_hash})
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
@@ -46,11 +48,11 @@ def train(config: Config, folder: RunFolder) -> TrainResult:
     return result
 
 
-def open_trained(folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
-    """The model of the run folder, which must have been trained on this very dataset.
+def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
+    """The model of the run folder, which must be the configuration's and trained on this very dataset.
 
     Raises:
-        ArtifactError: no model, a damaged one, or one that was trained on other data.
+        ArtifactError: no model, a damaged one, one of another ``model`` section, or trained on other data.
     """
     result = load_trained(folder.model)
     trained_on = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("hash")
@@ -59,7 +61,28 @@ def open_trained(folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
             f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but {dataset.root} is now "
             f"{dataset.manifest.content_hash[:12]}; run `recsys train` again, or give the folder of the other dataset"
         )
+    different = _first_difference(result.frozen.config, config.model)
+    if different:
+        raise ArtifactError(
+            f"the model in {folder.model} was trained with another model section: {different}; run `recsys train` "
+            "again, or give the configuration that it was trained with"
+        )
     return result
+
+
+def model_sha256(folder: RunFolder) -> str:
+    """The identity of the run folder's model: what its metrics and its bundle must be of."""
+    with (folder.model / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
+    """The first key in which two ``model`` sections differ, with both values; empty when they are equal."""
+    before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
+    for key, value in before.items():
+        if after.get(key) != value:
+            return f"{key} was {value!r}, is now {after.get(key)!r}"
+    return ""
 
 
 def epoch_line(values: dict[str, Any]) -> str:

@@ -22,7 +22,9 @@ from recsys.errors import ConfigError, choices
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment as well."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), coerce_numbers_to_str=True
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -101,14 +103,15 @@ Source = Annotated[
 class SplitConfig(Section):
     """How events are divided. Validation is always apart from test.
 
-    ``given``: the source's split column; validation is taken from its training events when it has none.
+    ``given``: the source's split column; when it names no validation, that is each user's latest training events, or
+    random ones when the data has no order.
     ``leave-last``: each user's last event is test, the one before it validation.
     ``temporal``: one global cut-off in time for test and an earlier one for validation.
     ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
     """
 
     kind: Literal["given", "leave-last", "temporal", "ratio"] = "leave-last"
-    valid: float = Field(0.1, gt=0, lt=1, description="share of events (given, temporal, ratio)")
+    valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
     valid_from: str = Field("", description="ISO time, instead of the share (temporal)")
     test_from: str = Field("", description="ISO time, instead of the share (temporal)")
@@ -127,7 +130,7 @@ class TextConfig(Section):
     max_tokens: int = Field(128, ge=8)
     batch_size: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    num_actors: int = Field(1, ge=1)
+    num_actors: int = Field(1, ge=1, description="language models that work side by side")
     cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
 
 
@@ -144,7 +147,7 @@ class DataConfig(Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
-    num_shards: int = Field(8, ge=1)
+    num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")
 
 
 class ItemTowerConfig(Section):
@@ -182,11 +185,12 @@ class EvolutionConfig(GranularityConfig):
 
 class CollaborativeConfig(GranularityConfig):
     layers: int = Field(3, ge=1)
-    user_embedding: bool = Field(False, description="a row per training user beside the fold-in of the history")
+    value_weight: bool = Field(False, description="weigh a user's events by the rank of their value (unordered data)")
+    user_embedding: bool = Field(False, description="a row per training user instead of the fold-in (unordered data)")
 
 
 class SocialConfig(GranularityConfig):
-    conv: Literal["light", "sage", "gat"] = "sage"
+    conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat heed the friends' weights")
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -334,6 +338,7 @@ class Config(Section):
 # ---------------------------------------------------------------------------------------------------------- loading
 
 _VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -367,6 +372,21 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def redact(text: str) -> str:
+    """Without the user and password of URIs: what is written down is read by others.
+
+    >>> redact("at postgresql://me:p@ss/word@host/db")
+    'at postgresql://***@host/db'
+    """
+    return re.sub(r"(\w+://)(?!/)\S+@", r"\1***@", text)
+
+
+def redacted(config: Config) -> Config:
+    """A copy whose ``tracking.uri`` has no credentials; who runs it again gives the URI anew."""
+    tracking = config.tracking.model_copy(update={"uri": redact(config.tracking.uri)})
+    return config.model_copy(update={"tracking": tracking})
+
+
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Set ``tree["a"]["b"] = value`` for the path ``a.b``, making sections on the way."""
     *sections, last = dotted.split(".")
@@ -393,12 +413,7 @@ def parse_value(dotted: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--{dotted}: {text!r} is not a YAML value ({error})") from None
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@
         ├── ConfigError      a configuration key or value
         ├── SourceError      a file or table that cannot be read, or lacks what it must have
         ├── DataError        readable data that breaks a rule (too many bad rows, an empty split, a leak)
+        ├── TrainingError    training that cannot go on with these settings
         ├── ArtifactError    a prepared dataset, run folder or registered model that is missing, stale or damaged
         └── RequestError     a malformed request to a served model
 
@@ -35,6 +36,10 @@ class SourceError(UserError):
 
 class DataError(UserError):
     """The data can be read but breaks a rule."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on with these settings."""
 
 
 class ArtifactError(UserError):

@@ -38,33 +38,42 @@ class _FullSoftmax(torch.autograd.Function):
         weights_P: Tensor,
         smoothing: float,
     ) -> Tensor:
+        ctx.kinds = users_BD.dtype, items_SD.dtype
         weights_B = torch.zeros(len(users_BD), device=users_BD.device).index_add_(0, pairs_P, weights_P)
+        narrow_BD, narrow_SD = _as_autocast(users_BD), _as_autocast(items_SD)  # for the large products only
+        users_BD, items_SD = users_BD.float(), items_SD.float()
         user_grad, item_grad = torch.empty_like(users_BD), torch.zeros_like(items_SD)
         total = torch.zeros((), device=users_BD.device)
         rows = max(1, _MAX_LOGITS // max(1, len(items_SD)))
         for start in range(0, len(users_BD), rows):
-            chunk_bD, weight_b = users_BD[start : start + rows], weights_B[start : start + rows]
-            logits_bS = (chunk_bD @ items_SD.T).float()
+            chunk_bD, weight_b = narrow_BD[start : start + rows], weights_B[start : start + rows]
+            logits_bS = (chunk_bD @ narrow_SD.T).float()
             log_z_b = logits_bS.logsumexp(1)
             total += (weight_b * log_z_b).sum()
-            pull_bS = logits_bS.sub_(log_z_b[:, None]).exp_().mul_(weight_b[:, None]).to(users_BD.dtype)
-            user_grad[start : start + rows] = pull_bS @ items_SD
+            pull_bS = logits_bS.sub_(log_z_b[:, None]).exp_().mul_(weight_b[:, None]).to(chunk_bD.dtype)
+            user_grad[start : start + rows] = pull_bS @ narrow_SD
             item_grad += pull_bS.T @ chunk_bD
         _pull_targets(users_BD, items_SD, pairs_P, targets_P, (1 - smoothing) * weights_P, user_grad, item_grad)
-        hits_P = (users_BD[pairs_P] * items_SD[targets_P]).sum(1).float()
+        hits_P = (users_BD[pairs_P] * items_SD[targets_P]).sum(1)
         total -= (1 - smoothing) * (weights_P * hits_P).sum()
         if smoothing:
-            mean_D, weighted_D = items_SD.mean(0), (weights_B[:, None].to(users_BD.dtype) * users_BD).sum(0)
-            total -= smoothing * (weighted_D @ mean_D).float()
-            user_grad -= smoothing * weights_B[:, None].to(users_BD.dtype) * mean_D
+            mean_D, weighted_D = items_SD.mean(0), (weights_B[:, None] * users_BD).sum(0)
+            total -= smoothing * (weighted_D * mean_D).sum()
+            user_grad -= smoothing * weights_B[:, None] * mean_D
             item_grad -= smoothing / len(items_SD) * weighted_D
-        ctx.save_for_backward(user_grad, item_grad)
+        ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         user_grad, item_grad = ctx.saved_tensors
         return grads[0] * user_grad, grads[0] * item_grad, None, None, None, None
+
+
+def _as_autocast(tensor: Tensor) -> Tensor:
+    """In the autocast type of the device where autocast is on, unchanged where it is not."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def _pull_targets(
@@ -77,7 +86,7 @@ def _pull_targets(
     item_grad: Tensor,
 ) -> None:
     """Add the gradient of −Σ_p w_p u·a_target in place."""
-    column_P1 = weights_P[:, None].to(users_BD.dtype)
+    column_P1 = weights_P[:, None]
     user_grad.index_add_(0, pairs_P, items_SD[targets_P] * column_P1, alpha=-1)
     item_grad.index_add_(0, targets_P, users_BD[pairs_P] * column_P1, alpha=-1)
 

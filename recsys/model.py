@@ -94,7 +94,7 @@ class MultigrainModel(nn.Module):
         self.eval()
         items, states = self.view(graphs)
         self.train(was_training)
-        return FrozenModel(self.config, self.sizes, self.encoders, items, states)
+        return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.counts_N)
 
 
 class FrozenModel:
@@ -104,14 +104,26 @@ class FrozenModel:
     """
 
     def __init__(
-        self, config: ModelConfig, sizes: ModelSizes, encoders: Encoders, items: ItemView, states: States
+        self,
+        config: ModelConfig,
+        sizes: ModelSizes,
+        encoders: Encoders,
+        items: ItemView,
+        states: States,
+        popularity_N: Tensor,
     ) -> None:
         self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
+        self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
 
     @property
     def names(self) -> list[str]:
         """The granularities, in the order of K."""
         return self.encoders.names
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether answering needs the text vectors."""
+        return any(module.reads_text for _, module in self.encoders.each())
 
     @property
     def item_vectors_ND(self) -> Tensor:
@@ -139,15 +151,19 @@ class FrozenModel:
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
-        """u · a_i for every query and item: [B, N]."""
-        return self.parts(queries)[0].sum(1) @ self.item_vectors_ND.T
+        """u · a_i for every query and item: [B, N]; the popularity for a query in which no granularity is present."""
+        parts_BKD, weights_BK = self.parts(queries)
+        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
 
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
         """Scores [B, N] with one granularity's weight set to zero."""
-        parts_BKD, _ = self.parts(queries)
+        parts_BKD, weights_BK = self.parts(queries)
         kept = [k for k, other in enumerate(self.names) if other != name]
-        return parts_BKD[:, kept].sum(1) @ self.item_vectors_ND.T
+        return self._or_popularity(parts_BKD[:, kept].sum(1) @ self.item_vectors_ND.T, weights_BK[:, kept])
+
+    def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
+        return torch.where(weights_BK.any(1, keepdim=True), scores_BN, self.popularity_N)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that answering needs but the configuration, by name: see :meth:`from_tensors`."""
@@ -155,7 +171,8 @@ class FrozenModel:
             served = Encoders(self.config, self.sizes, serving=True).state_dict().keys()
         weights = self.encoders.state_dict()
         named = {f"encoders.{name}": weights[name] for name in served}
-        named |= {"items.vectors": self.items.vectors_SD, "items.text": self.items.text_ST.to(torch.float16)}
+        named |= {"items.vectors": self.items.vectors_SD, "items.popularity": self.popularity_N}
+        named["items.text"] = (self.items.text_ST if self.reads_text else self.items.text_ST[:, :0]).to(torch.float16)
         for name, state in self.states.items():
             named |= {f"state.{name}.{key}": tensor for key, tensor in state.items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
@@ -174,7 +191,7 @@ class FrozenModel:
                 states[name][part] = tensor
         items = ItemView(tensors["items.vectors"], tensors["items.text"].to(torch.float32))
         encoders.eval()
-        return FrozenModel(config, sizes, encoders, items, states)
+        return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"])
 
 
 def dump_sizes(sizes: ModelSizes) -> dict[str, int | bool]:

@@ -155,7 +155,7 @@ def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusio
     torch.manual_seed(0)
     enabled = {"enabled": True}
     granularities = {name: dict(enabled) for name in ("behaviour", "collaborative", "social")}
-    granularities["collaborative"]["user_embedding"] = True
+    granularities["collaborative"]["user_embedding"] = not dataset.manifest.ordered
     if dataset.manifest.ordered:
         granularities["evolution"] = dict(enabled)
     config = build_config(

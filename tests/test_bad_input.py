@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -218,6 +220,17 @@ def events(tree: Tree, tmp_path: Path, ray_local: None) -> Iterator[Path]:
 def test_missing_data_file(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
     os.remove(events)
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["events.csv"], capsys)
+
+
+def test_damaged_row_group(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+    path = tmp_path / "events.parquet"
+    pq.write_table(csv.read_csv(events), path, compression="snappy")
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(byte ^ 0xFF for byte in content[4:60])
+    path.write_bytes(content)
+    tree["data"]["source"]["events"] = [str(path)]
+    expected = ["events.parquet: row group 0", "the file is damaged"]
+    _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
 def test_missing_column(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:

@@ -55,8 +55,8 @@ def test_round_trip_of_vocabularies_and_histories(folder: Path) -> None:
     assert bundle.user_ids == [f"u{u}" for u in range(len(HISTORIES))]
     assert bundle.item_ids == [f"i{i}" for i in range(ITEMS)]
     assert bundle.titles[3] == "Title of i3"
-    # training events: u0 0 1 2, u1 2 3, u2 1 3 7, u4 8
-    assert bundle.popularity_N.tolist() == [1, 2, 2, 2, 0, 0, 0, 1, 1, 0, 0, 0]
+    # fitted on training and validation: u0 0 1 2 3, u1 2 3 5, u2 1 3 7, u4 8 9
+    assert bundle.popularity_N.tolist() == [1, 2, 2, 3, 0, 1, 0, 1, 1, 1, 0, 0]
     assert bundle.histories.lengths_U.tolist() == [len(events) for events in HISTORIES]
     flat = [event for events in HISTORIES for event in events]
     assert bundle.histories.items_E.tolist() == [item for item, *_ in flat]
@@ -90,7 +90,7 @@ def test_nothing_is_pickled_and_nothing_is_left_aside(folder: Path) -> None:
 def test_what_only_training_needs_stays_behind(frozen: FrozenModel) -> None:
     names = frozen.tensors()
     assert not [name for name in names if "convs" in name or "granularities.collaborative" in name]
-    assert {"state.social.users_VD", "state.collaborative.users_VD"} <= names.keys()
+    assert {"state.social.users_VD", "state.collaborative.fold_ND"} <= names.keys()
 
 
 def test_naming_the_tensors_draws_no_random_number(frozen: FrozenModel) -> None:

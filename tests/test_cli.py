@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ import pytest
 import yaml
 
 from pipelines import cli
-from pipelines.cli import Arguments, UsageError, main, parse, user_message
+from pipelines.cli import Arguments, UsageError, main, parse, plan, user_message
 from pipelines.folder import RunFolder, open_run, write_atomically
 from pipelines.progress import Progress
+from pipelines.session import keep_token_elsewhere
 from pipelines.stages import LATER, STAGES, VERBS
 from recsys.config import Config, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -177,6 +179,39 @@ def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: 
     assert [line["verb"] for line in lines] == ["prepare", "train"]
     assert lines[0]["changed"] == {} and lines[1]["changed"] == {"train.lr": {"before": 0.001, "after": 0.5}}
     assert "train.lr: 0.001 → 0.5" in capsys.readouterr().out
+
+
+def test_only_stages_that_the_configuration_decides_write_it(config: Config) -> None:
+    with open_run(config, "train"):
+        pass
+    other = config.model_copy(update={"recommend": config.recommend.model_copy(update={"k": 3})})
+    for verb in ("register", "recommend"):
+        with open_run(other, verb) as folder:
+            assert load_config(folder.config) == config
+
+
+def test_credentials_are_written_nowhere(config: Config, capsys: Captured) -> None:
+    for password in ("first", "se@co/nd"):
+        config.tracking.uri = f"postgresql://me:{password}@host/db"
+        with open_run(config, "train") as folder:
+            written = folder.config.read_text()
+    assert written.startswith("# tracking.uri is without its user and password")
+    assert load_config(folder.config).tracking.uri == "postgresql://***@host/db"
+    everything = [path.read_text() for path in folder.root.iterdir()]
+    shown = capsys.readouterr().out + plan("register", config)
+    assert not any("me:" in text for text in (*everything, shown)) and "differs" not in shown
+
+
+def test_a_private_file_holds_the_token_of_ray_where_home_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    keep_token_elsewhere()
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
+    assert len(token.read_text()) == 64
+    keep_token_elsewhere()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token), "what is set stays"
 
 
 def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

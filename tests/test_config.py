@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recsys.config import Config, build_config, dump_config, load_config, parse_value, set_path
+from recsys.config import (
+    Config,
+    build_config,
+    dump_config,
+    load_config,
+    parse_value,
+    redact,
+    redacted,
+    set_path,
+)
 from recsys.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "pipelines" / "configs").glob("*.yaml"))
@@ -54,10 +63,42 @@ def test_later_overrides_win(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3e-4", 3e-4), ("true", True), ("7", 7), ("[5, 10]", [5, 10]), ("abc", "abc"), ("models:/a@b", "models:/a@b")],
+    [
+        ("3e-4", 3e-4),
+        ("-1.5E+2", -150.0),
+        ("true", True),
+        ("7", 7),
+        ("[5, 10]", [5, 10]),
+        ("abc", "abc"),
+        ("nan", "nan"),
+        ("inf", "inf"),
+        ("1e5x", "1e5x"),
+        ("models:/a@b", "models:/a@b"),
+    ],
 )
 def test_values_of_the_command_line(text: str, value: object) -> None:
     assert parse_value("some.key", text) == value
+
+
+def test_a_number_is_a_text_where_a_text_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST), encoding="utf-8")
+    assert load_config(path, [("run.name", "2026")]).run.name == "2026"
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://***@host/db"),
+        ("see postgresql+psycopg2://me:se@cr/et@host/db now", "see postgresql+psycopg2://***@host/db now"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("http://host:5000 and me@host", "http://host:5000 and me@host"),
+    ],
+)
+def test_credentials_of_uris_are_left_out(text: str, public: str) -> None:
+    assert redact(text) == public
+    config = build_config({**SMALLEST, "tracking": {"uri": text}})
+    assert redacted(config).tracking.uri == public and config.tracking.uri == text
 
 
 def test_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:

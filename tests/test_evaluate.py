@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelt
 class Oracle:
     """Puts the item after the last seen one (a circle) first; ``after`` alone knows, ``noise`` says nothing."""
 
-    granularities: Mapping[str, float] = {"after": 0.75, "noise": 0.25}
+    names = ("after", "noise")
 
     def __init__(self, num_items: int = NUM_ITEMS) -> None:
         self.item_vectors_ND = torch.eye(num_items)
@@ -34,6 +34,11 @@ class Oracle:
     def scores(self, queries: Queries) -> torch.Tensor:
         last = queries.histories.items_E[queries.histories.offsets_U1[1:] - 1].astype(np.int64)
         return self.item_vectors_ND[torch.from_numpy((last + 1) % len(self.item_vectors_ND))]
+
+    def parts(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
+        """Users with an even id have both granularities, the others ``after`` alone."""
+        even = torch.from_numpy(queries.histories.users_U % 2 == 0)[:, None]
+        return torch.zeros(len(queries), 2, 1), torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
 
     def scores_without(self, queries: Queries, name: str) -> torch.Tensor:
         return torch.zeros(len(queries), len(self.item_vectors_ND)) if name == "after" else self.scores(queries)
@@ -77,7 +82,7 @@ def test_metrics_json_follows_the_contract(tmp_path) -> None:
 
 
 def test_a_perfect_model_has_the_values_of_a_perfect_model(tmp_path) -> None:
-    result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
+    result = evaluate(Oracle(), circle(tmp_path), config(chunk_users=7), refit=True)
     for name in ("ndcg@1", "ndcg@3", "recall@5", "mrr@5", "hit@1", "map@3"):
         assert result.model[name] == 1.0, name
     assert result.model["precision@5"] == pytest.approx(1 / 5)
@@ -147,6 +152,9 @@ def test_a_frozen_model_of_ours_is_a_scored_model(tmp_path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset)
     result = evaluate(model, dataset, config(), refit=True)
-    assert list(result.granularities) == list(model.granularities)
+    assert list(result.granularities) == model.names
+    lambdas_BK = model.parts(result.ranking.queries)[1]
+    for name, weight in zip(model.names, lambdas_BK.mean(0).tolist(), strict=True):
+        assert result.granularities[name]["weight"] == pytest.approx(weight, abs=1e-6)
     assert all(math.isfinite(value) for value in result.model.values())
     assert len(result.ranking) == result.data["queries"]

@@ -100,7 +100,7 @@ def test_one_mlflow_run_holds_parameters_metrics_and_artifacts(world: Path) -> N
 def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
     config, folder = _open(world)
     dataset = open_dataset(config)
-    model = open_trained(folder, dataset).frozen
+    model = open_trained(config, folder, dataset).frozen
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(model, queries, 5, True, 64)
     examples = example_users(model, dataset, ranking, 3, seed=1)
@@ -144,7 +144,49 @@ def test_a_model_of_other_data_is_refused(world: Path) -> None:
     dataset = open_dataset(config)
     dataset.manifest.content_hash = "f" * 64
     with pytest.raises(ArtifactError, match="was trained on dataset .*run `recsys train` again"):
-        open_trained(folder, dataset)
+        open_trained(config, folder, dataset)
+
+
+def _refused(world: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    verb, *options = words
+    assert main([verb, "--config", str(world / "tiny.yaml"), *options]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_model_of_another_model_section_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = _refused(world, capsys, "evaluate", "--model.max_history", "7", "--model.fusion.kind", "gated")
+    assert "model.max_history was 50, is now 7; run `recsys train` again" in message
+
+
+def test_a_dataset_of_other_data_settings_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "evaluate", "register"):
+        message = _refused(world, capsys, verb, "--data.source.num_users", "61")
+        assert "was prepared with other data settings" in message and "run `recsys prepare`" in message
+    config = load_config(world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")])
+    open_dataset(config)  # neither changes what is in it
+
+
+def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = world / "run" / "metrics.json"
+    before = path.read_text()
+    metrics = json.loads(before)
+    assert len(metrics["model_sha256"]) == 64
+    path.write_text(json.dumps({**metrics, "model_sha256": "0" * 64}))
+    try:
+        assert "metrics.json is of another model" in _refused(world, capsys, "register")
+    finally:
+        path.write_text(before)
+
+
+def test_a_new_model_takes_the_place_of_all_that_was_made_of_the_old_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, Progress(None))
+    for path in (folder.metrics, folder.report, folder.registered, folder.recommendations, tmp_path / "run.log"):
+        path.write_text("x")
+    for path in (folder.model, folder.bundle):
+        path.mkdir()
+        (path / "model.safetensors").write_text("x")
+    folder.forget_model()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.log"]
 
 
 def test_closing_words_put_the_best_first_and_say_how_sure() -> None:

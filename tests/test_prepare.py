@@ -15,13 +15,14 @@ import pytest
 import ray.data
 
 from recsys import schema
-from recsys.config import CanonicalSource, Config, build_config
+from recsys.config import CanonicalSource, Config, SyntheticSource, build_config
 from recsys.data import prepare as prepare_module
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
 from recsys.data.destination import Destination
 from recsys.data.histories import Split
 from recsys.data.prepare import prepare
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
+from recsys.sources import open_source
 from recsys.sources.base import Piece, SourceAdapter
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -249,6 +250,40 @@ def test_orders(tmp_path: Path) -> None:
         prepare(config(tmp_path / "time", order="time"), silent, MemorySource(events=untimed))
 
 
+def test_without_an_order_no_item_is_first_by_its_name(tmp_path: Path) -> None:
+    names = [f"i{i:02}" for i in range(40)]
+    rows = rows_of("events", [event(user, item) for user in ("u", "v") for item in names])
+    split = {"kind": "ratio", "valid": 0.2, "test": 0.2}
+    orders = []
+    for blocks in (1, 5):
+        source = MemorySource(blocks, events=rows)
+        found = histories(prepare(config(tmp_path / str(blocks), split=split), silent, source))
+        orders.append({user: [item for item, _ in events] for user, events in found.items()})
+    assert orders[0] == orders[1]
+    u, v = orders[0]["u"], orders[0]["v"]
+    assert sorted(u) == sorted(v) == names and u != v
+    assert 5 <= len(set(u[:20]) & set(names[:20])) <= 15  # a history cut in half keeps items from the whole alphabet
+    held_out = [position for position, (_, part) in enumerate(found["u"]) if part == "test"]
+    assert min(held_out) < 20 <= max(held_out)  # the order tells nothing of the split
+
+
+def test_the_number_of_shards_follows_the_input(tmp_path: Path) -> None:
+    rows = rows_of("events", [event(f"u{u}", f"i{i}", i) for u in range(200) for i in range(3)])
+
+    class Sized(MemorySource):
+        bytes = 0
+
+        def size(self) -> int:
+            return self.bytes
+
+    source = Sized(events=rows)
+    for size, shards in ((0, 4), (256 << 20, 4), ((256 << 20) + 1, 5)):
+        source.bytes = size
+        dataset = prepare(config(tmp_path / str(size), num_shards=0), silent, source)
+        assert len(dataset.manifest.shards) == shards
+    assert open_source(SyntheticSource(num_users=1_000_000)).size() > 256 << 20
+
+
 def test_unordered_ratio_draws_by_pair_and_seed(tmp_path: Path) -> None:
     rows = rows_of("events", [event(f"u{u}", f"i{i}") for u in range(20) for i in range(20)])
     split = {"kind": "ratio", "valid": 0.2, "test": 0.2}
@@ -339,6 +374,29 @@ def test_social_edges(tmp_path: Path) -> None:
     assert dataset.manifest.quarantined["social"] == {"unknown user": 1, "duplicate": 1}
     directed = prepare(config(tmp_path / "b", social_directed=True), silent, source)
     assert [column.tolist() for column in directed.social_edges()] == [[0, 1, 2], [1, 0, 0], [2.0, 3.0, 1.0]]
+
+
+def friends(*rows: tuple[str, str, int | None]) -> pa.Table:
+    times = [None if second is None else datetime.fromtimestamp(second, UTC) for _, _, second in rows]
+    columns = (schema.SRC_USER_ID, schema.DST_USER_ID, schema.TIMESTAMP)
+    named = [dict(zip(columns, (s, d, time), strict=True)) for (s, d, _), time in zip(rows, times, strict=True)]
+    return rows_of("social", named)
+
+
+def test_temporal_splits_drop_friendships_from_the_validation_on(tmp_path: Path) -> None:
+    events = rows_of("events", [event(f"u{s % 3}", f"i{s}", s) for s in range(10)])
+    social = friends(("u0", "u1", 9), ("u0", "u1", 7), ("u0", "u2", 8), ("u1", "u2", None), ("u0", "ghost", 9))
+    source = MemorySource(events=events, social=social)
+    split = {"kind": "temporal", "valid_from": "1970-01-01T00:00:08", "test_from": "1970-01-01T00:00:09"}
+    dataset = prepare(config(tmp_path / "temporal", split=split), silent, source)
+    src, dst, _ = dataset.social_edges()
+    assert list(zip(src, dst, strict=True)) == [(0, 1), (1, 0), (1, 2), (2, 1)]
+    assert dataset.manifest.counts["social_rows_late"] == 2 and dataset.manifest.counts["social_edges"] == 4
+    assert dataset.manifest.quarantined["social"] == {"unknown user": 1}
+    assert "2 friendships from the validation cut-off on were left out" in dataset.manifest.notes
+    kept = prepare(config(tmp_path / "last"), silent, source)
+    assert kept.manifest.counts["social_edges"] == 6 and "social_rows_late" not in kept.manifest.counts
+    assert any(note.startswith("3 friendships have a timestamp") for note in kept.manifest.notes)
 
 
 def test_facts_get_dense_ids_and_links(tmp_path: Path) -> None:

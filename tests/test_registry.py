@@ -189,6 +189,32 @@ def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
     assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
 
 
+def test_a_run_that_was_deleted_since_is_opened_anew(registered: Registered) -> None:
+    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "c")})
+    with Tracker(config) as first:
+        pass
+    client(registered.uri).delete_run(first.run_id)
+    for gone in (first.run_id, "0" * 32):
+        with Tracker(config, run_id=gone) as again:
+            pass
+        assert again.run_id != gone and remembered_run(config) == again.run_id
+
+
+def test_a_deleted_experiment_keeps_its_own_message(registered: Registered) -> None:
+    tracking = {"uri": registered.uri, "experiment": "short-lived"}
+    config = make_config(registered.folder, tracking=tracking, run={"dir": str(registered.folder / "d")})
+    with Tracker(config) as tracker:
+        pass
+    client(registered.uri).delete_experiment(tracker.experiment_id)
+    with pytest.raises(ConfigError, match=r"^tracking\.experiment 'short-lived' was deleted"), Tracker(config):
+        raise AssertionError("must not be entered")
+
+
+def test_a_uri_whose_credentials_were_left_out_says_where_they_come_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tracking\.uri, or as \$VARIABLE"):
+        tracking_uri(make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"}))
+
+
 def test_children_name_their_parent(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri})
     with Tracker(config, "trial-1", parent_id=registered.run_id) as child:

@@ -165,6 +165,21 @@ def test_split_files(tmp_path: Path) -> None:
     )
 
 
+def test_a_damaged_row_group_names_file_and_rows(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    table = pa.table({"user_id": [f"u{i}" for i in range(4000)], "item_id": [f"i{i}" for i in range(4000)]})
+    pq.write_table(table, path, row_group_size=2000)
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    for place in range(chunk.data_page_offset, chunk.data_page_offset + 40):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    first, second = open_source(CanonicalSource(events=[str(path)])).pieces()["events"]
+    assert sum(block.num_rows for block in first.read()) == 2000
+    with pytest.raises(SourceError, match=r"log\.parquet: row group 1 \(rows from 2001\) cannot be read"):
+        list(second.read())
+
+
 def test_parquet_row_groups_and_types(tmp_path: Path) -> None:
     table = pa.table(
         {

@@ -48,12 +48,21 @@ def test_random_ratio_follows_the_numbers_but_keeps_each_users_largest_in_traini
 def test_given_without_validation_takes_it_from_training_only() -> None:
     given = np.array([0, 2, 0, 0, 2, 0, 2], dtype=np.uint8)
     numbers = np.array([0.01, 0.01, 0.5, 0.9, 0.9, 0.01, 0.9])
-    plan = SplitPlan("given", valid=0.1)
+    plan = SplitPlan("given", valid=0.1, ordered=False)
     assert plan.random
     assert parts(plan, given, numbers) == [1, 2, 0, 0, 2, 0, 2]
     kept = SplitPlan("given", valid=0.1, given_valid=True)
     assert not kept.random
     assert parts(kept, np.array([0, 1, 2, 0, 0, 1, 2])) == [0, 1, 2, 0, 0, 1, 2]
+
+
+def test_given_without_validation_takes_the_latest_training_events_of_ordered_data() -> None:
+    given = np.array([0, 2, 0, 0, 2, 0, 0], dtype=np.uint8)
+    plan = SplitPlan("given", valid=0.4)
+    assert not plan.random
+    assert parts(plan, given) == [0, 2, 0, 1, 2, 0, 1]  # round(0.4 · 3) = 1 of three, round(0.4 · 2) = 1 of two
+    everything = SplitPlan("given", valid=0.9)
+    assert parts(everything, np.array([0, 0, 2, 2, 2, 2, 2])) == [0, 1, 2, 2, 2, 2, 2]  # the earliest stays
 
 
 @pytest.mark.parametrize("rank", [1, 2, 50, 999, 1000])

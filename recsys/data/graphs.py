@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -10,8 +11,10 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.data.destination import Folder
+from recsys.data.events import NO_TIME
 from recsys.data.histories import Array
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_USER, bad_rows, mark
+from recsys.data.split import NEVER
 from recsys.data.vocabulary import union
 
 EDGE_SCHEMA: Final = pa.schema([("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32())])
@@ -28,11 +31,41 @@ _SOCIAL_TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
 _FACT_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]
 
 
-def social_edges(users: pa.Array, directed: bool, *blocks: pa.Table) -> tuple[pa.Table, pa.Table, int]:
-    """Edges between known users (:data:`EDGE_SCHEMA`), the bad rows, and the number of rows read.
+@dataclass(frozen=True)
+class SocialRules:
+    """Which friendships become which edges."""
+
+    directed: bool = False
+    before: int = NEVER  # microseconds; friendships from this time on are left out
+
+
+@dataclass
+class SocialReport:
+    """Numbers of friend rows, and of the edges made of them."""
+
+    read: int
+    timed: int  # good rows with a timestamp
+    late: int  # good rows left out for their time
+    edges: int
+
+    def note(self, temporal: bool, events_timed: bool) -> str:
+        """What a person should know of time and friendships; "" when there is nothing to say."""
+        if temporal and self.late:
+            return f"{self.late:,} friendships from the validation cut-off on were left out"
+        if not temporal and events_timed and self.timed:
+            return (
+                f"{self.timed:,} friendships have a timestamp, but only a temporal split has a cut-off in time: all of "
+                "them are in the graph, also those later than held-out events"
+            )
+        return ""
+
+
+def social_edges(users: pa.Array, rules: SocialRules, *blocks: pa.Table) -> tuple[pa.Table, pa.Table, SocialReport]:
+    """Edges between known users (:data:`EDGE_SCHEMA`), the bad rows, and the numbers.
 
     A row is bad when an end is not a known user, or when an earlier row (by file and row) has the same source and
     destination. Undirected: a friend row counts both ways, and a pair named from both sides takes the larger weight.
+    Rows that are too late neither make an edge nor count as an earlier row; rows without a timestamp are never late.
     """
     table = pa.concat_tables([_social_rows(block) for block in blocks if block.num_rows] or [_ROW_SCHEMA.empty_table()])
     table = table.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
@@ -40,12 +73,16 @@ def social_edges(users: pa.Array, directed: bool, *blocks: pa.Table) -> tuple[pa
     src, dst = (np.asarray(end.fill_null(-1)).astype(np.int64) for end in ends)
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
     unknown = good & ((src < 0) | (dst < 0))
-    duplicate = _repeats(src * max(len(users), 1) + dst, good & ~unknown)
+    times = np.asarray(table.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME))
+    late = good & ~unknown & (times >= rules.before)
+    duplicate = _repeats(src * max(len(users), 1) + dst, good & ~unknown & ~late)
     marked = mark(mark(table, unknown, UNKNOWN_USER), duplicate, DUPLICATE)
-    kept = good & ~unknown & ~duplicate
+    kept = good & ~unknown & ~late & ~duplicate
     weights = np.asarray(table.column(schema.WEIGHT).fill_null(1.0)).astype(np.float32)
-    edges = _sorted_edges(src[kept], dst[kept], weights[kept], directed)
-    return edges, bad_rows(marked, _SOCIAL_TEXT), table.num_rows
+    edges = _sorted_edges(src[kept], dst[kept], weights[kept], rules.directed)
+    timed = good & ~unknown & (times != NO_TIME)
+    report = SocialReport(table.num_rows, int(timed.sum()), int(late.sum()), edges.num_rows)
+    return edges, bad_rows(marked, _SOCIAL_TEXT), report
 
 
 def _social_rows(block: pa.Table) -> pa.Table:
@@ -121,11 +158,13 @@ def _linked_items(entities: pa.Array, features: pa.Table) -> pa.Array:
     return pc.index_in(entities, value_set=features.column(schema.ENTITY_ID).combine_chunks().cast(pa.string()))
 
 
-def write_social(folder: Folder, users: pa.Array, directed: bool, *blocks: pa.Table) -> tuple[int, pa.Table, int]:
-    """Write ``graphs/social.parquet``: number of edges, bad rows, rows read. Runs in one task, not in the driver."""
-    edges, bad, read = social_edges(users, directed, *blocks)
+def write_social(
+    folder: Folder, users: pa.Array, rules: SocialRules, *blocks: pa.Table
+) -> tuple[pa.Table, SocialReport]:
+    """Write ``graphs/social.parquet``: the bad rows and the numbers. Runs in one task, not in the driver."""
+    edges, bad, report = social_edges(users, rules, *blocks)
     folder.write_table("graphs/social.parquet", edges)
-    return edges.num_rows, bad, read
+    return bad, report
 
 
 def write_facts(folder: Folder, features: pa.Table, *blocks: pa.Table) -> tuple[int, pa.Table, int]:

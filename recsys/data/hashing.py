@@ -51,8 +51,12 @@ def _chunk_hashes(strings: pa.Array) -> Array:
         return mix(sums[starts + lengths] - sums[starts])
 
 
-def uniform(first: Array, second: Array, seed: int) -> Array:
-    """A number in [0, 1) for every pair of hashes, a pure function of the pair and the seed."""
+def pair_hashes(first: Array, second: Array, seed: int) -> Array:
+    """A 64-bit hash for every pair of hashes, a pure function of the pair and the seed."""
     with np.errstate(over="ignore"):
-        mixed = mix(mix(first ^ mix(np.array([seed], dtype=np.uint64))) + second)
-    return np.asarray((mixed >> np.uint64(11)) * 2.0**-53)
+        return mix(mix(first ^ mix(np.array([seed], dtype=np.uint64))) + second)
+
+
+def uniform(first: Array, second: Array, seed: int) -> Array:
+    """:func:`pair_hashes` as a number in [0, 1)."""
+    return np.asarray((pair_hashes(first, second, seed) >> np.uint64(11)) * 2.0**-53)

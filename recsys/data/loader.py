@@ -16,7 +16,7 @@ import numpy as np
 from recsys.data.batches import Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
-from recsys.errors import DataError
+from recsys.errors import ConfigError, DataError
 
 POOL_BATCHES = 16  # rows of this many batches are sorted by length together, so that a batch pads little
 
@@ -46,7 +46,7 @@ class TrainingLoader:
     """Batches of a prepared dataset's events through ``through``.
 
     Raises:
-        DataError: fewer trainable users than workers.
+        DataError: fewer trainable users than workers. ConfigError: a setting that cannot act on this data.
     """
 
     def __init__(
@@ -55,6 +55,11 @@ class TrainingLoader:
         self.dataset, self.through, self.config = dataset, through, config
         self.rank, self.world_size = rank, world_size
         self.ordered = dataset.manifest.ordered
+        if self.ordered and (config.hide_history or config.event_power != 1.0):
+            raise ConfigError(
+                f"train.hide_history {config.hide_history} and train.loss.event_power {config.event_power} act on "
+                "unordered data only, and this dataset has an order: set them 0 and 1"
+            )
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
         self._measure()
@@ -126,6 +131,8 @@ class TrainingLoader:
         events = 0
         for name in self.dataset.manifest.shards:
             shard = self._trainable(self.dataset.shard(name))
+            if not len(shard):
+                continue
             if events and events + len(shard.items_E) > self.config.window_events:
                 self._windows.append([])
                 self._rows.append(0)

@@ -28,11 +28,11 @@ import ray
 from recsys import schema
 from recsys.config import Config
 from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
-from recsys.data.content_hash import content_hash
+from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
-from recsys.data.graphs import write_facts, write_social
+from recsys.data.graphs import SocialRules, write_facts, write_social
 from recsys.data.histories import Array
 from recsys.data.items import align, compose_text, count_table, feature_table, text_fields
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
@@ -45,6 +45,8 @@ from recsys.sources.base import SourceAdapter
 
 _MAX_EVENT_TYPES: Final = 255
 _TERM_ROWS_A_TASK: Final = 2_000_000
+_SHARD_BYTES: Final = 64 << 20
+_MIN_SHARDS: Final = 4
 Progress = Callable[[str], None]
 
 
@@ -104,6 +106,7 @@ class _Preparation:
         self.counts: Counter[str] = Counter()
         self.timing: dict[str, float] = {}
         self.notes: list[str] = []
+        self.timed = False  # every interaction has a timestamp
 
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
@@ -114,6 +117,7 @@ class _Preparation:
             users = self._read_ids("users", tables.get("users"), schema.USER_ID)
         with self._step("read_events"):
             buckets, summaries = self._read_events(tables["events"], items)
+            self.timed = not any(summary.untimed for summary in summaries)
         with self._step("encode"):
             coding = self._coding(summaries)
             user_ids = union([*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])])
@@ -126,7 +130,7 @@ class _Preparation:
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
         features = align(items, item_ids)
         with self._step("graphs"):
-            self._write_graphs(tables, user_ids, item_ids, features)
+            self._write_graphs(tables, user_ids, features, plan)
         with self._step("text"):
             text = self._write_items(items, features, terms)
         self.quarantine.close()
@@ -137,7 +141,7 @@ class _Preparation:
             counts=dict(self.counts),
             event_types=list(coding.event_types),
             ordered=coding.order != "none",
-            timed=not any(summary.untimed for summary in summaries),
+            timed=self.timed,
             split=plan.describe(),
             quarantined={table: dict(reasons) for table, reasons in self.quarantine.counts.items()},
             read=self.quarantine.read,
@@ -145,6 +149,7 @@ class _Preparation:
             text=text,
             timing=self.timing,
             notes=self.notes,
+            settings_hash=settings_hash(self.config),
         )
 
     @contextmanager
@@ -180,13 +185,16 @@ class _Preparation:
 
     def _read_events(self, dataset: Any, items: pa.Table | None) -> tuple[list[list[Any]], list[BucketSummary]]:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
-        buckets = exchange(block_refs(dataset), self.config.data.num_shards, self.rules, known)
+        buckets = exchange(block_refs(dataset), self._num_shards(), self.rules, known)
         summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in buckets]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket in buckets:
             self.quarantine.add("events", fetch(bucket[1]))
         self.quarantine.check("events")
         return buckets, summaries
+
+    def _num_shards(self) -> int:
+        return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
@@ -258,8 +266,7 @@ class _Preparation:
         split = self.config.data.split
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
-        timed = not any(summary.untimed for summary in summaries)
-        check_split(split, order, timed, given)
+        check_split(split, order, self.timed, given)
         if split.kind == "given" and unnamed:
             self.notes.append(f"{unnamed:,} events without a given split count as training")
         valid_from, test_from = self._cut_offs(encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
@@ -350,14 +357,17 @@ class _Preparation:
 
     # ----------------------------------------------------------------------------------------------- graphs and text
 
-    def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, item_ids: pa.Array, features: pa.Table) -> None:
+    def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan) -> None:
         self.counts["social_edges"] = 0
         if "social" in tables:
             blocks = list(block_refs(tables["social"]))
-            directed = self.config.data.social_directed
-            edges, bad, read = fetch(task(write_social).remote(self.folder, user_ids, directed, *blocks))
-            self._quarantined("social", read, bad)
-            self.counts["social_edges"] = edges
+            rules = SocialRules(self.config.data.social_directed, plan.valid_from)
+            bad, report = fetch(task(write_social).remote(self.folder, user_ids, rules, *blocks))
+            self._quarantined("social", report.read, bad)
+            temporal = plan.kind == "temporal"
+            self.counts.update(social_edges=report.edges, **({"social_rows_late": report.late} if temporal else {}))
+            if note := report.note(temporal, self.timed):
+                self.notes.append(note)
         if "knowledge" in tables:
             blocks = list(block_refs(tables["knowledge"]))
             entities = features.select([name for name in (schema.ENTITY_ID,) if name in features.column_names])

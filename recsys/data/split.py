@@ -36,7 +36,7 @@ class SplitPlan:
     @property
     def random(self) -> bool:
         """Whether events are held out by the hash of (user, item)."""
-        return (self.kind == "given" and not self.given_valid) or (self.kind == "ratio" and not self.ordered)
+        return not self.ordered and (self.kind == "ratio" or (self.kind == "given" and not self.given_valid))
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
@@ -58,9 +58,11 @@ def assign(plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, u
     """
     if plan.kind == "given":
         parts = given_E.astype(np.uint8)
-        return (
-            parts if plan.given_valid else _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
-        )
+        if plan.given_valid:
+            return parts
+        if plan.ordered:
+            return _latest_training(offsets_U1, parts, plan.valid)
+        return _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
     if plan.kind == "leave-last":
         return _leave_last(offsets_U1)
     if plan.kind == "temporal":
@@ -90,6 +92,15 @@ def _latest(offsets_U1: Array, valid: float, test: float) -> Array:
     is_test_E = from_end_E < np.repeat(num_test_U, lengths_U)
     is_held_E = from_end_E < np.repeat(num_test_U + num_valid_U, lengths_U)
     return np.where(is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0)))
+
+
+def _latest_training(offsets_U1: Array, parts_E: Array, valid: float) -> Array:
+    """Each user's latest share of the events marked training becomes validation; the other events keep their part."""
+    parts_E = parts_E.copy()
+    is_train_E = parts_E == Split.TRAIN
+    of_training_U1 = np.concatenate([[0], np.cumsum(is_train_E)])[offsets_U1]
+    parts_E[is_train_E] = _latest(of_training_U1, valid, 0.0)
+    return parts_E
 
 
 def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, parts_E: Array) -> Array:

@@ -123,7 +123,7 @@ class TextEncoder:
         folder = resolve_model(settings.model, settings.allow_download)
         self._settings = settings
         self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
-        self.dtype = _dtype(settings.dtype, self._device)
+        self.dtype = getattr(torch, resolve_dtype(settings.dtype, settings.gpu))
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=self.dtype)
         self._model = model.eval().to(self._device)
@@ -162,14 +162,14 @@ class TextEncoder:
         return vectors
 
 
-def _dtype(wanted: str, device: Any) -> Any:
-    """bfloat16 where the device computes in it, else float32; an explicit wish is obeyed."""
+def resolve_dtype(wanted: str, gpu: bool) -> str:
+    """auto: bfloat16 where the device of this process computes in it, else float32; an explicit wish is obeyed."""
+    if wanted != "auto":
+        return wanted
     import torch
 
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if gpu and torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     flags = torch.cpu.get_capabilities()
     fast = any(flags.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    return "bfloat16" if fast else "float32"

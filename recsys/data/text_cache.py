@@ -1,12 +1,13 @@
 """Text vectors that were computed before, and the computing of those that were not, on Ray.
 
 Why: the language model is the slowest step of ``prepare``, and most texts are the same from one day to the next. The
-cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, text): processes may share it, a
+cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, precision, text): processes may share it, a
 damaged file only costs its vectors again.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import uuid
@@ -23,9 +24,16 @@ from recsys.config import TextConfig
 from recsys.data.blocks import cluster_resources, fetch, task, user_errors
 from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
-from recsys.data.text import EncoderSettings, TextEncoder, model_fingerprint, resolve_model, usable_cores
+from recsys.data.text import (
+    EncoderSettings,
+    TextEncoder,
+    model_fingerprint,
+    resolve_dtype,
+    resolve_model,
+    usable_cores,
+)
 
-_ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting actors would cost more
+_ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting more would cost more
 _BLOCK_TEXTS: Final = 2048
 
 
@@ -74,15 +82,22 @@ def default_cache_dir() -> str:
 
 
 def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
-    """The hash of every text within a namespace (model, number of tokens, forced precision)."""
+    """The hash of every text within a namespace (model, number of tokens, precision)."""
     return [hashlib.sha256(f"{namespace}\0{text}".encode()).hexdigest() for text in texts]
 
 
-def namespace_of(config: TextConfig) -> str:
-    """Names what the vectors depend on beside the text; an explicitly wanted float32 never takes bfloat16 vectors."""
+def model_identity(config: TextConfig) -> str:
+    """What the vectors depend on beside the text and the precision: the model's files and the number of tokens."""
     fingerprint = model_fingerprint(resolve_model(config.model, config.allow_download))
-    exact = "-float32" if config.dtype == "float32" else ""
-    return f"{fingerprint[:24]}-{config.max_tokens}{exact}"
+    return f"{fingerprint[:24]}-{config.max_tokens}"
+
+
+def cluster_dtype(wanted: str) -> str:
+    """The precision that every task will compute in: ``auto`` is decided once, where the texts are encoded."""
+    if wanted != "auto":
+        return wanted
+    num_gpus = min(int(cluster_resources().get("GPU", 0)), 1)
+    return str(fetch(task(resolve_dtype, num_gpus=num_gpus).remote(wanted, num_gpus > 0)))
 
 
 def encode_texts(texts: Sequence[str | None], config: TextConfig) -> tuple[Array, dict[str, int]]:
@@ -91,7 +106,8 @@ def encode_texts(texts: Sequence[str | None], config: TextConfig) -> tuple[Array
     Raises:
         ConfigError: the model cannot be found.
     """
-    namespace = namespace_of(config)
+    config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
+    namespace = f"{model_identity(config)}-{config.dtype}"
     cache = VectorCache(config.cache_dir, namespace)
     unique = sorted({text for text in texts if text is not None})
     keys = text_keys(unique, namespace)
@@ -111,7 +127,10 @@ def encode_texts(texts: Sequence[str | None], config: TextConfig) -> tuple[Array
 
 
 def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Iterator[tuple[list[str], Array]]:
-    """Encode on the cluster: one task for a few texts, actors that stream blocks of like lengths for many."""
+    """Encode on the cluster: one task for a few texts, a pool of tasks over blocks of like lengths for many.
+
+    Tasks and not actors: a lost one is simply run again, and the worker process keeps the model for the next block.
+    """
     if not missing:
         return
     resources = cluster_resources()
@@ -119,19 +138,19 @@ def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Itera
     missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
     table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
     if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
-        yield _unpacked(fetch(task(_encode_task).remote(table, EncoderSettings.of(config))))
+        yield _unpacked(fetch(task(encode_block).remote(table, EncoderSettings.of(config))))
         return
     available = num_gpus or max(int(resources.get("CPU", 1)), 1)
-    num_actors = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
-    threads = max(usable_cores() // num_actors, 1)
+    num_tasks = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
+    threads = max(usable_cores() // num_tasks, 1)
     settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0)
     pieces = [table.slice(start, _BLOCK_TEXTS) for start in range(0, len(missing), _BLOCK_TEXTS)]
     encoded = ray.data.from_arrow(pieces).map_batches(
-        EncodeBlock,
-        fn_constructor_args=(settings,),
+        encode_block,
+        fn_args=(settings,),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        compute=ray.data.TaskPoolStrategy(size=num_tasks),
         num_gpus=1 if num_gpus else None,
         num_cpus=None if num_gpus else 1,
     )
@@ -140,20 +159,16 @@ def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Itera
             yield _unpacked(batch)
 
 
-def _encode_task(table: pa.Table, settings: EncoderSettings) -> pa.Table:
-    return EncodeBlock(settings)(table)
+def encode_block(table: pa.Table, settings: EncoderSettings) -> pa.Table:
+    """The texts of a block (key, text) as vectors (key, vector); runs in a task."""
+    vectors_NT = _encoder(settings).encode(table.column("text").to_pylist())
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+    return pa.table({"key": table.column("key"), "vector": column})
 
 
-class EncodeBlock:
-    """The encoder as Ray Data wants it: (key, text) in, (key, vector) out."""
-
-    def __init__(self, settings: EncoderSettings) -> None:
-        self._encoder = TextEncoder(settings)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        vectors_NT = self._encoder.encode(table.column("text").to_pylist())
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
-        return pa.table({"key": table.column("key"), "vector": column})
+@functools.lru_cache(maxsize=1)
+def _encoder(settings: EncoderSettings) -> TextEncoder:
+    return TextEncoder(settings)
 
 
 def _unpacked(table: Any) -> tuple[list[str], Array]:

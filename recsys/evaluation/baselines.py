@@ -60,23 +60,30 @@ class Popularity(Baseline):
     name = "popularity"
 
     def fit(self, train: Histories, num_items: int) -> None:
-        self._counts_N = torch.from_numpy(np.asarray(matrix(train, num_items).sum(axis=0), dtype=np.float32).ravel())
+        self._counts_N = torch.from_numpy(_users_of_items(matrix(train, num_items)))
 
     def scores(self, queries: Queries) -> torch.Tensor:
-        return self._counts_N.expand(len(queries), -1)
+        return self._counts_N.repeat(len(queries), 1)
 
 
 class ItemKnn(Baseline):
-    """score(u, i) = Σ_{j in history} cos(j, i), kept for the k most similar items i of each j (Sarwar et al. 2001)."""
+    """score(u, i) = Σ_{j in history} cos(j, i), kept for the k most similar items i of each j (Sarwar et al. 2001).
+
+    A history that says nothing (empty, or of items without neighbours) is answered by popularity.
+    """
 
     name = "item_knn"
     grid = ({"neighbours": 100}, {"neighbours": 20}, {"neighbours": 500})
 
     def fit(self, train: Histories, num_items: int) -> None:
-        self._similarity_NN = _cosine_neighbours(matrix(train, num_items), self.constants["neighbours"])
+        interactions_UN = matrix(train, num_items)
+        self._counts_N = _users_of_items(interactions_UN)
+        self._similarity_NN = _cosine_neighbours(interactions_UN, self.constants["neighbours"])
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
-        all_NN = _cosine_neighbours(matrix(train, num_items), max(c["neighbours"] for c in self.grid))
+        interactions_UN = matrix(train, num_items)
+        self._counts_N = _users_of_items(interactions_UN)
+        all_NN = _cosine_neighbours(interactions_UN, max(c["neighbours"] for c in self.grid))
         for constants in self.grid:
             self.constants = dict(constants)
             self._similarity_NN = _first_per_row(all_NN, constants["neighbours"])
@@ -84,13 +91,17 @@ class ItemKnn(Baseline):
 
     def scores(self, queries: Queries) -> torch.Tensor:
         history_bN = matrix(queries.histories, self._similarity_NN.shape[0])
-        return torch.from_numpy((history_bN @ self._similarity_NN).toarray().astype(np.float32, copy=False))
+        found_bN = history_bN @ self._similarity_NN
+        scores_bN = found_bN.toarray().astype(np.float32, copy=False)
+        scores_bN[np.diff(found_bN.indptr) == 0] = self._counts_N
+        return torch.from_numpy(scores_bN)
 
 
 class Ease(Baseline):
     """score = x B with B_ij = −P_ij / P_jj, B_jj = 0, P = (XᵀX + λI)⁻¹ (Steck 2019), on the most popular items.
 
-    Items beyond ``ease_max_items`` or with fewer than two users score −inf: EASE cannot recommend them. Up to
+    Items beyond ``ease_max_items`` or with fewer than two users score −inf: EASE cannot recommend them. A history
+    without any kept item is answered by popularity, over all items. Up to
     ``max_rank`` users or items, the eigenvectors of the smaller Gram matrix give P for every λ without forming it;
     beyond that each λ costs one Cholesky inverse of M × M.
     """
@@ -120,6 +131,7 @@ class Ease(Baseline):
         scores_bN = torch.full((len(queries), self._num_items), -torch.inf)
         if self.num_kept:
             scores_bN[:, torch.from_numpy(self._kept_M)] = torch.from_numpy(self._scores_kept(history_bM))
+        scores_bN[torch.from_numpy(np.diff(history_bM.indptr) == 0)] = torch.from_numpy(self._counts_N)
         return scores_bN
 
     def _scores_kept(self, history_bM: sp.csr_matrix) -> Array:
@@ -133,7 +145,7 @@ class Ease(Baseline):
 
     def _prepare(self, train: Histories, num_items: int) -> None:
         interactions_UN = matrix(train, num_items)
-        users_N = np.asarray(interactions_UN.sum(axis=0)).ravel()
+        self._counts_N = users_N = _users_of_items(interactions_UN)
         by_users = np.argsort(-users_N, kind="stable")[: self.config.ease_max_items]
         self._kept_M = np.sort(by_users[users_N[by_users] >= 2])
         self._num_items = num_items
@@ -257,6 +269,11 @@ def matrix(histories: Histories, num_items: int) -> sp.csr_matrix:
     interactions.sum_duplicates()
     interactions.data[:] = 1.0
     return interactions
+
+
+def _users_of_items(interactions_UN: sp.csr_matrix) -> Array:
+    """Users of every item: [N] float32."""
+    return np.asarray(interactions_UN.sum(axis=0), dtype=np.float32).ravel()
 
 
 def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:

@@ -1,13 +1,13 @@
 """Evaluate a model on test against every baseline: one full ranking each, on the same queries.
 
 Why in one place: the comparison holds only when split, masking, metrics and training events are the same for all.
-Legend: B queries, N items, D width.
+Legend: B queries, b queries of a chunk, K granularities, N items, D width.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,8 +36,12 @@ class ScoredModel(Protocol):
         ...
 
     @property
-    def granularities(self) -> Mapping[str, float]:
-        """Mean fusion weight of every granularity."""
+    def names(self) -> Sequence[str]:
+        """The granularities, in the order of K."""
+        ...
+
+    def parts(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
+        """λ_k z_k of every query [b, K, D] and λ [b, K], zero where a granularity is missing."""
         ...
 
     def scores(self, queries: Queries) -> torch.Tensor:
@@ -126,7 +130,7 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     means = {name: {key: float(np.mean(value)) for key, value in of.items()} for name, of in values.items()}
     segments = _segments(rankings, values, dataset, config, through)
     confidence, comparison = _certainty(values, baselines, config)
-    granularities = _granularities(model, queries, config)
+    granularities = _granularities(model, rankings[MODEL].queries, config)
     return Evaluation(
         metric=config.train.metric,
         model=means.pop(MODEL),
@@ -211,9 +215,14 @@ def _certainty(
 
 
 def _granularities(model: ScoredModel, queries: Queries, config: Config) -> dict[str, dict[str, float]]:
-    """Mean weight of every granularity and, with ``evaluate.ablate``, the main metric without it."""
+    """Weight of every granularity and, with ``evaluate.ablate``, the main metric without it.
+
+    The weight is the mean over the ranked queries of what fusion gave it there, zero where it was missing.
+    """
     kind, k = parse_metric(config.train.metric)
-    result = {name: {"weight": float(weight)} for name, weight in model.granularities.items()}
+    sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(config.evaluate.chunk_users))
+    weights_K = torch.as_tensor(sums_K) / len(queries)
+    result = {name: {"weight": weight} for name, weight in zip(model.names, weights_K.tolist(), strict=True)}
     if config.evaluate.ablate:
         for name, entry in result.items():
             scorer = _Without(model, name)

@@ -1,12 +1,12 @@
 """Exact full ranking of the catalogue for every query, in chunks.
 
 Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020).
-Legend: B queries, b queries of a chunk, K list length, N items, D width, P targets.
+Legend: B queries, b queries of a chunk, K list length, N items, P targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
@@ -24,19 +24,11 @@ class Scorer(Protocol):
     """Anything that scores the whole catalogue from the visible history of each query."""
 
     def scores(self, queries: Queries) -> torch.Tensor:
-        """Scores [b, N] float32; -inf marks an item that must not be recommended."""
+        """Scores [b, N] float32 in a new tensor, which the caller may overwrite.
+
+        -inf marks an item that must not be recommended.
+        """
         ...
-
-
-@dataclass(frozen=True)
-class VectorScorer:
-    """Scores by a product of vectors: users are encoded a whole chunk at a time, however large the catalogue is."""
-
-    user_vectors: Callable[[Queries], torch.Tensor]  # queries → [b, D]
-    item_vectors_ND: torch.Tensor
-
-    def scores(self, queries: Queries) -> torch.Tensor:
-        return (self.user_vectors(queries) @ self.item_vectors_ND.T).float()
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
     With ``exclude_seen``, items of the visible history are never recommended, so targets among them are dropped: no
     list could hold them. A target that is listed twice counts once. Equal scores are ordered by a fixed shuffle of the
     item ids, since ids may follow popularity and a constant scorer must stay at chance. Lists have K places also when
-    the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 128 MB of scores and copies.
+    the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 128 MB of scores.
 
     Raises:
         ValueError: the scorer returned NaN or a wrong shape.
@@ -78,7 +70,9 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
     with torch.inference_mode():
         for piece, scores_bN in _score_pieces(scorer, kept, chunk):
             _check(scores_bN, len(piece))
-            top_bK, top_scores_bK = top_items(_mask_seen(scores_bN, piece) if exclude_seen else scores_bN, k)
+            if exclude_seen:
+                _mask_seen(scores_bN, piece)
+            top_bK, top_scores_bK = top_items(scores_bN, k)
             items.append(top_bK)
             scores.append(top_scores_bK)
     items_BK = np.concatenate(items) if items else np.zeros((0, k), dtype=np.int32)
@@ -108,14 +102,20 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     """The k best items of every row and their scores, best first, ties by the fixed shuffle.
 
     Returns items [b, k] int32 and scores [b, k] float32, −1 and −inf where fewer than k scores are above −inf.
+
+    Raises:
+        ValueError: a score is NaN.
     """
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(_tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = scores_bN.topk(size, dim=1)
-    last_b1 = top_scores[:, -1:]
+    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows whether the last one is tied
+    if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
+        raise ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
+    last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
+    top_scores, top = top_scores[:, :size], top[:, :size]
     # topk may cut a group of equal scores anywhere: where it does, choose again among the equals by the shuffle
-    open_b = ((scores_bN >= last_b1).sum(dim=1) > size) & torch.isfinite(last_b1[:, 0])
+    open_b = (next_b1 == last_b1).any(dim=1) & torch.isfinite(last_b1[:, 0])
     if open_b.any():
         again = scores_bN[open_b]
         last = last_b1[open_b]
@@ -137,36 +137,21 @@ def _score_pieces(scorer: Scorer, queries: Queries, chunk: int) -> Iterator[tupl
     """Queries and their scores, piece by piece, no piece above the budget of scores."""
     if len(queries) == 0:
         return
-    if isinstance(scorer, VectorScorer):
-        size = _within_budget(chunk, len(scorer.item_vectors_ND))
-        for part in queries.chunks(chunk):
-            vectors_bD = scorer.user_vectors(part)
-            for start, piece in zip(range(0, len(part), size), part.chunks(size), strict=True):
-                yield piece, (vectors_bD[start : start + size] @ scorer.item_vectors_ND.T).float()
-        return
     num_items = scorer.scores(next(queries.chunks(1))).shape[-1]  # one query tells how large the catalogue is
-    for piece in queries.chunks(_within_budget(chunk, num_items)):
+    for piece in queries.chunks(min(chunk, max(1, _MAX_SCORES // max(1, num_items)))):
         yield piece, scorer.scores(piece)
-
-
-def _within_budget(chunk: int, num_items: int) -> int:
-    return min(chunk, max(1, _MAX_SCORES // max(1, num_items)))
 
 
 def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
     if scores_bN.ndim != 2 or len(scores_bN) != num_queries:
         raise ValueError(f"expected scores of shape [{num_queries}, items], got {tuple(scores_bN.shape)}")
-    if torch.isnan(scores_bN).any():
-        raise ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
 
 
-def _mask_seen(scores_bN: torch.Tensor, queries: Queries) -> torch.Tensor:
-    """A copy with -inf at the items of the visible history (a scorer may hand out a view of its own scores)."""
-    masked = scores_bN.clone(memory_format=torch.contiguous_format)
-    rows = torch.from_numpy(_history_rows(queries)).to(masked.device)
-    items = torch.from_numpy(queries.histories.items_E.astype(np.int64)).to(masked.device)
-    masked[rows, items] = -torch.inf
-    return masked
+def _mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:
+    """Set the items of the visible history to -inf."""
+    rows = torch.from_numpy(_history_rows(queries)).to(scores_bN.device)
+    items = torch.from_numpy(queries.histories.items_E.astype(np.int64)).to(scores_bN.device)
+    scores_bN[rows, items] = -torch.inf
 
 
 def _hits(items_BK: Array, queries: Queries) -> Array:

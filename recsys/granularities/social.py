@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recsys.config import SocialConfig
 from recsys.data.batches import Batch
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, spread
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error, spread
 
 
 class Social(Granularity):
@@ -23,6 +23,8 @@ class Social(Granularity):
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.kind, width = config.conv, sizes.width
+        if config.conv == "gat" and width % config.heads:
+            raise heads_error("social", config.heads, width)
         self.dropout = nn.Dropout(config.dropout)
         self.convs = nn.ModuleList(self._conv(config, width) for _ in range(config.layers))
         self.output = nn.Linear(width, width, bias=False)

@@ -7,7 +7,7 @@ Layout::
 
     bundle.json           format, model configuration, sizes, event types, dataset, metrics, checksums of the files
     weights.safetensors   FrozenModel.tensors(): encoders, item vectors, granularity states
-    items.parquet         dense order: item_id, title, popularity (training interactions)
+    items.parquet         dense order: item_id, title, popularity (users, in the events the model was fitted on)
     users.parquet         dense order: user_id and the user's events: items, types, times, splits
 
 Legend: U users, E events, N items.
@@ -28,7 +28,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 import torch
@@ -39,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from recsys import __version__
 from recsys.config import ModelConfig
 from recsys.data.dataset import PreparedDataset, histories_from_table
-from recsys.data.histories import Array, Histories, Split
+from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError, UserError
 from recsys.granularities.base import ModelSizes
@@ -51,7 +50,13 @@ WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
 
-_EVENT_COLUMNS: Final = {"items": pa.int32(), "types": pa.uint8(), "times": pa.int64(), "splits": pa.uint8()}
+_EVENT_COLUMNS: Final = {
+    "items": pa.int32(),
+    "types": pa.uint8(),
+    "times": pa.int64(),
+    "values": pa.float32(),
+    "splits": pa.uint8(),
+}
 _ROWS_AT_A_TIME: Final = 65_536
 
 
@@ -124,7 +129,7 @@ def write_bundle(folder: str | Path, frozen: FrozenModel, dataset: PreparedDatas
         tensors = frozen.tensors()
         _check_finite(tensors, "the trained model")
         save_file(tensors, aside / WEIGHTS)
-        pq.write_table(_item_table(dataset), aside / ITEMS, compression="zstd")
+        pq.write_table(_item_table(frozen, dataset), aside / ITEMS, compression="zstd")
         histories = _dense_histories(dataset)
         _write_users(aside / USERS, dataset.user_ids, histories)
         info = _describe(frozen, dataset, histories, extra)
@@ -196,12 +201,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _item_table(dataset: PreparedDataset) -> pa.Table:
+def _item_table(frozen: FrozenModel, dataset: PreparedDataset) -> pa.Table:
     return pa.table(
         {
             "item_id": dataset.item_ids.cast(pa.string()),
             "title": pa.array(item_titles(dataset.features), pa.string()),
-            "popularity": pa.array(dataset.item_counts_N(Split.TRAIN).astype(np.int64)),
+            "popularity": pa.array(frozen.popularity_N.cpu().numpy().astype(np.int64)),
         }
     )
 
@@ -236,8 +241,8 @@ def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
             writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))
 
 
-def _event_arrays(histories: Histories) -> tuple[Array, Array, Array, Array]:
-    return histories.items_E, histories.types_E, histories.times_E, histories.splits_E
+def _event_arrays(histories: Histories) -> tuple[Array, ...]:
+    return histories.items_E, histories.types_E, histories.times_E, histories.values_E, histories.splits_E
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -302,13 +307,8 @@ def read_info(folder: str | Path) -> BundleInfo:
 
 
 def _histories(users: pa.Table) -> Histories:
-    """Rows of ``users.parquet`` as histories; values, which no granularity reads, are all one."""
-    lengths = pc.list_value_length(users.column("items"))
-    ones = pa.array(np.ones(pc.sum(lengths).as_py() or 0, dtype=np.float32))
-    offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths))]).astype(np.int64)
-    dense = pa.array(np.arange(len(users), dtype=np.int32))
-    values = pa.LargeListArray.from_arrays(pa.array(offsets), ones)
-    return histories_from_table(users.append_column("user", dense).append_column("values", values))
+    """Rows of ``users.parquet`` as histories."""
+    return histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
 
 
 def _check_file(folder: Path, name: str, expected: FileEntry | None) -> None:

@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from recsys import __version__
-from recsys.config import Config, dump_config
+from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, UserError
 
 RUN_FILE: Final = "tracking.json"  # in the run folder: which MLflow run it is, so that stages run apart share it
 _MAX_PARAMS: Final = 100  # a call, MLflow's limit
@@ -62,6 +62,8 @@ class Tracker:
             with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}):  # a wrong address should be said at once
                 self._client = client(self.uri)
                 self._open()
+        except UserError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f"tracking.uri {redact(self.uri)} cannot be used: {redact(_first_line(error))}; start the server, "
@@ -152,8 +154,8 @@ class Tracker:
 
     def _open(self) -> None:
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # an earlier run's, which would win over the name
-        if self.run_id:
-            run = self._client.get_run(self.run_id)
+        run = self._earlier_run() if self.run_id else None
+        if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self.experiment_id = _experiment(self._client, self.uri, self.config.tracking.experiment)
@@ -162,6 +164,18 @@ class Tracker:
                 tags["mlflow.parentRunId"] = self._parent_id
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._name or None)
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+
+    def _earlier_run(self) -> Any:
+        """The run of ``run_id``; None when it was deleted since."""
+        from mlflow import MlflowException
+
+        try:
+            run = self._client.get_run(self.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
 
     def _log_config(self) -> None:
         self.log_params(flatten(self.config.model_dump(mode="json")))
@@ -190,9 +204,14 @@ def tracking_uri(config: Config) -> str:
     """The absolute tracking URI; by default SQLite beside the run folder.
 
     Raises:
-        ConfigError: a plain folder, which MLflow no longer stores to, or an unknown kind.
+        ConfigError: a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
     """
     uri = config.tracking.uri
+    if "://***@" in uri:
+        raise ConfigError(
+            f"tracking.uri: {uri} is without its user and password, which are never written down; give it whole with "
+            "--tracking.uri, or as $VARIABLE of the environment"
+        )
     if not uri:
         if "://" in config.run.dir:
             raise ConfigError(f"run.dir {config.run.dir} is remote: set tracking.uri, or tracking.enabled false")
@@ -251,15 +270,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def redact(text: str) -> str:
-    """Without the user and password of URIs: what is logged is read by others.
-
-    >>> redact("postgresql://me:secret@host/db")
-    'postgresql://***@host/db'
-    """
-    return re.sub(r"(\w+://)[^/\s@]+@", r"\1***@", text)
 
 
 def _experiment(mlflow_client: Any, uri: str, name: str) -> str:

@@ -37,6 +37,7 @@ class _Visible:
     items_E: Array
     types_E: Array
     times_E: Array
+    values_E: Array  # NaN where the request does not say
     unknown: list[str]
 
 
@@ -117,6 +118,7 @@ class Recommender:
             np.append(stored.items_E[span], np.array(items, dtype=np.int32)),
             np.append(stored.types_E[span], np.array(types, dtype=np.uint8)),
             np.append(stored.times_E[span], np.array(times, dtype=np.int64)),
+            np.append(stored.values_E[span], np.full(len(items), np.nan, dtype=np.float32)),
             unknown,
         )
 
@@ -189,7 +191,7 @@ def _stack(visible: list[_Visible]) -> Histories:
         np.concatenate([seen.items_E for seen in visible]),
         np.concatenate([seen.types_E for seen in visible]),
         np.concatenate([seen.times_E for seen in visible]),
-        np.ones(total, dtype=np.float32),
+        np.concatenate([seen.values_E for seen in visible]),
         np.zeros(total, dtype=np.uint8),
     )
 

@@ -67,6 +67,10 @@ class SourceAdapter(ABC):
             digest.update(f"\n{file.path} {file.size} {file.fingerprint()}".encode())
         return digest.hexdigest()
 
+    def size(self) -> int:
+        """About how many bytes of input there are; equal for equal input."""
+        return sum(file.size for file in self.files())
+
     def tables(self) -> dict[str, ray.data.Dataset]:
         """Every table as a lazy dataset of Arrow blocks: known, extra and provenance columns (see ``schema``)."""
         return {table: dataset(pieces) for table, pieces in self.pieces().items()}

@@ -32,16 +32,25 @@ class ParquetPiece:
     constants: dict[str, str] = field(default_factory=dict)
 
     def read(self) -> Iterator[pa.Table]:
-        filesystem, inner = filesystem_of(self.file.path)
         row = self.first_row
-        with filesystem.open_input_file(inner) as source:
-            names = [name for name, _ in self.fields]
-            batches = pq.ParquetFile(source).iter_batches(
-                _BATCH_ROWS, row_groups=[self.group], columns=names, use_threads=False
-            )
-            for batch in batches:
-                yield self._block(pa.Table.from_batches([batch]).select(names), row)
-                row += batch.num_rows
+        for raw in self._batches():
+            yield self._block(raw, row)
+            row += raw.num_rows
+
+    def _batches(self) -> Iterator[pa.Table]:
+        filesystem, inner = filesystem_of(self.file.path)
+        names = [name for name, _ in self.fields]
+        try:
+            with filesystem.open_input_file(inner) as source:
+                parquet = pq.ParquetFile(source, page_checksum_verification=True)
+                groups = [self.group]
+                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
+                    yield pa.Table.from_batches([batch]).select(names)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                f"{self.file.path}: row group {self.group} (rows from {self.first_row}) cannot be read: {error}; "
+                "the file is damaged, write or copy it again"
+            ) from None
 
     def _block(self, raw: pa.Table, first_row: int) -> pa.Table:
         raw = raw.rename_columns([column for _, column in self.fields])

@@ -35,6 +35,7 @@ VALUES: Final = (1.0, 2.0, 5.0)
 _TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))  # of a signal's event, of a noise event
 ITEM_BUNDLE: Final = 250  # items written together
 _BLOCK_ROWS: Final = 200_000
+_EVENT_BYTES: Final = 32  # of an event as a line of text
 _TITLE_WORDS: Final = 3
 _TAG_WORDS: Final = 5
 _LAYOUTS: Final = {
@@ -75,6 +76,9 @@ class SyntheticAdapter(SourceAdapter):
 
     def files(self) -> list[InputFile]:
         return []
+
+    def size(self) -> int:
+        return round(self.config.num_users * self.config.events_per_user) * _EVENT_BYTES
 
     def pieces(self) -> dict[str, list[Piece]]:
         items = -(-self.config.num_items // ITEM_BUNDLE)

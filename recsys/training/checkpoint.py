@@ -124,7 +124,7 @@ def load_trained(folder: Path) -> TrainResult:
         config, sizes = ModelConfig(**description["model"]), ModelSizes(**description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"the model in {folder} is damaged ({error}); run `recsys train` again") from None
     kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
     return TrainResult(frozen, weights, **kept)

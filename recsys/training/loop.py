@@ -26,8 +26,9 @@ from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
+from recsys.errors import DataError, TrainingError
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.build import build_graphs, build_model, weighs_values
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.step import StepLoss
@@ -42,7 +43,7 @@ def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: T
 
     Raises:
         DataError: too few trainable users. ConfigError: a granularity that this dataset cannot feed.
-        RuntimeError: the loss is no longer finite.
+        TrainingError: the loss is no longer finite.
     """
     started = time.perf_counter()
     progress = Progress()
@@ -79,7 +80,7 @@ class Phase:
         self.validate = validate
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
-        self.graphs = build_graphs(dataset, through).to(context.device)
+        self.graphs = build_graphs(dataset, through, weighs_values(config)).to(context.device)
         self.model = build_model(config, dataset, through).to(context.device)
         self.loader = TrainingLoader(
             dataset,
@@ -114,6 +115,8 @@ class Phase:
         train, progress = self.config.train, self.progress
         last = train.epochs if self.selects else progress.best_epoch
         for epoch in range(progress.epoch, last):
+            if self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
+                break
             started = time.perf_counter()
             loss = self._epoch(epoch)
             report = {
@@ -130,14 +133,12 @@ class Phase:
             report["seconds"] = round(time.perf_counter() - started, 3)
             progress.history.append(report)
             self._report(report, due)
-            if self.selects and epoch + 1 - progress.best_epoch >= train.patience * train.evaluate_every:
-                break
 
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
         self.model.train()
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
-        total, weight = torch.zeros(()), 0.0
+        total, weight = torch.zeros((), device=self.context.device), 0.0
         for step in self._steps(epoch):
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
@@ -148,10 +149,10 @@ class Phase:
                 nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.train.clip_norm)
             self._set_lr(epoch, step.number)
             self.optimizer.step()
-            total, weight = total + summed.detach().cpu(), weight + step.weight
+            total, weight = total + summed.detach(), weight + step.weight
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
-            raise RuntimeError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
+            raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
         return mean
 
     def _steps(self, epoch: int) -> Iterator[Step]:
@@ -176,7 +177,12 @@ class Phase:
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
             sums += values.sum(), len(values)
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
-        value = float(total[0] / total[1].clamp(min=1))
+        if total[1] == 0:
+            raise DataError(
+                "no validation query has a target that counts: every one was seen before; set "
+                "evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
+            )
+        value = float(total[0] / total[1])
         if value > self.progress.best_value:
             self.progress.best_value, self.progress.best_epoch, self.best = value, epoch, self.state()
         return value

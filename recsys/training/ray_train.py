@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 import uuid
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from recsys.config import Config, build_config
+from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, UserError
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
@@ -73,6 +74,8 @@ def train_on_ray(
             queue.shutdown()
     if drain.user_error:
         raise UserError(drain.user_error)
+    if drain.failure is not None:
+        warnings.warn(f"reports stopped reaching the driver's log: {drain.failure}", stacklevel=2)
     assert checkpoint is not None, "the last report carries the trained model"
     with checkpoint.as_directory() as folder:
         return load_trained(Path(folder) / MODEL_FOLDER)
@@ -80,7 +83,7 @@ def train_on_ray(
 
 def _worker(settings: dict[str, Any]) -> None:
     """One worker of Ray Train."""
-    config = build_config(settings["config"])
+    config = Config.model_validate(settings["config"])  # expanded on the driver already
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads or _threads(world_size))
@@ -124,6 +127,7 @@ class _Drain(threading.Thread):
         super().__init__(daemon=True, name="training-reports")
         self.queue, self.report, self.done = queue, report, threading.Event()
         self.user_error = ""
+        self.failure: Exception | None = None
 
     def run(self) -> None:
         while not self.done.is_set():
@@ -144,8 +148,11 @@ class _Drain(threading.Thread):
             return False
         if USER_ERROR in values:
             self.user_error = values[USER_ERROR]
-        else:
+            return True
+        try:
             self.report(values)
+        except Exception as error:  # a lost tracking server must not cost hours of training
+            self.failure = error
         return True
 
 

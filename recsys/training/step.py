@@ -14,6 +14,7 @@ from recsys.config import LossConfig
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
+from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs
 from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import MultigrainModel
@@ -24,25 +25,27 @@ StepKey = tuple[int, int, int]  # seed, epoch, step: the same on every worker
 class StepLoss(nn.Module):
     """Summed loss of a worker's rows. Negatives are drawn from the step's key, so all workers share them."""
 
-    q_N: Tensor
-
     def __init__(self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset) -> None:
         super().__init__()
         self.model, self.graphs, self.config = model, graphs, config
         num_items = model.sizes.num_items
         full = config.kind == "full_softmax" or (config.kind == "auto" and num_items <= config.max_full_items)
         self.num_negatives = 0 if full else config.num_negatives
-        counts_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0
-        counts_N = counts_N**config.popularity_power
+        if self.num_negatives and config.label_smoothing:
+            raise ConfigError("train.loss.label_smoothing acts on full_softmax only; set it 0 or the kind full_softmax")
+        weight_N = (torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0) ** (
+            config.popularity_power
+        )
+        self.q_N = weight_N / weight_N.sum()  # stays on the CPU, where the negatives are drawn
         start = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
-        self.register_buffer("q_N", counts_N / counts_N.sum(), persistent=False)
 
     def forward(self, batch: Batch, key: StepKey) -> Tensor:
         negatives_M, log_q_M, ids_S = None, None, None
         if self.num_negatives:
-            negatives_M = self._draw(key).to(batch.history_UL.device)
-            log_q_M = torch.log(self.q_N.to(negatives_M.device)[negatives_M] * self.num_negatives).float()
+            drawn_M = self._draw(key)
+            log_q_M = torch.log(self.q_N[drawn_M] * self.num_negatives).float().to(batch.history_UL.device)
+            negatives_M = drawn_M.to(batch.history_UL.device)
             if not self.model.needs_all_items:
                 ids_S, batch, negatives_M = self._narrow(batch, negatives_M)
         items, states = self.model.view(self.graphs, ids_S)
@@ -61,7 +64,7 @@ class StepLoss(nn.Module):
         """M item ids with replacement, by q."""
         seed, epoch, step = key
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
-        return torch.multinomial(self.q_N.cpu(), self.num_negatives, replacement=True, generator=generator)
+        return torch.multinomial(self.q_N, self.num_negatives, replacement=True, generator=generator)
 
     def _narrow(self, batch: Batch, negatives_M: Tensor) -> tuple[Tensor, Batch, Tensor]:
         """The items that the step speaks about, and batch and negatives numbered by them."""
