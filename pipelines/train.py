@@ -6,7 +6,6 @@ Writes RUN/checkpoints while it trains and RUN/model when it is done, with the d
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 from typing import Any
 

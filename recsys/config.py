@@ -121,7 +121,7 @@ class TextConfig(Section):
     """Item text and the language model that reads it."""
 
     enabled: bool = True
-    fields: list[str] = Field([], description="columns of items, in order; empty: every text column")
+    fields: list[str] | None = Field(None, description="columns of items, in order; null: every text column")
     event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
     event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
     max_event_terms: int = Field(24, ge=1)

@@ -20,21 +20,21 @@ PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schem
 _IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
 
 
-def text_fields(table: pa.Table | None, wanted: Sequence[str]) -> list[str]:
-    """The columns that make an item's text: the wanted ones, or every column of strings (or lists of strings).
+def text_fields(table: pa.Table | None, wanted: Sequence[str] | None) -> list[str]:
+    """The columns that make an item's text: the wanted ones, or (None) every column of strings or lists of strings.
 
     Raises:
         ConfigError: a wanted column is not there.
     """
     columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
-    unknown = [name for name in wanted if name not in columns]
+    unknown = [name for name in wanted or () if name not in columns]
     if unknown:
         raise ConfigError(
             f"data.text.fields: {', '.join(unknown)} not among the columns of items; "
             f"columns: {', '.join(columns) or 'none, as there is no table of items'}"
         )
-    if wanted or table is None:
-        return list(wanted)
+    if wanted is not None or table is None:
+        return list(wanted or ())
     return [name for name in columns if _is_text(table.schema.field(name).type)]
 
 

@@ -1,8 +1,8 @@
 """Text vectors that were computed before, and the computing of those that were not, on Ray.
 
 Why: the language model is the slowest step of ``prepare``, and most texts are the same from one day to the next. The
-cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, precision, text): processes may share it, a
-damaged file only costs its vectors again.
+cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, precision, text): processes may
+share it, a damaged file only costs its vectors again.
 """
 
 from __future__ import annotations
@@ -146,8 +146,7 @@ def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Itera
     settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0)
     pieces = [table.slice(start, _BLOCK_TEXTS) for start in range(0, len(missing), _BLOCK_TEXTS)]
     encoded = ray.data.from_arrow(pieces).map_batches(
-        encode_block,
-        fn_args=(settings,),
+        functools.partial(encode_block, settings=settings),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=num_tasks),
