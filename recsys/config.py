@@ -185,7 +185,6 @@ class EvolutionConfig(GranularityConfig):
 
 class CollaborativeConfig(GranularityConfig):
     layers: int = Field(3, ge=1)
-    value_weight: bool = Field(False, description="weigh a user's events by the rank of their value (unordered data)")
     user_embedding: bool = Field(False, description="a row per training user instead of the fold-in (unordered data)")
 
 

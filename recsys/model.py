@@ -94,7 +94,7 @@ class MultigrainModel(nn.Module):
         self.eval()
         items, states = self.view(graphs)
         self.train(was_training)
-        return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.counts_N)
+        return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.degree_N)
 
 
 class FrozenModel:

@@ -34,9 +34,8 @@ CASES = [
 
 def make(name: str, **options: object) -> Granularity:
     torch.manual_seed(0)
-    ordered = options.pop("ordered", "user_embedding" not in options)
     section = type(getattr(GranularitiesConfig(), name))(enabled=True, **options)
-    return granularity_class(name)(section, replace(SIZES, ordered=ordered)).eval()
+    return granularity_class(name)(section, replace(SIZES, ordered="user_embedding" not in options)).eval()
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def graphs() -> Graphs:
     pairs = sorted({(user, item) for user, items in enumerate(HISTORIES) for item in items})
     users, items = (torch.tensor(column) for column in zip(*pairs, strict=True))
     src, dst = torch.tensor([0, 1, 1, 3]), torch.tensor([1, 0, 3, 1])
-    return Graphs(USERS, ITEMS, users, items, torch.ones(len(users)), src, dst, torch.ones(4))
+    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4))
 
 
 def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
@@ -134,30 +133,6 @@ def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) ->
         total_users, total_items = total_users + users, total_items + layer
     torch.testing.assert_close(items.vectors_SD, total_items / 5)
     torch.testing.assert_close(z, (total_users / 5)[[0, 1, 4]])
-
-
-def test_values_weigh_graph_and_fold_in_alike(graphs: Graphs) -> None:
-    """One layer, every item chosen once: the fold-in of weighted events is the weighted adjacency row."""
-    module = make("collaborative", layers=1, value_weight=True, ordered=False)
-    values = np.array([5.0, 1.0, 1.0, 9.0], dtype=np.float32)
-    asked = replace(Histories.of_items([[1, 2, 3, 4]], [0]), values_E=values)
-    assert asked.preferences_E().tolist() == pytest.approx([1.125, 0.75, 0.75, 1.375])
-    weights = torch.ones(len(graphs.users_E))
-    weights[graphs.users_E == 0] = torch.as_tensor(asked.preferences_E())
-    weighted = replace(graphs, preferences_E=weights)
-    items, state = view(module, weighted)
-    z, _ = module(last_position(Queries(asked, np.zeros(2, np.int64), np.zeros(0, np.int32)), 6), items, state)
-    generator = torch.Generator().manual_seed(1)
-    base = torch.randn(ITEMS, WIDTH, generator=generator)
-    degree = torch.zeros(ITEMS).index_add_(0, weighted.items_E, weights)
-    row = torch.as_tensor(asked.preferences_E())
-    expected = (row[:, None] * base[1:5] / (2 * (row.sum() * degree[1:5]).sqrt())[:, None]).sum(0)
-    torch.testing.assert_close(z[0], expected)
-
-
-def test_unknown_values_weigh_one() -> None:
-    asked = replace(Histories.of_items([[1, 2], [3]]), values_E=np.array([np.nan, 2.0, 7.0], dtype=np.float32))
-    assert asked.preferences_E().tolist() == [1.0, 0.75, 1.0]
 
 
 def test_social_mean_of_friends(graphs: Graphs) -> None:

@@ -24,7 +24,6 @@ class Batch:
     history_UL: Tensor  # int64 item numbers, 0 behind the end
     types_UL: Tensor  # int64 event type ids
     ages_UL: Tensor  # float32 days before the last event of the row, 0 where times are unknown
-    preferences_UL: Tensor  # float32, see ``Histories.preferences_E``; all one in training at every position
     lengths_U: Tensor  # int64 real events a row
     rows_B: Tensor  # int64 row of each query
     seen_B: Tensor  # int64 number of leading events that the query sees
@@ -76,7 +75,6 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
     width = max(int(inputs.max()) if len(inputs) else 0, 1)
     return replace(
         _cut(padded, inputs, width),
-        preferences_UL=torch.ones(len(inputs), width),
         rows_B=rows_B,
         seen_B=seen_B,
         pairs_P=torch.arange(num_queries),
@@ -126,7 +124,6 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
         history_UL=torch.as_tensor(spread(histories.items_E).astype(np.int64)),
         types_UL=torch.as_tensor(spread(histories.types_E).astype(np.int64)),
         ages_UL=torch.as_tensor(ages_UL.astype(np.float32)),
-        preferences_UL=torch.as_tensor(spread(histories.preferences_E())),
         lengths_U=length,
         rows_B=torch.arange(num_rows),
         seen_B=length,

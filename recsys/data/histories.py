@@ -44,23 +44,6 @@ class Histories:
     def lengths_U(self) -> Array:
         return np.diff(self.offsets_U1)
 
-    def preferences_E(self) -> Array:
-        """How much each event says of its user's taste, by the rank of its value among the user's: [E] float32.
-
-        0.5 + (rank + 0.5) / n in (0.5, 1.5), mean one, equal values sharing the mean of their ranks; one where a user's
-        values are all equal or a value is not known (NaN). Ranks because play counts of a user span decades.
-        """
-        rows_E = np.repeat(np.arange(len(self)), self.lengths_U)
-        order = np.lexsort((self.values_E, rows_E))
-        rank_E = np.arange(len(order)) - self.offsets_U1[:-1][rows_E[order]]
-        starts = np.ones(len(order), dtype=bool)
-        starts[1:] = (np.diff(rows_E[order]) != 0) | (np.diff(self.values_E[order]) != 0)
-        group_E = np.cumsum(starts) - 1
-        mean_rank = np.bincount(group_E, rank_E) / np.maximum(np.bincount(group_E), 1)
-        found = np.empty(len(order), dtype=np.float32)
-        found[order] = 0.5 + (mean_rank[group_E] + 0.5) / self.lengths_U[rows_E[order]]
-        return np.where(np.isnan(self.values_E), np.float32(1), found)
-
     def take(self, rows: Array) -> Histories:
         """The given users (positions, repeated ones allowed) in the given order."""
         lengths = self.lengths_U[rows]

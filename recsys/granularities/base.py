@@ -51,7 +51,6 @@ class Graphs:
     num_items: int
     users_E: Tensor  # int64, user of every training event
     items_E: Tensor  # int64, item of every training event
-    preferences_E: Tensor  # float32, how much the event says; see ``Histories.preferences_E``
     friend_src_F: Tensor  # int64
     friend_dst_F: Tensor  # int64
     friend_weight_F: Tensor  # float32
@@ -66,28 +65,17 @@ class Graphs:
             return self
         users_E, items_E = self.users_E.cpu().numpy(), self.items_E.cpu().numpy()
         kept_E = torch.as_tensor(~hidden.of(users_E.astype(np.int64), items_E), device=self.users_E.device)
-        return replace(
-            self,
-            users_E=self.users_E[kept_E],
-            items_E=self.items_E[kept_E],
-            preferences_E=self.preferences_E[kept_E],
-        )
+        return replace(self, users_E=self.users_E[kept_E], items_E=self.items_E[kept_E])
 
     @cached_property
     def mean_of_items(self) -> Adjacency:
         """[V, N] row-normalised: the mean over a user's training events."""
-        total_V = self._degree(self.users_E, self.num_users)
-        share_E = self.preferences_E / total_V[self.users_E]
-        return adjacency(self.users_E, self.items_E, share_E, (self.num_users, self.num_items))
-
-    @cached_property
-    def counts_N(self) -> Tensor:
-        """Training events of every item, float32."""
-        return torch.bincount(self.items_E, minlength=self.num_items).to(torch.float32)
+        share_V = 1 / self._degree(self.users_E, self.num_users).clamp(min=1)
+        return adjacency(self.users_E, self.items_E, share_V[self.users_E], (self.num_users, self.num_items))
 
     @cached_property
     def degree_N(self) -> Tensor:
-        """Weighted training events of every item, float32."""
+        """Users who chose an item in training, float32."""
         return self._degree(self.items_E, self.num_items)
 
     @cached_property
@@ -103,10 +91,11 @@ class Graphs:
     @cached_property
     def _symmetric_E(self) -> Tensor:
         degree_V = self._degree(self.users_E, self.num_users)
-        return self.preferences_E * (degree_V[self.users_E] * self.degree_N[self.items_E]).rsqrt()
+        return (degree_V[self.users_E] * self.degree_N[self.items_E]).rsqrt()
 
-    def _degree(self, ends_E: Tensor, size: int) -> Tensor:
-        return torch.zeros(size, device=ends_E.device).index_add_(0, ends_E, self.preferences_E)
+    @staticmethod
+    def _degree(ends_E: Tensor, size: int) -> Tensor:
+        return torch.bincount(ends_E, minlength=size).to(torch.float32)
 
 
 Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values

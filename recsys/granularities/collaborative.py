@@ -3,12 +3,10 @@
 LightGCN (He et al. 2020): e^(l+1) = D^-1/2 A D^-1/2 e^(l), items are the mean over the layers. Users start from zero,
 so a user is a sum over their history,
 
-    z_u = d_u^-1/2 Σ_{i ∈ H_u} w_ui f_i,      f_i = d_i^-1/2 (L + 1)^-1 Σ_{l < L} e_i^(l),
+    z_u = |H_u|^-1/2 Σ_{i ∈ H_u} f_i,      f_i = d_i^-1/2 (L + 1)^-1 Σ_{l < L} e_i^(l),
 
 the same for a user who was in training and for one who came today; ``user_embedding`` adds a row for the former,
-which starts the propagation too. Edges weigh w = 1, or by the rank of their value among the user's (``value_weight``;
-a play count, a rating), and degrees d are sums of weights. The convolution is torch-geometric's, with its transpose
-cached, once a step.
+which starts the propagation too. The convolution is torch-geometric's, with its transpose cached, once a step.
 
 Legend: N items, V users, E training events, D width.
 """
@@ -34,12 +32,7 @@ class Collaborative(Granularity):
                 "model.granularities.collaborative.user_embedding on ordered data would show every position of a "
                 "history the events behind it; set it false, or data.order none"
             )
-        if config.value_weight and sizes.ordered:
-            raise ConfigError(
-                "model.granularities.collaborative.value_weight ranks a history as a whole, which ordered data sees "
-                "position by position; set it false, or data.order none"
-            )
-        self.layers, self.weighs_values = config.layers, config.value_weight
+        self.layers = config.layers
         self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
         if self.users_VD is not None:
             nn.init.normal_(self.users_VD.weight, std=0.05)
@@ -84,15 +77,13 @@ class Collaborative(Granularity):
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        weight_UL = batch.preferences_UL * batch.mask_UL if self.weighs_values else batch.mask_UL.float()
-        fold_ULD = state["fold_ND"][batch.history_UL] * weight_UL[:, :, None]
+        fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(items.vectors_SD.dtype)
         present_B = batch.seen_B > 0
+        scale_B = batch.seen_B.clamp(min=1).to(fold_ULD.dtype).rsqrt() * present_B
         if len(batch) > len(batch.users_U):
-            last_B = (batch.rows_B, (batch.seen_B - 1).clamp(min=0))
-            summed_BD, degree_B = fold_ULD.cumsum(1)[last_B], weight_UL.cumsum(1)[last_B]
+            summed_BD = fold_ULD.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
         else:
-            summed_BD, degree_B = fold_ULD.sum(1)[batch.rows_B], weight_UL.sum(1)[batch.rows_B]
-        scale_B = degree_B.clamp(min=0.5).rsqrt() * present_B
+            summed_BD = fold_ULD.sum(1)[batch.rows_B]
         z_BD = summed_BD * scale_B[:, None]
         if "users_VD" in state:
             users_B = batch.users_U[batch.rows_B].clamp(min=0)

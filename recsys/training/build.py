@@ -34,29 +34,21 @@ def build_model(config: Config, dataset: PreparedDataset, through: Split) -> Mul
     return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, trained_N)
 
 
-def weighs_values(config: Config) -> bool:
-    """Whether the graph's edges weigh by their values."""
-    collaborative = config.model.granularities.collaborative
-    return collaborative.enabled and collaborative.value_weight
-
-
-def build_graphs(dataset: PreparedDataset, through: Split, weigh_values: bool = False) -> Graphs:
+def build_graphs(dataset: PreparedDataset, through: Split) -> Graphs:
     """The user–item events through ``through``, each item of a user once, and the friendships."""
-    users, items, preferences = [], [], []
+    users, items = [], []
     for shard in dataset.shards():
         seen = shard.through(through)
         users.append(np.repeat(seen.users_U, seen.lengths_U).astype(np.int64))
         items.append(seen.items_E.astype(np.int64))
-        preferences.append(seen.preferences_E() if weigh_values else np.ones(len(seen.items_E), dtype=np.float32))
     edges = np.stack([np.concatenate(users), np.concatenate(items)])
-    edges, first = np.unique(edges, axis=1, return_index=True)  # an item chosen twice is one edge
+    edges = np.unique(edges, axis=1)  # an item chosen twice is one edge
     src, dst, weight = dataset.social_edges()
     return Graphs(
         dataset.num_users,
         dataset.num_items,
         torch.as_tensor(edges[0]),
         torch.as_tensor(edges[1]),
-        torch.as_tensor(np.concatenate(preferences)[first]),
         torch.as_tensor(src.astype(np.int64)),
         torch.as_tensor(dst.astype(np.int64)),
         torch.as_tensor(weight.astype(np.float32)),

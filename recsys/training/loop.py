@@ -28,7 +28,7 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.errors import DataError, TrainingError
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model, weighs_values
+from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.step import StepLoss
@@ -80,7 +80,7 @@ class Phase:
         self.validate = validate
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
-        self.graphs = build_graphs(dataset, through, weighs_values(config)).to(context.device)
+        self.graphs = build_graphs(dataset, through).to(context.device)
         self.model = build_model(config, dataset, through).to(context.device)
         self.loader = TrainingLoader(
             dataset,
