@@ -159,6 +159,9 @@ class ItemTowerConfig(Section):
     text_whiten: int = Field(
         256, ge=0, description="leading directions kept and whitened on the item set; 0: centre only"
     )
+    id_shrinkage: float = Field(
+        0.0, ge=0, description="κ: the id part counts n / (n + κ) for an item of n training events"
+    )
     id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id part is hidden in a step")
     init_std: float = Field(0.05, gt=0)
 
@@ -254,7 +257,7 @@ class TrainConfig(Section):
     threads: int = Field(0, ge=0, description="CPU threads a worker; 0: the cores shared evenly")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     epochs: int = Field(20, ge=1)
-    batch_size: int = Field(256, ge=1, description="users a step, over all workers")
+    batch_size: int = Field(256, ge=1, description="users a step on average, over all workers")
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0, description="of matrices and embeddings, decoupled (AdamW)")
     beta2: float = Field(0.999, gt=0, lt=1)

@@ -303,3 +303,14 @@ def test_hidden_events_stay_targets_and_leave_the_graph() -> None:
     assert batch.targets_P.tolist() == [1, 2, 3, 4, 5, 6]
     other = replace(hidden, seed=5)
     assert not np.array_equal(other.of(np.zeros(6), histories.items_E), hidden.of(np.zeros(6), histories.items_E))
+
+
+def test_steps_of_ordered_data_have_like_numbers_of_targets(tmp_path: Path) -> None:
+    """Half of the users have one target, the others nine: no step is made of short histories alone."""
+    walks = [leave_last(*range(4 if user % 2 else 12)) for user in range(80)]
+    dataset = write_dataset(tmp_path, walks, NUM_ITEMS)
+    for world_size in (1, 2):
+        loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(8, 20, 0.0, 1.0, 10**6, 0), 0, world_size)
+        weights = [step.weight for step in loader.epoch(0)]
+        assert len(weights) == loader.num_steps == 10
+        assert max(weights) < 1.5 * min(weights)

@@ -18,14 +18,14 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import ConfigError, DataError
 
-POOL_BATCHES = 16  # rows of this many batches are sorted by length together, so that a batch pads little
+LENGTH_JITTER = 0.1  # of a length, drawn anew each epoch: which rows share a batch changes
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
     """What fixes the batches, apart from who draws them."""
 
-    batch_size: int  # users a step, over all workers
+    batch_size: int  # users a step on average, over all workers
     max_history: int
     hide_history: float  # unordered data
     event_power: float  # unordered data
@@ -73,7 +73,7 @@ class TrainingLoader:
     @property
     def num_steps(self) -> int:
         """Steps of an epoch."""
-        return sum(len(self._cut(rows)) for rows in self._rows if rows)
+        return sum(self._num_batches(rows) for rows in self._rows if rows)
 
     def epoch(self, epoch: int) -> Iterator[Step]:
         """This worker's steps of an epoch, in an order that (seed, epoch) fixes."""
@@ -102,20 +102,27 @@ class TrainingLoader:
         return float((histories.lengths_U[rows] ** self.config.event_power).sum())
 
     def _global_batches(self, histories: Histories, random: np.random.Generator) -> list[Array]:
+        """Rows of every global batch. Ordered: rows of like length together, so that a batch pads little; batches of
+        like numbers of targets, so that a short history's target weighs no more in its step than a long one's."""
         order = random.permutation(len(histories))
-        if self.ordered:
-            pool = POOL_BATCHES * self.config.batch_size
-            pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-            order = np.concatenate([rows[np.argsort(histories.lengths_U[rows], kind="stable")] for rows in pools])
-        batches = [order[start:stop] for start, stop in self._cut(len(order))]
-        return [batches[i] for i in random.permutation(len(batches))] if self.ordered else batches
+        if not self.ordered:
+            return np.array_split(order, self._num_batches(len(order)))
+        lengths = histories.lengths_U[order] * (1 + LENGTH_JITTER * random.random(len(order)))
+        order = order[np.argsort(lengths, kind="stable")]
+        batches = np.split(order, self._borders(histories.lengths_U[order] - 1))
+        return [batches[i] for i in random.permutation(len(batches))]
 
-    def _cut(self, num_rows: int) -> list[tuple[int, int]]:
-        """Borders of the global batches; a last one too small for every worker to have a row joins the one before."""
-        starts = list(range(0, num_rows, self.config.batch_size))
-        if len(starts) > 1 and num_rows - starts[-1] < self.world_size:
-            starts.pop()
-        return list(zip(starts, [*starts[1:], num_rows], strict=True))
+    def _borders(self, targets: Array) -> Array:
+        """Where to cut rows into batches of about equal numbers of targets, a row for every worker at least."""
+        number = self._num_batches(len(targets))
+        shares = np.arange(1, number) * (targets.sum() / number)
+        least = np.arange(1, number) * self.world_size
+        borders = np.searchsorted(np.cumsum(targets), shares)
+        apart = np.maximum.accumulate(np.maximum(borders - least, 0)) + least
+        return np.asarray(np.minimum(apart, len(targets) - least[::-1]))
+
+    def _num_batches(self, num_rows: int) -> int:
+        return max(1, min(-(-num_rows // self.config.batch_size), num_rows // self.world_size))
 
     def _load(self, window: int) -> Histories:
         shards = [self._trainable(self.dataset.shard(name)) for name in self._windows[window]]
