@@ -159,9 +159,6 @@ class ItemTowerConfig(Section):
     text_whiten: int = Field(
         256, ge=0, description="leading directions kept and whitened on the item set; 0: centre only"
     )
-    id_shrinkage: float = Field(
-        0.0, ge=0, description="κ: the id part counts n / (n + κ) for an item of n training events"
-    )
     id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id part is hidden in a step")
     init_std: float = Field(0.05, gt=0)
 

@@ -17,14 +17,13 @@ from recsys.config import ItemTowerConfig
 class ItemTower(nn.Module):
     """Vectors of items from their ids and texts.
 
-    The id part of an item with n training events counts n / (n + κ), κ the ``id_shrinkage``: what few events say of an
-    item is mostly the random start. Without events it is left out.
+    ``trained_N`` marks the items with training events: the others have no id part, which would be noise.
     """
 
     text_NT: Tensor
-    known_N: Tensor
+    trained_N: Tensor
 
-    def __init__(self, config: ItemTowerConfig, width: int, text_NT: Tensor, counts_N: Tensor) -> None:
+    def __init__(self, config: ItemTowerConfig, width: int, text_NT: Tensor, trained_N: Tensor) -> None:
         super().__init__()
         self.config = config
         num_items, text_width = text_NT.shape
@@ -32,8 +31,7 @@ class ItemTower(nn.Module):
             text_NT = whiten(text_NT, config.text_whiten)
             text_width = text_NT.shape[1]
         self.register_buffer("text_NT", text_NT, persistent=False)
-        known_N = counts_N / (counts_N + config.id_shrinkage).clamp(min=1)
-        self.register_buffer("known_N", known_N.to(torch.float32), persistent=False)
+        self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
         self.id_ND = nn.Embedding(num_items, width) if config.id or not text_width else None
         if self.id_ND is not None:
             nn.init.normal_(self.id_ND.weight, std=config.init_std)
@@ -43,7 +41,7 @@ class ItemTower(nn.Module):
         """Vectors [S, D] of the given items, or of all of them."""
         parts = []
         if self.id_ND is not None:
-            known_S = self.known_N if ids_S is None else self.known_N[ids_S]
+            known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]
             rows_SD = self.id_ND.weight if ids_S is None else self.id_ND(ids_S)
             if self.training and self.config.id_dropout and self.text_projection is not None:
                 keep_S = torch.rand_like(known_S) >= self.config.id_dropout

@@ -59,13 +59,13 @@ class Encoders(nn.Module):
 class MultigrainModel(nn.Module):
     """The trainable model.
 
-    ``text_NT`` are the frozen text vectors (width 0: none), ``counts_N`` the training events of every item.
+    ``text_NT`` are the frozen text vectors (width 0: none), ``trained_N`` marks items with training events.
     """
 
-    def __init__(self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, counts_N: Tensor) -> None:
+    def __init__(self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.tower = ItemTower(config.item, config.width, text_NT, counts_N)
+        self.tower = ItemTower(config.item, config.width, text_NT, trained_N)
         self.encoders = Encoders(config, sizes)
 
     @property

@@ -71,7 +71,7 @@ def test_help_of_a_verb_lists_sections_keys_types_defaults_and_meanings(capsys: 
     assert "--train.lr" in shown and "float > 0, default 0.001" in shown
     assert "--train.schedule" in shown and "constant|cosine|linear" in shown
     assert "data.source with kind recbole" in shown
-    assert "users a step, over all workers" in shown
+    assert "users a step on average, over all workers" in shown
 
 
 def test_version(capsys: Captured) -> None:

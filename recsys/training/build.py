@@ -30,8 +30,8 @@ def model_sizes(config: Config, dataset: PreparedDataset) -> ModelSizes:
 def build_model(config: Config, dataset: PreparedDataset, through: Split) -> MultigrainModel:
     """A fresh model; items without events through ``through`` have no id part."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
-    counts_N = torch.as_tensor(dataset.item_counts_N(through))
-    return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, counts_N)
+    trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
+    return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, trained_N)
 
 
 def build_graphs(dataset: PreparedDataset, through: Split) -> Graphs:
