@@ -65,7 +65,7 @@ def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
     """
     has_text_N = text_NT.abs().sum(1) > 0
     rows = text_NT[has_text_N].to(torch.float64)
-    width = min(num_directions, text_NT.shape[1]) or text_NT.shape[1]
+    width = whitened_width(num_directions, text_NT.shape[1])
     out = torch.zeros(len(text_NT), width)
     if len(rows) < 2:
         return out
@@ -79,9 +79,9 @@ def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
     return out
 
 
-def text_width(config: ItemTowerConfig, dimension: int) -> int:
-    """Width of the whitened text vectors of a model."""
-    return min(config.text_whiten, dimension) or dimension
+def whitened_width(num_directions: int, dimension: int) -> int:
+    """Width of text vectors of a dimension once whitened; all directions for 0."""
+    return min(num_directions, dimension) or dimension
 
 
 def _projection(config: ItemTowerConfig, text_width: int, width: int) -> nn.Module:

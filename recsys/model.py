@@ -129,17 +129,6 @@ class FrozenModel:
     def item_vectors_ND(self) -> Tensor:
         return self.items.vectors_SD
 
-    @property
-    @torch.inference_mode()
-    def granularities(self) -> dict[str, float]:
-        """λ of every granularity for a user in whom all are present (gated: before the gate looks at the user)."""
-        shape = (1, len(self.names), self.config.width)
-        device = self.item_vectors_ND.device
-        lambdas_1K = self.encoders.fusion.lambdas(
-            torch.zeros(shape, device=device), torch.ones(shape[:2], dtype=torch.bool, device=device)
-        )
-        return dict(zip(self.names, lambdas_1K[0].tolist(), strict=True))
-
     @torch.inference_mode()
     def parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing."""

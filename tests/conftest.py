@@ -42,3 +42,14 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the public data sets; {folder} is no folder: set RECSYS_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny problems on shared cores: threads would wait for each other longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

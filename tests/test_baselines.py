@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from recsys.errors import ConfigError
 from recsys.evaluation.baselines import Ease, build_baseline, fit_baselines, matrix
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ["popularity", "item_knn", "ease", "als"]
 NUM_ITEMS = 40
@@ -41,15 +42,6 @@ def with_splits(histories: Histories, splits: list[int] | np.ndarray) -> Histori
 def ask(*histories: list[int]) -> Queries:
     zeros = np.zeros(len(histories) + 1, dtype=np.int64)
     return Queries(Histories.of_items(list(histories)), zeros, np.zeros(0, dtype=np.int32))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny problems on shared cores: threads would wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

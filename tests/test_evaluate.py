@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.evaluate import evaluate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_ITEMS = 30
 KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
@@ -42,15 +43,6 @@ class Oracle:
 
     def scores_without(self, queries: Queries, name: str) -> torch.Tensor:
         return torch.zeros(len(queries), len(self.item_vectors_ND)) if name == "after" else self.scores(queries)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny problems on shared cores: threads would wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def circle(folder: Path, friends: tuple[tuple[int, int], ...] = ((0, 1),)) -> PreparedDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,9 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.loop import fit
 from tests.handmade import leave_last, write_dataset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_ITEMS = 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These tensors are too small to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cycles(folder: Path, ordered: bool = True) -> PreparedDataset:

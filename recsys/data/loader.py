@@ -87,8 +87,8 @@ class TrainingLoader:
                 number += 1
 
     def hidden(self, epoch: int) -> Hidden:
-        """The events that an epoch hides from the input; ordered data hides none."""
-        return Hidden(0.0 if self.ordered else self.config.hide_history, self.config.seed * 1_000_003 + epoch)
+        """The events that an epoch hides from the input; none on ordered data, which refuses the setting."""
+        return Hidden(self.config.hide_history, self.config.seed * 1_000_003 + epoch)
 
     def _batch(self, histories: Histories, rows: Array, hidden: Hidden) -> Batch:
         if self.ordered:

@@ -9,7 +9,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.base import Graphs, ModelSizes
-from recsys.items import text_width
+from recsys.items import whitened_width
 from recsys.model import MultigrainModel
 
 
@@ -21,7 +21,7 @@ def model_sizes(config: Config, dataset: PreparedDataset) -> ModelSizes:
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         num_types=len(dataset.manifest.event_types),
-        text_width=text_width(config.model.item, int(dataset.manifest.text.get("dimension", 0))),
+        text_width=whitened_width(config.model.item.text_whiten, int(dataset.manifest.text.get("dimension", 0))),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
     )
