@@ -39,6 +39,7 @@ def write_dataset(
     num_users = len(histories)
     users, items = [f"u{u}" for u in range(num_users)], [f"i{i}" for i in range(num_items)]
     _write(folder / "vocab/users.parquet", {"user_id": pa.array(users, pa.string())})
+    _write(folder / "users/features.parquet", {"user_id": pa.array(users, pa.string())})
     _write(folder / "vocab/items.parquet", {"item_id": pa.array(items, pa.string())})
     titles = pa.array([f"Title of {item}" for item in items])
     texts = pa.array([f"text about {item}" for item in items])

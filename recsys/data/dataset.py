@@ -5,11 +5,15 @@ Layout::
     manifest.json                 schema version, content hash, counts, event types, order, split, quarantine, timing
     vocab/users.parquet           user_id, row number = dense id
     vocab/items.parquet           item_id, row number = dense id
+    users/features.parquet        dense order: user_id, and the columns of the users table
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits
     graphs/social.parquet         src, dst (dense int32), weight; sorted by src
+    graphs/knowledge.parquet      head, relation, tail (dense int32), where there are facts; with
+    vocab/entities.parquet        entity, item (dense id of the item that the entity is, null where none)
+    vocab/relations.parquet       relation
     quarantine/TABLE.parquet      file, row, reason, and the row as text
 
 The user–item graph is not stored again: the histories are its rows.
@@ -31,7 +35,7 @@ import pyarrow.parquet as pq
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import ArtifactError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 HISTORY_SCHEMA: Final = pa.schema(
     [
@@ -109,6 +113,11 @@ class PreparedDataset:
         return self._table("items/features.parquet")
 
     @cached_property
+    def user_features(self) -> pa.Table:
+        """User attributes in dense order; only the ids where the source has no table of users."""
+        return self._table("users/features.parquet")
+
+    @cached_property
     def has_text_N(self) -> Array:
         if self.manifest.text.get("dimension", 0) == 0:
             return np.zeros(self.num_items, dtype=bool)
@@ -149,6 +158,22 @@ class PreparedDataset:
         table = self._table("graphs/social.parquet")
         src, dst, weight = (table.column(name).to_numpy() for name in ("src", "dst", "weight"))
         return src, dst, weight
+
+    def facts(self) -> tuple[Array, Array, Array]:
+        """Facts with dense entities and relations: head, relation, tail [E] int32; empty without a knowledge table."""
+        if not self.manifest.counts.get("facts"):
+            empty = np.zeros(0, dtype=np.int32)
+            return empty, empty, empty
+        table = self._table("graphs/knowledge.parquet")
+        head, relation, tail = (table.column(name).to_numpy() for name in ("head", "relation", "tail"))
+        return head, relation, tail
+
+    def entity_items(self) -> Array:
+        """The dense item that each entity is, -1 where it is none: int64, empty without a knowledge table."""
+        if not self.manifest.counts.get("facts"):
+            return np.zeros(0, dtype=np.int64)
+        linked = self._table("vocab/entities.parquet").column("item").combine_chunks()
+        return np.asarray(linked.fill_null(-1)).astype(np.int64)
 
     def _table(self, name: str) -> pa.Table:
         try:

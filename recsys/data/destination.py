@@ -23,7 +23,7 @@ from recsys.data.dataset import Manifest, filesystem_of
 from recsys.errors import DataError
 
 MANIFEST: Final = "manifest.json"
-_LAYOUT: Final = frozenset({MANIFEST, "vocab", "items", "histories", "graphs", "quarantine"})
+_LAYOUT: Final = frozenset({MANIFEST, "vocab", "users", "items", "histories", "graphs", "quarantine"})
 _STALE_S: Final = 24 * 3600.0
 
 

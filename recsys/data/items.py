@@ -44,13 +44,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def align(table: pa.Table | None, item_ids: pa.Array) -> pa.Table:
-    """The item table in dense order, without provenance; items that it lacks get nulls."""
+def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
+    """The table of items or users in dense order, without provenance; ids that it lacks get nulls."""
     if table is None:
-        return pa.table({schema.ITEM_ID: item_ids})
-    rows = pc.index_in(item_ids, value_set=table.column(schema.ITEM_ID))
-    kept = [name for name in table.column_names if name not in (*PROVENANCE, schema.ITEM_ID)]
-    return table.select(kept).take(rows).add_column(0, schema.ITEM_ID, item_ids)
+        return pa.table({key: ids})
+    rows = pc.index_in(ids, value_set=table.column(key))
+    kept = [name for name in table.column_names if name not in (*PROVENANCE, key)]
+    return table.select(kept).take(rows).add_column(0, key, ids)
 
 
 def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:

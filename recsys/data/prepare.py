@@ -123,12 +123,13 @@ class _Preparation:
             user_ids = union([*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])])
             item_ids = union([*(s.items for s in summaries), *([items.column(schema.ITEM_ID)] if items else [])])
             self._write_vocabularies(user_ids, item_ids)
+            self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
         with self._step("split"):
             plan = self._plan(encoded, coding.order, summaries)
         with self._step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
-        features = align(items, item_ids)
+        features = align(items, item_ids, schema.ITEM_ID)
         with self._step("graphs"):
             self._write_graphs(tables, user_ids, features, plan)
         with self._step("text"):

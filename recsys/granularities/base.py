@@ -56,8 +56,8 @@ class Graphs:
     friend_weight_F: Tensor  # float32
 
     def to(self, device: torch.device) -> Graphs:
-        tensors = (getattr(self, field.name) for field in fields(self) if field.type == "Tensor")
-        return Graphs(self.num_users, self.num_items, *(tensor.to(device) for tensor in tensors))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Graphs(**{name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()})
 
     def without(self, hidden: Hidden) -> Graphs:
         """The same graphs without the hidden events; these themselves when nothing is hidden."""
