@@ -50,7 +50,7 @@ def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
         return pa.table({key: ids})
     rows = pc.index_in(ids, value_set=table.column(key))
     kept = [name for name in table.column_names if name not in (*PROVENANCE, key)]
-    return table.select(kept).take(rows).add_column(0, key, ids)
+    return pa.table({key: ids, **{name: table.column(name).take(rows) for name in kept}})
 
 
 def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
