@@ -11,12 +11,14 @@ import pytest
 
 from recsys import schema
 from recsys.config import SyntheticSource
+from recsys.data.items import text_fields
 from recsys.sources import open_source
 from recsys.sources.base import read_all
+from recsys.sources.traces import AGES, LABELS, friends
 from recsys.sources.vocabulary import topic_words
-from recsys.sources.world import CIRCLE, SHORT, friends, tastes, walk, world_of
+from recsys.sources.world import CIRCLE, KNOBS, SHORT, tastes, walk, world_of
 
-QUIET = {"text": 0.0, "evolution": 0.0, "collaborative": 0.0, "social": 0.0, "bad_rows": 0.0}
+QUIET = {**dict.fromkeys(KNOBS, 0.0), "bad_rows": 0.0}
 
 
 def world(**options: Any) -> SyntheticSource:
@@ -44,7 +46,7 @@ def share_of_same_user(users: np.ndarray, group: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------------------ the tables
 
 
-@pytest.mark.parametrize("name", ["events", "items", "users", "social"])
+@pytest.mark.parametrize("name", ["events", "items", "users", "social", "knowledge"])
 def test_same_seed_same_rows_for_any_partitions(name: str) -> None:
     source = SyntheticSource(num_users=700, num_items=600, events_per_user=6, bad_rows=0.02)
     whole = table(source.model_copy(update={"num_partitions": 1}), name)
@@ -72,7 +74,11 @@ def test_default_world() -> None:
     assert (counts <= SHORT + 1).mean() >= 0.18
     pairs = good.group_by([schema.USER_ID, schema.ITEM_ID]).aggregate([])
     assert pairs.num_rows / good.num_rows > 0.99  # hardly anything twice, apart from planted duplicates
-    assert table(source, "items").column("title").null_count == 0
+    items = table(source, "items")
+    assert items.column("title").null_count == items.column("image").null_count == 0
+    assert text_fields(items, None) == ["title", "tags", "category"]  # what is not text is no string
+    users = table(source, "users")
+    assert all(0.02 < users.column(name).null_count / 1000 < 0.09 for name in ("age", "gender", "country"))
 
 
 def test_times_of_a_user_increase_and_cold_items_come_late() -> None:
@@ -96,6 +102,7 @@ def test_bad_rows_are_planted_with_all_reasons() -> None:
         "items": {"missing item_id"},
         "users": {"missing user_id"},
         "social": {"missing dst_user_id", "self-loop", "bad weight"},
+        "knowledge": {"missing head", "missing relation", "missing tail"},
     }
     for name, reasons in expected.items():
         found = table(source, name)
@@ -185,20 +192,119 @@ def test_circles_share_topics_and_communities_as_far_as_the_knob_says() -> None:
         assert same == 1.0 if knob else same < 0.5
 
 
-def test_one_knob_leaves_no_trace_in_the_other_groups() -> None:
+def steps(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
+    """User and item number of every event, straight from the walk."""
+    planted = world_of(source)
+    found = [walk(planted, bundle) for bundle in range(planted.num_bundles)]
+    return np.concatenate([w.users_E for w in found]), np.concatenate([w.items_E for w in found])
+
+
+def everybody(source: SyntheticSource, name: str) -> np.ndarray:
+    """One column of the tastes, of all users."""
+    planted = world_of(source)
+    return np.concatenate([getattr(tastes(planted, bundle), name) for bundle in range(planted.num_bundles)])
+
+
+@pytest.mark.parametrize(("knob", "low", "high"), [(1.0, 0.99, 1.0), (0.5, 0.2, 0.4), (0.0, 0.0, 0.14)])
+def test_facts_tell_the_owner_that_a_user_likes(knob: float, low: float, high: float) -> None:
+    source = world(knowledge=knob)
+    facts = table(source, "knowledge")
+    assert set(facts.column("relation").to_pylist()) == {"made by", "features", "owned by", "based in"}
+    told = {(fact["relation"], fact["head"]): fact["tail"] for fact in facts.to_pylist()}
+    entities = table(source, "items").column("entity_id").to_pylist()
+    owners = [told["owned by", told["made by", entity]] for entity in entities]  # two hops
+    users, items = steps(source)
+    planted = world_of(source)
+    owner_N = planted.owner_S[planted.studio_N]
+    is_true = np.array([int(name.rsplit("-")[-1]) for name in owners]) == owner_N
+    assert low <= is_true.mean() <= high  # chance: 1 of 12; knob 0.5: 0.25 and what chance adds
+    if knob != 0.5:
+        follows = owner_N[items] == everybody(source, "owner_U")[users]
+        assert (follows.mean() > 0.6) if knob else (follows.mean() < 0.14)
+        assert share_of_same_user(users, planted.studio_N[items]) < 0.2  # any studio of the owner
+
+
+@pytest.mark.parametrize("knob", [0.0, 1.0])
+def test_the_mix_of_topics_tells_the_stratum(knob: float) -> None:
+    """Also with the knob of the text at 0: the words of a user's items name the mix, which names the shelf."""
+    source = world(stratum=knob)
+    planted, (users, items) = world_of(source), steps(source)
+    names, _ = topic_words(source.num_topics)
+    told_N = np.array([names.index(name) for name in table(source, "items").column("category").to_pylist()])
+    counts_UT = np.zeros((source.num_users, source.num_topics))
+    np.add.at(counts_UT, (users, told_N[items]), 1)
+    nearest = counts_UT[:, planted.mix_SM].sum(axis=2).argmax(axis=1)
+    stratum_U = everybody(source, "stratum_U")
+    assert ((nearest == stratum_U).mean() > 0.8) if knob else ((nearest == stratum_U).mean() < 0.2)
+    on_shelf = (planted.shelf_N[items] == stratum_U[users]).mean()
+    assert (0.35 < on_shelf < 0.65) if knob else (on_shelf < 0.16)
+    shared = [len({*one} & {*other}) for one in planted.mix_SM for other in planted.mix_SM]
+    assert sorted(shared)[-9] <= 1 and planted.mix_SM.shape == (8, 3)
+    table_of = np.histogram2d(planted.shelf_N, planted.topic_N, bins=(8, 12))[0]
+    assert table_of.min() > 0  # a shelf spreads over all topics
+
+
+@pytest.mark.parametrize("knob", [0.0, 1.0])
+def test_only_crosses_of_attributes_tell_the_segment(knob: float) -> None:
+    source = world(profile=knob, num_users=1200)
+    planted, (users, items) = world_of(source), steps(source)
+    rows = table(source, "users").to_pylist()
+    codes = {"female": 0, "male": 1, "DE": 0, "FR": 1, "IN": 2, "JP": 3}
+    band = np.array([-1 if row["age"] is None else np.searchsorted(AGES, row["age"], "right") - 1 for row in rows])
+    gender, country = (np.array([codes.get(row[name], -1) for row in rows]) for name in ("gender", "country"))
+    known = (band >= 0) & (gender >= 0) & (country >= 0)
+    assert 0.7 < known.mean() < 0.85
+    segment = planted.segment_N[items]
+    kept = known[users]
+    hits = segment[kept] == (2 * ((band + country) % 4) + (band + gender) % 2)[users[kept]]
+    assert (hits.mean() > 0.6) if knob else (hits.mean() < 0.16)  # chance: 1 of 8
+    for alone in (band, gender, country):
+        for value in range(alone.max() + 1):
+            shares = np.bincount(segment[alone[users] == value], minlength=8) / (alone[users] == value).sum()
+            assert shares.max() < 0.2
+    goods = table(source, "items").to_pylist()
+    pair = np.searchsorted([7, 21, 62], [row["price"] for row in goods])
+    half = np.array([min(row["labels"]) for row in goods]) // LABELS
+    told = (2 * pair + half == planted.segment_N).mean()
+    assert (told > 0.9) if knob else (told < 0.16)
+
+
+@pytest.mark.parametrize("knob", [0.0, 1.0])
+def test_images_tell_the_style(knob: float) -> None:
+    source = world(media=knob)
+    planted, (users, items) = world_of(source), steps(source)
+    image = np.array(table(source, "items").column("image").to_pylist())
+    assert image.shape == (900, 32)
+    likeness = image @ image.T
+    np.fill_diagonal(likeness, -np.inf)
+    same = planted.style_N[likeness.argmax(axis=1)] == planted.style_N
+    liked = planted.style_N[items] == everybody(source, "style_U")[users]
+    if knob:
+        assert same.mean() > 0.9 and liked.mean() > 0.6
+    else:
+        assert same.mean() < 0.14 and liked.mean() < 0.14  # chance: 1 of 12
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_one_knob_leaves_no_trace_in_the_other_groups(knob: str) -> None:
     """With one knob at 1, what the other mechanisms speak about is at its chance level."""
-    for knob in ("text", "evolution", "collaborative"):
-        source = world(**{knob: 1.0})
-        users, items = events(source)
-        planted = world_of(source)
-        topic, community = planted.topic_N[items], planted.community_N[items]
-        if knob != "text":
-            assert share_of_same_user(users, topic) < 0.12
-        if knob != "collaborative":
-            assert share_of_same_user(users, community) < 0.14
-        if knob != "evolution":
-            cluster = planted.cluster_N[items]
-            assert (planted.next_cluster_G[cluster[:-1]] == cluster[1:])[users[1:] == users[:-1]].mean() < 0.08
+    source = world(**{knob: 1.0})
+    users, items = steps(source)
+    planted = world_of(source)
+    groups = {
+        "text": planted.topic_N,
+        "collaborative": planted.community_N,
+        "knowledge": planted.owner_S[planted.studio_N],
+        "stratum": planted.shelf_N,
+        "profile": planted.segment_N,
+        "media": planted.style_N,
+    }
+    for name, group_N in groups.items():
+        if knob not in (name, "social") and (name, knob) != ("text", "stratum"):  # circles have few items, of any kind
+            assert share_of_same_user(users, group_N[items]) < 1.7 / (group_N.max() + 1), name
+    if knob != "evolution":
+        cluster = planted.cluster_N[items]
+        assert (planted.next_cluster_G[cluster[:-1]] == cluster[1:])[users[1:] == users[:-1]].mean() < 0.08
 
 
 def test_interest_drifts_with_evolution() -> None:

@@ -1,11 +1,14 @@
 """A generated world with planted signals, of any size: what :mod:`recsys.sources.world` draws, as canonical tables.
 
 Why: with one knob up and the others at zero, only the granularity made for that signal can predict; this proves in CI
-that each does what its name says. The generative model and its formulas are in :mod:`recsys.sources.world`.
+that each does what its name says. The generative model and its formulas are in :mod:`recsys.sources.world`; what is
+seen of it outside the events in :mod:`recsys.sources.traces`.
 
-Each task makes the tables of a range of user bundles from the seed alone; no table is ever built in one process, and
-the rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2, 5; within
-one year), ``items`` (title, tags, category), ``users`` (country, device: noise) and ``social``.
+Each task makes the tables of a range of user or item bundles from the seed alone; no table is ever built in one
+process, and the rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2,
+5; within one year), ``items`` (text: title, tags, category; attributes: price and labels, which are numbers so that no
+text speaks of them; image), ``users`` (age, gender, country; device, which is noise), ``social`` and ``knowledge``
+(made by, owned by; features and based in, which are noise).
 
 Broken rows are planted in addition to good ones (share ``bad_rows`` of each table): missing ids, NaN values, bad times,
 bad weights, self-loops, exact duplicates, and friends nobody knows (``ghost-…``).
@@ -25,8 +28,18 @@ from recsys.config import SyntheticSource
 from recsys.data.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.base import FILE_STRIDE, Piece, SourceAdapter
 from recsys.sources.files import InputFile
+from recsys.sources.traces import (
+    IMAGE,
+    friends,
+    images,
+    told_goods,
+    told_owners,
+    told_people,
+    told_studios,
+    told_topics,
+)
 from recsys.sources.vocabulary import topic_words
-from recsys.sources.world import MECHANISMS, Array, World, friends, told_topics, walk, world_of
+from recsys.sources.world import MECHANISMS, Array, World, walk, world_of
 
 START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
@@ -38,11 +51,30 @@ _BLOCK_ROWS: Final = 200_000
 _EVENT_BYTES: Final = 32  # of an event as a line of text
 _TITLE_WORDS: Final = 3
 _TAG_WORDS: Final = 5
+_GENDERS: Final = ("female", "male", "other")  # the last tells nothing
+_COUNTRIES: Final = ("DE", "FR", "IN", "JP", "AT", "BR", "CL", "EE", "GH", "KE", "NZ", "UY")  # the first four tell
+_DEVICES: Final = ("desktop", "phone", "tablet")
+_PEOPLE: Final = 200  # that items feature
+_CITIES: Final = 12
 _LAYOUTS: Final = {
     "events": Layout(schema.EVENTS),
-    "items": Layout(schema.ITEMS, (("title", pa.string()), ("tags", pa.string()), ("category", pa.string()))),
-    "users": Layout(schema.USERS, (("country", pa.string()), ("device", pa.string()))),
+    "items": Layout(
+        schema.ITEMS,
+        (
+            ("title", pa.string()),
+            ("tags", pa.string()),
+            ("category", pa.string()),
+            ("price", pa.float64()),
+            ("labels", pa.list_(pa.int32())),
+            ("image", pa.list_(pa.float32(), IMAGE)),
+        ),
+    ),
+    "users": Layout(
+        schema.USERS,
+        (("age", pa.float64()), ("gender", pa.string()), ("country", pa.string()), ("device", pa.string())),
+    ),
     "social": Layout(schema.SOCIAL),
+    "knowledge": Layout(schema.KNOWLEDGE),
 }
 _DAMAGE: Final[dict[str, tuple[dict[str, str], ...]]] = {
     "events": (
@@ -61,8 +93,15 @@ _DAMAGE: Final[dict[str, tuple[dict[str, str], ...]]] = {
         {schema.WEIGHT: "inf"},
         {},
     ),
+    "knowledge": ({schema.HEAD: ""}, {schema.RELATION: ""}, {schema.TAIL: ""}, {}),
 }
-_STREAM: Final = {"events": 10, "items": 11, "users": 12, "social": 13}  # random streams beside those of the world
+_STREAM: Final = {
+    "events": 10,
+    "items": 11,
+    "users": 12,
+    "social": 13,
+    "knowledge": 14,
+}  # random streams beside those of the world
 
 
 class SyntheticAdapter(SourceAdapter):
@@ -81,9 +120,9 @@ class SyntheticAdapter(SourceAdapter):
         return round(self.config.num_users * self.config.events_per_user) * _EVENT_BYTES
 
     def pieces(self) -> dict[str, list[Piece]]:
-        items = -(-self.config.num_items // ITEM_BUNDLE)
-        users = world_of(self.config).num_bundles
-        return {table: _partitions(self.config, table, items if table == "items" else users) for table in _LAYOUTS}
+        items, users = _num_item_bundles(self.config), world_of(self.config).num_bundles
+        bundles = {table: items if table in ("items", "knowledge") else users for table in _LAYOUTS}
+        return {table: _partitions(self.config, table, bundles[table]) for table in _LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -97,7 +136,7 @@ class Partition:
 
     def read(self) -> Iterator[pa.Table]:
         world = world_of(self.config)
-        make = {"events": _events, "items": _items, "users": _users, "social": _social}[self.table]
+        make = _MAKERS[self.table]
         blocks: list[pa.Table] = []
         for bundle in range(self.first, self.stop):
             blocks.append(_block(world, self.table, bundle, make(world, bundle)))
@@ -114,6 +153,15 @@ def item_id(number: Array) -> pa.Array:
 def user_id(number: Array) -> pa.Array:
     """The external id of user numbers."""
     return _names("u", number)
+
+
+def entity_id(kind: str, number: Array) -> pa.Array:
+    """The name of knowledge entities of a kind; an item's is ``work-…``."""
+    return _names(f"{kind}-", number)
+
+
+def _num_item_bundles(config: SyntheticSource) -> int:
+    return -(-config.num_items // ITEM_BUNDLE)
 
 
 def _partitions(config: SyntheticSource, table: str, num_bundles: int) -> list[Piece]:
@@ -149,12 +197,18 @@ def _items(world: World, bundle: int) -> pa.Table:
         [words[topic][place % len(words[topic])] for topic, place in zip(row, at, strict=True)]
         for row, at in zip(topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True)
     ]
+    price, labels = told_goods(world, first, stop)
+    image = pa.array(images(world, first, stop).ravel())
     return pa.table(
         {
             schema.ITEM_ID: item_id(np.arange(first, stop)),
+            schema.ENTITY_ID: entity_id("work", np.arange(first, stop)),
             "title": pa.array([" ".join(row[:_TITLE_WORDS]).capitalize() for row in texts]),
             "tags": pa.array([", ".join(dict.fromkeys(row[_TITLE_WORDS:])) for row in texts]),
             "category": pa.array([names[topic] for topic in topics[:, num_words].tolist()]),
+            "price": pa.array(price),
+            "labels": pa.array(labels.tolist(), pa.list_(pa.int32())),
+            "image": pa.FixedSizeListArray.from_arrays(image, IMAGE),
         }
     )
 
@@ -162,12 +216,14 @@ def _items(world: World, bundle: int) -> pa.Table:
 def _users(world: World, bundle: int) -> pa.Table:
     users = world.bundle_users(bundle)
     rng = world.stream(_STREAM["users"], bundle)
-    countries, devices = pa.array(["DE", "FR", "IN", "JP", "US"]), pa.array(["desktop", "phone", "tablet"])
+    age, gender, country = told_people(world, bundle)
     return pa.table(
         {
             schema.USER_ID: user_id(users),
-            "country": countries.take(pa.array(rng.integers(len(countries), size=len(users)))),
-            "device": devices.take(pa.array(rng.integers(len(devices), size=len(users)))),
+            "age": pa.array(age, from_pandas=True),
+            "gender": pa.array(_GENDERS).take(pa.array(gender, mask=gender < 0)),
+            "country": pa.array(_COUNTRIES).take(pa.array(country, mask=country < 0)),
+            "device": pa.array(_DEVICES).take(pa.array(rng.integers(len(_DEVICES), size=len(users)))),
         }
     )
 
@@ -181,6 +237,35 @@ def _social(world: World, bundle: int) -> pa.Table:
             schema.WEIGHT: pa.array(np.ones(len(source))),
         }
     )
+
+
+def _knowledge(world: World, bundle: int) -> pa.Table:
+    """The facts of a bundle's items, and of its share of the studios."""
+    first, stop = bundle * ITEM_BUNDLE, min((bundle + 1) * ITEM_BUNDLE, world.config.num_items)
+    num_studios, num_bundles = len(world.owner_S), _num_item_bundles(world.config)
+    start, end = (number * num_studios // num_bundles for number in (bundle, bundle + 1))
+    rng = world.stream(_STREAM["knowledge"], bundle)
+    works, studios = np.arange(first, stop), np.arange(start, end)
+    people, cities = rng.integers(_PEOPLE, size=len(works)), rng.integers(_CITIES, size=len(studios))
+    facts = (
+        (("work", works), "made by", ("studio", told_studios(world, first, stop))),
+        (("work", works), "features", ("person", people)),
+        (("studio", studios), "owned by", ("group", told_owners(world, start, end))),
+        (("studio", studios), "based in", ("city", cities)),
+    )
+    return pa.concat_tables(
+        pa.table(
+            {
+                schema.HEAD: entity_id(*head),
+                schema.RELATION: pa.repeat(pa.scalar(relation), len(head[1])),
+                schema.TAIL: entity_id(*tail),
+            }
+        )
+        for head, relation, tail in facts
+    ).combine_chunks()
+
+
+_MAKERS: Final = {"events": _events, "items": _items, "users": _users, "social": _social, "knowledge": _knowledge}
 
 
 def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
@@ -207,17 +292,22 @@ def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
 
 
 def _broken(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
-    """Copies of good rows, as text, each damaged in one of the ways of its table."""
+    """Copies of good rows, each damaged in one of the ways of its table: as text, but for lists."""
     rng = world.stream(_STREAM[table], (1 << 40) + bundle)
     count = int(rng.binomial(good.num_rows, world.config.bad_rows))
-    rows = good.take(pa.array(rng.integers(good.num_rows, size=count))).to_pylist()
+    copies = good.take(pa.array(rng.integers(good.num_rows, size=count)))
+    lists = [name for name in good.column_names if pa.types.is_nested(good.schema.field(name).type)]
+    rows = copies.drop_columns(lists).to_pylist()
     for number, row in enumerate(rows):
         damage = _DAMAGE[table][number % len(_DAMAGE[table])]
         for column, value in damage.items():
             special = {"@self": row.get(schema.SRC_USER_ID), "@ghost": f"ghost-{bundle}-{number}"}
             row[column] = special.get(value, value)
-    columns = {name: [None if row[name] is None else str(row[name]) for row in rows] for name in good.column_names}
-    return pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()})
+
+    def text(name: str) -> pa.Array:
+        return pa.array([None if row[name] is None else str(row[name]) for row in rows], pa.string())
+
+    return pa.table({name: copies.column(name) if name in lists else text(name) for name in good.column_names})
 
 
 def _names(prefix: str, number: Array) -> pa.Array:

@@ -1,13 +1,16 @@
 """The latent world behind the synthetic source: who likes what, and why. Pure numpy, a function of the seed.
 
-Legend: N items, U users of a bundle, R of them that take a step, T steps, C candidates, G groups of one kind.
+Legend: N items, U users of a bundle, R of them that take a step, T steps, C candidates, G groups of one kind, M topics
+of a stratum's mix.
 
-Items belong to one *topic*, one *cluster* and one *community*, drawn independently, so that no signal tells another.
-Popularity is p_i ∝ rank^-0.6 over a random order; a share of *cold* items is released in the last tenth of time and is
-then 4 × as attractive.
+Items belong to one group of each of seven kinds, drawn independently, so that no signal tells another: *topic*,
+*cluster*, *community*, *studio* (and so the *owner* of the studio), *shelf*, *segment* and *style*. Popularity is
+p_i ∝ rank^-0.6 over a random order; a share of *cold* items is released in the last tenth of time and is then 4 × as
+attractive.
 
 Users come in *circles* of 20; a circle has a few favourite items of its own. A user takes topics and community from
-the circle with probability ``social``, else at random. At each step a mechanism is drawn,
+the circle with probability ``social``, else at random. Owner, stratum, style, age band, gender and country of a user
+are independent of the circle and of each other. At each step a mechanism is drawn,
 
     P(m) = knob_m / (0.15 + Σ knobs),    P(noise) = 0.15 / (0.15 + Σ knobs)
 
@@ -16,12 +19,23 @@ the circle with probability ``social``, else at random. At each step a mechanism
     evolution      i ~ p | cluster next(c), c the cluster of the item before, next() one cycle over all clusters
     collaborative  i ~ p | community of the user
     social         i uniform among the favourites of the circle
+    knowledge      i ~ p | owner that the user likes: any studio of it
+    stratum        i ~ p | topic k,  k uniform in the mix of the stratum (0.5); i ~ p | shelf of the stratum (0.5)
+    profile        i ~ p | segment 2 ((band + country) mod 4) + (band + gender) mod 2
+    media          i ~ p | style that the user likes
     noise          i ~ p
 
-and an item that the user already has, or that is not released yet, is drawn again. What ``text`` and ``social`` are to
-reveal is seen outside the events as well, and just as far as the knob says: each word of an item is from its topic
-with probability ``text`` and from a random topic otherwise; each friend is from the circle with probability ``social``
-and anyone otherwise. With a knob at 0 the mechanism never acts and its outside trace is independent of everything.
+and an item that the user already has, or that is not released yet, is drawn again.
+
+There are 8 strata. The mix of one is 3 topics; a topic is in several mixes and two mixes share one topic at most (from
+7 topics on), so that the mix tells the stratum and no topic does. Its shelf spreads over all topics. A topic of a user
+that is not the circle's is of the mix with probability ``stratum``. The segment is a cross: bands, genders and
+countries are uniform, so that no attribute alone tells anything of it; band and country tell one of 4 pairs of
+segments, band and gender one half, all three the segment.
+
+What is to reveal these is seen outside the events as well, and just as far as the knob says: see
+:mod:`recsys.sources.traces`. With a knob at 0 the mechanism never acts and its outside trace is independent of
+everything.
 """
 
 from __future__ import annotations
@@ -45,10 +59,19 @@ RELEASE: Final = 0.9  # cold items appear in the time after this
 COLD_BOOST: Final = 4.0
 FIRST_TOPIC: Final = 0.7
 SHORT: Final = 3  # events of a short-history user: training, validation, test
-MECHANISMS: Final = ("text", "evolution", "collaborative", "social", "noise")
+KNOBS: Final = ("text", "evolution", "collaborative", "social", "knowledge", "stratum", "profile", "media")
+MECHANISMS: Final = (*KNOBS, "noise")
+STRATA: Final = 8
+MIX: Final = (0, 1, 3)  # topics of a stratum's mix behind its first: all differences differ, so mixes share one at most
+MIX_SHARE: Final = 0.5  # steps of the stratum that go to its mix instead of its shelf
+BANDS: Final = 4  # of age
+GENDERS: Final = 2
+COUNTRIES: Final = 4  # those that tell
+STUDIO: Final = 4  # items of a studio
 _TRIES: Final = 4
 _CANDIDATES: Final = 4  # drawn at once in a try
-_WORLD, _EVENTS, _FRIENDS, _ITEMS, _CIRCLES = range(5)  # independent random streams of one seed
+# Independent random streams of one seed.
+_WORLD, _EVENTS, FRIENDS, WORDS, _CIRCLES, FACTS, PEOPLE, GOODS, IMAGES = range(9)
 
 
 @dataclass(frozen=True)
@@ -83,28 +106,36 @@ class Groups:
 
 @dataclass(frozen=True)
 class World:
-    """Everything that all users share. Groups are numbered: topics, clusters, communities, all items."""
+    """Everything that all users share. Groups are numbered from kind to kind, see ``first``; the last has all items."""
 
     config: SyntheticSource
     groups: Groups
+    first: dict[str, int]  # number of the first group of a kind
     topic_N: Array
     cluster_N: Array
     community_N: Array
+    studio_N: Array
+    shelf_N: Array
+    segment_N: Array
+    style_N: Array
+    owner_S: Array  # of every studio
+    mix_SM: Array  # topics of every stratum
     next_cluster_G: Array
     next_topic_G: Array
     release_N: Array  # in [0, 1): the time from which an item can be chosen
 
     @property
-    def first_cluster(self) -> int:
+    def num_topics(self) -> int:
         return len(self.next_topic_G)
 
     @property
-    def first_community(self) -> int:
-        return self.first_cluster + len(self.next_cluster_G)
+    def num_communities(self) -> int:
+        """Communities; as many owners, and as many styles."""
+        return self.first["owner"] - self.first["community"]
 
     @property
     def any_group(self) -> int:
-        return len(self.groups.start_G1) - 2
+        return self.first["any"]
 
     @property
     def num_bundles(self) -> int:
@@ -130,12 +161,24 @@ class World:
 
 @dataclass(frozen=True)
 class Taste:
-    """What the users of a bundle like."""
+    """What the users of a bundle like, and who they are."""
 
     users_U: Array
     topic_U2: Array  # first and second topic
     community_U: Array
     favourites_UF: Array
+    owner_U: Array
+    stratum_U: Array
+    style_U: Array
+    band_U: Array  # of age
+    gender_U: Array
+    country_U: Array
+
+    @property
+    def segment_U(self) -> Array:
+        pair = (self.band_U + self.country_U) % COUNTRIES
+        segment: Array = 2 * pair + (self.band_U + self.gender_U) % 2
+        return segment
 
     def __len__(self) -> int:
         return len(self.users_U)
@@ -161,16 +204,41 @@ def _world(config: str) -> World:
     is_cold[rng.permutation(count)[: int(round(source.cold_items * count))]] = True
     release = np.where(is_cold, RELEASE + (0.99 - RELEASE) * rng.random(count), 0.0)
     weight = np.where(is_cold, COLD_BOOST * popularity, popularity)
+    num_topics = min(source.num_topics, count)
     num_clusters = min(max(2, count // 12), 512)
     num_communities = max(2, min(source.num_topics, count // _room(source, 2)))
-    num_topics = min(source.num_topics, count)
+    num_studios = max(num_communities, count // STUDIO)
 
-    topic, cluster, community = (
-        rng.permutation(np.arange(count) % size) for size in (num_topics, num_clusters, num_communities)
+    def deal(num: int, groups: int) -> Array:
+        """Groups of equal size, at random."""
+        return rng.permutation(np.arange(num) % groups)
+
+    studio, owner = deal(count, num_studios), deal(num_studios, num_communities)
+    kinds = {
+        "topic": deal(count, num_topics),
+        "cluster": deal(count, num_clusters),
+        "community": deal(count, num_communities),
+        "owner": owner[studio],
+        "shelf": deal(count, STRATA),
+        "segment": deal(count, 2 * COUNTRIES),
+        "style": deal(count, num_communities),
+        "any": np.zeros(count, dtype=np.int64),
+    }
+    sizes = (num_topics, num_clusters, num_communities, num_communities, STRATA, 2 * COUNTRIES, num_communities)
+    first = dict(zip(kinds, np.cumsum([0, *sizes]).tolist(), strict=True))
+    mix = rng.permutation(num_topics)[((np.arange(STRATA) * num_topics // STRATA)[:, None] + MIX) % num_topics]
+    return World(
+        config=source,
+        groups=Groups.of(list(kinds.values()), weight),
+        first=first,
+        studio_N=studio,
+        owner_S=owner,
+        mix_SM=mix,
+        next_cluster_G=_cycle(num_clusters, rng),
+        next_topic_G=_cycle(num_topics, rng),
+        release_N=release,
+        **{f"{kind}_N": kinds[kind] for kind in ("topic", "cluster", "community", "shelf", "segment", "style")},
     )
-    groups = Groups.of([topic, cluster, community, np.zeros(count, dtype=np.int64)], weight)
-    cycles = (_cycle(num_clusters, rng), _cycle(num_topics, rng))
-    return World(source, groups, topic, cluster, community, *cycles, release)
 
 
 def world_of(config: SyntheticSource) -> World:
@@ -179,21 +247,34 @@ def world_of(config: SyntheticSource) -> World:
 
 
 def tastes(world: World, bundle: int) -> Taste:
-    """The tastes of a bundle, from circles and chance."""
+    """The tastes of a bundle, from circles, strata and chance."""
     config, users = world.config, world.bundle_users(bundle)
     rng = world.stream(_EVENTS, 2 * bundle)
-    num_topics, num_communities = len(world.next_topic_G), world.any_group - world.first_community
+    count = len(users)
     circles, member = np.unique(users // CIRCLE, return_inverse=True)
-    from_circle = rng.random(len(users)) < config.social
+    from_circle = rng.random(count) < config.social
+    stratum = rng.integers(STRATA, size=count)
 
-    def pick(count: int) -> Array:
-        return np.where(
-            from_circle, rng.integers(count, size=len(circles))[member], rng.integers(count, size=len(users))
-        )
+    def pick(groups: int, own: Array) -> Array:
+        return np.where(from_circle, rng.integers(groups, size=len(circles))[member], own)
 
-    topics = np.stack([pick(num_topics), pick(num_topics)], axis=1)
-    favourites = np.stack([world.favourites(int(circle)) for circle in circles])
-    return Taste(users, topics, pick(num_communities), favourites[member])
+    def pick_topic() -> Array:
+        of_mix = world.mix_SM[stratum, rng.integers(len(MIX), size=count)]
+        is_of_mix = rng.random(count) < config.stratum
+        return pick(world.num_topics, np.where(is_of_mix, of_mix, rng.integers(world.num_topics, size=count)))
+
+    return Taste(
+        users_U=users,
+        topic_U2=np.stack([pick_topic(), pick_topic()], axis=1),
+        community_U=pick(world.num_communities, rng.integers(world.num_communities, size=count)),
+        favourites_UF=np.stack([world.favourites(int(circle)) for circle in circles])[member],
+        owner_U=rng.integers(world.num_communities, size=count),
+        stratum_U=stratum,
+        style_U=rng.integers(world.num_communities, size=count),
+        band_U=rng.integers(BANDS, size=count),
+        gender_U=rng.integers(GENDERS, size=count),
+        country_U=rng.integers(COUNTRIES, size=count),
+    )
 
 
 def walk(world: World, bundle: int) -> Walk:
@@ -212,29 +293,6 @@ def walk(world: World, bundle: int) -> Walk:
     real = items_UT >= 0
     users = np.repeat(taste.users_U, lengths)
     return Walk(users, items_UT[real], times_UT[real], mechanism_UT[real])
-
-
-def friends(world: World, bundle: int) -> tuple[Array, Array]:
-    """Friend pairs of a bundle's users, each pair once: source and destination user."""
-    config, users = world.config, world.bundle_users(bundle)
-    rng = world.stream(_FRIENDS, bundle)
-    source = np.repeat(users, rng.integers(3, 9, size=len(users)))
-    first = source // CIRCLE * CIRCLE
-    size = np.minimum(CIRCLE, config.num_users - first)
-    near = first + rng.integers(0, size)
-    anyone = rng.integers(config.num_users, size=len(source))
-    target = np.where(rng.random(len(source)) < config.social, near, anyone)
-    pairs = np.unique(np.stack([source, target], axis=1)[source != target], axis=0)
-    return pairs[:, 0], pairs[:, 1]
-
-
-def told_topics(world: World, first: int, stop: int, num_words: int) -> Array:
-    """The topic that each word of some items speaks of: the item's own with probability ``text``, else any: [N, W]."""
-    rng = world.stream(_ITEMS, first)
-    shape = (stop - first, num_words)
-    own = np.broadcast_to(world.topic_N[first:stop, None], shape)
-    is_told = rng.random(shape) < world.config.text
-    return np.where(is_told, own, rng.integers(len(world.next_topic_G), size=shape))
 
 
 def _step(
@@ -283,18 +341,26 @@ def _group(
     topic_R = taste.topic_U2[rows_R, (rng.random(len(rows_R)) > FIRST_TOPIC).astype(np.int64)]
     has_moved_R = rng.random(len(rows_R)) < world.config.evolution * age_R
     topic_R = np.where(has_moved_R, world.next_topic_G[taste.topic_U2[rows_R, 0]], topic_R)
-    options = (
+    stratum_R = taste.stratum_U[rows_R]
+    mixed_R = world.mix_SM[stratum_R, rng.integers(len(MIX), size=len(rows_R))]
+    is_mixed_R = rng.random(len(rows_R)) < MIX_SHARE
+    anything_R = np.full(len(rows_R), world.any_group)
+    options = (  # in the order of MECHANISMS
         topic_R,
-        world.first_cluster + world.next_cluster_G[world.cluster_N[previous_R]],
-        world.first_community + taste.community_U[rows_R],
-        np.full(len(rows_R), world.any_group),  # social: the favourites of the circle are drawn apart
-        np.full(len(rows_R), world.any_group),
+        world.first["cluster"] + world.next_cluster_G[world.cluster_N[previous_R]],
+        world.first["community"] + taste.community_U[rows_R],
+        anything_R,  # social: the favourites of the circle are drawn apart
+        world.first["owner"] + taste.owner_U[rows_R],
+        np.where(is_mixed_R, mixed_R, world.first["shelf"] + stratum_R),
+        world.first["segment"] + taste.segment_U[rows_R],
+        world.first["style"] + taste.style_U[rows_R],
+        anything_R,
     )
     return np.choose(mechanism_R, options)
 
 
 def _mechanisms(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
-    weights = np.array([config.text, config.evolution, config.collaborative, config.social, NOISE])
+    weights = np.array([*(getattr(config, knob) for knob in KNOBS), NOISE])
     return np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(count), side="right").clip(
         0, len(weights) - 1
     )
