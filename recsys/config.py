@@ -312,6 +312,9 @@ class RecommendConfig(Section):
     exclude_seen: bool = True
     model: str = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
     batch_size: int = Field(1024, ge=1)
+    requests: str = Field(
+        "", description="JSON lines of user_id, history, friends, k, exclude_seen; default: every user of the model"
+    )
 
 
 class RunConfig(Section):

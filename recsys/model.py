@@ -10,7 +10,7 @@ Legend: B queries, K granularities, D width, N items, S items in view.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -130,11 +130,24 @@ class FrozenModel:
         return self.items.vectors_SD
 
     @torch.inference_mode()
-    def parts(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing."""
+    def encode(self, queries: Queries, friends_BF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z_k of every query [B, K, D] and where it is present [B, K].
+
+        ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names.
+        """
         self.encoders.eval()
-        batch = last_position(queries, self.config.max_history).to(self.item_vectors_ND.device)
-        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+        batch = replace(last_position(queries, self.config.max_history), friends_UF=friends_BF)
+        return self.encoders.encode(batch.to(self.item_vectors_ND.device), self.items, self.states)
+
+    @torch.inference_mode()
+    def parts(self, queries: Queries, friends_BF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing.
+
+        Args:
+            queries: what is asked.
+            friends_BF: as in :meth:`encode`.
+        """
+        z_BKD, present_BK = self.encode(queries, friends_BF)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return z_BKD * weights_BK[:, :, None], weights_BK
 

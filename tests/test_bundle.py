@@ -164,7 +164,7 @@ def test_bad_descriptions(folder: Path, tmp_path: Path) -> None:
     for text, message in [
         ("{", "damaged"),
         ("[]", "bundle format None"),
-        (json.dumps(content | {"format_version": 99}), "bundle format 99.*reads 1"),
+        (json.dumps(content | {"format_version": 99}), "bundle format 99.*reads 2"),
         (json.dumps(content | {"surprise": 1}), "damaged.*surprise"),
         (json.dumps(content | {"sizes": {"width": 8}}), "damaged"),
     ]:

@@ -128,6 +128,7 @@ model = mlflow.pyfunc.load_model("models:/pocket@challenger")
 import recsys
 assert "mlartifacts" in recsys.__file__, recsys.__file__
 rows = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
+rows += [{"user_id": "u0", "history": ["i9"], "k": 3}, {"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3}]
 found = {"rows": model.predict(rows).to_dict("records")}
 frame = pd.DataFrame(rows[:2])
 found["frame"] = model.predict(frame, params={"k": 2}).to_dict("records")
@@ -159,19 +160,25 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     found = json.loads(done.stdout.splitlines()[-1])
     recommender = Recommender.load(registered.bundle)
     asked = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
+    asked += [{"user_id": "u0", "history": ["i9"], "k": 3}, {"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3}]
     for row, answer in zip(found["rows"], recommender.recommend(parse_requests(asked)), strict=True):
         assert row["item_ids"] == answer.item_ids and row["user_id"] == answer.user_id
         assert row["scores"] == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
         assert row["source"] == answer.source and row["unknown_items"] == answer.unknown_items
+        assert row["unknown_friends"] == answer.unknown_friends
         for place, score in enumerate(row["scores"]):
             assert row["source"] == "popularity" or sum(share[place] for share in row["shares"].values()) == score
+    newest, newcomer = found["rows"][3:]
+    assert newest["scores"] != found["rows"][0]["scores"], "the newest event counts without training"
+    assert newcomer["source"] == "model" and newcomer["unknown_friends"] == ["zoe"]
+    assert newcomer["shares"]["social"] == newcomer["scores"]
     assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
-    expected = ["k: got 0", "no column user_id or history", "user_id", "history: got 'i1'", "", ""]
+    expected = ["k: got 0", "no column user_id, history or friends", "user_id", "history: got 'i1'", "", ""]
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []
-    assert found["inputs"] == ["user_id", "history", "k", "exclude_seen"] and found["example"]
+    assert found["inputs"] == ["user_id", "history", "friends", "k", "exclude_seen"] and found["example"]
 
 
 def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:

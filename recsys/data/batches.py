@@ -2,7 +2,7 @@
 
 Why: training at every position and answering one request are the same forward pass; only the choice of queries
 differs. Legend: U history rows, L padded length, B queries (a row seen up to a position), P (query, target) pairs,
-S items of the step, N items of the catalogue.
+S items of the step, N items of the catalogue, F friends of a request.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Batch:
     seen_B: Tensor  # int64 number of leading events that the query sees
     pairs_P: Tensor  # int64 query of each target
     targets_P: Tensor  # int64 target item number
+    friends_UF: Tensor | None = None  # int64 dense user ids that a request names, -1 behind the end; see ``Social``
 
     @property
     def mask_UL(self) -> Tensor:
@@ -39,7 +40,9 @@ class Batch:
         return len(self.rows_B)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__})
+        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        there = {name: part.to(device, non_blocking=True) for name, part in parts.items() if part is not None}
+        return replace(self, **there)
 
     def renumber(self, numbers_N: Tensor) -> Batch:
         """Item ids → item numbers of a step's view, by a lookup table [N]."""

@@ -44,7 +44,7 @@ from recsys.errors import ArtifactError, UserError
 from recsys.granularities.base import ModelSizes
 from recsys.model import FrozenModel, dump_sizes
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 2: what friends send, and the training weights
 DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"

@@ -25,8 +25,9 @@ BUNDLE = "bundle"  # name of the artifact
 class RecommenderModel(PythonModel):
     """Rows of requests → rows of answers.
 
-    Input columns, all optional, a row needs ``user_id`` or ``history``: ``user_id`` (string), ``history`` (list of item
-    ids, oldest first, or of objects with item_id, event_type, timestamp), ``k`` (1 … 1000), ``exclude_seen`` (bool).
+    Input columns, all optional, a row needs ``user_id``, ``history`` or ``friends``: ``user_id`` (string), ``history``
+    (list of item ids, oldest first, or of objects with item_id, event_type, timestamp), ``friends`` (list of user ids),
+    ``k`` (1 … 1000), ``exclude_seen`` (bool).
     Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
     """
 
@@ -35,7 +36,8 @@ class RecommenderModel(PythonModel):
         self.recommender = Recommender.load(context.artifacts[BUNDLE])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items.
+        """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items,
+        unknown_friends.
 
         Raises:
             MlflowException: a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
@@ -45,21 +47,24 @@ class RecommenderModel(PythonModel):
             answers = [answer.to_dict() for answer in self.recommender.recommend(requests)]
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        columns = ["user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items"]
+        columns = ["user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends"]
         return pd.DataFrame({name: pd.Series([a[name] for a in answers], dtype=object) for name in columns})
 
 
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
     """Requests as plain dictionaries without empty cells, defaults filled in."""
     if isinstance(model_input, pd.DataFrame):
-        if not {"user_id", "history"} & set(model_input.columns):  # MLflow has dropped columns of other names
-            raise RequestError("found no column user_id or history; there are: exclude_seen, history, k, user_id")
+        if not {"user_id", "history", "friends"} & set(model_input.columns):  # MLflow has dropped other columns
+            raise RequestError(
+                "found no column user_id, history or friends; there are: exclude_seen, friends, history, k, user_id"
+            )
         model_input = model_input.astype(object).to_dict(orient="records")
     if isinstance(model_input, dict):
         model_input = [model_input]
     if not isinstance(model_input, (list, tuple)):
         raise RequestError(
-            f"got {type(model_input).__name__}, expected a data frame or a list of requests with user_id or history"
+            f"got {type(model_input).__name__}, expected a data frame or a list of requests with user_id, history or "
+            "friends"
         )
     defaults = {name: _plain(value) for name, value in params.items() if value is not None}
     found: list[Any] = []
@@ -100,6 +105,7 @@ def signature() -> Any:
         [
             ColSpec(DataType.string, "user_id", required=False),
             ColSpec(anything, "history", required=False),
+            ColSpec(anything, "friends", required=False),
             ColSpec(anything, "k", required=False),
             ColSpec(anything, "exclude_seen", required=False),
         ]
@@ -113,6 +119,7 @@ def signature() -> Any:
             ColSpec(DataType.string, "source"),
             ColSpec(Array(DataType.string), "titles"),
             ColSpec(Array(DataType.string), "unknown_items"),
+            ColSpec(Array(DataType.string), "unknown_friends"),
         ]
     )
     params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, True)])

@@ -127,12 +127,19 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
 
 
 def _example(bundle: Bundle) -> Any:
-    """A known user, and a newcomer with a history."""
+    """A known user, a newcomer with a history, and one with a friend."""
     import pandas as pd
 
     history = bundle.item_ids[:3]
     user = bundle.user_ids[0] if bundle.user_ids else "newcomer"
-    return pd.DataFrame({"user_id": [user, "newcomer"], "history": [history[:1], history], "k": [5, 5]})
+    return pd.DataFrame(
+        {
+            "user_id": [user, "newcomer", "newcomer"],
+            "history": [history[:1], history, []],
+            "friends": [[], [], [user]],
+            "k": [5, 5, 5],
+        }
+    )
 
 
 def _ensure_name(registry: Any, name: str) -> None:
@@ -162,7 +169,7 @@ def _description(bundle: Bundle, metrics: Mapping[str, Any]) -> str:
     lines = [
         f"Multigrain {info.package_version}: {', '.join(info.granularities)} on dataset {info.dataset.get('name', '')} "
         f"({len(bundle.user_ids)} users, {bundle.num_items} items).",
-        "Ask with rows of user_id and/or history (item ids, oldest first), k, exclude_seen.",
+        "Ask with rows of user_id, history (item ids, oldest first), friends (user ids), k, exclude_seen.",
     ]
     headline = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
     if headline:

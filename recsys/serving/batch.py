@@ -7,10 +7,12 @@ and the driver writes them as they come, so memory does not grow with the number
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ import ray.data
 from recsys.errors import RequestError
 from recsys.registry.bundle import USERS, Bundle, read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import MAX_K, Answer, Request
+from recsys.serving.requests import MAX_K, Answer, parse_requests
 
 _BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
 _ROWS_A_GROUP: Final = 262_144
@@ -49,29 +51,34 @@ def recommend_all(
     exclude_seen: bool = True,
     batch_size: int = 1024,
     users: Sequence[str] | None = None,
+    requests: Sequence[Mapping[str, Any]] | None = None,
 ) -> BatchSummary:
-    """Recommend for every user of the bundle, or for ``users``, on the connected Ray cluster.
+    """Recommend for every user of the bundle, or for ``users``, or for ``requests``, on the connected Ray cluster.
+
+    ``requests`` are what :class:`~recsys.serving.requests.Request` reads, each with a user id of its own: newest events
+    of known users, newcomers with a history or friends. ``k`` and ``exclude_seen`` hold where a request does not say.
 
     The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (null for
-    popular items), ``source``; users in the order of the bundle, those it does not know last, as given. It is written
-    aside and renamed.
+    popular items), ``source``; users in the order of the bundle, those it does not know last, as given; requests as
+    given. It is written aside and renamed.
 
     Raises:
         ArtifactError: the bundle is missing or damaged.
-        RequestError: ``k`` out of range, or a user named twice or not by a string.
+        RequestError: ``k`` out of range, a user named twice or not by a string, or a malformed request.
     """
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
     bundle = read_bundle(bundle_folder)
     names = bundle.model.names
+    chosen = _chosen(bundle, bundle_folder, batch_size, users, requests)
     output = Path(output_parquet).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
     num_users = num_fallback = num_rows = 0
     try:
         with pq.ParquetWriter(aside, output_schema(names), compression="zstd") as writer:
-            for table in _answer_tables(bundle, bundle_folder, k, exclude_seen, batch_size, users):
+            for table in _answer_tables(bundle, k, exclude_seen, batch_size, chosen):
                 writer.write_table(table.cast(output_schema(names)), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
@@ -105,8 +112,11 @@ class _Answering:
         self.k, self.exclude_seen = k, exclude_seen
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        users = batch.column("user_id").to_pylist()
-        requests = [Request(user_id=user, k=self.k, exclude_seen=self.exclude_seen) for user in users]
+        defaults = {"k": self.k, "exclude_seen": self.exclude_seen}
+        rows = [{"user_id": user} for user in batch.column("user_id").to_pylist()]
+        if "request" in batch.column_names:
+            rows = [json.loads(text) for text in batch.column("request").to_pylist()]
+        requests = parse_requests([defaults | row for row in rows])
         return answer_table(self.recommender.recommend(requests), self.recommender.names)
 
 
@@ -130,10 +140,9 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
 
 
 def _answer_tables(
-    bundle: Bundle, folder: str | Path, k: int, exclude_seen: bool, batch_size: int, users: Sequence[str] | None
+    bundle: Bundle, k: int, exclude_seen: bool, batch_size: int, chosen: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
     """Tables of recommendations, user by user in order."""
-    chosen = _user_tables(folder, batch_size) if users is None else iter([_named_users(bundle, users)])
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
     if not blocks:
         return
@@ -151,6 +160,31 @@ def _answer_tables(
         yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
 
 
+def _chosen(
+    bundle: Bundle,
+    folder: str | Path,
+    batch_size: int,
+    users: Sequence[str] | None,
+    requests: Sequence[Mapping[str, Any]] | None,
+) -> Iterator[pa.Table]:
+    """Tables of user_id, and of the request as JSON where requests are given."""
+    if requests is not None:
+        return iter([_request_table(requests)])
+    return _user_tables(folder, batch_size) if users is None else iter([_named_users(bundle, users)])
+
+
+def _request_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Checked here, so that a malformed one is said before anything starts."""
+    parsed = parse_requests(rows)
+    nameless = next((index for index, request in enumerate(parsed) if request.user_id is None), None)
+    if nameless is not None:
+        raise RequestError(f"request {nameless}: user_id: missing; the rows of the output are known by it")
+    users = [str(request.user_id) for request in parsed]
+    _check_once(users)
+    columns = {"user_id": users, "request": [json.dumps(dict(row)) for row in rows]}
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
 def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
     with pq.ParquetFile(Path(folder) / USERS) as file:
         for batch in file.iter_batches(batch_size, columns=["user_id"]):
@@ -162,12 +196,16 @@ def _named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
     bad = next((user for user in users if not isinstance(user, str) or not user), None)
     if bad is not None:
         raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
-    if len(set(users)) != len(users):
-        twice = next(user for user in users if list(users).count(user) > 1)
-        raise RequestError(f"users: {twice!r} is named twice; name every user once")
+    _check_once(users)
     places = {user: row for row, user in enumerate(bundle.user_ids)}
     ordered = sorted(users, key=lambda user: places.get(user, len(places)))  # stable: unknown ones as given
     return pa.table({"user_id": pa.array(ordered, pa.string())})
+
+
+def _check_once(users: Sequence[str]) -> None:
+    if len(set(users)) != len(users):
+        twice = next(user for user, times in Counter(users).items() if times > 1)
+        raise RequestError(f"users: {twice!r} is named twice; name every user once")
 
 
 def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:

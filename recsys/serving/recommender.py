@@ -1,9 +1,9 @@
 """The recommender: a bundle that answers requests. The same code serves MLflow's pyfunc and batch recommendation.
 
-A known user is their stored events plus the request's as the newest ones; an unknown user with a history goes through
-the same forward pass; who gives nothing to go by gets the most popular items.
+A known user is their stored events plus the request's as the newest ones; an unknown user with a history or with
+friends goes through the same forward pass; who gives nothing to go by gets the most popular items.
 
-Legend: B requests, K granularities, R list length, D width, N items, E events.
+Legend: B requests, K granularities, R list length, D width, N items, E events, F friends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recsys.serving.requests import Answer, Request
 
 MAX_CHUNK: Final = 512
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32
-_MAX_GATHERED: Final = 2**23  # numbers of item vectors gathered for the shares at a time: 64 MB of float64
+_MAX_GATHERED: Final = 2**23  # numbers gathered at a time for the shares or of friends: 64 MB of float64
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class _Visible:
     times_E: Array
     values_E: Array  # NaN where the request does not say
     unknown: list[str]
+    friends_F: list[int]  # dense ids, each once
+    unknown_friends: list[str]
 
 
 class Recommender:
@@ -87,7 +89,7 @@ class Recommender:
             RequestError: an event type that the model does not know.
         """
         visible = [self._see(index, request) for index, request in enumerate(requests)]
-        longest = max((request.k for request in requests), default=1)
+        longest = max((max(r.k, len(r.friends or ())) for r in requests), default=1)
         width = self.model.config.width
         size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(self.bundle.num_items, 1), _MAX_GATHERED // (longest * width)))
         answers: list[Answer] = []
@@ -101,6 +103,7 @@ class Recommender:
         stored = self._histories
         span = slice(*stored.offsets_U1[user : user + 2]) if user >= 0 else slice(0, 0)
         seen = set(stored.items_E[span].tolist()) if request.history and not self.model.sizes.ordered else set()
+        friends = {name: self.user_row(name) for name in request.friends or [] if name != request.user_id}
         items, types, times, unknown = [], [], [], []
         for place, event in enumerate(request.history or []):
             number = self._item_rows.get(event.item_id, -1)
@@ -120,6 +123,8 @@ class Recommender:
             np.append(stored.times_E[span], np.array(times, dtype=np.int64)),
             np.append(stored.values_E[span], np.full(len(items), np.nan, dtype=np.float32)),
             unknown,
+            [row for row in friends.values() if row >= 0],
+            [name for name, row in friends.items() if row < 0],
         )
 
     def _type(self, index: int, place: int, name: str | None) -> int:
@@ -134,7 +139,7 @@ class Recommender:
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible]) -> list[Answer]:
         histories = _stack(visible)
-        parts_BKD, _ = self.model.parts(_queries(histories))
+        parts_BKD, _ = self.model.parts(as_queries(histories), _friends(visible))
         # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
         bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
@@ -179,6 +184,7 @@ class Recommender:
             shares=shares,
             source="model" if shares_KR is not None else "popularity",
             unknown_items=seen.unknown,
+            unknown_friends=seen.unknown_friends,
         )
 
 
@@ -196,6 +202,14 @@ def _stack(visible: list[_Visible]) -> Histories:
     )
 
 
-def _queries(histories: Histories) -> Queries:
+def _friends(visible: list[_Visible]) -> Tensor | None:
+    """The friends that requests name: [B, F], -1 behind the end; None when nobody names any."""
+    width = max((len(seen.friends_F) for seen in visible), default=0)
+    if width == 0:
+        return None
+    return torch.tensor([seen.friends_F + [-1] * (width - len(seen.friends_F)) for seen in visible])
+
+
+def as_queries(histories: Histories) -> Queries:
     """Histories that ask without targets."""
     return Queries(histories, np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))

@@ -18,6 +18,7 @@ from recsys.errors import RequestError, choices
 
 MAX_K: Final = 1000
 MAX_HISTORY: Final = 10_000
+MAX_FRIENDS: Final = 10_000
 
 Id = Annotated[StrictStr, Field(min_length=1)]
 
@@ -48,12 +49,17 @@ class HistoryEvent(BaseModel):
 
 
 class Request(BaseModel):
-    """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events."""
+    """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events.
+
+    ``friends`` are user ids: those the model knows take the place of a known user's friendships, and are all there is
+    of a newcomer's.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_id: Id | None = None
     history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = None
+    friends: Annotated[list[Id], Field(max_length=MAX_FRIENDS)] | None = None
     k: Annotated[StrictInt, Field(ge=1, le=MAX_K)] = 20
     exclude_seen: StrictBool = True
 
@@ -66,8 +72,10 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _says_about_whom(self) -> Request:
-        if self.user_id is None and self.history is None:
-            raise ValueError("needs user_id, or history (a list of item ids, oldest first), or both")
+        if self.user_id is None and self.history is None and self.friends is None:
+            raise ValueError(
+                "needs user_id, or history (a list of item ids, oldest first), or friends (a list of user ids), or more"
+            )
         return self
 
 
@@ -87,6 +95,7 @@ class Answer:
     shares: dict[str, list[float]]
     source: Literal["model", "popularity"]
     unknown_items: list[str]  # items of the request's history that the model does not know, skipped
+    unknown_friends: list[str]  # friends of the request that the model does not know, skipped
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -105,7 +114,9 @@ def parse_requests(rows: Iterable[Any]) -> list[Request]:
             found.append(row)
             continue
         if not isinstance(row, Mapping):
-            raise RequestError(f"request {index}: expected an object with user_id or history, got {_short(row)}")
+            raise RequestError(
+                f"request {index}: expected an object with user_id, history or friends, got {_short(row)}"
+            )
         try:
             found.append(Request.model_validate(dict(row)))
         except pydantic.ValidationError as error:
