@@ -138,6 +138,40 @@ class TextConfig(Section):
     cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
 
 
+class ImagesConfig(Section):
+    """Image files that a vision model turns into vectors of one medium; unit length."""
+
+    column: str = Field("", description="column of items with an image's path or URI; empty: no images are read")
+    name: str = Field("image", pattern=r"^[A-Za-z0-9_]+$", description="the medium's name")
+    root: str = Field("", description="where relative paths start; empty: the folder of the items' file")
+    model: str = Field("", description="local folder or hub id of a transformers vision model")
+    allow_download: bool = False
+    pooling: Literal["auto", "pooled", "mean"] = Field(
+        "auto", description="the model's pooled output, the mean of its patches, or whichever it was trained with"
+    )
+    batch_size: int = Field(32, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    num_actors: int = Field(1, ge=1, description="vision models that work side by side")
+    cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
+
+
+class MediaConfig(Section):
+    """What items look or sound like: vectors given as columns of items, and image files to encode."""
+
+    columns: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], str] = Field(
+        {}, description="medium → column of items with its vectors (lists of numbers of one length)"
+    )
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> MediaConfig:
+        if self.images.column and self.images.name in self.columns:
+            raise ValueError(f"two media are called {self.images.name!r}; set images.name to another name")
+        if self.images.column and not self.images.model:
+            raise ValueError("images.column needs images.model: the folder or hub id of a transformers vision model")
+        return self
+
+
 class QuarantineConfig(Section):
     max_share: float = Field(0.01, ge=0, le=1, description="a table with a larger share of bad rows stops the run")
 
@@ -150,6 +184,7 @@ class DataConfig(Section):
     social_directed: bool = False
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
+    media: MediaConfig = Field(default_factory=MediaConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")
 

@@ -7,7 +7,8 @@ milliseconds where a shuffle of Ray Data costs seconds whatever the size of the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -78,6 +79,22 @@ def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
 def task(function: Callable[..., Any], num_returns: int = 1, num_gpus: int = 0) -> Any:
     """The function as a Ray task."""
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
+
+
+def results_of(function: Callable[..., Any], pieces: Sequence[Any], limit: int, num_gpus: int = 0) -> Iterator[Any]:
+    """``function(piece)`` of every piece as Ray tasks, in order, with at most ``limit`` of them at work."""
+    remote: Any = task(_apply, num_gpus=num_gpus)
+    running: deque[Any] = deque()
+    for piece in pieces:
+        if len(running) >= limit:
+            yield fetch(running.popleft())
+        running.append(remote.remote(function, piece))
+    while running:
+        yield fetch(running.popleft())
+
+
+def _apply(function: Callable[..., Any], piece: Any) -> Any:
+    return function(piece)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from recsys.config import Config
 from recsys.data.dataset import SCHEMA_VERSION
+from recsys.data.images import image_model_identity
 from recsys.data.text_cache import model_identity
 
 _METHOD: Final = 2  # raised when prepare makes something else of the same input
@@ -21,7 +22,7 @@ def content_hash(config: Config, fingerprint: str) -> str:
     the split draws by it, and the language model by its files.
 
     Raises:
-        ConfigError: text is on and the language model cannot be found.
+        ConfigError: text is on and the language model cannot be found, or images and the vision model.
     """
     parts = {
         "schema_version": SCHEMA_VERSION,
@@ -31,6 +32,8 @@ def content_hash(config: Config, fingerprint: str) -> str:
         "seed": _seed(config),
         "model": model_identity(config.data.text) if config.data.text.enabled else None,
     }
+    if config.data.media.images.column:
+        parts["image_model"] = image_model_identity(config.data.media.images)
     return _hash(parts)
 
 
@@ -48,6 +51,10 @@ def _data(config: Config) -> dict[str, Any]:
     data = config.data.model_dump(mode="json", exclude={"dir", "source"})
     text = data["text"]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
+    media = data.pop("media")  # absent when there is none: datasets of before have the same hash
+    images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}
+    if media["columns"] or images["column"]:
+        data["media"] = (media["columns"], images if images["column"] else None)
     data["text_events"] = (text["event_column"], text["event_types"])
     return data
 

@@ -8,6 +8,7 @@ Layout::
     users/features.parquet        dense order: user_id, and the columns of the users table
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
+    items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits
     graphs/social.parquet         src, dst (dense int32), weight; sorted by src
@@ -33,7 +34,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from recsys.data.histories import Array, Histories, Split
-from recsys.errors import ArtifactError
+from recsys.errors import ArtifactError, ConfigError, choices
 
 SCHEMA_VERSION: Final = 2
 
@@ -67,6 +68,7 @@ class Manifest:
     timing: dict[str, float]
     notes: list[str] = field(default_factory=list)  # what a person should know, e.g. dropped tag rows
     schema_version: int = SCHEMA_VERSION
+    media: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → dimension, items, and where it is from
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
 
     def dump(self) -> str:
@@ -131,6 +133,25 @@ class PreparedDataset:
             return np.zeros((self.num_items, 0), dtype=np.float16)
         column = self._table("items/text_vectors.parquet").column("vector").combine_chunks()
         return np.asarray(column.flatten()).reshape(-1, dimension)
+
+    @property
+    def media_names(self) -> list[str]:
+        """The media that items have vectors of, e.g. ``["image"]``."""
+        return list(self.manifest.media)
+
+    def media_vectors(self, name: str) -> Array:
+        """The vectors of a medium: [N, M] float16, zero rows where an item lacks it.
+
+        Raises:
+            ConfigError: the dataset has no such medium.
+        """
+        if name not in self.manifest.media:
+            raise ConfigError(
+                f"{self.root} has no medium {name!r}, only: {choices(self.manifest.media) or 'none'}; "
+                "name its column in data.media and run `recsys prepare`"
+            )
+        column = self._table("items/media.parquet").column(name).combine_chunks()
+        return np.asarray(column.flatten()).reshape(-1, int(self.manifest.media[name]["dimension"]))
 
     def item_counts_N(self, through: Split) -> Array:
         """Interactions an item has in the parts up to and including ``through``: int64."""

@@ -20,8 +20,9 @@ PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schem
 _IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
 
 
-def text_fields(table: pa.Table | None, wanted: Sequence[str] | None) -> list[str]:
-    """The columns that make an item's text: the wanted ones, or (None) every column of strings or lists of strings.
+def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Sequence[str] = ()) -> list[str]:
+    """The columns that make an item's text: the wanted ones, or (None) every column of strings or lists of strings
+    but those of ``media``, whose vectors may be texts and whose paths say nothing.
 
     Raises:
         ConfigError: a wanted column is not there.
@@ -35,7 +36,7 @@ def text_fields(table: pa.Table | None, wanted: Sequence[str] | None) -> list[st
         )
     if wanted is not None or table is None:
         return list(wanted or ())
-    return [name for name in columns if _is_text(table.schema.field(name).type)]
+    return [name for name in columns if name not in media and _is_text(table.schema.field(name).type)]
 
 
 def _is_text(kind: pa.DataType) -> bool:

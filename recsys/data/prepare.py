@@ -35,6 +35,7 @@ from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_
 from recsys.data.graphs import SocialRules, write_facts, write_social
 from recsys.data.histories import Array
 from recsys.data.items import align, compose_text, count_table, feature_table, text_fields
+from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
 from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins
 from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
@@ -68,7 +69,11 @@ def prepare(config: Config, progress: Progress = print, source: SourceAdapter | 
 
         source = open_source(config.data.source)
     rules = EventRules.of(config.data)
-    digest = content_hash(config, source.fingerprint())
+    fingerprint = source.fingerprint()
+    if config.data.media.images.column:
+        with quiet():
+            fingerprint += image_fingerprint(source, config.data.media.images)
+    digest = content_hash(config, fingerprint)
     existing = _existing(config.dataset_dir, digest)
     if existing is not None:
         progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
@@ -134,6 +139,8 @@ class _Preparation:
             self._write_graphs(tables, user_ids, features, plan)
         with self._step("text"):
             text = self._write_items(items, features, terms)
+        with self._step("media"):
+            media = self._write_media(items, item_ids)
         self.quarantine.close()
         self.timing["total"] = round(time.perf_counter() - started, 3)
         return Manifest(
@@ -150,6 +157,7 @@ class _Preparation:
             text=text,
             timing=self.timing,
             notes=self.notes,
+            media=media,
             settings_hash=settings_hash(self.config),
         )
 
@@ -379,7 +387,7 @@ class _Preparation:
     def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> dict[str, Any]:
         """Features, text and its vectors; returns what the manifest says of the text."""
         config = self.config.data.text
-        fields = text_fields(items, config.fields)
+        fields = text_fields(items, config.fields, media_columns(self.config.data.media))
         texts = compose_text(features, fields, terms, config.event_column)
         self.folder.write_table("items/features.parquet", feature_table(features, texts))
         with_text = len(texts) - texts.null_count
@@ -396,3 +404,18 @@ class _Preparation:
         self.folder.write_table("items/text_vectors.parquet", pa.table({"vector": column, "has_text": has_text}))
         self.progress(f"text vectors: {numbers['encoded']:,} texts encoded, {numbers['cached']:,} from the cache")
         return described | numbers | {"model": config.model, "dimension": dimension}
+
+    def _write_media(self, items: pa.Table | None, item_ids: pa.Array) -> dict[str, dict[str, Any]]:
+        """Vectors of the media; returns what the manifest says of each."""
+        found = read_media(items, self.config.data.media, folders_of(self.source))
+        if not found or items is None:
+            return {}
+        bad = pa.concat_tables([medium.bad for medium in found.values()])
+        self._quarantined("media", sum(medium.read for medium in found.values()), bad)
+        vectors = {name: aligned(medium, items, item_ids) for name, medium in found.items()}
+        self.folder.write_table("items/media.parquet", media_table(vectors))
+        for name, medium in found.items():
+            if missing := medium.described.get("missing_files"):
+                self.notes.append(f"{missing:,} files of the medium {name} do not exist; their items are without it")
+            self.progress(f"{name}: {medium.described['items']:,} items, {medium.described['dimension']} numbers each")
+        return {name: medium.described for name, medium in found.items()}

@@ -45,8 +45,10 @@ class EncoderSettings:
         )
 
 
-def resolve_model(name: str, allow_download: bool = False) -> Path:
+def resolve_model(name: str, allow_download: bool = False, key: str = "data.text.model") -> Path:
     """The local folder of a packaged model, a folder, or a hub model that is (or may be) downloaded.
+
+    ``key`` is the setting that named it, for messages.
 
     Raises:
         ConfigError: the package is not installed, or there is no such folder and downloading is not allowed.
@@ -57,17 +59,17 @@ def resolve_model(name: str, allow_download: bool = False) -> Path:
             return Path(importlib.import_module(PACKAGED[packaged]).MODEL_DIR)
         except ImportError:
             raise ConfigError(
-                f"data.text.model {name!r} needs the package {PACKAGED[packaged].replace('_', '-')}; "
+                f"{key} {name!r} needs the package {PACKAGED[packaged].replace('_', '-')}; "
                 "run `pip install 'multigrain[text]'`, or set data.text.enabled false"
             ) from None
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise ConfigError(f"data.text.model: the folder {name} has no config.json, so it is not a saved model")
+            raise ConfigError(f"{key}: the folder {name} has no config.json, so it is not a saved model")
         return Path(name)
-    return _hub_model(name, allow_download)
+    return _hub_model(name, allow_download, key)
 
 
-def _hub_model(name: str, allow_download: bool) -> Path:
+def _hub_model(name: str, allow_download: bool, key: str) -> Path:
     if not allow_download:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -75,10 +77,13 @@ def _hub_model(name: str, allow_download: bool) -> Path:
 
         return Path(snapshot_download(name, local_files_only=not allow_download, etag_timeout=10))
     except Exception as error:  # the hub client has no common base class for "not there" and "cannot be reached"
-        cure = "check the name and the network" if allow_download else "set data.text.allow_download true"
+        section = key.rpartition(".")[0]
+        cure = "check the name and the network" if allow_download else f"set {section}.allow_download true"
+        is_text = section == "data.text"
         raise ConfigError(
-            f"data.text.model: {name!r} is neither packaged ({choices(PACKAGED)}), a folder, nor a downloaded hub "
-            f"model ({type(error).__name__}); {cure}, or set data.text.enabled false"
+            f"{key}: {name!r} is neither {f'packaged ({choices(PACKAGED)}), ' if is_text else ''}a folder, nor a "
+            f"downloaded hub model ({type(error).__name__}); {cure}"
+            f"{', or set data.text.enabled false' if is_text else ''}"
         ) from None
 
 

@@ -75,10 +75,10 @@ class VectorCache:
         self._filesystem.move(f"{name}.tmp", f"{name}.parquet")
 
 
-def default_cache_dir() -> str:
-    """``$XDG_CACHE_HOME/multigrain/text``."""
+def default_cache_dir(kind: str = "text") -> str:
+    """``$XDG_CACHE_HOME/multigrain/KIND``."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(home, "multigrain", "text")
+    return os.path.join(home, "multigrain", kind)
 
 
 def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
