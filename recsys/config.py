@@ -112,6 +112,8 @@ class SplitConfig(Section):
     ``leave-last``: each user's last event is test, the one before it validation.
     ``temporal``: one global cut-off in time for test and an earlier one for validation.
     ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
+
+    With any kind, ``cold_users`` makes a share of the users newcomers: see :mod:`recsys.data.newcomers`.
     """
 
     kind: Literal["given", "leave-last", "temporal", "ratio"] = "leave-last"
@@ -119,6 +121,12 @@ class SplitConfig(Section):
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
     valid_from: str = Field("", description="ISO time, instead of the share (temporal)")
     test_from: str = Field("", description="ISO time, instead of the share (temporal)")
+    cold_users: float = Field(
+        0.0, ge=0, lt=1, description="share of users, by hash of id and seed, whose training events are cut"
+    )
+    cold_keep: int = Field(
+        3, ge=0, description="training events that cold users keep: the latest, or random ones without order"
+    )
 
 
 class TextConfig(Section):

@@ -49,6 +49,8 @@ def settings_hash(config: Config) -> str:
 def _data(config: Config) -> dict[str, Any]:
     """The ``data`` section without the source, as far as it has an effect on what is written."""
     data = config.data.model_dump(mode="json", exclude={"dir", "source"})
+    if not data["split"]["cold_users"]:  # keys that older datasets do not know
+        data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     text = data["text"]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
     media = data.pop("media")  # absent when there is none: datasets of before have the same hash
@@ -60,7 +62,8 @@ def _data(config: Config) -> dict[str, Any]:
 
 
 def _seed(config: Config) -> int | None:
-    return config.seed if config.data.split.kind in ("given", "ratio") else None
+    split = config.data.split
+    return config.seed if split.kind in ("given", "ratio") or split.cold_users else None
 
 
 def _hash(parts: dict[str, Any]) -> str:

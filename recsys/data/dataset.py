@@ -34,6 +34,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from recsys.data.histories import Array, Histories, Split
+from recsys.data.newcomers import Newcomers
 from recsys.errors import ArtifactError, ConfigError, choices
 
 SCHEMA_VERSION: Final = 2
@@ -118,6 +119,12 @@ class PreparedDataset:
     def user_features(self) -> pa.Table:
         """User attributes in dense order; only the ids where the source has no table of users."""
         return self._table("users/features.parquet")
+
+    @cached_property
+    def cold_U(self) -> Array | None:
+        """True for the users that the split made cold, [users] bool; None where it made none."""
+        newcomers = Newcomers.of(self.manifest.split)
+        return newcomers.among(self.user_ids) if newcomers else None
 
     @cached_property
     def has_text_N(self) -> Array:

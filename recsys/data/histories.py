@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ class Split(IntEnum):
     TEST = 2
 
 
+VALID_ALONE: Final = 3  # a validation event of a cold user: a target at VALID, and in no part that a later one sees
+
+
 @dataclass(frozen=True)
 class Histories:
     """Events of some users, user by user in the order of the data (time, file, or none)."""
@@ -35,7 +38,7 @@ class Histories:
     types_E: Array  # uint8 event type ids
     times_E: Array  # int64 seconds since the epoch, 0 where unknown
     values_E: Array  # float32
-    splits_E: Array  # uint8, see Split
+    splits_E: Array  # uint8, see Split and VALID_ALONE
 
     def __len__(self) -> int:
         return len(self.users_U)
@@ -75,12 +78,13 @@ class Histories:
 
     def queries(self, target: Split) -> Queries:
         """What to ask at ``target``: one query a user who has events there, seeing only the parts before it."""
-        is_target_E = self.splits_E == target
+        asked = [target, VALID_ALONE] if target == Split.VALID else [target]
+        is_target_E = np.isin(self.splits_E, asked)
         rows = np.flatnonzero(
             np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0)
         )
         chosen = self.take(rows)
-        targets = chosen.where(chosen.splits_E == target)
+        targets = chosen.where(np.isin(chosen.splits_E, asked))
         return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E)
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:

@@ -36,6 +36,7 @@ from recsys.data.graphs import SocialRules, write_facts, write_social
 from recsys.data.histories import Array
 from recsys.data.items import align, compose_text, count_table, feature_table, text_fields
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
+from recsys.data.newcomers import Newcomers
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
 from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins
 from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
@@ -279,9 +280,9 @@ class _Preparation:
         if split.kind == "given" and unnamed:
             self.notes.append(f"{unnamed:,} events without a given split count as training")
         valid_from, test_from = self._cut_offs(encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
-        return SplitPlan(
-            split.kind, split.valid, split.test, valid_from, test_from, order != "none", given.get("valid", 0) > 0
-        )
+        newcomers = Newcomers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
+        named = given.get("valid", 0) > 0
+        return SplitPlan(split.kind, split.valid, split.test, valid_from, test_from, order != "none", named, newcomers)
 
     def _cut_offs(self, encoded: list[list[Any]], summaries: list[BucketSummary]) -> tuple[int, int]:
         """Microseconds from which events are validation and test: given, or exact quantiles of the event times."""
@@ -334,6 +335,7 @@ class _Preparation:
             names += [report.name] if report.name else []
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
         self._check_parts()
+        self.notes += [plan.newcomers.note(self.counts)] if plan.newcomers else []
         self.folder.write_table("items/counts.parquet", count_table(counts_N3))
         sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
         self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")

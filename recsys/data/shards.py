@@ -18,7 +18,8 @@ from recsys.data.dataset import HISTORY_SCHEMA
 from recsys.data.destination import Folder
 from recsys.data.events import EVENT_SCHEMA, NO_TIME, PARTS
 from recsys.data.hashing import string_hashes, uniform
-from recsys.data.histories import Array, Split
+from recsys.data.histories import VALID_ALONE, Array, Split
+from recsys.data.newcomers import CUT
 from recsys.data.split import SplitPlan, assign, bin_counts
 
 TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("count", pa.int64())])
@@ -66,32 +67,68 @@ def write_shard(
 
     Returns:
         A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) a term part. Text on a held-out
-        (user, item) pair, and in temporal splits text from the validation cut-off on, is not among the terms.
+        (user, item) pair, text of a cold user on anything but the training events left to them, and in temporal
+        splits text from the validation cut-off on, is not among the terms.
     """
     columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
     starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
     offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
-    uniform_E = _uniform(columns, rules, users, items) if rules.plan.random else np.zeros(0)
+    uniform_E = _uniform(columns, rules.seed, users, items) if rules.plan.random else np.zeros(0)
     splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E)
-    name = f"part-{index:05d}.parquet" if len(starts) else ""
+    cold = np.zeros(0, dtype=np.int32)
+    cold_counts: dict[str, int] = {}
+    if rules.plan.newcomers:
+        columns, offsets_U1, splits_E, cold, cold_counts = _cut(columns, offsets_U1, splits_E, rules, (users, items))
+    name = f"part-{index:05d}.parquet" if len(columns["user"]) else ""
     if name:
         folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E))
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
     counts["repeats"] = len(pairs_E) - len(np.unique(pairs_E))
+    if len(cold):
+        text, cold_counts["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
     kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
     held_items, item_counts = _item_counts(columns["item"], splits_E)
-    report = ShardReport(name, counts | text_counts, held_items, item_counts)
+    report = ShardReport(name, counts | text_counts | cold_counts, held_items, item_counts)
     return [report, *_term_parts(kept, rules.num_term_parts)]
 
 
-def _uniform(columns: dict[str, Array], rules: ShardRules, users: pa.Array, items: pa.Array) -> Array:
+def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Array) -> Array:
     """A number a (user, item) pair that depends on the external ids and the seed alone."""
     hashes = []
     for key, ids in (("user", users), ("item", items)):
         unique, inverse = np.unique(columns[key], return_inverse=True)
         hashes.append(string_hashes(ids.take(pa.array(unique)))[inverse])
-    return uniform(hashes[0], hashes[1], rules.seed)
+    return uniform(hashes[0], hashes[1], seed)
+
+
+def _cut(
+    columns: dict[str, Array], offsets_U1: Array, splits_E: Array, rules: ShardRules, ids: tuple[pa.Array, pa.Array]
+) -> tuple[dict[str, Array], Array, Array, Array, dict[str, int]]:
+    """Columns, offsets and parts without what cold users lose; the dense ids of the cold users; counts."""
+    newcomers = rules.plan.newcomers
+    assert newcomers is not None
+    users_U = columns["user"][offsets_U1[:-1]]
+    cold_U = newcomers.among(ids[0].take(pa.array(users_U)))
+    numbers_E = None if rules.plan.ordered else _uniform(columns, newcomers.salted, *ids)
+    splits_E = newcomers.cut(cold_U, offsets_U1, splits_E, numbers_E)
+    kept_E = splits_E != CUT
+    columns = {name: values[kept_E] for name, values in columns.items()}
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))  # who has lost everything has no row
+    counts = {
+        "cold_users": int(cold_U.sum()),
+        "cold_cut": int((~kept_E).sum()),
+        "cold_valid": int((splits_E == VALID_ALONE).sum()),
+    }
+    return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E], users_U[cold_U], counts
+
+
+def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) -> tuple[pa.Table, int]:
+    """Drop text by cold users that is not about one of their training pairs, as if it had never been written."""
+    users = np.asarray(text.column("user"))
+    pairs = _pairs(users, np.asarray(text.column("item")), num_items)
+    dropped = np.isin(users, cold) & ~np.isin(pairs, training)
+    return text.filter(pa.array(~dropped)), int(dropped.sum())
 
 
 def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array) -> pa.Table:
@@ -134,6 +171,8 @@ def _without_held_out(
 
 
 def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
+    counted = splits_E < len(PARTS)
+    items_E, splits_E = items_E[counted], splits_E[counted]
     unique, inverse = np.unique(items_E, return_inverse=True)
     flat = np.bincount(inverse * len(PARTS) + splits_E, minlength=len(unique) * len(PARTS))
     return unique, flat.reshape(len(unique), len(PARTS)).astype(np.int64)

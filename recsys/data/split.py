@@ -7,7 +7,7 @@ keeps at least one training event in every random or proportional split.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from recsys.config import SplitConfig
 from recsys.data.histories import Array, Split
+from recsys.data.newcomers import Newcomers
 from recsys.errors import ConfigError, DataError
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -32,6 +33,7 @@ class SplitPlan:
     test_from: int = NEVER
     ordered: bool = True
     given_valid: bool = False  # the source names validation events itself
+    newcomers: Newcomers | None = None  # users whose training events are cut after all
 
     @property
     def random(self) -> bool:
@@ -40,7 +42,10 @@ class SplitPlan:
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
-        described = {key: value for key, value in asdict(self).items() if not key.endswith("_from")}
+        names = [field.name for field in fields(self) if not field.name.endswith("_from") and field.name != "newcomers"]
+        described = {name: getattr(self, name) for name in names}
+        if self.newcomers:
+            described |= self.newcomers.describe()
         if self.kind == "temporal":
             described |= {"valid_from": _iso(self.valid_from), "test_from": _iso(self.test_from)}
         return described

@@ -22,7 +22,7 @@ from recsys.evaluation.baselines import Baseline, fit_baselines
 from recsys.evaluation.bootstrap import LEVEL, compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import Ranking, Scorer, rank
-from recsys.evaluation.segments import new_item_report, segment_report, user_segments
+from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
 
 MODEL = "model"
 
@@ -128,9 +128,10 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
     values = {name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()}
     means = {name: {key: float(np.mean(value)) for key, value in of.items()} for name, of in values.items()}
-    segments = _segments(rankings, values, dataset, config, through)
+    without = _without(model, rankings[MODEL].queries, config)
+    segments = _segments(rankings, values, without, dataset, config, through)
     confidence, comparison = _certainty(values, baselines, config)
-    granularities = _granularities(model, rankings[MODEL].queries, config)
+    granularities = _granularities(model, rankings[MODEL].queries, without, config)
     return Evaluation(
         metric=config.train.metric,
         model=means.pop(MODEL),
@@ -169,15 +170,19 @@ def _accuracy(values: Mapping[str, Array | float]) -> dict[str, Array]:
 def _segments(
     rankings: Mapping[str, Ranking],
     values: Mapping[str, Mapping[str, Array | float]],
+    without: Mapping[str, Array],
     dataset: PreparedDataset,
     config: Config,
     through: Split,
 ) -> dict[str, Any]:
-    main = config.train.metric
+    main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
     friends_U = np.unique(dataset.social_edges()[0])
-    groups = user_segments(rankings[MODEL].queries, friends_U, through)
+    groups = user_segments(rankings[MODEL].queries, friends_U, through, dataset.cold_U)
     accuracy = {name: _accuracy(of) for name, of in values.items()}
-    report = segment_report(groups, accuracy, MODEL, main, config.evaluate.bootstrap, config.seed)
+    report = segment_report(groups, accuracy, MODEL, main, resamples, seed)
+    if COLD in groups.get("cold", {}):
+        of_main = {name: of[main] for name, of in accuracy.items()}
+        report["cold"][COLD] |= paired_report(groups["cold"][COLD], of_main, without, MODEL, resamples, seed)
     new_items = new_item_report(rankings, dataset.item_counts_N(through), MODEL, main)
     return {**report, "items": new_items} if new_items else report
 
@@ -214,21 +219,30 @@ def _certainty(
     return confidence, comparison
 
 
-def _granularities(model: ScoredModel, queries: Queries, config: Config) -> dict[str, dict[str, float]]:
-    """Weight of every granularity and, with ``evaluate.ablate``, the main metric without it.
+def _without(model: ScoredModel, queries: Queries, config: Config) -> dict[str, Array]:
+    """With ``evaluate.ablate``: the main metric without each granularity, a value a query."""
+    if not config.evaluate.ablate:
+        return {}
+    kind, k = parse_metric(config.train.metric)
+    values = {}
+    for name in model.names:
+        ranking = rank(_Without(model, name), queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users)
+        values[name] = QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
+    return values
+
+
+def _granularities(
+    model: ScoredModel, queries: Queries, without: Mapping[str, Array], config: Config
+) -> dict[str, dict[str, float]]:
+    """Weight of every granularity and, where it was asked for, the main metric without it.
 
     The weight is the mean over the ranked queries of what fusion gave it there, zero where it was missing.
     """
-    kind, k = parse_metric(config.train.metric)
     sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(config.evaluate.chunk_users))
     weights_K = torch.as_tensor(sums_K) / len(queries)
     result = {name: {"weight": weight} for name, weight in zip(model.names, weights_K.tolist(), strict=True)}
-    if config.evaluate.ablate:
-        for name, entry in result.items():
-            scorer = _Without(model, name)
-            ranking = rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users)
-            values_B = QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
-            entry[f"{config.train.metric}_without"] = float(values_B.mean())
+    for name, values_B in without.items():
+        result[name][f"{config.train.metric}_without"] = float(values_B.mean())
     return result
 
 

@@ -32,6 +32,7 @@ _GROUPS: Final = {
     "history": "By length of history",
     "friends": "By friends",
     "users": "By whether the user was in training",
+    "cold": "By whether the split cut the user's training events",
     "items": "Targets that were never seen in training",
 }
 _MAX_HISTORY: Final = 12

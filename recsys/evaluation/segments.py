@@ -1,4 +1,4 @@
-"""Where a recommender is good: metrics by history length, friends, new users, and items new to training.
+"""Where a recommender is good: metrics by history length, friends, new and cold users, and items new to training.
 
 Legend: B queries, N items, F friend edges.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.data.histories import Array, Queries, Split
-from recsys.evaluation.bootstrap import intervals
+from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking
 
@@ -19,12 +19,16 @@ LENGTHS: Final = {"0": (0, 0), "1–4": (1, 4), "5–9": (5, 9), "10–19": (10,
 Groups = dict[str, dict[str, Array]]
 
 
-def user_segments(queries: Queries, friends_U: Array | None, through: Split) -> Groups:
+COLD: Final = "cold users"  # the label, in the group "cold"
+
+
+def user_segments(queries: Queries, friends_U: Array | None, through: Split, cold_U: Array | None = None) -> Groups:
     """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left out.
 
     ``history``: number of visible events. ``friends``: with or without an edge from the user, only where the data
     has a social graph (``friends_U``: users with an edge). ``users``: new to training when no visible event is in a
-    part up to ``through``, the last part the model was fitted on.
+    part up to ``through``, the last part the model was fitted on. ``cold``: the users that the split cut to a few
+    training events (``cold_U``: a mask over all users), where it did.
     """
     lengths_B = queries.histories.lengths_U
     groups: Groups = {
@@ -39,6 +43,9 @@ def user_segments(queries: Queries, friends_U: Array | None, through: Split) -> 
     rows_E = np.repeat(np.arange(len(queries)), lengths_B)
     known_B = np.bincount(rows_E[queries.histories.splits_E <= through], minlength=len(queries)) > 0
     groups["users"] = {"known users": known_B, "new users": ~known_B}
+    if cold_U is not None:
+        is_cold_B = (queries.histories.users_U >= 0) & cold_U[queries.histories.users_U]
+        groups["cold"] = {COLD: is_cold_B, "other users": ~is_cold_B}
     return {group: {label: mask for label, mask in masks.items() if mask.any()} for group, masks in groups.items()}
 
 
@@ -62,6 +69,36 @@ def segment_report(
             for label, mask_B in masks.items()
         }
         for group, masks in groups.items()
+    }
+
+
+def paired_report(
+    mask_B: Array, values: Mapping[str, Array], without: Mapping[str, Array], model: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The model against every baseline, and against itself without each granularity, on the queries of one segment.
+
+    The best baseline is the one with the highest mean *on these queries*: the strictest choice there is, in favour of
+    the baselines. ``relative`` is the difference over the other's mean; None where that is zero.
+
+    Args:
+        mask_B: the segment, with a query at least.
+        values: recommender → the metric, [B].
+        without: granularity → the metric without it, [B].
+        model: the name of the model in ``values``.
+    """
+    ours = values[model][mask_B]
+
+    def against(other_B: Array) -> dict[str, Any]:
+        theirs = other_B[mask_B]
+        found = compare(ours, theirs, resamples, seed).to_json()
+        mean = float(theirs.mean())
+        return {"value": mean, "relative": found["difference"] / mean if mean > 0 else None, **found}
+
+    others = {name: against(other_B) for name, other_B in values.items() if name != model}
+    best = max(others, key=lambda name: float(others[name]["value"]), default=None)
+    return {
+        "comparison": {"best_baseline": best, "chosen_by": "test metric on these users", "against": others},
+        "granularities": {name: against(other_B) for name, other_B in without.items()},
     }
 
 
