@@ -242,11 +242,37 @@ class SocialConfig(GranularityConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
+class ProfileConfig(GranularityConfig):
+    """Attributes of users and items with learned crosses. Vocabularies and statistics are of training rows alone."""
+
+    user_fields: list[str] | None = Field(None, description="columns of users; null: every usable one")
+    item_fields: list[str] | None = Field(None, description="columns of items; null: every usable one")
+    numeric: list[str] = Field([], description="fields of text that are numbers, e.g. age")
+    categorical: list[str] = Field([], description="fields of numbers that are categories")
+    min_frequency: int = Field(2, ge=1, description="rows that must share a category; rarer ones are unknown")
+    max_categories: int = Field(10_000, ge=1, description="of a field, the most frequent ones")
+    max_members: int = Field(16, ge=1, description="of a list that are read")
+    bins: int = Field(8, ge=0, description="quantile bins of a number, whose crosses can be learned; 0: none")
+    field_width: int = Field(16, ge=1, description="width of a field's vector")
+    layers: int = Field(2, ge=0, description="cross layers; 0: no crosses")
+    rank: int = Field(0, ge=0, description="of the cross matrices; 0: full")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of fields hidden in a step, as if they were missing")
+    init_std: float = Field(0.3, gt=0)
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> ProfileConfig:
+        both = sorted({*self.numeric} & {*self.categorical})
+        if both:
+            raise ValueError(f"{', '.join(both)}: named in numeric and in categorical; choose one")
+        return self
+
+
 class GranularitiesConfig(Section):
     behaviour: BehaviourConfig = Field(default_factory=BehaviourConfig)
     evolution: EvolutionConfig = Field(default_factory=EvolutionConfig)
     collaborative: CollaborativeConfig = Field(default_factory=CollaborativeConfig)
     social: SocialConfig = Field(default_factory=SocialConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
 
     def enabled(self) -> dict[str, GranularityConfig]:
         """The granularities that are switched on, by name, in the order of the design's table."""

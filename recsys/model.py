@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recsys.config import ModelConfig
+from recsys.data.attributes import AttributeRows, ProfileEncoding
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Queries
 from recsys.fusion import FUSIONS, Fusion
@@ -130,24 +132,31 @@ class FrozenModel:
         return self.items.vectors_SD
 
     @torch.inference_mode()
-    def encode(self, queries: Queries, friends_BF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, queries: Queries, friends_BF: Tensor | None = None, attributes: AttributeRows | None = None
+    ) -> tuple[Tensor, Tensor]:
         """z_k of every query [B, K, D] and where it is present [B, K].
 
-        ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names.
+        ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names, ``attributes`` what
+        it says of its user, a row each.
         """
         self.encoders.eval()
-        batch = replace(last_position(queries, self.config.max_history), friends_UF=friends_BF)
+        batch = last_position(queries, self.config.max_history)
+        batch = replace(batch, friends_UF=friends_BF, attributes=attributes)
         return self.encoders.encode(batch.to(self.item_vectors_ND.device), self.items, self.states)
 
     @torch.inference_mode()
-    def parts(self, queries: Queries, friends_BF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def parts(
+        self, queries: Queries, friends_BF: Tensor | None = None, attributes: AttributeRows | None = None
+    ) -> tuple[Tensor, Tensor]:
         """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing.
 
         Args:
             queries: what is asked.
             friends_BF: as in :meth:`encode`.
+            attributes: as in :meth:`encode`.
         """
-        z_BKD, present_BK = self.encode(queries, friends_BF)
+        z_BKD, present_BK = self.encode(queries, friends_BF, attributes)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return z_BKD * weights_BK[:, :, None], weights_BK
 
@@ -196,6 +205,16 @@ class FrozenModel:
         return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"])
 
 
-def dump_sizes(sizes: ModelSizes) -> dict[str, int | bool]:
+def dump_sizes(sizes: ModelSizes) -> dict[str, Any]:
     """Sizes as plain values for JSON."""
     return asdict(sizes)
+
+
+def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
+    """The inverse of :func:`dump_sizes`.
+
+    Raises:
+        TypeError, KeyError: not what it wrote.
+    """
+    profile = content.get("profile")
+    return ModelSizes(**{**content, "profile": ProfileEncoding.parse(profile) if profile else None})

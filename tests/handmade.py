@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ def write_dataset(
     text_width: int = 0,
     ordered: bool = True,
     num_shards: int = 2,
+    user_columns: Mapping[str, pa.Array] | None = None,
+    item_columns: Mapping[str, pa.Array] | None = None,
 ) -> PreparedDataset:
     """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u`` has ``histories[u]``.
 
@@ -39,11 +41,12 @@ def write_dataset(
     num_users = len(histories)
     users, items = [f"u{u}" for u in range(num_users)], [f"i{i}" for i in range(num_items)]
     _write(folder / "vocab/users.parquet", {"user_id": pa.array(users, pa.string())})
-    _write(folder / "users/features.parquet", {"user_id": pa.array(users, pa.string())})
+    _write(folder / "users/features.parquet", {"user_id": pa.array(users, pa.string()), **(user_columns or {})})
     _write(folder / "vocab/items.parquet", {"item_id": pa.array(items, pa.string())})
     titles = pa.array([f"Title of {item}" for item in items])
     texts = pa.array([f"text about {item}" for item in items])
-    _write(folder / "items/features.parquet", {"item_id": pa.array(items), "text": texts, "title": titles})
+    features = {"item_id": pa.array(items), "text": texts, "title": titles, **(item_columns or {})}
+    _write(folder / "items/features.parquet", features)
     counts = np.zeros((3, num_items), dtype=np.int64)
     for events in histories:
         for item, _, _, split in events:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from recsys.config import GranularitiesConfig
+from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
@@ -16,7 +18,11 @@ from recsys.granularities import GRANULARITIES, granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
-SIZES = ModelSizes(WIDTH, 6, USERS, ITEMS, 2, TEXT, ordered=True, timed=True)
+PROFILE = ProfileEncoding(
+    (Field("age", "number", edges=(30.0,), center=30.0, scale=10.0), Field("city", "category", 1, ("rome", "oslo"))),
+    (Field("genres", "list", 2, ("drama", "crime")),),
+)
+SIZES = ModelSizes(WIDTH, 6, USERS, ITEMS, 2, TEXT, ordered=True, timed=True, profile=PROFILE)
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
 CASES = [
     ("behaviour", {"input": "text"}),
@@ -29,6 +35,8 @@ CASES = [
     ("social", {"conv": "sage", "layers": 2}),
     ("social", {"conv": "gat"}),
     ("social", {"conv": "light"}),
+    ("profile", {"layers": 0}),
+    ("profile", {"layers": 2, "rank": 3}),
 ]
 
 
@@ -43,7 +51,10 @@ def graphs() -> Graphs:
     pairs = sorted({(user, item) for user, items in enumerate(HISTORIES) for item in items})
     users, items = (torch.tensor(column) for column in zip(*pairs, strict=True))
     src, dst = torch.tensor([0, 1, 1, 3]), torch.tensor([1, 0, 3, 1])
-    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4))
+    people = pa.table({"age": [20.0, 45.0, None, 30.0, None], "city": ["rome", None, "atlantis", "oslo", "oslo"]})
+    works = pa.table({"genres": [["drama"], ["crime", "drama"], None, *[["crime"]] * (ITEMS - 3)]})
+    profiles = Profiles(encode_table(people, PROFILE.users), encode_table(works, PROFILE.items))
+    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), profiles=profiles)
 
 
 def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
@@ -72,7 +83,7 @@ class TestContract:
         items, state = view(module, graphs)
         z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
         assert z.shape == (5, WIDTH) and present.shape == (5,) and present.dtype == torch.bool
-        assert present.any() and not present[2], "user 2 has no event and no friend"
+        assert present.any() and not present[2], "user 2 has no event, no friend and no known attribute"
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
@@ -114,7 +125,8 @@ class TestContract:
         items, state = view(module, graphs)
         stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
         _, present = module(stranger, items, state)
-        assert bool(present[0]) == (name != "social"), "a history is enough for all but the social graph"
+        needs_the_user = name in ("social", "profile")
+        assert bool(present[0]) != needs_the_user, "a history is enough for all but these"
 
 
 def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) -> None:
@@ -175,6 +187,6 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 
 
 def test_unknown_granularity_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, social"):
+    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, profile, social"):
         granularity_class("behavior")
     assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.data.attributes import AttributeRows
 from recsys.data.histories import Array, Histories, Queries
 
 
@@ -30,6 +31,7 @@ class Batch:
     pairs_P: Tensor  # int64 query of each target
     targets_P: Tensor  # int64 target item number
     friends_UF: Tensor | None = None  # int64 dense user ids that a request names, -1 behind the end; see ``Social``
+    attributes: AttributeRows | None = None  # what requests say about their users, a row each of U
 
     @property
     def mask_UL(self) -> Tensor:
@@ -41,7 +43,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        there = {name: part.to(device, non_blocking=True) for name, part in parts.items() if part is not None}
+        there = {name: part.to(device) for name, part in parts.items() if part is not None}
         return replace(self, **there)
 
     def renumber(self, numbers_N: Tensor) -> Batch:

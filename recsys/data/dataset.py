@@ -174,6 +174,13 @@ class PreparedDataset:
     def shard(self, name: str) -> Histories:
         return histories_from_table(self._table(f"histories/{name}"))
 
+    def active_users_V(self, through: Split) -> Array:
+        """The users who have events in the parts up to and including ``through``: bool."""
+        is_active_V = np.zeros(self.num_users, dtype=bool)
+        for shard in self.shards():
+            is_active_V[shard.users_U[shard.through(through).lengths_U > 0]] = True
+        return is_active_V
+
     def histories(self) -> Histories:
         """All histories at once (evaluation of small data, tests)."""
         return Histories.concat(list(self.shards()))

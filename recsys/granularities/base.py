@@ -6,7 +6,7 @@ V users of the dataset.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys.data.attributes import ProfileEncoding, Profiles
 from recsys.data.batches import Batch, Hidden
 from recsys.errors import ConfigError
 
@@ -38,6 +39,7 @@ class ModelSizes:
     text_width: int
     ordered: bool
     timed: bool
+    profile: ProfileEncoding | None = field(default=None, repr=False)  # how attributes are read
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Graphs:
     friend_src_F: Tensor  # int64
     friend_dst_F: Tensor  # int64
     friend_weight_F: Tensor  # float32
+    profiles: Profiles | None = None  # encoded attributes of users and items
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -41,8 +41,7 @@ from recsys.data.dataset import PreparedDataset, histories_from_table
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError, UserError
-from recsys.granularities.base import ModelSizes
-from recsys.model import FrozenModel, dump_sizes
+from recsys.model import FrozenModel, dump_sizes, load_sizes
 
 FORMAT_VERSION: Final = 2  # 2: what friends send, and the training weights
 DESCRIPTION: Final = "bundle.json"
@@ -76,7 +75,7 @@ class BundleInfo(BaseModel):
     package_version: str
     created: str  # ISO time, UTC
     model: ModelConfig
-    sizes: dict[str, int | bool]
+    sizes: dict[str, Any]
     granularities: list[str]
     event_types: list[str]
     default_event_type: str  # of history events that a request gives without a type: the most frequent one
@@ -261,7 +260,7 @@ def read_bundle(folder: str | Path) -> Bundle:
     try:
         tensors = load_file(folder / WEIGHTS)
         _check_finite(tensors, str(folder / WEIGHTS))
-        model = FrozenModel.from_tensors(info.model, ModelSizes(**info.sizes), tensors)  # type: ignore[arg-type]
+        model = FrozenModel.from_tensors(info.model, load_sizes(info.sizes), tensors)
         items = pq.read_table(folder / ITEMS)
         users = pq.read_table(folder / USERS)
         bundle = Bundle(

@@ -15,9 +15,9 @@ from mlflow import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from recsys.errors import RequestError
+from recsys.errors import RequestError, choices
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.requests import SUBJECTS, Request, one_of, parse_requests
 
 BUNDLE = "bundle"  # name of the artifact
 
@@ -25,9 +25,9 @@ BUNDLE = "bundle"  # name of the artifact
 class RecommenderModel(PythonModel):
     """Rows of requests → rows of answers.
 
-    Input columns, all optional, a row needs ``user_id``, ``history`` or ``friends``: ``user_id`` (string), ``history``
-    (list of item ids, oldest first, or of objects with item_id, event_type, timestamp), ``friends`` (list of user ids),
-    ``k`` (1 … 1000), ``exclude_seen`` (bool).
+    Input columns, all optional, a row needs one of the first four: ``user_id`` (string), ``history`` (list of item
+    ids, oldest first, or of objects with item_id, event_type, timestamp), ``friends`` (list of user ids),
+    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool).
     Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
     """
 
@@ -54,17 +54,14 @@ class RecommenderModel(PythonModel):
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
     """Requests as plain dictionaries without empty cells, defaults filled in."""
     if isinstance(model_input, pd.DataFrame):
-        if not {"user_id", "history", "friends"} & set(model_input.columns):  # MLflow has dropped other columns
-            raise RequestError(
-                "found no column user_id, history or friends; there are: exclude_seen, friends, history, k, user_id"
-            )
+        if not {*SUBJECTS} & set(model_input.columns):  # MLflow has dropped other columns
+            raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(Request.model_fields)}")
         model_input = model_input.astype(object).to_dict(orient="records")
     if isinstance(model_input, dict):
         model_input = [model_input]
     if not isinstance(model_input, (list, tuple)):
         raise RequestError(
-            f"got {type(model_input).__name__}, expected a data frame or a list of requests with user_id, history or "
-            "friends"
+            f"got {type(model_input).__name__}, expected a data frame or a list of requests with {one_of(SUBJECTS)}"
         )
     defaults = {name: _plain(value) for name, value in params.items() if value is not None}
     found: list[Any] = []
@@ -79,6 +76,8 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """Plain Python values of a cell; NaN, NA and NaT, which data frames put where a cell is empty, become None."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
         return [_plain(inner) for inner in value.tolist()]
     if isinstance(value, np.generic):
@@ -106,6 +105,7 @@ def signature() -> Any:
             ColSpec(DataType.string, "user_id", required=False),
             ColSpec(anything, "history", required=False),
             ColSpec(anything, "friends", required=False),
+            ColSpec(anything, "attributes", required=False),
             ColSpec(anything, "k", required=False),
             ColSpec(anything, "exclude_seen", required=False),
         ]

@@ -127,19 +127,22 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
 
 
 def _example(bundle: Bundle) -> Any:
-    """A known user, a newcomer with a history, and one with a friend."""
+    """A known user, newcomers with a history, with a friend, and, where the model reads them, with attributes."""
     import pandas as pd
 
     history = bundle.item_ids[:3]
     user = bundle.user_ids[0] if bundle.user_ids else "newcomer"
-    return pd.DataFrame(
-        {
-            "user_id": [user, "newcomer", "newcomer"],
-            "history": [history[:1], history, []],
-            "friends": [[], [], [user]],
-            "k": [5, 5, 5],
-        }
-    )
+    rows: list[dict[str, Any]] = [
+        {"user_id": user, "history": history[:1]},
+        {"user_id": "newcomer", "history": history},
+        {"user_id": "newcomer", "friends": [user]},
+    ]
+    nothing: dict[str, Any] = {"history": [], "friends": []}
+    profile = bundle.model.sizes.profile
+    if profile is not None and profile.users:
+        nothing["attributes"] = {}
+        rows.append({"user_id": "newcomer", "attributes": {field.name: field.example for field in profile.users}})
+    return pd.DataFrame([{**nothing, **row, "k": 5} for row in rows])
 
 
 def _ensure_name(registry: Any, name: str) -> None:
@@ -169,7 +172,7 @@ def _description(bundle: Bundle, metrics: Mapping[str, Any]) -> str:
     lines = [
         f"Multigrain {info.package_version}: {', '.join(info.granularities)} on dataset {info.dataset.get('name', '')} "
         f"({len(bundle.user_ids)} users, {bundle.num_items} items).",
-        "Ask with rows of user_id, history (item ids, oldest first), friends (user ids), k, exclude_seen.",
+        "Ask with rows of user_id, history (item ids, oldest first), friends (user ids), attributes, k, exclude_seen.",
     ]
     headline = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
     if headline:

@@ -1,7 +1,8 @@
 """The recommender: a bundle that answers requests. The same code serves MLflow's pyfunc and batch recommendation.
 
-A known user is their stored events plus the request's as the newest ones; an unknown user with a history or with
-friends goes through the same forward pass; who gives nothing to go by gets the most popular items.
+A known user is their stored events plus the request's as the newest ones, and their stored attributes where the
+request gives no others; an unknown user with a history, friends or attributes goes through the same forward pass; who
+gives nothing to go by gets the most popular items.
 
 Legend: B requests, K granularities, R list length, D width, N items, E events, F friends.
 """
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.data.attributes import AttributeRows, RequestEncoder
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
@@ -55,6 +57,8 @@ class Recommender:
         self.names = self.model.names
         self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
         self._types = {name: number for number, name in enumerate(bundle.info.event_types)}
+        profile = self.model.sizes.profile
+        self._attributes = RequestEncoder(profile.users if profile else ())
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
         self._popularity_N = torch.from_numpy(bundle.popularity_N.astype(np.float64))
         self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
@@ -86,15 +90,17 @@ class Recommender:
         Exact top-k over the whole catalogue; ties are ordered as in evaluation. Nothing that is not finite leaves.
 
         Raises:
-            RequestError: an event type that the model does not know.
+            RequestError: an event type or attribute that the model does not know, or an attribute of a wrong type.
         """
         visible = [self._see(index, request) for index, request in enumerate(requests)]
+        attributes = self._attributes.encode([request.attributes for request in requests])
         longest = max((max(r.k, len(r.friends or ())) for r in requests), default=1)
         width = self.model.config.width
         size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(self.bundle.num_items, 1), _MAX_GATHERED // (longest * width)))
         answers: list[Answer] = []
         for start in range(0, len(requests), size):
-            answers += self._answer(requests[start : start + size], visible[start : start + size])
+            chunk = slice(start, start + size)
+            answers += self._answer(requests[chunk], visible[chunk], attributes.take(chunk))
         return answers
 
     def _see(self, index: int, request: Request) -> _Visible:
@@ -137,9 +143,9 @@ class Recommender:
         return self._types[name]
 
     @torch.inference_mode()
-    def _answer(self, requests: Sequence[Request], visible: list[_Visible]) -> list[Answer]:
+    def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
         histories = _stack(visible)
-        parts_BKD, _ = self.model.parts(as_queries(histories), _friends(visible))
+        parts_BKD, _ = self.model.parts(as_queries(histories), _friends(visible), attributes)
         # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
         bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)

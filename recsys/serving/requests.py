@@ -6,7 +6,7 @@ data frame, JSON over HTTP), so all ways parse here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -19,6 +19,7 @@ from recsys.errors import RequestError, choices
 MAX_K: Final = 1000
 MAX_HISTORY: Final = 10_000
 MAX_FRIENDS: Final = 10_000
+SUBJECTS: Final = ("user_id", "history", "friends", "attributes")  # a request needs at least one of them
 
 Id = Annotated[StrictStr, Field(min_length=1)]
 
@@ -52,7 +53,7 @@ class Request(BaseModel):
     """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events.
 
     ``friends`` are user ids: those the model knows take the place of a known user's friendships, and are all there is
-    of a newcomer's.
+    of a newcomer's. ``attributes`` win over those known of the user; null is not given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class Request(BaseModel):
     user_id: Id | None = None
     history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = None
     friends: Annotated[list[Id], Field(max_length=MAX_FRIENDS)] | None = None
+    attributes: dict[Id, Any] | None = None  # field → value or list; the recommender knows the fields
     k: Annotated[StrictInt, Field(ge=1, le=MAX_K)] = 20
     exclude_seen: StrictBool = True
 
@@ -72,9 +74,10 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _says_about_whom(self) -> Request:
-        if self.user_id is None and self.history is None and self.friends is None:
+        if all(getattr(self, name) is None for name in SUBJECTS):
             raise ValueError(
-                "needs user_id, or history (a list of item ids, oldest first), or friends (a list of user ids), or more"
+                "needs user_id, or history (a list of item ids, oldest first), or friends (a list of user ids), "
+                "or attributes, or more"
             )
         return self
 
@@ -114,14 +117,20 @@ def parse_requests(rows: Iterable[Any]) -> list[Request]:
             found.append(row)
             continue
         if not isinstance(row, Mapping):
-            raise RequestError(
-                f"request {index}: expected an object with user_id, history or friends, got {_short(row)}"
-            )
+            raise RequestError(f"request {index}: expected an object with {one_of(SUBJECTS)}, got {_short(row)}")
         try:
             found.append(Request.model_validate(dict(row)))
         except pydantic.ValidationError as error:
             raise RequestError(f"request {index}: " + "; ".join(_explain(e) for e in error.errors())) from None
     return found
+
+
+def one_of(names: Sequence[str]) -> str:
+    """
+    >>> one_of(["user_id", "history", "friends"])
+    'user_id, history or friends'
+    """
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _explain(error: Any) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recsys.config import Config
+from recsys import schema
+from recsys.config import Config, ProfileConfig
+from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
+from recsys.data.items import TEXT
+from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Graphs, ModelSizes
 from recsys.items import whitened_width
 from recsys.model import MultigrainModel
 
 
-def model_sizes(config: Config, dataset: PreparedDataset) -> ModelSizes:
-    """The shape of a model for a dataset."""
+def model_sizes(config: Config, dataset: PreparedDataset, through: Split) -> ModelSizes:
+    """The shape of a model for a dataset, as the events through a split fix it."""
+    profile = config.model.granularities.profile
     return ModelSizes(
         width=config.model.width,
         max_history=config.model.max_history,
@@ -24,6 +29,7 @@ def model_sizes(config: Config, dataset: PreparedDataset) -> ModelSizes:
         text_width=whitened_width(config.model.item.text_whiten, int(dataset.manifest.text.get("dimension", 0))),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
+        profile=profile_encoding(profile, dataset, through) if profile.enabled else None,
     )
 
 
@@ -31,11 +37,37 @@ def build_model(config: Config, dataset: PreparedDataset, through: Split) -> Mul
     """A fresh model; items without events through ``through`` have no id part."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
-    return MultigrainModel(config.model, model_sizes(config, dataset), text_NT, trained_N)
+    return MultigrainModel(config.model, model_sizes(config, dataset, through), text_NT, trained_N)
 
 
-def build_graphs(dataset: PreparedDataset, through: Split) -> Graphs:
-    """The user–item events through ``through``, each item of a user once, and the friendships."""
+def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
+    """How attributes are read: vocabularies and statistics of the users and items that have events through ``through``.
+
+    Raises:
+        ConfigError: a field that the configuration names is not there, or cannot be read as it says.
+    """
+    users = FieldFitter(
+        dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)
+    )
+    items = FieldFitter(
+        dataset.features,
+        dataset.item_counts_N(through) > 0,
+        config,
+        "item_fields",
+        (schema.ITEM_ID, schema.ENTITY_ID, TEXT),
+    )
+    strays = sorted({*config.numeric, *config.categorical} - {*users.columns, *items.columns})
+    if strays:
+        raise ConfigError(
+            f"model.granularities.profile: numeric and categorical name {', '.join(strays)}; columns of users: "
+            f"{choices(users.columns) or 'none'}; of items: {choices(items.columns) or 'none'}"
+        )
+    return ProfileEncoding(users.fit(), items.fit())
+
+
+def build_graphs(dataset: PreparedDataset, through: Split, profile: ProfileEncoding | None = None) -> Graphs:
+    """The user–item events through ``through``, each item of a user once, the friendships, and, where ``profile`` says
+    how to read them, the attributes."""
     users, items = [], []
     for shard in dataset.shards():
         seen = shard.through(through)
@@ -52,4 +84,9 @@ def build_graphs(dataset: PreparedDataset, through: Split) -> Graphs:
         torch.as_tensor(src.astype(np.int64)),
         torch.as_tensor(dst.astype(np.int64)),
         torch.as_tensor(weight.astype(np.float32)),
+        None
+        if profile is None
+        else Profiles(
+            encode_table(dataset.user_features, profile.users), encode_table(dataset.features, profile.items)
+        ),
     )

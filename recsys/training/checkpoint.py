@@ -19,8 +19,7 @@ from torch import Tensor
 
 from recsys.config import ModelConfig
 from recsys.errors import ArtifactError
-from recsys.granularities.base import ModelSizes
-from recsys.model import FrozenModel, dump_sizes
+from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.training.context import Report
 
 
@@ -121,7 +120,7 @@ def load_trained(folder: Path) -> TrainResult:
         raise ArtifactError(f"{folder} holds no trained model; run `recsys train` with the same configuration first")
     try:
         description = json.loads((folder / "trained.json").read_text())
-        config, sizes = ModelConfig(**description["model"]), ModelSizes(**description["sizes"])
+        config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

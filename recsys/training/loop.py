@@ -80,8 +80,8 @@ class Phase:
         self.validate = validate
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
-        self.graphs = build_graphs(dataset, through).to(context.device)
         self.model = build_model(config, dataset, through).to(context.device)
+        self.graphs = build_graphs(dataset, through, self.model.sizes.profile).to(context.device)
         self.loader = TrainingLoader(
             dataset,
             through,
