@@ -180,6 +180,15 @@ class MediaConfig(Section):
         return self
 
 
+class ItemFactsConfig(Section):
+    """Attributes of items as facts, ITEM —column→ value, beside those of a knowledge table or instead of one."""
+
+    item_columns: list[str] = Field([], description="columns of items: categories, numbers, or lists of them")
+    separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        {}, description="text column of several values → what stands between them"
+    )
+
+
 class QuarantineConfig(Section):
     max_share: float = Field(0.01, ge=0, le=1, description="a table with a larger share of bad rows stops the run")
 
@@ -193,6 +202,7 @@ class DataConfig(Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     media: MediaConfig = Field(default_factory=MediaConfig)
+    knowledge: ItemFactsConfig = Field(default_factory=ItemFactsConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")
 
@@ -242,6 +252,18 @@ class SocialConfig(GranularityConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
+class KnowledgeConfig(GranularityConfig):
+    conv: Literal["light", "rgcn"] = Field("light", description="a relation as a diagonal, or as mixed matrices")
+    layers: int = Field(2, ge=1, description="hops; 2 reach the items that share an entity")
+    bases: int = Field(4, ge=1, description="matrices that the relations of rgcn mix")
+    refine: bool = Field(True, description="item vectors get what their facts say, too")
+    min_degree: int = Field(2, ge=1, description="an entity, not an item, with fewer neighbours is left out")
+    heads: int = Field(1, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    input_dropout: float = Field(0.1, ge=0, lt=1, description="of the entity vectors that the graph reads")
+    init_std: float = Field(0.02, gt=0)
+
+
 class ProfileConfig(GranularityConfig):
     """Attributes of users and items with learned crosses. Vocabularies and statistics are of training rows alone."""
 
@@ -272,6 +294,7 @@ class GranularitiesConfig(Section):
     evolution: EvolutionConfig = Field(default_factory=EvolutionConfig)
     collaborative: CollaborativeConfig = Field(default_factory=CollaborativeConfig)
     social: SocialConfig = Field(default_factory=SocialConfig)
+    knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
     profile: ProfileConfig = Field(default_factory=ProfileConfig)
 
     def enabled(self) -> dict[str, GranularityConfig]:

@@ -15,14 +15,16 @@ from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.granularities import GRANULARITIES, granularity_class
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 PROFILE = ProfileEncoding(
     (Field("age", "number", edges=(30.0,), center=30.0, scale=10.0), Field("city", "category", 1, ("rome", "oslo"))),
     (Field("genres", "list", 2, ("drama", "crime")),),
 )
-SIZES = ModelSizes(WIDTH, 6, USERS, ITEMS, 2, TEXT, ordered=True, timed=True, profile=PROFILE)
+SIZES = ModelSizes(
+    WIDTH, 6, USERS, ITEMS, 2, TEXT, ordered=True, timed=True, profile=PROFILE, num_entities=10, num_relations=2
+)
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
 CASES = [
     ("behaviour", {"input": "text"}),
@@ -35,6 +37,8 @@ CASES = [
     ("social", {"conv": "sage", "layers": 2}),
     ("social", {"conv": "gat"}),
     ("social", {"conv": "light"}),
+    ("knowledge", {}),
+    ("knowledge", {"conv": "rgcn", "heads": 2, "refine": False}),
     ("profile", {"layers": 0}),
     ("profile", {"layers": 2, "rank": 3}),
 ]
@@ -54,7 +58,12 @@ def graphs() -> Graphs:
     people = pa.table({"age": [20.0, 45.0, None, 30.0, None], "city": ["rome", None, "atlantis", "oslo", "oslo"]})
     works = pa.table({"genres": [["drama"], ["crime", "drama"], None, *[["crime"]] * (ITEMS - 3)]})
     profiles = Profiles(encode_table(people, PROFILE.users), encode_table(works, PROFILE.items))
-    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), profiles=profiles)
+    heads, relations, tails = torch.tensor(
+        [(0, 0, 7), (1, 0, 7), (7, 1, 2), (2, 1, 8), (3, 0, 8), (3, 1, 0), (4, 0, 9)]
+    ).T
+    entities = torch.tensor([0, 1, 2, 3, 3, 4, -1, -1, -1, -1, -1, -1])  # 3 and 4 are one; 9 is of item 5 alone
+    facts = Facts(10, 2, heads, relations, tails, entities)
+    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), profiles=profiles, facts=facts)
 
 
 def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
@@ -159,6 +168,74 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
     torch.testing.assert_close(z, module.output(expected))  # type: ignore[operator]
 
 
+def test_light_knowledge_by_hand(graphs: Graphs) -> None:
+    """One hop: the mean over the kinds of edge of the mean of their other ends; a fact's head reads it 2 kinds on."""
+    module = make("knowledge", layers=1, refine=True)
+    assert graphs.facts is not None
+    base = torch.randn(ITEMS, WIDTH)
+    with torch.no_grad():
+        weights = module.graph.relations[0].weight_RD.normal_()  # type: ignore[union-attr, index, operator]
+    own = module.graph.entities.weight  # type: ignore[union-attr]
+    told = module.refine_items(base, graphs) - base
+    torch.testing.assert_close(told[0], (own[7] * weights[2] + (base[3] + base[4]) / 2 * weights[1]) / 2)
+    torch.testing.assert_close(told[1], own[7] * weights[2])
+    torch.testing.assert_close(told[2], (own[7] * weights[1] + own[8] * weights[3]) / 2)
+    torch.testing.assert_close(told[3], (own[8] * weights[2] + base[0] * weights[3]) / 2)
+    torch.testing.assert_close(told[4], told[3], msg="two items at one entity")
+    assert not told[5:].any(), "item 5 shares nothing, the others have no entity"
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layers: int) -> None:
+    """RGCNConv sums over the kinds of edge that end in an entity where we take the mean."""
+    from torch_geometric.nn import RGCNConv
+
+    facts = graphs.facts
+    assert facts is not None
+    module = make("knowledge", conv="rgcn", layers=layers, min_degree=1, bases=3)
+    edges = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
+    kinds = torch.cat([facts.relation_F, facts.relation_F + 2])
+    several = torch.stack([torch.bincount(edges[1][kinds == kind], minlength=10) > 0 for kind in range(4)]).sum(0)
+    base = torch.randn(ITEMS, WIDTH)
+    hidden = module.graph.entities.weight.clone()  # type: ignore[union-attr, operator]
+    hidden[:5] = torch.stack([base[0], base[1], base[2], (base[3] + base[4]) / 2, base[5]])
+    hidden[5:7] = 0  # no fact
+    start = hidden
+    for relations in module.graph.relations:  # type: ignore[union-attr]
+        conv = RGCNConv(WIDTH, WIDTH, 4, num_bases=3, root_weight=False, bias=False)
+        conv.comp.data = relations.share_RB.data
+        conv.weight.data = relations.shared.weight.data.unflatten(0, (3, WIDTH)).transpose(1, 2).contiguous()
+        hidden = hidden + torch.relu(conv(hidden, edges, kinds) / several.clamp(min=1)[:, None])
+    told = module.refine_items(base, graphs) - base
+    torch.testing.assert_close(told[:6], (hidden - start)[[0, 1, 2, 3, 3, 4]])
+    assert not told[6:].any()
+
+
+def test_user_without_facts_is_absent_and_changes_nothing(graphs: Graphs) -> None:
+    module = make("knowledge")
+    items, state = view(module, graphs)
+    z, present = module(batch_of([1, 4, 3]), items, state)
+    assert present.tolist() == [False, True, True] and not z[0].any()
+    facts_only = replace(graphs, users_E=graphs.users_E[:0], items_E=graphs.items_E[:0])
+    torch.testing.assert_close(module(batch_of([1, 4, 3]), *view(module, facts_only))[0], z)
+
+
+def test_knowledge_serves_without_the_graph(graphs: Graphs) -> None:
+    module = make("knowledge")
+    items, state = view(module, graphs)
+    section = GranularitiesConfig().knowledge.model_copy(update={"enabled": True})
+    served = granularity_class("knowledge").for_serving(section, SIZES).eval()
+    weights = {name: weight for name, weight in module.state_dict().items() if name in served.state_dict()}
+    served.load_state_dict(weights)
+    assert not any(name.startswith("graph") for name in weights)
+    torch.testing.assert_close(served(batch_of([0, 3]), items, state), module(batch_of([0, 3]), items, state))
+
+
+def test_knowledge_refuses_data_without_facts() -> None:
+    with pytest.raises(ConfigError, match=r"needs facts about items.*data\.knowledge\.item_columns"):
+        granularity_class("knowledge")(GranularitiesConfig().knowledge, replace(SIZES, num_relations=0))
+
+
 def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:
     module = make("behaviour", input="item")
     with torch.no_grad():
@@ -174,7 +251,9 @@ def test_evolution_refuses_data_without_order() -> None:
         granularity_class("evolution")(GranularitiesConfig().evolution, replace(SIZES, ordered=False))
 
 
-@pytest.mark.parametrize(("name", "options"), [("behaviour", {}), ("evolution", {}), ("social", {"conv": "gat"})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("behaviour", {}), ("evolution", {}), ("social", {"conv": "gat"}), ("knowledge", {})]
+)
 def test_heads_must_divide_the_width(name: str, options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{name}.heads 3 does not divide model.width 8"):
         make(name, heads=3, **options)
@@ -187,6 +266,6 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 
 
 def test_unknown_granularity_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, profile, social"):
+    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, knowledge, profile, social"):
         granularity_class("behavior")
     assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)

@@ -410,9 +410,61 @@ def test_facts_get_dense_ids_and_links(tmp_path: Path) -> None:
     assert pq.read_table(f"{root}/graphs/knowledge.parquet").to_pydict() == {
         "head": [0, 0, 1], "relation": [0, 1, 0], "tail": [2, 1, 2]
     }  # fmt: skip
-    assert pq.read_table(f"{root}/vocab/entities.parquet").to_pydict() == {
-        "entity": ["e1", "e2", "e9"], "item": [0, None, None]
+    assert pq.read_table(f"{root}/vocab/entities.parquet").to_pydict() == {"entity": ["e1", "e2", "e9"]}
+    assert pq.read_table(f"{root}/items/entities.parquet").to_pydict() == {"entity": [0, None, None, None]}
+
+
+ATTRIBUTES = [
+    {schema.ITEM_ID: "a", schema.ENTITY_ID: "e1", "genre": "Rock Folk", "year": 1970, "labels": ["x", "y", None]},
+    {schema.ITEM_ID: "b", schema.ENTITY_ID: None, "genre": " Folk  ", "year": None, "labels": []},
+    {schema.ITEM_ID: "c", schema.ENTITY_ID: None, "genre": None, "year": 1970, "labels": None},
+]
+
+
+def attributed(**tables: list[pa.Table]) -> MemorySource:
+    kinds = {schema.ENTITY_ID: pa.string(), "genre": pa.string(), "year": pa.int64(), "labels": pa.list_(pa.string())}
+    items = rows_of("items", ATTRIBUTES, **kinds)
+    return MemorySource(
+        events=rows_of("events", [row for row in TIMED if row["item_id"] != "d"]), items=items, **tables
+    )
+
+
+def told(dataset: PreparedDataset) -> set[tuple[str, str, str]]:
+    """The facts by name."""
+    entities = dataset._table("vocab/entities.parquet").column(0).to_pylist()
+    relations = dataset._table("vocab/relations.parquet").column(0).to_pylist()
+    return {(entities[h], relations[r], entities[t]) for h, r, t in zip(*dataset.facts(), strict=True)}
+
+
+def test_columns_of_items_become_facts(tmp_path: Path) -> None:
+    columns = {"item_columns": ["genre", "year", "labels"], "separators": {"genre": " "}}
+    expected = {
+        ("e1", "genre", "genre=Rock"), ("e1", "genre", "genre=Folk"), ("e1", "year", "year=1970"),
+        ("e1", "labels", "labels=x"), ("e1", "labels", "labels=y"),
+        ("item_id=b", "genre", "genre=Folk"), ("item_id=c", "year", "year=1970"),
     }  # fmt: skip
+    alone = prepare(config(tmp_path / "alone", knowledge=columns), silent, attributed())
+    assert told(alone) == expected
+    sizes = {name: alone.manifest.counts[name] for name in ("facts", "entities", "relations")}
+    assert sizes == {"facts": 7, "entities": 8, "relations": 3}
+    names = alone._table("vocab/entities.parquet").column("entity").to_pylist()
+    assert [names[entity] for entity in alone.item_entities()] == ["e1", "item_id=b", "item_id=c"]
+
+    given = rows_of("knowledge", [{schema.HEAD: "e9", schema.RELATION: "by", schema.TAIL: "e1"}])
+    both = prepare(config(tmp_path / "both", knowledge=columns), silent, attributed(knowledge=given))
+    assert told(both) == expected | {("e9", "by", "e1")}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item_columns": ["gnre"]}, "gnre not among the columns of items; columns: genre, labels, year"),
+        ({"item_columns": ["year"], "separators": {"genre": " "}}, "separators: genre not in"),
+    ],
+)
+def test_columns_that_cannot_be_facts_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(tmp_path, knowledge=columns), silent, attributed())
 
 
 @pytest.mark.parametrize(
@@ -477,3 +529,4 @@ def test_lastfm_keeps_held_out_tags_away(real_data: Path, prepared_from: Callabl
     assert counts["text_rows_held_out"] > 15_002 and not manifest.ordered
     assert abs(counts["valid"] / (92834 - 18567) - 0.1) < 0.01
     assert counts["social_edges"] == 25_434
+    assert (counts["facts"], int((dataset.item_entities() >= 0).sum())) == (15_518, 3846)

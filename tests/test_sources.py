@@ -395,6 +395,23 @@ def test_hetrec(tmp_path: Path) -> None:
     assert whole.column(schema.SPLIT).null_count == whole.num_rows == 6
 
 
+def test_hetrec_facts(tmp_path: Path) -> None:
+    source = lastfm(tmp_path / "lastfm")
+    assert "knowledge" not in open_source(source).pieces()
+    write(tmp_path / "lastfm/knowledge/kg.txt", "0\tmusic.artist.origin\t7\r\n1\t\t7\r\n")
+    assert "item_index2entity_id.txt" in error_of(source), "facts about nothing"
+    write(tmp_path / "lastfm/knowledge/item_index2entity_id.txt", "11\t0\r\n99\t4\r\n")
+    assert [(row["item_id"], row["entity_id"]) for row in read(source, "items").to_pylist()] == [
+        ("10", None),
+        ("11", "0"),
+    ]
+    told = read(source, "knowledge")
+    assert [(r["head"], r["relation"], r["tail"], r["_reason"]) for r in told.to_pylist()] == [
+        ("0", "music.artist.origin", "7", None),
+        ("1", None, "7", "missing relation"),
+    ]
+
+
 def test_hetrec_pairs_of_other_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the 1 held-out pairs"):
         open_source(lastfm(tmp_path, "7\t7\n")).pieces()
@@ -462,6 +479,8 @@ def test_lastfm_counts(real_data: Path) -> None:
     items = read(source, "items")
     assert (items.num_rows, bad(items)) == (17_632, [])
     assert read(source, "social").num_rows == 25_434
+    assert read(source, "knowledge").num_rows == 15_518
+    assert items.num_rows - items.column(schema.ENTITY_ID).null_count == 3_846
 
 
 def test_movielens_counts(real_data: Path) -> None:

@@ -13,8 +13,9 @@ Layout::
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits
     graphs/social.parquet         src, dst (dense int32), weight; sorted by src
     graphs/knowledge.parquet      head, relation, tail (dense int32), where there are facts; with
-    vocab/entities.parquet        entity, item (dense id of the item that the entity is, null where none)
-    vocab/relations.parquet       relation
+    vocab/entities.parquet        entity, row number = dense id
+    vocab/relations.parquet       relation, row number = dense id
+    items/entities.parquet        dense order: entity (dense id of the entity that the item is, null where none)
     quarantine/TABLE.parquet      file, row, reason, and the row as text
 
 The user–item graph is not stored again: the histories are its rows.
@@ -203,12 +204,12 @@ class PreparedDataset:
         head, relation, tail = (table.column(name).to_numpy() for name in ("head", "relation", "tail"))
         return head, relation, tail
 
-    def entity_items(self) -> Array:
-        """The dense item that each entity is, -1 where it is none: int64, empty without a knowledge table."""
+    def item_entities(self) -> Array:
+        """The dense entity that each item is, -1 where the facts do not know it: [N] int64."""
         if not self.manifest.counts.get("facts"):
-            return np.zeros(0, dtype=np.int64)
-        linked = self._table("vocab/entities.parquet").column("item").combine_chunks()
-        return np.asarray(linked.fill_null(-1)).astype(np.int64)
+            return np.full(self.num_items, -1, dtype=np.int64)
+        found = self._table("items/entities.parquet").column("entity").combine_chunks()
+        return np.asarray(found.fill_null(-1)).astype(np.int64)
 
     def _table(self, name: str) -> pa.Table:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -10,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.config import ItemFactsConfig
 from recsys.data.destination import Folder
 from recsys.data.events import NO_TIME
 from recsys.data.histories import Array
-from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_USER, bad_rows, mark
+from recsys.data.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
 from recsys.data.split import NEVER
 from recsys.data.vocabulary import union
+from recsys.errors import ConfigError, choices
 
 EDGE_SCHEMA: Final = pa.schema([("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32())])
 _ROW_SCHEMA: Final = pa.schema(
@@ -29,6 +32,15 @@ _ROW_SCHEMA: Final = pa.schema(
 )
 _SOCIAL_TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
 _FACT_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]
+_FACT_SCHEMA: Final = pa.schema(
+    [
+        *schema.KNOWLEDGE.columns.items(),
+        (schema.FILE, pa.string()),
+        (schema.ROW, pa.int64()),
+        (schema.REASON, pa.string()),
+        (schema.RAW, pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,36 @@ class SocialRules:
 
     directed: bool = False
     before: int = NEVER  # microseconds; friendships from this time on are left out
+
+
+@dataclass(frozen=True)
+class FactRules:
+    """Which columns of items become facts."""
+
+    columns: tuple[str, ...] = ()
+    separators: Mapping[str, str] = field(default_factory=dict)  # of text columns that hold several values
+
+    @staticmethod
+    def of(config: ItemFactsConfig, features: pa.Table) -> FactRules:
+        """The rules of a configuration.
+
+        Raises:
+            ConfigError: a column is not there, or cannot be a fact.
+        """
+        ids = (schema.ITEM_ID, schema.ENTITY_ID)
+        known = [name for name in features.column_names if name not in ids]
+        if unknown := [name for name in config.item_columns if name not in known]:
+            raise ConfigError(
+                f"data.knowledge.item_columns: {', '.join(unknown)} not among the columns of items; "
+                f"columns: {choices(known) or 'none'}"
+            )
+        if useless := sorted({*config.separators} - {*config.item_columns}):
+            raise ConfigError(f"data.knowledge.separators: {', '.join(useless)} not in data.knowledge.item_columns")
+        if vectors := [n for n in config.item_columns if pa.types.is_fixed_size_list(features.schema.field(n).type)]:
+            raise ConfigError(
+                f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of categories"
+            )
+        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators))
 
 
 @dataclass
@@ -115,47 +157,82 @@ def _sorted_edges(src: Array, dst: Array, weights: Array, directed: bool) -> pa.
     return pa.table(arrays, schema=EDGE_SCHEMA)
 
 
-def facts(features: pa.Table, *blocks: pa.Table) -> tuple[dict[str, pa.Table], pa.Table, int]:
+def facts(
+    features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None
+) -> tuple[dict[str, pa.Table], pa.Table, int]:
     """Facts with dense entities and relations, as the files to write; the bad rows; the number of rows read.
 
-    ``vocab/entities.parquet`` says which item an entity is, where the item table links them.
+    The columns that the rules name become facts too: the item's entity —column→ ``COLUMN=VALUE``. An item that the
+    table of items links with no entity is then one itself, ``item_id=ID``. ``items/entities.parquet`` has the entity of
+    every item, null where the graph does not know it.
     """
-    filled = [block for block in blocks if block.num_rows]
-    if not filled:
-        return {}, QUARANTINE_SCHEMA.empty_table(), 0
-    table = pa.concat_tables(filled, promote_options="permissive").combine_chunks()
-    table = table.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
-    good = np.asarray(pc.is_null(table.column(schema.REASON)))
-    clean = table.filter(pa.array(good))
-    head, relation, tail = (clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT)
-    entities, relations = union([head, tail]), union([relation])
-    codes = [
-        np.asarray(pc.index_in(values, value_set=known)).astype(np.int64)
-        for values, known in ((head, entities), (relation, relations), (tail, entities))
-    ]
-    keys = np.full(table.num_rows, -1, dtype=np.int64)
-    keys[good] = (codes[0] * max(len(relations), 1) + codes[1]) * max(len(entities), 1) + codes[2]
-    duplicate = _repeats(keys, good)
-    marked = mark(table, duplicate, DUPLICATE)
-    unique = np.unique(keys[good])
-    columns = {
-        "head": unique // (len(relations) * len(entities)) if len(unique) else unique,
-        "relation": unique // max(len(entities), 1) % max(len(relations), 1),
-        "tail": unique % max(len(entities), 1),
-    }
+    rows = pa.concat_tables(
+        [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
+    )
+    rows = rows.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
+    good = np.asarray(pc.is_null(rows.column(schema.REASON)))
+    clean = rows.filter(pa.array(good))
+    given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
+    item_entities, told = item_facts(features, rules or FactRules())
+    entities, relations = union([given[0], given[2], told[0], told[2]]), union([given[1], told[1]])
+    keys = _fact_keys(given, entities, relations)
+    repeated = good.copy()
+    repeated[good] = _repeats(keys, np.ones(len(keys), dtype=bool))
+    unique = np.unique(np.concatenate([keys, _fact_keys(told, entities, relations)]))
+    bad = bad_rows(mark(rows, repeated, DUPLICATE), _FACT_TEXT)
+    if not len(unique):
+        return {}, bad, rows.num_rows
+    head, rest = np.divmod(unique, len(relations) * len(entities))
+    relation, tail = np.divmod(rest, len(entities))
+    codes = {"head": head, "relation": relation, "tail": tail}
     files = {
-        "graphs/knowledge.parquet": pa.table({name: pa.array(code.astype(np.int32)) for name, code in columns.items()}),
-        "vocab/entities.parquet": pa.table({"entity": entities, "item": _linked_items(entities, features)}),
+        "graphs/knowledge.parquet": pa.table({name: pa.array(code.astype(np.int32)) for name, code in codes.items()}),
+        "vocab/entities.parquet": pa.table({"entity": entities}),
         "vocab/relations.parquet": pa.table({"relation": relations}),
+        "items/entities.parquet": pa.table({"entity": pc.index_in(item_entities, value_set=entities)}),
     }
-    return files, bad_rows(marked, _FACT_TEXT), table.num_rows
+    return files, bad, rows.num_rows
 
 
-def _linked_items(entities: pa.Array, features: pa.Table) -> pa.Array:
-    """Dense item id of every entity, null where it is none."""
-    if schema.ENTITY_ID not in features.column_names:
-        return pa.nulls(len(entities), pa.int32())
-    return pc.index_in(entities, value_set=features.column(schema.ENTITY_ID).combine_chunks().cast(pa.string()))
+def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:
+    """One number a fact, in the order of head, relation and tail."""
+    head, relation, tail = (
+        np.asarray(pc.index_in(values, value_set=known)).astype(np.int64)
+        for values, known in zip(triples, (entities, relations, entities), strict=True)
+    )
+    keys: Array = (head * max(len(relations), 1) + relation) * max(len(entities), 1) + tail
+    return keys
+
+
+def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.Array]]:
+    """The name of every item's entity, null where it has none, and the facts that its columns tell (head, relation,
+    tail)."""
+    linked = pa.nulls(features.num_rows, pa.string())
+    if schema.ENTITY_ID in features.column_names:
+        linked = features.column(schema.ENTITY_ID).combine_chunks().cast(pa.string())
+    if not rules.columns:
+        return linked, [pa.array([], pa.string())] * 3
+    own = pc.binary_join_element_wise(pa.scalar(schema.ITEM_ID), features.column(schema.ITEM_ID).combine_chunks(), "=")
+    names = pc.coalesce(linked, own)
+    heads, relations, tails = [], [], []
+    for column in rules.columns:
+        rows, values = _values(features.column(column).combine_chunks(), rules.separators.get(column, ""))
+        heads.append(names.take(rows))
+        relations.append(pa.repeat(pa.scalar(column), len(values)))
+        tails.append(pc.binary_join_element_wise(pa.scalar(column), values, "="))
+    return names, [pa.concat_arrays(parts) for parts in (heads, relations, tails)]
+
+
+def _values(column: pa.Array, separator: str) -> tuple[pa.Array, pa.Array]:
+    """The values of a column as text, trimmed, and their rows; a list is several, nothing is none."""
+    if separator:
+        column = pc.split_pattern(column.cast(pa.string()), separator)
+    rows = pa.array(np.arange(len(column)))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
+    values = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    kept = pc.fill_null(pc.not_equal(values, ""), False)
+    return rows.filter(kept), values.filter(kept)
 
 
 def write_social(
@@ -167,9 +244,12 @@ def write_social(
     return bad, report
 
 
-def write_facts(folder: Folder, features: pa.Table, *blocks: pa.Table) -> tuple[int, pa.Table, int]:
-    """Write the knowledge graph and its vocabularies: number of facts, bad rows, rows read."""
-    files, bad, read = facts(features, *blocks)
+def write_facts(
+    folder: Folder, features: pa.Table, rules: FactRules, *blocks: pa.Table
+) -> tuple[dict[str, int], pa.Table, int]:
+    """Write the knowledge graph and its vocabularies: their sizes, bad rows, rows read."""
+    files, bad, read = facts(features, *blocks, rules=rules)
     for name, table in files.items():
         folder.write_table(name, table)
-    return files["graphs/knowledge.parquet"].num_rows if files else 0, bad, read
+    sources = {"facts": "graphs/knowledge", "entities": "vocab/entities", "relations": "vocab/relations"}
+    return {name: files[f"{path}.parquet"].num_rows if files else 0 for name, path in sources.items()}, bad, read

@@ -32,7 +32,7 @@ from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
-from recsys.data.graphs import SocialRules, write_facts, write_social
+from recsys.data.graphs import FactRules, SocialRules, write_facts, write_social
 from recsys.data.histories import Array
 from recsys.data.items import align, compose_text, count_table, feature_table, text_fields
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
@@ -379,12 +379,20 @@ class _Preparation:
             self.counts.update(social_edges=report.edges, **({"social_rows_late": report.late} if temporal else {}))
             if note := report.note(temporal, self.timed):
                 self.notes.append(note)
-        if "knowledge" in tables:
-            blocks = list(block_refs(tables["knowledge"]))
-            entities = features.select([name for name in (schema.ENTITY_ID,) if name in features.column_names])
-            number, bad, read = fetch(task(write_facts).remote(self.folder, entities, *blocks))
+        self._write_facts(tables.get("knowledge"), features)
+
+    def _write_facts(self, knowledge: Any, features: pa.Table) -> None:
+        rules = FactRules.of(self.config.data.knowledge, features)
+        if knowledge is None and not rules.columns:
+            return
+        wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)
+        columns = features.select([name for name in wanted if name in features.column_names])
+        blocks = list(block_refs(knowledge)) if knowledge is not None else []
+        sizes, bad, read = fetch(task(write_facts).remote(self.folder, columns, rules, *blocks))
+        if knowledge is not None:
             self._quarantined("knowledge", read, bad)
-            self.counts["facts"] = number
+        self.counts.update(sizes)
+        self.progress(f"facts: {sizes['facts']:,} about {sizes['entities']:,} entities")
 
     def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> dict[str, Any]:
         """Features, text and its vectors; returns what the manifest says of the text."""

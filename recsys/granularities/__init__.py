@@ -15,6 +15,7 @@ GRANULARITIES: Final = {
     "evolution": "recsys.granularities.evolution:Evolution",
     "collaborative": "recsys.granularities.collaborative:Collaborative",
     "social": "recsys.granularities.social:Social",
+    "knowledge": "recsys.granularities.knowledge:Knowledge",
     "profile": "recsys.granularities.profile:Profile",
 }
 

@@ -40,11 +40,29 @@ class ModelSizes:
     ordered: bool
     timed: bool
     profile: ProfileEncoding | None = field(default=None, repr=False)  # how attributes are read
+    num_entities: int = 0
+    num_relations: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The knowledge graph: ``head`` has ``relation`` to ``tail``; an item may be one of the entities."""
+
+    num_entities: int
+    num_relations: int
+    head_F: Tensor  # int64
+    relation_F: Tensor  # int64
+    tail_F: Tensor  # int64
+    entity_N: Tensor  # int64, the entity that an item is, -1 where none
+
+    def to(self, device: torch.device) -> Facts:
+        parts = (self.head_F, self.relation_F, self.tail_F, self.entity_N)
+        return Facts(self.num_entities, self.num_relations, *(part.to(device) for part in parts))
 
 
 @dataclass
 class Graphs:
-    """What the dataset knows beside the batch: training events and friendships. Built once a training.
+    """What the dataset knows beside the batch: training events, friendships, facts. Built once a training.
 
     The normalised adjacencies are torch-geometric ``EdgeIndex`` objects, sorted and with their transposes cached.
     """
@@ -57,6 +75,7 @@ class Graphs:
     friend_dst_F: Tensor  # int64
     friend_weight_F: Tensor  # float32
     profiles: Profiles | None = None  # encoded attributes of users and items
+    facts: Facts | None = None
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -4,6 +4,9 @@ Listens are ``listen`` events (value: play count), tag assignments are ``tag`` e
 ``tag``. With ``test_pairs``, listens are split into "test" (the pair is held out) and "train"; tag events carry no
 split, and their (user, artist) tells ``prepare`` which ones must not be used.
 
+A folder ``knowledge`` beside the files may hold facts about the artists, as KGCN uses them: ``kg.txt`` (head, relation,
+tail) and ``item_index2entity_id.txt`` (artist, entity), with tabs and without a header.
+
 Encodings: ``tags.dat`` is ISO-8859-1 with CRLF, ``artists.dat`` UTF-8 with stray quotes (read with quoting off), the
 others ASCII with CRLF. Cantador, Brusilovsky, Kuflik: HetRec 2011, https://grouplens.org/datasets/hetrec-2011/
 """
@@ -23,7 +26,8 @@ from recsys.data.validate import Layout
 from recsys.errors import DataError, SourceError
 from recsys.sources.base import Piece, SourceAdapter, read_all
 from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces, read_header
-from recsys.sources.files import InputFile, input_file
+from recsys.sources.files import InputFile, exists, input_file
+from recsys.sources.links import linked
 from recsys.sources.spans import TSV
 
 TAG: Final = "tag"
@@ -43,6 +47,8 @@ _COLUMNS: Final = {
     "user_friends.dat": ("userID", "friendID"),
 }
 """Files of the folder with their columns, in the order of the files."""
+_FACTS: Final = "knowledge/kg.txt"
+_LINKS: Final = "knowledge/item_index2entity_id.txt"
 
 
 class HetRecLastFmAdapter(SourceAdapter):
@@ -57,10 +63,12 @@ class HetRecLastFmAdapter(SourceAdapter):
     def files(self) -> list[InputFile]:
         folder = self.config.folder.rstrip("/")
         pairs = [self.config.test_pairs] if self.config.test_pairs else []
-        return [input_file(path) for path in (*(f"{folder}/{name}" for name in _COLUMNS), *pairs)]
+        facts = [f"{folder}/{name}" for name in (_FACTS, _LINKS)] if exists(f"{folder}/{_FACTS}") else []
+        return [input_file(path) for path in (*(f"{folder}/{name}" for name in _COLUMNS), *facts, *pairs)]
 
     def pieces(self) -> dict[str, list[Piece]]:
-        listens_file, tagged_file, tags_file, artists_file, friends_file, *pairs_file = self.files()
+        listens_file, tagged_file, tags_file, artists_file, friends_file, *more = self.files()
+        pairs_file = [more.pop()] if self.config.test_pairs else []
         listen = (schema.USER_ID, schema.ITEM_ID, schema.VALUE)
         constants = {schema.EVENT_TYPE: LISTEN}
         if pairs_file:
@@ -76,7 +84,14 @@ class HetRecLastFmAdapter(SourceAdapter):
         events += [TagPiece(piece, tag_ids, tag_texts) for piece in _open(tagged_file, columns, _EVENTS, index=1)]
         friends = _open(friends_file, (schema.SRC_USER_ID, schema.DST_USER_ID), Layout(schema.SOCIAL))
         artists = _open(artists_file, (schema.ITEM_ID, "name", "", ""), _ITEMS)
-        return {"events": events, "items": [*artists], "social": [*friends]}
+        tables: dict[str, list[Piece]] = {"events": events, "items": [*artists], "social": [*friends]}
+        if more:
+            facts_file, links_file = more
+            fact = (schema.HEAD, schema.RELATION, schema.TAIL)
+            tables["knowledge"] = [*_open_bare(facts_file, fact, Layout(schema.KNOWLEDGE))]
+            links = _open_bare(links_file, (schema.ITEM_ID, schema.ENTITY_ID), Layout(schema.ITEMS))
+            tables["items"] = linked(artists, links)
+        return tables
 
     def _split(self, listens: list[DelimitedPiece], file: InputFile) -> list[Piece]:
         """The listens with held-out pairs marked, and the pairs that are no listens as bad rows.
@@ -180,6 +195,11 @@ def _open(
             "use the files of the HetRec 2011 release as they are"
         )
     return delimited_pieces(DelimitedPiece(file, index, columns, layout, dialect, header.end, None, constants or {}))
+
+
+def _open_bare(file: InputFile, columns: tuple[str, ...], layout: Layout) -> list[DelimitedPiece]:
+    """The pieces of a file without a header."""
+    return delimited_pieces(DelimitedPiece(file, 0, columns, layout, TSV, header_end=0))
 
 
 def _keys(block: pa.Table) -> pa.ChunkedArray:

@@ -7,21 +7,19 @@ Source: https://recbole.io/docs/user_guide/data/atomic_files.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import RecBoleSource
 from recsys.data.validate import Layout
 from recsys.errors import SourceError, choices
-from recsys.sources.base import Piece, SourceAdapter, read_all, require_columns
+from recsys.sources.base import Piece, SourceAdapter, require_columns
 from recsys.sources.canonical import check_rename
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces, read_header
 from recsys.sources.files import InputFile, exists, input_file
+from recsys.sources.links import linked
 from recsys.sources.spans import CHUNK_BYTES, TSV
 
 _TYPES: Final = {
@@ -76,7 +74,7 @@ class RecBoleAdapter(SourceAdapter):
         if ".link" in found:
             links = [*found[".link"][0]]
             items = found[".item"][0] if ".item" in found else []
-            tables["items"] = _linked(items, links)
+            tables["items"] = linked(items, links)
         return tables
 
     def _read(self, file: InputFile) -> tuple[list[DelimitedPiece], list[str]]:
@@ -106,52 +104,3 @@ def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
             "this is no RecBole atomic file (a plain table is read by data.source.kind canonical)"
         )
     return name, _TYPES[kind]
-
-
-@dataclass(frozen=True)
-class LinkedPiece:
-    """Items with their entities, which are held in memory: one row an item."""
-
-    items: DelimitedPiece
-    item_ids: pa.Array
-    entity_ids: pa.Array
-
-    def read(self) -> Iterator[pa.Table]:
-        for block in self.items.read():
-            rows = pc.index_in(block.column(schema.ITEM_ID), value_set=self.item_ids)
-            entities = self.entity_ids.take(rows.combine_chunks())
-            yield block.set_column(
-                block.schema.get_field_index(schema.ENTITY_ID), block.schema.field(schema.ENTITY_ID), entities
-            )
-
-
-@dataclass(frozen=True)
-class BadLinks:
-    """The bad rows of the link file, for the quarantine of the items table."""
-
-    links: pa.Table
-    layout: Layout
-
-    def read(self) -> Iterator[pa.Table]:
-        wanted = self.layout.arrow
-        known = {name: self.links.column(name) for name in self.links.column_names if name in wanted.names}
-        count = self.links.num_rows
-        yield pa.table([known.get(f.name, pa.nulls(count, f.type)) for f in wanted], schema=wanted)
-
-
-def _linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Piece]:
-    """Items joined with their entities (the first link of an item counts); without items the links are the items."""
-    if not items:
-        return [*links]
-    table = read_all(links)
-    entity_missing = pc.is_null(table.column(schema.ENTITY_ID))
-    reasons = pc.coalesce(
-        table.column(schema.REASON),
-        pc.if_else(entity_missing, f"missing {schema.ENTITY_ID}", pa.scalar(None, pa.string())),
-    )
-    table = table.set_column(table.schema.get_field_index(schema.REASON), schema.REASON, reasons)
-    is_good = pc.is_null(reasons)
-    good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
-    item_ids, entity_ids = (good.column(name).combine_chunks() for name in (schema.ITEM_ID, schema.ENTITY_ID))
-    pieces: list[Piece] = [LinkedPiece(piece, item_ids, entity_ids) for piece in items]
-    return [*pieces, BadLinks(bad, items[0].layout)] if bad.num_rows else pieces

@@ -12,7 +12,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.items import TEXT
 from recsys.errors import ConfigError, choices
-from recsys.granularities.base import Graphs, ModelSizes
+from recsys.granularities.base import Facts, Graphs, ModelSizes
 from recsys.items import whitened_width
 from recsys.model import MultigrainModel
 
@@ -30,6 +30,8 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split) -> Mod
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
         profile=profile_encoding(profile, dataset, through) if profile.enabled else None,
+        num_entities=dataset.manifest.counts.get("entities", 0),
+        num_relations=dataset.manifest.counts.get("relations", 0),
     )
 
 
@@ -65,9 +67,11 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
     return ProfileEncoding(users.fit(), items.fit())
 
 
-def build_graphs(dataset: PreparedDataset, through: Split, profile: ProfileEncoding | None = None) -> Graphs:
-    """The user–item events through ``through``, each item of a user once, the friendships, and, where ``profile`` says
-    how to read them, the attributes."""
+def build_graphs(
+    dataset: PreparedDataset, through: Split, profile: ProfileEncoding | None = None, with_facts: bool = False
+) -> Graphs:
+    """The user–item events through ``through``, each item of a user once, the friendships, and, where asked for, the
+    facts and the attributes, which ``profile`` says how to read."""
     users, items = [], []
     for shard in dataset.shards():
         seen = shard.through(through)
@@ -84,9 +88,20 @@ def build_graphs(dataset: PreparedDataset, through: Split, profile: ProfileEncod
         torch.as_tensor(src.astype(np.int64)),
         torch.as_tensor(dst.astype(np.int64)),
         torch.as_tensor(weight.astype(np.float32)),
-        None
+        profiles=None
         if profile is None
         else Profiles(
             encode_table(dataset.user_features, profile.users), encode_table(dataset.features, profile.items)
         ),
+        facts=build_facts(dataset) if with_facts else None,
     )
+
+
+def build_facts(dataset: PreparedDataset) -> Facts | None:
+    """The knowledge graph, which no split cuts: facts are no events. None where there are no facts."""
+    head, relation, tail = (torch.as_tensor(part.astype(np.int64)) for part in dataset.facts())
+    if not len(head):
+        return None
+    counts = dataset.manifest.counts
+    entities = torch.as_tensor(dataset.item_entities())
+    return Facts(counts["entities"], counts["relations"], head, relation, tail, entities)

@@ -81,7 +81,9 @@ class Phase:
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
         self.model = build_model(config, dataset, through).to(context.device)
-        self.graphs = build_graphs(dataset, through, self.model.sizes.profile).to(context.device)
+        with_facts = config.model.granularities.knowledge.enabled
+        graphs = build_graphs(dataset, through, self.model.sizes.profile, with_facts)
+        self.graphs = graphs.to(context.device)
         self.loader = TrainingLoader(
             dataset,
             through,
