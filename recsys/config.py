@@ -198,6 +198,10 @@ class DataConfig(Section):
     source: Source = Field(default_factory=SyntheticSource)
     order: Literal["auto", "time", "file", "none"] = "auto"
     interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
+    context: list[str] = Field(
+        [], description="further columns of the events that models may read, e.g. weather, device; categories"
+    )
+    context_numbers: list[str] = Field([], description="those of data.context that are numbers instead")
     social_directed: bool = False
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
@@ -238,6 +242,16 @@ class EvolutionConfig(GranularityConfig):
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
+    states: Literal["cell", "parallel", "formula"] = Field(
+        "cell",
+        description="cell: the cell's state alone; else long-term and immediate state, in sweeps or step by step",
+    )
+    sweeps: int = Field(2, ge=1, description="parallel passes over the recurrence of the states")
+    time_gaps: bool = Field(False, description="the time since the event before as an input of the cell")
+    query_context: list[str] = Field(
+        [], description="context columns known at the moment of asking (a column that tells of the answer is a leak)"
+    )
+    context_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows and queries without context in training")
 
 
 class CollaborativeConfig(GranularityConfig):

@@ -21,9 +21,12 @@ from recsys.config import ModelConfig
 from recsys.data.attributes import AttributeRows, ProfileEncoding
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Queries
+from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.evolution import Evolution, Interest
+from recsys.granularities.rolling import expected_event, lengthen
 from recsys.items import ItemTower
 
 States = dict[str, State]
@@ -159,6 +162,64 @@ class FrozenModel:
         z_BKD, present_BK = self.encode(queries, friends_BF, attributes)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return z_BKD * weights_BK[:, :, None], weights_BK
+
+    @torch.inference_mode()
+    def parts_ahead(
+        self,
+        queries: Queries,
+        steps: int,
+        friends_BF: Tensor | None = None,
+        attributes: AttributeRows | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
+        after the next event(s), before they happen. The other granularities stay as they are.
+
+        Raises:
+            RequestError: the model has no evolution, or a history too short to roll that far.
+        """
+        evolution = self._evolution(f"a horizon of {steps + 1}")
+        room = self.config.max_history - steps
+        if room < 1:
+            raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
+        z_BKD, present_BK = self.encode(queries, friends_BF, attributes)
+        batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
+        for _ in range(steps):
+            users_BD, _ = self.encoders.fusion(z_BKD, present_BK)
+            event_BD = expected_event(users_BD @ self.item_vectors_ND.T, self.item_vectors_ND)
+            batch, items = lengthen(batch, items, event_BD)
+            z_BD, _ = evolution(batch, items, {})
+            z_BKD[:, self.names.index("evolution")] = normalize(z_BD, dim=-1) if self.config.unit_vectors else z_BD
+        _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
+        return z_BKD * weights_BK[:, :, None], weights_BK
+
+    @torch.inference_mode()
+    def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
+        """:meth:`scores` for the event ``steps`` after the next one."""
+        parts_BKD, weights_BK = self.parts_ahead(queries, steps)
+        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+
+    @torch.inference_mode()
+    def interest_path(self, query: Queries) -> Interest:
+        """Long-term and immediate interest of one user behind every event of the history, the oldest first.
+
+        Raises:
+            RequestError: the model has no evolution.
+        """
+        evolution = self._evolution("the path of a user's interest")
+        self.encoders.eval()
+        batch = last_position(query, self.config.max_history).to(self.item_vectors_ND.device)
+        events_L = torch.arange(1, int(batch.lengths_U[0]) + 1, device=batch.lengths_U.device)
+        no_context = batch.asked_BC.new_zeros(len(events_L), batch.asked_BC.shape[1])
+        every = replace(batch, rows_B=torch.zeros_like(events_L), seen_B=events_L, asked_BC=no_context)
+        return evolution.interest(every, self.items)
+
+    def _evolution(self, what: str) -> Evolution:
+        module = dict(self.encoders.each()).get("evolution")
+        if not isinstance(module, Evolution):
+            raise RequestError(
+                f"{what} needs a model with the granularity evolution; this one has {', '.join(self.names)}"
+            )
+        return module
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 from recsys.config import build_config
-from recsys.data.dataset import HISTORY_SCHEMA, Manifest, PreparedDataset
+from recsys.data.context import ContextColumn
+from recsys.data.dataset import Manifest, PreparedDataset, history_schema
 from recsys.data.histories import Split
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
@@ -32,11 +35,14 @@ def write_dataset(
     num_shards: int = 2,
     user_columns: Mapping[str, pa.Array] | None = None,
     item_columns: Mapping[str, pa.Array] | None = None,
+    context: Sequence[ContextColumn] = (),
+    codes: Sequence[Sequence[Sequence[int]]] = (),
 ) -> PreparedDataset:
     """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u`` has ``histories[u]``.
 
     Users are dealt to the shards by turns, as buckets of a hash would do; users without events are in the vocabulary
-    only. Text vectors are drawn from a fixed seed; the last item has none.
+    only. Text vectors are drawn from a fixed seed; the last item has none. ``codes[u]`` are the codes of the context
+    columns of every event of user ``u``.
     """
     num_users = len(histories)
     users, items = [f"u{u}" for u in range(num_users)], [f"i{i}" for i in range(num_items)]
@@ -59,7 +65,9 @@ def write_dataset(
         src, dst = (pa.array(column, pa.int32()) for column in zip(*pairs, strict=True))
         weight = pa.array(np.ones(len(pairs), dtype=np.float32))
         _write(folder / "graphs/social.parquet", {"src": src, "dst": dst, "weight": weight})
-    shards = _write_histories(folder, histories, num_shards)
+    shards = _write_histories(folder, histories, num_shards, codes if context else ())
+    if context:
+        (folder / "vocab/context.json").write_text(json.dumps([column.to_json() for column in context]))
     manifest = Manifest(
         content_hash="0123456789abcdef" * 4,
         name="handmade",
@@ -80,6 +88,7 @@ def write_dataset(
         shards=shards,
         text={"model": "handmade-lm", "dimension": text_width} if text_width else {},
         timing={},
+        context=[column.name for column in context],
     )
     (folder / "manifest.json").write_text(manifest.dump())
     return PreparedDataset(str(folder))
@@ -110,14 +119,19 @@ def _write_text(folder: Path, num_items: int, width: int) -> None:
     _write(folder / "items/text_vectors.parquet", {"vector": column, "has_text": has_text})
 
 
-def _write_histories(folder: Path, histories: Sequence[Sequence[Event]], num_shards: int) -> list[str]:
+def _write_histories(
+    folder: Path,
+    histories: Sequence[Sequence[Event]],
+    num_shards: int,
+    codes: Sequence[Sequence[Sequence[int]]],
+) -> list[str]:
     (folder / "histories").mkdir(parents=True, exist_ok=True)
     names = []
     for shard in range(num_shards):
         rows = [user for user in range(shard, len(histories), num_shards) if histories[user]]
         if not rows:
             continue
-        columns = {
+        columns: dict[str, list[Any]] = {
             "user": rows,
             "items": [[item for item, *_ in histories[user]] for user in rows],
             "types": [[kind for _, kind, _, _ in histories[user]] for user in rows],
@@ -125,8 +139,10 @@ def _write_histories(folder: Path, histories: Sequence[Sequence[Event]], num_sha
             "values": [[1.0] * len(histories[user]) for user in rows],
             "splits": [[int(event[3]) for event in histories[user]] for user in rows],
         }
+        if codes:
+            columns["context"] = [[code for event in codes[user] for code in event] for user in rows]
         names.append(f"part-{shard:05d}.parquet")
-        pq.write_table(pa.table(columns, schema=HISTORY_SCHEMA), folder / "histories" / names[-1])
+        pq.write_table(pa.table(columns, schema=history_schema(int(bool(codes)))), folder / "histories" / names[-1])
     return names
 
 

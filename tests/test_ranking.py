@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,7 @@ def test_histories_and_ranking_agree_on_the_split() -> None:
     """A target that a user has in training too is no target, one in validation is seen at test."""
     history = Histories.of_items([[0, 1, 0, 2], [3, 4, 3]], [0, 1])
     splits = np.array([0, 1, 2, 2, 0, 0, 2], dtype=np.uint8)
-    queries = Histories(*(getattr(history, f) for f in list(vars(history))[:-1]), splits).queries(Split.TEST)
+    queries = replace(history, splits_E=splits).queries(Split.TEST)
     result = rank(Table(torch.zeros(2, 5)), queries, k=5)
     assert result.rows_B.tolist() == [0] and result.queries.target_items.tolist() == [2]
     assert not {0, 1} & set(result.items_BK[0].tolist())

@@ -206,7 +206,8 @@ MALFORMED = [
     ({"k": 3}, r"request 1: needs user_id, or history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; there are: attributes, exclude_seen, friends, history, k, user_id",
+        r"request 1: user: unknown field; there are: attributes, context, exclude_seen, friends, history, horizon, k, "
+        r"user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
     ({"friends": ["u1", 2]}, r"request 1: friends\[1\]: got 2 \(int\), expected a string"),
@@ -224,7 +225,10 @@ MALFORMED = [
     ({"history": "i1"}, r"request 1: history: got 'i1' \(str\); input should be a valid list"),
     ({"history": ["i1", 2]}, r"request 1: history\[1\]: got 2 \(int\), expected an item id"),
     ({"history": [{"event_type": "buy"}]}, r"request 1: history\[0\]\.item_id: missing"),
-    ({"history": [{"item_id": "i1", "time": 3}]}, r"history\[0\]\.time: unknown field; there are: event_type, item_id"),
+    (
+        {"history": [{"item_id": "i1", "time": 3}]},
+        r"history\[0\]\.time: unknown field; there are: context, event_type, item_id",
+    ),
     ({"history": [{"item_id": "i1", "timestamp": "soon"}]}, r"history\[0\]\.timestamp: got 'soon'"),
     ({"history": [{"item_id": "i1", "timestamp": math.nan}]}, r"history\[0\]\.timestamp: got nan"),
     ({"history": [{"item_id": "i1", "timestamp": True}]}, r"history\[0\]\.timestamp: got True"),

@@ -93,7 +93,7 @@ class AttributeRows:
     codes_XS: Tensor  # int32
     values_XM: Tensor  # float32, 0 where missing
 
-    def take(self, rows: slice) -> AttributeRows:
+    def take(self, rows: slice | Tensor) -> AttributeRows:
         return AttributeRows(self.codes_XS[rows], self.values_XM[rows])
 
     def to(self, device: torch.device) -> AttributeRows:

@@ -2,12 +2,14 @@
 
 Why: training at every position and answering one request are the same forward pass; only the choice of queries
 differs. Legend: U history rows, L padded length, B queries (a row seen up to a position), P (query, target) pairs,
-S items of the step, N items of the catalogue, F friends of a request.
+S items of the step, N items of the catalogue, F friends of a request, C context columns (see ``recsys.data.context``
+for their codes).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from recsys.data.attributes import AttributeRows
 from recsys.data.histories import Array, Histories, Queries
+
+NO_CONTEXT: Final = torch.zeros(0, 0, 0, dtype=torch.int16)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Batch:
     targets_P: Tensor  # int64 target item number
     friends_UF: Tensor | None = None  # int64 dense user ids that a request names, -1 behind the end; see ``Social``
     attributes: AttributeRows | None = None  # what requests say about their users, a row each of U
+    context_ULC: Tensor = NO_CONTEXT  # int16, 0 behind the end; C = 0 in data without context columns
+    asked_BC: Tensor = NO_CONTEXT  # int16 context at the moment of asking
 
     @property
     def mask_UL(self) -> Tensor:
@@ -84,6 +90,7 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
         seen_B=seen_B,
         pairs_P=torch.arange(num_queries),
         targets_P=padded.history_UL[rows_B, seen_B],
+        asked_BC=padded.context_ULC[rows_B, seen_B],
     )
 
 
@@ -104,7 +111,8 @@ def last_position(queries: Queries, max_history: int) -> Batch:
     histories = queries.histories
     padded = _pad(histories, np.minimum(histories.lengths_U, max_history))
     pairs, targets = queries.target_rows(), queries.target_items.astype(np.int64)
-    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(targets))
+    asked_BC = torch.as_tensor(queries.context_BC)
+    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(targets), asked_BC=asked_BC)
 
 
 def _pad(histories: Histories, lengths: Array) -> Batch:
@@ -120,6 +128,8 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
             return np.zeros((num_rows, width), dtype=values.dtype)
         return np.where(real_UL, values[index_UL], 0)
 
+    contexts = [spread(column) for column in histories.context_EC.T]
+    context_ULC = np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
     times_UL = spread(histories.times_E).astype(np.float64)
     last_U = times_UL.max(axis=1, initial=0.0)
     ages_UL = np.where(real_UL & (times_UL > 0), last_U[:, None] - times_UL, 0.0) / 86_400.0
@@ -134,6 +144,8 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
         seen_B=length,
         pairs_P=torch.zeros(0, dtype=torch.int64),
         targets_P=torch.zeros(0, dtype=torch.int64),
+        context_ULC=torch.as_tensor(context_ULC),
+        asked_BC=torch.zeros((num_rows, len(contexts)), dtype=torch.int16),
     )
 
 
@@ -146,6 +158,7 @@ def _cut(batch: Batch, lengths_U: Tensor, width: int) -> Batch:
         types_UL=batch.types_UL[:, :width] * real_UL,
         ages_UL=batch.ages_UL[:, :width] * real_UL,
         lengths_U=lengths_U,
+        context_ULC=batch.context_ULC[:, :width] * real_UL[:, :, None],
     )
 
 

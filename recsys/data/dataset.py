@@ -5,12 +5,14 @@ Layout::
     manifest.json                 schema version, content hash, counts, event types, order, split, quarantine, timing
     vocab/users.parquet           user_id, row number = dense id
     vocab/items.parquet           item_id, row number = dense id
+    vocab/context.json            where there are context columns: known values, or mean and spread (training events)
     users/features.parquet        dense order: user_id, and the columns of the users table
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
     items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
-    histories/part-00000.parquet  one row a user: user, items, types, times, values, splits
+    histories/part-00000.parquet  one row a user: user, items, types, times, values, splits; context (all columns of
+                                  an event, then the next one's) where there are context columns
     graphs/social.parquet         src, dst (dense int32), weight; sorted by src
     graphs/knowledge.parquet      head, relation, tail (dense int32), where there are facts; with
     vocab/entities.parquet        entity, row number = dense id
@@ -34,7 +36,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from recsys.data.histories import Array, Histories, Split
+from recsys.data.context import ContextColumn
+from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.newcomers import Newcomers
 from recsys.errors import ArtifactError, ConfigError, choices
 
@@ -50,6 +53,11 @@ HISTORY_SCHEMA: Final = pa.schema(
         ("splits", pa.large_list(pa.uint8())),
     ]
 )
+
+
+def history_schema(num_context: int) -> pa.Schema:
+    """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of the context columns where there are any."""
+    return HISTORY_SCHEMA.append(pa.field("context", pa.large_list(pa.int16()))) if num_context else HISTORY_SCHEMA
 
 
 @dataclass
@@ -71,6 +79,7 @@ class Manifest:
     notes: list[str] = field(default_factory=list)  # what a person should know, e.g. dropped tag rows
     schema_version: int = SCHEMA_VERSION
     media: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → dimension, items, and where it is from
+    context: list[str] = field(default_factory=list)  # context columns, in the order of their codes
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
 
     def dump(self) -> str:
@@ -126,6 +135,13 @@ class PreparedDataset:
         """True for the users that the split made cold, [users] bool; None where it made none."""
         newcomers = Newcomers.of(self.manifest.split)
         return newcomers.among(self.user_ids) if newcomers else None
+
+    @cached_property
+    def context(self) -> tuple[ContextColumn, ...]:
+        """The context columns and how their values are coded; empty where the dataset has none."""
+        if not self.manifest.context:
+            return ()
+        return tuple(ContextColumn.from_json(column) for column in self._json("vocab/context.json"))
 
     @cached_property
     def has_text_N(self) -> Array:
@@ -211,6 +227,15 @@ class PreparedDataset:
         found = self._table("items/entities.parquet").column("entity").combine_chunks()
         return np.asarray(found.fill_null(-1)).astype(np.int64)
 
+    def _json(self, name: str) -> Any:
+        try:
+            with self.filesystem.open_input_stream(f"{self._base}/{name}") as stream:
+                return json.loads(stream.read())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ArtifactError(
+                f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"
+            ) from None
+
     def _table(self, name: str) -> pa.Table:
         try:
             return pq.read_table(f"{self._base}/{name}", filesystem=self.filesystem)
@@ -248,6 +273,9 @@ def histories_from_table(table: pa.Table) -> Histories:
     lengths = table.column("items").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     columns = {name: flat(name) for name in ("items", "types", "times", "values", "splits")}
+    context = NO_CONTEXT
+    if "context" in table.column_names and len(columns["items"]):
+        context = flat("context").astype(np.int16, copy=False).reshape(len(columns["items"]), -1)
     return Histories(
         table.column("user").to_numpy(),
         offsets,
@@ -256,6 +284,7 @@ def histories_from_table(table: pa.Table) -> Histories:
         columns["times"].astype(np.int64, copy=False),
         columns["values"].astype(np.float32, copy=False),
         columns["splits"].astype(np.uint8, copy=False),
+        context,
     )
 
 

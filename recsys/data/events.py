@@ -21,7 +21,8 @@ from recsys.data.blocks import task
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
-from recsys.errors import ConfigError
+from recsys.data.validate import ids, numbers
+from recsys.errors import ConfigError, choices
 
 TERM: Final = "_term"  # the text of an auxiliary event
 NO_TIME: Final = np.iinfo(np.int64).min
@@ -38,7 +39,7 @@ _COLUMNS: Final[dict[str, pa.DataType]] = {
     schema.RAW: pa.string(),
     TERM: pa.string(),
 }
-EXCHANGE_SCHEMA: Final = pa.schema(list(_COLUMNS.items()))
+CONTEXT: Final = "_context_"  # prefix of a context column, which may have any name
 
 EVENT_SCHEMA: Final = pa.schema(
     [
@@ -62,13 +63,32 @@ class EventRules:
     interactions: tuple[str, ...]  # empty: all but the text types
     text_types: tuple[str, ...]
     text_column: str
+    context: tuple[str, ...] = ()  # context columns
+    context_numbers: tuple[str, ...] = ()  # those of them that are numbers
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """What is kept of an event on its way to its bucket."""
+        kinds = {name: pa.float64() if name in self.context_numbers else pa.string() for name in self.context}
+        return {**_COLUMNS, **{f"{CONTEXT}{name}": kind for name, kind in kinds.items()}}
+
+    @property
+    def exchange_schema(self) -> pa.Schema:
+        return pa.schema(list(self.columns.items()))
+
+    @property
+    def event_schema(self) -> pa.Schema:
+        """:data:`EVENT_SCHEMA` and the context columns, not yet coded."""
+        kinds = list(self.columns.items())[len(_COLUMNS) :]
+        return pa.schema([*EVENT_SCHEMA, *(pa.field(name, kind) for name, kind in kinds)])
 
     @staticmethod
     def of(config: DataConfig) -> EventRules:
         """The rules of a configuration.
 
         Raises:
-            ConfigError: types of text without their column (or the reverse), or a type that is said to be both.
+            ConfigError: types of text without their column (or the reverse), a type that is said to be both, or context
+                columns that contradict each other or the columns of the events.
         """
         text = config.text
         if bool(text.event_types) != bool(text.event_column):
@@ -79,7 +99,14 @@ class EventRules:
         both = sorted(set(text.event_types) & set(config.interactions))
         if both:
             raise ConfigError(f"{', '.join(both)} cannot be in both data.interactions and data.text.event_types")
-        return EventRules(tuple(config.interactions), tuple(text.event_types), text.event_column)
+        _check_context(config.context, config.context_numbers)
+        return EventRules(
+            tuple(config.interactions),
+            tuple(text.event_types),
+            text.event_column,
+            tuple(config.context),
+            tuple(config.context_numbers),
+        )
 
     def is_text(self, types: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.is_in(types, value_set=pa.array(self.text_types, pa.string()))
@@ -88,6 +115,17 @@ class EventRules:
         if self.interactions:
             return pc.is_in(types, value_set=pa.array(self.interactions, pa.string()))
         return pc.invert(self.is_text(types))
+
+
+def _check_context(names: list[str], numbers: list[str]) -> None:
+    known = sorted(set(names) & set(schema.EVENTS.columns))
+    if known:
+        raise ConfigError(f"data.context: {known[0]!r} is a column that every event has; name further columns only")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"data.context names a column twice: {', '.join(names)}")
+    stray = sorted(set(numbers) - set(names))
+    if stray:
+        raise ConfigError(f"data.context_numbers: {stray[0]!r} is not in data.context, which has: {choices(names)}")
 
 
 @dataclass
@@ -109,9 +147,9 @@ class BucketSummary:
 # --------------------------------------------------------------------------------------------------------- exchange
 
 
-def split_by_user(block: pa.Table, num_buckets: int, text_column: str) -> list[pa.Table]:
+def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules) -> list[pa.Table]:
     """The rows of a block, bucket by bucket: the hash of the user id decides, the same one everywhere and always."""
-    table = project(block, text_column)
+    table = project(block, rules)
     encoded = table.column(schema.USER_ID).combine_chunks().dictionary_encode()
     codes = np.asarray(encoded.indices.fill_null(len(encoded.dictionary)))
     hashes = np.append(string_hashes(encoded.dictionary), np.uint64(0))
@@ -122,25 +160,29 @@ def split_by_user(block: pa.Table, num_buckets: int, text_column: str) -> list[p
     return [ordered.slice(int(start), int(end - start)) for start, end in zip(starts, ends, strict=True)]
 
 
-def project(block: pa.Table, text_column: str) -> pa.Table:
-    """Only the columns that the pipeline reads, typed as in :mod:`recsys.schema`.
+def project(block: pa.Table, rules: EventRules) -> pa.Table:
+    """Only the columns that the pipeline reads, typed as in :mod:`recsys.schema`; context categories trimmed, cells of
+    context numbers that are none are null.
 
     Raises:
-        ConfigError: ``data.text.event_column`` is not a column of the events.
+        ConfigError: ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
     """
     if block.num_rows == 0:
-        return EXCHANGE_SCHEMA.empty_table()
-    if text_column and text_column not in block.column_names:
-        known = [name for name in block.column_names if not name.startswith("_")]
-        raise ConfigError(
-            f"data.text.event_column: {text_column!r} is not a column of the events; columns: {', '.join(known)}"
-        )
-    names = {name: text_column if name == TERM else name for name in _COLUMNS}
-    arrays = [
-        block.column(names[name]).cast(kind) if names[name] in block.column_names else pa.nulls(block.num_rows, kind)
-        for name, kind in _COLUMNS.items()
-    ]
-    return pa.table(arrays, schema=EXCHANGE_SCHEMA)
+        return rules.exchange_schema.empty_table()
+    for key, wanted in (("text.event_column", rules.text_column), *(("context", name) for name in rules.context)):
+        if wanted and wanted not in block.column_names:
+            known = [name for name in block.column_names if not name.startswith("_")]
+            raise ConfigError(f"data.{key}: {wanted!r} is not a column of the events; columns: {', '.join(known)}")
+    arrays = []
+    for name, kind in rules.columns.items():
+        if name.startswith(CONTEXT):
+            cells = block.column(name.removeprefix(CONTEXT)).combine_chunks()
+            arrays.append(numbers(cells)[0] if pa.types.is_floating(kind) else ids(cells))
+            continue
+        given = rules.text_column if name == TERM else name
+        is_there = given in block.column_names
+        arrays.append(block.column(given).cast(kind) if is_there else pa.nulls(block.num_rows, kind))
+    return pa.table(arrays, schema=rules.exchange_schema)
 
 
 def gather_bucket(
@@ -209,11 +251,11 @@ def encode_bucket(
         item_ids: all items, dense.
 
     Returns:
-        Tables of :data:`EVENT_SCHEMA` and :data:`TEXT_SCHEMA`, the duplicates for the quarantine, and how many rows of
-        text were left out because they are empty or about an item outside the vocabulary.
+        Tables of ``rules.event_schema`` and :data:`TEXT_SCHEMA`, the duplicates for the quarantine, and how many rows
+        of text were left out because they are empty or about an item outside the vocabulary.
     """
     if good.num_rows == 0:
-        return EVENT_SCHEMA.empty_table(), TEXT_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), 0
+        return coding.rules.event_schema.empty_table(), TEXT_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), 0
     types = good.column(schema.EVENT_TYPE)
     is_text = np.asarray(coding.rules.is_text(types))
     kept = pc.or_(coding.rules.is_interaction(types), pa.array(is_text))
@@ -312,7 +354,8 @@ def _encoded_events(good: pa.Table, keys: dict[str, Array], position: Array, cod
         pa.array(column[position].astype(kind.type.to_pandas_dtype()))
         for column, kind in zip(columns, EVENT_SCHEMA, strict=True)
     ]
-    return pa.table(arrays, schema=EVENT_SCHEMA)
+    context = [good.column(f"{CONTEXT}{name}").take(pa.array(position)) for name in coding.rules.context]
+    return pa.table([*arrays, *context], schema=coding.rules.event_schema)
 
 
 def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa.Table:
@@ -342,12 +385,12 @@ def exchange(blocks: Any, num_buckets: int, rules: EventRules, known_items: pa.A
     known = ray.put(known_items)
     pieces: list[list[Any]] = [[] for _ in range(num_buckets)]
     for block in blocks:
-        parts = splitter.remote(block, num_buckets, rules.text_column)
+        parts = splitter.remote(block, num_buckets, rules)
         for bucket, part in zip(pieces, [parts] if num_buckets == 1 else parts, strict=True):
             bucket.append(part)
-    return [gatherer.remote(rules, known, *(bucket or [EXCHANGE_SCHEMA.empty_table()])) for bucket in pieces]
+    return [gatherer.remote(rules, known, *(bucket or [rules.exchange_schema.empty_table()])) for bucket in pieces]
 
 
-def _split_task(block: pa.Table, num_buckets: int, text_column: str) -> Any:
-    parts = split_by_user(block, num_buckets, text_column)
+def _split_task(block: pa.Table, num_buckets: int, rules: EventRules) -> Any:
+    parts = split_by_user(block, num_buckets, rules)
     return parts[0] if num_buckets == 1 else parts

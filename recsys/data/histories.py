@@ -1,13 +1,13 @@
 """Users' events in memory: compressed sparse rows, and the queries that training and evaluation cut from them.
 
 Why: ragged histories as offsets + flat arrays cost no padding, slice without copying, and read straight from the
-Parquet shards. Legend: U users (rows), E events, B queries, L history length.
+Parquet shards. Legend: U users (rows), E events, B queries, L history length, C context columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)  # of data without context columns, whatever its size
 
 
 class Split(IntEnum):
@@ -39,6 +40,11 @@ class Histories:
     times_E: Array  # int64 seconds since the epoch, 0 where unknown
     values_E: Array  # float32
     splits_E: Array  # uint8, see Split and VALID_ALONE
+    context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
+
+    def __post_init__(self) -> None:
+        if self.context_EC is NO_CONTEXT:
+            object.__setattr__(self, "context_EC", np.zeros((len(self.items_E), 0), dtype=np.int16))
 
     def __len__(self) -> int:
         return len(self.users_U)
@@ -85,10 +91,11 @@ class Histories:
         )
         chosen = self.take(rows)
         targets = chosen.where(np.isin(chosen.splits_E, asked))
-        return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E)
+        asked_BC = targets.context_EC[targets.offsets_U1[:-1]]  # every query has a target
+        return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E, asked_BC)
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:
-        columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E)
+        columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E, self.context_EC)
         return Histories(users, offsets, *(column[events] for column in columns))
 
     @staticmethod
@@ -99,7 +106,9 @@ class Histories:
         lengths = np.concatenate([part.lengths_U for part in parts])
         fields = ("users_U", "items_E", "types_E", "times_E", "values_E", "splits_E")
         columns = {field: np.concatenate([getattr(part, field) for part in parts]) for field in fields}
-        return Histories(offsets_U1=_offsets(lengths), **columns)
+        width = max(part.context_EC.shape[1] for part in parts)
+        context_EC = np.concatenate([_missing_or(part.context_EC, width) for part in parts])
+        return Histories(offsets_U1=_offsets(lengths), context_EC=context_EC, **columns)
 
     @staticmethod
     def of_items(items_per_user: list[list[int]], users: list[int] | None = None) -> Histories:
@@ -125,6 +134,12 @@ class Queries:
     histories: Histories  # B rows
     target_offsets_B1: Array  # int64
     target_items: Array  # int32
+    context_BC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16 when asked: in evaluation, the first target's
+
+    def __post_init__(self) -> None:
+        if self.context_BC is NO_CONTEXT:
+            shape = (len(self.histories), self.histories.context_EC.shape[1])
+            object.__setattr__(self, "context_BC", np.zeros(shape, dtype=np.int16))
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -138,7 +153,7 @@ class Queries:
         """The given queries in the given order."""
         lengths = self.num_targets_B[rows]
         targets = self.target_items[_ranges(self.target_offsets_B1[rows], lengths)]
-        return Queries(self.histories.take(rows), _offsets(lengths), targets)
+        return Queries(self.histories.take(rows), _offsets(lengths), targets, self.context_BC[rows])
 
     @property
     def num_targets_B(self) -> Array:
@@ -147,6 +162,11 @@ class Queries:
     def target_rows(self) -> Array:
         """The query of every target: [P] int64."""
         return np.repeat(np.arange(len(self)), self.num_targets_B)
+
+
+def _missing_or(context_EC: Array, width: int) -> Array:
+    """The codes, or missing ones where events are without context columns."""
+    return context_EC if context_EC.shape[1] == width else np.zeros((len(context_EC), width), dtype=np.int16)
 
 
 def _offsets(lengths: Array) -> Array:

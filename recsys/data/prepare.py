@@ -38,7 +38,7 @@ from recsys.data.items import align, compose_text, count_table, feature_table, t
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
 from recsys.data.newcomers import Newcomers
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
-from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins
+from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins, with_context
 from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
 from recsys.data.text_cache import encode_texts
 from recsys.data.vocabulary import dense, union
@@ -159,6 +159,7 @@ class _Preparation:
             timing=self.timing,
             notes=self.notes,
             media=media,
+            context=list(self.rules.context),
             settings_hash=settings_hash(self.config),
         )
 
@@ -324,6 +325,7 @@ class _Preparation:
         if self.rules.text_types:
             num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
         rules = ShardRules(plan, self.config.seed, num_term_parts)
+        rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids)
         written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
         encoded.clear()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)

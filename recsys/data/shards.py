@@ -5,7 +5,8 @@ Legend: U users, E events, N items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from recsys.data.blocks import task
-from recsys.data.dataset import HISTORY_SCHEMA
+from recsys.data.blocks import fetch, task
+from recsys.data.context import ContextColumn, Tally, tally
+from recsys.data.dataset import history_schema
 from recsys.data.destination import Folder
-from recsys.data.events import EVENT_SCHEMA, NO_TIME, PARTS
+from recsys.data.events import CONTEXT, EVENT_SCHEMA, NO_TIME, PARTS, EventRules
 from recsys.data.hashing import string_hashes, uniform
 from recsys.data.histories import VALID_ALONE, Array, Split
 from recsys.data.newcomers import CUT
@@ -33,6 +35,7 @@ class ShardRules:
     plan: SplitPlan
     seed: int
     num_term_parts: int
+    context: tuple[ContextColumn, ...] = ()
 
 
 @dataclass
@@ -70,18 +73,12 @@ def write_shard(
         (user, item) pair, text of a cold user on anything but the training events left to them, and in temporal
         splits text from the validation cut-off on, is not among the terms.
     """
-    columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
-    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
-    offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
-    uniform_E = _uniform(columns, rules.seed, users, items) if rules.plan.random else np.zeros(0)
-    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E)
-    cold = np.zeros(0, dtype=np.int32)
-    cold_counts: dict[str, int] = {}
-    if rules.plan.newcomers:
-        columns, offsets_U1, splits_E, cold, cold_counts = _cut(columns, offsets_U1, splits_E, rules, (users, items))
+    (columns, offsets_U1, splits_E), cold, cold_counts = _parts(events, rules, users, items)
     name = f"part-{index:05d}.parquet" if len(columns["user"]) else ""
     if name:
-        folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E))
+        rows = pa.array(columns["row"])
+        context = [column.encode(events.column(f"{CONTEXT}{column.name}").take(rows)) for column in rules.context]
+        folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context))
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
     counts["repeats"] = len(pairs_E) - len(np.unique(pairs_E))
@@ -91,6 +88,35 @@ def write_shard(
     held_items, item_counts = _item_counts(columns["item"], splits_E)
     report = ShardReport(name, counts | text_counts | cold_counts, held_items, item_counts)
     return [report, *_term_parts(kept, rules.num_term_parts)]
+
+
+def tally_context(
+    events: pa.Table, event_rules: EventRules, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> list[Tally]:
+    """What the training events of a bucket say of each context column; other events are not counted."""
+    (columns, _, splits_E), _, _ = _parts(events, rules, users, items)
+    train = events.take(pa.array(columns["row"][splits_E == Split.TRAIN]))
+    return [
+        tally(train.column(f"{CONTEXT}{name}"), name, name in event_rules.context_numbers)
+        for name in event_rules.context
+    ]
+
+
+def _parts(
+    events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]:
+    """The events' columns, where each user starts, and the part that each event belongs to, without what cold users
+    lose; the dense ids of the cold users; counts. ``row`` is an event's place in the table."""
+    columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
+    columns["row"] = np.arange(events.num_rows)
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
+    offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
+    uniform_E = _uniform(columns, rules.seed, users, items) if rules.plan.random else np.zeros(0)
+    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E)
+    if not rules.plan.newcomers:
+        return (columns, offsets_U1, splits_E), np.zeros(0, dtype=np.int32), {}
+    columns, offsets_U1, splits_E, cold, counts = _cut(columns, offsets_U1, splits_E, rules, (users, items))
+    return (columns, offsets_U1, splits_E), cold, counts
 
 
 def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Array) -> Array:
@@ -131,7 +157,7 @@ def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) 
     return text.filter(pa.array(~dropped)), int(dropped.sum())
 
 
-def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array) -> pa.Table:
+def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array, context: list[Array]) -> pa.Table:
     times = columns["time"]
     seconds = np.where(times == NO_TIME, 0, times // 1_000_000)
     flat = {
@@ -143,7 +169,12 @@ def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array
     }
     arrays = [pa.array(columns["user"][offsets_U1[:-1]])]
     arrays += [pa.LargeListArray.from_arrays(pa.array(offsets_U1), pa.array(values)) for values in flat.values()]
-    return pa.table(arrays, names=["user", *flat]).cast(HISTORY_SCHEMA)
+    names = ["user", *flat]
+    if context:
+        codes = pa.array(np.stack(context, axis=1).reshape(-1))
+        arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets_U1 * len(context)), codes))
+        names.append("context")
+    return pa.table(arrays, names=names).cast(history_schema(len(context)))
 
 
 def _pairs(users: Array, items: Array, num_items: int) -> Array:
@@ -199,6 +230,32 @@ def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
     offsets = pa.array(np.append(starts, len(items)).astype(np.int32))
     terms = pa.ListArray.from_arrays(offsets, table.column("term").combine_chunks())
     return pa.table({"item": pa.array(items[starts]), "terms": pc.binary_join(terms, ", ")})
+
+
+def with_context(
+    encoded: list[list[Any]],
+    folder: Folder,
+    event_rules: EventRules,
+    rules: ShardRules,
+    users: pa.Array,
+    items: pa.Array,
+) -> ShardRules:
+    """The rules with the context columns as the training events of all buckets have them; writes their vocabulary.
+
+    Raises:
+        DataError: a category with too many values.
+    """
+    if not event_rules.context:
+        return rules
+    counter = task(tally_context)
+    user_ref, item_ref = ray.put(users), ray.put(items)
+    total: list[Tally] = []
+    for ref in [counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded]:
+        for place, found in enumerate(fetch(ref)):
+            total[place].add(found) if place < len(total) else total.append(found)
+    columns = tuple(found.column(name) for name, found in zip(event_rules.context, total, strict=True))
+    folder.write_text("vocab/context.json", json.dumps([column.to_json() for column in columns], ensure_ascii=False))
+    return replace(rules, context=columns)
 
 
 def start_shards(

@@ -42,6 +42,10 @@ class ModelSizes:
     profile: ProfileEncoding | None = field(default=None, repr=False)  # how attributes are read
     num_entities: int = 0
     num_relations: int = 0
+    context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
+
+    def __post_init__(self) -> None:  # as JSON has it
+        object.__setattr__(self, "context", tuple((name, codes) for name, codes in self.context))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 A causal sequence model over the item vectors of the history, trained at every position. ``cell`` picks an LSTM or a
 GRU, or pre-norm causal attention (SASRec, Kang & McAuley 2018) whose positions enter as vectors added to the
 events, as learned biases on the lag between two events and on the time between them (as in HSTU, Zhai et al. 2024), or
-both.
+both. An event is the sum of its item, its type, its context columns and (``time_gaps``) the time since the one before.
+
+``states`` picks what comes of it: the cell's state behind the last event, which is the predicted next interest state
+H_{t+1}, or H_{t+1} and the immediate state i_t with a learned share (see :mod:`recsys.granularities.interest`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,43 +30,133 @@ from recsys.granularities.base import (
     gather_queries,
     heads_error,
 )
+from recsys.granularities.context import AskedContext, ContextVectors, hide
+from recsys.granularities.interest import Fuse, InterestStates
 
-NUM_TIME_BUCKETS = 16  # log2 of minutes: under a minute … over three weeks
+NUM_TIME_BUCKETS = 16  # of attention's biases, log2 of minutes: under a minute … over three weeks
+NUM_GAP_BUCKETS = 20  # of the inputs: … over a year
+
+
+class Interest(NamedTuple):
+    """The two states behind every query, normed, and how they make z = (1 − share) long + share immediate."""
+
+    long_BD: Tensor  # the next interest state H_{t+1}
+    immediate_BD: Tensor | None  # None: the model has one state
+    share_B1: Tensor  # of the immediate state
+
+    @property
+    def z_BD(self) -> Tensor:
+        if self.immediate_BD is None:
+            return self.long_BD
+        return (1 - self.share_B1) * self.long_BD + self.share_B1 * self.immediate_BD
 
 
 class Evolution(Granularity):
-    """The state of a causal sequence model behind the last seen event. Legend: U rows, L length, D width, H heads."""
+    """The state of a causal sequence model behind the last seen event.
+
+    Legend: U rows, L length, D width, H heads, B queries, C context columns.
+    """
 
     def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        if not sizes.ordered:
-            raise ConfigError(
-                "model.granularities.evolution needs events in order, and this dataset has none; disable it, or set "
-                "data.order to time or file if the source has an order"
-            )
+        _check(config, sizes)
+        self.config = config
         width = sizes.width
         self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
         nn.init.zeros_(self.type_embedding.weight)
         self.scale = math.sqrt(width)  # of item vectors, which are small beside the cell's weights
         self.dropout = nn.Dropout(config.input_dropout)
         self.norm = nn.LayerNorm(width)
+        two = config.states != "cell"
         self.cell: nn.Module
         if config.cell == "attention":
             self.cell = CausalAttention(config, sizes)
         else:
             kind = nn.LSTM if config.cell == "lstm" else nn.GRU
             drop = config.dropout if config.layers > 1 else 0.0
-            self.cell = kind(width, width, config.layers, batch_first=True, dropout=drop)
+            self.cell = kind(2 * width if two else width, width, config.layers, batch_first=True, dropout=drop)
+        self.states = InterestStates(width) if two else None
+        self.enter = nn.Linear(2 * width, width) if two and config.cell == "attention" else None
+        self.fuse = Fuse(width) if two else None
+        self.gap_embedding = nn.Embedding(NUM_GAP_BUCKETS + 1, width) if config.time_gaps else None
+        if self.gap_embedding is not None:
+            nn.init.zeros_(self.gap_embedding.weight)
+        names = [name for name, _ in sizes.context]
+        self.context = ContextVectors(sizes, names, init_std=0.0) if names else None
+        asked = config.query_context
+        self.asked = AskedContext(sizes, asked, config.context_dropout) if asked else None
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(batch.types_UL)
-        if isinstance(self.cell, CausalAttention):
-            states_ULD = self.cell(self.dropout(self.cell.place(events_ULD)), batch)
-        else:
-            states_ULD = self.cell(self.dropout(events_ULD))[0]
         present_B = batch.seen_B > 0
-        z_BD = self.norm(gather_queries(states_ULD, batch))
+        z_BD = self.interest(batch, items).z_BD
         return z_BD * present_B[:, None].to(z_BD.dtype), present_B
+
+    def interest(self, batch: Batch, items: ItemView) -> Interest:
+        """Long-term and immediate state of every query (of no meaning where a query sees no event)."""
+        next_ULD, immediate_ULD = self._run(self.dropout(self._events(batch, items)), batch)
+        next_BD = gather_queries(next_ULD, batch)
+        if self.asked is not None:
+            next_BD = self.asked(next_BD, batch.asked_BC)
+        long_BD: Tensor = self.norm(next_BD)
+        if self.fuse is None or immediate_ULD is None:
+            return Interest(long_BD, None, long_BD.new_zeros(len(long_BD), 1))
+        return Interest(long_BD, *self.fuse(long_BD, gather_queries(immediate_ULD, batch)))
+
+    def _events(self, batch: Batch, items: ItemView) -> Tensor:
+        """What the cell reads of every event: [U, L, D]."""
+        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(batch.types_UL)
+        if self.gap_embedding is not None:
+            events_ULD = events_ULD + self.gap_embedding(_gap_buckets(batch.ages_UL))
+        if self.context is not None:
+            codes_ULC = hide(batch.context_ULC, self.config.context_dropout, self.training)
+            events_ULD = events_ULD + self.context(codes_ULC)
+        return self.cell.place(events_ULD) if isinstance(self.cell, CausalAttention) else events_ULD
+
+    def _run(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """H_{t+1} and i_t (None: one state) behind every event."""
+
+        def cell(inputs_ULX: Tensor) -> Tensor:
+            if isinstance(self.cell, CausalAttention):
+                states_ULD: Tensor = self.cell(inputs_ULX if self.enter is None else self.enter(inputs_ULX), batch)
+            else:
+                states_ULD = self.cell(inputs_ULX)[0]
+            return states_ULD
+
+        if self.states is None:
+            return cell(events_ULD), None
+        if self.config.states == "formula":
+            assert isinstance(self.cell, nn.LSTM | nn.GRU)
+            return self.states.formula(events_ULD, self.cell)
+        return self.states.sweep(events_ULD, cell, self.config.sweeps)
+
+
+def _check(config: EvolutionConfig, sizes: ModelSizes) -> None:
+    where = "model.granularities.evolution"
+    if not sizes.ordered:
+        raise ConfigError(
+            f"{where} needs events in order, and this dataset has none; disable it, or set data.order to time or file "
+            "if the source has an order"
+        )
+    if config.time_gaps and not sizes.timed:
+        raise ConfigError(
+            f"{where}.time_gaps needs a timestamp of every event, and this dataset lacks some; set it false"
+        )
+    if config.states == "formula" and config.cell == "attention":
+        raise ConfigError(
+            f"{where}.states formula goes step by step, which attention over all steps does not; set states parallel, "
+            "or cell lstm or gru"
+        )
+
+
+def _gap_buckets(ages_UL: Tensor) -> Tensor:
+    """log₂ of the minutes since the event before, one bucket more for a row's first event: [U, L] int64."""
+    gaps_UL = (ages_UL[:, :-1] - ages_UL[:, 1:]).clamp(min=0)
+    return nn.functional.pad(_buckets(gaps_UL, NUM_GAP_BUCKETS), (1, 0), value=NUM_GAP_BUCKETS)
+
+
+def _buckets(days: Tensor, number: int) -> Tensor:
+    """log₂ of the minutes of times between events, the last bucket open."""
+    return torch.log2(1 + days * 1440.0).long().clamp(max=number - 1)
 
 
 class CausalAttention(nn.Module):
@@ -89,9 +183,8 @@ class CausalAttention(nn.Module):
             lag_LL = (places_L[:, None] - places_L).clamp(min=0)
             bias_UHLL = self.lag_bias_LH[lag_LL].permute(2, 0, 1)[None]
         if self.gap_bias is not None:
-            gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0) * 1440.0
-            bucket_ULL = torch.log2(1 + gap_ULL).long().clamp(max=NUM_TIME_BUCKETS - 1)
-            bias_UHLL = bias_UHLL + self.gap_bias(bucket_ULL).permute(0, 3, 1, 2)
+            gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0)
+            bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(0, 3, 1, 2)
         allowed_U1LL = causal_mask(batch)[:, None]
         mask_UHLL = bias_UHLL.masked_fill(~allowed_U1LL, float("-inf")).to(events_ULD.dtype)
         states_ULD = events_ULD

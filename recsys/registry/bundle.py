@@ -8,7 +8,8 @@ Layout::
     bundle.json           format, model configuration, sizes, event types, dataset, metrics, checksums of the files
     weights.safetensors   FrozenModel.tensors(): encoders, item vectors, granularity states
     items.parquet         dense order: item_id, title, popularity (users, in the events the model was fitted on)
-    users.parquet         dense order: user_id and the user's events: items, types, times, splits
+    users.parquet         dense order: user_id and the user's events: items, types, times, values, splits, and context
+                          where the dataset has context columns
 
 Legend: U users, E events, N items.
 """
@@ -23,6 +24,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +39,7 @@ from safetensors.torch import load_file, save_file
 
 from recsys import __version__
 from recsys.config import ModelConfig
+from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset, histories_from_table
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
@@ -80,6 +83,7 @@ class BundleInfo(BaseModel):
     event_types: list[str]
     default_event_type: str  # of history events that a request gives without a type: the most frequent one
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
+    context: list[dict[str, Any]] = []  # context columns, see ContextColumn
     text_model: str
     metrics: dict[str, Any]
     extra: dict[str, Any]
@@ -97,6 +101,11 @@ class Bundle:
     popularity_N: Array  # int64
     user_ids: list[str]
     histories: Histories  # row = dense user id; all events, with the part each belongs to
+
+    @cached_property
+    def context(self) -> tuple[ContextColumn, ...]:
+        """The context columns that histories and requests may carry."""
+        return tuple(ContextColumn.from_json(column) for column in self.info.context)
 
     @property
     def num_items(self) -> int:
@@ -180,6 +189,7 @@ def _describe(
             "ordered": manifest.ordered,
             "timed": manifest.timed,
         },
+        context=[column.to_json() for column in dataset.context],
         text_model=str(manifest.text.get("model", "")),
         metrics=_plain(extra.get("metrics", {})),
         extra=_plain(rest),
@@ -223,20 +233,22 @@ def _dense_histories(dataset: PreparedDataset) -> Histories:
 
 
 def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
-    kinds = {name: pa.large_list(kind) for name, kind in _EVENT_COLUMNS.items()}
-    schema = pa.schema({"user_id": pa.string(), **kinds})
-    flat = dict(zip(_EVENT_COLUMNS, _event_arrays(histories), strict=True))
+    num_context = histories.context_EC.shape[1]
+    kinds = _EVENT_COLUMNS | ({"context": pa.int16()} if num_context else {})
+    schema = pa.schema({"user_id": pa.string(), **{name: pa.large_list(kind) for name, kind in kinds.items()}})
     ids = user_ids.cast(pa.string())
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, len(histories), _ROWS_AT_A_TIME):
             stop = min(start + _ROWS_AT_A_TIME, len(histories))
             offsets = histories.offsets_U1[start : stop + 1]
+            span = slice(offsets[0], offsets[-1])
             lists = [
-                pa.LargeListArray.from_arrays(
-                    pa.array(offsets - offsets[0]), pa.array(values[offsets[0] : offsets[-1]], _EVENT_COLUMNS[name])
-                )
-                for name, values in flat.items()
+                pa.LargeListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(values[span], kind))
+                for values, kind in zip(_event_arrays(histories), _EVENT_COLUMNS.values(), strict=True)
             ]
+            if num_context:  # all columns of an event, then the next event's
+                codes = pa.array(histories.context_EC[span].reshape(-1))
+                lists.append(pa.LargeListArray.from_arrays(pa.array((offsets - offsets[0]) * num_context), codes))
             writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))
 
 

@@ -26,8 +26,9 @@ class RecommenderModel(PythonModel):
     """Rows of requests → rows of answers.
 
     Input columns, all optional, a row needs one of the first four: ``user_id`` (string), ``history`` (list of item
-    ids, oldest first, or of objects with item_id, event_type, timestamp), ``friends`` (list of user ids),
-    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool).
+    ids, oldest first, or of objects with item_id, event_type, timestamp, context), ``friends`` (list of user ids),
+    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool),
+    ``context`` (object: context column → value at the moment of asking), ``horizon`` (1 … 10 events ahead).
     Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
     """
 
@@ -70,6 +71,8 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
             given = {str(name): _plain(value) for name, value in row.items()}
             row = defaults | {name: value for name, value in given.items() if value is not None}
             row["k"] = _whole(row.get("k", 20))
+            if "horizon" in row:
+                row["horizon"] = _whole(row["horizon"])
         found.append(row)
     return found
 
@@ -100,16 +103,8 @@ def signature() -> Any:
     # MLflow cannot say "list or nothing" or "integer or nothing" of a column: a batch in which one row has no history
     # would be refused. So these columns are any, and the request parser, which names row and field, checks them.
     anything = AnyType()  # type: ignore[no-untyped-call]
-    inputs = Schema(
-        [
-            ColSpec(DataType.string, "user_id", required=False),
-            ColSpec(anything, "history", required=False),
-            ColSpec(anything, "friends", required=False),
-            ColSpec(anything, "attributes", required=False),
-            ColSpec(anything, "k", required=False),
-            ColSpec(anything, "exclude_seen", required=False),
-        ]
-    )
+    kinds = {name: DataType.string if name == "user_id" else anything for name in Request.model_fields}
+    inputs = Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()])
     outputs = Schema(
         [
             ColSpec(DataType.string, "user_id", required=False),

@@ -10,7 +10,7 @@ Legend: B requests, K granularities, R list length, D width, N items, E events, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.attributes import AttributeRows, RequestEncoder
+from recsys.data.context import encode_request
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
@@ -40,6 +41,8 @@ class _Visible:
     types_E: Array
     times_E: Array
     values_E: Array  # NaN where the request does not say
+    context_EC: Array
+    asked_C: Array  # context at the moment of asking
     unknown: list[str]
     friends_F: list[int]  # dense ids, each once
     unknown_friends: list[str]
@@ -90,7 +93,8 @@ class Recommender:
         Exact top-k over the whole catalogue; ties are ordered as in evaluation. Nothing that is not finite leaves.
 
         Raises:
-            RequestError: an event type or attribute that the model does not know, or an attribute of a wrong type.
+            RequestError: an event type, attribute or context that the model does not know, one of a wrong type, or a
+                horizon that the model cannot see.
         """
         visible = [self._see(index, request) for index, request in enumerate(requests)]
         attributes = self._attributes.encode([request.attributes for request in requests])
@@ -110,16 +114,18 @@ class Recommender:
         span = slice(*stored.offsets_U1[user : user + 2]) if user >= 0 else slice(0, 0)
         seen = set(stored.items_E[span].tolist()) if request.history and not self.model.sizes.ordered else set()
         friends = {name: self.user_row(name) for name in request.friends or [] if name != request.user_id}
-        items, types, times, unknown = [], [], [], []
+        items, types, times, contexts, unknown = [], [], [], [], []
         for place, event in enumerate(request.history or []):
             number = self._item_rows.get(event.item_id, -1)
             kind = self._type(index, place, event.event_type)
+            context_C = encode_request(self.bundle.context, event.context, f"request {index}: history[{place}].context")
             if number < 0:
                 unknown.append(event.item_id)
             elif number not in seen:
                 items.append(number)
                 types.append(kind)
                 times.append(event.seconds)
+                contexts.append(context_C)
                 if not self.model.sizes.ordered:  # a history without order is a set
                     seen.add(number)
         return _Visible(
@@ -128,6 +134,8 @@ class Recommender:
             np.append(stored.types_E[span], np.array(types, dtype=np.uint8)),
             np.append(stored.times_E[span], np.array(times, dtype=np.int64)),
             np.append(stored.values_E[span], np.full(len(items), np.nan, dtype=np.float32)),
+            np.concatenate([stored.context_EC[span], *(context_C[None] for context_C in contexts)]),
+            encode_request(self.bundle.context, request.context, f"request {index}: context"),
             unknown,
             [row for row in friends.values() if row >= 0],
             [name for name, row in friends.items() if row < 0],
@@ -144,8 +152,9 @@ class Recommender:
 
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
-        histories = _stack(visible)
-        parts_BKD, _ = self.model.parts(as_queries(histories), _friends(visible), attributes)
+        queries = _queries(visible)
+        histories = queries.histories
+        parts_BKD = self._parts(requests, queries, _friends(visible), attributes)
         # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
         bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
@@ -163,6 +172,21 @@ class Recommender:
             self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
             for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
         ]
+
+    def _parts(
+        self, requests: Sequence[Request], queries: Queries, friends_BF: Tensor | None, attributes: AttributeRows
+    ) -> Tensor:
+        """λ_k z_k of every request, rolled forward to the horizon that it asks for: [B, K, D]."""
+        horizons_B = np.array([request.horizon for request in requests])
+        if (horizons_B == 1).all():
+            return self.model.parts(queries, friends_BF, attributes)[0]
+        parts_BKD = torch.zeros(len(requests), len(self.names), self.model.config.width)
+        for horizon in np.unique(horizons_B).tolist():
+            rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
+            friends_bF = None if friends_BF is None else friends_BF[rows_b]
+            asked = queries.take(rows_b.numpy()), horizon - 1, friends_bF, attributes.take(rows_b)
+            parts_BKD[rows_b], _ = self.model.parts_ahead(*asked)
+        return parts_BKD
 
     def _shares(self, parts_BKD: Tensor, top_BR: Array) -> Array:
         """λ_k z_k · a_i as float32 numbers in float64: such numbers add without rounding, in whatever order."""
@@ -194,18 +218,20 @@ class Recommender:
         )
 
 
-def _stack(visible: list[_Visible]) -> Histories:
+def _queries(visible: list[_Visible]) -> Queries:
+    """What is seen of the requests, asking without targets."""
     lengths = np.array([len(seen.items_E) for seen in visible], dtype=np.int64)
-    total = int(lengths.sum())
-    return Histories(
+    histories = Histories(
         np.array([seen.user for seen in visible], dtype=np.int32),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         np.concatenate([seen.items_E for seen in visible]),
         np.concatenate([seen.types_E for seen in visible]),
         np.concatenate([seen.times_E for seen in visible]),
         np.concatenate([seen.values_E for seen in visible]),
-        np.zeros(total, dtype=np.uint8),
+        np.zeros(int(lengths.sum()), dtype=np.uint8),
+        np.concatenate([seen.context_EC for seen in visible]),
     )
+    return replace(as_queries(histories), context_BC=np.stack([seen.asked_C for seen in visible]))
 
 
 def _friends(visible: list[_Visible]) -> Tensor | None:

@@ -20,6 +20,7 @@ MAX_K: Final = 1000
 MAX_HISTORY: Final = 10_000
 MAX_FRIENDS: Final = 10_000
 SUBJECTS: Final = ("user_id", "history", "friends", "attributes")  # a request needs at least one of them
+MAX_HORIZON: Final = 10
 
 Id = Annotated[StrictStr, Field(min_length=1)]
 
@@ -32,6 +33,7 @@ class HistoryEvent(BaseModel):
     item_id: Id
     event_type: Id | None = None
     timestamp: datetime | None = None
+    context: dict[str, Any] | None = None  # context column → value; the recommender, which knows the columns, checks
 
     @field_validator("timestamp", mode="before")
     @classmethod
@@ -53,7 +55,8 @@ class Request(BaseModel):
     """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events.
 
     ``friends`` are user ids: those the model knows take the place of a known user's friendships, and are all there is
-    of a newcomer's. ``attributes`` win over those known of the user; null is not given.
+    of a newcomer's. ``attributes`` win over those known of the user; null is not given. ``context`` is that of the
+    moment of asking. ``horizon`` 1 asks for the next item, 2 for the one after it, …
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +67,8 @@ class Request(BaseModel):
     attributes: dict[Id, Any] | None = None  # field → value or list; the recommender knows the fields
     k: Annotated[StrictInt, Field(ge=1, le=MAX_K)] = 20
     exclude_seen: StrictBool = True
+    context: dict[str, Any] | None = None
+    horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)] = 1
 
     @field_validator("history", mode="before")
     @classmethod
@@ -142,9 +147,13 @@ def _explain(error: Any) -> str:
         model = HistoryEvent if path.startswith("history") else Request
         return f"{path}: unknown field; there are: {choices(model.model_fields)}"
     if kind in ("model_type", "model_attributes_type") and path.startswith("history"):
-        return f"{path}: got {got}, expected an item id (string) or an object with item_id, event_type, timestamp"
+        return (
+            f"{path}: got {got}, expected an item id (string) or an object with {', '.join(HistoryEvent.model_fields)}"
+        )
     if kind == "string_type":
         return f"{path}: got {got}, expected a string (ids are text: put numbers in quotes)"
+    if kind == "dict_type":
+        return f"{path}: got {got}, expected an object of context column → value"
     if kind == "missing":
         return f"{path}: missing"
     message = error["msg"].removeprefix("Value error, ")

@@ -32,6 +32,7 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split) -> Mod
         profile=profile_encoding(profile, dataset, through) if profile.enabled else None,
         num_entities=dataset.manifest.counts.get("entities", 0),
         num_relations=dataset.manifest.counts.get("relations", 0),
+        context=tuple((column.name, column.num_codes) for column in dataset.context),
     )
 
 

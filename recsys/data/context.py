@@ -1,0 +1,173 @@
+"""Context columns of events (weather, device, news topic …): from the values of a source to small codes, and back in
+requests.
+
+Why codes of one kind: a category and a number are both an ``int16``, 0 where the cell is missing, so histories, batches
+and bundles carry one array ``context_EC`` whatever the columns are, and padding means "missing".
+
+    category   1 a value that no training event has, 2 + i the i-th known value
+    number     c > 0: (c − 1) / 4000, c < 0: c / 4000 standard deviations from the mean of the training events
+
+Legend: E events, C context columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.histories import Array
+from recsys.errors import DataError, RequestError, choices
+
+MISSING: Final = 0
+UNKNOWN: Final = 1
+_FIRST_VALUE: Final = 2
+MAX_VALUES: Final = 30_000  # of a category; codes are int16
+STEPS: Final = 4000  # codes a standard deviation of a number
+_LIMIT: Final = 8.0  # standard deviations beyond which numbers are cut off
+
+
+@dataclass(frozen=True)
+class ContextColumn:
+    """One column: its known values, or the mean and spread of its numbers, of training events alone."""
+
+    name: str
+    values: tuple[str, ...] | None  # None: numbers
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a category; 0 for numbers."""
+        return 0 if self.values is None else _FIRST_VALUE + len(self.values)
+
+    def encode(self, column: pa.ChunkedArray) -> Array:
+        """Codes of a column of strings (category) or doubles (number): [E] int16."""
+        if self.values is None:
+            return number_codes(np.asarray(column.fill_null(np.nan)), self.mean, self.std)
+        found = np.asarray(pc.index_in(column, value_set=pa.array(self.values, pa.string())).fill_null(-1))
+        codes = np.where(found < 0, UNKNOWN, found + _FIRST_VALUE)
+        return np.where(np.asarray(pc.is_null(column)), MISSING, codes).astype(np.int16)
+
+    def code(self, value: Any, where: str) -> int:
+        """The code of one value of a request; None is missing, a category that was never seen is unknown.
+
+        Raises:
+            RequestError: a value of another type, with ``where`` it stood.
+        """
+        if value is None:
+            return MISSING
+        if self.values is None:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+                raise RequestError(f"{where}: got {value!r}, expected a finite number or null")
+            return int(number_codes(np.array([value], dtype=np.float64), self.mean, self.std)[0])
+        if not isinstance(value, str):
+            raise RequestError(
+                f"{where}: got {value!r} ({type(value).__name__}), expected a string or null (categories are text: put "
+                "numbers in quotes)"
+            )
+        value = value.strip()
+        if not value:
+            return MISSING
+        return self.values.index(value) + _FIRST_VALUE if value in self.values else UNKNOWN
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> ContextColumn:
+        values = content["values"]
+        return ContextColumn(**{**content, "values": None if values is None else tuple(values)})
+
+
+def number_codes(values: Array, mean: float, std: float) -> Array:
+    """Numbers as codes, 0 for NaN.
+
+    >>> number_codes(np.array([1.0, 3.0, 2.0, np.nan]), 2.0, 2.0).tolist()
+    [-2000, 2001, 1, 0]
+    """
+    steps = np.rint(np.clip((values - mean) / std, -_LIMIT, _LIMIT) * STEPS)
+    return np.where(np.isnan(steps), MISSING, np.where(steps >= 0, steps + 1, steps)).astype(np.int16)
+
+
+def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | None, where: str) -> Array:
+    """The context of one event or request: [C] int16, missing where ``given`` does not say.
+
+    Raises:
+        RequestError: a column that the model does not know, or a value of the wrong type.
+    """
+    codes = np.zeros(len(columns), dtype=np.int16)
+    unknown = sorted(set(given or {}) - {column.name for column in columns})
+    if unknown:
+        known = choices(column.name for column in columns) if columns else "none, the model has no context columns"
+        raise RequestError(f"{where}: {unknown[0]!r} is no context column; there are: {known}")
+    for place, column in enumerate(columns):
+        codes[place] = column.code((given or {}).get(column.name), f"{where}.{column.name}")
+    return codes
+
+
+# ---------------------------------------------------------------------------------------------------- counting values
+
+
+@dataclass
+class Tally:
+    """What some training events say of one column: how often each value, or count, mean and squared spread."""
+
+    counts: dict[str, int] | None  # None: numbers
+    number: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # Σ (x − mean)²
+
+    def add(self, other: Tally) -> None:
+        """Take in the tally of other events (numbers: Chan et al. 1979)."""
+        if self.counts is not None:
+            for value, count in (other.counts or {}).items():
+                self.counts[value] = self.counts.get(value, 0) + count
+            return
+        total = self.number + other.number
+        if other.number == 0:
+            return
+        apart = other.mean - self.mean
+        self.squares += other.squares + apart * apart * self.number * other.number / total
+        self.mean += apart * other.number / total
+        self.number = total
+
+    def column(self, name: str) -> ContextColumn:
+        """The column as its training events have it; a number that never varies has spread 1.
+
+        Raises:
+            DataError: too many different values to be a category.
+        """
+        if self.counts is None:
+            std = (self.squares / self.number) ** 0.5 if self.number else 0.0
+            return ContextColumn(name, None, self.mean, std if std > 0 else 1.0)
+        _check_number(name, len(self.counts))
+        return ContextColumn(name, tuple(sorted(self.counts)))
+
+
+def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> Tally:
+    """Count one column of training events.
+
+    Raises:
+        DataError: too many different values to be a category.
+    """
+    column = column.drop_null()
+    if is_number:
+        values = np.asarray(column)
+        mean = float(values.mean()) if len(values) else 0.0
+        return Tally(None, len(values), mean, float(np.square(values - mean).sum()))
+    counts = pc.value_counts(column)
+    _check_number(name, len(counts))
+    return Tally({entry["values"]: entry["counts"] for entry in counts.to_pylist()})
+
+
+def _check_number(name: str, number: int) -> None:
+    if number > MAX_VALUES:
+        raise DataError(
+            f"data.context: {name!r} has more than {MAX_VALUES:,} different values in training, too many for a "
+            "category; leave it out, group its values, or name it in data.context_numbers if it is a number"
+        )

@@ -1,0 +1,92 @@
+"""Context columns as vectors: of the events that a sequence model reads, and of the moment of asking.
+
+A missing cell adds nothing. A value that no training event has adds what its row starts with, which training never
+moves: nothing for events, next to nothing for the moment of asking. Both stay usable where context is not given.
+
+Legend: B queries, U history rows, L length, C context columns, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from recsys.data.context import MISSING, STEPS, UNKNOWN
+from recsys.errors import ConfigError, choices
+from recsys.granularities.base import ModelSizes
+
+
+class ContextVectors(nn.Module):
+    """Codes of some columns → the sum of one vector a column: a table for categories, (x, x², 1) · W for numbers."""
+
+    def __init__(self, sizes: ModelSizes, names: Sequence[str], init_std: float) -> None:
+        super().__init__()
+        known = dict(sizes.context)
+        self.places = [list(known).index(name) for name in names]
+        self.tables = nn.ModuleList(
+            nn.Embedding(known[name], sizes.width) if known[name] else nn.Linear(3, sizes.width, bias=False)
+            for name in names
+        )
+        for table in self.tables:
+            assert isinstance(table, nn.Embedding | nn.Linear)
+            nn.init.normal_(table.weight, std=init_std)
+            if isinstance(table, nn.Embedding):
+                nn.init.zeros_(table.weight[: UNKNOWN + 1])
+
+    def forward(self, codes_XC: Tensor) -> Tensor:
+        """[…, C] → […, D]; codes without columns (data that has none) are all missing."""
+        total = torch.zeros((), device=codes_XC.device)
+        if codes_XC.shape[-1] == 0:
+            return total
+        for place, table in zip(self.places, self.tables, strict=True):
+            code_X = codes_XC[..., place].long()
+            present_X = code_X != MISSING
+            if isinstance(table, nn.Embedding):
+                vector_XD = table(code_X)
+            else:
+                x_X = torch.where(code_X > 0, code_X - 1, code_X) / STEPS
+                vector_XD = table(torch.stack([x_X, x_X.square(), torch.ones_like(x_X)], dim=-1))
+            total = total + vector_XD * present_X[..., None]
+        return total
+
+
+class AskedContext(nn.Module):
+    """Moves a state by the context at the moment of asking, s + W₂ gelu(W₁ (s ⊕ c)); where all is missing it stays s.
+
+    In training the context of some queries is hidden, so that the model answers as well without it.
+    """
+
+    def __init__(self, sizes: ModelSizes, names: Sequence[str], hidden_share: float) -> None:
+        super().__init__()
+        unknown = sorted(set(names) - {name for name, _ in sizes.context})
+        if unknown:
+            known = choices(name for name, _ in sizes.context) or "none; name them in data.context"
+            raise ConfigError(
+                f"model.granularities.evolution.query_context: {unknown[0]!r} is no context column of this dataset; "
+                f"there are: {known}"
+            )
+        self.hidden_share = hidden_share
+        self.vectors = ContextVectors(sizes, names, init_std=0.5)
+        self.inner, self.outer = nn.Linear(2 * sizes.width, 2 * sizes.width), nn.Linear(2 * sizes.width, sizes.width)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, states_BD: Tensor, asked_BC: Tensor) -> Tensor:
+        if asked_BC.shape[-1] == 0:
+            return states_BD
+        codes_BC = hide(asked_BC, self.hidden_share, self.training)
+        given_B1 = (codes_BC[:, self.vectors.places] != MISSING).any(1, keepdim=True)
+        both = torch.cat([states_BD, self.vectors(codes_BC).to(states_BD.dtype)], dim=1)
+        moved_BD: Tensor = self.outer(nn.functional.gelu(self.inner(both)))
+        return states_BD + moved_BD * given_B1
+
+
+def hide(codes_XC: Tensor, share: float, training: bool) -> Tensor:
+    """Codes of a share of the rows (first dimension) made missing, in training only."""
+    if not training or not share or codes_XC.shape[-1] == 0:
+        return codes_XC
+    ones_X = torch.ones(codes_XC.shape[0], device=codes_XC.device)
+    kept_X = dropout(ones_X, share) > 0
+    return codes_XC * kept_X.reshape(-1, *[1] * (codes_XC.ndim - 1))

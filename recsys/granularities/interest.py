@@ -1,0 +1,89 @@
+"""Long-term and immediate interest (S4): two states beside the cell that predicts the next interest state.
+
+The published formulas, with ⊕ the concatenation and σ the logistic function::
+
+    h_t = W_h σ(H_{t−1} ⊕ i_{t−1}) + b_h        long-term state
+    i_t = W_i σ(H_{t−1} ⊕ i_{t−1}) + b_i        immediate state
+    H_{t+1} = f(h_t, i_t, H_t)                  next interest state, f the cell
+
+They never say where the behaviour x_t enters. Here it enters on the right, as part of the immediate state that is read
+at step t: i_{t−1} stands for i_{t−1} + x_t, "what was on the user's mind, and what the user just did". This changes no
+formula: with x_t = 0, when nothing new has happened, they hold as printed; and it is the only place that makes both
+h_t and i_t know the newest event, without which H_{t+1} would be a prediction from the day before. H_0 = H_1 = 0,
+i_0 = 0. f reads h_t ⊕ i_t as its input and H_t as its state: an LSTM or a GRU cell, or causal attention, whose state
+H_t is all its earlier inputs.
+
+The recurrence runs through H *and* i, so no kernel computes it. Two ways:
+
+* ``formula``: step by step, exactly (LSTM, GRU);
+* ``parallel``: sweeps over all positions at once. Each sweep computes h and i of every step from the H and i of the
+  sweep before (Jacobi's iteration, from zero), then H of all steps by the cell's own kernel. Sweep n is exact for the
+  first n events, so L sweeps equal the formula, and few come close, since σ and W damp what is far back.
+
+Legend: U rows, L length, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Cell = Callable[[Tensor], Tensor]  # inputs of all steps [U, L, …] → H of the step after each [U, L, D]
+
+
+class InterestStates(nn.Module):
+    """W_h, b_h and W_i, b_i."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.long, self.immediate = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+
+    def step(self, before_XD: Tensor, immediate_XD: Tensor, events_XD: Tensor) -> tuple[Tensor, Tensor]:
+        """h_t and i_t from H_{t−1}, i_{t−1} and x_t."""
+        read_X2D = torch.sigmoid(torch.cat([before_XD, immediate_XD + events_XD], dim=-1))
+        return self.long(read_X2D), self.immediate(read_X2D)
+
+    def sweep(self, events_ULD: Tensor, cell: Cell, sweeps: int) -> tuple[Tensor, Tensor]:
+        """H_{t+1} and i_t of every step, by parallel sweeps."""
+        next_ULD = immediate_ULD = torch.zeros_like(events_ULD)
+        for _ in range(sweeps):
+            long_ULD, immediate_ULD = self.step(_later(next_ULD, 2), _later(immediate_ULD, 1), events_ULD)
+            next_ULD = cell(torch.cat([long_ULD, immediate_ULD], dim=-1))
+        return next_ULD, immediate_ULD
+
+    def formula(self, events_ULD: Tensor, cell: nn.LSTM | nn.GRU) -> tuple[Tensor, Tensor]:
+        """H_{t+1} and i_t of every step, one step after the other."""
+        nothing_UD = torch.zeros_like(events_ULD[:, 0])
+        before_UD, now_UD, immediate_UD = nothing_UD, nothing_UD, nothing_UD
+        memory, following, immediates = None, [], []
+        for event_UD in events_ULD.unbind(1):
+            long_UD, immediate_UD = self.step(before_UD, immediate_UD, event_UD)
+            output_U1D, memory = cell(torch.cat([long_UD, immediate_UD], dim=-1)[:, None], memory)
+            before_UD, now_UD = now_UD, output_U1D[:, 0]
+            following.append(now_UD)
+            immediates.append(immediate_UD)
+        return torch.stack(following, dim=1), torch.stack(immediates, dim=1)
+
+
+class Fuse(nn.Module):
+    """z = (1 − s) norm(H_{t+1}) + s norm(i_t), the share s of the immediate state learned for every query."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Linear(2 * width, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, -1.0)  # a quarter at the start
+
+    def forward(self, long_BD: Tensor, immediate_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """The immediate state, normed, and its share [B, 1]; ``long_BD`` comes normed."""
+        immediate_BD = self.norm(immediate_BD)
+        return immediate_BD, torch.sigmoid(self.gate(torch.cat([long_BD, immediate_BD], dim=-1)))
+
+
+def _later(values_ULD: Tensor, steps: int) -> Tensor:
+    """Every step's value some steps later, zero at the start."""
+    kept = values_ULD[:, : max(values_ULD.shape[1] - steps, 0)]
+    return nn.functional.pad(kept, (0, 0, min(steps, values_ULD.shape[1]), 0))
