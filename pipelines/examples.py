@@ -14,6 +14,7 @@ import numpy as np
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
+from recsys.evaluation.movement import movements
 from recsys.evaluation.ranking import Ranking
 from recsys.model import FrozenModel
 
@@ -25,8 +26,8 @@ def example_users(
 ) -> list[dict[str, Any]]:
     """Random queries of a ranking as the report shows them.
 
-    Each is ``{user, history: [title], recommendations: [{item, title, score, shares: {granularity: float}, hit}]}``,
-    the history oldest first.
+    Each is ``{user, history: [title], recommendations: [{item, title, score, shares: {granularity: float}, hit}],
+    movement}``, the history oldest first; ``movement`` as of :func:`movements`, None without an evolution.
     """
     num_examples = min(num_examples, len(ranking))
     if num_examples == 0:
@@ -35,8 +36,9 @@ def example_users(
     queries = ranking.queries.take(rows_E)
     parts_EKD, _ = model.parts(queries)
     titles_N = item_titles(dataset.features)
+    moves: list[dict[str, Any] | None] = [*movements(model, dataset, queries)] or [None] * num_examples
     examples = []
-    for parts_KD, history, row in zip(parts_EKD, queries.chunks(1), rows_E, strict=True):
+    for parts_KD, history, row, movement in zip(parts_EKD, queries.chunks(1), rows_E, moves, strict=True):
         kept_R = ranking.items_BK[row] >= 0
         items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
         shares_RK = (model.item_vectors_ND[items_R] @ parts_KD.T).tolist()
@@ -45,6 +47,7 @@ def example_users(
         examples.append(
             {
                 "user": dataset.user_ids[user].as_py() if user >= 0 else "a user outside training",
+                "movement": movement,
                 "history": [titles_N[item] for item in history.histories.items_E],
                 "recommendations": [
                     {

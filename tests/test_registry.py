@@ -178,7 +178,8 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []
-    assert found["inputs"] == ["user_id", "history", "friends", "k", "exclude_seen"] and found["example"]
+    asked = ["user_id", "history", "friends", "k", "exclude_seen", "context", "horizon"]
+    assert found["inputs"] == asked and found["example"]
 
 
 def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:

@@ -94,6 +94,24 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None 
     return Curves(tuple(laid), x_labels, [(100 - place, text) for place, text in up.labels()], mark)
 
 
+def areas(bands: Sequence[Sequence[float]]) -> list[str]:
+    """Bands of shares over L steps, stacked from the ground up, as closed SVG paths in a box of 100 × 100.
+
+    >>> areas([[0.5, 1.0], [0.5, 0.0]])
+    ['M0 50 L100 0 L100 100 L0 100Z', 'M0 0 L100 0 L100 0 L0 50Z']
+    """
+    ground = [0.0] * len(bands[0]) if bands else []
+    across = [100.0 * step / max(len(ground) - 1, 1) for step in range(len(ground))]
+    paths = []
+    for band in bands:
+        top = [low + share for low, share in zip(ground, band, strict=True)]
+        there = [f"{x:.5g} {100 * (1 - y):.5g}" for x, y in zip(across, top, strict=True)]
+        back = [f"{x:.5g} {100 * (1 - y):.5g}" for x, y in zip(across, ground, strict=True)]
+        paths.append("M" + " L".join([*there, *back[::-1]]) + "Z")
+        ground = top
+    return paths
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of a stacked bar in percent of the track."""

@@ -19,6 +19,7 @@ import jinja2
 from recsys.data.dataset import Manifest
 from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
+from recsys.evaluation.movement import movement_panel
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -56,17 +57,21 @@ def render_report(
         training_history: per epoch ``phase`` ("select" or "refit"; default select), ``epoch``, ``loss``, the validation
             metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
         examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
-            ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``.
+            ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
+            ``movement`` where there is an evolution (see ``recsys.evaluation.movement``).
         config_yaml: the merged configuration.
     """
-    source = resources.files("recsys.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         metric=metric_name, recommender=recommender_name, duration=duration, number=number, signed=signed, figure=figure
     )
-    html = environment.from_string(source).render(
+    html = environment.get_template("report.html.j2").render(
         title=manifest.name,
         date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         metric=evaluation["metric"],
@@ -81,12 +86,17 @@ def render_report(
         fusion=_fusion(evaluation),
         colours=_colours(evaluation),
         examples=[_example(example) for example in examples],
+        movement=movement_panel(examples),
         quarantine=_quarantine(manifest),
         split=_split(manifest),
         timing=_timing(evaluation["timing"]),
         config_yaml=config_yaml,
     )
     Path(path).write_text(html, encoding="utf-8")
+
+
+def _template(name: str) -> str:
+    return resources.files("recsys.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- filters
