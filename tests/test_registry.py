@@ -178,7 +178,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []
-    asked = ["user_id", "history", "friends", "k", "exclude_seen", "context", "horizon"]
+    asked = ["user_id", "history", "friends", "attributes", "k", "exclude_seen", "context", "horizon"]
     assert found["inputs"] == asked and found["example"]
 
 
