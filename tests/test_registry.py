@@ -174,7 +174,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert newcomer["shares"]["social"] == newcomer["scores"]
     assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
-    expected = ["k: got 0", "no column user_id, history or friends", "user_id", "history: got 'i1'", "", ""]
+    expected = ["k: got 0", "no column user_id, history, friends or attributes", "user_id", "history: got 'i1'", "", ""]
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []

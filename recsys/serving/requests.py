@@ -152,7 +152,7 @@ def _explain(error: Any) -> str:
         )
     if kind == "string_type":
         return f"{path}: got {got}, expected a string (ids are text: put numbers in quotes)"
-    if kind == "dict_type":
+    if kind == "dict_type" and path.endswith("context"):
         return f"{path}: got {got}, expected an object of context column → value"
     if kind == "missing":
         return f"{path}: missing"
