@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from recsys.errors import ConfigError, choices
 
@@ -224,6 +224,11 @@ class ItemTowerConfig(Section):
     init_std: float = Field(0.05, gt=0)
 
 
+def _as_list(value: Any) -> Any:
+    """One number where several may stand."""
+    return [value] if isinstance(value, int) else value
+
+
 class GranularityConfig(Section):
     enabled: bool = False
     weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
@@ -278,6 +283,18 @@ class KnowledgeConfig(GranularityConfig):
     init_std: float = Field(0.02, gt=0)
 
 
+class StratumConfig(GranularityConfig):
+    method: Literal["kmeans", "hierarchical"] = "kmeans"
+    num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(
+        [4, 8, 16, 32], min_length=1, description="one number, or several of which validation chooses before training"
+    )
+    input: Literal["text", "item"] = Field("text", description="what users are compared by: text or item vectors")
+    temperature: float = Field(0.2, gt=0, description="how soft the membership is; 1: as the strata lie apart")
+    refit_every: int = Field(
+        1, ge=0, description="epochs between fits, 0: at the start only (item vectors; texts do not move in training)"
+    )
+
+
 class ProfileConfig(GranularityConfig):
     """Attributes of users and items with learned crosses. Vocabularies and statistics are of training rows alone."""
 
@@ -309,6 +326,7 @@ class GranularitiesConfig(Section):
     collaborative: CollaborativeConfig = Field(default_factory=CollaborativeConfig)
     social: SocialConfig = Field(default_factory=SocialConfig)
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
+    stratum: StratumConfig = Field(default_factory=StratumConfig)
     profile: ProfileConfig = Field(default_factory=ProfileConfig)
 
     def enabled(self) -> dict[str, GranularityConfig]:

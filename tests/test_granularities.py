@@ -42,6 +42,8 @@ CASES = [
     ("social", {"conv": "light"}),
     ("knowledge", {}),
     ("knowledge", {"conv": "rgcn", "heads": 2, "refine": False}),
+    ("stratum", {"num_strata": 3}),
+    ("stratum", {"num_strata": 2, "method": "hierarchical", "input": "item"}),
     ("profile", {"layers": 0}),
     ("profile", {"layers": 2, "rank": 3}),
 ]
@@ -75,6 +77,8 @@ def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
     text = torch.randn(ITEMS, TEXT, generator=generator)
     text[5] = 0  # an item without text
     items = ItemView(module.refine_items(base, graphs), text)
+    if module.refit_due(0):
+        module.refit(graphs, items, 0)
     return items, module.state(items, graphs)
 
 
@@ -269,6 +273,6 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 
 
 def test_unknown_granularity_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, knowledge, profile, social"):
+    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, knowledge, profile, social, stratum"):
         granularity_class("behavior")
     assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)

@@ -16,6 +16,7 @@ GRANULARITIES: Final = {
     "collaborative": "recsys.granularities.collaborative:Collaborative",
     "social": "recsys.granularities.social:Social",
     "knowledge": "recsys.granularities.knowledge:Knowledge",
+    "stratum": "recsys.granularities.stratum:Stratum",
     "profile": "recsys.granularities.profile:Profile",
 }
 

@@ -42,6 +42,7 @@ class ModelSizes:
     profile: ProfileEncoding | None = field(default=None, repr=False)  # how attributes are read
     num_entities: int = 0
     num_relations: int = 0
+    num_strata: int = 0  # chosen on validation; 0: the configuration says
     context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
 
     def __post_init__(self) -> None:  # as JSON has it
@@ -177,6 +178,16 @@ class Granularity(nn.Module):
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         """User vectors ``z_BD`` and ``present_B`` (bool)."""
         raise NotImplementedError
+
+    def refit_due(self, epoch: int) -> bool:
+        """Whether :meth:`refit` is wanted before an epoch, counted from 0; the default has nothing to fit."""
+        return False
+
+    def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
+        """Fit what is fitted rather than trained, on the training events of the graphs and the whole catalogue.
+
+        Every worker fits from the same data and seed; the loop then hands the first worker's numbers to all.
+        """
 
     reads_text = False  # whether ``forward`` looks at the items' text vectors
 

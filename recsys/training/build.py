@@ -17,8 +17,9 @@ from recsys.items import whitened_width
 from recsys.model import MultigrainModel
 
 
-def model_sizes(config: Config, dataset: PreparedDataset, through: Split) -> ModelSizes:
-    """The shape of a model for a dataset, as the events through a split fix it."""
+def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0) -> ModelSizes:
+    """The shape of a model for a dataset, as the events through a split fix it; ``num_strata`` as chosen, 0 for the
+    most that the configuration allows."""
     profile = config.model.granularities.profile
     return ModelSizes(
         width=config.model.width,
@@ -33,14 +34,15 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split) -> Mod
         num_entities=dataset.manifest.counts.get("entities", 0),
         num_relations=dataset.manifest.counts.get("relations", 0),
         context=tuple((column.name, column.num_codes) for column in dataset.context),
+        num_strata=num_strata,
     )
 
 
-def build_model(config: Config, dataset: PreparedDataset, through: Split) -> MultigrainModel:
-    """A fresh model; items without events through ``through`` have no id part."""
+def build_model(config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0) -> MultigrainModel:
+    """A fresh model; items without events through ``through`` have no id part. ``num_strata`` as in the sizes."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
-    return MultigrainModel(config.model, model_sizes(config, dataset, through), text_NT, trained_N)
+    return MultigrainModel(config.model, model_sizes(config, dataset, through, num_strata), text_NT, trained_N)
 
 
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:

@@ -32,6 +32,7 @@ class Progress:
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)
+    choices: Report = field(default_factory=dict)  # made on validation before the first epoch, with what they rest on
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TrainResult:
     best_epoch: int
     refit: bool
     seconds: float
+    choices: Report = field(default_factory=dict)  # as in Progress
 
 
 def save_checkpoint(
@@ -106,6 +108,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
         "best_epoch": result.best_epoch,
         "refit": result.refit,
         "seconds": result.seconds,
+        "choices": result.choices,
     }
     (folder / "trained.json").write_text(json.dumps(description, indent=1))
 
@@ -126,7 +129,7 @@ def load_trained(folder: Path) -> TrainResult:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"the model in {folder} is damaged ({error}); run `recsys train` again") from None
     kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
-    return TrainResult(frozen, weights, **kept)
+    return TrainResult(frozen, weights, **kept, choices=description.get("choices", {}))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -47,6 +47,13 @@ class TrainContext:
             torch.distributed.all_reduce(values)
         return values.cpu()
 
+    def from_first(self, values: Tensor) -> Tensor:
+        """The first worker's tensor, on every worker."""
+        if self.world_size > 1:
+            values = values.to(self.device, copy=True).contiguous()
+            torch.distributed.broadcast(values, src=0)
+        return values
+
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """Mixed precision: bfloat16 on GPUs that have it, and on CPUs when asked; float32 otherwise."""
         wanted = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.step import StepLoss
+from recsys.training.strata import STRATA, choose_strata
 
 Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
 
@@ -49,11 +51,13 @@ def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: T
     progress = Progress()
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
+    if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
+        progress.choices[STRATA] = choose_strata(config, dataset, context)
     if progress.phase == "select":
         select = Phase(config, dataset, Split.TRAIN, validate, context, progress)
         select.run()
         weights, phase = select.best, select
-        progress = Progress("refit", 0, progress.best_epoch, progress.best_value, progress.history)
+        progress = replace(progress, phase="refit", epoch=0)
     if config.train.refit:
         refit = Phase(config, dataset, Split.VALID, validate, context, progress)
         refit.run()
@@ -61,7 +65,8 @@ def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: T
     phase.loss.load_state_dict(weights)
     frozen = phase.model.freeze(phase.graphs)
     seconds = time.perf_counter() - started
-    return TrainResult(frozen, weights, progress.history, progress.best_epoch, config.train.refit, seconds)
+    history, best_epoch = progress.history, progress.best_epoch
+    return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices)
 
 
 class Phase:
@@ -80,7 +85,8 @@ class Phase:
         self.validate = validate
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
-        self.model = build_model(config, dataset, through).to(context.device)
+        num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
+        self.model = build_model(config, dataset, through, num_strata).to(context.device)
         with_facts = config.model.granularities.knowledge.enabled
         graphs = build_graphs(dataset, through, self.model.sizes.profile, with_facts)
         self.graphs = graphs.to(context.device)
@@ -120,6 +126,7 @@ class Phase:
             if self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
                 break
             started = time.perf_counter()
+            self._refit(epoch)
             loss = self._epoch(epoch)
             report = {
                 "phase": progress.phase,
@@ -135,6 +142,20 @@ class Phase:
             report["seconds"] = round(time.perf_counter() - started, 3)
             progress.history.append(report)
             self._report(report, due)
+
+    @torch.no_grad()
+    def _refit(self, epoch: int) -> None:
+        """Let the granularities fit what they fit rather than train; the first worker's numbers are everyone's, so that
+        rounding cannot part the workers."""
+        due = [module for _, module in self.model.encoders.each() if module.refit_due(epoch)]
+        if not due:
+            return
+        self.model.eval()
+        items, _ = self.model.view(self.graphs)
+        for module in due:
+            module.refit(self.graphs, items, self.config.seed)
+            for tensor in module.state_dict().values():
+                tensor.copy_(self.context.from_first(tensor))
 
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
