@@ -175,6 +175,7 @@ def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusio
     torch.manual_seed(0)
     enabled = {"enabled": True}
     granularities = {name: dict(enabled) for name in ("behaviour", "collaborative", "social")}
+    granularities["stratum"] = {**enabled, "num_strata": 2}
     granularities["collaborative"]["user_embedding"] = not dataset.manifest.ordered
     if dataset.manifest.ordered:
         granularities["evolution"] = dict(enabled)
@@ -194,4 +195,9 @@ def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusio
     with torch.no_grad():  # some tables start at zero, which would hide what they do
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.freeze(build_graphs(dataset, through))
+        graphs = build_graphs(dataset, through)
+        items, _ = model.view(graphs)
+        for _, module in model.encoders.each():
+            if module.refit_due(0):
+                module.refit(graphs, items, 0)
+    return model.freeze(graphs)

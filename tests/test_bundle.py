@@ -73,7 +73,7 @@ def test_the_description_says_where_the_model_comes_from(folder: Path, dataset: 
     assert info.metrics == {"ndcg@20": 0.25, "diverged": None, "recall@20": 0.5}
     assert info.extra == {"run_id": "abc"}
     assert info.text_model == "handmade-lm"
-    assert info.granularities == ["behaviour", "evolution", "collaborative", "social"]
+    assert info.granularities == ["behaviour", "evolution", "collaborative", "social", "stratum"]
     assert (info.event_types, info.default_event_type) == (["view", "buy"], "view")
 
 

@@ -63,7 +63,7 @@ def test_shares_sum_exactly_to_the_score(dataset: PreparedDataset, tmp_path: Pat
     recommender = Recommender.load(tmp_path / "bundle")
     rows = [{"user_id": "u0"}, {"user_id": "u3"}, {"history": ["i5", "i1"]}]
     for answer in recommender.recommend(parse_requests(rows)):
-        assert list(answer.shares) == ["behaviour", "evolution", "collaborative", "social"]
+        assert list(answer.shares) == recommender.names
         for place, score in enumerate(answer.scores):
             shares = [answer.shares[name][place] for name in answer.shares]
             assert sum(shares) == sum(reversed(shares)) == score

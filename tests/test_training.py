@@ -57,6 +57,7 @@ def settings(**train: Any) -> Config:
                     "behaviour": {"enabled": True, "dropout": 0.0, "heads": 2},
                     "collaborative": {"enabled": True, "layers": 2},
                     "social": {"enabled": True, "dropout": 0.0},
+                    "stratum": {"enabled": True, "num_strata": [2, 3]},
                 },
                 "fusion": {"signal_dropout": 0.0},
             },
