@@ -129,11 +129,29 @@ class SplitConfig(Section):
     )
 
 
+class UserTextConfig(Section):
+    """The past of every user as texts, the newest item first, for ``behaviour.input`` user_text or both."""
+
+    enabled: bool = False
+    max_items: int = Field(64, ge=1, description="named in a text; what exceeds max_tokens is cut")
+    first: int = Field(4, ge=1, description="events of a user's earliest text; the next is at twice as many (order)")
+    folds: int = Field(1, ge=1, description="texts that each leave out a fold of the events, train.hide_history = 1/n")
+
+    @property
+    def how(self) -> tuple[int, int, int]:
+        """What the texts are made by."""
+        return self.max_items, self.first, self.folds
+
+
 class TextConfig(Section):
-    """Item text and the language model that reads it."""
+    """Item text, the language model that reads it, and the texts of users that are made of it."""
 
     enabled: bool = True
     fields: list[str] | None = Field(None, description="columns of items, in order; null: every text column")
+    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="group → its columns: a vector and a projection each; empty: one group of all fields"
+    )
+    users: UserTextConfig = Field(default_factory=UserTextConfig)
     event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
     event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
     max_event_terms: int = Field(24, ge=1)
@@ -144,6 +162,12 @@ class TextConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_actors: int = Field(1, ge=1, description="language models that work side by side")
     cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
+
+    @model_validator(mode="after")
+    def _groups_or_fields(self) -> TextConfig:
+        if self.groups and self.fields is not None:
+            raise ValueError("fields and groups both say which columns are text; set one of them")
+        return self
 
 
 class ImagesConfig(Section):
@@ -235,9 +259,15 @@ class GranularityConfig(Section):
 
 
 class BehaviourConfig(GranularityConfig):
-    input: Literal["text", "item"] = Field("text", description="what is pooled: text vectors or item vectors")
+    input: Literal["text", "item", "user_text", "both"] = Field(
+        "text", description="pooled text vectors or item vectors, the text of the past, or pooled text and that text"
+    )
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def reads_user_text(self) -> bool:
+        return self.enabled and self.input in ("user_text", "both")
 
 
 class EvolutionConfig(GranularityConfig):

@@ -18,24 +18,32 @@ class ItemTower(nn.Module):
     """Vectors of items from their ids and texts.
 
     ``trained_N`` marks the items with training events: the others have no id part, which would be noise.
+    ``text_NT`` may hold the vectors of several groups of fields side by side, equally wide: each group is whitened for
+    itself and has a projection of its own (z_uk = f_k({x_k}) of S5), which are summed.
     """
 
     text_NT: Tensor
     trained_N: Tensor
 
-    def __init__(self, config: ItemTowerConfig, width: int, text_NT: Tensor, trained_N: Tensor) -> None:
+    def __init__(
+        self, config: ItemTowerConfig, width: int, text_NT: Tensor, trained_N: Tensor, num_groups: int = 1
+    ) -> None:
         super().__init__()
         self.config = config
         num_items, text_width = text_NT.shape
         if text_width:
-            text_NT = whiten(text_NT, config.text_whiten)
+            groups = text_NT.chunk(num_groups, dim=1)
+            text_NT = torch.cat([whiten(group_NT, config.text_whiten) for group_NT in groups], dim=1)
             text_width = text_NT.shape[1]
         self.register_buffer("text_NT", text_NT, persistent=False)
         self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
         self.id_ND = nn.Embedding(num_items, width) if config.id or not text_width else None
         if self.id_ND is not None:
             nn.init.normal_(self.id_ND.weight, std=config.init_std)
-        self.text_projection = _projection(config, text_width, width) if config.text and text_width else None
+        self.text_projection: nn.Module | None = None
+        if config.text and text_width:
+            each = [_projection(config, text_width // num_groups, width) for _ in range(num_groups)]
+            self.text_projection = each[0] if num_groups == 1 else GroupProjection(each)
 
     def forward(self, ids_S: Tensor | None = None) -> Tensor:
         """Vectors [S, D] of the given items, or of all of them."""
@@ -54,6 +62,18 @@ class ItemTower(nn.Module):
     def text(self, ids_S: Tensor | None = None) -> Tensor:
         """Text vectors [S, T] of the given items, or of all of them."""
         return self.text_NT if ids_S is None else self.text_NT[ids_S]
+
+
+class GroupProjection(nn.Module):
+    """Σ_k f_k(x_k): a projection of its own for each of several groups that stand side by side."""
+
+    def __init__(self, each: list[nn.Module]) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(each)
+
+    def forward(self, text_ST: Tensor) -> Tensor:
+        parts = text_ST.chunk(len(self.each), dim=1)
+        return torch.stack([project(part) for project, part in zip(self.each, parts, strict=True)]).sum(0)
 
 
 def whiten(text_NT: Tensor, num_directions: int) -> Tensor:

@@ -64,13 +64,16 @@ class Encoders(nn.Module):
 class MultigrainModel(nn.Module):
     """The trainable model.
 
-    ``text_NT`` are the frozen text vectors (width 0: none), ``trained_N`` marks items with training events.
+    ``text_NT`` are the frozen text vectors (width 0: none) of ``text_groups`` groups of fields side by side,
+    ``trained_N`` marks items with training events.
     """
 
-    def __init__(self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor, text_groups: int = 1
+    ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.tower = ItemTower(config.item, config.width, text_NT, trained_N)
+        self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups)
         self.encoders = Encoders(config, sizes)
 
     @property
@@ -136,21 +139,29 @@ class FrozenModel:
 
     @torch.inference_mode()
     def encode(
-        self, queries: Queries, friends_BF: Tensor | None = None, attributes: AttributeRows | None = None
+        self,
+        queries: Queries,
+        friends_BF: Tensor | None = None,
+        attributes: AttributeRows | None = None,
+        text_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z_k of every query [B, K, D] and where it is present [B, K].
 
         ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names, ``attributes`` what
-        it says of its user, a row each.
+        it says of its user, a row each, ``text_BT`` the vectors of the texts of pasts that it brings, zero without.
         """
         self.encoders.eval()
         batch = last_position(queries, self.config.max_history)
-        batch = replace(batch, friends_UF=friends_BF, attributes=attributes)
+        batch = replace(batch, friends_UF=friends_BF, attributes=attributes, text_vectors_BT=text_BT)
         return self.encoders.encode(batch.to(self.item_vectors_ND.device), self.items, self.states)
 
     @torch.inference_mode()
     def parts(
-        self, queries: Queries, friends_BF: Tensor | None = None, attributes: AttributeRows | None = None
+        self,
+        queries: Queries,
+        friends_BF: Tensor | None = None,
+        attributes: AttributeRows | None = None,
+        text_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing.
 
@@ -158,8 +169,9 @@ class FrozenModel:
             queries: what is asked.
             friends_BF: as in :meth:`encode`.
             attributes: as in :meth:`encode`.
+            text_BT: as in :meth:`encode`.
         """
-        z_BKD, present_BK = self.encode(queries, friends_BF, attributes)
+        z_BKD, present_BK = self.encode(queries, friends_BF, attributes, text_BT)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return z_BKD * weights_BK[:, :, None], weights_BK
 
@@ -170,6 +182,7 @@ class FrozenModel:
         steps: int,
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
+        text_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
@@ -181,7 +194,7 @@ class FrozenModel:
         room = self.config.max_history - steps
         if room < 1:
             raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
-        z_BKD, present_BK = self.encode(queries, friends_BF, attributes)
+        z_BKD, present_BK = self.encode(queries, friends_BF, attributes, text_BT)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
         for _ in range(steps):
             users_BD, _ = self.encoders.fusion(z_BKD, present_BK)

@@ -15,7 +15,7 @@ from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.granularities import GRANULARITIES, granularity_class
-from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State, UserTextVectors
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 PROFILE = ProfileEncoding(
@@ -23,12 +23,20 @@ PROFILE = ProfileEncoding(
     (Field("genres", "list", 2, ("drama", "crime")),),
 )
 SIZES = ModelSizes(
-    WIDTH, 6, USERS, ITEMS, 2, TEXT, ordered=True, timed=True, profile=PROFILE, num_entities=10, num_relations=2
+    *(WIDTH, 6, USERS, ITEMS, 2, TEXT),
+    ordered=True,
+    timed=True,
+    profile=PROFILE,
+    num_entities=10,
+    num_relations=2,
+    user_text_width=TEXT,
 )
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
 CASES = [
     ("behaviour", {"input": "text"}),
     ("behaviour", {"input": "item"}),
+    ("behaviour", {"input": "both"}),
+    ("behaviour", {"input": "user_text"}),
     ("evolution", {"cell": "attention"}),
     ("evolution", {"cell": "gru"}),
     ("evolution", {"cell": "lstm"}),
@@ -68,7 +76,11 @@ def graphs() -> Graphs:
     ).T
     entities = torch.tensor([0, 1, 2, 3, 3, 4, -1, -1, -1, -1, -1, -1])  # 3 and 4 are one; 9 is of item 5 alone
     facts = Facts(10, 2, heads, relations, tails, entities)
-    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), profiles=profiles, facts=facts)
+    texts = torch.randn(4, TEXT, generator=torch.Generator().manual_seed(2)).half()
+    whole = torch.tensor([0, 1, -1, 2, 3])  # user 2 did nothing that a text could tell
+    user_texts = UserTextVectors(texts, whole, torch.zeros(TEXT), torch.ones(TEXT))
+    side = {"profiles": profiles, "facts": facts, "user_texts": user_texts}
+    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), **side)  # type: ignore[arg-type]
 
 
 def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
@@ -141,7 +153,7 @@ class TestContract:
         items, state = view(module, graphs)
         stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
         _, present = module(stranger, items, state)
-        needs_the_user = name in ("social", "profile")
+        needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
         assert bool(present[0]) != needs_the_user, "a history is enough for all but these"
 
 

@@ -38,6 +38,8 @@ class Batch:
     attributes: AttributeRows | None = None  # what requests say about their users, a row each of U
     context_ULC: Tensor = NO_CONTEXT  # int16, 0 behind the end; C = 0 in data without context columns
     asked_BC: Tensor = NO_CONTEXT  # int16 context at the moment of asking
+    texts_B: Tensor | None = None  # int64 row of the text of each query's past, -1 without (training)
+    text_vectors_BT: Tensor | None = None  # float32 vectors of texts that requests brought, zero without (serving)
 
     @property
     def mask_UL(self) -> Tensor:
@@ -64,10 +66,17 @@ class Hidden:
 
     share: float
     seed: int
+    start: float = 0.0  # of the hidden range of hashes in [0, 1)
+
+    @staticmethod
+    def fold(fold: int, folds: int) -> Hidden:
+        """One of several folds that are the same in every run, as the texts of users are made without each of them."""
+        return Hidden(1 / folds, 0, fold / folds)
 
     def of(self, users_E: Array, items_E: Array) -> Array:
         """True where hidden."""
-        return np.asarray(_hash_unit(users_E, items_E, self.seed) < self.share)
+        unit_E = _hash_unit(users_E, items_E, self.seed)
+        return np.asarray((unit_E >= self.start) & (unit_E < self.start + self.share))
 
 
 def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:

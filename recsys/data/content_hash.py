@@ -52,6 +52,9 @@ def _data(config: Config) -> dict[str, Any]:
     if not data["split"]["cold_users"]:  # keys that older datasets do not know
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     text = data["text"]
+    for key in ("groups", "users"):  # absent where they are off: datasets of before have the same hash
+        if not text[key] or not text[key].get("enabled", True):
+            del text[key]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
     media = data.pop("media")  # absent when there is none: datasets of before have the same hash
     images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}

@@ -9,6 +9,8 @@ Layout::
     users/features.parquet        dense order: user_id, and the columns of the users table
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
+    users/texts.parquet           user, through (0 train, 1 valid), place, text; with
+    users/text_vectors.parquet    vector, where users' pasts are text: see recsys.data.user_text
     items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits; context (all columns of
@@ -39,6 +41,7 @@ import pyarrow.parquet as pq
 from recsys.data.context import ContextColumn
 from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.newcomers import Newcomers
+from recsys.data.user_text_reader import ENTRIES, VECTORS, UserTexts
 from recsys.errors import ArtifactError, ConfigError, choices
 
 SCHEMA_VERSION: Final = 2
@@ -74,7 +77,7 @@ class Manifest:
     quarantined: dict[str, dict[str, int]]  # table → reason → rows
     read: dict[str, int]  # table → rows read, good and bad
     shards: list[str]
-    text: dict[str, Any]  # model, dimension, fields, encoded, cached
+    text: dict[str, Any]  # model, dimension (of all groups together), fields, groups, encoded, cached, users
     timing: dict[str, float]
     notes: list[str] = field(default_factory=list)  # what a person should know, e.g. dropped tag rows
     schema_version: int = SCHEMA_VERSION
@@ -149,6 +152,23 @@ class PreparedDataset:
             return np.zeros(self.num_items, dtype=bool)
         found: Array = self._table("items/text_vectors.parquet").column("has_text").to_numpy(zero_copy_only=False)
         return found
+
+    @property
+    def text_groups(self) -> list[str]:
+        """The groups of fields whose vectors stand side by side in ``text_vectors_NT``, all of one width."""
+        return list(self.manifest.text.get("groups") or ["text"])
+
+    @property
+    def user_text_width(self) -> int:
+        """Width of the vectors of users' texts, 0 where there are none."""
+        return int((self.manifest.text.get("users") or {}).get("dimension", 0))
+
+    def user_texts(self, through: Split) -> UserTexts | None:
+        """The texts of users' events through a part; None where the dataset has none."""
+        if not self.user_text_width:
+            return None
+        folds = int(self.manifest.text["users"]["folds"])
+        return UserTexts.of(self._table(ENTRIES), self._table(VECTORS), through, folds)
 
     def text_vectors_NT(self) -> Array:
         """Text vectors, float16, zero rows where an item has no text; T = 0 when text is off."""

@@ -23,7 +23,7 @@ from recsys.data.dataset import Manifest, filesystem_of
 from recsys.errors import DataError
 
 MANIFEST: Final = "manifest.json"
-_LAYOUT: Final = frozenset({MANIFEST, "vocab", "users", "items", "histories", "graphs", "quarantine"})
+_LAYOUT: Final = frozenset({MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "quarantine"})
 _STALE_S: Final = 24 * 3600.0
 
 
@@ -39,6 +39,9 @@ class Folder:
         path = f"{self.path}/{name}"
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+
+    def read_table(self, name: str) -> pa.Table:
+        return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
         with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:

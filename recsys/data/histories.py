@@ -71,16 +71,20 @@ class Histories:
     def windows(self, size: int) -> Histories:
         """Histories longer than ``size`` as several rows of at most ``size`` events, the newest first, each sharing one
         event with the next, so that every event but a user's first is once behind another event of its row."""
+        rows, starts, ends = self.window_spans(size)
+        if len(rows) == len(self):
+            return self
+        events = _ranges(self.offsets_U1[rows] + starts, ends - starts)
+        return self._with_events(self.users_U[rows], _offsets(ends - starts), events)
+
+    def window_spans(self, size: int) -> tuple[Array, Array, Array]:
+        """The rows that :meth:`windows` makes: for each the row it is of, and where it starts and ends in that."""
         lengths = self.lengths_U
         counts = np.maximum(-(-(lengths - 1) // (size - 1)), 1)
-        if (counts == 1).all():
-            return self
         rows = np.repeat(np.arange(len(self)), counts)
         back = _ranges(np.zeros(len(self), dtype=np.int64), counts) * (size - 1)
         ends = lengths[rows] - back
-        starts = np.maximum(ends - size, 0)
-        events = _ranges(self.offsets_U1[rows] + starts, ends - starts)
-        return self._with_events(self.users_U[rows], _offsets(ends - starts), events)
+        return rows, np.maximum(ends - size, 0), ends
 
     def queries(self, target: Split) -> Queries:
         """What to ask at ``target``: one query a user who has events there, seeing only the parts before it."""

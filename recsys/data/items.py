@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.config import TextConfig
 from recsys.data.events import PARTS
 from recsys.data.histories import Array
 from recsys.data.quarantine import join_present
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, choices
 
 TEXT: Final = "text"
 PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
@@ -82,6 +83,28 @@ def _as_text(column: pa.ChunkedArray) -> pa.Array:
         array = pc.binary_join(array, ", ")
     trimmed = pc.utf8_trim_whitespace(array.cast(pa.string()))
     return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+
+
+def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Group → its columns of items, in the order of the configuration; one group "text" unless groups are given.
+
+    A group may name the event column as well.
+
+    Raises:
+        ConfigError: a column is not there, or the event column is in no group.
+    """
+    if not config.groups:
+        return {
+            TEXT: [*text_fields(table, config.fields, media), *([config.event_column] if config.event_column else [])]
+        }
+    named = [name for fields in config.groups.values() for name in fields]
+    text_fields(table, [name for name in named if name != config.event_column])
+    if config.event_column and config.event_column not in named:
+        raise ConfigError(
+            f"data.text.groups: no group has the event column {config.event_column!r}; name it in one of: "
+            f"{choices(config.groups)}"
+        )
+    return {group: list(fields) for group, fields in config.groups.items()}
 
 
 def feature_table(features: pa.Table, text: pa.Array) -> pa.Table:

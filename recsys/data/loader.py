@@ -9,13 +9,15 @@ cuts global batches, of which a worker takes every ``world_size``-th row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from recsys.data.batches import Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
+from recsys.data.user_text_reader import WHOLE
 from recsys.errors import ConfigError, DataError
 
 LENGTH_JITTER = 0.1  # of a length, drawn anew each epoch: which rows share a batch changes
@@ -31,6 +33,7 @@ class LoaderConfig:
     event_power: float  # unordered data
     window_events: int
     seed: int
+    user_texts: bool = False  # queries carry the text of their past; unordered data hide one fold an epoch, by turns
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class TrainingLoader:
                 f"train.hide_history {config.hide_history} and train.loss.event_power {config.event_power} act on "
                 "unordered data only, and this dataset has an order: set them 0 and 1"
             )
+        self._texts = dataset.user_texts(through) if config.user_texts else None
+        if self._texts is not None and not self.ordered and not self._texts.fits(config.hide_history):
+            raise ConfigError(
+                f"train.hide_history {config.hide_history} hides other events than the texts of users leave out: "
+                f"set it {self._texts.hidden_share:g}, or data.text.users.folds to one over it and prepare again"
+            )
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
         self._measure()
@@ -80,20 +89,38 @@ class TrainingLoader:
         random = np.random.default_rng((self.config.seed, epoch))
         number = 0
         for window in random.permutation(len(self._windows)):
-            histories = self._only or self._load(int(window))
+            histories, starts_U = self._only or self._load(int(window))
             for rows in self._global_batches(histories, random):
                 mine = rows[self.rank :: self.world_size]
-                yield Step(self._batch(histories, mine, self.hidden(epoch)), self._weight(histories, rows), number)
+                batch = self._with_texts(
+                    self._batch(histories, mine, self.hidden(epoch)), histories, starts_U, mine, epoch
+                )
+                yield Step(batch, self._weight(histories, rows), number)
                 number += 1
 
     def hidden(self, epoch: int) -> Hidden:
         """The events that an epoch hides from the input; none on ordered data, which refuses the setting."""
+        if self._texts is not None and self._texts.folds > 1:
+            return Hidden.fold(epoch % self._texts.folds, self._texts.folds)
         return Hidden(self.config.hide_history, self.config.seed * 1_000_003 + epoch)
 
     def _batch(self, histories: Histories, rows: Array, hidden: Hidden) -> Batch:
         if self.ordered:
             return every_position(histories, self.config.max_history, rows)
         return whole_history(histories, self.config.max_history, rows, hidden)
+
+    def _with_texts(self, batch: Batch, histories: Histories, starts_U: Array, rows: Array, epoch: int) -> Batch:
+        """The text of every query's past: none of what it has not seen."""
+        if self._texts is None:
+            return batch
+        users_B = histories.users_U[rows][batch.rows_B.numpy()]
+        if not self.ordered:
+            folds = self._texts.folds
+            places_B = np.full(len(users_B), epoch % folds if folds > 1 else WHOLE)
+        else:
+            cut_U = starts_U[rows] + np.maximum(histories.lengths_U[rows] - self.config.max_history - 1, 0)
+            places_B = cut_U[batch.rows_B.numpy()] + batch.seen_B.numpy()
+        return replace(batch, texts_B=torch.as_tensor(self._texts.at(users_B, places_B)))
 
     def _weight(self, histories: Histories, rows: Array) -> float:
         """What the targets of a whole step weigh together: the loss is divided by it."""
@@ -124,20 +151,23 @@ class TrainingLoader:
     def _num_batches(self, num_rows: int) -> int:
         return max(1, min(-(-num_rows // self.config.batch_size), num_rows // self.world_size))
 
-    def _load(self, window: int) -> Histories:
+    def _load(self, window: int) -> tuple[Histories, Array]:
+        """The rows of a window of shards, and how many events each row's user had before it."""
         shards = [self._trainable(self.dataset.shard(name)) for name in self._windows[window]]
-        return Histories.concat(shards)
+        return Histories.concat([rows for rows, _ in shards]), np.concatenate([starts for _, starts in shards])
 
-    def _trainable(self, shard: Histories) -> Histories:
+    def _trainable(self, shard: Histories) -> tuple[Histories, Array]:
         seen = shard.through(self.through)
         kept = seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
-        return kept.windows(self.config.max_history + 1) if self.ordered else kept
+        if not self.ordered:
+            return kept, np.zeros(len(kept), dtype=np.int64)
+        return kept.windows(self.config.max_history + 1), kept.window_spans(self.config.max_history + 1)[1]
 
     def _measure(self) -> None:
         """Group the shards into windows and count their trainable rows."""
         events = 0
         for name in self.dataset.manifest.shards:
-            shard = self._trainable(self.dataset.shard(name))
+            shard, _ = self._trainable(self.dataset.shard(name))
             if not len(shard):
                 continue
             if events and events + len(shard.items_E) > self.config.window_events:

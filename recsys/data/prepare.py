@@ -34,13 +34,16 @@ from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
 from recsys.data.graphs import FactRules, SocialRules, write_facts, write_social
 from recsys.data.histories import Array
-from recsys.data.items import align, compose_text, count_table, feature_table, text_fields
+from recsys.data.item_text import ItemText, compose_groups, write_vectors
+from recsys.data.items import align, count_table, feature_table, text_groups
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
 from recsys.data.newcomers import Newcomers
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
 from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins, with_context
 from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
-from recsys.data.text_cache import encode_texts
+from recsys.data.titles import item_titles
+from recsys.data.user_text import write_user_texts
+from recsys.data.user_text_reader import TextRules
 from recsys.data.vocabulary import dense, union
 from recsys.errors import ArtifactError, ConfigError, DataError, choices
 from recsys.sources.base import SourceAdapter
@@ -139,7 +142,7 @@ class _Preparation:
         with self._step("graphs"):
             self._write_graphs(tables, user_ids, features, plan)
         with self._step("text"):
-            text = self._write_items(items, features, terms)
+            text = self._encode_text(self._write_items(items, features, terms), shards, coding)
         with self._step("media"):
             media = self._write_media(items, item_ids)
         self.quarantine.close()
@@ -396,26 +399,31 @@ class _Preparation:
         self.counts.update(sizes)
         self.progress(f"facts: {sizes['facts']:,} about {sizes['entities']:,} entities")
 
-    def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> dict[str, Any]:
-        """Features, text and its vectors; returns what the manifest says of the text."""
+    def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> ItemText:
+        """Features and text of the items."""
+        groups = text_groups(items, self.config.data.text, media_columns(self.config.data.media))
+        text = compose_groups(features, groups, terms, self.config.data.text.event_column)
+        self.folder.write_table("items/features.parquet", feature_table(features, text.whole))
+        self.counts["items_with_text"] = text.num_items
+        return text
+
+    def _encode_text(self, text: ItemText, shards: list[str], coding: Coding) -> dict[str, Any]:
+        """Vectors of the items' and the users' texts; returns what the manifest says of them."""
         config = self.config.data.text
-        fields = text_fields(items, config.fields, media_columns(self.config.data.media))
-        texts = compose_text(features, fields, terms, config.event_column)
-        self.folder.write_table("items/features.parquet", feature_table(features, texts))
-        with_text = len(texts) - texts.null_count
-        self.counts["items_with_text"] = with_text
+        fields = [name for names in text.groups.values() for name in names if name != config.event_column]
         described: dict[str, Any] = {"model": "", "dimension": 0, "fields": fields, "encoded": 0, "cached": 0}
-        if not config.enabled or not with_text:
+        if not config.enabled or not text.num_items:
             self.progress(f"item text: {'off' if not config.enabled else 'none of the items has any'}")
             return described
-        self.progress(f"item text: {with_text:,} items, fields {', '.join([*fields, config.event_column]).strip(', ')}")
-        vectors_NT, numbers = encode_texts(texts.to_pylist(), config)
-        dimension = vectors_NT.shape[1]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), dimension)
-        has_text = pc.is_valid(texts)
-        self.folder.write_table("items/text_vectors.parquet", pa.table({"vector": column, "has_text": has_text}))
-        self.progress(f"text vectors: {numbers['encoded']:,} texts encoded, {numbers['cached']:,} from the cache")
-        return described | numbers | {"model": config.model, "dimension": dimension}
+        self.progress(f"item text: {text.num_items:,} items, {text.describe()}")
+        described |= write_vectors(self.folder, text, config)
+        if config.users.enabled:
+            rules = TextRules(coding.event_types, coding.order != "none", *config.users.how)
+            titles = item_titles(self.folder.read_table("items/features.parquet"))
+            described["users"] = write_user_texts(self.folder, shards, titles, rules, config)
+            self.progress(f"user text: {described['users']['texts']:,} texts of users' pasts")
+        self.progress(f"text vectors: {described['encoded']:,} texts encoded, {described['cached']:,} from the cache")
+        return described
 
     def _write_media(self, items: pa.Table | None, item_ids: pa.Array) -> dict[str, dict[str, Any]]:
         """Vectors of the media; returns what the manifest says of each."""

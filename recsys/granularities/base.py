@@ -44,6 +44,7 @@ class ModelSizes:
     num_relations: int = 0
     num_strata: int = 0  # chosen on validation; 0: the configuration says
     context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
+    user_text_width: int = 0  # of the language model's vectors of users' texts, 0 where there are none
 
     def __post_init__(self) -> None:  # as JSON has it
         object.__setattr__(self, "context", tuple((name, codes) for name, codes in self.context))
@@ -65,6 +66,19 @@ class Facts:
         return Facts(self.num_entities, self.num_relations, *(part.to(device) for part in parts))
 
 
+@dataclass(frozen=True)
+class UserTextVectors:
+    """Vectors of the texts of users' pasts; a query's text is a row of them, see ``Batch.texts_B``."""
+
+    vectors_RT: Tensor  # float16
+    whole_V: Tensor  # int64, row of the text of all that a user did through the graphs' split, -1 without
+    mean_T: Tensor  # float32
+    scale_T: Tensor  # float32, one over the standard deviation
+
+    def to(self, device: torch.device) -> UserTextVectors:
+        return UserTextVectors(*(getattr(self, part.name).to(device) for part in fields(self)))
+
+
 @dataclass
 class Graphs:
     """What the dataset knows beside the batch: training events, friendships, facts. Built once a training.
@@ -81,6 +95,7 @@ class Graphs:
     friend_weight_F: Tensor  # float32
     profiles: Profiles | None = None  # encoded attributes of users and items
     facts: Facts | None = None
+    user_texts: UserTextVectors | None = None
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

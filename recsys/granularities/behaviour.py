@@ -6,7 +6,9 @@ speaks. Pooling is an attention with one query a head, learned for all users:
     w_ij = softmax_j( (q_h + Q_h x_i) · K_h x_j / √d + type_h[t_j] − γ_h log(1 + age_ij) − δ_h log(1 + i − j) )
     z_i  = norm(Σ_j w_ij V x_j)
 
-with age in days where times are known. Where the data has an order, the newest event x_i asks too, and the lag i − j
+``input`` item pools item vectors instead; user_text reads the past as one text of the language model instead of
+pooling (see :mod:`recsys.granularities.user_text`); both adds the two, each normed, where both are present.
+Age is in days where times are known. Where the data has an order, the newest event x_i asks too, and the lag i − j
 counts. γ, δ ≥ 0.
 """
 
@@ -20,7 +22,8 @@ from torch.nn.functional import softplus
 
 from recsys.config import BehaviourConfig
 from recsys.data.batches import Batch
-from recsys.granularities.base import Granularity, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.user_text import UserText
 
 
 class Behaviour(Granularity):
@@ -28,7 +31,12 @@ class Behaviour(Granularity):
 
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.reads_text = config.input == "text" and sizes.text_width > 0
+        reads = config.input in ("user_text", "both")
+        self.user_text = UserText(sizes, config.dropout, config.input == "both") if reads else None
+        self.pools = config.input != "user_text"
+        if not self.pools:
+            return
+        self.reads_text = config.input in ("text", "both") and sizes.text_width > 0
         width_in = sizes.text_width if self.reads_text else sizes.width
         self.heads = config.heads
         self.scale = math.sqrt(sizes.width)  # of item vectors, as in evolution
@@ -45,7 +53,19 @@ class Behaviour(Granularity):
         self.lag_decay_H = nn.Parameter(torch.linspace(0.0, 1.0, config.heads)) if sizes.ordered else None
         self.dropout = nn.Dropout(config.dropout)
 
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        return {} if self.user_text is None else self.user_text.state(graphs)
+
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        if self.user_text is None:
+            return self._pool(batch, items)
+        read_BD, is_read_B = self.user_text(batch, state)
+        if not self.pools:
+            return read_BD, is_read_B
+        pooled_BD, is_pooled_B = self._pool(batch, items)
+        return pooled_BD + read_BD, is_pooled_B | is_read_B
+
+    def _pool(self, batch: Batch, items: ItemView) -> tuple[Tensor, Tensor]:
         source_SX = items.text_ST if self.reads_text else items.vectors_SD * self.scale
         values_SD, keys_SD = self.value(source_SX), self.key(source_SX)
         history_UL, real_UL = batch.history_UL, batch.mask_UL

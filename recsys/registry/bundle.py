@@ -85,6 +85,7 @@ class BundleInfo(BaseModel):
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
     context: list[dict[str, Any]] = []  # context columns, see ContextColumn
     text_model: str
+    user_text: dict[str, Any] = {}  # how users' pasts become text: model, fingerprint, max_tokens, max_items
     metrics: dict[str, Any]
     extra: dict[str, Any]
     files: dict[str, FileEntry]
@@ -191,10 +192,19 @@ def _describe(
         },
         context=[column.to_json() for column in dataset.context],
         text_model=str(manifest.text.get("model", "")),
+        user_text=_user_text(frozen, dataset),
         metrics=_plain(extra.get("metrics", {})),
         extra=_plain(rest),
         files={},
     )
+
+
+def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
+    """What reading a request's past takes; nothing where the model does not read it."""
+    users = dataset.manifest.text.get("users") or {}
+    if not frozen.config.granularities.behaviour.reads_user_text:
+        return {}
+    return {key: users[key] for key in ("model", "fingerprint", "max_tokens", "max_items")}
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.serving.requests import Answer, Request
+from recsys.serving.user_text import PastReader
 
 MAX_CHUNK: Final = 512
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32
@@ -64,6 +65,8 @@ class Recommender:
         self._attributes = RequestEncoder(profile.users if profile else ())
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
         self._popularity_N = torch.from_numpy(bundle.popularity_N.astype(np.float64))
+        described = bundle.info.user_text
+        self._reader = PastReader(described, bundle.titles, bundle.info.event_types) if described else None
         self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
 
     @classmethod
@@ -154,7 +157,7 @@ class Recommender:
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
         queries = _queries(visible)
         histories = queries.histories
-        parts_BKD = self._parts(requests, queries, _friends(visible), attributes)
+        parts_BKD = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
         # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
         bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
@@ -174,19 +177,34 @@ class Recommender:
         ]
 
     def _parts(
-        self, requests: Sequence[Request], queries: Queries, friends_BF: Tensor | None, attributes: AttributeRows
+        self,
+        requests: Sequence[Request],
+        queries: Queries,
+        friends_BF: Tensor | None,
+        attributes: AttributeRows,
+        text_BT: Tensor | None,
     ) -> Tensor:
         """λ_k z_k of every request, rolled forward to the horizon that it asks for: [B, K, D]."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
-            return self.model.parts(queries, friends_BF, attributes)[0]
+            return self.model.parts(queries, friends_BF, attributes, text_BT)[0]
         parts_BKD = torch.zeros(len(requests), len(self.names), self.model.config.width)
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
             friends_bF = None if friends_BF is None else friends_BF[rows_b]
-            asked = queries.take(rows_b.numpy()), horizon - 1, friends_bF, attributes.take(rows_b)
+            text_bT = None if text_BT is None else text_BT[rows_b]
+            asked = queries.take(rows_b.numpy()), horizon - 1, friends_bF, attributes.take(rows_b), text_bT
             parts_BKD[rows_b], _ = self.model.parts_ahead(*asked)
         return parts_BKD
+
+    def _past_texts(self, visible: list[_Visible]) -> Tensor | None:
+        """Vectors of the pasts that the model has no text of: of new users, and of users with newer events."""
+        if self._reader is None:
+            return None
+        stored_U = self._histories.lengths_U
+        is_new = [seen.user < 0 or len(seen.items_E) > stored_U[seen.user] for seen in visible]
+        pasts = [(s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)]
+        return self._reader.vectors(pasts)
 
     def _shares(self, parts_BKD: Tensor, top_BR: Array) -> Array:
         """λ_k z_k · a_i as float32 numbers in float64: such numbers add without rounding, in whatever order."""

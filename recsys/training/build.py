@@ -12,7 +12,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.items import TEXT
 from recsys.errors import ConfigError, choices
-from recsys.granularities.base import Facts, Graphs, ModelSizes
+from recsys.granularities.base import Facts, Graphs, ModelSizes, UserTextVectors
 from recsys.items import whitened_width
 from recsys.model import MultigrainModel
 
@@ -20,6 +20,7 @@ from recsys.model import MultigrainModel
 def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0) -> ModelSizes:
     """The shape of a model for a dataset, as the events through a split fix it; ``num_strata`` as chosen, 0 for the
     most that the configuration allows."""
+    group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
     profile = config.model.granularities.profile
     return ModelSizes(
         width=config.model.width,
@@ -27,7 +28,7 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_st
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         num_types=len(dataset.manifest.event_types),
-        text_width=whitened_width(config.model.item.text_whiten, int(dataset.manifest.text.get("dimension", 0))),
+        text_width=whitened_width(config.model.item.text_whiten, group_width) * len(dataset.text_groups),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
         profile=profile_encoding(profile, dataset, through) if profile.enabled else None,
@@ -35,6 +36,7 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_st
         num_relations=dataset.manifest.counts.get("relations", 0),
         context=tuple((column.name, column.num_codes) for column in dataset.context),
         num_strata=num_strata,
+        user_text_width=dataset.user_text_width,
     )
 
 
@@ -42,7 +44,8 @@ def build_model(config: Config, dataset: PreparedDataset, through: Split, num_st
     """A fresh model; items without events through ``through`` have no id part. ``num_strata`` as in the sizes."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
-    return MultigrainModel(config.model, model_sizes(config, dataset, through, num_strata), text_NT, trained_N)
+    sizes = model_sizes(config, dataset, through, num_strata)
+    return MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups))
 
 
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
@@ -97,6 +100,7 @@ def build_graphs(
             encode_table(dataset.user_features, profile.users), encode_table(dataset.features, profile.items)
         ),
         facts=build_facts(dataset) if with_facts else None,
+        user_texts=_user_texts(dataset, through),
     )
 
 
@@ -108,3 +112,19 @@ def build_facts(dataset: PreparedDataset) -> Facts | None:
     counts = dataset.manifest.counts
     entities = torch.as_tensor(dataset.item_entities())
     return Facts(counts["entities"], counts["relations"], head, relation, tail, entities)
+
+
+def _user_texts(dataset: PreparedDataset, through: Split) -> UserTextVectors | None:
+    """The texts of the events through ``through``; their mean and spread are those of the users' whole texts."""
+    texts = dataset.user_texts(through)
+    if texts is None:
+        return None
+    whole_V = texts.whole(np.arange(dataset.num_users))
+    used_RT = texts.vectors_RT[np.unique(whole_V[whole_V >= 0])].astype(np.float32)
+    spread_T = used_RT.std(axis=0) if len(used_RT) else np.ones(texts.vectors_RT.shape[1])
+    return UserTextVectors(
+        torch.from_numpy(texts.vectors_RT.copy()),
+        torch.as_tensor(whole_V),
+        torch.as_tensor(used_RT.mean(axis=0) if len(used_RT) else np.zeros_like(spread_T)).float(),
+        torch.as_tensor(1 / np.maximum(spread_T, 1e-4)).float(),
+    )

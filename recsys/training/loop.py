@@ -100,6 +100,7 @@ class Phase:
                 config.train.loss.event_power,
                 config.train.window_events,
                 config.seed,
+                config.model.granularities.behaviour.reads_user_text,
             ),
             context.rank,
             context.world_size,
