@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from pipelines.ablation import retrained_variants
 from pipelines.cli import main
 from pipelines.examples import example_users
 from pipelines.folder import RunFolder
@@ -14,6 +15,7 @@ from pipelines.tracking import log_evaluation, tracked
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
+from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.report import render_report
 
@@ -30,6 +32,9 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
         metrics = {**evaluation.to_json(timing), "model_sha256": model_sha256(folder)}
+        if settings.ablation == "retrain":
+            variants = retrained_variants(config, folder, dataset)
+            metrics["ablation"]["retrained"] = compare_variants(evaluation.ranking, variants, config)
         examples = example_users(trained.frozen, dataset, evaluation.ranking, settings.num_examples, config.seed)
         folder.write_json(folder.metrics, metrics)
         settings_text = redact(dump_config(config))

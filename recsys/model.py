@@ -9,7 +9,7 @@ Legend: B queries, K granularities, D width, N items, S items in view.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -243,9 +243,23 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
         """Scores [B, N] with one granularity's weight set to zero."""
+        return self.scores_of(queries, [other for other in self.names if other != name])
+
+    @torch.inference_mode()
+    def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
+        """Scores [B, N] with only these granularities at their weights, the others at zero."""
         parts_BKD, weights_BK = self.parts(queries)
-        kept = [k for k, other in enumerate(self.names) if other != name]
-        return self._or_popularity(parts_BKD[:, kept].sum(1) @ self.item_vectors_ND.T, weights_BK[:, kept])
+        chosen = [k for k, name in enumerate(self.names) if name in kept]
+        return self._or_popularity(parts_BKD[:, chosen].sum(1) @ self.item_vectors_ND.T, weights_BK[:, chosen])
+
+    @torch.inference_mode()
+    def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
+        """Scores [B, N] with constant weights by name instead of what fusion gives; missing ones stay masked."""
+        z_BKD, present_BK = self.encode(queries)
+        weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
+        weights_BK = weights_K * present_BK
+        users_BD = torch.einsum("bk,bkd->bd", weights_BK, z_BKD)
+        return self._or_popularity(users_BD @ self.item_vectors_ND.T, weights_BK)
 
     def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
         return torch.where(weights_BK.any(1, keepdim=True), scores_BN, self.popularity_N)

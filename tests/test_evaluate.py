@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ class Oracle:
         even = torch.from_numpy(queries.histories.users_U % 2 == 0)[:, None]
         return torch.zeros(len(queries), 2, 1), torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
 
-    def scores_without(self, queries: Queries, name: str) -> torch.Tensor:
-        return torch.zeros(len(queries), len(self.item_vectors_ND)) if name == "after" else self.scores(queries)
+    def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
+        return self.scores(queries) if "after" in kept else torch.zeros(len(queries), len(self.item_vectors_ND))
+
+    def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> torch.Tensor:
+        return self.scores_of(queries, [name for name, weight in weights.items() if weight])
 
 
 def circle(folder: Path, friends: tuple[tuple[int, int], ...] = ((0, 1),)) -> PreparedDataset:

@@ -155,15 +155,21 @@ def test_a_split_without_cold_users_keeps_its_identity(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_report_compares_on_the_cold_users(tmp_path: Path) -> None:
-    walks = [leave_last(*((start + step) % 30 for step in range(6))) for start in range(20)]
-    dataset = write_dataset(tmp_path, walks, 30)
     newcomers = Newcomers(0.4, 3, 5)
+    cold_U = newcomers.among(pa.array([f"u{user}" for user in range(20)]))
+    walks = [leave_last(*((start + step) % 30 for step in range(6))) for start in range(20)]
+    cut = [
+        walk[2:3] + [(item, kind, time, Split.TRAIN) for item, kind, time, _ in walk[3:5]] + walk[5:] for walk in walks
+    ]
+    dataset = write_dataset(
+        tmp_path, [few if cold else walk for few, walk, cold in zip(cut, walks, cold_U, strict=True)], 30
+    )
     dataset.manifest.split = {"kind": "leave-last", **newcomers.describe()}
     settings = {"ks": [3], "bootstrap": 200, "baselines": ["popularity", "item_knn"]}
     model = {"granularities": {"behaviour": {"enabled": True}}}
     built = build_config({"model": model, "train": {"metric": "ndcg@3"}, "evaluate": settings})
     result = evaluate(Oracle(), dataset, built, refit=True).segments["cold"]
-    number = int(newcomers.among(dataset.user_ids).sum())
+    number = int(cold_U.sum())
     assert 2 < number < 18
     cold, others = result["cold users"], result["other users"]
     assert (cold["queries"], others["queries"]) == (number, 20 - number)

@@ -11,7 +11,7 @@ from recsys.data.dataset import SCHEMA_VERSION
 from recsys.data.images import image_model_identity
 from recsys.data.text_cache import model_identity
 
-_METHOD: Final = 2  # raised when prepare makes something else of the same input
+_METHOD: Final = 3  # raised when prepare makes something else of the same input
 _NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")  # on what is written
 
 

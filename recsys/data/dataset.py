@@ -15,11 +15,12 @@ Layout::
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits; context (all columns of
                                   an event, then the next one's) where there are context columns
-    graphs/social.parquet         src, dst (dense int32), weight; sorted by src
+    graphs/social.parquet         src, dst (dense int32), weight, time (microseconds, or none); sorted by src
     graphs/knowledge.parquet      head, relation, tail (dense int32), where there are facts; with
     vocab/entities.parquet        entity, row number = dense id
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the entity that the item is, null where none)
+    provenance/text-00000.parquet user, item, time, term: the rows of events that item text is made of, for the audit
     quarantine/TABLE.parquet      file, row, reason, and the row as text
 
 The user–item graph is not stored again: the histories are its rows.
@@ -104,6 +105,13 @@ class PreparedDataset:
         self.root = root
         self.filesystem, self._base = filesystem_of(root)
         self.manifest = self._read_manifest()
+
+    @classmethod
+    def being_written(cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> PreparedDataset:
+        """A dataset whose manifest is not in its place yet, for the audit that decides whether it will be."""
+        dataset = cls.__new__(cls)
+        dataset.root, dataset.filesystem, dataset._base, dataset.manifest = path, filesystem, path, manifest
+        return dataset
 
     @property
     def num_users(self) -> int:
@@ -255,6 +263,10 @@ class PreparedDataset:
             raise ArtifactError(
                 f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"
             ) from None
+
+    def table(self, name: str) -> pa.Table:
+        """One file of the dataset as it stands there, for the audit."""
+        return self._table(name)
 
     def _table(self, name: str) -> pa.Table:
         try:

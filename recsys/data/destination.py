@@ -23,7 +23,9 @@ from recsys.data.dataset import Manifest, filesystem_of
 from recsys.errors import DataError
 
 MANIFEST: Final = "manifest.json"
-_LAYOUT: Final = frozenset({MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "quarantine"})
+_LAYOUT: Final = frozenset(
+    {MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "provenance", "quarantine"}
+)
 _STALE_S: Final = 24 * 3600.0
 
 

@@ -20,7 +20,9 @@ from recsys.data.split import NEVER
 from recsys.data.vocabulary import union
 from recsys.errors import ConfigError, choices
 
-EDGE_SCHEMA: Final = pa.schema([("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32())])
+EDGE_SCHEMA: Final = pa.schema(
+    [("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32()), ("time", pa.int64())]  # time: for the audit
+)
 _ROW_SCHEMA: Final = pa.schema(
     [
         *schema.SOCIAL.columns.items(),
@@ -121,7 +123,7 @@ def social_edges(users: pa.Array, rules: SocialRules, *blocks: pa.Table) -> tupl
     marked = mark(mark(table, unknown, UNKNOWN_USER), duplicate, DUPLICATE)
     kept = good & ~unknown & ~late & ~duplicate
     weights = np.asarray(table.column(schema.WEIGHT).fill_null(1.0)).astype(np.float32)
-    edges = _sorted_edges(src[kept], dst[kept], weights[kept], rules.directed)
+    edges = _sorted_edges(src[kept], dst[kept], weights[kept], times[kept], rules.directed)
     timed = good & ~unknown & (times != NO_TIME)
     report = SocialReport(table.num_rows, int(timed.sum()), int(late.sum()), edges.num_rows)
     return edges, bad_rows(marked, _SOCIAL_TEXT), report
@@ -146,14 +148,16 @@ def _repeats(keys: Array, among: Array) -> Array:
     return repeated
 
 
-def _sorted_edges(src: Array, dst: Array, weights: Array, directed: bool) -> pa.Table:
+def _sorted_edges(src: Array, dst: Array, weights: Array, times: Array, directed: bool) -> pa.Table:
     if not directed:
         src, dst, weights = np.append(src, dst), np.append(dst, src), np.append(weights, weights)
+        times = np.append(times, times)
     position = np.lexsort((-weights, dst, src))
-    src, dst, weights = src[position], dst[position], weights[position]
+    src, dst, weights, times = src[position], dst[position], weights[position], times[position]
     first = np.ones(len(src), dtype=bool)
     first[1:] = (src[1:] != src[:-1]) | (dst[1:] != dst[:-1])
     arrays = [pa.array(src[first].astype(np.int32)), pa.array(dst[first].astype(np.int32)), pa.array(weights[first])]
+    arrays.append(pa.array(times[first]))
     return pa.table(arrays, schema=EDGE_SCHEMA)
 
 

@@ -27,6 +27,7 @@ import ray
 
 from recsys import schema
 from recsys.config import Config
+from recsys.data.audit import Audit, audit
 from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
 from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
@@ -85,9 +86,16 @@ def prepare(config: Config, progress: Progress = print, source: SourceAdapter | 
     destination = Destination(config.dataset_dir)
     with quiet(), destination.writing() as folder:
         manifest = _Preparation(config, source, rules, destination, folder, progress).run(digest)
+        found = fetch(task(_audit).remote(folder, manifest))
+        progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
         destination.commit(manifest)
     progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
     return PreparedDataset(config.dataset_dir)
+
+
+def _audit(folder: Folder, manifest: Manifest) -> Audit:
+    """In a task, as it reads every event."""
+    return audit(PreparedDataset.being_written(folder.filesystem, folder.path, manifest))
 
 
 def _existing(root: str, digest: str) -> PreparedDataset | None:
@@ -115,6 +123,7 @@ class _Preparation:
         self.counts: Counter[str] = Counter()
         self.timing: dict[str, float] = {}
         self.notes: list[str] = []
+        self.provenance: list[str] = []  # files of the rows that item text is made of
         self.timed = False  # every interaction has a timestamp
 
     def run(self, digest: str) -> Manifest:
@@ -338,6 +347,7 @@ class _Preparation:
             self.counts.update(report.counts)
             counts_N3[report.items] += report.item_counts
             names += [report.name] if report.name else []
+            self.provenance += [report.provenance] if report.provenance else []
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
         self._check_parts()
         self.notes += [plan.newcomers.note(self.counts)] if plan.newcomers else []
@@ -412,6 +422,9 @@ class _Preparation:
         config = self.config.data.text
         fields = [name for names in text.groups.values() for name in names if name != config.event_column]
         described: dict[str, Any] = {"model": "", "dimension": 0, "fields": fields, "encoded": 0, "cached": 0}
+        if any(config.event_column in names for names in text.groups.values()):
+            described |= {"event_column": config.event_column, "max_event_terms": config.max_event_terms}
+            described["provenance"] = self.provenance
         if not config.enabled or not text.num_items:
             self.progress(f"item text: {'off' if not config.enabled else 'none of the items has any'}")
             return described

@@ -46,6 +46,7 @@ class ShardReport:
     counts: dict[str, int]
     items: Array  # dense ids of its items, with
     item_counts: Array  # [items, 3] interactions by part
+    provenance: str = ""  # name of the file of its text rows, "" when there are none
 
 
 def time_bins(events: pa.Table, start: int, width: int, below: int) -> Array:
@@ -86,7 +87,10 @@ def write_shard(
         text, cold_counts["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
     kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
     held_items, item_counts = _item_counts(columns["item"], splits_E)
-    report = ShardReport(name, counts | text_counts | cold_counts, held_items, item_counts)
+    provenance = f"text-{index:05d}.parquet" if kept.num_rows else ""
+    if provenance:
+        folder.write_table(f"provenance/{provenance}", kept)
+    report = ShardReport(name, counts | text_counts | cold_counts, held_items, item_counts, provenance)
     return [report, *_term_parts(kept, rules.num_term_parts)]
 
 

@@ -7,7 +7,7 @@ Legend: B queries, b queries of a chunk, K granularities, N items, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,14 +15,18 @@ import numpy as np
 import torch
 
 from recsys.config import Config
+from recsys.data.audit import audit
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
+from recsys.evaluation.ablation import Kept, ablation_report, ranked_values
+from recsys.evaluation.audit import audit_fits
 from recsys.evaluation.baselines import Baseline, fit_baselines
 from recsys.evaluation.bootstrap import LEVEL, compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
+from recsys.evaluation.trust import trust_report
 
 MODEL = "model"
 
@@ -48,20 +52,13 @@ class ScoredModel(Protocol):
         """Scores [b, N] float32."""
         ...
 
-    def scores_without(self, queries: Queries, name: str) -> torch.Tensor:
-        """Scores [b, N] with the weight of one granularity set to zero."""
+    def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
+        """Scores [b, N] with only these granularities at their weights, the others at zero."""
         ...
 
-
-@dataclass(frozen=True)
-class _Without:
-    """The model with one granularity switched off, as a scorer."""
-
-    model: ScoredModel
-    name: str
-
-    def scores(self, queries: Queries) -> torch.Tensor:
-        return self.model.scores_without(queries, self.name)
+    def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> torch.Tensor:
+        """Scores [b, N] with constant weights instead of the trained fusion."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ class Evaluation:
     data: dict[str, Any]
     timing: dict[str, Any]
     ranking: Ranking  # of the model on test
+    extras: dict[str, Any]  # trust, audit and, where it was asked for, ablation
 
     def to_json(self, timing: Mapping[str, float] | None = None) -> dict[str, Any]:
         """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s, train_s)."""
@@ -91,6 +89,7 @@ class Evaluation:
             "timing": {**(timing or {}), **self.timing},
             "granularities": self.granularities,
             "data": self.data,
+            **self.extras,
         }
 
 
@@ -110,10 +109,12 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     settings = config.evaluate
     main = parse_metric(config.train.metric, tuple(QUERY_METRICS))
     ks = sorted({*settings.ks, main.k})
+    checked = audit(dataset)
     histories = dataset.histories()
     queries = histories.queries(Split.TEST)
     through = Split.VALID if refit else Split.TRAIN
     baselines = fit_baselines(settings.baselines, histories, dataset.num_items, settings, config.train.metric, refit)
+    checked.checks += audit_fits(model, baselines, histories, dataset, through).checks
     rankings = {
         name: rank(scorer, queries, max(ks), settings.exclude_seen, settings.chunk_users)
         for name, scorer in _scorers(model, baselines).items()
@@ -132,6 +133,9 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     segments = _segments(rankings, values, without, dataset, config, through)
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
+    extras = {"audit": checked.to_json(), "trust": trust_report(rankings, values, dataset, config, through)}
+    if settings.ablation != "none":
+        extras["ablation"] = ablation_report(model, rankings[MODEL], config)
     return Evaluation(
         metric=config.train.metric,
         model=means.pop(MODEL),
@@ -146,6 +150,7 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
             **{f"baseline_{name}_s": baseline.seconds for name, baseline in baselines.items()},
         },
         ranking=rankings[MODEL],
+        extras=extras,
     )
 
 
@@ -223,12 +228,8 @@ def _without(model: ScoredModel, queries: Queries, config: Config) -> dict[str, 
     """With ``evaluate.ablate``: the main metric without each granularity, a value a query."""
     if not config.evaluate.ablate:
         return {}
-    kind, k = parse_metric(config.train.metric)
-    values = {}
-    for name in model.names:
-        ranking = rank(_Without(model, name), queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users)
-        values[name] = QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
-    return values
+    names = list(model.names)
+    return {name: ranked_values(Kept(model, tuple(set(names) - {name})), queries, config) for name in names}
 
 
 def _granularities(

@@ -20,6 +20,7 @@ from recsys.data.dataset import Manifest
 from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.movement import movement_panel
+from recsys.evaluation.panels import ablation_panel, trust_panel
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -84,6 +85,8 @@ def render_report(
         training=_training(training_history, evaluation["metric"]),
         segments=_segments(evaluation),
         fusion=_fusion(evaluation),
+        ablation=ablation_panel(evaluation),
+        trust=trust_panel(evaluation),
         colours=_colours(evaluation),
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),

@@ -1,0 +1,81 @@
+"""Retrained ablation: the variants trained anew by the real training stage, kept in RUN/ablation/HASH.
+
+Why: a granularity whose weight is set to zero leaves a model behind that was trained to lean on it; only a model that
+never had it says what it is worth. A variant is trained once: its folder is named by the hash of the dataset and of all
+settings that training reads. Each costs as much as the training itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any, Final, get_args
+
+from pipelines.folder import RunFolder
+from pipelines.session import ray_session
+from recsys.config import Config, FusionConfig, build_config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import ArtifactError
+from recsys.evaluation.ablation import Variant
+from recsys.evaluation.validation import Validator
+from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+
+_READ_BY_TRAINING: Final = ("seed", "model", "train")
+
+
+def retrained_variants(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Iterator[Variant]:
+    """Every variant, trained or found: each granularity off, each alone, each other kind of fusion."""
+    for group, name, changed in _plans(config):
+        folder.progress(f"ablation: {name} {group}, trained anew" if group != "fusion" else f"ablation: {name} fusion")
+        yield Variant(group, name, _trained(changed, folder, dataset).frozen)
+
+
+def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
+    """Group, name and configuration of every variant; nothing is left to compare with one granularity alone."""
+    enabled = list(config.model.granularities.enabled())
+    if len(enabled) < 2:
+        return
+    for name in enabled:
+        yield "off", name, _with(config, set(enabled) - {name})
+    for name in enabled:
+        yield "alone", name, _with(config, {name})
+    for kind in get_args(FusionConfig.model_fields["kind"].annotation):
+        if kind != config.model.fusion.kind:
+            yield "fusion", kind, _with(config, set(enabled), kind)
+
+
+def _with(config: Config, enabled: set[str], fusion: str = "") -> Config:
+    """The configuration with only these granularities, and another fusion where one is named."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    for name, section in tree["model"]["granularities"].items():
+        section["enabled"] = name in enabled
+    tree["model"]["fusion"]["kind"] = fusion or config.model.fusion.kind
+    return build_config(tree)
+
+
+def variant_hash(config: Config, dataset: PreparedDataset) -> str:
+    """Equal for variants that training would make the same of."""
+    tree = config.model_dump(mode="json")
+    parts = {name: tree[name] for name in _READ_BY_TRAINING}
+    parts |= {"dataset": dataset.manifest.content_hash, "exclude_seen": config.evaluate.exclude_seen}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
+    """The variant's model from its folder, or trained into it."""
+    place = folder.root / "ablation" / variant_hash(config, dataset)
+    try:
+        return load_trained(place)
+    except ArtifactError:  # not there, or the rest of an interrupted run
+        shutil.rmtree(place, ignore_errors=True)
+    run = config.run.model_copy(update={"dir": str(place.absolute())})
+    with ray_session(config):
+        from recsys.training.ray_train import train_on_ray
+
+        changed = config.model_copy(update={"run": run})
+        result = train_on_ray(changed, dataset, Validator.of(config), lambda values: None)
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    save_trained(place, result)
+    return result

@@ -1,0 +1,137 @@
+"""Ablation: what each granularity, alone and left out, and each kind of fusion is worth, on the same test users.
+
+Without retraining, λ of the trained model is changed: *off* sets one to zero, *alone* all but one (the user vector is
+linear in z, so this is what a user without those signals gets), and *fusion* replaces the trained λ by constants. That
+tells what the model uses, not what it needs: what was trained beside a granularity may lean on it. Retrained variants
+(:mod:`pipelines.ablation`) answer the other question. Every difference is full model − variant, paired over users.
+
+Legend: B queries, K granularities, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from recsys.config import Config, ModelConfig
+from recsys.data.histories import Array, Queries
+from recsys.evaluation.bootstrap import compare, intervals
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.ranking import Ranking, Scorer, rank
+
+
+class AblatedModel(Protocol):
+    """What an ablation asks of a trained model beside its scores."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def parts(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
+        """Scores [b, N] with only these granularities at their trained weights, the others at zero."""
+        ...
+
+    def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> torch.Tensor:
+        """Scores [b, N] with constant weights instead of the trained fusion."""
+        ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recommender to compare with the full model: ``group`` is off, alone or fusion."""
+
+    group: str
+    name: str
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The model with only some of its granularities, as a scorer."""
+
+    model: AblatedModel
+    kept: tuple[str, ...]
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return self.model.scores_of(queries, self.kept)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    model: AblatedModel
+    weights: Mapping[str, float]
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return self.model.scores_at(queries, self.weights)
+
+
+def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries, chunk: int) -> Iterator[Variant]:
+    """Every variant that needs no training.
+
+    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` one for all, and for a gate
+    ``constant`` its mean over the queries, which shows what choosing per user is worth.
+    """
+    names = list(model.names)
+    if len(names) > 1:
+        for name in names:
+            yield Variant("off", name, Kept(model, tuple(other for other in names if other != name)))
+        for name in names:
+            yield Variant("alone", name, Kept(model, (name,)))
+        configured = {name: entry.weight for name, entry in section.granularities.enabled().items()}
+        if section.fusion.kind != "weighted":
+            yield Variant("fusion", "weighted", _Constant(model, configured))
+        yield Variant("fusion", "even", _Constant(model, dict.fromkeys(names, 1.0)))
+        if section.fusion.kind == "gated":
+            sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(chunk))
+            means = (torch.as_tensor(sums_K) / len(queries)).tolist()
+            yield Variant("fusion", "constant", _Constant(model, dict(zip(names, means, strict=True))))
+
+
+def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Config) -> dict[str, dict[str, Any]]:
+    """group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of full − variant.
+
+    Args:
+        ranking: of the full model; the variants are asked the same queries.
+        variants: scored one after the other.
+        config: the main metric, the bootstrap and the chunks.
+    """
+    ours_B = main_values(ranking, config)
+    report: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        values_B = ranked_values(variant.scorer, ranking.queries, config)
+        report.setdefault(variant.group, {})[variant.name] = _entry(values_B, config) | (
+            compare(ours_B, values_B, config.evaluate.bootstrap, config.seed).to_json()
+        )
+    return report
+
+
+def ablation_report(model: AblatedModel, ranking: Ranking, config: Config) -> dict[str, Any]:
+    """The content of ``metrics.json``'s ``ablation``: the full model and every variant that needs no training."""
+    variants = weight_variants(model, config.model, ranking.queries, config.evaluate.chunk_users)
+    return {
+        "metric": config.train.metric,
+        "fusion_kind": config.model.fusion.kind,
+        "full": _entry(main_values(ranking, config), config),
+        "weights_changed": compare_variants(ranking, variants, config),
+    }
+
+
+def main_values(ranking: Ranking, config: Config) -> Array:
+    """The main metric of every query of a ranking: [B]."""
+    kind, k = parse_metric(config.train.metric)
+    return QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
+
+
+def ranked_values(scorer: Scorer, queries: Queries, config: Config) -> Array:
+    """The main metric of every query under a scorer: [B]. The queries must be those of a ranking already."""
+    k = parse_metric(config.train.metric).k
+    return main_values(rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users), config)
+
+
+def _entry(values_B: Array, config: Config) -> dict[str, Any]:
+    span = intervals({"value": values_B}, config.evaluate.bootstrap, config.seed)["value"]
+    return {"value": float(values_B.mean()), "interval": span}

@@ -1,0 +1,65 @@
+"""The second half of the leak audit: what the model and the baselines were fitted on.
+
+A model's graph and a baseline's matrix are gone when it is evaluated, but both leave a trace that can be worked out
+again: the number of users of every item, by which the model answers a user without signals and the baselines an empty
+history. One event too many in the fit changes it. Legend: N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from recsys.data.audit import Audit, refuse
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.evaluation.baselines import Baseline
+
+_ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # an empty history
+
+
+def audit_fits(
+    model: Any, baselines: Mapping[str, Baseline], histories: Histories, dataset: PreparedDataset, through: Split
+) -> Audit:
+    """Check the popularity inside the model (``popularity_N``, where it has one) and inside the baselines.
+
+    Raises:
+        DataError: one was fitted on other events than those through ``through``.
+    """
+    expected_N = users_of_items(histories, dataset.num_items, through)
+    found = Audit()
+    popularity_N = getattr(model, "popularity_N", None)
+    if popularity_N is not None:
+        _compare("model", popularity_N.detach().cpu().numpy(), expected_N, dataset, through)
+        found.checks.append("model_fit")
+    asked = [name for name in _ANSWER_BY_POPULARITY if name in baselines]
+    for name in asked:
+        nothing = Queries(Histories.of_items([[]]), np.zeros(2, dtype=np.int64), np.zeros(0, dtype=np.int32))
+        scores_1N: torch.Tensor = baselines[name].scores(nothing)
+        _compare(name, scores_1N[0].cpu().numpy(), expected_N, dataset, through)
+    found.checks += ["baseline_fits"] if asked else []
+    return found
+
+
+def users_of_items(histories: Histories, num_items: int, through: Split) -> Array:
+    """How many users have an item in the parts through ``through``, each once: [N]."""
+    users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    kept_E = histories.splits_E <= through
+    pairs = np.unique(users_E[kept_E].astype(np.int64) * num_items + histories.items_E[kept_E])
+    return np.bincount(pairs % num_items, minlength=num_items)
+
+
+def _compare(name: str, found_N: Array, expected_N: Array, dataset: PreparedDataset, through: Split) -> None:
+    wrong = np.flatnonzero(found_N != expected_N)
+    if len(wrong):
+        first = int(wrong[0])
+        part = "training" if through == Split.TRAIN else "training and validation"
+        refuse(
+            dataset.root,
+            "model_fit" if name == "model" else "baseline_fits",
+            f"{name} counts other users for {len(wrong):,} items than the {part} events have, such as "
+            f"{dataset.item_ids[first].as_py()}: {found_N[first]:g} for {expected_N[first]}",
+        )

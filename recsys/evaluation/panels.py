@@ -1,0 +1,116 @@
+"""Content of the report's panels on ablation and trust: geometry for their templates (``*.html.j2`` beside this file).
+
+Why apart: the report grows by a panel a question, and each is read alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from recsys.evaluation.charts import Axis, axis
+
+_TITLES: Final = {
+    ("weights_changed", "off"): "Left out",
+    ("weights_changed", "alone"): "Alone",
+    ("weights_changed", "fusion"): "Other weights",
+    ("retrained", "off"): "Left out, trained anew",
+    ("retrained", "alone"): "Alone, trained anew",
+    ("retrained", "fusion"): "Other fusions, trained anew",
+}
+_WEIGHTS: Final = {
+    "weighted": "as configured",
+    "even": "all the same",
+    "constant": "the gate's mean",
+}
+
+
+def ablation_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Cards of variants with what the full model has more, its interval and p; None without an ablation."""
+    ablation = evaluation.get("ablation")
+    if not ablation:
+        return None
+    cards = []
+    for (kind, group), title in _TITLES.items():
+        entries = ablation.get(kind, {}).get(group, {})
+        if not entries:
+            continue
+        scale = axis([0.0, *(end for entry in entries.values() for end in (entry["low"], entry["high"]))])
+        named = _WEIGHTS if (kind, group) == ("weights_changed", "fusion") else {}
+        rows = [_variant(named.get(name, name), entry, scale) for name, entry in entries.items()]
+        cards.append({"title": title, "rows": rows, "zero": scale.at(0.0), "ticks": scale.labels()})
+    return {"cards": cards, "full": ablation["full"], "fusion": ablation["fusion_kind"]} if cards else None
+
+
+def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]:
+    status = "worse" if entry["low"] > 0 else "better" if entry["high"] < 0 else "even"
+    places = {end: scale.at(entry[key]) for end, key in (("low", "low"), ("high", "high"), ("at", "difference"))}
+    return {"name": name, "status": status, **places, "entry": entry}
+
+
+def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Shares of exposure by item group, popularity lift by taste, quality by user group; None without the numbers."""
+    trust = evaluation.get("trust")
+    if not trust:
+        return None
+    best = evaluation["comparison"].get("best_baseline")
+    shown = ["model", *([best] if best else [])]
+    return {
+        "k": trust["k"],
+        "best": best,
+        "items": [_exposure(name, entry, shown) for name, entry in trust["items"].items()],
+        "bias": _bias(trust["bias"]),
+        "users": [_user_groups(name, entry, shown) for name, entry in trust["users"].items()],
+    }
+
+
+def _exposure(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
+    """Three bars a group: what people chose, what the model shows, what the best baseline shows."""
+    scale = axis([*entry["interactions"], *(v for key in shown for v in entry["exposure"][key])], from_zero=True)
+    rows = [
+        {
+            "label": label,
+            "items": entry["items"][index],
+            "chosen": entry["interactions"][index],
+            "shown": [entry["exposure"][key][index] for key in shown],
+        }
+        for index, label in enumerate(entry["labels"])
+    ]
+    ticks = [(place, f"{100 * tick:g} %") for (place, _), tick in zip(scale.labels(), scale.ticks, strict=True)]
+    return {"name": name, "rows": rows, "at": scale.at, "ticks": ticks, "disparity": entry["disparity"]}
+
+
+def _bias(bias: Mapping[str, Any]) -> dict[str, Any]:
+    names = list(bias["arp"])
+    rows = [{"label": label, **group} for label, group in bias["groups"].items()]
+    return {"names": names, "arp": bias["arp"], "rows": rows}
+
+
+def _user_groups(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
+    spans = [end for group in entry["groups"].values() for key in shown for end in group["interval"][key]]
+    scale = axis(spans)
+    rows = [
+        {
+            "label": label,
+            "queries": group["queries"],
+            "marks": [
+                {
+                    "at": scale.at(group["value"][key]),
+                    "low": scale.at(group["interval"][key][0]),
+                    "high": scale.at(group["interval"][key][1]),
+                    "value": group["value"][key],
+                }
+                for key in shown
+            ],
+            "beyond": group["beyond_head"]["model"],
+        }
+        for label, group in entry["groups"].items()
+    ]
+    gap = {key: entry["gap"][key] for key in shown if key in entry["gap"]}
+    return {
+        "name": name,
+        "rows": rows,
+        "ticks": scale.labels(),
+        "gap": gap,
+        "exposure_gap": {key: entry["exposure_gap"][key] for key in shown if key in entry["exposure_gap"]},
+    }

@@ -1,0 +1,231 @@
+"""The leak auditor: a leak planted in each artefact is seen and refused, and clean data passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from handmade import DAY, Event, leave_last, small_model, small_world, train_events, write_dataset
+from test_evaluate import config as evaluation_config
+from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silent
+
+from recsys.data.audit import audit
+from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
+from recsys.data.histories import VALID_ALONE, Histories, Queries, Split
+from recsys.data.newcomers import Newcomers
+from recsys.data.prepare import prepare
+from recsys.errors import DataError
+from recsys.evaluation.audit import audit_fits, users_of_items
+from recsys.evaluation.baselines import fit_baselines
+from recsys.evaluation.evaluate import evaluate
+
+WALKS = [leave_last(0, 1, 2, 3, 4), leave_last(2, 3, 5, 0), train_events(1, 3), leave_last(5, 4, 1)]
+NO_TIME = np.iinfo(np.int64).min
+FRIENDS = ((0, 3), (1, 2))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    return write_dataset(tmp_path, WALKS, 6, friends=FRIENDS)
+
+
+def change(dataset: PreparedDataset, name: str, edit: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(edit(dataset.table(name)), f"{dataset.root}/{name}")
+
+
+def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
+    def edit(table: pa.Table) -> pa.Table:
+        index = table.schema.get_field_index(name)
+        array = pa.array(values, table.schema.field(name).type) if index >= 0 else pa.array(values)
+        return table.set_column(index, name, array) if index >= 0 else table.append_column(name, array)
+
+    return edit
+
+
+def refused(dataset: PreparedDataset, check: str, found: str) -> None:
+    with pytest.raises(DataError, match=f"check {check}: .*{found}"):
+        audit(PreparedDataset.being_written(dataset.filesystem, dataset.root, dataset.manifest))
+
+
+def test_clean_data_passes(dataset: PreparedDataset) -> None:
+    found = audit(dataset)
+    assert found.checks == ["vocabulary", "ids", "order_of_parts", "queries", "popularity", "friendships"]
+    assert found.events == 14 and found.unaudited == []
+    assert found.to_json()["passed"] == 6
+
+
+def test_popularity_that_counts_a_held_out_event(dataset: PreparedDataset) -> None:
+    train = dataset.item_counts_N(Split.TRAIN)
+    train[4] += 1  # the test event of the first user
+    change(dataset, "items/counts.parquet", with_column("train", train))
+    refused(dataset, "popularity", "1 items in items/counts.parquet have other train counts than .*i4: 1 for 0")
+
+
+def test_a_manifest_that_counts_other_events(dataset: PreparedDataset) -> None:
+    dataset.manifest.counts["valid"] += 1
+    refused(dataset, "popularity", "the manifest says 4 valid events")
+
+
+def test_training_behind_a_held_out_event(dataset: PreparedDataset) -> None:
+    parts = [[0, 0, 1, 0, 2], [0, 0]]  # the first user's last but one is validation no more
+    change(dataset, "histories/part-00000.parquet", with_column("splits", parts))
+    refused(dataset, "order of parts", "1 users in histories/part-00000.parquet train on what follows")
+
+
+def test_two_test_events_of_a_user_in_leave_last(dataset: PreparedDataset) -> None:
+    change(dataset, "histories/part-00000.parquet", with_column("splits", [[0, 0, 1, 2, 2], [0, 0]]))
+    refused(dataset, "order of parts", "1 users")
+
+
+def test_a_user_in_two_rows(dataset: PreparedDataset) -> None:
+    change(dataset, "histories/part-00001.parquet", with_column("user", [0, 3]))
+    refused(dataset, "ids", "1 users of histories/part-00001.parquet have another row")
+    change(dataset, "histories/part-00001.parquet", with_column("user", [1, 9]))
+    refused(dataset, "ids", "1 users, items or parts")
+
+
+def test_attributes_in_another_order_than_the_ids(dataset: PreparedDataset) -> None:
+    change(dataset, "items/features.parquet", lambda table: table.take(pa.array([1, 0, 2, 3, 4, 5])))
+    refused(dataset, "vocabulary", "items/features.parquet are not those of the item ids")
+
+
+def test_queries_that_see_their_targets(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Histories.queries
+
+    def leaky(self: Histories, target: Split) -> Queries:
+        found = honest(self, target)
+        return found if target != Split.TEST else Queries(self, found.target_offsets_B1, found.target_items)
+
+    monkeypatch.setattr(Histories, "queries", leaky)
+    refused(dataset, "queries", r"test queries of histories/part-00000.parquet see \+3 events")
+    monkeypatch.setattr(Histories, "queries", honest)
+    monkeypatch.setattr(Histories, "through", lambda self, split: self)
+    refused(dataset, "queries", r"fits through train on histories/part-00000.parquet see \+2 events")
+
+
+def temporal(folder: Path) -> PreparedDataset:
+    """Validation from day 3, test from day 4; friends of day 1 and 2."""
+    events: list[list[Event]] = [
+        [
+            (item, 0, (item + 1) * DAY, part)
+            for item, part in enumerate((Split.TRAIN, Split.TRAIN, Split.VALID, Split.TEST))
+        ]
+        for _ in range(2)
+    ]
+    found = write_dataset(folder, events, 4, friends=((0, 1),))
+    found.manifest.split = {
+        "kind": "temporal", "valid_from": "1970-01-04T00:00:00+00:00", "test_from": "1970-01-05T00:00:00+00:00"
+    }  # fmt: skip
+    change(found, "graphs/social.parquet", with_column("time", [DAY * 10**6, NO_TIME]))
+    return found
+
+
+def test_times_and_friendships_against_the_cut_offs(tmp_path: Path) -> None:
+    dataset = temporal(tmp_path)
+    assert "friendships" in audit(dataset).checks
+    change(dataset, "graphs/social.parquet", with_column("time", [DAY * 10**6, 3 * DAY * 10**6]))
+    refused(dataset, "friendships", "1 edges of graphs/social.parquet are later than the cut-off")
+    change(dataset, "graphs/social.parquet", lambda table: table.drop_columns(["time"]))
+    assert audit(dataset).unaudited == ["friendships_in_time"]
+    times = [[DAY, 3 * DAY, 3 * DAY, 4 * DAY]]  # the second training event is on the day of validation
+    change(dataset, "histories/part-00000.parquet", with_column("times", times))
+    refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the cut-off")
+    change(dataset, "histories/part-00000.parquet", with_column("times", [[DAY, 2 * DAY, 3 * DAY, 3 * DAY]]))
+    refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are earlier than their part")
+
+
+def test_friends_outside_the_vocabulary(dataset: PreparedDataset) -> None:
+    change(dataset, "graphs/social.parquet", with_column("dst", [3, 2, 1, 7]))
+    refused(dataset, "friendships", "1 values of dst")
+
+
+def test_cold_users_who_keep_more_than_they_may(tmp_path: Path) -> None:
+    newcomers = Newcomers(0.5, 2, 1)
+    cold = newcomers.among(pa.array([f"u{user}" for user in range(4)]))
+    assert 0 < cold.sum() < 4
+    walks = [train_events(0, 1) if is_cold else leave_last(0, 1, 2, 3, 4) for is_cold in cold]
+    dataset = write_dataset(tmp_path, walks, 6, num_shards=1)
+    dataset.manifest.split |= newcomers.describe()
+    assert "cold_users" in audit(dataset).checks
+    dataset.manifest.split["cold_keep"] = 1
+    refused(dataset, "cold users", f"{cold.sum()} cold users of histories/part-00000.parquet have more than 1")
+    alone = [[0, 0] if is_cold else [0, 0, 0, VALID_ALONE, 2] for is_cold in cold]
+    dataset.manifest.split["cold_keep"] = 2
+    change(dataset, "histories/part-00000.parquet", with_column("splits", alone))
+    refused(dataset, "cold users", f"{4 - cold.sum()} validation events of other users")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_text_of_events_carries_the_rows_it_was_made_of(tmp_path: Path) -> None:
+    """``anna`` trains on a and c, validates on b and tests on a; the tags of ``bert`` are about a, c, d."""
+    events = rows_of("events", [*TIMED, *TAGS], tag=pa.string())
+    lines: list[str] = []
+    dataset = prepare(config(tmp_path, text=TEXT), lines.append, MemorySource(events=events))
+    assert any(line.startswith("audit: ") for line in lines)
+    assert {"item_text_rows", "item_text_terms"} <= set(audit(dataset).checks)
+    name = f"provenance/{dataset.manifest.text['provenance'][0]}"
+    honest = dataset.table(name)
+    anna, b = dataset.user_ids.to_pylist().index("anna"), dataset.item_ids.to_pylist().index("b")
+    planted = {"user": [anna], "item": [b], "time": [NO_TIME], "term": ["spoiler"]}
+    leak = pa.table(planted).cast(honest.schema)
+    change(dataset, name, lambda table: pa.concat_tables([table, leak]))
+    refused(dataset, "item text rows", "1 rows of text-.* are about held-out")
+    pq.write_table(honest, f"{dataset.root}/{name}")
+    texts = dataset.features.column("text").to_pylist()
+    texts[b] = "tag: spoiler"  # a term that no row has told
+    change(dataset, "items/features.parquet", with_column("text", texts))
+    refused(dataset, "item text terms", "the text of 1 items, such as b, has other terms")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_context_values_that_only_held_out_events_have(tmp_path: Path) -> None:
+    """``anna``'s last event is in the rain, which no training event has seen."""
+    places = ["sun", "fog", "sun", "fog", "rain", "sun"]
+    rows = [{**row, "weather": place} for row, place in zip(TIMED, places, strict=True)]
+    source = MemorySource(events=rows_of("events", rows, weather=pa.string()))
+    dataset = prepare(config(tmp_path, context=["weather"]), silent, source)
+    assert "context_values" in audit(dataset).checks
+    place = Path(dataset.root, "vocab/context.json")
+    place.write_text(place.read_text().replace('"sun"', '"rain", "sun"'))
+    refused(dataset, "context values", "1 values of weather in vocab/context.json are of no training event")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_prepare_leaves_nothing_that_the_audit_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cuts of newcomers are made by what the manifest says; a manifest that says otherwise is refused."""
+    monkeypatch.setattr(Newcomers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
+    split = {"kind": "leave-last", "cold_users": 0.01}
+    with pytest.raises(DataError, match="the audit of .* refuses it, check cold users"):
+        prepare(config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", TIMED)))
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
+    dataset = small_world(tmp_path)
+    built = evaluation_config(baselines=["popularity", "item_knn", "ease"])
+    built.model = small_model(dataset).config
+    result = evaluate(small_model(dataset), dataset, built, refit=True).to_json()
+    assert result["audit"]["checks"][-2:] == ["model_fit", "baseline_fits"]
+    with pytest.raises(DataError, match=r"check model fit: model counts other users for \d+ items"):
+        evaluate(small_model(dataset, through=Split.TEST), dataset, built, refit=True)
+    with pytest.raises(DataError, match="training events have"):
+        evaluate(small_model(dataset, through=Split.VALID), dataset, built, refit=False)
+    histories = dataset.histories()
+    expected = users_of_items(histories, dataset.num_items, Split.VALID)
+    assert expected.tolist() == [1, 2, 2, 3, 0, 1, 0, 1, 1, 1, 0, 0]
+    everything = replace(histories, splits_E=np.zeros_like(histories.splits_E))
+    for name in ("popularity", "item_knn", "ease"):
+        leaky = fit_baselines([name], everything, dataset.num_items, built.evaluate, "ndcg@3", True)
+        with pytest.raises(DataError, match=f"check baseline fits: {name} counts other users"):
+            audit_fits(None, leaky, histories, dataset, Split.VALID)
+
+
+def test_the_schema_of_histories_is_what_the_audit_reads() -> None:
+    assert HISTORY_SCHEMA.names == ["user", "items", "types", "times", "values", "splits"]
