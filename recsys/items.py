@@ -1,7 +1,8 @@
 """The item tower: a_i = id embedding + projected text.
 
 Why: the id part is accurate where an item has training events, the text part is all there is where it has none; one
-sum serves both, and a hidden id part in training (``id_dropout``) keeps the text part able to stand alone.
+sum serves both, and a hidden id part in training (``id_dropout``) keeps the text part, or what facts and neighbours
+refine, able to stand alone.
 
 Legend: N items, S items in view, T text width, D model width.
 """
@@ -51,7 +52,7 @@ class ItemTower(nn.Module):
         if self.id_ND is not None:
             known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]
             rows_SD = self.id_ND.weight if ids_S is None else self.id_ND(ids_S)
-            if self.training and self.config.id_dropout and self.text_projection is not None:
+            if self.training and self.config.id_dropout:
                 keep_S = torch.rand_like(known_S) >= self.config.id_dropout
                 known_S = known_S * keep_S / (1 - self.config.id_dropout)
             parts.append(rows_SD * known_S[:, None])

@@ -75,6 +75,8 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
     manifest["counts"] |= {
         "social_edges": edges.num_rows,
         "facts": files["graphs/knowledge.parquet"].num_rows,
+        "entities": files["vocab/entities.parquet"].num_rows,
+        "relations": files["vocab/relations.parquet"].num_rows,
         "items_with_text": len(item_ids),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
