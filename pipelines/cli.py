@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stages import LATER, STAGES, VERBS
+from pipelines.stages import LATER, STAGES, UPDATES, VERBS
 
 if TYPE_CHECKING:
     from recsys.config import Config
@@ -171,9 +171,12 @@ def plan(verb: str, config: Config) -> str:
         "alias": config.registry.alias,
         "tracking": redact(config.tracking.uri) or f"the SQLite store beside {run}",
         "recommender": config.recommend.model or f"{run}/bundle/",
+        "parent": config.update.model or f"models:/{config.registry.name}@champion",
+        "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
     }
+    stages = UPDATES[config.update.only].stages if verb == "update" else VERBS[verb].stages
     lines = [dump_config(redacted(config)).rstrip(), "", f"# `recsys {verb}` would run, one after the other:"]
-    for stage in VERBS[verb].stages:
+    for stage in stages:
         lines.append(f"#   {stage}")
         lines += [f"#     reads   {pattern.format(**names)}" for pattern in STAGES[stage].reads]
         lines += [f"#     writes  {pattern.format(**names)}" for pattern in STAGES[stage].writes]

@@ -14,15 +14,16 @@ from pipelines.session import ray_session
 from recsys.config import Config
 from recsys.data.content_hash import settings_hash
 from recsys.data.dataset import PreparedDataset
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, DataError
 
 
-def prepare(config: Config, folder: RunFolder) -> PreparedDataset:
-    """Make the dataset, or find it up to date."""
+def prepare(config: Config, folder: RunFolder, base: Vocabulary | None = None) -> PreparedDataset:
+    """Make the dataset, or find it up to date; ids of ``base`` keep their numbers."""
     with folder.progress.stage("prepare"), ray_session(config):
         from recsys.data.prepare import prepare as prepare_dataset
 
-        dataset = prepare_dataset(config, progress=folder.progress)
+        dataset = prepare_dataset(config, progress=folder.progress, base=base)
         _say_what_there_is(dataset, folder)
     return open_dataset(config)
 

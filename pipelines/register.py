@@ -14,7 +14,7 @@ from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
 from pipelines.tracking import tracked
-from pipelines.train import model_sha256, open_trained
+from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.config import Config, redact
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import write_bundle
@@ -35,7 +35,10 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
         raise ArtifactError(f"{folder.metrics} is of another model than {folder.model}; run `recsys evaluate`")
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
         extra = {"metrics": metrics.get("model", {}), "main_metric": metrics.get("metric", ""), "refit": trained.refit}
-        write_bundle(folder.bundle, trained.frozen, dataset, extra)
+        origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
+        if "parent" in origin:
+            extra["parent"] = origin["parent"]
+        write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
         if not tracker.enabled:
             folder.progress(f"wrote {folder.bundle}; tracking.enabled is false, so nothing is registered")
             folder.registered.unlink(missing_ok=True)

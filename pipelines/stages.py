@@ -35,6 +35,9 @@ STAGES: Final[dict[str, Stage]] = {
         ("{dataset}/", "{run}/model/", "{run}/metrics.json"), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")
     ),
     "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
+    "parent": Stage(("{parent}",), ()),
+    "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
+    "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
 }
 
 VERBS: Final[dict[str, Verb]] = {
@@ -52,6 +55,22 @@ VERBS: Final[dict[str, Verb]] = {
     "recommend": Verb(
         "pipelines.recommend:recommend", "write the top items of every user to a Parquet file", ("recommend",)
     ),
+    "update": Verb(
+        "pipelines.update:update",
+        "go on from a registered model: new events (update.only all), feedback (fusion), strata",
+        ("parent", "prepare", "train", "evaluate", "register"),
+    ),
 }
 
-LATER: Final[tuple[str, ...]] = ("tune", "update", "promote", "pull", "serve", "submit", "doctor")
+# Kinds of update, by ``update.only``; the first is the default.
+UPDATES: Final[dict[str, Verb]] = {
+    "all": Verb("pipelines.update:update_all", "warm start on old and new events", VERBS["update"].stages),
+    "fusion": Verb(
+        "pipelines.update:update_fusion", "weights of the granularities from feedback", ("parent", "feedback")
+    ),
+    "strata": Verb(
+        "pipelines.update:update_strata", "strata of users from old and new events", ("parent", "prepare", "strata")
+    ),
+}
+
+LATER: Final[tuple[str, ...]] = ("tune", "promote", "pull", "serve", "submit", "doctor")

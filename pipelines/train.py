@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.cli import main
@@ -19,14 +20,25 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
+from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.loop import Validate
 
 ORIGIN = "origin.json"
 
 
-def train(config: Config, folder: RunFolder) -> TrainResult:
+@dataclass(frozen=True)
+class Descent:
+    """Where a training goes on from, what chooses its epoch, and what the model says of its parent."""
+
+    start: Start
+    validate: Validate
+    parent: dict[str, Any]
+
+
+def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> TrainResult:
     """Train and keep the result."""
-    validate = Validator.of(config)
+    validate = Validator.of(config) if descent is None else descent.validate
     dataset = open_dataset(config)
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
         from recsys.training.ray_train import train_on_ray
@@ -37,13 +49,15 @@ def train(config: Config, folder: RunFolder) -> TrainResult:
             folder.progress(epoch_line(values))
             log_epoch(tracker, values)
 
-        result = train_on_ray(config, dataset, validate, report)
+        result = train_on_ray(config, dataset, validate, report, descent.start if descent else None)
         folder.forget_model()
         save_trained(folder.model, result)
-        folder.write_json(folder.model / ORIGIN, {"dataset": dataset.root, "hash": dataset.manifest.content_hash})
+        origin = {"dataset": dataset.root, "hash": dataset.manifest.content_hash}
+        folder.write_json(folder.model / ORIGIN, {**origin, **({"parent": descent.parent} if descent else {})})
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
         again = ", then trained again on training and validation" if result.refit else ""
-        folder.progress(f"chose epoch {result.best_epoch} by {config.train.metric} on validation{again}")
+        as_is = ", the model as it was" if result.best_epoch == 0 else ""
+        folder.progress(f"chose epoch {result.best_epoch}{as_is} by {config.train.metric} on validation{again}")
     return result
 
 
@@ -60,7 +74,7 @@ def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) ->
             f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but {dataset.root} is now "
             f"{dataset.manifest.content_hash[:12]}; run `recsys train` again, or give the folder of the other dataset"
         )
-    different = _first_difference(result.frozen.config, config.model)
+    different = first_difference(result.frozen.config, config.model)
     if different:
         raise ArtifactError(
             f"the model in {folder.model} was trained with another model section: {different}; run `recsys train` "
@@ -75,7 +89,7 @@ def model_sha256(folder: RunFolder) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
+def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
     """The first key in which two ``model`` sections differ, with both values; empty when they are equal."""
     before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
     for key, value in before.items():

@@ -401,6 +401,9 @@ class LossConfig(Section):
     temperature: float = Field(1.0, gt=0, description="scores are divided by it in training; serving ranks the same")
     learn_temperature: bool = Field(False, description="let training move the temperature from there")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    new_items: bool = Field(
+        True, description="items without training events are negatives too; false lets their text speak for them"
+    )
     event_power: float = Field(
         1.0, ge=0, le=1, description="a user with n targets weighs n^p: 1 every event alike, 0 every user alike"
     )
@@ -476,6 +479,23 @@ class RecommendConfig(Section):
     )
 
 
+class UpdateConfig(Section):
+    """How a registered model goes on: with new events (all, or the strata alone), or with feedback (fusion)."""
+
+    only: Literal["all", "fusion", "strata"] = "all"
+    model: str = Field(
+        "", description="models:/NAME@ALIAS, a run folder or a bundle; default: models:/REGISTRY.NAME@champion"
+    )
+    epochs: int = Field(5, ge=1, description="at most; the model as it is counts as epoch 0 (all)")
+    lr_share: float = Field(0.3, gt=0, le=1, description="of train.lr (all)")
+    feedback: list[str] = Field([], description="files, folders or globs of events on shown items (fusion)")
+    rewards: dict[str, float] = Field(
+        {"click": 1.0, "purchase": 3.0, "skip": -1.0},
+        description="event type → reward: above 0 liked, below 0 not; its size is how much it counts (fusion)",
+    )
+    prior_rows: float = Field(100.0, ge=0, description="rows of feedback that today's λ weigh as much as (fusion)")
+
+
 class RunConfig(Section):
     dir: str = Field("runs/latest", min_length=1)
     name: str = ""
@@ -491,6 +511,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     recommend: RecommendConfig = Field(default_factory=RecommendConfig)
+    update: UpdateConfig = Field(default_factory=UpdateConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)

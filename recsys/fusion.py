@@ -28,6 +28,10 @@ class Fusion(nn.Module):
         """λ_BK before masking."""
         raise NotImplementedError
 
+    def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """The parameters that give other λ (gated: another prior), by name in the state dict."""
+        raise NotImplementedError
+
     def forward(self, z_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor]:
         """User vectors ``u_BD`` and the masked weights ``λ_BK`` that made them."""
         if self.training and self.signal_dropout and self.names_K > 1:
@@ -54,17 +58,27 @@ class WeightedFusion(Fusion):
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
         return self.weights_K.to(z_BKD.dtype).expand(len(z_BKD), -1)
 
+    def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """λ stay in [0, 1], as the configuration has them; a common factor changes no ranking."""
+        return {"weights_K": (values_K / values_K.max().clamp(min=1)).to(self.weights_K.dtype)}
+
 
 class LearnedFusion(Fusion):
     """λ are trained, one a granularity, kept positive by a softplus; they start at the configured weights."""
 
     def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
         super().__init__(config, weights, width)
-        start_K = torch.tensor(weights).clamp(min=1e-3)
-        self.raw_K = nn.Parameter(start_K + torch.log(-torch.expm1(-start_K)))  # the inverse of softplus
+        self.raw_K = nn.Parameter(_inverse_softplus(torch.tensor(weights).clamp(min=1e-3)))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
         return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(len(z_BKD), -1)
+
+    def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        return {"raw_K": _inverse_softplus(values_K.clamp(min=1e-6)).to(self.raw_K.dtype)}
+
+
+def _inverse_softplus(values_K: Tensor) -> Tensor:
+    return values_K + torch.log(-torch.expm1(-values_K))
 
 
 class GatedFusion(Fusion):
@@ -80,10 +94,22 @@ class GatedFusion(Fusion):
         nn.init.zeros_(self.gate.weight)
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
-        unit_BKD = nn.functional.normalize(z_BKD, dim=-1)
-        logits_BK = (self.gate(unit_BKD).squeeze(-1) + self.prior_K).masked_fill(~present_BK, float("-inf"))
+        return self.opened(self.gate_logits(z_BKD), self.prior_K, present_BK)
+
+    def gate_logits(self, z_BKD: Tensor) -> Tensor:
+        """What the gate says of every granularity, before the prior: [B, K]."""
+        logits_BK: Tensor = self.gate(nn.functional.normalize(z_BKD, dim=-1)).squeeze(-1)
+        return logits_BK
+
+    @staticmethod
+    def opened(gate_BK: Tensor, prior_K: Tensor, present_BK: Tensor) -> Tensor:
+        """λ_BK of gate and prior: a softmax over the present granularities, times K."""
+        logits_BK = (gate_BK + prior_K).masked_fill(~present_BK, float("-inf"))
         nothing_B1 = ~present_BK.any(1, keepdim=True)
-        return torch.softmax(logits_BK.masked_fill(nothing_B1, 0.0), dim=1) * self.names_K
+        return torch.softmax(logits_BK.masked_fill(nothing_B1, 0.0), dim=1) * present_BK.shape[1]
+
+    def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        return {"prior_K": values_K.to(self.prior_K.dtype)}
 
 
 FUSIONS = {"weighted": WeightedFusion, "learned": LearnedFusion, "gated": GatedFusion}

@@ -4,10 +4,13 @@ Why: the id part is accurate where an item has training events, the text part is
 sum serves both, and a hidden id part in training (``id_dropout``) keeps the text part, or what facts and neighbours
 refine, able to stand alone.
 
-Legend: N items, S items in view, T text width, D model width.
+Legend: N items, S items in view, G groups of fields, T text width, W whitened width, D model width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +30,25 @@ class ItemTower(nn.Module):
     trained_N: Tensor
 
     def __init__(
-        self, config: ItemTowerConfig, width: int, text_NT: Tensor, trained_N: Tensor, num_groups: int = 1
+        self,
+        config: ItemTowerConfig,
+        width: int,
+        text_NT: Tensor,
+        trained_N: Tensor,
+        num_groups: int = 1,
+        whitening: Sequence[Whitening] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         num_items, text_width = text_NT.shape
         if text_width:
             groups = text_NT.chunk(num_groups, dim=1)
-            text_NT = torch.cat([whiten(group_NT, config.text_whiten) for group_NT in groups], dim=1)
+            whitening = whitening or [Whitening.of(group_NT, config.text_whiten) for group_NT in groups]
+            text_NT = torch.cat([white(group_NT) for white, group_NT in zip(whitening, groups, strict=True)], dim=1)
             text_width = text_NT.shape[1]
+            # kept with the weights: a warm start must read the text of new items by the axes it was trained on
+            self.register_buffer("text_mean_GT", torch.stack([white.mean_T for white in whitening]))
+            self.register_buffer("text_axes_GTW", torch.stack([white.axes_TW for white in whitening]))
         self.register_buffer("text_NT", text_NT, persistent=False)
         self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
         self.id_ND = nn.Embedding(num_items, width) if config.id or not text_width else None
@@ -78,26 +91,44 @@ class GroupProjection(nn.Module):
 
 
 def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
+    """Rows whitened by themselves, see :class:`Whitening`."""
+    return Whitening.of(text_NT, num_directions)(text_NT)
+
+
+@dataclass(frozen=True)
+class Whitening:
     """Centre the rows that have text and whiten their leading directions; rows without text stay zero.
 
     Why: sentence vectors share a large common part and a few loud directions (Mu & Viswanath 2018); whitening lets a
-    linear projection use all of them. ``num_directions`` 0 only centres. Rows come out with a mean squared length of
-    one: [N, min(num_directions, T) or T] float32.
+    linear projection use all of them. Zero ``num_directions`` only centre. The rows it is made of come out with a mean
+    squared length of one: [N, W], W = min(num_directions, T) or T, float32.
     """
-    has_text_N = text_NT.abs().sum(1) > 0
-    rows = text_NT[has_text_N].to(torch.float64)
-    width = whitened_width(num_directions, text_NT.shape[1])
-    out = torch.zeros(len(text_NT), width)
-    if len(rows) < 2:
-        return out
-    white = rows - rows.mean(0)
-    if num_directions:
-        variance_T, directions_TT = torch.linalg.eigh(white.T @ white / len(rows))
-        variance_T, directions_TT = variance_T[-width:], directions_TT[:, -width:]
-        white = (white @ directions_TT) * torch.rsqrt(variance_T.clamp(min=0) + 1e-6 * variance_T.max())
-    white = white / white.square().sum(1).mean().sqrt()
-    out[has_text_N] = white.to(torch.float32)
-    return out
+
+    mean_T: Tensor
+    axes_TW: Tensor
+
+    @staticmethod
+    def of(text_NT: Tensor, num_directions: int) -> Whitening:
+        """Centre, axes and scale of the rows with text; all zero where there are fewer than two."""
+        rows = text_NT[text_NT.abs().sum(1) > 0].to(torch.float64)
+        dimension = text_NT.shape[1]
+        width = whitened_width(num_directions, dimension)
+        if len(rows) < 2:
+            return Whitening(torch.zeros(dimension), torch.zeros(dimension, width))
+        mean_T = rows.mean(0)
+        white, axes_TW = rows - mean_T, torch.eye(dimension, dtype=torch.float64)
+        if num_directions:
+            variance_T, directions_TT = torch.linalg.eigh(white.T @ white / len(rows))
+            variance_T, directions_TT = variance_T[-width:], directions_TT[:, -width:]
+            axes_TW = directions_TT * torch.rsqrt(variance_T.clamp(min=0) + 1e-6 * variance_T.max())
+        axes_TW = axes_TW / (white @ axes_TW).square().sum(1).mean().sqrt()
+        return Whitening(mean_T.to(torch.float32), axes_TW.to(torch.float32))
+
+    def __call__(self, text_NT: Tensor) -> Tensor:
+        """Whitened rows [N, W]."""
+        has_text_N1 = (text_NT.abs().sum(1) > 0).to(torch.float64)[:, None]
+        white_NT = (text_NT.double() - self.mean_T.double()) * has_text_N1
+        return (white_NT @ self.axes_TW.double()).to(torch.float32)
 
 
 def whitened_width(num_directions: int, dimension: int) -> int:

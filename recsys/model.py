@@ -9,7 +9,7 @@ Legend: B queries, K granularities, D width, N items, S items in view.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.evolution import Evolution, Interest
 from recsys.granularities.rolling import expected_event, lengthen
-from recsys.items import ItemTower
+from recsys.items import ItemTower, Whitening
 
 States = dict[str, State]
 
@@ -65,15 +65,21 @@ class MultigrainModel(nn.Module):
     """The trainable model.
 
     ``text_NT`` are the frozen text vectors (width 0: none) of ``text_groups`` groups of fields side by side,
-    ``trained_N`` marks items with training events.
+    ``trained_N`` marks items with training events, ``whitening`` is that of a model to go on from.
     """
 
     def __init__(
-        self, config: ModelConfig, sizes: ModelSizes, text_NT: Tensor, trained_N: Tensor, text_groups: int = 1
+        self,
+        config: ModelConfig,
+        sizes: ModelSizes,
+        text_NT: Tensor,
+        trained_N: Tensor,
+        text_groups: int = 1,
+        whitening: Sequence[Whitening] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups)
+        self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
 
     @property

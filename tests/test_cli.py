@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,8 +19,8 @@ from pipelines.cli import Arguments, UsageError, main, parse, plan, user_message
 from pipelines.folder import RunFolder, open_run, write_atomically
 from pipelines.progress import Progress
 from pipelines.session import keep_token_elsewhere
-from pipelines.stages import LATER, STAGES, VERBS
-from recsys.config import Config, build_config, load_config
+from pipelines.stages import LATER, STAGES, UPDATES, VERBS
+from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
@@ -35,16 +37,16 @@ def config(tmp_path: Path) -> Config:
 
 def test_the_verbs_are_frozen() -> None:
     """Scripts rely on them: adding is fine, renaming breaks."""
-    assert list(VERBS) == ["run", "prepare", "train", "evaluate", "register", "recommend"]
+    assert list(VERBS) == ["run", "prepare", "train", "evaluate", "register", "recommend", "update"]
     assert VERBS["run"].stages == ("prepare", "train", "evaluate", "register")
     assert not set(VERBS) & set(LATER)
 
 
 def test_every_verb_names_a_function_that_exists() -> None:
-    for verb in VERBS.values():
+    for verb in (*VERBS.values(), *UPDATES.values()):
         module, name = verb.target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
-        assert f"def {name}(config: Config, folder: RunFolder)" in path.read_text(encoding="utf-8")
+        assert re.search(rf"def {name}\(config: Config, folder: RunFolder[,)]", path.read_text(encoding="utf-8"))
         assert set(verb.stages) <= set(STAGES)
 
 
@@ -92,6 +94,16 @@ def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
     assert stages == ["prepare", "train", "evaluate", "register"]
     assert "writes  here/metrics.json" in shown
     assert list(tmp_path.iterdir()) == [tmp_path / "merged.yaml"], "a dry run writes nothing"
+
+
+def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
+    """One entry a kind, and the configuration knows the same ones."""
+    assert get_args(UpdateConfig.model_fields["only"].annotation) == tuple(UPDATES)
+    shown = plan("update", config)
+    assert "reads   models:/multigrain@champion" in shown and "evaluate" in shown.split("would run")[1]
+    config.update = UpdateConfig(only="fusion", model="models:/a/3", feedback=["f.csv"])
+    shown = plan("update", config).split("would run")[1]
+    assert "reads   models:/a/3" in shown and "reads   f.csv" in shown and "evaluate" not in shown
 
 
 def test_both_forms_of_an_option_and_the_last_one_wins() -> None:

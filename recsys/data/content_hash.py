@@ -15,11 +15,11 @@ _METHOD: Final = 3  # raised when prepare makes something else of the same input
 _NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")  # on what is written
 
 
-def content_hash(config: Config, fingerprint: str) -> str:
+def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
     """Hash of the source's fingerprint (files and their configuration), the ``data`` section and the schema version.
 
     The place of the dataset and settings that change only how fast it is made are left out; the seed counts where
-    the split draws by it, and the language model by its files.
+    the split draws by it, the language model by its files, and ``base``, the digest of a vocabulary that is continued.
 
     Raises:
         ConfigError: text is on and the language model cannot be found, or images and the vision model.
@@ -31,6 +31,7 @@ def content_hash(config: Config, fingerprint: str) -> str:
         "data": _data(config),
         "seed": _seed(config),
         "model": model_identity(config.data.text) if config.data.text.enabled else None,
+        **({"base": base} if base else {}),
     }
     if config.data.media.images.column:
         parts["image_model"] = image_model_identity(config.data.media.images)

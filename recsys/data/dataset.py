@@ -43,6 +43,7 @@ from recsys.data.context import ContextColumn
 from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.newcomers import Newcomers
 from recsys.data.user_text_reader import ENTRIES, VECTORS, UserTexts
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, ConfigError, choices
 
 SCHEMA_VERSION: Final = 2
@@ -130,6 +131,17 @@ class PreparedDataset:
     def item_ids(self) -> pa.Array:
         """External item ids in dense order."""
         return self._table("vocab/items.parquet").column("item_id").combine_chunks()
+
+    def vocabulary(self) -> Vocabulary:
+        """All ids, for a dataset that continues this one."""
+        known = (self.user_ids, self.item_ids, tuple(self.manifest.event_types))
+        if not self.manifest.counts.get("facts"):
+            return Vocabulary(*known, context=self.context)
+        named = (("entities", "entity"), ("relations", "relation"))
+        entities, relations = (
+            self._table(f"vocab/{file}.parquet").column(name).combine_chunks() for file, name in named
+        )
+        return Vocabulary(*known, entities, relations, self.context)
 
     @cached_property
     def features(self) -> pa.Table:

@@ -17,7 +17,7 @@ from recsys.data.events import NO_TIME
 from recsys.data.histories import Array
 from recsys.data.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
 from recsys.data.split import NEVER
-from recsys.data.vocabulary import union
+from recsys.data.vocabulary import Vocabulary, extend, union
 from recsys.errors import ConfigError, choices
 
 EDGE_SCHEMA: Final = pa.schema(
@@ -162,13 +162,13 @@ def _sorted_edges(src: Array, dst: Array, weights: Array, times: Array, directed
 
 
 def facts(
-    features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None
+    features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None, base: Vocabulary | None = None
 ) -> tuple[dict[str, pa.Table], pa.Table, int]:
     """Facts with dense entities and relations, as the files to write; the bad rows; the number of rows read.
 
     The columns that the rules name become facts too: the item's entity —column→ ``COLUMN=VALUE``. An item that the
     table of items links with no entity is then one itself, ``item_id=ID``. ``items/entities.parquet`` has the entity of
-    every item, null where the graph does not know it.
+    every item, null where the graph does not know it. Entities and relations of ``base`` keep their numbers.
     """
     rows = pa.concat_tables(
         [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
@@ -178,7 +178,8 @@ def facts(
     clean = rows.filter(pa.array(good))
     given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
     item_entities, told = item_facts(features, rules or FactRules())
-    entities, relations = union([given[0], given[2], told[0], told[2]]), union([given[1], told[1]])
+    entities = extend(base.entities if base else None, union([given[0], given[2], told[0], told[2]]))
+    relations = extend(base.relations if base else None, union([given[1], told[1]]))
     keys = _fact_keys(given, entities, relations)
     repeated = good.copy()
     repeated[good] = _repeats(keys, np.ones(len(keys), dtype=bool))
@@ -249,10 +250,10 @@ def write_social(
 
 
 def write_facts(
-    folder: Folder, features: pa.Table, rules: FactRules, *blocks: pa.Table
+    folder: Folder, features: pa.Table, rules: FactRules, base: Vocabulary | None, *blocks: pa.Table
 ) -> tuple[dict[str, int], pa.Table, int]:
     """Write the knowledge graph and its vocabularies: their sizes, bad rows, rows read."""
-    files, bad, read = facts(features, *blocks, rules=rules)
+    files, bad, read = facts(features, *blocks, rules=rules, base=base)
     for name, table in files.items():
         folder.write_table(name, table)
     sources = {"facts": "graphs/knowledge", "entities": "vocab/entities", "relations": "vocab/relations"}

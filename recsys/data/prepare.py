@@ -45,7 +45,7 @@ from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
 from recsys.data.titles import item_titles
 from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
-from recsys.data.vocabulary import dense, union
+from recsys.data.vocabulary import Vocabulary, dense, union
 from recsys.errors import ArtifactError, ConfigError, DataError, choices
 from recsys.sources.base import SourceAdapter
 
@@ -56,18 +56,24 @@ _MIN_SHARDS: Final = 4
 Progress = Callable[[str], None]
 
 
-def prepare(config: Config, progress: Progress = print, source: SourceAdapter | None = None) -> PreparedDataset:
+def prepare(
+    config: Config,
+    progress: Progress = print,
+    source: SourceAdapter | None = None,
+    base: Vocabulary | None = None,
+) -> PreparedDataset:
     """Write the prepared dataset of a configuration, unless it is there already. Ray must be initialised.
 
     Args:
         config: the sections ``data`` and ``run`` and the seed are read.
         progress: gets one line a step.
         source: instead of the one that ``data.source`` names.
+        base: ids whose dense numbers stay; new ones come behind them.
 
     Raises:
         SourceError: the source cannot be read.
         ConfigError: a key contradicts the data.
-        DataError: too many bad rows, or a part of the split is empty.
+        DataError: too many bad rows, a part of the split is empty, or users or items of ``base`` are gone.
     """
     if source is None:
         from recsys.sources import open_source
@@ -78,14 +84,14 @@ def prepare(config: Config, progress: Progress = print, source: SourceAdapter | 
     if config.data.media.images.column:
         with quiet():
             fingerprint += image_fingerprint(source, config.data.media.images)
-    digest = content_hash(config, fingerprint)
+    digest = content_hash(config, fingerprint, base.digest() if base else "")
     existing = _existing(config.dataset_dir, digest)
     if existing is not None:
         progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
         return existing
     destination = Destination(config.dataset_dir)
     with quiet(), destination.writing() as folder:
-        manifest = _Preparation(config, source, rules, destination, folder, progress).run(digest)
+        manifest = _Preparation(config, source, rules, destination, folder, progress, base).run(digest)
         found = fetch(task(_audit).remote(folder, manifest))
         progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
         destination.commit(manifest)
@@ -117,7 +123,9 @@ class _Preparation:
         destination: Destination,
         folder: Folder,
         progress: Progress,
+        base: Vocabulary | None,
     ) -> None:
+        self.base = base
         self.config, self.source, self.rules, self.folder, self.progress = config, source, rules, folder, progress
         self.quarantine = Quarantine(destination, config.data.quarantine.max_share)
         self.counts: Counter[str] = Counter()
@@ -140,6 +148,10 @@ class _Preparation:
             coding = self._coding(summaries)
             user_ids = union([*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])])
             item_ids = union([*(s.items for s in summaries), *([items.column(schema.ITEM_ID)] if items else [])])
+            if self.base is not None:
+                user_ids, item_ids = self.base.grown(user_ids, item_ids)
+                new = len(user_ids) - len(self.base.users), len(item_ids) - len(self.base.items)
+                self.progress(f"{new[0]:,} new users and {new[1]:,} new items; the old ones keep their ids")
             self._write_vocabularies(user_ids, item_ids)
             self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
@@ -228,7 +240,8 @@ class _Preparation:
         if missing:
             key = "data.interactions" if set(missing) & set(self.rules.interactions) else "data.text.event_types"
             raise ConfigError(f"{key}: no event has the type {', '.join(missing)}; types: {choices(types) or 'none'}")
-        kept = sorted(self.rules.interactions or set(types) - set(self.rules.text_types))
+        base = self.base.event_types if self.base else ()
+        kept = [*base, *sorted(set(self.rules.interactions or set(types) - set(self.rules.text_types)) - set(base))]
         if not kept:
             raise DataError(f"no event is an interaction; types: {choices(types) or 'none'}, see data.interactions")
         if len(kept) > _MAX_EVENT_TYPES:
@@ -337,7 +350,7 @@ class _Preparation:
         if self.rules.text_types:
             num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
         rules = ShardRules(plan, self.config.seed, num_term_parts)
-        rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids)
+        rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids, self.base)
         written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
         encoded.clear()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
@@ -403,7 +416,7 @@ class _Preparation:
         wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)
         columns = features.select([name for name in wanted if name in features.column_names])
         blocks = list(block_refs(knowledge)) if knowledge is not None else []
-        sizes, bad, read = fetch(task(write_facts).remote(self.folder, columns, rules, *blocks))
+        sizes, bad, read = fetch(task(write_facts).remote(self.folder, columns, rules, self.base, *blocks))
         if knowledge is not None:
             self._quarantined("knowledge", read, bad)
         self.counts.update(sizes)

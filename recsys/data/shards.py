@@ -23,6 +23,7 @@ from recsys.data.hashing import string_hashes, uniform
 from recsys.data.histories import VALID_ALONE, Array, Split
 from recsys.data.newcomers import CUT
 from recsys.data.split import SplitPlan, assign, bin_counts
+from recsys.data.vocabulary import Vocabulary
 
 TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("count", pa.int64())])
 _EVENT_KINDS: Final = {field.name: field.type.to_pandas_dtype() for field in EVENT_SCHEMA}
@@ -243,12 +244,18 @@ def with_context(
     rules: ShardRules,
     users: pa.Array,
     items: pa.Array,
+    base: Vocabulary | None,
 ) -> ShardRules:
-    """The rules with the context columns as the training events of all buckets have them; writes their vocabulary.
+    """The rules with the context columns as the training events of all buckets have them, or as ``base`` codes
+    them; writes their vocabulary.
 
     Raises:
         DataError: a category with too many values.
     """
+    columns = base.context if base is not None else ()
+    if columns and tuple(column.name for column in columns) == tuple(event_rules.context):
+        folder.write_text("vocab/context.json", _context_json(columns))
+        return replace(rules, context=columns)
     if not event_rules.context:
         return rules
     counter = task(tally_context)
@@ -258,8 +265,12 @@ def with_context(
         for place, found in enumerate(fetch(ref)):
             total[place].add(found) if place < len(total) else total.append(found)
     columns = tuple(found.column(name) for name, found in zip(event_rules.context, total, strict=True))
-    folder.write_text("vocab/context.json", json.dumps([column.to_json() for column in columns], ensure_ascii=False))
+    folder.write_text("vocab/context.json", _context_json(columns))
     return replace(rules, context=columns)
+
+
+def _context_json(columns: tuple[ContextColumn, ...]) -> str:
+    return json.dumps([column.to_json() for column in columns], ensure_ascii=False)
 
 
 def start_shards(

@@ -1,17 +1,23 @@
 """Dense ids: external ids, each once, in the order of their bytes; the position is the dense id.
 
-Why sorted: the numbering then depends on nothing but the set of ids, so equal inputs give equal datasets.
+Why sorted: the numbering then depends on nothing but the set of ids, so equal inputs give equal datasets. A dataset
+that continues another one (:class:`Vocabulary`) keeps its numbers and appends the new ids, sorted, behind them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.context import ContextColumn
 from recsys.data.histories import Array
+from recsys.errors import DataError
 
 
 def union(parts: Iterable[pa.Array]) -> pa.Array:
@@ -25,6 +31,63 @@ def union(parts: Iterable[pa.Array]) -> pa.Array:
         fresh = part if len(merged) == 0 else part.filter(pc.invert(pc.is_in(part, value_set=merged)))
         merged = pa.concat_arrays([merged, fresh.unique()]) if len(fresh) else merged
     return merged.take(pc.sort_indices(merged))
+
+
+def no_ids() -> pa.Array:
+    """An empty array of ids."""
+    return pa.array([], pa.string())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The external ids of a dataset in dense order, for another one to continue."""
+
+    users: pa.Array
+    items: pa.Array
+    event_types: tuple[str, ...]
+    entities: pa.Array = field(default_factory=no_ids)
+    relations: pa.Array = field(default_factory=no_ids)
+    context: tuple[ContextColumn, ...] = ()  # how context columns are coded: values new to them stay unknown
+
+    def grown(self, users: pa.Array, items: pa.Array) -> tuple[pa.Array, pa.Array]:
+        """The users and items of new data, with the numbers of this vocabulary for those that it has.
+
+        Raises:
+            DataError: the data has lost some.
+        """
+        for what, base, found in (("users", self.users, users), ("items", self.items, items)):
+            lost = base.filter(pc.invert(pc.is_in(base, value_set=found)))
+            if len(lost):
+                names = ", ".join(repr(name) for name in lost.slice(0, 3).to_pylist())
+                raise DataError(
+                    f"{len(lost):,} of the {len(base):,} {what} that the model knows are not in the data any more, "
+                    f"e.g. {names}; an update reads old and new events: keep the old files in data.source beside the "
+                    "new ones, or train anew with `recsys run`"
+                )
+        return extend(self.users, users), extend(self.items, items)
+
+    def digest(self) -> str:
+        """Equal for equal ids in equal order."""
+        found = hashlib.sha256()
+        for ids in (self.users, self.items, pa.array(self.event_types, pa.string()), self.entities, self.relations):
+            for name in ids.to_pylist():
+                found.update(f"{len(name)}:{name}".encode())
+            found.update(b"\n")
+        for column in self.context:
+            found.update(json.dumps(column.to_json(), sort_keys=True).encode())
+        return found.hexdigest()
+
+
+def extend(base: pa.Array | None, found: pa.Array) -> pa.Array:
+    """The ids of ``base`` as they stand, then those of ``found`` that it lacks, sorted.
+
+    >>> extend(pa.array(["m", "b"]), pa.array(["z", "b", "a"])).to_pylist()
+    ['m', 'b', 'a', 'z']
+    """
+    if base is None or len(base) == 0:
+        return union([found])
+    fresh = union([found.filter(pc.invert(pc.is_in(found, value_set=base)))])
+    return pa.concat_arrays([base.cast(pa.string()), fresh])
 
 
 def dense(parts: list[pa.Array], vocabulary: pa.Array) -> list[Array]:

@@ -10,6 +10,8 @@ Layout::
     items.parquet         dense order: item_id, title, popularity (users, in the events the model was fitted on)
     users.parquet         dense order: user_id and the user's events: items, types, times, values, splits, and context
                           where the dataset has context columns
+    training.safetensors  the trainable model's weights, for `recsys update` alone; see :mod:`recsys.registry.lineage`
+    vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
 
 Legend: U users, E events, N items.
 """
@@ -21,7 +23,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -43,6 +46,7 @@ from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset, histories_from_table
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
+from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 
@@ -51,6 +55,8 @@ DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
+TRAINING: Final = "training.safetensors"
+VOCABULARY: Final = "vocabulary.parquet"
 
 _EVENT_COLUMNS: Final = {
     "items": pa.int32(),
@@ -116,17 +122,44 @@ class Bundle:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def write_bundle(folder: str | Path, frozen: FrozenModel, dataset: PreparedDataset, extra: Mapping[str, Any]) -> None:
+def write_bundle(
+    folder: str | Path,
+    frozen: FrozenModel,
+    dataset: PreparedDataset,
+    extra: Mapping[str, Any],
+    training: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write a bundle aside and rename it into place; one that is there already is replaced.
 
     ``extra["metrics"]`` becomes the bundle's metrics, everything else of ``extra`` (plain JSON values) is kept as is.
+    ``training`` are the trainable model's weights: without them nothing can start warm from the bundle.
 
     Raises:
         ArtifactError: the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
             something that is not a bundle and would be lost.
     """
-    folder = Path(folder).absolute()
     _check_match(frozen, dataset)
+    with writing_aside(folder) as aside:
+        tensors = frozen.tensors()
+        check_finite(tensors, "the trained model")
+        save_file(tensors, aside / WEIGHTS)
+        pq.write_table(_item_table(frozen, dataset), aside / ITEMS, compression="zstd")
+        histories = _dense_histories(dataset)
+        _write_users(aside / USERS, dataset.user_ids, histories)
+        if training is not None:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in training.items()}, aside / TRAINING)
+            _write_vocabulary(aside / VOCABULARY, dataset.vocabulary())
+        seal(aside, _describe(frozen, dataset, histories, extra))
+
+
+@contextmanager
+def writing_aside(folder: str | Path) -> Iterator[Path]:
+    """A folder to write a bundle to, which takes the place of ``folder`` when the block ends well.
+
+    Raises:
+        ArtifactError: ``folder`` holds something that is not a bundle and would be lost.
+    """
+    folder = Path(folder).absolute()
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(
             f"{folder} exists and is not a bundle; it would be lost: give another folder or move it away"
@@ -135,18 +168,23 @@ def write_bundle(folder: str | Path, frozen: FrozenModel, dataset: PreparedDatas
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        tensors = frozen.tensors()
-        _check_finite(tensors, "the trained model")
-        save_file(tensors, aside / WEIGHTS)
-        pq.write_table(_item_table(frozen, dataset), aside / ITEMS, compression="zstd")
-        histories = _dense_histories(dataset)
-        _write_users(aside / USERS, dataset.user_ids, histories)
-        info = _describe(frozen, dataset, histories, extra)
-        info.files = {name: _entry(aside / name) for name in (WEIGHTS, ITEMS, USERS)}
-        (aside / DESCRIPTION).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+        yield aside
         _replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def seal(folder: Path, info: BundleInfo) -> None:
+    """Write ``bundle.json`` last, with the checksum of every other file."""
+    info.files = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION}
+    (folder / DESCRIPTION).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _write_vocabulary(path: Path, ids: Vocabulary) -> None:
+    if len(ids.entities):
+        kinds = ["entity"] * len(ids.entities) + ["relation"] * len(ids.relations)
+        names = pa.concat_arrays([ids.entities.cast(pa.string()), ids.relations.cast(pa.string())])
+        pq.write_table(pa.table({"kind": pa.array(kinds), "id": names}), path, compression="zstd")
 
 
 def _check_match(frozen: FrozenModel, dataset: PreparedDataset) -> None:
@@ -278,10 +316,10 @@ def read_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     info = read_info(folder)
     for name in (WEIGHTS, ITEMS, USERS):
-        _check_file(folder, name, info.files.get(name))
+        check_file(folder, name, info.files.get(name))
     try:
         tensors = load_file(folder / WEIGHTS)
-        _check_finite(tensors, str(folder / WEIGHTS))
+        check_finite(tensors, str(folder / WEIGHTS))
         model = FrozenModel.from_tensors(info.model, load_sizes(info.sizes), tensors)
         items = pq.read_table(folder / ITEMS)
         users = pq.read_table(folder / USERS)
@@ -295,7 +333,7 @@ def read_bundle(folder: str | Path) -> Bundle:
             _histories(users),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, SafetensorError) as error:
-        raise _damaged(folder, str(error)) from None
+        raise damaged(folder, str(error)) from None
     _check_sizes(folder, bundle)
     return bundle
 
@@ -315,7 +353,7 @@ def read_info(folder: str | Path) -> BundleInfo:
             f"{folder} holds no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` make one"
         ) from None
     except (OSError, ValueError) as error:
-        raise _damaged(folder, f"{DESCRIPTION}: {error}") from None
+        raise damaged(folder, f"{DESCRIPTION}: {error}") from None
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
@@ -324,7 +362,7 @@ def read_info(folder: str | Path) -> BundleInfo:
     try:
         return BundleInfo.model_validate(content)
     except (pydantic.ValidationError, UserError) as error:
-        raise _damaged(folder, f"{DESCRIPTION}: {error}") from None
+        raise damaged(folder, f"{DESCRIPTION}: {error}") from None
 
 
 def _histories(users: pa.Table) -> Histories:
@@ -332,17 +370,19 @@ def _histories(users: pa.Table) -> Histories:
     return histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
 
 
-def _check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
+def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
+    """Raise :class:`ArtifactError` unless the file is the one that was written."""
     path = folder / name
     if expected is None or not path.is_file():
-        raise _damaged(folder, f"{name} is missing")
+        raise damaged(folder, f"{name} is missing")
     if path.stat().st_size != expected.size:
-        raise _damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {expected.size}")
+        raise damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {expected.size}")
     if _entry(path).sha256 != expected.sha256:
-        raise _damaged(folder, f"{name} is not the file that was written (SHA-256 differs)")
+        raise damaged(folder, f"{name} is not the file that was written (SHA-256 differs)")
 
 
-def _check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise :class:`ArtifactError` for a tensor that diverged."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(
@@ -354,12 +394,13 @@ def _check_sizes(folder: Path, bundle: Bundle) -> None:
     sizes, items_E = bundle.model.sizes, bundle.histories.items_E
     found = (len(bundle.user_ids), bundle.num_items, len(bundle.model.item_vectors_ND))
     if found != (sizes.num_users, sizes.num_items, sizes.num_items):
-        raise _damaged(folder, f"users, items and item vectors are {found}, expected {sizes}")
+        raise damaged(folder, f"users, items and item vectors are {found}, expected {sizes}")
     if len(items_E) and (items_E.min() < 0 or items_E.max() >= sizes.num_items):
-        raise _damaged(folder, f"{USERS} names items outside 0 … {sizes.num_items - 1}")
+        raise damaged(folder, f"{USERS} names items outside 0 … {sizes.num_items - 1}")
 
 
-def _damaged(folder: Path, why: str) -> ArtifactError:
+def damaged(folder: Path, why: str) -> ArtifactError:
+    """The error of a bundle that is not as it was written."""
     return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
 
 

@@ -82,6 +82,29 @@ def resolve(uri: str, tracking_uri: str) -> Path:
     """
     if not uri.startswith("models:"):
         return _bundle_in(Path(uri), uri)
+    from mlflow import MlflowException
+    from mlflow.artifacts import download_artifacts
+
+    name, number = _version(uri, tracking_uri)
+    try:
+        with _active(tracking_uri):
+            folder = download_artifacts(artifact_uri=f"models:/{name}/{number}")
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(f"{uri} (version {number}) is registered, but its files cannot be read: {error}") from None
+    return _bundle_in(Path(folder), uri)
+
+
+def pinned(uri: str, tracking_uri: str) -> str:
+    """``models:/NAME/VERSION`` of a registered model: the name that no later registration moves.
+
+    Raises:
+        ArtifactError: as :func:`resolve`.
+    """
+    return "models:/{}/{}".format(*_version(uri, tracking_uri))
+
+
+def _version(uri: str, tracking_uri: str) -> tuple[str, str]:
+    """Name and version of a registered model."""
     match = _URI.fullmatch(uri)
     if match is None:
         raise ArtifactError(
@@ -92,19 +115,13 @@ def resolve(uri: str, tracking_uri: str) -> Path:
         raise ArtifactError(f"{uri}: there is no MLflow store {path}; run `recsys register`, or set tracking.uri")
     registry = client(tracking_uri)
     from mlflow import MlflowException
-    from mlflow.artifacts import download_artifacts
 
     try:
         number = match["version"] or registry.get_model_version_by_alias(match["name"], match["alias"]).version
         registry.get_model_version(match["name"], str(number))
     except MlflowException:
         raise ArtifactError(f"{uri} is not registered; {_registered(registry)}") from None
-    try:
-        with _active(tracking_uri):
-            folder = download_artifacts(artifact_uri=f"models:/{match['name']}/{number}")
-    except (MlflowException, OSError) as error:
-        raise ArtifactError(f"{uri} (version {number}) is registered, but its files cannot be read: {error}") from None
-    return _bundle_in(Path(folder), uri)
+    return str(match["name"]), str(number)
 
 
 def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
@@ -164,6 +181,7 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
         "granularities": ", ".join(bundle.info.granularities),
         "multigrain.version": bundle.info.package_version,
         "run_id": tracker.run_id,
+        **({"parent": str(parent["uri"])} if (parent := bundle.info.extra.get("parent")) else {}),
     }
 
 

@@ -90,6 +90,18 @@ class Recommender:
         """The dense id of a user, -1 for one the bundle does not know."""
         return self._user_rows.get(user_id, -1)
 
+    def item_row(self, item_id: str) -> int:
+        """The dense id of an item, -1 for one the bundle does not know."""
+        return self._item_rows.get(item_id, -1)
+
+    def queries(self, requests: Sequence[Request]) -> Queries:
+        """What the model sees of every request: stored events, then the request's own.
+
+        Raises:
+            RequestError: as :meth:`recommend`.
+        """
+        return _queries([self._see(index, request) for index, request in enumerate(requests)])
+
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order; one forward pass for all requests of a chunk.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from recsys import schema
 from recsys.config import Config, ProfileConfig
@@ -13,15 +16,36 @@ from recsys.data.histories import Split
 from recsys.data.items import TEXT
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Facts, Graphs, ModelSizes, UserTextVectors
-from recsys.items import whitened_width
+from recsys.items import Whitening, whitened_width
 from recsys.model import MultigrainModel
 
 
-def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0) -> ModelSizes:
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins instead of at random: weights, and how the model behind them reads attributes."""
+
+    weights: dict[str, Tensor]
+    profile: ProfileEncoding | None = None
+    num_strata: int = 0
+
+    def whitening(self) -> list[Whitening] | None:
+        """The text axes that the projections were trained on, by group; None for a model without text."""
+        if "model.tower.text_axes_GTW" not in self.weights:
+            return None
+        kept = (self.weights[f"model.tower.text_{name}"].cpu() for name in ("mean_GT", "axes_GTW"))
+        return [Whitening(mean_T, axes_TW) for mean_T, axes_TW in zip(*kept, strict=True)]
+
+
+def model_sizes(
+    config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
+) -> ModelSizes:
     """The shape of a model for a dataset, as the events through a split fix it; ``num_strata`` as chosen, 0 for the
     most that the configuration allows."""
     group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
-    profile = config.model.granularities.profile
+    section = config.model.granularities.profile
+    profile = start.profile if start else None
+    if section.enabled and profile is None:
+        profile = profile_encoding(section, dataset, through)
     return ModelSizes(
         width=config.model.width,
         max_history=config.model.max_history,
@@ -31,7 +55,7 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_st
         text_width=whitened_width(config.model.item.text_whiten, group_width) * len(dataset.text_groups),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
-        profile=profile_encoding(profile, dataset, through) if profile.enabled else None,
+        profile=profile if section.enabled else None,
         num_entities=dataset.manifest.counts.get("entities", 0),
         num_relations=dataset.manifest.counts.get("relations", 0),
         context=tuple((column.name, column.num_codes) for column in dataset.context),
@@ -40,12 +64,18 @@ def model_sizes(config: Config, dataset: PreparedDataset, through: Split, num_st
     )
 
 
-def build_model(config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0) -> MultigrainModel:
-    """A fresh model; items without events through ``through`` have no id part. ``num_strata`` as in the sizes."""
+def build_model(
+    config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
+) -> MultigrainModel:
+    """A fresh model, which reads texts and attributes as that of ``start`` does; ``num_strata`` as in the sizes.
+
+    Items without events through ``through`` have no id part.
+    """
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
-    sizes = model_sizes(config, dataset, through, num_strata)
-    return MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups))
+    sizes = model_sizes(config, dataset, through, num_strata, start)
+    whitening = start.whitening() if start else None
+    return MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
 
 
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:

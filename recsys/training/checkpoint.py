@@ -25,7 +25,7 @@ from recsys.training.context import Report
 
 @dataclass
 class Progress:
-    """How far a training is. ``best_epoch`` is 1-based, 0 before the first validation."""
+    """How far a training is. ``best_epoch`` is 1-based, 0 before the first validation and for a warm start as it is."""
 
     phase: str = "select"  # select | refit
     epoch: int = 0  # finished epochs of the phase
@@ -66,7 +66,7 @@ def save_checkpoint(
     }
     save_file(_plain(moments), folder / "optimizer.safetensors")
     values = asdict(progress)
-    if progress.best_epoch == 0:
+    if progress.best_value == float("-inf"):
         values.pop("best_value")  # -inf is no JSON
     (folder / "progress.json").write_text(json.dumps(values))
 

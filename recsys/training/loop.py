@@ -29,7 +29,7 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.errors import DataError, TrainingError
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.step import StepLoss
@@ -38,10 +38,17 @@ from recsys.training.strata import STRATA, choose_strata
 Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
 
 
-def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: TrainContext) -> TrainResult:
+def fit(
+    config: Config,
+    dataset: PreparedDataset,
+    validate: Validate,
+    context: TrainContext,
+    start: Start | None = None,
+) -> TrainResult:
     """Train a model: select the epoch on validation, then refit if the configuration says so.
 
-    Every rank returns the same result.
+    Both begin at ``start`` (see ``warm_start``), which then is epoch 0 and may be chosen. Every rank returns the same
+    result.
 
     Raises:
         DataError: too few trainable users. ConfigError: a granularity that this dataset cannot feed.
@@ -52,14 +59,15 @@ def fit(config: Config, dataset: PreparedDataset, validate: Validate, context: T
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
     if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
-        progress.choices[STRATA] = choose_strata(config, dataset, context)
+        kept = {"chosen": start.num_strata, "candidates": {}} if start else None
+        progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
     if progress.phase == "select":
-        select = Phase(config, dataset, Split.TRAIN, validate, context, progress)
+        select = Phase(config, dataset, Split.TRAIN, validate, context, progress, start)
         select.run()
         weights, phase = select.best, select
         progress = replace(progress, phase="refit", epoch=0)
     if config.train.refit:
-        refit = Phase(config, dataset, Split.VALID, validate, context, progress)
+        refit = Phase(config, dataset, Split.VALID, validate, context, progress, start)
         refit.run()
         weights, phase = refit.state(), refit
     phase.loss.load_state_dict(weights)
@@ -80,13 +88,14 @@ class Phase:
         validate: Validate,
         context: TrainContext,
         progress: Progress,
+        start: Start | None = None,
     ) -> None:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
-        self.validate = validate
+        self.validate, self.starts_warm = validate, start is not None
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
-        self.model = build_model(config, dataset, through, num_strata).to(context.device)
+        self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
         with_facts = config.model.granularities.knowledge.enabled
         graphs = build_graphs(dataset, through, self.model.sizes.profile, with_facts)
         self.graphs = graphs.to(context.device)
@@ -106,6 +115,8 @@ class Phase:
             context.world_size,
         )
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
+        if start is not None:
+            self.loss.load_state_dict(start.weights)
         self.optimizer = build_optimizer(self.loss, config.train)
         self.best = self.state()
         if context.resume_from is not None and progress.epoch > 0:
@@ -123,6 +134,8 @@ class Phase:
         """Train to the end of the phase; the progress says how it went."""
         train, progress = self.config.train, self.progress
         last = train.epochs if self.selects else progress.best_epoch
+        if self.starts_warm and self.selects and progress.epoch == 0:
+            self._validate(0)
         for epoch in range(progress.epoch, last):
             if self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
                 break

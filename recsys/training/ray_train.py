@@ -26,6 +26,7 @@ from ray.util.queue import Empty, Queue
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, UserError
+from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import Validate, fit
@@ -36,9 +37,15 @@ USER_ERROR = "user_error"
 
 
 def train_on_ray(
-    config: Config, dataset: PreparedDataset, validate: Validate, report: Callable[[Report], None]
+    config: Config,
+    dataset: PreparedDataset,
+    validate: Validate,
+    report: Callable[[Report], None],
+    start: Start | None = None,
 ) -> TrainResult:
     """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver.
+
+    ``start`` is where to begin, a fresh one by default.
 
     Raises:
         ConfigError: more workers or GPUs are asked for than the cluster has.
@@ -57,6 +64,7 @@ def train_on_ray(
             "dataset": dataset.root,
             "validate": validate,
             "queue": queue,
+            "start": [] if start is None else [ray.put(start)],  # once through the object store, not in every call
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
@@ -109,7 +117,8 @@ def _worker(settings: dict[str, Any]) -> None:
                 resume_from = Path(resumed.to_directory(parent)) / PROGRESS_FOLDER
             device = ray.train.torch.get_device()
             training = TrainContext(rank, world_size, device, report, resume_from)
-            result = fit(config, dataset, settings["validate"], training)
+            start = ray.get(settings["start"][0]) if settings["start"] else None
+            result = fit(config, dataset, settings["validate"], training, start)
         with tempfile.TemporaryDirectory() as parent:
             if rank == 0:
                 save_trained(Path(parent) / MODEL_FOLDER, result)

@@ -1,6 +1,6 @@
 """The loss of one step: view of the items, states of the granularities, user vectors, softmax.
 
-Legend: B queries, P pairs, S items in view, N items, M negatives.
+Legend: B queries, P pairs, S items in view, N items, C candidates (items that are targets or negatives), M negatives.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class StepLoss(nn.Module):
         weight_N = (torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0) ** (
             config.popularity_power
         )
+        trained_N = model.tower.trained_N.cpu() > 0
+        if not config.new_items:  # as negatives alone they would be pushed away from everyone, by what their text says
+            weight_N = weight_N * trained_N
+        self.candidates_C = None if config.new_items else torch.nonzero(trained_N).squeeze(1)
         self.q_N = weight_N / weight_N.sum()  # stays on the CPU, where the negatives are drawn
         start = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
@@ -50,10 +54,19 @@ class StepLoss(nn.Module):
                 ids_S, batch, negatives_M = self._narrow(batch, negatives_M)
         items, states = self.model.view(self.graphs, ids_S)
         users_BD = self.model(batch, items, states) * self.log_scale.exp()
-        parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
         if negatives_M is None or log_q_M is None:
-            return full_softmax(*parts, self.config.label_smoothing)
+            vectors_CD, targets_P = self._candidates(items.vectors_SD, batch.targets_P)
+            known = (users_BD, vectors_CD, batch.pairs_P, targets_P, self._weights(batch))
+            return full_softmax(*known, self.config.label_smoothing)
+        parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
         return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
+
+    def _candidates(self, vectors_ND: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
+        """The items that the full softmax is over, and the targets numbered by them."""
+        if self.candidates_C is None:
+            return vectors_ND, targets_P
+        candidates_C = self.candidates_C.to(targets_P.device)
+        return vectors_ND[candidates_C], torch.searchsorted(candidates_C, targets_P)
 
     def _weights(self, batch: Batch) -> Tensor:
         """n^(p − 1) for each of a query's n targets: [P]."""

@@ -1,0 +1,197 @@
+"""A registered model goes on: with new events (``all``), or with what users did with its lists (``fusion``).
+
+Why: new partitions come every day and a training from nothing costs hours. ``all`` prepares the old and new events with
+the old ids kept, starts from the parent's weights, trains a few epochs and registers the result as challenger;
+``fusion`` fits the weights of the granularities again to feedback, in seconds, and registers a model in which nothing
+else has changed, if it is better; ``strata`` fits the strata of users again. What a version comes from is its tag
+``parent``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.cli import main
+from pipelines.evaluate import evaluate
+from pipelines.folder import RunFolder
+from pipelines.prepare import open_dataset, prepare
+from pipelines.register import register
+from pipelines.run import closing_words
+from pipelines.session import quiet, ray_session
+from pipelines.stages import UPDATES
+from pipelines.tracking import tracked
+from pipelines.train import Descent, first_difference, train
+from recsys.config import Config, redact
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.errors import ArtifactError, ConfigError
+from recsys.evaluation.validation import Validator
+from recsys.registry.lineage import Parent, open_parent, write_refitted
+from recsys.registry.register import register as register_bundle
+from recsys.registry.tracking import tracking_uri
+from recsys.serving.feedback import gather, read_feedback
+from recsys.serving.recommender import Recommender
+from recsys.training.refit_fusion import Refit, refit_fusion
+from recsys.training.strata import refit_strata, stratum_of
+from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
+
+
+def update(config: Config, folder: RunFolder) -> None:
+    """Do what ``update.only`` says."""
+    quiet()
+    module, name = UPDATES[config.update.only].target.split(":")
+    getattr(importlib.import_module(module), name)(config, folder)
+
+
+def parent_uri(config: Config) -> str:
+    """The model to go on from."""
+    return config.update.model or f"models:/{config.registry.name}@champion"
+
+
+def update_all(config: Config, folder: RunFolder) -> None:
+    """Old and new events, the parent's weights, a few epochs, evaluation, registration."""
+    Validator.of(config)
+    config = shortened(config)
+    with folder.progress.stage("parent"):
+        parent = open_parent(parent_uri(config), tracking_uri(config))
+        check_settings(parent, config)
+        weights = parent.training()  # before the run folder, which may be the parent's own, is written to
+        folder.progress(f"going on from {parent.uri}, made {parent.bundle.info.created}")
+    with tracked(config, folder, fresh=True) as tracker:
+        tracker.set_tags({"parent": parent.uri})
+        with ray_session(config):
+            prepare(config, folder, parent.vocabulary())
+            with folder.progress.stage("parent"):
+                descent = descent_of(config, folder, parent, Earlier(weights, parent.bundle.model.sizes))
+            train(config, folder, descent)
+        metrics = evaluate(config, folder)
+        registered = register(config, folder)
+    folder.progress.plain(closing_words(metrics, registered, folder))
+
+
+def shortened(config: Config) -> Config:
+    """The configuration with the few epochs and the lower learning rate of an update."""
+    settings = {"epochs": config.update.epochs, "lr": config.train.lr * config.update.lr_share}
+    return config.model_copy(update={"train": config.train.model_copy(update=settings)})
+
+
+def check_settings(parent: Parent, config: Config) -> None:
+    """Refuse a parent of another ``model`` section, which could not take its weights.
+
+    Raises:
+        ArtifactError: naming the first key that differs.
+    """
+    different = first_difference(parent.bundle.info.model, config.model)
+    if different:
+        raise ArtifactError(
+            f"{parent.uri} was trained with another model section: {different}; give the configuration that it was "
+            "trained with, or train anew with `recsys run`"
+        )
+
+
+def descent_of(config: Config, folder: RunFolder, parent: Parent, earlier: Earlier) -> Descent:
+    """The parent's weights grown to the dataset, validated where the parent has not been trained."""
+    dataset: PreparedDataset = open_dataset(config)
+    trained = parent.bundle.histories.through(Split.VALID)  # also where it was only chosen by validation
+    newer_V = newer_users(dataset, trained)
+    grown, anew = warm_start(config, dataset, earlier)
+    new = [
+        f"{dataset.num_users - earlier.sizes.num_users:,} users",
+        f"{dataset.num_items - earlier.sizes.num_items:,} items",
+        f"{len(dataset.manifest.event_types) - earlier.sizes.num_types:,} event types",
+    ]
+    folder.progress(f"warm start with {', '.join(new)} more; {int(newer_V.sum()):,} users to validate on")
+    if anew:
+        folder.progress(f"starting anew, as the parent has none: {', '.join(anew)}")
+    return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe())
+
+
+def update_fusion(config: Config, folder: RunFolder) -> None:
+    """The weights of the granularities alone, from feedback."""
+    settings = config.update
+    with folder.progress.stage("feedback"):
+        feedback = read_feedback(settings.feedback, settings.rewards, config.data.quarantine.max_share)
+        parent = open_parent(parent_uri(config), tracking_uri(config))
+        recommender = Recommender(parent.bundle)
+        found = gather(recommender, feedback)
+        folder.progress(
+            f"{len(feedback):,} rows of feedback on {parent.uri}: {len(found.evidence):,} used, {feedback.num_bad:,} "
+            f"bad, {found.num_unknown_items:,} about unknown items, {found.num_unknown_users:,} about users without "
+            "anything to go by"
+        )
+    with folder.progress.stage("refit"):
+        fusion = parent.bundle.model.encoders.fusion
+        refit = refit_fusion(fusion, found.evidence, settings.prior_rows, config.seed)
+        losses = {"feedback_log_loss_before": refit.loss_before, "feedback_log_loss": refit.loss_after}
+        folder.progress(
+            f"log-loss on held-out feedback {refit.loss_before:.5f} before, {refit.loss_after:.5f} after "
+            f"(± {refit.error:.5f})"
+        )
+        if not refit.better:
+            folder.progress(f"not better by more than its error: {parent.uri} stays as it is")
+            return
+        changed = {f"fusion.{name}": tensor for name, tensor in fusion.refitted(refit.after_K).items()}
+        before, after = _shown(refit, recommender.names)
+        folder.progress("; ".join(f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in recommender.names))
+        extra = {"fusion": {"before": before, "after": after, "rows": len(found.evidence), **losses}}
+    register_changed(config, folder, parent, changed, losses, extra)
+
+
+def update_strata(config: Config, folder: RunFolder) -> None:
+    """The strata of users alone, from old and new events; users and items of the model stay those it knows."""
+    with folder.progress.stage("parent"):
+        parent = open_parent(parent_uri(config), tracking_uri(config))
+        check_settings(parent, config)
+        model = parent.bundle.model
+    if stratum_of(model) is None:
+        raise ConfigError(f"{parent.uri} has no granularity stratum to fit again; train one with it enabled")
+    with ray_session(config):
+        prepare(config, folder, parent.vocabulary())
+    with folder.progress.stage("refit"):
+        dataset = open_dataset(config)
+        before = model.encoders.state_dict()
+        after = refit_strata(config, dataset, model).encoders.state_dict()
+        changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        folder.progress(f"fitted {model.sizes.num_strata} strata again on {dataset.manifest.counts['train']:,} events")
+    extra = {"strata": {"dataset": dataset.manifest.content_hash}}
+    register_changed(config, folder, parent, changed, {}, extra)
+
+
+def register_changed(
+    config: Config,
+    folder: RunFolder,
+    parent: Parent,
+    changed: dict[str, Tensor],
+    metrics: dict[str, float],
+    extra: dict[str, Any],
+) -> None:
+    """The parent with some parameters changed, as RUN/bundle and as a version of the registry."""
+    with folder.progress.stage("register"), tracked(config, folder, fresh=True) as tracker:
+        tracker.set_tags({"parent": parent.uri})
+        tracker.log_metrics(metrics)
+        write_refitted(parent, folder.bundle, changed, metrics, extra)
+        if not tracker.enabled:
+            folder.registered.unlink(missing_ok=True)
+            folder.progress(f"wrote {folder.bundle}; tracking.enabled is false, so nothing is registered")
+            return
+        model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
+        registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
+        folder.write_json(folder.registered, registered)
+        folder.progress(f"registered {model.name} version {model.version} as {model.alias}")
+
+
+def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Weights (gated: priors) by granularity."""
+    before, after = (np.asarray(values).round(6).tolist() for values in (refit.before_K, refit.after_K))
+    return dict(zip(names, before, strict=True)), dict(zip(names, after, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main(["update", *sys.argv[1:]]))

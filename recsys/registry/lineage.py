@@ -1,0 +1,130 @@
+"""From an earlier bundle to the next model: what a warm start needs of it, and a bundle with only its fusion changed.
+
+Why apart from :mod:`~recsys.registry.bundle`: who serves a bundle reads none of this.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recsys import __version__
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import ArtifactError
+from recsys.registry.bundle import (
+    DESCRIPTION,
+    TRAINING,
+    VOCABULARY,
+    WEIGHTS,
+    Bundle,
+    check_file,
+    check_finite,
+    damaged,
+    read_bundle,
+    seal,
+    writing_aside,
+)
+from recsys.registry.register import pinned, resolve
+
+_ENCODERS = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An earlier model, by the name that will always mean it."""
+
+    uri: str  # models:/NAME/VERSION, or the folder of the bundle
+    folder: Path
+    bundle: Bundle
+
+    def describe(self) -> dict[str, Any]:
+        """What a descendant says of it."""
+        info = self.bundle.info
+        return {"uri": self.uri, "created": info.created, "dataset": info.dataset.get("content_hash", "")}
+
+    def training(self) -> dict[str, Tensor]:
+        """The trainable model's weights.
+
+        Raises:
+            ArtifactError: the bundle has none, or damaged ones.
+        """
+        if TRAINING not in self.bundle.info.files:
+            raise ArtifactError(
+                f"{self.uri} holds no training weights ({TRAINING}), so nothing can go on from it; register the model "
+                "again with `recsys register`"
+            )
+        check_file(self.folder, TRAINING, self.bundle.info.files[TRAINING])
+        try:
+            weights: dict[str, Tensor] = load_file(self.folder / TRAINING)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise damaged(self.folder, str(error)) from None
+        check_finite(weights, str(self.folder / TRAINING))
+        return weights
+
+    def vocabulary(self) -> Vocabulary:
+        """The ids whose numbers a descendant keeps.
+
+        Raises:
+            ArtifactError: the file of entities is damaged.
+        """
+        info = self.bundle.info
+        known = (pa.array(self.bundle.user_ids, pa.string()), pa.array(self.bundle.item_ids, pa.string()))
+        if VOCABULARY not in info.files:
+            return Vocabulary(*known, tuple(info.event_types), context=self.bundle.context)
+        check_file(self.folder, VOCABULARY, info.files[VOCABULARY])
+        table = pq.read_table(self.folder / VOCABULARY)
+        entities, relations = (
+            table.filter(pc.equal(table.column("kind"), kind)).column("id").combine_chunks()
+            for kind in ("entity", "relation")
+        )
+        return Vocabulary(*known, tuple(info.event_types), entities, relations, self.bundle.context)
+
+
+def open_parent(uri: str, tracking_uri: str) -> Parent:
+    """The model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle's folder.
+
+    Raises:
+        ArtifactError: there is none, or a damaged one.
+    """
+    folder = resolve(uri, tracking_uri)
+    name = pinned(uri, tracking_uri) if uri.startswith("models:") else str(folder.absolute())
+    return Parent(name, folder, read_bundle(folder))
+
+
+def write_refitted(
+    parent: Parent, target: str | Path, changed: Mapping[str, Tensor], metrics: Mapping[str, Any], extra: dict[str, Any]
+) -> None:
+    """The parent's bundle with some parameters of its encoders changed and nothing else.
+
+    Args:
+        parent: the model.
+        target: folder of the new bundle; may be the parent's own.
+        changed: parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
+        metrics: of the new bundle; the parent's are of other weights.
+        extra: added to the parent's, beside ``parent``.
+    """
+    info = parent.bundle.info.model_copy(deep=True)
+    with writing_aside(target) as aside:
+        for name in info.files:
+            shutil.copyfile(parent.folder / name, aside / name)
+        for file in _ENCODERS.keys() & info.files.keys():
+            tensors = load_file(aside / file)
+            named = {f"{_ENCODERS[file]}{name}": tensor.detach().contiguous() for name, tensor in changed.items()}
+            assert named.keys() <= tensors.keys(), "the parameters are the parent's"
+            check_finite(named, "what was fitted again")
+            save_file(tensors | named, aside / file)
+        info.package_version, info.created = __version__, datetime.now(UTC).isoformat(timespec="seconds")
+        info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
+        (aside / DESCRIPTION).unlink(missing_ok=True)
+        seal(aside, info)

@@ -1,0 +1,186 @@
+"""Feedback on shown items (clicks, purchases, skips) as the fusion sees it: the scores of every granularity.
+
+A row says who was shown which item and what came of it, in the canonical columns ``user_id``, ``item_id``,
+``event_type``. A ``history`` column (list of item ids) adds what the user had done since the model was made, and is all
+there is of users that the model does not know.
+
+Legend: B queries, R rows, K granularities, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from recsys import schema
+from recsys.config import CanonicalSource
+from recsys.data.histories import Array, Queries
+from recsys.errors import ConfigError, DataError, choices
+from recsys.fusion import GatedFusion
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+from recsys.training.refit_fusion import Evidence
+
+HISTORY: Final = "history"
+LEAST_ROWS: Final = 50
+_CHUNK: Final = 1024
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Rows of feedback with a reward each."""
+
+    users: list[str]
+    items: list[str]
+    histories: list[list[str] | None]
+    rewards_R: Array
+    num_bad: int  # rows that the reader refused
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: float) -> Feedback:
+    """Read feedback files: Parquet, CSV, TSV or JSON lines with the canonical column names.
+
+    Raises:
+        ConfigError: no file is given, a reward is zero, or an event type has none.
+        SourceError: a file is missing, unreadable or lacks a column.
+        DataError: there is no row, or more than the share ``max_bad`` are bad.
+    """
+    if not files:
+        raise ConfigError("update.feedback: expected files, folders or globs of feedback events, got none")
+    nothing = [name for name, reward in rewards.items() if reward == 0 or not np.isfinite(reward)]
+    if nothing:
+        raise ConfigError(f"update.rewards: {', '.join(nothing)} must be above or below 0; leave the type out instead")
+    from recsys.sources.base import read_all
+    from recsys.sources.canonical import CanonicalAdapter
+
+    table = read_all(CanonicalAdapter(CanonicalSource(events=list(files))).pieces()["events"])
+    good = table.filter(pc.is_null(table.column(schema.REASON)))
+    num_bad = table.num_rows - good.num_rows
+    if num_bad > max_bad * table.num_rows:
+        reasons = pc.value_counts(table.column(schema.REASON).drop_null()).to_pylist()
+        worst = max(reasons, key=lambda entry: entry["counts"])
+        raise DataError(
+            f"update.feedback: {num_bad:,} of {table.num_rows:,} rows are bad, most of them: {worst['values']}; mend "
+            "the files, or raise data.quarantine.max_share"
+        )
+    if good.num_rows == 0:
+        raise DataError(f"update.feedback: {', '.join(files)} holds no row of feedback")
+    types = good.column(schema.EVENT_TYPE).to_pylist()
+    unknown = sorted(set(types) - set(rewards))
+    if unknown:
+        raise ConfigError(
+            f"update.rewards: no reward for the event type {', '.join(map(repr, unknown))}; there are rewards for "
+            f"{choices(rewards)}; a reward above 0 means liked, below 0 not"
+        )
+    return Feedback(
+        good.column(schema.USER_ID).to_pylist(),
+        good.column(schema.ITEM_ID).to_pylist(),
+        _histories(good),
+        np.array([rewards[name] for name in types], dtype=np.float64),
+        num_bad,
+    )
+
+
+def _histories(table: pa.Table) -> list[list[str] | None]:
+    if HISTORY not in table.column_names:
+        return [None] * table.num_rows
+    column = table.column(HISTORY)
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        raise DataError(
+            f"update.feedback: the column {HISTORY} is {column.type}, expected lists of item ids, which Parquet and "
+            "JSON lines can hold"
+        )
+    return [
+        None if items is None else [str(item) for item in items]
+        for item_list in column.chunks
+        for items in item_list.to_pylist()
+    ]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Feedback as evidence, and the rows that could not be used."""
+
+    evidence: Evidence
+    num_unknown_items: int
+    num_unknown_users: int  # users without a history, in the model and in the row
+
+
+def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
+    """Score every row once under the frozen model.
+
+    Raises:
+        DataError: too few rows can be used, or all of them say the same.
+    """
+    items_R = np.array([recommender.item_row(item) for item in feedback.items], dtype=np.int64)
+    asked, queries_R = _queries(recommender, feedback)
+    chunks = [_encode(recommender, asked, start) for start in range(0, len(asked), _CHUNK)]
+    z_BKD, present_BK, gate_BK = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    usable_R = (items_R >= 0) & present_BK.any(1).numpy()[queries_R]
+    num_unknown_items = int((items_R < 0).sum())
+    _check(feedback.rewards_R[usable_R], len(feedback))
+    rows_R, chosen_R = torch.as_tensor(queries_R[usable_R]), torch.as_tensor(items_R[usable_R])
+    vectors_ND = recommender.model.item_vectors_ND
+    shares = [
+        torch.einsum("rkd,rd->rk", z_BKD[rows], vectors_ND[items])
+        for rows, items in zip(torch.split(rows_R, _CHUNK), torch.split(chosen_R, _CHUNK), strict=True)
+    ]
+    rewards_R = torch.as_tensor(feedback.rewards_R[usable_R])
+    evidence = Evidence(
+        torch.cat(shares).double(),
+        present_BK[rows_R],
+        gate_BK[rows_R].double(),
+        (rewards_R > 0).double(),
+        rewards_R.abs(),
+    )
+    return Gathered(evidence, num_unknown_items, int((~usable_R).sum()) - num_unknown_items)
+
+
+def _check(rewards_R: Array, num_rows: int) -> None:
+    liked = int((rewards_R > 0).sum())
+    if len(rewards_R) < LEAST_ROWS:
+        raise DataError(
+            f"update.feedback: {len(rewards_R):,} of {num_rows:,} rows are about users and items that the model knows; "
+            f"expected at least {LEAST_ROWS}"
+        )
+    if liked in (0, len(rewards_R)):
+        kind, other = ("liked", "not liked") if liked else ("not liked", "liked")
+        raise DataError(
+            f"update.feedback: every row is of an event type that means {kind}; weights need rows that were {other} as "
+            "well (update.rewards)"
+        )
+
+
+def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Array]:
+    """What to encode, each user and history once, and the query of every row."""
+    numbers: dict[tuple[str, tuple[str, ...] | None], int] = {}
+    keys = [
+        (user, None if history is None else tuple(history))
+        for user, history in zip(feedback.users, feedback.histories, strict=True)
+    ]
+    queries_R = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+    rows: list[dict[str, Any]] = [
+        {"user_id": user} if history is None else {"user_id": user, "history": list(history)}
+        for user, history in numbers
+    ]
+    return recommender.queries(parse_requests(rows)), queries_R
+
+
+def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[torch.Tensor, ...]:
+    """z, where it is present, and what a gate says of it, for the queries from ``start`` on."""
+    model = recommender.model
+    chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
+    z_BKD, present_BK = model.encode(chunk)
+    fusion = model.encoders.fusion
+    with torch.inference_mode():
+        gate_BK = fusion.gate_logits(z_BKD) if isinstance(fusion, GatedFusion) else torch.zeros(z_BKD.shape[:2])
+    return z_BKD.clone(), present_BK.clone(), gate_BK.clone()

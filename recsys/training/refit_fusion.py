@@ -1,0 +1,171 @@
+"""The fusion's weights λ alone, fitted again to feedback on shown items; in seconds, with nothing else of the model.
+
+Why: what users click, buy and skip tells which granularity spoke the truth (S5: feedback re-fits λ). The scores
+s_k(u, i) = z_k · a_i of every granularity are computed once; what is left is a logistic regression in K + 1 numbers,
+
+    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r  +  m / 2R · Σ_k σ_k² (w_k − w⁰_k)²,   w ≥ 0,
+
+y = ±1 liked or not, c_r how much the event counts, σ_k the spread of s_k. It is convex, so the answer depends on no
+start. w⁰ = g λ⁰ are today's weights on the scale g that suits the feedback best, and weigh as much as m rows. A common
+factor changes no ranking: λ come out with the sum of today's.
+
+For ``gated`` the gate stays and its prior is fitted, by the same loss.
+
+Legend: R rows of feedback, K granularities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from recsys.data.histories import Array
+from recsys.fusion import Fusion, GatedFusion
+
+HELD_OUT = 0.2  # of the rows decide whether the fit is better
+_LEAST_SCALE = 0.1  # today's scores count this much at least (in their spread), however badly they fit
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Feedback as the fusion sees it."""
+
+    shares_RK: Tensor  # float64: z_k · a_i, zero where missing
+    present_RK: Tensor  # bool
+    gate_RK: Tensor  # float64: logits of the gate; zeros where the fusion has none
+    liked_R: Tensor  # float64: 1 or 0
+    counts_R: Tensor  # float64 > 0: how much a row counts
+
+    def __len__(self) -> int:
+        return len(self.liked_R)
+
+    def take(self, rows: Array) -> Evidence:
+        """Some of the rows."""
+        chosen = torch.as_tensor(rows)
+        parts = (self.shares_RK, self.present_RK, self.gate_RK, self.liked_R, self.counts_R)
+        return Evidence(*(part[chosen] for part in parts))
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Today's weights and the fitted ones, with their log-loss on held-out feedback."""
+
+    before_K: Tensor
+    after_K: Tensor
+    loss_before: float
+    loss_after: float
+    error: float  # standard error of the difference, rows paired
+
+    @property
+    def better(self) -> bool:
+        """Better by more than the error of the comparison."""
+        return bool(self.after_K.isfinite().all()) and self.loss_before - self.loss_after > self.error
+
+
+def refit_fusion(fusion: Fusion, evidence: Evidence, prior_rows: float, seed: int) -> Refit:
+    """Fit on four fifths of the feedback, judge on the fifth that a seed holds out."""
+    order = np.random.default_rng(seed).permutation(len(evidence))
+    held_out = max(int(len(evidence) * HELD_OUT), 1)
+    judge, fitted = evidence.take(order[:held_out]), evidence.take(order[held_out:])
+    gated = isinstance(fusion, GatedFusion)
+    before_K = _today(fusion)
+    intercept, scale = _calibrated(fitted, gated, before_K)
+    spread = float(_scores(fitted, gated, before_K).std())
+    start = max(scale, _LEAST_SCALE / max(spread, 1e-12))
+    fit = _fit_prior if gated else _fit_weights
+    new_intercept, new_scale, after_K = fit(fitted, before_K, start, prior_rows)
+    losses = [
+        _losses(judge, offset + factor * _scores(judge, gated, values_K))
+        for offset, factor, values_K in ((intercept, scale, before_K), (new_intercept, new_scale, after_K))
+    ]
+    share_R = judge.counts_R / judge.counts_R.sum()
+    gained_R = losses[0] - losses[1]
+    mean = float((share_R * gained_R).sum())
+    error = float((share_R.square() * (gained_R - mean).square()).sum().sqrt())
+    before, after = (float((share_R * loss_R).sum()) for loss_R in losses)
+    return Refit(before_K, after_K, before, after, error)
+
+
+def _today(fusion: Fusion) -> Tensor:
+    """λ_K, or the prior of a gate."""
+    if isinstance(fusion, GatedFusion):
+        return fusion.prior_K.detach().double()
+    everything = torch.ones(1, fusion.names_K, dtype=torch.bool)
+    return fusion.lambdas(torch.zeros(1, fusion.names_K, 1), everything)[0].detach().double()
+
+
+def _scores(evidence: Evidence, gated: bool, values_K: Tensor) -> Tensor:
+    """u · a_i of every row under other weights, or under another prior."""
+    if not gated:
+        return evidence.shares_RK @ values_K
+    return (GatedFusion.opened(evidence.gate_RK, values_K, evidence.present_RK) * evidence.shares_RK).sum(1)
+
+
+def _losses(evidence: Evidence, logits_R: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits_R, evidence.liked_R, reduction="none")
+
+
+def _mean_loss(evidence: Evidence, logits_R: Tensor) -> Tensor:
+    return (evidence.counts_R * _losses(evidence, logits_R)).sum() / evidence.counts_R.sum()
+
+
+def _calibrated(evidence: Evidence, gated: bool, values_K: Tensor) -> tuple[float, float]:
+    """The intercept and the scale ≥ 0 under which today's scores fit the feedback best."""
+    scores_R = _scores(evidence, gated, values_K)
+    spread = float(scores_R.std().clamp(min=1e-12))
+
+    def loss(x: Tensor) -> Tensor:
+        return _mean_loss(evidence, x[0] + x[1] * scores_R / spread)
+
+    found = _minimum(loss, np.array([0.0, 1.0]), lowest=[None, 0.0])
+    return float(found[0]), float(found[1]) / spread
+
+
+def _fit_weights(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float) -> tuple[float, float, Tensor]:
+    """Intercept, scale and λ with λ · scale the minimum; all λ NaN when no granularity helps."""
+    spread_K = evidence.shares_RK.std(0)
+    spread_K = torch.where(spread_K > 0, spread_K, 1.0)
+    start_K = scale * before_K * spread_K
+    shares_RK = evidence.shares_RK / spread_K
+    pull = prior_rows / len(evidence) / 2
+
+    def loss(x: Tensor) -> Tensor:
+        return _mean_loss(evidence, x[0] + shares_RK @ x[1:]) + pull * (x[1:] - start_K).square().sum()
+
+    found = _minimum(loss, np.append(0.0, start_K.numpy()), lowest=[None, *[0.0] * len(before_K)])
+    weights_K = torch.as_tensor(found[1:]) / spread_K
+    factor = float(weights_K.sum() / before_K.sum().clamp(min=1e-12))
+    return float(found[0]), factor, weights_K / factor if factor > 0 else torch.full_like(weights_K, torch.nan)
+
+
+def _fit_prior(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float) -> tuple[float, float, Tensor]:
+    """Intercept, scale and prior."""
+    pull = prior_rows / len(evidence) / 2
+
+    def loss(x: Tensor) -> Tensor:
+        scores_R = _scores(evidence, True, x[2:])
+        return _mean_loss(evidence, x[0] + scale * x[1] * scores_R) + pull * (x[2:] - before_K).square().sum()
+
+    found = _minimum(loss, np.concatenate([[0.0, 1.0], before_K.numpy()]), [None, 0.0, *[None] * len(before_K)])
+    return float(found[0]), float(found[1]) * scale, torch.as_tensor(found[2:])
+
+
+def _minimum(loss: Callable[[Tensor], Tensor], start: Array, lowest: list[float | None]) -> Array:
+    """L-BFGS-B with gradients by torch."""
+    from scipy.optimize import minimize
+
+    def value_and_gradient(x: Array) -> tuple[float, Array]:
+        point = torch.tensor(x, requires_grad=True)
+        value = loss(point)
+        value.backward()  # type: ignore[no-untyped-call]
+        assert point.grad is not None
+        return value.item(), point.grad.numpy()
+
+    bounds = [(low, None) for low in lowest]
+    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    return np.asarray(found.x)
