@@ -27,7 +27,7 @@ from recsys.data.titles import item_titles
 from recsys.evaluation.charts import areas
 from recsys.model import FrozenModel
 
-NEAREST: Final = 50  # items that say what a state points at, weighted by 1 / log₂(rank + 1)
+NEAREST: Final = 20  # items that say what a state points at, weighted by 1 / log₂(rank + 1)
 MAX_EVENTS: Final = 48  # the newest ones of a user are shown
 _NUM_COLOURS: Final = 8
 _COMMON: Final = 0.6  # a value that more items have tells nothing
@@ -82,7 +82,7 @@ def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) ->
 
 def _shares(scores_LN: Any, groups: Groups) -> Array:
     """Weight of every group among the nearest items: [L, G]."""
-    nearest_LR = scores_LN.topk(min(NEAREST, max(scores_LN.shape[1] // 4, 1)), dim=1).indices.cpu().numpy()
+    nearest_LR = scores_LN.topk(min(NEAREST, max(scores_LN.shape[1] // 10, 1)), dim=1).indices.cpu().numpy()
     weights_R = 1 / np.log2(np.arange(nearest_LR.shape[1]) + 2)
     group_LR = groups.group_N[nearest_LR]
     shares_LG = np.zeros((len(nearest_LR), len(groups.labels) + 1))  # the last column: without a group

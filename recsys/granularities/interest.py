@@ -9,9 +9,9 @@ The published formulas, with ⊕ the concatenation and σ the logistic function:
 They never say where the behaviour x_t enters. Here it enters on the right, as part of the immediate state that is read
 at step t: i_{t−1} stands for i_{t−1} + x_t, "what was on the user's mind, and what the user just did". This changes no
 formula: with x_t = 0, when nothing new has happened, they hold as printed; and it is the only place that makes both
-h_t and i_t know the newest event, without which H_{t+1} would be a prediction from the day before. H_0 = H_1 = 0,
-i_0 = 0. f reads h_t ⊕ i_t as its input and H_t as its state: an LSTM or a GRU cell, or causal attention, whose state
-H_t is all its earlier inputs.
+h_t and i_t know the newest event, without which H_{t+1} would be a prediction from the day before. x_t is the event's
+vector, layer-normed so that σ sees it at full strength; H_0 = H_1 = 0, i_0 = 0. f reads h_t ⊕ i_t as its input and H_t
+as its state: an LSTM or a GRU cell, or causal attention, whose state H_t is all its earlier inputs.
 
 The recurrence runs through H *and* i, so no kernel computes it. Two ways:
 
@@ -25,6 +25,7 @@ Legend: U rows, L length, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,11 +35,17 @@ Cell = Callable[[Tensor], Tensor]  # inputs of all steps [U, L, …] → H of th
 
 
 class InterestStates(nn.Module):
-    """W_h, b_h and W_i, b_i."""
+    """W_h, b_h and W_i, b_i. They start where W σ(r) + b ≈ V r with the entries of V about 1/√(2D): σ has slope ¼ at 0,
+    and its mean of ½, which would drown what differs between users, is taken off by b."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(width)
         self.long, self.immediate = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        for linear in (self.long, self.immediate):
+            nn.init.normal_(linear.weight, std=4 / math.sqrt(2 * width))
+            with torch.no_grad():
+                linear.bias.copy_(-0.5 * linear.weight.sum(dim=1))
 
     def step(self, before_XD: Tensor, immediate_XD: Tensor, events_XD: Tensor) -> tuple[Tensor, Tensor]:
         """h_t and i_t from H_{t−1}, i_{t−1} and x_t."""
@@ -47,6 +54,7 @@ class InterestStates(nn.Module):
 
     def sweep(self, events_ULD: Tensor, cell: Cell, sweeps: int) -> tuple[Tensor, Tensor]:
         """H_{t+1} and i_t of every step, by parallel sweeps."""
+        events_ULD = self.norm(events_ULD)
         next_ULD = immediate_ULD = torch.zeros_like(events_ULD)
         for _ in range(sweeps):
             long_ULD, immediate_ULD = self.step(_later(next_ULD, 2), _later(immediate_ULD, 1), events_ULD)
@@ -55,6 +63,7 @@ class InterestStates(nn.Module):
 
     def formula(self, events_ULD: Tensor, cell: nn.LSTM | nn.GRU) -> tuple[Tensor, Tensor]:
         """H_{t+1} and i_t of every step, one step after the other."""
+        events_ULD = self.norm(events_ULD)
         nothing_UD = torch.zeros_like(events_ULD[:, 0])
         before_UD, now_UD, immediate_UD = nothing_UD, nothing_UD, nothing_UD
         memory, following, immediates = None, [], []
