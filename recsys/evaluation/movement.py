@@ -170,6 +170,7 @@ def movement_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
     return {
         "by": shown[0][1]["by"],
         "keys": [*colours.items()],
+        "others": len(labels) > len(leading) or any(OTHER in movement["chosen"] for _, movement in shown),
         "two": any(movement["immediate"] for _, movement in shown),
         "users": [_user(user, movement, leading, colours) for user, movement in shown],
     }
