@@ -143,6 +143,18 @@ class UserTextConfig(Section):
         return self.max_items, self.first, self.folds
 
 
+class FinetuneConfig(Section):
+    """Contrastive fine-tuning of the language model by low-rank adapters, kept only where validation gains."""
+
+    enabled: bool = False
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(64, ge=2, description="pairs of a step; the others are each pair's negatives")
+    rank: int = Field(8, ge=1, description="of the adapters on the attention projections")
+    lr: float = Field(5e-4, gt=0)
+    temperature: float = Field(0.05, gt=0)
+    max_pairs: int = Field(200_000, ge=1, description="of items next to each other in training events")
+
+
 class TextConfig(Section):
     """Item text, the language model that reads it, and the texts of users that are made of it."""
 
@@ -152,6 +164,7 @@ class TextConfig(Section):
         {}, description="group → its columns: a vector and a projection each; empty: one group of all fields"
     )
     users: UserTextConfig = Field(default_factory=UserTextConfig)
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
     event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
     max_event_terms: int = Field(24, ge=1)

@@ -53,7 +53,7 @@ def _data(config: Config) -> dict[str, Any]:
     if not data["split"]["cold_users"]:  # keys that older datasets do not know
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     text = data["text"]
-    for key in ("groups", "users"):  # absent where they are off: datasets of before have the same hash
+    for key in ("groups", "users", "finetune"):  # absent where they are off: datasets of before have the same hash
         if not text[key] or not text[key].get("enabled", True):
             del text[key]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
@@ -67,7 +67,8 @@ def _data(config: Config) -> dict[str, Any]:
 
 def _seed(config: Config) -> int | None:
     split = config.data.split
-    return config.seed if split.kind in ("given", "ratio") or split.cold_users else None
+    drawn = split.kind in ("given", "ratio") or split.cold_users or config.data.text.finetune.enabled
+    return config.seed if drawn else None
 
 
 def _hash(parts: dict[str, Any]) -> str:

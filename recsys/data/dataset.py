@@ -15,6 +15,7 @@ Layout::
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits; context (all columns of
                                   an event, then the next one's) where there are context columns
+    text/adapter/                 where fine-tuning paid: the language model's adapter, as peft writes it
     graphs/social.parquet         src, dst (dense int32), weight, time (microseconds, or none); sorted by src
     graphs/knowledge.parquet      head, relation, tail (dense int32), where there are facts; with
     vocab/entities.parquet        entity, row number = dense id

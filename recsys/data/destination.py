@@ -42,12 +42,16 @@ class Folder:
         self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
         pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        self.filesystem.create_dir(f"{self.path}/{name}".rsplit("/", 1)[0], recursive=True)
+        with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(content)
+
     def read_table(self, name: str) -> pa.Table:
         return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
-        with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-            stream.write(text.encode())
+        self.write_bytes(name, text.encode())
 
     def entries(self) -> list[str]:
         """Names directly inside; none where the folder does not exist."""

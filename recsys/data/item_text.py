@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import TextConfig
+from recsys.data.adapter import Adapter
 from recsys.data.destination import Folder
 from recsys.data.items import compose_text
 from recsys.data.quarantine import join_present
@@ -63,14 +64,15 @@ def compose_groups(
     return ItemText({group: list(columns) for group, columns in groups.items()}, texts)
 
 
-def write_vectors(folder: Folder, text: ItemText, config: TextConfig) -> dict[str, Any]:
+def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: Adapter | None = None) -> dict[str, Any]:
     """Write ``items/text_vectors.parquet``: vector (G·T numbers of float16, zero where a group has no text), has_text.
 
     Returns:
         What the manifest says of the vectors.
     """
     num_groups, num_items = len(text.groups), len(text.whole)
-    vectors_XT, numbers = encode_texts([cell for texts in text.texts.values() for cell in texts.to_pylist()], config)
+    cells = [cell for texts in text.texts.values() for cell in texts.to_pylist()]
+    vectors_XT, numbers = encode_texts(cells, config, adapter)
     dimension = num_groups * vectors_XT.shape[1]
     vectors_NT = vectors_XT.reshape(num_groups, num_items, -1).transpose(1, 0, 2).reshape(-1)
     column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors_NT)), dimension)

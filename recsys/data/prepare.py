@@ -33,6 +33,7 @@ from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
+from recsys.data.finetune import finetune
 from recsys.data.graphs import FactRules, SocialRules, write_facts, write_social
 from recsys.data.histories import Array
 from recsys.data.item_text import ItemText, compose_groups, write_vectors
@@ -442,11 +443,15 @@ class _Preparation:
             self.progress(f"item text: {'off' if not config.enabled else 'none of the items has any'}")
             return described
         self.progress(f"item text: {text.num_items:,} items, {text.describe()}")
-        described |= write_vectors(self.folder, text, config)
+        adapter = None
+        if config.finetune.enabled:
+            args = (self.folder, shards, text.whole.to_pylist(), coding.order != "none", config, self.config.seed)
+            adapter, described["finetune"] = finetune(*args, self.progress)
+        described |= write_vectors(self.folder, text, config, adapter)
         if config.users.enabled:
             rules = TextRules(coding.event_types, coding.order != "none", *config.users.how)
             titles = item_titles(self.folder.read_table("items/features.parquet"))
-            described["users"] = write_user_texts(self.folder, shards, titles, rules, config)
+            described["users"] = write_user_texts(self.folder, shards, titles, rules, config, adapter)
             self.progress(f"user text: {described['users']['texts']:,} texts of users' pasts")
         self.progress(f"text vectors: {described['encoded']:,} texts encoded, {described['cached']:,} from the cache")
         return described

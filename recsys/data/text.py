@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.config import TextConfig
+from recsys.data.adapter import Adapter, is_adapter
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
 
@@ -37,11 +38,19 @@ class EncoderSettings:
     allow_download: bool = False
     threads: int = 0  # 0: the cores this process may use
     gpu: bool = False
+    adapter: Adapter | None = None
 
     @staticmethod
-    def of(config: TextConfig, threads: int = 0, gpu: bool = False) -> EncoderSettings:
+    def of(config: TextConfig, threads: int = 0, gpu: bool = False, adapter: Adapter | None = None) -> EncoderSettings:
         return EncoderSettings(
-            config.model, config.max_tokens, config.batch_size, config.dtype, config.allow_download, threads, gpu
+            config.model,
+            config.max_tokens,
+            config.batch_size,
+            config.dtype,
+            config.allow_download,
+            threads,
+            gpu,
+            adapter,
         )
 
 
@@ -63,7 +72,7 @@ def resolve_model(name: str, allow_download: bool = False, key: str = "data.text
                 "run `pip install 'multigrain[text]'`, or set data.text.enabled false"
             ) from None
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
+        if not (Path(name) / "config.json").is_file() and not is_adapter(Path(name)):
             raise ConfigError(f"{key}: the folder {name} has no config.json, so it is not a saved model")
         return Path(name)
     return _hub_model(name, allow_download, key)
@@ -107,6 +116,57 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
+    """The fingerprint of a language model: of its files, or of an adapter's and its base model's."""
+    folder = resolve_model(name, allow_download)
+    found = model_fingerprint(folder)
+    if not is_adapter(folder):
+        return found
+    base = model_fingerprint(resolve_model(Adapter.read(folder).base, allow_download))
+    return hashlib.sha256(f"{found} {base}".encode()).hexdigest()
+
+
+def load_language_model(name: str, allow_download: bool, adapter: Adapter | None = None) -> tuple[Any, Any]:
+    """Tokenizer and model (float32, on the CPU, for use), with the adapters of the folder and the given one merged in.
+
+    Raises:
+        ConfigError: there is no such model (see :func:`resolve_model`), it cannot be loaded, or peft is missing.
+    """
+    if not allow_download:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    import transformers
+
+    messages: Any = transformers.logging
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    folder = resolve_model(name, allow_download)
+    inner = Adapter.read(folder) if is_adapter(folder) else None
+    if inner is not None:
+        folder = resolve_model(inner.base, allow_download)
+    try:
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"data.text.model: {name} cannot be loaded as a language model ({str(error).splitlines()[0]}); expected "
+            "what transformers' AutoTokenizer and AutoModel read"
+        ) from None
+    for part in (inner, adapter):
+        model = part.merged_into(model) if part is not None else model
+    return tokenizer, model.eval()
+
+
+def mean_pooled(hidden_BST: Any, mask_BS: Any) -> Any:
+    """Unit means over the real tokens: [B, T] float32."""
+    import torch
+
+    mask_BS1 = mask_BS.unsqueeze(-1).float()
+    mean_BT = (hidden_BST.float() * mask_BS1).sum(dim=1) / mask_BS1.sum(dim=1).clamp(min=1.0)
+    return torch.nn.functional.normalize(mean_BT, dim=-1)
+
+
 class TextEncoder:
     """A language model ready to turn texts into unit vectors.
 
@@ -115,23 +175,14 @@ class TextEncoder:
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
-        if not settings.allow_download:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch
-        import transformers
 
-        messages: Any = transformers.logging
-        messages.set_verbosity_error()
-        messages.disable_progress_bar()
         torch.set_num_threads(settings.threads or usable_cores())
-        folder = resolve_model(settings.model, settings.allow_download)
         self._settings = settings
         self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, resolve_dtype(settings.dtype, settings.gpu))
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=self.dtype)
-        self._model = model.eval().to(self._device)
+        self._tokenizer, model = load_language_model(settings.model, settings.allow_download, settings.adapter)
+        self._model = model.to(self._device, self.dtype)
 
     @property
     def dimension(self) -> int:
@@ -159,10 +210,7 @@ class TextEncoder:
 
         padded = self._tokenizer.pad(batch, return_tensors="pt").to(self._device)
         with torch.inference_mode():
-            hidden_BST = self._model(**padded).last_hidden_state.float()
-            mask_BS1 = padded["attention_mask"].unsqueeze(-1).float()
-            mean_BT = (hidden_BST * mask_BS1).sum(dim=1) / mask_BS1.sum(dim=1).clamp(min=1.0)
-            unit_BT = torch.nn.functional.normalize(mean_BT, dim=-1)
+            unit_BT = mean_pooled(self._model(**padded).last_hidden_state, padded["attention_mask"])
         vectors: Array = unit_BT.cpu().numpy().astype(np.float16)
         return vectors
 

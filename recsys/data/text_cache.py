@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 import ray.data
 
 from recsys.config import TextConfig
+from recsys.data.adapter import Adapter
 from recsys.data.blocks import cluster_resources, fetch, task, user_errors
 from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
 from recsys.data.text import (
     EncoderSettings,
     TextEncoder,
-    model_fingerprint,
+    language_model_fingerprint,
     resolve_dtype,
-    resolve_model,
     usable_cores,
 )
 
@@ -88,7 +88,7 @@ def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
 
 def model_identity(config: TextConfig) -> str:
     """What the vectors depend on beside the text and the precision: the model's files and the number of tokens."""
-    fingerprint = model_fingerprint(resolve_model(config.model, config.allow_download))
+    fingerprint = language_model_fingerprint(config.model, config.allow_download)
     return f"{fingerprint[:24]}-{config.max_tokens}"
 
 
@@ -100,21 +100,25 @@ def cluster_dtype(wanted: str) -> str:
     return str(fetch(task(resolve_dtype, num_gpus=num_gpus).remote(wanted, num_gpus > 0)))
 
 
-def encode_texts(texts: Sequence[str | None], config: TextConfig) -> tuple[Array, dict[str, int]]:
+def encode_texts(
+    texts: Sequence[str | None], config: TextConfig, adapter: Adapter | None = None
+) -> tuple[Array, dict[str, int]]:
     """Vectors of the texts, zero rows for None: [N, T] float16; and how many distinct texts were encoded and cached.
+
+    ``adapter`` is added to the language model.
 
     Raises:
         ConfigError: the model cannot be found.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
-    namespace = f"{model_identity(config)}-{config.dtype}"
+    namespace = f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
     cache = VectorCache(config.cache_dir, namespace)
     unique = sorted({text for text in texts if text is not None})
     keys = text_keys(unique, namespace)
     vectors = cache.load(keys)
     cached = len(vectors)
     missing = [(key, text) for key, text in zip(keys, unique, strict=True) if key not in vectors]
-    for new_keys, new_vectors in _encode_missing(missing, config):
+    for new_keys, new_vectors in _encode_missing(missing, config, adapter):
         cache.store(new_keys, new_vectors)
         vectors.update(zip(new_keys, new_vectors, strict=True))
     by_text = dict(zip(unique, keys, strict=True))
@@ -126,7 +130,9 @@ def encode_texts(texts: Sequence[str | None], config: TextConfig) -> tuple[Array
     return vectors_NT, {"encoded": len(missing), "cached": cached}
 
 
-def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Iterator[tuple[list[str], Array]]:
+def _encode_missing(
+    missing: list[tuple[str, str]], config: TextConfig, adapter: Adapter | None
+) -> Iterator[tuple[list[str], Array]]:
     """Encode on the cluster: one task for a few texts, a pool of tasks over blocks of like lengths for many.
 
     Tasks and not actors: a lost one is simply run again, and the worker process keeps the model for the next block.
@@ -138,12 +144,12 @@ def _encode_missing(missing: list[tuple[str, str]], config: TextConfig) -> Itera
     missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
     table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
     if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
-        yield _unpacked(fetch(task(encode_block).remote(table, EncoderSettings.of(config))))
+        yield _unpacked(fetch(task(encode_block).remote(table, EncoderSettings.of(config, adapter=adapter))))
         return
     available = num_gpus or max(int(resources.get("CPU", 1)), 1)
     num_tasks = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
     threads = max(usable_cores() // num_tasks, 1)
-    settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0)
+    settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0, adapter=adapter)
     pieces = [table.slice(start, _BLOCK_TEXTS) for start in range(0, len(missing), _BLOCK_TEXTS)]
     encoded = ray.data.from_arrow(pieces).map_batches(
         functools.partial(encode_block, settings=settings),

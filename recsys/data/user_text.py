@@ -28,12 +28,13 @@ import pyarrow.parquet as pq
 import ray
 
 from recsys.config import TextConfig
+from recsys.data.adapter import Adapter
 from recsys.data.batches import Hidden
 from recsys.data.blocks import fetch, task
 from recsys.data.dataset import histories_from_table
 from recsys.data.destination import Folder
 from recsys.data.histories import Histories, Split
-from recsys.data.text import model_fingerprint, resolve_model
+from recsys.data.text import language_model_fingerprint
 from recsys.data.text_cache import encode_texts
 from recsys.data.user_text_reader import ENTRIES, VECTORS, WHOLE, TextRules, compose
 
@@ -73,7 +74,12 @@ def _places(length: int, first: int) -> list[int]:
 
 
 def write_user_texts(
-    folder: Folder, shards: Sequence[str], titles: Sequence[str], rules: TextRules, config: TextConfig
+    folder: Folder,
+    shards: Sequence[str],
+    titles: Sequence[str],
+    rules: TextRules,
+    config: TextConfig,
+    adapter: Adapter | None = None,
 ) -> dict[str, Any]:
     """Compose in tasks, encode, and write ``users/texts.parquet`` and ``users/text_vectors.parquet``.
 
@@ -87,7 +93,7 @@ def write_user_texts(
     texts = encoded.dictionary.to_pylist()
     rows = np.asarray(encoded.indices).astype(np.int32)
     empty = np.array([not text for text in texts], dtype=bool)
-    vectors_RT, numbers = encode_texts([text or None for text in texts], config)
+    vectors_RT, numbers = encode_texts([text or None for text in texts], config, adapter)
     columns = {"text": pa.array(np.where(empty[rows], -1, rows).astype(np.int32))}
     folder.write_table(
         ENTRIES, pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns)
@@ -100,7 +106,8 @@ def write_user_texts(
         "entries": len(rows),
         "folds": rules.folds,
         "model": config.model,
-        "fingerprint": model_fingerprint(resolve_model(config.model, config.allow_download)),
+        "fingerprint": language_model_fingerprint(config.model, config.allow_download)
+        + (f"-{adapter.digest}" if adapter else ""),
         "max_tokens": config.max_tokens,
         "max_items": rules.max_items,
     }

@@ -2,7 +2,8 @@
 
 Why optional: a served model should not need a language model. Where the one that the model was trained with is
 installed, users who are new, or bring new events, get a text of all they did; else their text is that of training (a
-known user) or missing (a new one), and the pooled vectors answer for it where ``behaviour.input`` is both.
+known user) or missing (a new one), and the pooled vectors answer for it where ``behaviour.input`` is both. A model
+that ``data.text.finetune`` adapted counts as not installed: the adapter stays with the dataset.
 
 Legend: B requests, T width of the language model.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.histories import Array
-from recsys.data.text import EncoderSettings, TextEncoder, model_fingerprint, resolve_model
+from recsys.data.text import EncoderSettings, TextEncoder, language_model_fingerprint
 from recsys.data.user_text_reader import TextRules, compose
 from recsys.errors import ConfigError
 
@@ -37,7 +38,7 @@ class PastReader:
         """The language model; None where it is not installed, or has other weights than in training."""
         name = str(self._described["model"])
         try:
-            if model_fingerprint(resolve_model(name)) != self._described["fingerprint"]:
+            if language_model_fingerprint(name) != self._described["fingerprint"]:
                 return None
             settings = EncoderSettings(name, int(self._described["max_tokens"]), dtype="float32", threads=1)
             return TextEncoder(settings)
