@@ -15,9 +15,11 @@ from pipelines.tracking import log_evaluation, tracked
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
+from recsys.data.histories import Split
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.report import render_report
+from recsys.evaluation.strata import describe_strata
 
 
 def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -35,6 +37,10 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         if settings.ablation == "retrain":
             variants = retrained_variants(config, folder, dataset)
             metrics["ablation"]["retrained"] = compare_variants(evaluation.ranking, variants, config)
+        through = Split.VALID if trained.refit else Split.TRAIN
+        strata = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
+        if strata is not None:
+            metrics["strata"] = strata
         examples = example_users(trained.frozen, dataset, evaluation.ranking, settings.num_examples, config.seed)
         folder.write_json(folder.metrics, metrics)
         settings_text = redact(dump_config(config))

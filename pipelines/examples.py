@@ -16,6 +16,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
 from recsys.evaluation.movement import movements
 from recsys.evaluation.ranking import Ranking
+from recsys.evaluation.strata import strata_of_users
 from recsys.model import FrozenModel
 
 _NUM_RECOMMENDATIONS: Final = 6
@@ -27,7 +28,8 @@ def example_users(
     """Random queries of a ranking as the report shows them.
 
     Each is ``{user, history: [title], recommendations: [{item, title, score, shares: {granularity: float}, hit}],
-    movement}``, the history oldest first; ``movement`` as of :func:`movements`, None without an evolution.
+    movement, strata}``, the history oldest first; ``movement`` as of :func:`movements`, None without an evolution;
+    ``strata`` as of :func:`strata_of_users`, the heaviest first.
     """
     num_examples = min(num_examples, len(ranking))
     if num_examples == 0:
@@ -37,8 +39,11 @@ def example_users(
     parts_EKD, _ = model.parts(queries)
     titles_N = item_titles(dataset.features)
     moves: list[dict[str, Any] | None] = [*movements(model, dataset, queries)] or [None] * num_examples
+    strata = strata_of_users(model, queries)
     examples = []
-    for parts_KD, history, row, movement in zip(parts_EKD, queries.chunks(1), rows_E, moves, strict=True):
+    for parts_KD, history, row, movement, of_user in zip(
+        parts_EKD, queries.chunks(1), rows_E, moves, strata, strict=True
+    ):
         kept_R = ranking.items_BK[row] >= 0
         items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
         shares_RK = (model.item_vectors_ND[items_R] @ parts_KD.T).tolist()
@@ -48,6 +53,7 @@ def example_users(
             {
                 "user": dataset.user_ids[user].as_py() if user >= 0 else "a user outside training",
                 "movement": movement,
+                "strata": of_user,
                 "history": [titles_N[item] for item in history.histories.items_E],
                 "recommendations": [
                     {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -313,3 +314,25 @@ def test_stacked_bars_share_one_zero_and_one_scale() -> None:
     assert [(p.left, p.width) for p in bars[0]] == [(25.0, 50.0), (75.0, 25.0)]
     assert [(p.left, p.width) for p in bars[1]] == [(25.0, 25.0), (0.0, 25.0)]
     assert stacked([]) == (0.0, []) and stacked([{"a": 0.0}])[1][0][0].width == 0.0
+
+
+def test_strata_are_shown_with_their_choice_their_items_and_who_is_in_them(tmp_path: Path) -> None:
+    """Eight were chosen of 4 and 8; a user of the examples is in the second; names are escaped."""
+    stratum = {"stratum": 2, "share": 0.25, "members": 40, "radius": 0.1, "nearest": 0.3, "terms": ["trip", "hop"]}
+    strata = {
+        "method": "kmeans",
+        "by": "text",
+        "explained": 0.5,
+        "sharpness": 0.8,
+        "choice": {"chosen": 8, "candidates": {"4": -5.4, "8": -5.3}, "popularity": -5.5},
+        "strata": [{**stratum, "items": ["Portishead", HOSTILE]}],
+    }
+    users = examples()
+    users[0]["strata"] = [{"stratum": 2, "weight": 0.7}, {"stratum": 5, "weight": 0.2}]
+    path = tmp_path / "report.html"
+    render_report(path, {**evaluation_json(), "strata": strata}, manifest(), history(), users, "seed: 42")
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == [] and "script" not in [tag for tag, _ in page.seen]
+    for words in ("Strata of users", "8 strata", "−5.300", "Portishead · " + HOSTILE, "trip, hop", "25.0 %"):
+        assert words in page.text, words
+    assert "In stratum 2 (70 %), stratum 5 (20 %)" in page.text

@@ -17,6 +17,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.errors import ConfigError
+from recsys.evaluation.strata import describe_strata, strata_of_users
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.stratum import Stratum
@@ -287,6 +288,13 @@ def test_training_learns_what_strata_like(tmp_path: Path) -> None:
     assert result.choices["strata"]["chosen"] == result.frozen.sizes.num_strata == 4
     # chance is .15; who knows the kind has two items left to choose from, which gives (1 + .63) / 2 = .82
     assert max(report.get("ndcg@5", 0.0) for report in result.history) > 0.5
+    found = describe_strata(result.frozen, dataset, Split.VALID, result.choices["strata"])
+    assert found is not None and found["choice"]["chosen"] == 4 and found["explained"] > 0.5
+    assert sum(row["share"] for row in found["strata"]) == pytest.approx(1)
+    kinds_of = [{int(title.split("i")[-1]) // 6 for title in row["items"]} for row in found["strata"]]
+    assert sorted(map(tuple, kinds_of)) == [(0,), (1,), (2,), (3,)], "each stratum is shown by the items of its kind"
+    (own,) = strata_of_users(result.frozen, dataset.histories().queries(Split.TEST).take(np.array([0])))
+    assert own[0]["weight"] > 0.5
     again = FrozenModel.from_tensors(result.frozen.config, result.frozen.sizes, result.frozen.tensors())
     queries = dataset.histories().queries(Split.TEST)
     torch.testing.assert_close(again.scores(queries), result.frozen.scores(queries))

@@ -21,6 +21,7 @@ from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.movement import movement_panel
 from recsys.evaluation.panels import ablation_panel, trust_panel
+from recsys.evaluation.strata import strata_panel
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -59,7 +60,7 @@ def render_report(
             metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
         examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
             ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
-            ``movement`` where there is an evolution (see ``recsys.evaluation.movement``).
+            ``movement`` where there is an evolution (see ``recsys.evaluation.movement``), ``strata`` where there are.
         config_yaml: the merged configuration.
     """
     environment = jinja2.Environment(
@@ -90,6 +91,7 @@ def render_report(
         colours=_colours(evaluation),
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),
+        strata=strata_panel(evaluation),
         quarantine=_quarantine(manifest),
         split=_split(manifest),
         timing=_timing(evaluation["timing"]),
@@ -341,6 +343,7 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
     history = list(example["history"])
     return {
         "user": example["user"],
+        "strata": example.get("strata") or [],
         "history": history[-_MAX_HISTORY:],
         "earlier": max(0, len(history) - _MAX_HISTORY),
         "hits": sum(bool(entry["hit"]) for entry in recommendations),
