@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,11 +239,11 @@ def test_texts_are_fitted_once_and_items_as_often_as_asked() -> None:
 # --------------------------------------------------------------------------------------------------- around training
 
 
-def kinds(folder: Path, later: int = 0) -> PreparedDataset:
-    """Users of four kinds, each choosing among its own six items; ``later`` more users of each kind."""
+def kinds(folder: Path) -> PreparedDataset:
+    """Users of four kinds, each choosing among its own six items."""
     random = np.random.default_rng(3)
     histories = []
-    for user in range(80 + 4 * later):
+    for user in range(80):
         own = 6 * (user % 4) + random.permutation(6)
         histories.append(leave_last(*own.tolist()))
     return write_dataset(folder, histories, 24, text_width=0)
@@ -325,6 +326,29 @@ def test_strata_alone_are_fitted_to_newer_events(tmp_path: Path) -> None:
     for name, tensor in renewed.tensors().items():
         assert torch.equal(frozen.tensors()[name], before[name])
         assert ".stratum." in name or torch.equal(tensor, before[name]), name
+
+
+def test_strata_alone_leave_out_items_that_the_model_does_not_know(tmp_path: Path) -> None:
+    """Data grown by new items, old ids kept: the same strata as without the events of the new items."""
+    config, dataset = settings(num_strata=4), kinds(tmp_path / "old")
+    frozen = trained(dataset, config).frozen
+    walks = [
+        [(item, kind, time, Split(split)) for item, kind, time, split in zip(*columns, strict=True)]
+        for columns in rows_of(dataset)
+    ]
+    grown = [[(24, 0, 1, Split.TRAIN), *walk] for walk in walks]
+    more = write_dataset(tmp_path / "new", grown, 26)
+    old, new = refit_strata(config, dataset, frozen), refit_strata(config, more, frozen)
+    for name, tensor in old.tensors().items():
+        torch.testing.assert_close(new.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def rows_of(dataset: PreparedDataset) -> Iterator[tuple[list[int], ...]]:
+    """Items, types, times and splits of every user, in the order of the users."""
+    found = dataset.histories()
+    for row in np.argsort(found.users_U):
+        span = slice(*found.offsets_U1[row : row + 2])
+        yield tuple(column[span].tolist() for column in (found.items_E, found.types_E, found.times_E, found.splits_E))
 
 
 def test_strata_alone_need_a_stratum_and_the_items_of_the_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -132,23 +133,32 @@ def refit_strata(
 
     Centroids are fitted anew and numbered as before, so that prototypes keep their meaning; the prototypes then take a
     few steps of the softmax loss under the new memberships, held near what they were. No other weight changes.
-    ``dataset`` must have the items of the model, in its order; it may have newer events and more users.
+    ``dataset`` must begin with the items of the model, in its order; it may have newer events and more users. Events of
+    items behind the model's are left out.
 
     Raises:
-        ConfigError: the model has no stratum, or the dataset other items than the model.
+        ConfigError: the model has no stratum, or the dataset fewer items than the model.
     """
     if "stratum" not in frozen.names:
         raise ConfigError("the model has no granularity stratum to fit again; train one with it enabled")
-    if dataset.num_items != frozen.sizes.num_items:
+    if dataset.num_items < frozen.sizes.num_items:
         raise ConfigError(
-            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: strata alone can only be "
-            "fitted again on the items of the model; run `recsys train` or a full update"
+            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: it is not the data of the "
+            "model grown by newer events; prepare it with the ids of the model, or run `recsys train`"
         )
     encoders = copy.deepcopy(frozen.encoders)
     renewed = FrozenModel(frozen.config, frozen.sizes, encoders, frozen.items, frozen.states, frozen.popularity_N)
     module = stratum_of(renewed)
     assert module is not None
-    module.refit(build_graphs(dataset, through), frozen.items, config.seed)
+    graphs = build_graphs(dataset, through)
+    known_E = graphs.items_E < frozen.sizes.num_items
+    graphs = replace(
+        graphs,
+        num_items=frozen.sizes.num_items,
+        users_E=graphs.users_E[known_E],
+        items_E=graphs.items_E[known_E],
+    )
+    module.refit(graphs, frozen.items, config.seed)
     _reestimate(config, dataset, renewed, module, through)
     return renewed
 
@@ -167,7 +177,7 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
     log_scale = torch.tensor(-math.log(config.train.loss.temperature), requires_grad=True)
     optimizer = torch.optim.Adam([moved_KD, log_scale], lr=_LR)
     draws = torch.Generator().manual_seed(config.seed)
-    for _, batch in zip(range(_STEPS), _batches(config, dataset, through), strict=False):
+    for _, batch in zip(range(_STEPS), _batches(config, dataset, through, len(model.item_vectors_ND)), strict=False):
         rest_BD, own_B1, p_BK = _frozen_parts(model, module, batch)
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
@@ -203,11 +213,12 @@ def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draw
     return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
 
 
-def _batches(config: Config, dataset: PreparedDataset, through: Split) -> Iterator[Batch]:
+def _batches(config: Config, dataset: PreparedDataset, through: Split, num_items: int) -> Iterator[Batch]:
     """Users with their newest events, a part of them where they are many, over and over."""
     least, parts, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
     for shard in dataset.shards():
         seen = shard.through(through)
+        seen = seen.where(seen.items_E < num_items)
         parts.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
         left -= len(parts[-1])
     kept, random = Histories.concat(parts), np.random.default_rng(config.seed)
