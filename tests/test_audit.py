@@ -17,9 +17,13 @@ from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silen
 
 from recsys.data.audit import audit
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
+from recsys.data.hashing import string_hashes
 from recsys.data.histories import VALID_ALONE, Histories, Queries, Split
 from recsys.data.newcomers import Newcomers
 from recsys.data.prepare import prepare
+from recsys.data.titles import item_titles
+from recsys.data.user_text import texts_of
+from recsys.data.user_text_reader import WHOLE, TextRules
 from recsys.errors import DataError
 from recsys.evaluation.audit import audit_fits, users_of_items
 from recsys.evaluation.baselines import fit_baselines
@@ -138,6 +142,27 @@ def test_times_and_friendships_against_the_cut_offs(tmp_path: Path) -> None:
     refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the cut-off")
     change(dataset, "histories/part-00000.parquet", with_column("times", [[DAY, 2 * DAY, 3 * DAY, 3 * DAY]]))
     refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are earlier than their part")
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_texts_of_users_that_tell_of_held_out_events(tmp_path: Path, ordered: bool) -> None:
+    dataset = write_dataset(tmp_path, WALKS, 6, ordered=ordered)
+    rules = TextRules(("interact",), ordered, 10, 1, 1 if ordered else 3)
+    titles = item_titles(dataset.features)
+    honest = list(texts_of(dataset.histories(), titles, rules))
+    everything = replace(dataset.histories(), splits_E=np.zeros_like(dataset.histories().splits_E))
+    leaky = {entry[:3]: entry[3] for entry in texts_of(everything, titles, rules)}
+    dataset.manifest.text = {"users": {"max_items": 10, "folds": rules.folds}}
+
+    def write(texts: list[str]) -> None:
+        user, through, place, _ = zip(*honest, strict=True)
+        columns = {"user": user, "through": through, "place": place, "hash": string_hashes(pa.array(texts))}
+        pq.write_table(pa.table(columns), tmp_path / "users/texts.parquet")
+
+    write([text for *_, text in honest])
+    assert "user_texts" in audit(dataset).checks
+    write([leaky[entry[:3]] if entry[2] == WHOLE else entry[3] for entry in honest])
+    refused(dataset, "user texts", r"\d of \d+ texts of users of part-00000.parquet tell of other events")
 
 
 def test_friends_outside_the_vocabulary(dataset: PreparedDataset) -> None:

@@ -22,6 +22,7 @@ from recsys.data.newcomers import CUT, Newcomers
 from recsys.data.prepare import prepare
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.panels import cold_panel
 from recsys.evaluation.segments import paired_report
 from recsys.training.build import build_graphs
 
@@ -168,7 +169,8 @@ def test_the_report_compares_on_the_cold_users(tmp_path: Path) -> None:
     settings = {"ks": [3], "bootstrap": 200, "baselines": ["popularity", "item_knn"]}
     model = {"granularities": {"behaviour": {"enabled": True}}}
     built = build_config({"model": model, "train": {"metric": "ndcg@3"}, "evaluate": settings})
-    result = evaluate(Oracle(), dataset, built, refit=True).segments["cold"]
+    evaluated = evaluate(Oracle(), dataset, built, refit=True).to_json()
+    result = evaluated["segments"]["cold"]
     number = int(cold_U.sum())
     assert 2 < number < 18
     cold, others = result["cold users"], result["other users"]
@@ -183,6 +185,9 @@ def test_the_report_compares_on_the_cold_users(tmp_path: Path) -> None:
     noise, after = cold["granularities"]["noise"], cold["granularities"]["after"]
     assert (noise["difference"], noise["low"], noise["high"], noise["p"]) == (0.0, 0.0, 0.0, 1.0)
     assert after["difference"] > 0.5 and after["low"] > 0
+    panel = cold_panel(evaluated, {"item_knn": "Item-kNN"})
+    assert panel is not None and [row["name"] for row in panel["cards"][0]["rows"]] == ["popularity", "Item-kNN"]
+    assert panel["queries"] == number and [row["status"] for row in panel["cards"][1]["rows"]] == ["worse", "even"]
 
 
 def test_the_paired_report_by_hand() -> None:

@@ -15,17 +15,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.batches import Hidden
 from recsys.data.context import UNKNOWN
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hashing import string_hashes
 from recsys.data.histories import VALID_ALONE, Array, Histories, Split
 from recsys.data.newcomers import Newcomers
 from recsys.data.split import parse_time
+from recsys.data.titles import item_titles
+from recsys.data.user_text_reader import ENTRIES, WHOLE, TextRules, compose
 from recsys.errors import DataError
 
 _PARTS: Final = (Split.TRAIN, Split.VALID, Split.TEST)
 _PLACE: Final = np.array([0, 1, 2, 1])  # of a part in time: validation is between training and test
 _NO_TIME: Final = np.iinfo(np.int64).min
 _SECOND: Final = 1_000_000
+_TEXTS_A_SHARD: Final = 500
 
 
 @dataclass
@@ -71,9 +76,11 @@ class _Auditor:
         self.home_U = np.full(dataset.num_users, -1, dtype=np.int32)  # the shard of a user
         self.counts_3N = np.zeros((len(_PARTS), dataset.num_items), dtype=np.int64)
         self.num_alone = 0
+        self.found = Audit()
+        self.user_texts = self._user_texts()
+        self.titles = item_titles(dataset.features) if self.user_texts is not None else []
         self.codes: list[set[int]] = [set() for _ in dataset.context]  # of context columns in training events
         self.newcomers = Newcomers.of(self.split)
-        self.found = Audit()
 
     def run(self) -> Audit:
         checks = ["vocabulary", "ids", "order_of_parts", "queries"]
@@ -84,10 +91,12 @@ class _Auditor:
             self._order(name, shard)
             self._queries(name, shard)
             self._cold(name, shard)
+            if self.user_texts is not None:
+                self._texts_of_users(name, shard, self.user_texts)
             self._count(shard)
         self._counts()
         checks += ["popularity", "cold_users"] if self.newcomers else ["popularity"]
-        checks += self._context()
+        checks += self._context() + (["user_texts"] if self.user_texts is not None else [])
         self.found.checks = checks + self._text() + self._social() + self._facts()
         return self.found
 
@@ -234,6 +243,44 @@ class _Auditor:
                 text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are of no training event"
                 self._refuse("context_values", text)
         return ["context_values"] if self.codes else []
+
+    def _user_texts(self) -> pa.Table | None:
+        """The entries of user texts with their hashes; None where there are none."""
+        if not self.dataset.manifest.text.get("users"):
+            return None
+        table = self.dataset.table(ENTRIES)
+        if "hash" not in table.column_names:
+            self.found.unaudited.append("user_texts")
+            return None
+        return table
+
+    def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
+        """Texts of users tell the first events of their part and nothing else: a fixed sample of them, composed again
+        from the histories."""
+        manifest = self.dataset.manifest
+        described = manifest.text["users"]
+        rules = TextRules(tuple(manifest.event_types), manifest.ordered, described["max_items"], 1, described["folds"])
+        users, through, places, hashes = (
+            entries.column(key).to_numpy() for key in ("user", "through", "place", "hash")
+        )
+        row_of = {user: row for row, user in enumerate(shard.users_U.tolist())}
+        chosen = np.flatnonzero(np.isin(users, shard.users_U))
+        chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _TEXTS_A_SHARD), dtype=np.int64)]
+        texts = []
+        for entry in chosen.tolist():
+            row, place = row_of[int(users[entry])], int(places[entry])
+            span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
+            kept_E = shard.splits_E[span] <= through[entry]
+            items, types = shard.items_E[span][kept_E], shard.types_E[span][kept_E]
+            if place != WHOLE and rules.ordered:
+                items, types = items[:place], types[:place]
+            elif place != WHOLE:
+                hidden = Hidden.fold(place, rules.folds).of(np.full(len(items), users[entry]), items)
+                items, types = items[~hidden], types[~hidden]
+            texts.append(compose(items.tolist(), types.tolist(), self.titles, rules))
+        wrong = int((string_hashes(pa.array(texts, pa.string())) != hashes[chosen]).sum())
+        if wrong:
+            self._refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} tell of other events")
 
     # --------------------------------------------------------------------------------------------------- text, graphs
 

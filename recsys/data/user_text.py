@@ -33,6 +33,7 @@ from recsys.data.batches import Hidden
 from recsys.data.blocks import fetch, task
 from recsys.data.dataset import histories_from_table
 from recsys.data.destination import Folder
+from recsys.data.hashing import string_hashes
 from recsys.data.histories import Histories, Split
 from recsys.data.text import language_model_fingerprint
 from recsys.data.text_cache import encode_texts
@@ -95,6 +96,7 @@ def write_user_texts(
     empty = np.array([not text for text in texts], dtype=bool)
     vectors_RT, numbers = encode_texts([text or None for text in texts], config, adapter)
     columns = {"text": pa.array(np.where(empty[rows], -1, rows).astype(np.int32))}
+    columns["hash"] = pa.array(string_hashes(encoded.dictionary)[rows])  # for the audit, which composes them again
     folder.write_table(
         ENTRIES, pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns)
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from recsys.data.histories import Array, Split
 
-ENTRIES: Final = "users/texts.parquet"  # user, through, place, text (row of the vectors, -1: nothing to say)
+ENTRIES: Final = "users/texts.parquet"  # user, through, place, text (row of the vectors, -1: nothing), hash
 VECTORS: Final = "users/text_vectors.parquet"
 WHOLE: Final = 2**31 - 1  # the place of the text of everything in a part
 _TOLERANCE: Final = 0.01

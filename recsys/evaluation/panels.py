@@ -1,4 +1,4 @@
-"""Content of the report's panels on ablation and trust: geometry for their templates (``*.html.j2`` beside this file).
+"""Content of the report's panels on cold users, ablation and trust: geometry for their templates (``*.html.j2``).
 
 Why apart: the report grows by a panel a question, and each is read alone.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.evaluation.charts import Axis, axis
+from recsys.evaluation.segments import COLD
 
 _TITLES: Final = {
     ("weights_changed", "off"): "Left out",
@@ -32,14 +33,29 @@ def ablation_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     cards = []
     for (kind, group), title in _TITLES.items():
-        entries = ablation.get(kind, {}).get(group, {})
-        if not entries:
-            continue
-        scale = axis([0.0, *(end for entry in entries.values() for end in (entry["low"], entry["high"]))])
         named = _WEIGHTS if (kind, group) == ("weights_changed", "fusion") else {}
-        rows = [_variant(named.get(name, name), entry, scale) for name, entry in entries.items()]
-        cards.append({"title": title, "rows": rows, "zero": scale.at(0.0), "ticks": scale.labels()})
+        cards += _card(title, ablation.get(kind, {}).get(group, {}), named)
     return {"cards": cards, "full": ablation["full"], "fusion": ablation["fusion_kind"]} if cards else None
+
+
+def cold_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
+    """The model on cold users against every baseline and without each granularity; None where the split made none."""
+    cold = evaluation["segments"].get("cold", {}).get(COLD, {})
+    if "comparison" not in cold:
+        return None
+    cards = _card("More than the baselines", cold["comparison"]["against"], names)
+    cards += _card("More than without the granularity", cold["granularities"], {})
+    metric = evaluation["metric"]
+    return {"cards": cards, "queries": cold["queries"], "value": cold["model"][metric], "interval": cold["interval"]}
+
+
+def _card(title: str, entries: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Differences on one axis; no card where there are none."""
+    if not entries:
+        return []
+    scale = axis([0.0, *(end for entry in entries.values() for end in (entry["low"], entry["high"]))])
+    rows = [_variant(named.get(name, name), entry, scale) for name, entry in entries.items()]
+    return [{"title": title, "rows": rows, "zero": scale.at(0.0), "ticks": scale.labels()}]
 
 
 def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from recsys.data.dataset import Manifest
 from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.movement import movement_panel
-from recsys.evaluation.panels import ablation_panel, trust_panel
+from recsys.evaluation.panels import ablation_panel, cold_panel, trust_panel
 from recsys.evaluation.strata import strata_panel
 
 _NAMES: Final = {
@@ -86,6 +86,7 @@ def render_report(
         training=_training(training_history, evaluation["metric"]),
         segments=_segments(evaluation),
         fusion=_fusion(evaluation),
+        cold=cold_panel(evaluation, _NAMES),
         ablation=ablation_panel(evaluation),
         trust=trust_panel(evaluation),
         colours=_colours(evaluation),
