@@ -363,6 +363,13 @@ class ProfileConfig(GranularityConfig):
         return self
 
 
+class ItemCFConfig(GranularityConfig):
+    rank: int = Field(256, ge=1, description="of the item–item model; exact when not below the users plus text width")
+    regularisation: float = Field(100.0, gt=0)
+    text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
+    event_weights: Literal["none", "rank"] = Field("none", description="rank: by the rank of value within the user")
+
+
 class GranularitiesConfig(Section):
     behaviour: BehaviourConfig = Field(default_factory=BehaviourConfig)
     evolution: EvolutionConfig = Field(default_factory=EvolutionConfig)
@@ -371,6 +378,7 @@ class GranularitiesConfig(Section):
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
     stratum: StratumConfig = Field(default_factory=StratumConfig)
     profile: ProfileConfig = Field(default_factory=ProfileConfig)
+    item_cf: ItemCFConfig = Field(default_factory=ItemCFConfig)
 
     def enabled(self) -> dict[str, GranularityConfig]:
         """The granularities that are switched on, by name, in the order of the design's table."""
@@ -394,9 +402,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ModelConfig:
-        if not self.granularities.enabled():
-            names = choices(type(self.granularities).model_fields)
-            raise ValueError(f"no granularity is enabled; set granularities.NAME.enabled true for one of: {names}")
+        if not set(self.granularities.enabled()) - {"item_cf"}:
+            names = choices(name for name in type(self.granularities).model_fields if name != "item_cf")
+            raise ValueError(
+                f"no granularity that is trained is enabled; set granularities.NAME.enabled true for one of: {names}"
+            )
         if not (self.item.id or self.item.text):
             raise ValueError("an item needs item.id or item.text, both are false")
         return self

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from recsys.config import ModelConfig
 from recsys.data.attributes import AttributeRows, ProfileEncoding
@@ -35,26 +35,33 @@ States = dict[str, State]
 class Encoders(nn.Module):
     """The granularities that are switched on, and their fusion: a batch → user vectors.
 
-    ``serving`` leaves out what only training needs (graph convolutions, user embeddings).
+    ``serving`` leaves out what only training needs (graph convolutions, user embeddings). Fitted granularities take no
+    part in training: ``fitted_weights`` are their λ.
     """
+
+    fitted_weights: Tensor
 
     def __init__(self, config: ModelConfig, sizes: ModelSizes, serving: bool = False) -> None:
         super().__init__()
         enabled = config.granularities.enabled()
-        self.names, self.unit_vectors = list(enabled), config.unit_vectors
+        self.unit_vectors = config.unit_vectors
         made: dict[str, Granularity] = {}
         for name, section in enabled.items():
             cls = granularity_class(name)
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
-        weights = [section.weight for section in enabled.values()]
-        self.fusion: Fusion = FUSIONS[config.fusion.kind](config.fusion, weights, config.width)
+        weights = {fitted: [enabled[name].weight for name, _ in self.each(fitted)] for fitted in (False, True)}
+        self.fusion: Fusion = FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
+        self.register_buffer("fitted_weights", torch.tensor(weights[True]))
+        self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
 
-    def each(self) -> list[tuple[str, Granularity]]:
-        return [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
+    def each(self, fitted: bool = False) -> list[tuple[str, Granularity]]:
+        """The trained granularities, or the fitted ones, which come behind them."""
+        found = [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
+        return [(name, module) for name, module in found if module.fitted == fitted]
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
-        """Vectors of every granularity ``z_BKD`` and ``present_BK``; unit vectors where the model has them."""
+        """Vectors of every trained granularity ``z_BKD``, ``present_BK``; unit vectors where the model has them."""
         found = [module(batch, items, states[name]) for name, module in self.each()]
         z_BKD = torch.stack([z for z, _ in found], dim=1)
         present_BK = torch.stack([present for _, present in found], dim=1)
@@ -107,6 +114,7 @@ class MultigrainModel(nn.Module):
         was_training = self.training
         self.eval()
         items, states = self.view(graphs)
+        states |= {name: module.state(items, graphs) for name, module in self.encoders.each(fitted=True)}
         self.train(was_training)
         return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.degree_N)
 
@@ -128,6 +136,8 @@ class FrozenModel:
     ) -> None:
         self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
         self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
+        own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True)]
+        self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
 
     @property
     def names(self) -> list[str]:
@@ -139,10 +149,6 @@ class FrozenModel:
         """Whether answering needs the text vectors."""
         return any(module.reads_text for _, module in self.encoders.each())
 
-    @property
-    def item_vectors_ND(self) -> Tensor:
-        return self.items.vectors_SD
-
     @torch.inference_mode()
     def encode(
         self,
@@ -151,15 +157,24 @@ class FrozenModel:
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """z_k of every query [B, K, D] and where it is present [B, K].
+        """z_k of every query [B, K, D] and where it is present [B, K], of the trained granularities.
 
         ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names, ``attributes`` what
         it says of its user, a row each, ``text_BT`` the vectors of the texts of pasts that it brings, zero without.
         """
+        return self.encoders.encode(self._batch(queries, friends_BF, attributes, text_BT), self.items, self.states)
+
+    def _batch(
+        self,
+        queries: Queries,
+        friends_BF: Tensor | None,
+        attributes: AttributeRows | None,
+        text_BT: Tensor | None,
+    ) -> Batch:
         self.encoders.eval()
         batch = last_position(queries, self.config.max_history)
         batch = replace(batch, friends_UF=friends_BF, attributes=attributes, text_vectors_BT=text_BT)
-        return self.encoders.encode(batch.to(self.item_vectors_ND.device), self.items, self.states)
+        return batch.to(self.item_vectors_ND.device)
 
     @torch.inference_mode()
     def parts(
@@ -177,9 +192,17 @@ class FrozenModel:
             attributes: as in :meth:`encode`.
             text_BT: as in :meth:`encode`.
         """
-        z_BKD, present_BK = self.encode(queries, friends_BF, attributes, text_BT)
+        batch = self._batch(queries, friends_BF, attributes, text_BT)
+        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
-        return z_BKD * weights_BK[:, :, None], weights_BK
+        parts_BKD = z_BKD * weights_BK[:, :, None]
+        fitted = zip(self.encoders.each(fitted=True), self.encoders.fitted_weights, strict=True)
+        for (name, module), weight in fitted:  # each in directions of its own, behind those before it
+            z_BR, present_B = module(batch, self.items, self.states[name])
+            parts_BKD = pad(parts_BKD, (0, z_BR.shape[1], 0, 1))
+            parts_BKD[:, -1, -z_BR.shape[1] :] = weight * z_BR
+            weights_BK = torch.cat([weights_BK, (weight * present_B)[:, None]], dim=1)
+        return parts_BKD, weights_BK
 
     @torch.inference_mode()
     def parts_ahead(

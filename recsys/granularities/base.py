@@ -96,6 +96,7 @@ class Graphs:
     profiles: Profiles | None = None  # encoded attributes of users and items
     facts: Facts | None = None
     user_texts: UserTextVectors | None = None
+    values_E: Tensor | None = None  # float32, value of every training event
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -107,7 +108,8 @@ class Graphs:
             return self
         users_E, items_E = self.users_E.cpu().numpy(), self.items_E.cpu().numpy()
         kept_E = torch.as_tensor(~hidden.of(users_E.astype(np.int64), items_E), device=self.users_E.device)
-        return replace(self, users_E=self.users_E[kept_E], items_E=self.items_E[kept_E])
+        values_E = None if self.values_E is None else self.values_E[kept_E]
+        return replace(self, users_E=self.users_E[kept_E], items_E=self.items_E[kept_E], values_E=values_E)
 
     @cached_property
     def mean_of_items(self) -> Adjacency:
@@ -205,6 +207,11 @@ class Granularity(nn.Module):
         """
 
     reads_text = False  # whether ``forward`` looks at the items' text vectors
+    fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
+
+    def own_items(self, state: State) -> Tensor:
+        """Of a fitted granularity: the item vectors [N, R] that its ``z_BR`` is multiplied with."""
+        raise NotImplementedError
 
     @property
     def needs_all_items(self) -> bool:

@@ -114,7 +114,7 @@ class Recommender:
         visible = [self._see(index, request) for index, request in enumerate(requests)]
         attributes = self._attributes.encode([request.attributes for request in requests])
         longest = max((max(r.k, len(r.friends or ())) for r in requests), default=1)
-        width = self.model.config.width
+        width = self.model.item_vectors_ND.shape[1]
         size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(self.bundle.num_items, 1), _MAX_GATHERED // (longest * width)))
         answers: list[Answer] = []
         for start in range(0, len(requests), size):

@@ -108,13 +108,16 @@ def build_graphs(
 ) -> Graphs:
     """The user–item events through ``through``, each item of a user once, the friendships, and, where asked for, the
     facts and the attributes, which ``profile`` says how to read."""
-    users, items = [], []
+    users, items, values = [], [], []
     for shard in dataset.shards():
         seen = shard.through(through)
         users.append(np.repeat(seen.users_U, seen.lengths_U).astype(np.int64))
         items.append(seen.items_E.astype(np.int64))
-    edges = np.stack([np.concatenate(users), np.concatenate(items)])
-    edges = np.unique(edges, axis=1)  # an item chosen twice is one edge
+        values.append(seen.values_E)
+    pairs = np.stack([np.concatenate(users), np.concatenate(items)])
+    edges, edge_of = np.unique(pairs, axis=1, return_inverse=True)  # an item chosen twice is one edge
+    edge_values = np.zeros(edges.shape[1], dtype=np.float32)
+    edge_values[edge_of.reshape(-1)] = np.concatenate(values)  # of its last event
     src, dst, weight = dataset.social_edges()
     return Graphs(
         dataset.num_users,
@@ -131,6 +134,7 @@ def build_graphs(
         ),
         facts=build_facts(dataset) if with_facts else None,
         user_texts=_user_texts(dataset, through),
+        values_E=torch.as_tensor(edge_values),
     )
 
 

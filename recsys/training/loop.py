@@ -32,6 +32,7 @@ from recsys.model import FrozenModel
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
+from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
 
@@ -55,7 +56,7 @@ def fit(
         TrainingError: the loss is no longer finite.
     """
     started = time.perf_counter()
-    progress = Progress()
+    progress, weights = Progress(), dict[str, Tensor]()
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
     if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
@@ -64,10 +65,14 @@ def fit(
     if progress.phase == "select":
         select = Phase(config, dataset, Split.TRAIN, validate, context, progress, start)
         select.run()
-        weights, phase = select.best, select
+        select.loss.load_state_dict(select.best)
+        select.weigh_fitted()
+        weights, phase = select.state(), select
         progress = replace(progress, phase="refit", epoch=0)
     if config.train.refit:
         refit = Phase(config, dataset, Split.VALID, validate, context, progress, start)
+        if weights:
+            refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
         refit.run()
         weights, phase = refit.state(), refit
     phase.loss.load_state_dict(weights)
@@ -99,6 +104,8 @@ class Phase:
         with_facts = config.model.granularities.knowledge.enabled
         graphs = build_graphs(dataset, through, self.model.sizes.profile, with_facts)
         self.graphs = graphs.to(context.device)
+        if self.selects and config.model.fusion.kind != "weighted":
+            self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
         self.loader = TrainingLoader(
             dataset,
             through,
@@ -170,6 +177,13 @@ class Phase:
             module.refit(self.graphs, items, self.config.seed)
             for tensor in module.state_dict().values():
                 tensor.copy_(self.context.from_first(tensor))
+
+    def weigh_fitted(self) -> None:
+        """Choose the λ of the fitted granularities on validation; a weighted fusion keeps the configured ones."""
+        if self.config.model.fusion.kind != "weighted" and len(self.model.encoders.fitted_weights):
+            frozen = self.model.freeze(self.graphs)
+            queries = sample_queries(self.dataset.shards(), Split.VALID)
+            choose_weights(frozen, lambda: float(self.validate(frozen, queries).mean()), queries)
 
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""

@@ -1,0 +1,56 @@
+"""The weights of fitted granularities: a search along one λ after the other, on validation.
+
+Why not by gradient: a fitted granularity has seen every training event, so training would trust it too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import numpy as np
+import torch
+
+from recsys.data.histories import Histories, Queries, Split
+from recsys.model import FrozenModel
+
+MAX_QUERIES: Final = 4096
+_PROBE: Final = 256
+_COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the ratio of the scores' spreads
+_FINE: Final = (0.7, 1.4)
+
+
+def sample_queries(shards: Iterable[Histories], split: Split) -> Queries:
+    """At most :data:`MAX_QUERIES` queries, evenly from all shards' users."""
+    histories = Histories.concat([shard.take(np.flatnonzero(shard.lengths_U > 0)) for shard in shards])
+    queries = histories.queries(split)
+    step = max(1, -(-len(queries) // MAX_QUERIES))
+    return queries.take(np.arange(0, len(queries), step))
+
+
+@torch.no_grad()
+def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Queries) -> None:
+    """Set ``frozen.encoders.fitted_weights`` to the best found, zero included.
+
+    Args:
+        metric: the validation metric of ``frozen`` with the weights that it has at the time of the call.
+        queries: of validation; the first of them give the scale of the search.
+    """
+    weights = frozen.encoders.fitted_weights
+    names = [name for name, _ in frozen.encoders.each(fitted=True)]
+    probe = queries.take(np.arange(min(len(queries), _PROBE)))
+    for place, name in enumerate(names):
+        weights[place] = 0.0
+        best, best_value = 0.0, metric()
+        spread = float(frozen.scores(probe).std())
+        weights[place] = 1.0
+        alone = frozen.scores(probe) - frozen.scores_without(probe, name)
+        ratio = spread / max(float(alone.std()), 1e-12)
+        for factors in (_COARSE, _FINE):
+            middle = best if factors is _FINE else ratio
+            for weight in (middle * factor for factor in factors if middle):
+                weights[place] = weight
+                value = metric()
+                if value > best_value:
+                    best, best_value = weight, value
+        weights[place] = best
