@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from recsys.data.dataset import SCHEMA_VERSION
 
 Captured = pytest.CaptureFixture[str]
 Tree = dict[str, Any]
@@ -150,7 +151,7 @@ def _manifest(**changed: Any) -> str:
         "shards": ["part-00000.parquet"],
         "text": {},
         "timing": {},
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
     }
     return json.dumps(content | changed)
 
