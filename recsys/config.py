@@ -341,6 +341,7 @@ class StratumConfig(GranularityConfig):
 class ProfileConfig(GranularityConfig):
     """Attributes of users and items with learned crosses. Vocabularies and statistics are of training rows alone."""
 
+    weight: float = Field(0.1, ge=0, le=1, description="λ, as above; more makes few users learnt by heart")
     user_fields: list[str] | None = Field(None, description="columns of users; null: every usable one")
     item_fields: list[str] | None = Field(None, description="columns of items; null: every usable one")
     numeric: list[str] = Field([], description="fields of text that are numbers, e.g. age")
