@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import yaml
 from handmade import DAY, Event, leave_last, small_world, train_events, write_dataset
 
 from pipelines.cli import main
-from recsys.config import Config, build_config, load_config
+from recsys.config import Config, StratumConfig, build_config, load_config
+from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
+from recsys.data.graphs import facts
 from recsys.data.histories import Split
 from recsys.data.prepare import prepare
 from recsys.data.vocabulary import Vocabulary, extend
@@ -278,6 +281,51 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
     capsys.readouterr()
     assert main(words) == 0
     assert "stays as it is" in capsys.readouterr().out and not (world / "nothing/bundle").exists()
+
+
+def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
+    """Other strata, and nothing else of the model; items that it does not know are refused."""
+    config = load_config(world / "c.yaml", [("data.dir", str(world / "strata-data"))])
+    config.model.granularities.stratum = StratumConfig(enabled=True, num_strata=[3], input="item")
+    dataset = prepare(config, progress=lambda line: None)
+    first = trained(config, dataset)
+    write_bundle(world / "strata-parent", first.frozen, dataset, {}, first.weights)
+    words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "strata"), "--update.only", "strata"]
+    words += ["--tracking.enabled", "false", "--model.granularities.stratum.enabled", "true"]
+    words += ["--model.granularities.stratum.num_strata", "[3]", "--model.granularities.stratum.input", "item"]
+    words += ["--update.model", str(world / "strata-parent")]
+    assert main(words) == 0
+    old, new = (read_bundle(path).model.tensors() for path in (world / "strata-parent", world / "strata/bundle"))
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
+    assert changed and all(name.startswith("encoders.granularities.stratum.") for name in changed)
+    assert read_bundle(world / "strata/bundle").info.extra["parent"]["uri"] == str(world / "strata-parent")
+    (world / "later.csv").rename(world / "2-tuesday.csv")
+    capsys.readouterr()
+    assert main(words) == 2
+    (world / "2-tuesday.csv").rename(world / "later.csv")
+    assert "the dataset has 13 items, the model 12" in capsys.readouterr().err
+
+
+def test_facts_and_context_keep_their_numbers() -> None:
+    """Entities and relations of an earlier dataset come first; how it codes context is part of its identity."""
+
+    def told(*triples: tuple[str, str, str]) -> pa.Table:
+        columns = [pa.array(column, pa.string()) for column in zip(*triples, strict=True)]
+        rows = len(triples)
+        provenance = {"_file": ["f"] * rows, "_row": list(range(rows)), "_reason": pa.nulls(rows, pa.string())}
+        return pa.table({**dict(zip(("head", "relation", "tail"), columns, strict=True)), **provenance})
+
+    items = pa.table({"item_id": ["i0", "i1"], "entity_id": ["m", "n"]})
+    context = (ContextColumn("weather", ("sun", "rain")),)
+    none = pa.array([], pa.string())
+    base = Vocabulary(none, none, (), pa.array(["n", "m", "x"]), pa.array(["likes"]), context)
+    files, _, _ = facts(items, told(("m", "by", "a"), ("n", "likes", "m")), base=base)
+    assert files["vocab/entities.parquet"].column("entity").to_pylist() == ["n", "m", "x", "a"]
+    assert files["vocab/relations.parquet"].column("relation").to_pylist() == ["likes", "by"]
+    assert files["items/entities.parquet"].column("entity").to_pylist() == [1, 0]
+    known = files["graphs/knowledge.parquet"].to_pylist()
+    assert sorted(tuple(row.values()) for row in known) == [(0, 0, 1), (1, 1, 3)]
+    assert base.digest() != replace(base, context=()).digest()
 
 
 def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) -> None:
