@@ -113,7 +113,7 @@ def test_an_item_with_text_only(tmp_path: Path) -> None:
 def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
     """A fifth of the users have no training event; asked for by friends alone on validation, tests are not looked at.
 
-    Measured: ndcg@20 FRIENDS, popularity POPULAR.
+    Measured: ndcg@20 .0963, popularity .0555 (340 users).
     """
     from recsys.data.prepare import prepare
 
@@ -140,4 +140,4 @@ def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, 
     asked = asked.take(np.array(cold))
     by_friends, by_popularity = ndcg(scorer, asked, 20), ndcg(Popular(dataset), asked, 20)
     print(f"{len(asked)} newcomers: friends {by_friends:.4f}, popularity {by_popularity:.4f}")
-    assert len(asked) > 200 and by_friends > 1.2 * by_popularity
+    assert len(asked) > 200 and by_friends > 1.3 * by_popularity
