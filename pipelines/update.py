@@ -156,6 +156,12 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         prepare(config, folder, parent.vocabulary())
     with folder.progress.stage("refit"):
         dataset = open_dataset(config)
+        fresh = dataset.manifest.event_types[model.sizes.num_types :]
+        if fresh:
+            raise ConfigError(
+                f"{parent.uri} has never seen events of the type {', '.join(fresh)}, and strata alone teach it none; "
+                "run a full update (update.only all), or leave the type out with data.interactions"
+            )
         before = model.encoders.state_dict()
         after = refit_strata(config, dataset, model).encoders.state_dict()
         changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}

@@ -284,7 +284,7 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
 
 
 def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
-    """Other strata, and nothing else of the model; items that it does not know are refused."""
+    """Other strata, and nothing else of the model; event types that it does not know are refused."""
     config = load_config(world / "c.yaml", [("data.dir", str(world / "strata-data"))])
     config.model.granularities.stratum = StratumConfig(enabled=True, num_strata=[3], input="item")
     dataset = prepare(config, progress=lambda line: None)
@@ -303,7 +303,7 @@ def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
     capsys.readouterr()
     assert main(words) == 2
     (world / "2-tuesday.csv").rename(world / "later.csv")
-    assert "the dataset has 13 items, the model 12" in capsys.readouterr().err
+    assert "has never seen events of the type buy" in capsys.readouterr().err
 
 
 def test_facts_and_context_keep_their_numbers() -> None:

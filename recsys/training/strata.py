@@ -25,7 +25,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata
 from recsys.errors import ConfigError
-from recsys.granularities.base import Graphs
+from recsys.granularities.base import Graphs, ModelSizes
 from recsys.granularities.stratum import Stratum
 from recsys.items import whiten
 from recsys.losses import full_softmax, sampled_softmax
@@ -177,7 +177,7 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
     log_scale = torch.tensor(-math.log(config.train.loss.temperature), requires_grad=True)
     optimizer = torch.optim.Adam([moved_KD, log_scale], lr=_LR)
     draws = torch.Generator().manual_seed(config.seed)
-    for _, batch in zip(range(_STEPS), _batches(config, dataset, through, len(model.item_vectors_ND)), strict=False):
+    for _, batch in zip(range(_STEPS), _batches(config, dataset, through, model.sizes), strict=False):
         rest_BD, own_B1, p_BK = _frozen_parts(model, module, batch)
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
@@ -213,12 +213,14 @@ def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draw
     return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
 
 
-def _batches(config: Config, dataset: PreparedDataset, through: Split, num_items: int) -> Iterator[Batch]:
+def _batches(config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes) -> Iterator[Batch]:
     """Users with their newest events, a part of them where they are many, over and over."""
     least, parts, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
     for shard in dataset.shards():
         seen = shard.through(through)
-        seen = seen.where(seen.items_E < num_items)
+        seen = seen.where(seen.items_E < sizes.num_items)
+        newer_U = seen.users_U >= sizes.num_users  # nobody to the other granularities
+        seen = replace(seen, users_U=np.where(newer_U, -1, seen.users_U).astype(np.int32))
         parts.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
         left -= len(parts[-1])
     kept, random = Histories.concat(parts), np.random.default_rng(config.seed)
