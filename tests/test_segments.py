@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,7 @@ from recsys.evaluation.segments import new_item_report, segment_report, user_seg
 def make_queries(lengths: list[int], targets: list[list[int]], splits: list[int] | None = None) -> Queries:
     history = Histories.of_items([[0] * n for n in lengths], list(range(len(lengths))))
     if splits is not None:
-        fields = [getattr(history, name) for name in list(vars(history))[:-1]]
-        history = Histories(*fields, np.array(splits, dtype=np.uint8))
+        history = replace(history, splits_E=np.array(splits, dtype=np.uint8))
     offsets = np.concatenate([[0], np.cumsum([len(t) for t in targets])]).astype(np.int64)
     return Queries(history, offsets, np.array([i for t in targets for i in t], dtype=np.int32))
 
