@@ -20,6 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import Variant
 from recsys.evaluation.validation import Validator
+from recsys.granularities import granularity_class
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 
 _READ_BY_TRAINING: Final = ("seed", "model", "train")
@@ -37,10 +38,11 @@ def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
     enabled = list(config.model.granularities.enabled())
     if len(enabled) < 2:
         return
-    for name in enabled:
-        yield "off", name, _with(config, set(enabled) - {name})
-    for name in enabled:
-        yield "alone", name, _with(config, {name})
+    trained = {name for name in enabled if not granularity_class(name).fitted}
+    for group, kept in (("off", lambda name: set(enabled) - {name}), ("alone", lambda name: {name})):
+        for name in enabled:
+            if kept(name) & trained:  # a fitted granularity joins one that is trained
+                yield group, name, _with(config, kept(name))
     for kind in get_args(FusionConfig.model_fields["kind"].annotation):
         if kind != config.model.fusion.kind:
             yield "fusion", kind, _with(config, set(enabled), kind)

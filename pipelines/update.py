@@ -58,6 +58,7 @@ def parent_uri(config: Config) -> str:
 def update_all(config: Config, folder: RunFolder) -> None:
     """Old and new events, the parent's weights, a few epochs, evaluation, registration."""
     Validator.of(config)
+    check_text(config)
     config = shortened(config)
     with folder.progress.stage("parent"):
         parent = open_parent(parent_uri(config), tracking_uri(config))
@@ -96,6 +97,20 @@ def check_settings(parent: Parent, config: Config) -> None:
         )
 
 
+def check_text(config: Config) -> None:
+    """Refuse a language model that is fine-tuned anew, whose vectors mean nothing to the parent's weights.
+
+    Raises:
+        ConfigError: with the cure.
+    """
+    if config.data.text.finetune.enabled:
+        raise ConfigError(
+            "data.text.finetune.enabled: got true, but a model that goes on must read texts as its parent did, and an "
+            "adapter trained anew reads them otherwise; set it false and, if the parent's was kept, data.text.model to "
+            "a copy of the folder text/adapter of the parent's dataset, or train anew with `recsys run`"
+        )
+
+
 def descent_of(config: Config, folder: RunFolder, parent: Parent, earlier: Earlier) -> Descent:
     """The parent's weights grown to the dataset, validated where the parent has not been trained."""
     dataset: PreparedDataset = open_dataset(config)
@@ -127,8 +142,8 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
             "anything to go by"
         )
     with folder.progress.stage("refit"):
-        fusion = parent.bundle.model.encoders.fusion
-        refit = refit_fusion(fusion, found.evidence, settings.prior_rows, config.seed)
+        encoders = parent.bundle.model.encoders
+        refit = refit_fusion(encoders.fusion, found.evidence, settings.prior_rows, config.seed, encoders.fitted_weights)
         losses = {"feedback_log_loss_before": refit.loss_before, "feedback_log_loss": refit.loss_after}
         folder.progress(
             f"log-loss on held-out feedback {refit.loss_before:.5f} before, {refit.loss_after:.5f} after "
@@ -137,7 +152,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
         if not refit.better:
             folder.progress(f"not better by more than its error: {parent.uri} stays as it is")
             return
-        changed = {f"fusion.{name}": tensor for name, tensor in fusion.refitted(refit.after_K).items()}
+        changed = encoders.refitted(refit.after_K)
         before, after = _shown(refit, recommender.names)
         folder.progress("; ".join(f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in recommender.names))
         extra = {"fusion": {"before": before, "after": after, "rows": len(found.evidence), **losses}}

@@ -19,6 +19,8 @@ class Fusion(nn.Module):
     that the model keeps working when a signal is missing (dropout over modalities, Neverova et al. 2016).
     """
 
+    is_constant = False  # whether λ are settings in [0, 1]
+
     def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
         super().__init__()
         self.signal_dropout = config.signal_dropout
@@ -50,6 +52,7 @@ class WeightedFusion(Fusion):
     """λ are hyper-parameters (a, b, c of S1; α, λ of S5), what a sweep searches."""
 
     weights_K: Tensor
+    is_constant = True
 
     def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
         super().__init__(config, weights, width)

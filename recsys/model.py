@@ -67,6 +67,15 @@ class Encoders(nn.Module):
         present_BK = torch.stack([present for _, present in found], dim=1)
         return (normalize(z_BKD, dim=-1) if self.unit_vectors else z_BKD), present_BK
 
+    def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """The parameters that give other λ (gated: another prior), those of the fitted granularities behind, by name
+        in the state dict."""
+        if self.fusion.is_constant:  # see there; one factor for all changes no ranking
+            values_K = values_K / values_K.max().clamp(min=1)
+        trained_K, fitted_K = values_K.tensor_split([self.fusion.names_K])
+        found = {f"fusion.{name}": tensor for name, tensor in self.fusion.refitted(trained_K).items()}
+        return found | ({"fitted_weights": fitted_K.to(self.fitted_weights.dtype)} if len(fitted_K) else {})
+
 
 class MultigrainModel(nn.Module):
     """The trainable model.
@@ -195,14 +204,30 @@ class FrozenModel:
         batch = self._batch(queries, friends_BF, attributes, text_BT)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
+        return self._weighed(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
+
+    def _weighed(
+        self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """λ_k z_k and λ of the trained granularities and, behind them, of the fitted ones, each in directions of its
+        own, as :attr:`item_vectors_ND` has them."""
         parts_BKD = z_BKD * weights_BK[:, :, None]
-        fitted = zip(self.encoders.each(fitted=True), self.encoders.fitted_weights, strict=True)
-        for (name, module), weight in fitted:  # each in directions of its own, behind those before it
+        for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
             z_BR, present_B = module(batch, self.items, self.states[name])
             parts_BKD = pad(parts_BKD, (0, z_BR.shape[1], 0, 1))
             parts_BKD[:, -1, -z_BR.shape[1] :] = weight * z_BR
             weights_BK = torch.cat([weights_BK, (weight * present_B)[:, None]], dim=1)
         return parts_BKD, weights_BK
+
+    @torch.inference_mode()
+    def unweighted(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """z_k of every query in the directions of :attr:`item_vectors_ND`, the fitted granularities behind the trained,
+        and where it is present [B, K]."""
+        batch = self._batch(queries, None, None, None)
+        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+        ones = torch.ones_like(self.encoders.fitted_weights)
+        z_BKD, weights_BK = self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones)
+        return z_BKD, weights_BK > 0
 
     @torch.inference_mode()
     def parts_ahead(
@@ -223,16 +248,17 @@ class FrozenModel:
         room = self.config.max_history - steps
         if room < 1:
             raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
-        z_BKD, present_BK = self.encode(queries, friends_BF, attributes, text_BT)
+        whole = self._batch(queries, friends_BF, attributes, text_BT)
+        z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
         for _ in range(steps):
             users_BD, _ = self.encoders.fusion(z_BKD, present_BK)
-            event_BD = expected_event(users_BD @ self.item_vectors_ND.T, self.item_vectors_ND)
+            event_BD = expected_event(users_BD @ self.items.vectors_SD.T, self.items.vectors_SD)
             batch, items = lengthen(batch, items, event_BD)
             z_BD, _ = evolution(batch, items, {})
             z_BKD[:, self.names.index("evolution")] = normalize(z_BD, dim=-1) if self.config.unit_vectors else z_BD
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
-        return z_BKD * weights_BK[:, :, None], weights_BK
+        return self._weighed(whole, z_BKD, weights_BK, self.encoders.fitted_weights)
 
     @torch.inference_mode()
     def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
@@ -284,11 +310,12 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
         """Scores [B, N] with constant weights by name instead of what fusion gives; missing ones stay masked."""
-        z_BKD, present_BK = self.encode(queries)
+        batch = self._batch(queries, None, None, None)
+        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
-        weights_BK = weights_K * present_BK
-        users_BD = torch.einsum("bk,bkd->bd", weights_BK, z_BKD)
-        return self._or_popularity(users_BD @ self.item_vectors_ND.T, weights_BK)
+        trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
+        parts_BKD, weights_BK = self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K)
+        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
 
     def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
         return torch.where(weights_BK.any(1, keepdim=True), scores_BN, self.popularity_N)

@@ -122,6 +122,10 @@ def test_retrained_variants_are_each_of_another_configuration() -> None:
     assert plans["fusion", "gated"].model.fusion.kind == "gated"
     built.model.granularities.social.enabled = False
     assert list(stage._plans(built)) == []
+    pair = {name: {"enabled": True} for name in ("behaviour", "item_cf")}
+    built = build_config({"model": {"granularities": pair, "fusion": {"kind": "gated"}}})
+    found = [(group, name) for group, name, _ in stage._plans(built) if group != "fusion"]
+    assert found == [("off", "item_cf"), ("alone", "behaviour")], "a fitted granularity is never alone"
 
 
 def test_a_variant_is_trained_once_for_equal_settings(tmp_path: Path) -> None:

@@ -163,9 +163,7 @@ def test_evidence_is_what_the_model_scores(folder: Path, tmp_path: Path) -> None
 def test_only_the_fusion_changes(folder: Path, tmp_path: Path) -> None:
     parent = open_parent(str(folder), "")
     values_K = 0.1 + 0.1 * torch.arange(len(parent.bundle.model.names), dtype=torch.float64)
-    changed = {
-        f"fusion.{name}": found for name, found in parent.bundle.model.encoders.fusion.refitted(values_K).items()
-    }
+    changed = parent.bundle.model.encoders.refitted(values_K)
     write_refitted(parent, tmp_path / "next", changed, {"feedback_log_loss": 0.5}, {"fusion": {"rows": 3}})
     before, after = read_bundle(folder), read_bundle(tmp_path / "next")
     old, new = before.model.tensors(), after.model.tensors()

@@ -190,7 +190,8 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
 
 
 def test_light_knowledge_by_hand(graphs: Graphs) -> None:
-    """One hop: the mean over the kinds of edge of the mean of their other ends; a fact's head reads it 2 kinds on."""
+    """One hop: the mean over kinds of edge of the mean of their other ends; 2r ends in tails of relation r, 2r + 1 in
+    heads."""
     module = make("knowledge", layers=1, refine=True)
     assert graphs.facts is not None
     base = torch.randn(ITEMS, WIDTH)
@@ -198,10 +199,10 @@ def test_light_knowledge_by_hand(graphs: Graphs) -> None:
         weights = module.graph.relations[0].weight_RD.normal_()  # type: ignore[union-attr, index, operator]
     own = module.graph.entities.weight  # type: ignore[union-attr]
     told = module.refine_items(base, graphs) - base
-    torch.testing.assert_close(told[0], (own[7] * weights[2] + (base[3] + base[4]) / 2 * weights[1]) / 2)
-    torch.testing.assert_close(told[1], own[7] * weights[2])
-    torch.testing.assert_close(told[2], (own[7] * weights[1] + own[8] * weights[3]) / 2)
-    torch.testing.assert_close(told[3], (own[8] * weights[2] + base[0] * weights[3]) / 2)
+    torch.testing.assert_close(told[0], (own[7] * weights[1] + (base[3] + base[4]) / 2 * weights[2]) / 2)
+    torch.testing.assert_close(told[1], own[7] * weights[1])
+    torch.testing.assert_close(told[2], (own[7] * weights[2] + own[8] * weights[3]) / 2)
+    torch.testing.assert_close(told[3], (own[8] * weights[1] + base[0] * weights[3]) / 2)
     torch.testing.assert_close(told[4], told[3], msg="two items at one entity")
     assert not told[5:].any(), "item 5 shares nothing, the others have no entity"
 
@@ -215,7 +216,7 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     assert facts is not None
     module = make("knowledge", conv="rgcn", layers=layers, min_degree=1, bases=3)
     edges = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
-    kinds = torch.cat([facts.relation_F, facts.relation_F + 2])
+    kinds = torch.cat([2 * facts.relation_F, 2 * facts.relation_F + 1])
     several = torch.stack([torch.bincount(edges[1][kinds == kind], minlength=10) > 0 for kind in range(4)]).sum(0)
     base = torch.randn(ITEMS, WIDTH)
     hidden = module.graph.entities.weight.clone()  # type: ignore[union-attr, operator]

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from recsys.config import GranularitiesConfig, ItemCFConfig, build_config
+from recsys.config import Config, GranularitiesConfig, ItemCFConfig, build_config
 from recsys.data.batches import last_position
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
-from recsys.granularities.base import Graphs, ItemView, ModelSizes
+from recsys.evaluation.movement import movements
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
 from recsys.granularities.item_cf import ItemCF, rank_weights, training_matrix
-from recsys.model import FrozenModel
+from recsys.model import Encoders, FrozenModel
+from recsys.registry.bundle import write_bundle
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
 from recsys.training.fitted import choose_weights, sample_queries
+from recsys.training.refit_fusion import Evidence, refit_fusion
+from recsys.training.strata import refit_strata
 from tests.handmade import small_world
 
 USERS, ITEMS, TEXT = 30, 14, 5
@@ -88,6 +96,85 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
     assert torch.equal(lambdas[:, 1] > 0, parts[:, 1].abs().sum(1) > 0)
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
+    """Item CF beside evolution and strata, with weights that no search chose."""
+    dataset = small_world(tmp_path / "data")
+    on = {"enabled": True}
+    granularities = {"item_cf": {**on, "rank": 4}, "evolution": on, "stratum": {**on, "num_strata": 2}}
+    config = build_config(
+        {"data": {"dir": dataset.root}, "model": {"width": 8, "max_history": 4, "granularities": granularities}}
+    )
+    graphs = build_graphs(dataset, Split.VALID)
+    torch.manual_seed(0)
+    model = build_model(config, dataset, Split.VALID)
+    stratum = model.encoders.granularities["stratum"]
+    assert isinstance(stratum, Granularity)
+    stratum.refit(graphs, model.view(graphs)[0], 0)
+    model.encoders.fitted_weights.fill_(0.7)
+    return config, dataset, model.freeze(graphs)
+
+
+def test_constant_weights_are_the_models_where_they_are_its_own(
+    beside: tuple[Config, PreparedDataset, FrozenModel],
+) -> None:
+    _, dataset, frozen = beside
+    queries = dataset.histories().queries(Split.TEST)
+    _, weights_BK = frozen.parts(queries)
+    weights = dict(zip(frozen.names, weights_BK.amax(0).tolist(), strict=True))
+    assert weights["item_cf"] == pytest.approx(0.7)
+    torch.testing.assert_close(frozen.scores_at(queries, weights), frozen.scores(queries))
+    assert not torch.equal(frozen.scores_at(queries, {**weights, "item_cf": 0.0}), frozen.scores(queries))
+
+
+def test_rolling_forward_leaves_the_fitted_member_as_it_is(
+    beside: tuple[Config, PreparedDataset, FrozenModel], tmp_path: Path
+) -> None:
+    _, dataset, frozen = beside
+    queries = dataset.histories().queries(Split.TEST)
+    now, ahead = frozen.parts(queries)[0], frozen.parts_ahead(queries, 2)[0]
+    assert torch.equal(now[:, -1], ahead[:, -1]) and not torch.equal(now[:, 0], ahead[:, 0])
+    torch.testing.assert_close(frozen.parts_ahead(queries, 0)[0], now)
+    write_bundle(tmp_path / "bundle", frozen, dataset, {})
+    requests = [{"user_id": "u0", "horizon": 2}, {"user_id": "u0"}, {"history": ["i1"], "horizon": 3}]
+    for answer in Recommender.load(tmp_path / "bundle").recommend(parse_requests(requests)):
+        assert answer.scores == pytest.approx(np.sum(list(answer.shares.values()), axis=0).tolist())
+        assert any(answer.shares["item_cf"])
+    assert len(movements(frozen, dataset, queries)) == len(queries)
+
+
+def test_strata_are_fitted_again_beside_it(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:
+    config, dataset, frozen = beside
+    renewed = refit_strata(config, dataset, frozen)
+    queries = dataset.histories().queries(Split.TEST)
+    assert torch.equal(renewed.parts(queries)[0][:, -1], frozen.parts(queries)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
+def test_feedback_fits_its_weight_with_the_others(kind: str) -> None:
+    """Liked by σ(Σ λ*_k s_k), where λ* of the fitted member, the last, is three times today's."""
+    random = np.random.default_rng(0)
+    shares_RK = torch.tensor(random.normal(size=(20_000, 3)))
+    gate_RK = torch.zeros(len(shares_RK), 2, dtype=torch.float64)
+    truth_K = torch.tensor([0.5, 0.5, 1.5], dtype=torch.float64)
+    if kind == "gated":
+        truth_K[:2] = 1.0  # an even gate
+    liked_R = torch.tensor(random.random(len(shares_RK))) < torch.sigmoid(shares_RK @ truth_K)
+    ones_R = torch.ones(len(shares_RK), dtype=torch.float64)
+    made = Evidence(shares_RK, torch.ones_like(shares_RK, dtype=torch.bool), gate_RK, liked_R.double(), ones_R)
+    sizes = ModelSizes(8, 4, 6, 12, 1, 0, ordered=True, timed=True)
+    enabled = {name: {"enabled": True, "weight": 0.5} for name in ("collaborative", "behaviour", "item_cf")}
+    encoders = Encoders(
+        build_config({"model": {"width": 8, "fusion": {"kind": kind}, "granularities": enabled}}).model, sizes
+    )
+    found = refit_fusion(encoders.fusion, made, 1.0, 0, encoders.fitted_weights)
+    assert found.better
+    encoders.load_state_dict(encoders.state_dict() | encoders.refitted(found.after_K))
+    used_K = encoders.fusion.lambdas(torch.zeros(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))[0].detach()
+    used_K = torch.cat([used_K, encoders.fitted_weights]).double()
+    torch.testing.assert_close(used_K / used_K.sum(), truth_K / truth_K.sum(), atol=0.03, rtol=0)
 
 
 def test_a_fitted_member_alone_is_refused() -> None:

@@ -16,6 +16,7 @@ import yaml
 from handmade import DAY, Event, leave_last, small_world, train_events, write_dataset
 
 from pipelines.cli import main
+from pipelines.update import check_text
 from recsys.config import Config, StratumConfig, build_config, load_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
@@ -23,7 +24,7 @@ from recsys.data.graphs import facts
 from recsys.data.histories import Split
 from recsys.data.prepare import prepare
 from recsys.data.vocabulary import Vocabulary, extend
-from recsys.errors import ArtifactError, DataError
+from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import register
@@ -57,6 +58,11 @@ def test_tables_grow_by_their_vocabulary_and_all_else_is_equal() -> None:
     assert found["square"].eq(1).all() and found["bias"].eq(1).all()
     with pytest.raises(ArtifactError, match=r"square has the shape \[4, 2\] for this data and \[2, 2\] in the model"):
         grow(old, fresh | {"square": torch.zeros(4, 2)}, *sizes)
+    sizes = [before | {"num_relations": number} for before, number in zip(sizes, (1, 3), strict=True)]
+    ways, _ = grow({"relations": torch.ones(2, 2)}, {"relations": torch.zeros(6, 2)}, *sizes)
+    assert ways["relations"].sum(1).tolist() == [2, 2, 0, 0, 0, 0], (
+        "a relation has two kinds of edge, one after the other"
+    )
 
 
 def settings(**train: Any) -> Config:
@@ -72,6 +78,12 @@ def settings(**train: Any) -> Config:
 
 def trained(config: Config, dataset: PreparedDataset, **options: Any) -> Any:
     return fit(config, dataset, Validator.of(config), TrainContext(), **options)
+
+
+def test_a_language_model_tuned_anew_is_refused() -> None:
+    check_text(settings())
+    with pytest.raises(ConfigError, match=r"data\.text\.finetune\.enabled: got true, .*text/adapter"):
+        check_text(build_config(settings().model_dump() | {"data": {"text": {"finetune": {"enabled": True}}}}))
 
 
 def test_a_warm_start_on_the_same_data_is_the_model_itself(tmp_path: Path, one_thread: None) -> None:

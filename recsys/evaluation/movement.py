@@ -54,7 +54,8 @@ def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) ->
     if "evolution" not in model.names:
         return []
     titles_N = item_titles(dataset.features)
-    groups = find_groups(dataset.features, model.item_vectors_ND.cpu().numpy(), titles_N)
+    vectors_ND = model.items.vectors_SD
+    groups = find_groups(dataset.features, vectors_ND.cpu().numpy(), titles_N)
     found = []
     for query in queries.chunks(1):
         items_L = query.histories.items_E[-model.config.max_history :][-MAX_EVENTS:]
@@ -70,10 +71,8 @@ def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) ->
                 "events": [titles_N[item] for item in items_L],
                 "chosen": [groups.labels[g] if g >= 0 else OTHER for g in groups.group_N[items_L]],
                 "times": query.histories.times_E[-len(items_L) :].tolist() if len(items_L) else [],
-                "long": _shares(long_LD @ model.item_vectors_ND.T, groups).tolist(),
-                "immediate": None
-                if immediate_LD is None
-                else _shares(immediate_LD @ model.item_vectors_ND.T, groups).tolist(),
+                "long": _shares(long_LD @ vectors_ND.T, groups).tolist(),
+                "immediate": None if immediate_LD is None else _shares(immediate_LD @ vectors_ND.T, groups).tolist(),
                 "share": float(path.share_B1[-1]) if len(items_L) else 0.0,
             }
         )

@@ -188,7 +188,7 @@ class Walk:
         head_F, relation_F, tail_F = head_F[kept_F], relation_F[kept_F], tail_F[kept_F]
         self.entities_X, ends_2F = torch.unique(torch.stack([head_F, tail_F]), return_inverse=True)
         source_E, end_E = torch.cat([ends_2F[0], ends_2F[1]]), torch.cat([ends_2F[1], ends_2F[0]])
-        kind_E = torch.cat([relation_F, relation_F + facts.num_relations])
+        kind_E = torch.cat([2 * relation_F, 2 * relation_F + 1])  # new relations come behind (warm start)
         num = len(self.entities_X)
         self.own_X = (~is_item[self.entities_X]).to(torch.float32)
         into_E = is_item[self.entities_X][end_E]

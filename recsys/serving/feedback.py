@@ -179,8 +179,9 @@ def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[torch
     """z, where it is present, and what a gate says of it, for the queries from ``start`` on."""
     model = recommender.model
     chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
-    z_BKD, present_BK = model.encode(chunk)
+    z_BKD, present_BK = model.unweighted(chunk)
     fusion = model.encoders.fusion
     with torch.inference_mode():
-        gate_BK = fusion.gate_logits(z_BKD) if isinstance(fusion, GatedFusion) else torch.zeros(z_BKD.shape[:2])
+        trained_BKD = z_BKD[:, : fusion.names_K, : model.config.width]
+        gate_BK = fusion.gate_logits(trained_BKD) if isinstance(fusion, GatedFusion) else torch.zeros(len(z_BKD), 0)
     return z_BKD.clone(), present_BK.clone(), gate_BK.clone()

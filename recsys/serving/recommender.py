@@ -200,7 +200,7 @@ class Recommender:
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
             return self.model.parts(queries, friends_BF, attributes, text_BT)[0]
-        parts_BKD = torch.zeros(len(requests), len(self.names), self.model.config.width)
+        parts_BKD = torch.zeros(len(requests), len(self.names), self.model.item_vectors_ND.shape[1])
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
             friends_bF = None if friends_BF is None else friends_BF[rows_b]

@@ -42,10 +42,11 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
     for place, name in enumerate(names):
         weights[place] = 0.0
         best, best_value = 0.0, metric()
-        spread = float(frozen.scores(probe).std())
         weights[place] = 1.0
-        alone = frozen.scores(probe) - frozen.scores_without(probe, name)
-        ratio = spread / max(float(alone.std()), 1e-12)
+        parts_BKD, _ = frozen.parts(probe)  # no scores of the model, which are popularity where nothing is present
+        own_BD = parts_BKD[:, frozen.names.index(name)]
+        own, others = (float((x_BD @ frozen.item_vectors_ND.T).std()) for x_BD in (own_BD, parts_BKD.sum(1) - own_BD))
+        ratio = others / max(own, 1e-12)
         for factors in (_COARSE, _FINE):
             middle = best if factors is _FINE else ratio
             for weight in (middle * factor for factor in factors if middle):

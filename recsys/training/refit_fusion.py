@@ -9,7 +9,8 @@ y = ±1 liked or not, c_r how much the event counts, σ_k the spread of s_k. It 
 start. w⁰ = g λ⁰ are today's weights on the scale g that suits the feedback best, and weigh as much as m rows. A common
 factor changes no ranking: λ come out with the sum of today's.
 
-For ``gated`` the gate stays and its prior is fitted, by the same loss.
+For ``gated`` the gate stays and its prior is fitted, by the same loss. Granularities that are fitted rather than
+trained (item_cf) come behind the others; their weights are numbers in every kind of fusion.
 
 Legend: R rows of feedback, K granularities.
 """
@@ -37,7 +38,7 @@ class Evidence:
 
     shares_RK: Tensor  # float64: z_k · a_i, zero where missing
     present_RK: Tensor  # bool
-    gate_RK: Tensor  # float64: logits of the gate; zeros where the fusion has none
+    gate_RK: Tensor  # float64: logits of the gate, of the trained granularities; unread where the fusion has none
     liked_R: Tensor  # float64: 1 or 0
     counts_R: Tensor  # float64 > 0: how much a row counts
 
@@ -67,13 +68,20 @@ class Refit:
         return bool(self.after_K.isfinite().all()) and self.loss_before - self.loss_after > self.error
 
 
-def refit_fusion(fusion: Fusion, evidence: Evidence, prior_rows: float, seed: int) -> Refit:
-    """Fit on four fifths of the feedback, judge on the fifth that a seed holds out."""
+def refit_fusion(
+    fusion: Fusion, evidence: Evidence, prior_rows: float, seed: int, fitted_weights: Tensor | None = None
+) -> Refit:
+    """Fit on four fifths of the feedback, judge on the fifth that a seed holds out.
+
+    ``fitted_weights`` are today's of the fitted granularities.
+    """
     order = np.random.default_rng(seed).permutation(len(evidence))
     held_out = max(int(len(evidence) * HELD_OUT), 1)
     judge, fitted = evidence.take(order[:held_out]), evidence.take(order[held_out:])
     gated = isinstance(fusion, GatedFusion)
     before_K = _today(fusion)
+    if fitted_weights is not None:
+        before_K = torch.cat([before_K, fitted_weights.double()])
     intercept, scale = _calibrated(fitted, gated, before_K)
     spread = float(_scores(fitted, gated, before_K).std())
     start = max(scale, _LEAST_SCALE / max(spread, 1e-12))
@@ -103,7 +111,10 @@ def _scores(evidence: Evidence, gated: bool, values_K: Tensor) -> Tensor:
     """u · a_i of every row under other weights, or under another prior."""
     if not gated:
         return evidence.shares_RK @ values_K
-    return (GatedFusion.opened(evidence.gate_RK, values_K, evidence.present_RK) * evidence.shares_RK).sum(1)
+    trained = evidence.gate_RK.shape[1]
+    weights_RK = GatedFusion.opened(evidence.gate_RK, values_K[:trained], evidence.present_RK[:, :trained])
+    weights_RK = torch.cat([weights_RK, values_K[trained:].expand(len(evidence), -1)], dim=1)
+    return (weights_RK * evidence.shares_RK).sum(1)
 
 
 def _losses(evidence: Evidence, logits_R: Tensor) -> Tensor:
@@ -144,14 +155,20 @@ def _fit_weights(evidence: Evidence, before_K: Tensor, scale: float, prior_rows:
 
 
 def _fit_prior(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float) -> tuple[float, float, Tensor]:
-    """Intercept, scale and prior."""
+    """Intercept, scale and prior, with the weights of the fitted granularities behind."""
     pull = prior_rows / len(evidence) / 2
+    trained, num = evidence.gate_RK.shape[1], len(before_K)
+    unit_K = torch.ones(num, dtype=torch.float64)  # a prior is a pure number, a weight is none
+    unit_K[trained:] = scale * evidence.shares_RK.std(0)[trained:]
 
     def loss(x: Tensor) -> Tensor:
         scores_R = _scores(evidence, True, x[2:])
-        return _mean_loss(evidence, x[0] + scale * x[1] * scores_R) + pull * (x[2:] - before_K).square().sum()
+        return (
+            _mean_loss(evidence, x[0] + scale * x[1] * scores_R) + pull * (unit_K * (x[2:] - before_K)).square().sum()
+        )
 
-    found = _minimum(loss, np.concatenate([[0.0, 1.0], before_K.numpy()]), [None, 0.0, *[None] * len(before_K)])
+    lowest = [None, 0.0, *[None] * trained, *[0.0] * (num - trained)]
+    found = _minimum(loss, np.concatenate([[0.0, 1.0], before_K.numpy()]), lowest)
     return float(found[0]), float(found[1]) * scale, torch.as_tensor(found[2:])
 
 

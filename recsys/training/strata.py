@@ -181,7 +181,7 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
         rest_BD, own_B1, p_BK = _frozen_parts(model, module, batch)
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
-        loss = _loss(config, (rest_BD + own_B1 * z_BD) * log_scale.exp(), model.item_vectors_ND, batch, draws)
+        loss = _loss(config, (rest_BD + own_B1 * z_BD) * log_scale.exp(), model.items.vectors_SD, batch, draws)
         loss = loss / max(len(batch.pairs_P), 1) + _RIDGE * moved_KD.square().mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)

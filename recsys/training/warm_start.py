@@ -88,6 +88,7 @@ def grow(
         ArtifactError: a parameter has another shape, and no vocabulary has grown so.
     """
     grown = {(before[name], now[name]) for name in VOCABULARIES if name in before and name in now}
+    grown |= {(2 * before["num_relations"], 2 * now["num_relations"])} if "num_relations" in before else set()  # ways
     found, anew = {}, []
     for name, tensor in fresh.items():
         earlier = old.get(name)
