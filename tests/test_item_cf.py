@@ -91,6 +91,9 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
     assert weights.tolist() == [0.0]
     choose_weights(frozen, lambda: float(weights[0]), queries)
     assert weights[0] > 0
+    chosen = weights.tolist()
+    choose_weights(frozen, lambda: float("nan"), queries)
+    assert weights.tolist() == chosen, "a sample in which no query counts changes nothing"
     parts, lambdas = frozen.parts(queries)
     torch.testing.assert_close(parts.sum(1) @ frozen.item_vectors_ND.T, frozen.scores(queries))
     assert torch.equal(lambdas[:, 1] > 0, parts[:, 1].abs().sum(1) > 0)

@@ -75,10 +75,9 @@ def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
     tensor([[1.1250, 0.7500, 1.3750, 0.7500]])
     """
     known_BL = real_BL & ~values_BL.isnan()
-    mine_BLL, other_BLL = values_BL[:, :, None], values_BL[:, None, :]
-    below_BLL = (other_BLL < mine_BLL).float() + 0.5 * (other_BLL == mine_BLL).float()
-    below_BL = (below_BLL * known_BL[:, None, :]).sum(2)
-    rank_BL = 0.5 + below_BL / known_BL.sum(1, keepdim=True).clamp(min=1)
+    sorted_BL = torch.where(known_BL, values_BL, torch.inf).sort(dim=1).values
+    smaller_BL, not_larger_BL = (torch.searchsorted(sorted_BL, values_BL.contiguous(), right=r) for r in (False, True))
+    rank_BL = 0.5 + (smaller_BL + not_larger_BL) / 2 / known_BL.sum(1, keepdim=True).clamp(min=1)
     return torch.where(known_BL, rank_BL, 1.0)
 
 

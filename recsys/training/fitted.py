@@ -30,15 +30,18 @@ def sample_queries(shards: Iterable[Histories], split: Split) -> Queries:
 
 @torch.no_grad()
 def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Queries) -> None:
-    """Set ``frozen.encoders.fitted_weights`` to the best found, zero included.
+    """Set ``frozen.encoders.fitted_weights`` to the best found, zero included; they stay where nothing can be measured.
 
     Args:
-        metric: the validation metric of ``frozen`` with the weights that it has at the time of the call.
+        metric: the validation metric of ``frozen`` with the weights that it has at the time of the call, NaN without
+            a query that counts.
         queries: of validation; the first of them give the scale of the search.
     """
     weights = frozen.encoders.fitted_weights
     names = [name for name, _ in frozen.encoders.each(fitted=True)]
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
+    if np.isnan(metric()):
+        return
     for place, name in enumerate(names):
         weights[place] = 0.0
         best, best_value = 0.0, metric()

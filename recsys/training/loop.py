@@ -183,7 +183,12 @@ class Phase:
         if self.config.model.fusion.kind != "weighted" and len(self.model.encoders.fitted_weights):
             frozen = self.model.freeze(self.graphs)
             queries = sample_queries(self.dataset.shards(), Split.VALID)
-            choose_weights(frozen, lambda: float(self.validate(frozen, queries).mean()), queries)
+
+            def metric() -> float:
+                values_B = self.validate(frozen, queries)
+                return float(values_B.mean()) if len(values_B) else math.nan
+
+            choose_weights(frozen, metric, queries)
 
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
