@@ -18,6 +18,7 @@ from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
+from recsys.evaluation.ratings import rating_report
 from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
 
@@ -41,6 +42,10 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         strata = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
         if strata is not None:
             metrics["strata"] = strata
+        if config.train.ratings:
+            metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
+            if "skipped" in metrics["ratings"]:
+                folder.progress(f"no ratings foretold: {metrics['ratings']['skipped']}")
         examples = example_users(trained.frozen, dataset, evaluation.ranking, settings.num_examples, config.seed)
         folder.write_json(folder.metrics, metrics)
         settings_text = redact(dump_config(config))

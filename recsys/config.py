@@ -371,6 +371,15 @@ class ItemCFConfig(GranularityConfig):
     event_weights: Literal["none", "rank"] = Field("none", description="rank: by the rank of value within the user")
 
 
+class UserCFConfig(GranularityConfig):
+    neighbours: int = Field(100, ge=1, description="nearest training users that a user is made of")
+    power: float = Field(2.0, ge=0, description="a neighbour weighs cosine^power; 0: all alike")
+    rank: int = Field(256, ge=1, description="of the space that tastes are compared in; exact when not below the users")
+    popularity_power: float = Field(0.25, ge=0, le=1, description="β: an item counts users^-β in a taste")
+    popularity_damping: float = Field(0.15, ge=0, description="γ: an item's score is divided by users^γ")
+    max_users: int = Field(20_000, ge=1, description="training users kept as neighbours, an even sample beyond")
+
+
 class GranularitiesConfig(Section):
     behaviour: BehaviourConfig = Field(default_factory=BehaviourConfig)
     evolution: EvolutionConfig = Field(default_factory=EvolutionConfig)
@@ -380,6 +389,7 @@ class GranularitiesConfig(Section):
     stratum: StratumConfig = Field(default_factory=StratumConfig)
     profile: ProfileConfig = Field(default_factory=ProfileConfig)
     item_cf: ItemCFConfig = Field(default_factory=ItemCFConfig)
+    user_cf: UserCFConfig = Field(default_factory=UserCFConfig)
 
     def enabled(self) -> dict[str, GranularityConfig]:
         """The granularities that are switched on, by name, in the order of the design's table."""
@@ -403,8 +413,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ModelConfig:
-        if not set(self.granularities.enabled()) - {"item_cf"}:
-            names = choices(name for name in type(self.granularities).model_fields if name != "item_cf")
+        fitted = {"item_cf", "user_cf"}
+        if not set(self.granularities.enabled()) - fitted:
+            names = choices(name for name in type(self.granularities).model_fields if name not in fitted)
             raise ValueError(
                 f"no granularity that is trained is enabled; set granularities.NAME.enabled true for one of: {names}"
             )
@@ -457,6 +468,9 @@ class TrainConfig(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs between validations")
     metric: str = Field("ndcg@20", description="validation metric that chooses the epoch")
     refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
+    ratings: bool = Field(
+        False, description="foretell the values of events too, where they vary: RMSE and MAE beside the ranking"
+    )
     max_failures: int = Field(2, ge=0)
     window_events: int = Field(4_000_000, ge=1, description="events of shards held in a worker's memory at a time")
 

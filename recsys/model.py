@@ -20,7 +20,7 @@ from torch.nn.functional import normalize, pad
 from recsys.config import ModelConfig
 from recsys.data.attributes import AttributeRows, ProfileEncoding
 from recsys.data.batches import Batch, last_position
-from recsys.data.histories import Queries
+from recsys.data.histories import Array, Queries
 from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.granularities import granularity_class
@@ -28,6 +28,7 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.evolution import Evolution, Interest
 from recsys.granularities.rolling import expected_event, lengthen
 from recsys.items import ItemTower, Whitening
+from recsys.ratings import RatingHead, standardised
 
 States = dict[str, State]
 
@@ -142,9 +143,11 @@ class FrozenModel:
         items: ItemView,
         states: States,
         popularity_N: Tensor,
+        rating_head: RatingHead | None = None,
     ) -> None:
         self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
         self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
+        self.rating_head = rating_head  # where train.ratings asked for one and values vary
         own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True)]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
 
@@ -317,6 +320,20 @@ class FrozenModel:
         parts_BKD, weights_BK = self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K)
         return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
 
+    @torch.inference_mode()
+    def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
+        """The value that the user of each query would give to items (dense ids): [B, M]; see :mod:`recsys.ratings`.
+
+        Values of the histories that are NaN are unknown. No ranking is made of this.
+
+        Raises:
+            RequestError: the model has no rating head.
+        """
+        if self.rating_head is None:
+            raise RequestError("this model foretells no ratings; train it with train.ratings true on values that vary")
+        items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
+        return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
+
     def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
         return torch.where(weights_BK.any(1, keepdim=True), scores_BN, self.popularity_N)
 
@@ -330,6 +347,8 @@ class FrozenModel:
         named["items.text"] = (self.items.text_ST if self.reads_text else self.items.text_ST[:, :0]).to(torch.float16)
         for name, state in self.states.items():
             named |= {f"state.{name}.{key}": tensor for key, tensor in state.items()}
+        if self.rating_head is not None:
+            named |= {f"ratings.{name}": tensor for name, tensor in self.rating_head.tensors().items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
 
     @staticmethod
@@ -345,8 +364,10 @@ class FrozenModel:
                 _, name, part = key.split(".", 2)
                 states[name][part] = tensor
         items = ItemView(tensors["items.vectors"], tensors["items.text"].to(torch.float32))
+        rated = {key.removeprefix("ratings."): value for key, value in tensors.items() if key.startswith("ratings.")}
+        head = RatingHead.from_tensors(rated) if rated else None
         encoders.eval()
-        return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"])
+        return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"], head)
 
 
 def dump_sizes(sizes: ModelSizes) -> dict[str, Any]:

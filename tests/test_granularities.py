@@ -56,6 +56,8 @@ CASES = [
     ("profile", {"layers": 2, "rank": 3}),
     ("item_cf", {"rank": 8, "text_weight": 1.0}),
     ("item_cf", {"rank": 8, "text_weight": 1.0, "event_weights": "rank"}),
+    ("user_cf", {"rank": 8}),
+    ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
 ]
 
 
@@ -112,7 +114,8 @@ class TestContract:
         module = make(name, **options)
         items, state = view(module, graphs)
         z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
-        assert z.shape == (5, WIDTH) and present.shape == (5,) and present.dtype == torch.bool
+        width = module.own_items(state).shape[1] if module.fitted else WIDTH
+        assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
         assert present.any() and not present[2], "user 2 has no event, no friend and no known attribute"
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()

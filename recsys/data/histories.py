@@ -88,15 +88,21 @@ class Histories:
 
     def queries(self, target: Split) -> Queries:
         """What to ask at ``target``: one query a user who has events there, seeing only the parts before it."""
-        asked = [target, VALID_ALONE] if target == Split.VALID else [target]
-        is_target_E = np.isin(self.splits_E, asked)
+        is_target_E = self._are_targets_E(target)
         rows = np.flatnonzero(
             np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0)
         )
         chosen = self.take(rows)
-        targets = chosen.where(np.isin(chosen.splits_E, asked))
+        targets = chosen.where(chosen._are_targets_E(target))
         asked_BC = targets.context_EC[targets.offsets_U1[:-1]]  # every query has a target
         return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E, asked_BC)
+
+    def target_values(self, target: Split) -> Array:
+        """The value of every target of :meth:`queries`, in their order: [P] float32."""
+        return np.asarray(self.values_E[self._are_targets_E(target)])
+
+    def _are_targets_E(self, target: Split) -> Array:
+        return np.isin(self.splits_E, [target, VALID_ALONE] if target == Split.VALID else [target])
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:
         columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E, self.context_EC)

@@ -21,6 +21,7 @@ from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.movement import movement_panel
 from recsys.evaluation.panels import ablation_panel, cold_panel, trust_panel
+from recsys.evaluation.ratings import ratings_panel
 from recsys.evaluation.strata import strata_panel
 
 _NAMES: Final = {
@@ -93,6 +94,7 @@ def render_report(
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),
         strata=strata_panel(evaluation),
+        ratings=ratings_panel(evaluation),
         quarantine=_quarantine(manifest),
         split=_split(manifest),
         timing=_timing(evaluation["timing"]),

@@ -19,6 +19,7 @@ GRANULARITIES: Final = {
     "stratum": "recsys.granularities.stratum:Stratum",
     "profile": "recsys.granularities.profile:Profile",
     "item_cf": "recsys.granularities.item_cf:ItemCF",
+    "user_cf": "recsys.granularities.user_cf:UserCF",
 }
 
 

@@ -102,13 +102,22 @@ def _ranks_within(users_E: Array, values_E: Array) -> Array:
 
 
 def factors(events_VN: sp.csr_array, text_NT: Array, config: ItemCFConfig) -> tuple[Array, Array, Array]:
-    """Basis Q [N, R], shares g [R] and scales w [N] of the docstring's formula; w is zero for items never chosen.
-
-    Rank R is cut to the smaller side of M. Randomised subspace iteration (Halko et al. 2011), deterministic.
-    """
-    num_users, num_items = events_VN.shape
+    """Basis Q [N, R], shares g [R] and scales w [N] of the docstring's formula; w is zero for items never chosen."""
     chosen_N = np.asarray((events_VN != 0).sum(0)).ravel() > 0
     text_NT = np.sqrt(config.text_weight) * text_NT * chosen_N[:, None] if config.text_weight else text_NT[:, :0]
+    basis_NR, sigma_R = spectrum(events_VN, text_NT, config.rank)
+    share_R = sigma_R**2 / (sigma_R**2 + config.regularisation)
+    scale_N = np.where(chosen_N, 1 / np.maximum(1 - basis_NR**2 @ share_R, 1e-3), 0.0)
+    return basis_NR, share_R, scale_N
+
+
+def spectrum(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:
+    """Leading right singular vectors [N, R] and values [R] of the events stacked on the transposed text.
+
+    Rank R is cut to the smaller side of the stacked matrix. Randomised subspace iteration (Halko et al. 2011),
+    deterministic.
+    """
+    num_users, num_items = events_VN.shape
     columns = sp.csr_array(events_VN.T)
 
     def down(basis_NR: Array) -> Array:
@@ -117,13 +126,10 @@ def factors(events_VN: sp.csr_array, text_NT: Array, config: ItemCFConfig) -> tu
     def up(basis_MR: Array) -> Array:
         return np.asarray(columns @ basis_MR[:num_users] + text_NT @ basis_MR[num_users:])
 
-    rank = min(config.rank, num_users + text_NT.shape[1], num_items)
-    width = min(rank + _OVERSAMPLE, num_users + text_NT.shape[1], num_items)
+    largest = min(num_users + text_NT.shape[1], num_items)
+    width = min(min(rank, largest) + _OVERSAMPLE, largest)
     basis_NR = np.random.default_rng(0).normal(size=(num_items, width)).astype(np.float32)
     for _ in range(_ITERATIONS):
         basis_NR, _ = np.linalg.qr(up(np.linalg.qr(down(basis_NR))[0]))
     _, sigma_R, turn_RR = np.linalg.svd(down(basis_NR), full_matrices=False)
-    basis_NR, sigma_R = (basis_NR @ turn_RR.T)[:, :rank], sigma_R[:rank]
-    share_R = sigma_R**2 / (sigma_R**2 + config.regularisation)
-    scale_N = np.where(chosen_N, 1 / np.maximum(1 - basis_NR**2 @ share_R, 1e-3), 0.0)
-    return basis_NR, share_R, scale_N
+    return (basis_NR @ turn_RR.T)[:, :rank], sigma_R[:rank]

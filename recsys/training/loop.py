@@ -33,9 +33,11 @@ from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
+from recsys.training.ratings import choose_constants, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
 
+RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
 Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
 
 
@@ -67,6 +69,8 @@ def fit(
         select.run()
         select.loss.load_state_dict(select.best)
         select.weigh_fitted()
+        if config.train.ratings:
+            progress.choices[RATINGS] = choose_constants(select.model.freeze(select.graphs), dataset)
         weights, phase = select.state(), select
         progress = replace(progress, phase="refit", epoch=0)
     if config.train.refit:
@@ -77,6 +81,8 @@ def fit(
         weights, phase = refit.state(), refit
     phase.loss.load_state_dict(weights)
     frozen = phase.model.freeze(phase.graphs)
+    if config.train.ratings:
+        fit_head(frozen, dataset, Split.VALID if config.train.refit else Split.TRAIN, progress.choices[RATINGS])
     seconds = time.perf_counter() - started
     history, best_epoch = progress.history, progress.best_epoch
     return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices)

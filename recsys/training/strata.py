@@ -147,7 +147,8 @@ def refit_strata(
             "model grown by newer events; prepare it with the ids of the model, or run `recsys train`"
         )
     encoders = copy.deepcopy(frozen.encoders)
-    renewed = FrozenModel(frozen.config, frozen.sizes, encoders, frozen.items, frozen.states, frozen.popularity_N)
+    kept = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
+    renewed = FrozenModel(frozen.config, frozen.sizes, encoders, *kept)
     module = stratum_of(renewed)
     assert module is not None
     graphs = build_graphs(dataset, through)
