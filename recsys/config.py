@@ -200,7 +200,7 @@ class ImagesConfig(Section):
     cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
 
 
-class MediaConfig(Section):
+class ItemMediaConfig(Section):
     """What items look or sound like: vectors given as columns of items, and image files to encode."""
 
     columns: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], str] = Field(
@@ -209,7 +209,7 @@ class MediaConfig(Section):
     images: ImagesConfig = Field(default_factory=ImagesConfig)
 
     @model_validator(mode="after")
-    def _names_differ(self) -> MediaConfig:
+    def _names_differ(self) -> ItemMediaConfig:
         if self.images.column and self.images.name in self.columns:
             raise ValueError(f"two media are called {self.images.name!r}; set images.name to another name")
         if self.images.column and not self.images.model:
@@ -242,7 +242,7 @@ class DataConfig(Section):
     social_directed: bool = False
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
-    media: MediaConfig = Field(default_factory=MediaConfig)
+    media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)
     knowledge: ItemFactsConfig = Field(default_factory=ItemFactsConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")
@@ -364,6 +364,16 @@ class ProfileConfig(GranularityConfig):
         return self
 
 
+class MediaConfig(GranularityConfig):
+    weight: float = Field(0.2, ge=0, le=1, description="λ, as above; more costs where media tell nothing")
+    refine: bool = Field(True, description="item vectors get what their media say, too")
+    whiten: int = Field(
+        256, ge=0, description="leading directions of a medium that are kept and whitened; 0: centre only"
+    )
+    heads: int = Field(1, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
 class ItemCFConfig(GranularityConfig):
     rank: int = Field(256, ge=1, description="of the item–item model; exact when not below the users plus text width")
     regularisation: float = Field(100.0, gt=0)
@@ -388,6 +398,7 @@ class GranularitiesConfig(Section):
     knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
     stratum: StratumConfig = Field(default_factory=StratumConfig)
     profile: ProfileConfig = Field(default_factory=ProfileConfig)
+    media: MediaConfig = Field(default_factory=MediaConfig)
     item_cf: ItemCFConfig = Field(default_factory=ItemCFConfig)
     user_cf: UserCFConfig = Field(default_factory=UserCFConfig)
 

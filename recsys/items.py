@@ -10,12 +10,12 @@ Legend: N items, S items in view, G groups of fields, T text width, W whitened w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from recsys.config import ItemTowerConfig
+from recsys.data.whitening import Whitening
 
 
 class ItemTower(nn.Module):
@@ -88,52 +88,6 @@ class GroupProjection(nn.Module):
     def forward(self, text_ST: Tensor) -> Tensor:
         parts = text_ST.chunk(len(self.each), dim=1)
         return torch.stack([project(part) for project, part in zip(self.each, parts, strict=True)]).sum(0)
-
-
-def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
-    """Rows whitened by themselves, see :class:`Whitening`."""
-    return Whitening.of(text_NT, num_directions)(text_NT)
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Centre the rows that have text and whiten their leading directions; rows without text stay zero.
-
-    Why: sentence vectors share a large common part and a few loud directions (Mu & Viswanath 2018); whitening lets a
-    linear projection use all of them. Zero ``num_directions`` only centre. The rows it is made of come out with a mean
-    squared length of one: [N, W], W = min(num_directions, T) or T, float32.
-    """
-
-    mean_T: Tensor
-    axes_TW: Tensor
-
-    @staticmethod
-    def of(text_NT: Tensor, num_directions: int) -> Whitening:
-        """Centre, axes and scale of the rows with text; all zero where there are fewer than two."""
-        rows = text_NT[text_NT.abs().sum(1) > 0].to(torch.float64)
-        dimension = text_NT.shape[1]
-        width = whitened_width(num_directions, dimension)
-        if len(rows) < 2:
-            return Whitening(torch.zeros(dimension), torch.zeros(dimension, width))
-        mean_T = rows.mean(0)
-        white, axes_TW = rows - mean_T, torch.eye(dimension, dtype=torch.float64)
-        if num_directions:
-            variance_T, directions_TT = torch.linalg.eigh(white.T @ white / len(rows))
-            variance_T, directions_TT = variance_T[-width:], directions_TT[:, -width:]
-            axes_TW = directions_TT * torch.rsqrt(variance_T.clamp(min=0) + 1e-6 * variance_T.max())
-        axes_TW = axes_TW / (white @ axes_TW).square().sum(1).mean().sqrt()
-        return Whitening(mean_T.to(torch.float32), axes_TW.to(torch.float32))
-
-    def __call__(self, text_NT: Tensor) -> Tensor:
-        """Whitened rows [N, W]."""
-        has_text_N1 = (text_NT.abs().sum(1) > 0).to(torch.float64)[:, None]
-        white_NT = (text_NT.double() - self.mean_T.double()) * has_text_N1
-        return (white_NT @ self.axes_TW.double()).to(torch.float32)
-
-
-def whitened_width(num_directions: int, dimension: int) -> int:
-    """Width of text vectors of a dimension once whitened; all directions for 0."""
-    return min(num_directions, dimension) or dimension
 
 
 def _projection(config: ItemTowerConfig, text_width: int, width: int) -> nn.Module:

@@ -21,13 +21,14 @@ from recsys.config import ModelConfig
 from recsys.data.attributes import AttributeRows, ProfileEncoding
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Array, Queries
+from recsys.data.whitening import Whitening
 from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.evolution import Evolution, Interest
 from recsys.granularities.rolling import expected_event, lengthen
-from recsys.items import ItemTower, Whitening
+from recsys.items import ItemTower
 from recsys.ratings import RatingHead, standardised
 
 States = dict[str, State]

@@ -28,6 +28,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.graphs import SocialRules, facts, social_edges
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.items import align, compose_text, feature_table
+from recsys.data.media import media_table
 from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
@@ -59,11 +60,14 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
     text = compose_text(features, TEXT_FIELDS, None, "")
     edges, _, _ = social_edges(user_ids, SocialRules(), tables["social"])
     files, _, _ = facts(features, tables["knowledge"])
+    image_N = tables["items"].column("image").combine_chunks()
+    images = np.asarray(image_N.flatten(), dtype=np.float16).reshape(len(item_ids), -1)
     files |= {
         "vocab/users.parquet": pa.table({schema.USER_ID: user_ids}),
         "vocab/items.parquet": pa.table({schema.ITEM_ID: item_ids}),
         "users/features.parquet": align(tables["users"], user_ids, schema.USER_ID),
         "items/features.parquet": feature_table(features, text),
+        "items/media.parquet": media_table({"image": images}),
         "items/text_vectors.parquet": _text_vectors(text),
         "graphs/social.parquet": edges,
     }
@@ -72,6 +76,7 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
         pq.write_table(found, folder / name)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["name"] = "planted"
+    manifest["media"] = {"image": {"column": "image", "dimension": images.shape[1], "items": len(images)}}
     manifest["counts"] |= {
         "social_edges": edges.num_rows,
         "facts": files["graphs/knowledge.parquet"].num_rows,

@@ -15,7 +15,16 @@ from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.granularities import GRANULARITIES, granularity_class
-from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State, UserTextVectors
+from recsys.granularities.base import (
+    Facts,
+    Granularity,
+    Graphs,
+    ItemView,
+    MediaVectors,
+    ModelSizes,
+    State,
+    UserTextVectors,
+)
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 PROFILE = ProfileEncoding(
@@ -30,6 +39,7 @@ SIZES = ModelSizes(
     num_entities=10,
     num_relations=2,
     user_text_width=TEXT,
+    media=(("audio", 3), ("image", 4)),
 )
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
 CASES = [
@@ -54,6 +64,8 @@ CASES = [
     ("stratum", {"num_strata": 2, "method": "hierarchical", "input": "item"}),
     ("profile", {"layers": 0}),
     ("profile", {"layers": 2, "rank": 3}),
+    ("media", {}),
+    ("media", {"refine": False, "whiten": 2, "heads": 2}),
     ("item_cf", {"rank": 8, "text_weight": 1.0}),
     ("item_cf", {"rank": 8, "text_weight": 1.0, "event_weights": "rank"}),
     ("user_cf", {"rank": 8}),
@@ -83,7 +95,12 @@ def graphs() -> Graphs:
     texts = torch.randn(4, TEXT, generator=torch.Generator().manual_seed(2)).half()
     whole = torch.tensor([0, 1, -1, 2, 3])  # user 2 did nothing that a text could tell
     user_texts = UserTextVectors(texts, whole, torch.zeros(TEXT), torch.ones(TEXT))
-    side = {"profiles": profiles, "facts": facts, "user_texts": user_texts}
+    audio, image = (
+        torch.randn(ITEMS, width, generator=torch.Generator().manual_seed(width)).half() for width in (3, 4)
+    )
+    audio[::2], image[3:7] = 0, 0  # items 4 and 6 have neither
+    media = MediaVectors((audio, image))
+    side = {"profiles": profiles, "facts": facts, "user_texts": user_texts, "media": media}
     return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), **side)  # type: ignore[arg-type]
 
 
@@ -95,6 +112,7 @@ def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
     items = ItemView(module.refine_items(base, graphs), text)
     if module.refit_due(0):
         module.refit(graphs, items, 0)
+        items = ItemView(module.refine_items(base, graphs), text)
     return items, module.state(items, graphs)
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from recsys import schema
-from recsys.config import ImagesConfig, MediaConfig
+from recsys.config import ImagesConfig, ItemMediaConfig
 from recsys.data.blocks import read_table
 from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
@@ -53,7 +53,7 @@ class Medium:
         return np.asarray(self.vectors_RM.any(axis=1))
 
 
-def media_columns(config: MediaConfig) -> list[str]:
+def media_columns(config: ItemMediaConfig) -> list[str]:
     """The columns of items that are media, and so no text."""
     return [*config.columns.values(), *([config.images.column] if config.images.column else [])]
 
@@ -67,7 +67,7 @@ def folders_of(source: SourceAdapter) -> dict[str, str]:
     return folders
 
 
-def read_media(items: pa.Table | None, config: MediaConfig, folders: Mapping[str, str]) -> dict[str, Medium]:
+def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]) -> dict[str, Medium]:
     """Every medium of the items table, by name.
 
     Args:

@@ -18,6 +18,7 @@ GRANULARITIES: Final = {
     "knowledge": "recsys.granularities.knowledge:Knowledge",
     "stratum": "recsys.granularities.stratum:Stratum",
     "profile": "recsys.granularities.profile:Profile",
+    "media": "recsys.granularities.media:Media",
     "item_cf": "recsys.granularities.item_cf:ItemCF",
     "user_cf": "recsys.granularities.user_cf:UserCF",
 }

@@ -45,9 +45,11 @@ class ModelSizes:
     num_strata: int = 0  # chosen on validation; 0: the configuration says
     context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
     user_text_width: int = 0  # of the language model's vectors of users' texts, 0 where there are none
+    media: tuple[tuple[str, int], ...] = ()  # name and width of each medium, by name
 
     def __post_init__(self) -> None:  # as JSON has it
-        object.__setattr__(self, "context", tuple((name, codes) for name, codes in self.context))
+        for name in ("context", "media"):
+            object.__setattr__(self, name, tuple((key, number) for key, number in getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ class UserTextVectors:
         return UserTextVectors(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
+@dataclass(frozen=True)
+class MediaVectors:
+    """What items look or sound like: [N, M] float16 of each medium of the sizes, zero rows where an item has none."""
+
+    vectors: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> MediaVectors:
+        return MediaVectors(tuple(vectors_NM.to(device) for vectors_NM in self.vectors))
+
+
 @dataclass
 class Graphs:
     """What the dataset knows beside the batch: training events, friendships, facts. Built once a training.
@@ -97,6 +109,7 @@ class Graphs:
     facts: Facts | None = None
     user_texts: UserTextVectors | None = None
     values_E: Tensor | None = None  # float32, value of every training event
+    media: MediaVectors | None = None
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -14,9 +14,9 @@ from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encod
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.items import TEXT
+from recsys.data.whitening import Whitening, whitened_width
 from recsys.errors import ConfigError, choices
-from recsys.granularities.base import Facts, Graphs, ModelSizes, UserTextVectors
-from recsys.items import Whitening, whitened_width
+from recsys.granularities.base import Facts, Graphs, MediaVectors, ModelSizes, UserTextVectors
 from recsys.model import MultigrainModel
 
 
@@ -61,6 +61,7 @@ def model_sizes(
         context=tuple((column.name, column.num_codes) for column in dataset.context),
         num_strata=num_strata,
         user_text_width=dataset.user_text_width,
+        media=media_widths(dataset) if config.model.granularities.media.enabled else (),
     )
 
 
@@ -104,10 +105,14 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
 
 
 def build_graphs(
-    dataset: PreparedDataset, through: Split, profile: ProfileEncoding | None = None, with_facts: bool = False
+    dataset: PreparedDataset,
+    through: Split,
+    profile: ProfileEncoding | None = None,
+    with_facts: bool = False,
+    with_media: bool = False,
 ) -> Graphs:
     """The user–item events through ``through``, each item of a user once, the friendships, and, where asked for, the
-    facts and the attributes, which ``profile`` says how to read."""
+    facts, the media and the attributes, which ``profile`` says how to read."""
     users, items, values = [], [], []
     for shard in dataset.shards():
         seen = shard.through(through)
@@ -135,6 +140,7 @@ def build_graphs(
         facts=build_facts(dataset) if with_facts else None,
         user_texts=_user_texts(dataset, through),
         values_E=torch.as_tensor(edge_values),
+        media=build_media(dataset) if with_media else None,
     )
 
 
@@ -146,6 +152,18 @@ def build_facts(dataset: PreparedDataset) -> Facts | None:
     counts = dataset.manifest.counts
     entities = torch.as_tensor(dataset.item_entities())
     return Facts(counts["entities"], counts["relations"], head, relation, tail, entities)
+
+
+def media_widths(dataset: PreparedDataset) -> tuple[tuple[str, int], ...]:
+    """Name and width of every medium, by name."""
+    return tuple((name, int(dataset.manifest.media[name]["dimension"])) for name in sorted(dataset.media_names))
+
+
+def build_media(dataset: PreparedDataset) -> MediaVectors:
+    """The media in the order of the sizes; they are of the catalogue, which no split cuts."""
+    return MediaVectors(
+        tuple(torch.from_numpy(dataset.media_vectors(name).copy()) for name, _ in media_widths(dataset))
+    )
 
 
 def _user_texts(dataset: PreparedDataset, through: Split) -> UserTextVectors | None:

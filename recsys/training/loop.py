@@ -108,7 +108,8 @@ class Phase:
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
         with_facts = config.model.granularities.knowledge.enabled
-        graphs = build_graphs(dataset, through, self.model.sizes.profile, with_facts)
+        sizes = self.model.sizes
+        graphs = build_graphs(dataset, through, sizes.profile, with_facts, with_media=bool(sizes.media))
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known

@@ -24,10 +24,10 @@ from recsys.data.batches import Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata
+from recsys.data.whitening import whiten
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ModelSizes
 from recsys.granularities.stratum import Stratum
-from recsys.items import whiten
 from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs

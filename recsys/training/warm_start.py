@@ -46,8 +46,8 @@ class Earlier:
 def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tuple[Start, list[str]]:
     """Where a training on ``dataset`` starts from, and the parameters that start anew.
 
-    Text axes, the coding of attributes and the number of strata stay those of the earlier model, as its weights mean
-    nothing under others: a category that is new counts as unknown until a model is trained anew.
+    Axes of text and media, the coding of attributes and the number of strata stay those of the earlier model, as its
+    weights mean nothing under others: a category that is new counts as unknown until a model is trained anew.
 
     Raises:
         ArtifactError: the data or a setting behind the shapes is not the earlier model's.
@@ -63,6 +63,12 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
                 f"the model to go on from has {name} {before[name]}, this dataset gives {now[name]}: {meaning} "
                 "differs; prepare the data as the model was trained, or train anew with `recsys run`"
             )
+    if earlier.sizes.media and sizes.media and earlier.sizes.media != sizes.media:  # a granularity may come or go
+        had, has = (", ".join(f"{name} ({width})" for name, width in side.media) for side in (earlier.sizes, sizes))
+        raise ArtifactError(
+            f"the model to go on from reads the media {had}, this dataset has {has}: data.media differs; prepare the "
+            "data as the model was trained, or train anew with `recsys run`"
+        )
     model = build_model(config, dataset, Split.VALID, strata, reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     fresh["log_scale"] = torch.tensor(-math.log(config.train.loss.temperature))

@@ -1,0 +1,167 @@
+"""Media as a granularity: what it computes by hand, what travels with a model, and going on from an earlier one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from handmade import ITEMS, small_world
+
+from recsys.config import Config, GranularitiesConfig, MediaConfig, build_config
+from recsys.data.batches import last_position
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.media import media_table
+from recsys.data.whitening import whiten
+from recsys.errors import ArtifactError, ConfigError
+from recsys.evaluation.validation import Validator
+from recsys.granularities import granularity_class
+from recsys.granularities.base import Graphs, ItemView, MediaVectors, ModelSizes
+from recsys.granularities.media import Media
+from recsys.model import dump_sizes, load_sizes
+from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.training.build import build_graphs, build_model, model_sizes
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
+from recsys.training.warm_start import Earlier, warm_start
+
+SIZES = ModelSizes(2, 4, 1, 4, 1, 0, ordered=False, timed=False, media=(("audio", 2), ("image", 2)))
+NOTHING = torch.zeros(0, dtype=torch.int64)
+
+
+def with_media(dataset: PreparedDataset, media: dict[str, Array]) -> PreparedDataset:
+    """The dataset with vectors of media beside it."""
+    root = Path(dataset.root)
+    pq.write_table(media_table(media), root / "items/media.parquet")
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["media"] = {name: {"dimension": vectors.shape[1]} for name, vectors in media.items()}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    return PreparedDataset(dataset.root)
+
+
+def vectors(width: int, items: int = ITEMS, seed: int = 0) -> Array:
+    made = np.random.default_rng(seed).normal(size=(items, width)).astype(np.float16)
+    made[3] = 0
+    return made
+
+
+def config(**train: float) -> Config:
+    granularities = {name: {"enabled": True} for name in ("evolution", "media")}
+    return build_config(
+        {
+            "model": {"width": 8, "max_history": 6, "granularities": granularities},
+            "train": {"epochs": 3, "batch_size": 8, "lr": 0.01, "metric": "ndcg@5", "warmup": 0.0, **train},
+            "evaluate": {"ks": [5]},
+        }
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PreparedDataset:
+    return with_media(small_world(tmp_path / "dataset"), {"image": vectors(4), "audio": vectors(3, seed=1)})
+
+
+def ask(*histories: list[int]) -> Queries:
+    nothing = np.zeros(0, dtype=np.int32)
+    return Queries(Histories.of_items(list(histories)), np.zeros(len(histories) + 1, dtype=np.int64), nothing)
+
+
+def test_sums_and_pooling_by_hand() -> None:
+    """Two media along the axes: white is ±1 beside the mean; w P white are summed, missing ones add nothing."""
+    audio = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]).half()  # mean (2, 0): white ±1
+    image = torch.tensor([[0.0, 0.0], [5.0, 1.0], [5.0, 3.0], [0.0, 0.0]]).half()  # mean (5, 2): white ∓1 in the second
+    graphs = Graphs(1, 4, *[NOTHING] * 4, torch.zeros(0), media=MediaVectors((audio, image)))
+    module = Media(MediaConfig(enabled=True, whiten=0, dropout=0.0), SIZES).eval()
+    module.refit(graphs, ItemView(torch.zeros(4, 2), torch.zeros(4, 0)), 0)
+    assert module.looks is not None
+    with torch.no_grad():
+        module.looks.weight_K.copy_(torch.tensor([2.0, 0.5]))
+        module.looks.projections[0].weight.copy_(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))  # type: ignore[operator]
+        module.looks.projections[1].weight.copy_(torch.tensor([[0.0, 4.0], [0.0, 2.0]]))  # type: ignore[operator]
+    base = torch.full((4, 2), 10.0)
+    refined = module.refine_items(base, graphs)
+    told = torch.tensor([[2.0, 6.0], [-2.0 - 2.0, -6.0 - 1.0], [2.0, 1.0], [0.0, 0.0]])
+    torch.testing.assert_close(refined - base, told)
+    items = ItemView(refined, torch.zeros(4, 0))
+    state = module.state(items, graphs)
+    torch.testing.assert_close(state["looks_ND"], told * 2**0.5)
+    z, present = module(last_position(ask([0], [3, 2], [3], [2]), 4), items, state)
+    assert present.tolist() == [True, True, False, True] and not z[2].any()
+    torch.testing.assert_close(z[0], module.pool.norm(module.pool.value(state["looks_ND"][0])))
+    torch.testing.assert_close(z[1], z[3])  # an item without media is not in it
+    apart = Media(MediaConfig(enabled=True, refine=False), SIZES)
+    assert apart.refine_items(base, graphs) is base
+
+
+def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
+    module = Media(MediaConfig(whiten=2), model_sizes(config(), dataset, Split.TRAIN))
+    graphs = build_graphs(dataset, Split.TRAIN, with_media=True)
+    assert graphs.media is not None and module.looks is not None and module.refit_due(0)
+    module.looks.whiten(graphs.media)
+    for found, name in zip(module.looks.white(graphs.media), ("audio", "image"), strict=True):
+        torch.testing.assert_close(found, whiten(torch.from_numpy(dataset.media_vectors(name).copy()), 2))
+        assert not found[3].any() and found.shape == (ITEMS, 2)
+    assert not module.refit_due(0), "axes of before stay"
+
+
+def test_only_a_model_that_looks_reads_media(dataset: PreparedDataset) -> None:
+    settings = config()
+    sizes = model_sizes(settings, dataset, Split.TRAIN)
+    assert (
+        sizes.media == (("audio", 3), ("image", 4)) and load_sizes(json.loads(json.dumps(dump_sizes(sizes)))) == sizes
+    )
+    settings.model.granularities.media.enabled = False
+    assert model_sizes(settings, dataset, Split.TRAIN).media == ()
+    assert build_graphs(dataset, Split.TRAIN).media is None
+
+
+def test_data_without_media_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"media needs vectors.*has none; disable it, or name.*data\.media\.columns"):
+        build_model(config(), small_world(tmp_path / "dataset"), Split.TRAIN)
+    with pytest.raises(ConfigError, match="media.heads 3 does not divide model.width 2"):
+        granularity_class("media")(GranularitiesConfig().media.model_copy(update={"heads": 3}), SIZES)
+
+
+def test_a_bundle_answers_without_media(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
+    frozen = fit(config(), dataset, Validator.of(config()), TrainContext()).frozen
+    write_bundle(tmp_path / "bundle", frozen, dataset, {})
+    read = read_bundle(tmp_path / "bundle").model
+    assert not [name for name in read.tensors() if "looks." in name] and "state.media.looks_ND" in read.tensors()
+    queries = ask([0, 1, 2], [3], [], [5, 3])
+    assert read.encode(queries)[1][:, read.names.index("media")].tolist() == [True, False, False, True]
+    torch.testing.assert_close(read.scores(queries), frozen.scores(queries), rtol=1e-4, atol=1e-4)
+
+
+def test_a_warm_start_keeps_the_axes(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
+    """Also where other vectors would turn them; other media are refused, and media may come later."""
+    first = fit(config(), dataset, Validator.of(config()), TrainContext())
+    earlier = Earlier(first.weights, first.frozen.sizes)
+    start, anew = warm_start(config(), dataset, earlier)
+    again = fit(config(lr=1e-12), dataset, Validator.of(config()), TrainContext(), start=start)
+    assert anew == []
+    for name, tensor in first.frozen.tensors().items():
+        torch.testing.assert_close(again.frozen.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
+    turned = with_media(
+        small_world(tmp_path / "turned"), {"image": 2 * vectors(4, seed=5), "audio": vectors(3, seed=6)}
+    )
+    start, _ = warm_start(config(), turned, earlier)
+    later = fit(config(), turned, Validator.of(config()), TrainContext(), start=start)
+    axes = [name for name in first.weights if "looks.axes" in name or "looks.mean" in name]
+    assert len(axes) == 4
+    assert all(torch.equal(later.weights[name], first.weights[name]) and first.weights[name].any() for name in axes)
+    other = with_media(small_world(tmp_path / "other"), {"image": vectors(4)})
+    with pytest.raises(ArtifactError, match=r"media audio \(3\), image \(4\), this dataset has image \(4\)"):
+        warm_start(config(), other, earlier)
+    blind = Earlier(
+        {name: tensor for name, tensor in first.weights.items() if ".media." not in name},
+        replace(first.frozen.sizes, media=()),
+    )
+    start, anew = warm_start(config(), dataset, blind)
+    assert anew and all(".media." in name for name in anew)
+    seeing = fit(config(), dataset, Validator.of(config()), TrainContext(), start=start)
+    assert seeing.best_epoch == 0 or all(seeing.weights[name].any() for name in axes)
