@@ -21,6 +21,7 @@ from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.ratings import rating_report
 from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
+from recsys.training.kept import KEPT
 
 
 def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
         metrics = {**evaluation.to_json(timing), "model_sha256": model_sha256(folder)}
+        for name, share in trained.choices.get(KEPT, {}).items():
+            metrics["granularities"][name][KEPT] = share
         if settings.ablation == "retrain":
             variants = retrained_variants(config, folder, dataset)
             metrics["ablation"]["retrained"] = compare_variants(evaluation.ranking, variants, config)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from recsys.config import FusionConfig
 
+_TRACE = 1e-6  # of λ, where it is silenced
+
 
 class Fusion(nn.Module):
     """Base: λ of every query and granularity; subclasses say where it comes from.
@@ -25,6 +27,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.signal_dropout = config.signal_dropout
         self.names_K = len(weights)
+        self.quiet: list[int] = []  # in training heard only where nothing else is present
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
         """λ_BK before masking."""
@@ -34,10 +37,22 @@ class Fusion(nn.Module):
         """The parameters that give other λ (gated: another prior), by name in the state dict."""
         raise NotImplementedError
 
+    def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """The parameters that multiply λ (gated: its odds), by name in the state dict.
+
+        Zero leaves a trace of λ, which says nothing beside another granularity and still answers a user who has no
+        other.
+        """
+        raise NotImplementedError
+
     def forward(self, z_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor]:
         """User vectors ``u_BD`` and the masked weights ``λ_BK`` that made them."""
         if self.training and self.signal_dropout and self.names_K > 1:
             present_BK = self._drop(present_BK)
+        if self.training and self.quiet:
+            heard_BK = present_BK.clone()
+            heard_BK[:, self.quiet] = False
+            present_BK = torch.where(heard_BK.any(1, keepdim=True), heard_BK, present_BK)
         weights_BK = self.lambdas(z_BKD, present_BK) * present_BK.to(z_BKD.dtype)
         return torch.einsum("bk,bkd->bd", weights_BK, z_BKD), weights_BK
 
@@ -65,6 +80,9 @@ class WeightedFusion(Fusion):
         """λ stay in [0, 1], as the configuration has them; a common factor changes no ranking."""
         return {"weights_K": (values_K / values_K.max().clamp(min=1)).to(self.weights_K.dtype)}
 
+    def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        return {"weights_K": self.weights_K * factors_K.clamp(min=_TRACE)}
+
 
 class LearnedFusion(Fusion):
     """λ are trained, one a granularity, kept positive by a softplus; they start at the configured weights."""
@@ -77,7 +95,10 @@ class LearnedFusion(Fusion):
         return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(len(z_BKD), -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
-        return {"raw_K": _inverse_softplus(values_K.clamp(min=1e-6)).to(self.raw_K.dtype)}
+        return {"raw_K": _inverse_softplus(values_K.clamp(min=_TRACE)).to(self.raw_K.dtype)}
+
+    def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        return self.refitted(nn.functional.softplus(self.raw_K.detach()) * factors_K)
 
 
 def _inverse_softplus(values_K: Tensor) -> Tensor:
@@ -113,6 +134,9 @@ class GatedFusion(Fusion):
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
         return {"prior_K": values_K.to(self.prior_K.dtype)}
+
+    def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        return {"prior_K": self.prior_K.detach() + factors_K.clamp(min=_TRACE).log()}
 
 
 FUSIONS = {"weighted": WeightedFusion, "learned": LearnedFusion, "gated": GatedFusion}

@@ -158,6 +158,11 @@ class FrozenModel:
         return self.encoders.names
 
     @property
+    def trained_names(self) -> list[str]:
+        """The granularities whose λ the fusion gives."""
+        return [name for name, _ in self.encoders.each()]
+
+    @property
     def reads_text(self) -> bool:
         """Whether answering needs the text vectors."""
         return any(module.reads_text for _, module in self.encoders.each())

@@ -33,6 +33,7 @@ from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
+from recsys.training.kept import KEPT, choose_kept, scale, scaled
 from recsys.training.ratings import choose_constants, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
@@ -65,27 +66,47 @@ def fit(
         kept = {"chosen": start.num_strata, "candidates": {}} if start else None
         progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
     if progress.phase == "select":
-        select = Phase(config, dataset, Split.TRAIN, validate, context, progress, start)
-        select.run()
-        select.loss.load_state_dict(select.best)
+        select = _select(config, dataset, validate, context, progress, start)
         select.weigh_fitted()
         if config.train.ratings:
-            progress.choices[RATINGS] = choose_constants(select.model.freeze(select.graphs), dataset)
+            frozen = select.model.freeze(select.graphs)
+            with scaled(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {})):
+                progress.choices[RATINGS] = choose_constants(frozen, dataset)
         weights, phase = select.state(), select
-        progress = replace(progress, phase="refit", epoch=0)
+        progress = replace(select.progress, phase="refit", epoch=0)
     if config.train.refit:
         refit = Phase(config, dataset, Split.VALID, validate, context, progress, start)
         if weights:
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
         refit.run()
         weights, phase = refit.state(), refit
-    phase.loss.load_state_dict(weights)
+    phase.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
     frozen = phase.model.freeze(phase.graphs)
+    scale(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {}))
     if config.train.ratings:
         fit_head(frozen, dataset, Split.VALID if config.train.refit else Split.TRAIN, progress.choices[RATINGS])
     seconds = time.perf_counter() - started
     history, best_epoch = progress.history, progress.best_epoch
     return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices)
+
+
+def _select(
+    config: Config,
+    dataset: PreparedDataset,
+    validate: Validate,
+    context: TrainContext,
+    progress: Progress,
+    start: Start | None,
+) -> Phase:
+    """The phase *select* at its best epoch, once more where the check on validation silences a granularity."""
+    while True:
+        phase = Phase(config, dataset, Split.TRAIN, validate, context, progress, start)
+        phase.run()
+        phase.loss.load_state_dict(phase.best)
+        if not phase.silences():
+            return phase
+        progress = replace(progress, epoch=0, best_epoch=0, best_value=float("-inf"))
+        context = replace(context, resume_from=None)
 
 
 class Phase:
@@ -107,6 +128,10 @@ class Phase:
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
+        if config.model.fusion.signal_dropout:
+            kept = progress.choices.get(KEPT, {})
+            names = [name for name, _ in self.model.encoders.each()]
+            self.model.encoders.fusion.quiet = [k for k, name in enumerate(names) if kept.get(name) == 0]
         with_facts = config.model.granularities.knowledge.enabled
         sizes = self.model.sizes
         graphs = build_graphs(dataset, through, sizes.profile, with_facts, with_media=bool(sizes.media))
@@ -195,7 +220,23 @@ class Phase:
                 values_B = self.validate(frozen, queries)
                 return float(values_B.mean()) if len(values_B) else math.nan
 
-            choose_weights(frozen, metric, queries)
+            with scaled(frozen.encoders.fusion, frozen.trained_names, self.progress.choices.get(KEPT, {})):
+                choose_weights(frozen, metric, queries)
+
+    def silences(self) -> bool:
+        """Choose on validation, once, which trained granularities are kept; whether to train anew without the others.
+        A weighted fusion keeps the configured weights."""
+        section, choices = self.config.model.fusion, self.progress.choices
+        if not section.check or section.kind == "weighted" or KEPT in choices:
+            return False
+        frozen = self.model.freeze(self.graphs)
+        queries = sample_queries(self.dataset.shards(), Split.VALID)
+        names, fusion = frozen.trained_names, frozen.encoders.fusion
+        kept = choose_kept(fusion, names, lambda: self.validate(frozen, queries))
+        shares = torch.tensor([kept[name] for name in names], device=self.context.device)
+        shares = self.context.from_first(shares)  # rounding must not part the workers
+        choices[KEPT] = dict(zip(names, shares.tolist(), strict=True))
+        return section.signal_dropout > 0 and not all(choices[KEPT].values())
 
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
@@ -234,11 +275,12 @@ class Phase:
         """The mean validation metric over all workers' queries; keeps the state when it is the best so far."""
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(2)
-        for shard in self.dataset.shards():
-            queries = shard.queries(Split.VALID)
-            mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
-            values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
-            sums += values.sum(), len(values)
+        with scaled(frozen.encoders.fusion, frozen.trained_names, self.progress.choices.get(KEPT, {})):
+            for shard in self.dataset.shards():
+                queries = shard.queries(Split.VALID)
+                mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
+                values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
+                sums += values.sum(), len(values)
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
         if total[1] == 0:
             raise DataError(
