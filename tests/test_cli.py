@@ -256,6 +256,11 @@ def test_progress_lines_are_the_same_in_the_log_file(tmp_path: Path, capsys: Cap
     assert "\x1b" not in shown and "\r" not in shown
 
 
-def test_the_demo_config_uses_every_granularity() -> None:
+KNOBS = ("text", "evolution", "collaborative", "social", "knowledge", "stratum", "profile", "media")
+
+
+def test_the_demo_config_uses_every_granularity_that_its_world_feeds() -> None:
     demo = yaml.safe_load(Path(DEMO).read_text(encoding="utf-8"))
-    assert list(demo["model"]["granularities"]) == ["behaviour", "evolution", "collaborative", "social"]
+    source, granularities = demo["data"]["source"], set(demo["model"]["granularities"])
+    fed = {{"text": "behaviour"}.get(knob, knob) for knob, value in source.items() if knob in KNOBS and value}
+    assert granularities == fed | {"item_cf"}
