@@ -119,16 +119,16 @@ def build_graphs(
         users.append(np.repeat(seen.users_U, seen.lengths_U).astype(np.int64))
         items.append(seen.items_E.astype(np.int64))
         values.append(seen.values_E)
-    pairs = np.stack([np.concatenate(users), np.concatenate(items)])
-    edges, edge_of = np.unique(pairs, axis=1, return_inverse=True)  # an item chosen twice is one edge
-    edge_values = np.zeros(edges.shape[1], dtype=np.float32)
-    edge_values[edge_of.reshape(-1)] = np.concatenate(values)  # of its last event
+    pairs = np.concatenate(users) * dataset.num_items + np.concatenate(items)
+    edges, edge_of = np.unique(pairs, return_inverse=True)  # an item chosen twice is one edge
+    edge_values = np.zeros(len(edges), dtype=np.float32)
+    edge_values[edge_of] = np.concatenate(values)  # of its last event
     src, dst, weight = dataset.social_edges()
     return Graphs(
         dataset.num_users,
         dataset.num_items,
-        torch.as_tensor(edges[0]),
-        torch.as_tensor(edges[1]),
+        torch.as_tensor(edges // dataset.num_items),
+        torch.as_tensor(edges % dataset.num_items),
         torch.as_tensor(src.astype(np.int64)),
         torch.as_tensor(dst.astype(np.int64)),
         torch.as_tensor(weight.astype(np.float32)),
