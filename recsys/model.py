@@ -99,6 +99,7 @@ class MultigrainModel(nn.Module):
         self.config, self.sizes = config, sizes
         self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
+        self._fitted_on: tuple[Graphs, States] | None = None
 
     @property
     def needs_all_items(self) -> bool:
@@ -125,9 +126,16 @@ class MultigrainModel(nn.Module):
         was_training = self.training
         self.eval()
         items, states = self.view(graphs)
-        states |= {name: module.state(items, graphs) for name, module in self.encoders.each(fitted=True)}
+        states |= self._fitted(items, graphs)
         self.train(was_training)
         return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.degree_N)
+
+    def _fitted(self, items: ItemView, graphs: Graphs) -> States:
+        """The states of the fitted granularities, which training does not change: once for the same graphs."""
+        if self._fitted_on is None or self._fitted_on[0] is not graphs:
+            made = {name: module.state(items, graphs) for name, module in self.encoders.each(fitted=True)}
+            self._fitted_on = (graphs, made)
+        return self._fitted_on[1]
 
 
 class FrozenModel:

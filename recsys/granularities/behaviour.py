@@ -15,6 +15,7 @@ counts. γ, δ ≥ 0.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,14 @@ class Behaviour(Granularity):
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         return {} if self.user_text is None else self.user_text.state(graphs)
+
+    @classmethod
+    def over(cls, name: str, heads: int, dropout: float, sizes: ModelSizes) -> Behaviour:
+        """The same attention for the granularity ``name``, over vectors [S, D] that take the place of the texts."""
+        if sizes.width % heads:
+            raise heads_error(name, heads, sizes.width)
+        config = BehaviourConfig(input="text", heads=heads, dropout=dropout)
+        return cls(config, replace(sizes, text_width=sizes.width))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         if self.user_text is None:

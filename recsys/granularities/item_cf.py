@@ -42,16 +42,13 @@ class ItemCF(Granularity):
     def __init__(self, config: ItemCFConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config = config
-        self._fitted_on: tuple[Graphs, State] | None = None
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            events = training_matrix(graphs, self.config.event_weights)
-            basis_NR, share_R, scale_N = factors(events, items.text_ST.cpu().numpy(), self.config)
-            made = {"fold_NR": basis_NR * share_R, "unfold_R": 1 / np.maximum(share_R, 1e-12), "scale_N": scale_N}
-            device = items.vectors_SD.device
-            self._fitted_on = graphs, {name: torch.as_tensor(value).float().to(device) for name, value in made.items()}
-        return self._fitted_on[1]
+        events = training_matrix(graphs, self.config.event_weights)
+        basis_NR, share_R, scale_N = factors(events, items.text_ST.cpu().numpy(), self.config)
+        made = {"fold_NR": basis_NR * share_R, "unfold_R": 1 / np.maximum(share_R, 1e-12), "scale_N": scale_N}
+        device = items.vectors_SD.device
+        return {name: torch.as_tensor(value).float().to(device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
         return state["fold_NR"] * state["unfold_R"] * state["scale_N"][:, None]

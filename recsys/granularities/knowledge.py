@@ -22,12 +22,12 @@ Legend: N items, X entities in use, F facts, E edges, R kinds of edge, P pairs (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from recsys.config import BehaviourConfig, KnowledgeConfig
+from recsys.config import KnowledgeConfig
 from recsys.data.batches import Batch
 from recsys.errors import ConfigError
 from recsys.granularities.base import (
@@ -39,7 +39,6 @@ from recsys.granularities.base import (
     ModelSizes,
     State,
     adjacency,
-    heads_error,
     spread,
 )
 from recsys.granularities.behaviour import Behaviour
@@ -50,16 +49,13 @@ class Knowledge(Granularity):
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        if sizes.width % config.heads:
-            raise heads_error("knowledge", config.heads, sizes.width)
+        self.pool = Behaviour.over("knowledge", config.heads, config.dropout, sizes)
         if not sizes.num_relations:
             raise ConfigError(
                 "model.granularities.knowledge needs facts about items, and this dataset has none; disable it, give "
                 "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"
             )
         self.config, self.scale = config, math.sqrt(sizes.width)
-        pool = BehaviourConfig(input="text", heads=config.heads, dropout=config.dropout)
-        self.pool = Behaviour(pool, replace(sizes, text_width=sizes.width))
         self.graph = FactGraph(config, sizes) if config.layers else None
         self._enriched_ND: Tensor | None = None
 

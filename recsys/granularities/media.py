@@ -18,16 +18,15 @@ Legend: N items, M width of a medium, W whitened width, D model width, K media.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from recsys.config import BehaviourConfig, MediaConfig
+from recsys.config import MediaConfig
 from recsys.data.batches import Batch
 from recsys.data.whitening import Whitening, whitened_width
 from recsys.errors import ConfigError
-from recsys.granularities.base import Granularity, Graphs, ItemView, MediaVectors, ModelSizes, State, heads_error
+from recsys.granularities.base import Granularity, Graphs, ItemView, MediaVectors, ModelSizes, State
 from recsys.granularities.behaviour import Behaviour
 
 
@@ -40,16 +39,13 @@ class Media(Granularity):
 
     def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        if sizes.width % config.heads:
-            raise heads_error("media", config.heads, sizes.width)
+        self.pool = Behaviour.over("media", config.heads, config.dropout, sizes)
         if not sizes.media:
             raise ConfigError(
                 "model.granularities.media needs vectors of what items look or sound like, and this dataset has none; "
                 "disable it, or name columns of items in data.media.columns or data.media.images and prepare again"
             )
         self.config, self.scale = config, math.sqrt(sizes.width)
-        pool = BehaviourConfig(input="text", heads=config.heads, dropout=config.dropout)
-        self.pool = Behaviour(pool, replace(sizes, text_width=sizes.width))
         self.looks: Looks | None = Looks(config, sizes)
         self._looks_ND: Tensor | None = None
 

@@ -44,13 +44,9 @@ class UserCF(Granularity):
     def __init__(self, config: UserCFConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config = config
-        self._fitted_on: tuple[Graphs, State] | None = None
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            made, device = self._fit(graphs), items.vectors_SD.device
-            self._fitted_on = graphs, {name: value.to(device) for name, value in made.items()}
-        return self._fitted_on[1]
+        return {name: value.to(items.vectors_SD.device) for name, value in self._fit(graphs).items()}
 
     def _fit(self, graphs: Graphs) -> State:
         users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
