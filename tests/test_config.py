@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,10 @@ def test_the_sections_are_frozen() -> None:
     """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this list."""
     expected = "seed run data model train evaluate recommend update tracking registry ray"
     assert list(Config.model_fields) == expected.split()
+
+
+@pytest.mark.parametrize("text", ["2020-01-31", "2020-01-31T12:00:00"])
+def test_a_time_is_text_whatever_yaml_reads(text: str) -> None:
+    tree = copy.deepcopy(SMALLEST)
+    set_path(tree, "data.split.valid_from", parse_value("data.split.valid_from", text))
+    assert build_config(tree).data.split.valid_from == text

@@ -1,0 +1,100 @@
+"""The one typed configuration: the same dotted path in YAML, on the command line and in a sweep's search space.
+
+Why: a typo must be an error that lists the valid keys, never a silently ignored setting, and a run must be repeatable
+from the single ``config.yaml`` it leaves behind. One file a section; :mod:`~recsys.config.root` puts them together.
+"""
+
+from recsys.config.data import (
+    DataConfig,
+    FinetuneConfig,
+    ImagesConfig,
+    ItemFactsConfig,
+    ItemMediaConfig,
+    QuarantineConfig,
+    SplitConfig,
+    TextConfig,
+    UserTextConfig,
+)
+from recsys.config.evaluate import EvaluateConfig
+from recsys.config.granularities import (
+    BehaviourConfig,
+    CollaborativeConfig,
+    EvolutionConfig,
+    GranularitiesConfig,
+    GranularityConfig,
+    ItemCFConfig,
+    KnowledgeConfig,
+    MediaConfig,
+    ProfileConfig,
+    SocialConfig,
+    StratumConfig,
+    UserCFConfig,
+)
+from recsys.config.load import build_config, dump_config, load_config, parse_value, redact, redacted, set_path
+from recsys.config.mlflow import RegistryConfig, TrackingConfig
+from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
+from recsys.config.root import Config, RayConfig, RunConfig
+from recsys.config.section import Section
+from recsys.config.sources import (
+    CanonicalSource,
+    HetRecLastFmSource,
+    RecBoleSource,
+    SequencesSource,
+    Source,
+    SyntheticSource,
+    source_class,
+)
+from recsys.config.train import LossConfig, TrainConfig
+from recsys.config.verbs import RecommendConfig, UpdateConfig
+
+__all__ = [
+    "BehaviourConfig",
+    "CanonicalSource",
+    "CollaborativeConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "EvolutionConfig",
+    "FinetuneConfig",
+    "FusionConfig",
+    "GranularitiesConfig",
+    "GranularityConfig",
+    "HetRecLastFmSource",
+    "ImagesConfig",
+    "ItemCFConfig",
+    "ItemFactsConfig",
+    "ItemMediaConfig",
+    "ItemTowerConfig",
+    "KnowledgeConfig",
+    "LossConfig",
+    "MediaConfig",
+    "ModelConfig",
+    "ProfileConfig",
+    "QuarantineConfig",
+    "RayConfig",
+    "RecBoleSource",
+    "RecommendConfig",
+    "RegistryConfig",
+    "RunConfig",
+    "Section",
+    "SequencesSource",
+    "SocialConfig",
+    "Source",
+    "SplitConfig",
+    "StratumConfig",
+    "SyntheticSource",
+    "TextConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "UpdateConfig",
+    "UserCFConfig",
+    "UserTextConfig",
+    "build_config",
+    "dump_config",
+    "load_config",
+    "parse_value",
+    "redact",
+    "redacted",
+    "set_path",
+    "source_class",
+]

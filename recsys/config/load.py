@@ -1,0 +1,168 @@
+"""YAML and dotted paths of the command line → a checked configuration, and back."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from pydantic import BaseModel
+
+from recsys.config.root import Config
+from recsys.config.sources import source_class
+from recsys.errors import ConfigError, choices
+
+_VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
+
+
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
+
+    Override texts are parsed as YAML scalars or lists. ``RECSYS_DATA`` defaults to ``data``.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
+    """
+    tree: dict[str, Any] = {}
+    where = "command line"
+    if path is not None:
+        where = str(path)
+        tree = _read_yaml(Path(path))
+    for dotted, text in overrides:
+        set_path(tree, dotted, parse_value(dotted, text))
+    return build_config(tree, where)
+
+
+def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys."""
+    try:
+        return Config.model_validate(_expand(tree, ""))
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(error, where)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that :func:`load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def redact(text: str) -> str:
+    """Without the user and password of URIs: what is written down is read by others.
+
+    >>> redact("at postgresql://me:p@ss/word@host/db")
+    'at postgresql://***@host/db'
+    """
+    return re.sub(r"(\w+://)(?!/)\S+@", r"\1***@", text)
+
+
+def redacted(config: Config) -> Config:
+    """A copy whose ``tracking.uri`` has no credentials; who runs it again gives the URI anew."""
+    tracking = config.tracking.model_copy(update={"uri": redact(config.tracking.uri)})
+    return config.model_copy(update={"tracking": tracking})
+
+
+def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``tree["a"]["b"] = value`` for the path ``a.b``, making sections on the way."""
+    *sections, last = dotted.split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--{dotted}: {section!r} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def parse_value(dotted: str, text: str) -> Any:
+    """Parse the text of a command-line value: YAML, plus the ``3e-4`` form that YAML reads as a string.
+
+    >>> parse_value("train.lr", "3e-4")
+    0.0003
+    >>> parse_value("evaluate.ks", "[5, 10]")
+    [5, 10]
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{dotted}: {text!r} is not a YAML value ({error})") from None
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"configuration file {path} does not exist; the shipped ones are in pipelines/configs/")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as data, model, train at the top, got {type(tree).__name__}")
+    return tree
+
+
+def _expand(node: Any, where: str) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _expand(child, f"{where}.{key}".lstrip(".")) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_expand(child, where) for child in node]
+    if isinstance(node, date):  # YAML reads 2020-01-01 as a date; every time of the configuration is text
+        return node.isoformat()
+    if isinstance(node, str) and "$" in node:
+        return _VARIABLE.sub(lambda match: _variable(match.group(1), where), node)
+    return node
+
+
+def _variable(name: str, where: str) -> str:
+    value = os.environ.get(name, "data" if name == "RECSYS_DATA" else None)
+    if value is None:
+        raise ConfigError(f"{where}: the environment variable {name} is not set")
+    return value
+
+
+def _explain(error: pydantic.ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        dotted = ".".join(_without_tags(path))
+        if problem["type"] == "extra_forbidden":
+            valid = choices(_keys_at(path[:-1]))
+            lines.append(f"{dotted}: unknown key; valid keys here: {valid}")
+        elif problem["type"] == "missing":
+            lines.append(f"{dotted}: missing, and it has no default")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = problem["input"]
+            shown = f" (got {got!r})" if not isinstance(got, (dict, BaseModel)) else ""
+            lines.append(f"{dotted or 'configuration'}: {message}{shown}")
+    return f"wrong configuration in {where}:\n  " + "\n  ".join(lines)
+
+
+_SOURCE_KINDS = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")
+
+
+def _without_tags(path: Sequence[str]) -> list[str]:
+    """Drop the union tag that pydantic puts behind ``data.source``."""
+    return [p for i, p in enumerate(path) if not (p in _SOURCE_KINDS and i > 0 and path[i - 1] == "source")]
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for i, part in enumerate(path):
+        if part in _SOURCE_KINDS and i > 0 and path[i - 1] == "source":
+            return sorted(source_class(part).model_fields)
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,18 @@
+"""``tracking`` and ``registry``: where MLflow is and what it calls the model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from recsys.config.section import Section
+
+
+class TrackingConfig(Section):
+    uri: str = Field("", description="MLflow tracking URI; default: sqlite in RUN_DIR/..")
+    experiment: str = "multigrain"
+    enabled: bool = True
+
+
+class RegistryConfig(Section):
+    name: str = Field("multigrain", min_length=1, pattern=r"^[^/:]+$")
+    alias: str = "challenger"

@@ -1,0 +1,43 @@
+"""The whole configuration of a pipeline run."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from recsys.config.data import DataConfig
+from recsys.config.evaluate import EvaluateConfig
+from recsys.config.mlflow import RegistryConfig, TrackingConfig
+from recsys.config.model import ModelConfig
+from recsys.config.section import Section
+from recsys.config.train import TrainConfig
+from recsys.config.verbs import RecommendConfig, UpdateConfig
+
+
+class RunConfig(Section):
+    dir: str = Field("runs/latest", min_length=1)
+    name: str = ""
+
+
+class RayConfig(Section):
+    address: str = Field("local", description="local, auto, or ray://…")
+    num_cpus: int = Field(0, ge=0, description="local only; 0: as many as there are")
+
+
+class Config(Section):
+    """The whole configuration of a pipeline run."""
+
+    seed: int = Field(42, ge=0)
+    run: RunConfig = Field(default_factory=RunConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    recommend: RecommendConfig = Field(default_factory=RecommendConfig)
+    update: UpdateConfig = Field(default_factory=UpdateConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    registry: RegistryConfig = Field(default_factory=RegistryConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+
+    @property
+    def dataset_dir(self) -> str:
+        return self.data.dir or f"{self.run.dir.rstrip('/')}/dataset"

@@ -1,0 +1,93 @@
+"""``data.source``: one section a kind of source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recsys.config.section import Section
+
+
+class CanonicalSource(Section):
+    """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps others)."""
+
+    kind: Literal["canonical"] = "canonical"
+    events: list[str] = Field(min_length=1, description="files, folders or globs")
+    items: list[str] = []
+    users: list[str] = []
+    social: list[str] = []
+    knowledge: list[str] = []
+    rename: dict[str, str] = Field({}, description="column in the files → canonical column")
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    encoding: str = Field("utf-8", min_length=1, description="of CSV and TSV files, e.g. latin-1")
+    split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
+        {}, description="event files by split, instead of a split column"
+    )
+
+
+class RecBoleSource(Section):
+    """RecBole atomic files: FOLDER/NAME.inter, .user, .item, .kg, .link, .net."""
+
+    kind: Literal["recbole"] = "recbole"
+    folder: str
+    name: str = ""
+    rename: dict[str, str] = Field({}, description="atomic field → canonical column, e.g. rating → value")
+
+
+class HetRecLastFmSource(Section):
+    """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are ``tag`` events."""
+
+    kind: Literal["hetrec-lastfm"] = "hetrec-lastfm"
+    folder: str
+    test_pairs: str = Field("", description="file of held-out (userID, artistID) pairs, read as the given split")
+
+
+class SequencesSource(Section):
+    """Plain text, one line a user: ``user item item …`` in order; optionally a table of items."""
+
+    kind: Literal["sequences"] = "sequences"
+    events: str
+    items: list[str] = []
+    rename: dict[str, str] = {}
+
+
+class SyntheticSource(Section):
+    """A generated world with planted signals; each knob in [0, 1] is how much that signal decides what comes next."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    num_users: int = Field(1000, ge=10)
+    num_items: int = Field(600, ge=20)
+    events_per_user: float = Field(24.0, gt=3)
+    num_topics: int = Field(12, ge=2, description="latent topics that text, friends and drift speak about")
+    num_partitions: int = Field(4, ge=1)
+    seed: int = 0
+    text: float = Field(0.7, ge=0, le=1, description="item text tells the topic")
+    evolution: float = Field(0.7, ge=0, le=1, description="the order of events tells the next item")
+    collaborative: float = Field(0.7, ge=0, le=1, description="hidden communities share items that no text tells")
+    social: float = Field(0.7, ge=0, le=1, description="friends share taste")
+    knowledge: float = Field(0.7, ge=0, le=1, description="facts tell the owner of an item's maker, whom a user likes")
+    stratum: float = Field(0.7, ge=0, le=1, description="the mix of topics tells the stratum, which has its favourites")
+    profile: float = Field(0.7, ge=0, le=1, description="crosses of user attributes tell the kind of items")
+    media: float = Field(0.7, ge=0, le=1, description="images tell the style of an item, of which a user likes one")
+    short_history: float = Field(0.2, ge=0, le=1, description="share of users with very few events")
+    cold_items: float = Field(0.05, ge=0, le=0.5, description="share of items that appear only at the end of time")
+    bad_rows: float = Field(0.002, ge=0, le=0.2, description="share of broken rows planted for the quarantine")
+
+
+Source = Annotated[
+    CanonicalSource | RecBoleSource | HetRecLastFmSource | SequencesSource | SyntheticSource,
+    Field(discriminator="kind"),
+]
+
+
+def source_class(kind: str) -> type[Section]:
+    """The configuration class of a source kind."""
+    classes: tuple[type[Section], ...] = (
+        CanonicalSource,
+        RecBoleSource,
+        HetRecLastFmSource,
+        SequencesSource,
+        SyntheticSource,
+    )
+    return {cls.model_fields["kind"].default: cls for cls in classes}[kind]

@@ -1,0 +1,60 @@
+"""``train``: loss, schedule and workers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from recsys.config.section import Section
+
+
+class LossConfig(Section):
+    kind: Literal["auto", "full_softmax", "sampled_softmax"] = Field(
+        "auto", description="auto: full up to max_full_items items, sampled beyond"
+    )
+    max_full_items: int = Field(50_000, ge=1)
+    num_negatives: int = Field(1024, ge=1, description="shared by a step (sampled_softmax)")
+    popularity_power: float = Field(
+        0.5, ge=0, le=1, description="negatives are drawn by popularity to this power, 0: evenly; log-Q corrected"
+    )
+    temperature: float = Field(1.0, gt=0, description="scores are divided by it in training; serving ranks the same")
+    learn_temperature: bool = Field(False, description="let training move the temperature from there")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    new_items: bool = Field(
+        True, description="items without training events are negatives too; false lets their text speak for them"
+    )
+    event_power: float = Field(
+        1.0, ge=0, le=1, description="a user with n targets weighs n^p: 1 every event alike, 0 every user alike"
+    )
+
+
+class TrainConfig(Section):
+    num_workers: int = Field(1, ge=1)
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads a worker; 0: the cores shared evenly")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(256, ge=1, description="users a step on average, over all workers")
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="of matrices and embeddings, decoupled (AdamW)")
+    beta2: float = Field(0.999, gt=0, lt=1)
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps")
+    clip_norm: float = Field(1.0, ge=0, description="0: off")
+    loss: LossConfig = Field(default_factory=LossConfig)
+    hide_history: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of events hidden from input and graph in an epoch, still targets (unordered data)",
+    )
+    patience: int = Field(5, ge=1, description="evaluations without gain before stopping")
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    metric: str = Field("ndcg@20", description="validation metric that chooses the epoch")
+    refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
+    ratings: bool = Field(
+        False, description="foretell the values of events too, where they vary: RMSE and MAE beside the ranking"
+    )
+    max_failures: int = Field(2, ge=0)
+    window_events: int = Field(4_000_000, ge=1, description="events of shards held in a worker's memory at a time")
