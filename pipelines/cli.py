@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stages import LATER, STAGES, UPDATES, VERBS
+from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
 
 if TYPE_CHECKING:
     from recsys.config import Config
@@ -173,14 +173,26 @@ def plan(verb: str, config: Config) -> str:
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
+        "space": ", ".join(config.tune.space) or "tune.space, which is empty",
     }
-    stages = UPDATES[config.update.only].stages if verb == "update" else VERBS[verb].stages
+    chosen = _kind(verb, config)
     lines = [dump_config(redacted(config)).rstrip(), "", f"# `recsys {verb}` would run, one after the other:"]
-    for stage in stages:
+    for stage in chosen.stages:
         lines.append(f"#   {stage}")
         lines += [f"#     reads   {pattern.format(**names)}" for pattern in STAGES[stage].reads]
         lines += [f"#     writes  {pattern.format(**names)}" for pattern in STAGES[stage].writes]
+    if chosen.preview:
+        module, name = chosen.preview.split(":")
+        said = getattr(importlib.import_module(module), name)(config)
+        lines += ["#", *(f"# {line}".rstrip() for line in said.splitlines())]
     return "\n".join([*lines, "# Nothing was done: this is a dry run."])
+
+
+def _kind(verb: str, config: Config) -> Verb:
+    """The verb, or that of its kinds which the configuration chooses."""
+    if verb == "update":
+        return UPDATES[config.update.only]
+    return SEARCHES[config.tune.search] if verb == "tune" else VERBS[verb]
 
 
 def _source_words(source: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The verbs of the command line and the stages behind them, named and ordered in one place.
 
 Why a table of strings: ``recsys --help`` and a dry run answer without importing Ray, torch or MLflow. This module
-imports nothing of the project.
+imports nothing of the project; that is also how a verb of ``tune``, which stands above the pipelines, is found.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Verb:
     target: str
     summary: str
     stages: tuple[str, ...]
+    preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -35,6 +36,10 @@ STAGES: Final[dict[str, Stage]] = {
         ("{dataset}/", "{run}/model/", "{run}/metrics.json"), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")
     ),
     "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
+    "sweep": Stage(("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")),
+    "best": Stage(
+        ("{dataset}/", "{run}/best.yaml"), ("{run}/best/, a run folder", "models:/{name}@{alias} in {tracking}")
+    ),
     "parent": Stage(("{parent}",), ()),
     "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
     "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
@@ -60,6 +65,16 @@ VERBS: Final[dict[str, Verb]] = {
         "go on from a registered model: new events (update.only all), feedback (fusion), strata",
         ("parent", "prepare", "train", "evaluate", "register"),
     ),
+    "tune": Verb(
+        "tune.sweep:tune",
+        "search for better settings: many trainings (tune.search trials), or the weights of one model (fusion)",
+        ("prepare", "sweep", "best"),
+    ),
+}
+
+# Kinds of search, by ``tune.search``; the first is the default.
+SEARCHES: Final[dict[str, Verb]] = {
+    "trials": Verb("tune.sweep:sweep", "trainings over a search space", VERBS["tune"].stages, "tune.sweep:preview"),
 }
 
 # Kinds of update, by ``update.only``; the first is the default.
@@ -73,4 +88,4 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
 }
 
-LATER: Final[tuple[str, ...]] = ("tune", "promote", "pull", "serve", "submit", "doctor")
+LATER: Final[tuple[str, ...]] = ("promote", "pull", "serve", "submit", "doctor")

@@ -23,8 +23,8 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # name: (words of the command line, what the message must say); CONFIG stands for a good file
     "unknown verb": (["trian", "--config", "CONFIG"], ["unknown verb 'trian'", "prepare, train"]),
     "verb of a later release": (
-        ["tune", "--config", "CONFIG"],
-        ["`recsys tune` comes in a later release", "run, prepare"],
+        ["doctor", "--config", "CONFIG"],
+        ["`recsys doctor` comes in a later release", "run, prepare"],
     ),
     "no configuration": (["run"], ["--config FILE is missing", "pipelines/configs"]),
     "no such configuration": (["run", "--config", "nowhere.yaml"], ["nowhere.yaml does not exist"]),

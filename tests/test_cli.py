@@ -19,7 +19,7 @@ from pipelines.cli import Arguments, UsageError, main, parse, plan, user_message
 from pipelines.folder import RunFolder, open_run, write_atomically
 from pipelines.progress import Progress
 from pipelines.session import keep_token_elsewhere
-from pipelines.stages import LATER, STAGES, UPDATES, VERBS
+from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError
 
@@ -37,13 +37,13 @@ def config(tmp_path: Path) -> Config:
 
 def test_the_verbs_are_frozen() -> None:
     """Scripts rely on them: adding is fine, renaming breaks."""
-    assert list(VERBS) == ["run", "prepare", "train", "evaluate", "register", "recommend", "update"]
+    assert list(VERBS) == ["run", "prepare", "train", "evaluate", "register", "recommend", "update", "tune"]
     assert VERBS["run"].stages == ("prepare", "train", "evaluate", "register")
     assert not set(VERBS) & set(LATER)
 
 
 def test_every_verb_names_a_function_that_exists() -> None:
-    for verb in (*VERBS.values(), *UPDATES.values()):
+    for verb in (*VERBS.values(), *UPDATES.values(), *SEARCHES.values()):
         module, name = verb.target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
         assert re.search(rf"def {name}\(config: Config, folder: RunFolder[,)]", path.read_text(encoding="utf-8"))

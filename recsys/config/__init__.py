@@ -45,6 +45,7 @@ from recsys.config.sources import (
     source_class,
 )
 from recsys.config.train import LossConfig, TrainConfig
+from recsys.config.tune import TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TuneConfig",
     "UpdateConfig",
     "UserCFConfig",
     "UserTextConfig",

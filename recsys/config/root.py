@@ -10,6 +10,7 @@ from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
 from recsys.config.section import Section
 from recsys.config.train import TrainConfig
+from recsys.config.tune import TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
 
 
@@ -34,6 +35,7 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     recommend: RecommendConfig = Field(default_factory=RecommendConfig)
     update: UpdateConfig = Field(default_factory=UpdateConfig)
+    tune: TuneConfig = Field(default_factory=TuneConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)

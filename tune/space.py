@@ -1,0 +1,340 @@
+"""The search space: dotted paths of the configuration with the values that a sweep tries, read from YAML.
+
+A file maps paths to values::
+
+    model.fusion.kind: weighted                              # one value, for every trial but the first
+    model.width: [64, 128]                                   # a choice, short for {choice: [64, 128]}
+    train.lr: {loguniform: [3.0e-3, 3.0e-2]}
+    model.granularities.social.weight: {uniform: [0, 1], step: 0.05}
+    model.granularities.collaborative.layers: {int: [2, 6]}   # both ends are tried; logint: small ones more often
+
+Why so strict: a sweep costs hours, and a path with a typo or a range that leaves the valid values would be found by the
+trial that draws it. So every value and both ends of every range are built into the typed configuration before anything
+starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import yaml
+
+from recsys.config import Config, build_config, set_path
+from recsys.errors import ConfigError, choices
+
+Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
+SHIPPED: Final = Path(__file__).parent / "spaces"
+_KINDS: Final = get_args(Kind)
+_SECTIONS: Final = ("model", "train")  # all that a training reads besides the dataset and the seed
+_REFUSED: Final = {
+    "train.metric": "trials are compared by it",
+    "train.refit": "trials are chosen before the refit",
+    "train.num_workers": "it is how much a trial takes, not what it learns",
+    "train.use_gpu": "it is how much a trial takes, not what it learns",
+    "train.threads": "it is how much a trial takes, not what it learns",
+    "train.max_failures": "it changes nothing that is learned",
+    "train.window_events": "it changes nothing that is learned but the order of the events",
+}
+_FRACTION: Final = 0.3819660113  # of a range: a value that is no round number, where a whole one may be needed
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One path and its values: a choice's in ``options``, a range's from ``low`` to ``high``, both included."""
+
+    path: str
+    kind: Kind
+    options: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+
+    def probes(self) -> list[Any]:
+        """The values that must be valid for all to be: every option, or both ends and one between."""
+        if self.kind == "choice":
+            return list(self.options)
+        if self.kind in ("int", "logint"):
+            return [int(self.low), int(self.high)]
+        between = self.low + (self.step or _FRACTION * (self.high - self.low))
+        return [self.low, self.high, between]
+
+    def __contains__(self, value: Any) -> bool:
+        if self.kind == "choice":
+            return any(_same(value, option) for option in self.options)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            return False
+        if self.kind in ("int", "logint") and int(value) != value:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return abs(steps - round(steps)) < 1e-6
+
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            return ", ".join(json.dumps(option) for option in self.options)
+        ends = f"{self.low:g} to {self.high:g}"
+        return f"{ends}{f' by {self.step:g}' if self.step else ''}{' (log)' if self.kind.startswith('log') else ''}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a sweep varies and what it fixes; paths in the order of the files."""
+
+    dimensions: tuple[Dimension, ...]
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, config: Config, params: Mapping[str, Any]) -> Config:
+        """The configuration with the fixed values and the trial's.
+
+        Raises:
+            ConfigError: values that are valid alone but not together.
+        """
+        return with_values(config, {**self.fixed, **params})
+
+    def values_of(self, config: Config) -> dict[str, Any]:
+        """What the configuration has at the paths of the dimensions."""
+        tree = config.model_dump(mode="json")
+        return {dimension.path: _at(tree, dimension.path) for dimension in self.dimensions}
+
+    def holds(self, config: Config) -> bool:
+        """Whether the configuration is one that a trial may draw."""
+        tree, values = config.model_dump(mode="json"), self.values_of(config)
+        fixed = all(_same(_at(tree, path), value) for path, value in self.fixed.items())
+        return fixed and all(values[dimension.path] in dimension for dimension in self.dimensions)
+
+    def highest(self, path: str, otherwise: int) -> int:
+        """The largest whole number that a path may take; ``otherwise`` where the space leaves it alone."""
+        found = [dimension for dimension in self.dimensions if dimension.path == path]
+        return int(max(found[0].probes())) if found else int(self.fixed.get(path, otherwise))
+
+    def describe(self) -> str:
+        """One line a path."""
+        rows = [(d.path, str(d)) for d in self.dimensions] + [(p, json.dumps(v)) for p, v in self.fixed.items()]
+        width = max(len(path) for path, _ in rows)
+        return "\n".join(f"{path:<{width}}  {values}" for path, values in rows)
+
+
+def load_space(files: Sequence[str], config: Config) -> Space:
+    """Read the files and check every value against the configuration.
+
+    Raises:
+        ConfigError: no file, a file that cannot be read, an unknown path or one that trials cannot vary, a malformed
+            range, a value that the configuration refuses; naming file, path and value.
+    """
+    if not files:
+        raise ConfigError(
+            f"tune.space: no search space is given; expected a YAML file of dotted path → values, or one of the "
+            f"shipped: {_shipped()}"
+        )
+    found: dict[str, str] = {}
+    dimensions, fixed = [], {}
+    for name in files:
+        place = _find(name)
+        for path, value in _read(place).items():
+            if path in found:
+                raise ConfigError(f"{place}: {path} is in {found[path]} as well; leave one of them out")
+            found[path] = str(place)
+            where = f"{place}: {path}"
+            _check_path(config, path, where)
+            dimension = _dimension(path, value, where)
+            for probe in dimension.probes():
+                _check_value(config, path, probe, where)
+            if len(dimension.options) == 1:
+                fixed[path] = dimension.options[0]
+            else:
+                dimensions.append(dimension)
+    if not dimensions:
+        raise ConfigError(f"tune.space: {', '.join(files)} vary nothing; give at least one path several values")
+    return Space(tuple(dimensions), fixed)
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values at some dotted paths."""
+    tree = config.model_dump(mode="json")
+    for path, value in values.items():
+        set_path(tree, path, value)
+    return build_config(tree)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings may not name a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [str(key) for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _find(name: str) -> Path:
+    """The file, or the shipped space of that name."""
+    shipped = SHIPPED / f"{name}.yaml"
+    if not Path(name).is_file() and "/" not in name and shipped.is_file():
+        return shipped
+    if not Path(name).is_file():
+        raise ConfigError(f"tune.space: {name} does not exist; give a YAML file, or one of the shipped: {_shipped()}")
+    return Path(name)
+
+
+def _shipped() -> str:
+    return choices(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _read(place: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(place.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{place} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict) or not tree:
+        raise ConfigError(f"{place}: expected dotted paths with their values, got {_kind_of(tree)}")
+    strange = [key for key in tree if not isinstance(key, str)]
+    if strange:
+        raise ConfigError(f"{place}: {strange[0]!r} is no dotted path of the configuration, such as train.lr")
+    return tree
+
+
+def _dimension(path: str, value: Any, where: str) -> Dimension:
+    """A path's values: one, a list of them, or a mapping of kind to values and perhaps ``step``."""
+    if not isinstance(value, dict):
+        return _choice(path, value if isinstance(value, list) else [value], where)
+    kinds = [key for key in value if key in _KINDS]
+    strange = [str(key) for key in value if key not in (*_KINDS, "step")]
+    if len(kinds) != 1 or strange:
+        raise ConfigError(
+            f"{where}: got {', '.join(map(str, value))}; expected one of {', '.join(_KINDS)}, and step beside uniform "
+            "or int"
+        )
+    kind: Kind = kinds[0]
+    if kind == "choice":
+        if "step" in value:
+            raise ConfigError(f"{where}: a choice has no step; leave it out")
+        return _choice(path, value[kind], where)
+    low, high = _ends(value[kind], kind, where)
+    return Dimension(path, kind, (), low, *_stepped(kind, low, high, value.get("step"), where))
+
+
+def _choice(path: str, options: Any, where: str) -> Dimension:
+    if not isinstance(options, list) or not options:
+        raise ConfigError(f"{where}: expected a list of values to choose from, got {options!r}")
+    plain = tuple(_plain(option) for option in options)
+    for place, option in enumerate(plain):
+        if isinstance(option, dict):
+            raise ConfigError(f"{where}: {option} is a section; vary its keys, one path each")
+        if any(_same(option, other) for other in plain[:place]):
+            raise ConfigError(f"{where}: {option!r} is there twice; leave one out")
+    return Dimension(path, "choice", plain)
+
+
+def _ends(value: Any, kind: Kind, where: str) -> tuple[float, float]:
+    """Both ends of a range."""
+    expected = f"{where}: expected {kind}: [low, high] with low < high, got {value!r}"
+    if not isinstance(value, list) or len(value) != 2:
+        raise ConfigError(expected)
+    low, high = (_plain(end) for end in value)
+    for end in (low, high):
+        if isinstance(end, bool) or not isinstance(end, (int, float)) or not math.isfinite(end):
+            raise ConfigError(expected)
+    if not low < high:
+        raise ConfigError(expected)
+    if kind in ("int", "logint") and (int(low) != low or int(high) != high):
+        raise ConfigError(f"{where}: {kind} needs whole numbers, got {value!r}; use uniform for others")
+    if kind in ("loguniform", "logint") and low <= 0:
+        raise ConfigError(f"{where}: {kind} needs a low end above 0, got {low:g}; use uniform or int from there")
+    return float(low), float(high)
+
+
+def _stepped(kind: Kind, low: float, high: float, step: Any, where: str) -> tuple[float, float | None]:
+    """The last value of a range that its steps reach, and the step."""
+    if step is None:
+        return high, None
+    step = _plain(step)
+    if kind not in ("uniform", "int"):
+        raise ConfigError(f"{where}: {kind} has no step; leave it out, or list the values as a choice")
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step <= high - low:
+        raise ConfigError(f"{where}: expected a step above 0 and up to {high - low:g}, got {step!r}")
+    if kind == "int" and int(step) != step:
+        raise ConfigError(f"{where}: int needs a whole step, got {step!r}")
+    return round(low + math.floor((high - low) / step + 1e-9) * step, 12), float(step)
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _check_path(config: Config, path: str, where: str) -> None:
+    """Refuse what is no key of the configuration, and keys that do not make one training differ from another."""
+    node: Any = config.model_dump(mode="json")
+    for part in path.split("."):
+        if not isinstance(node, dict) or part not in node:
+            known = choices(node) if isinstance(node, dict) else "none, it is a value"
+            raise ConfigError(f"{where}: unknown path; there is no {part!r}, valid keys there: {known}")
+        node = node[part]
+    section = path.split(".")[0]
+    if section == "data":
+        raise ConfigError(
+            f"{where}: changes the prepared dataset, which all trials share; prepare another one with its own data.dir "
+            "and run a sweep on each"
+        )
+    if path == "seed":
+        raise ConfigError(f"{where}: is no setting to choose; tune.seeds says how many seeds the best trials get")
+    if section not in _SECTIONS:
+        raise ConfigError(f"{where}: does not change what is trained; a sweep varies model.… and train.…")
+    if path in _REFUSED:
+        raise ConfigError(f"{where}: cannot be varied, as {_REFUSED[path]}; set it in the configuration")
+    if isinstance(node, dict) and node and _is_section(config, path):
+        raise ConfigError(f"{where}: is a section; vary its keys: {choices(node)}")
+
+
+def _check_value(config: Config, path: str, value: Any, where: str) -> None:
+    try:
+        with_values(config, {path: value})
+    except ConfigError as error:
+        reason = str(error).split("\n", 1)[-1].strip()
+        whole = "; use int where only whole numbers are valid" if isinstance(value, float) and value % 1 else ""
+        raise ConfigError(f"{where}: {value!r} is not valid: {reason}{whole}") from None
+
+
+def _is_section(config: Config, path: str) -> bool:
+    node: Any = config
+    for part in path.split("."):
+        node = getattr(node, part)
+    return hasattr(node, "model_fields_set")
+
+
+def _at(tree: Mapping[str, Any], path: str) -> Any:
+    node: Any = tree
+    for part in path.split("."):
+        node = node[part]
+    return node
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML should have read it: ``3e-4`` is text to YAML 1.1.
+
+    >>> _plain("3e-4"), _plain("gru"), _plain("12")
+    (0.0003, 'gru', '12')
+    """
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as JSON: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, bool) != isinstance(other, bool):
+        return False
+    return bool(one == other)
+
+
+def _kind_of(tree: Any) -> str:
+    return "nothing" if tree in (None, {}) else type(tree).__name__
