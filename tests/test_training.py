@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,6 +92,12 @@ def _worker(rank: int, world: int, port: int, folder: str, out: str, config: dic
     torch.distributed.destroy_process_group()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.mark.parametrize(("ordered", "loss"), [(True, "sampled_softmax"), (False, "full_softmax")])
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: str) -> None:
     """Real processes over gloo; 40 users in batches of 15 leave an odd row to share."""
@@ -98,9 +107,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: 
     config = settings(batch_size=15, loss={"kind": loss, "num_negatives": 8, "event_power": power}, **unordered)
     config.model.granularities.evolution.enabled = ordered
     alone = run(config, dataset)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     out = str(tmp_path / "out.pt")
     multiprocessing.spawn(_worker, (2, port, dataset.root, out, config.model_dump(mode="json")), nprocs=2)
     together = torch.load(out, weights_only=True)
@@ -132,6 +139,61 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "select-2"))
     assert [report["loss"] for report in resumed.history] == [report["loss"] for report in whole.history]
     torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
+
+
+def stop_inside(folder: Path, saves: int) -> TrainContext:
+    """Keeps the checkpoints inside epochs as inside-1, inside-2 …, and is interrupted after the last one asked for."""
+    count = itertools.count(1)
+
+    def save(checkpoint: Path | None) -> None:
+        number = next(count)
+        if checkpoint is not None:
+            checkpoint.rename(folder / f"inside-{number}")
+        if number == saves:
+            raise Interrupted
+
+    return TrainContext(save=save)
+
+
+@pytest.mark.parametrize(("saves", "phase"), [(1, "select"), (4, "select"), (10, "refit")])
+@pytest.mark.parametrize("window_events", [60, 4_000_000])
+def test_resumed_inside_an_epoch_equals_uninterrupted(
+    tmp_path: Path, saves: int, phase: str, window_events: int
+) -> None:
+    """At the data position, with optimiser, schedule, mean loss and the random numbers of dropout, to the last bit."""
+    dataset = cycles(tmp_path / "data")
+    config = settings(refit=True, patience=9, batch_size=4, checkpoint_steps=4, window_events=window_events)
+    config.model.granularities.evolution.dropout = 0.3
+    whole = run(config, dataset)
+    with pytest.raises(Interrupted):
+        run(config, dataset, stop_inside(tmp_path, saves))
+    checkpoint = tmp_path / f"inside-{saves}"
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    assert progress["step"] % 4 == 0 and progress["step"] > 0 and progress["phase"] == phase
+    resumed = run(config, dataset, TrainContext(resume_from=checkpoint))
+    assert [{**report, "seconds": 0} for report in resumed.history] == [
+        {**report, "seconds": 0} for report in whole.history
+    ]
+    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
+
+
+def _interrupted_worker(rank: int, world: int, port: int, folder: str, out: str, config: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    context = replace(stop_inside(Path(out), 3), rank=rank, world_size=world)
+    with contextlib.suppress(Interrupted):
+        run(build_config(config), PreparedDataset(folder), context)
+    torch.distributed.destroy_process_group()
+
+
+def test_one_worker_goes_on_inside_an_epoch_from_where_two_were(tmp_path: Path) -> None:
+    dataset, config = cycles(tmp_path / "data"), settings(batch_size=8, checkpoint_steps=2)
+    whole = run(config, dataset)
+    arguments = (2, free_port(), dataset.root, str(tmp_path), config.model_dump(mode="json"))
+    multiprocessing.spawn(_interrupted_worker, arguments, nprocs=2)
+    resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "inside-3"))
+    assert [r["loss"] for r in resumed.history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-4)
+    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
 
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:

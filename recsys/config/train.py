@@ -57,4 +57,7 @@ class TrainConfig(Section):
         False, description="foretell the values of events too, where they vary: RMSE and MAE beside the ranking"
     )
     max_failures: int = Field(2, ge=0)
+    checkpoint_steps: int = Field(
+        1000, ge=0, description="steps between checkpoints inside an epoch, beside the one at each validation; 0: none"
+    )
     window_events: int = Field(4_000_000, ge=1, description="events of shards held in a worker's memory at a time")

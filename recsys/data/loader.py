@@ -84,19 +84,34 @@ class TrainingLoader:
         """Steps of an epoch."""
         return sum(self._num_batches(rows) for rows in self._rows if rows)
 
-    def epoch(self, epoch: int) -> Iterator[Step]:
-        """This worker's steps of an epoch, in an order that (seed, epoch) fixes."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
+        """This worker's steps of an epoch from number ``first`` on, in an order that (seed, epoch) fixes."""
         random = np.random.default_rng((self.config.seed, epoch))
         number = 0
         for window in random.permutation(len(self._windows)):
+            if number + self._num_batches(self._rows[window]) <= first:
+                number += self._pass_over(window, random)
+                continue
             histories, starts_U = self._only or self._load(int(window))
             for rows in self._global_batches(histories, random):
+                if number < first:
+                    number += 1
+                    continue
                 mine = rows[self.rank :: self.world_size]
                 batch = self._with_texts(
                     self._batch(histories, mine, self.hidden(epoch)), histories, starts_U, mine, epoch
                 )
                 yield Step(batch, self._weight(histories, rows), number)
                 number += 1
+
+    def _pass_over(self, window: int, random: np.random.Generator) -> int:
+        """Draw what :meth:`_global_batches` would for a window that is not read; the number of its batches."""
+        rows, batches = self._rows[window], self._num_batches(self._rows[window])
+        random.permutation(rows)
+        if self.ordered:
+            random.random(rows)
+            random.permutation(batches)
+        return batches
 
     def hidden(self, epoch: int) -> Hidden:
         """The events that an epoch hides from the input; none on ordered data, which refuses the setting."""

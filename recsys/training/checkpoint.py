@@ -29,6 +29,9 @@ class Progress:
 
     phase: str = "select"  # select | refit
     epoch: int = 0  # finished epochs of the phase
+    step: int = 0  # finished steps of the epoch after these
+    loss_sum: float = 0.0  # of those steps, over all workers
+    loss_weight: float = 0.0
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)

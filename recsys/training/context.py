@@ -27,7 +27,8 @@ class TrainContext:
     """One worker's view of its surroundings.
 
     ``report(values, checkpoint)`` is called by every rank equally often; only rank 0 gives a checkpoint folder.
-    ``resume_from`` is such a folder of an earlier, interrupted run.
+    ``save(checkpoint)`` likewise, inside an epoch; None where nothing is kept. ``resume_from`` is such a folder of an
+    earlier, interrupted run.
     """
 
     rank: int = 0
@@ -35,6 +36,7 @@ class TrainContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[Report, Path | None], None] = _ignore
     resume_from: Path | None = None
+    save: Callable[[Path | None], None] | None = None
 
     @property
     def is_first(self) -> bool:

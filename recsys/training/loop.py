@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def fit(
             with scaled(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {})):
                 progress.choices[RATINGS] = choose_constants(frozen, dataset)
         weights, phase = select.state(), select
-        progress = replace(select.progress, phase="refit", epoch=0)
+        progress = replace(select.progress, phase="refit", epoch=0, step=0)
     if config.train.refit:
         refit = Phase(config, dataset, Split.VALID, validate, context, progress, start)
         if weights:
@@ -158,7 +159,7 @@ class Phase:
             self.loss.load_state_dict(start.weights)
         self.optimizer = build_optimizer(self.loss, config.train)
         self.best = self.state()
-        if context.resume_from is not None and progress.epoch > 0:
+        if context.resume_from is not None and (progress.epoch or progress.step):
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
             self.loss.load_state_dict(state)
         self.step: nn.Module = self.loss
@@ -173,13 +174,14 @@ class Phase:
         """Train to the end of the phase; the progress says how it went."""
         train, progress = self.config.train, self.progress
         last = train.epochs if self.selects else progress.best_epoch
-        if self.starts_warm and self.selects and progress.epoch == 0:
+        if self.starts_warm and self.selects and not (progress.epoch or progress.step):
             self._validate(0)
         for epoch in range(progress.epoch, last):
             if self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
                 break
             started = time.perf_counter()
-            self._refit(epoch)
+            if not progress.step:
+                self._refit(epoch)
             loss = self._epoch(epoch)
             report = {
                 "phase": progress.phase,
@@ -188,7 +190,7 @@ class Phase:
                 "loss": loss,
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
-            progress.epoch = epoch + 1
+            progress.epoch, progress.step, progress.loss_sum, progress.loss_weight = epoch + 1, 0, 0.0, 0.0
             due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last
             if due and self.selects:
                 report[train.metric] = self._validate(epoch + 1)
@@ -242,8 +244,11 @@ class Phase:
         """One epoch; the mean loss of its targets over all workers."""
         self.model.train()
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
-        total, weight = torch.zeros((), device=self.context.device), 0.0
+        total, weight = self._so_far(), self.progress.loss_weight
         for step in self._steps(epoch):
+            if step.number > self.progress.step and self._is_due(step.number):
+                self._save(step.number, total, weight)
+                total = self._so_far()
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
                 summed = self.step(step.batch.to(self.context.device), (self.config.seed, epoch, step.number))
@@ -260,8 +265,29 @@ class Phase:
         return mean
 
     def _steps(self, epoch: int) -> Iterator[Step]:
-        torch.manual_seed(hash((self.config.seed, epoch, self.context.rank)) % 2**31)
-        return self.loader.epoch(epoch)
+        """The steps that are left of an epoch. Random numbers start anew where a checkpoint may be, so that none needs
+        to hold their state, which other workers than wrote it could not use."""
+        for step in self.loader.epoch(epoch, self.progress.step):
+            if step.number == 0 or self._is_due(step.number):
+                at = (step.number,) if step.number else ()
+                torch.manual_seed(hash((self.config.seed, epoch, self.context.rank, *at)) % 2**31)
+            yield step
+
+    def _is_due(self, number: int) -> bool:
+        """Whether a checkpoint may be before this step of an epoch."""
+        every = self.config.train.checkpoint_steps
+        return every > 0 and number > 0 and number % every == 0
+
+    def _so_far(self) -> Tensor:
+        """The loss of the epoch's finished steps; the first worker holds everyone's."""
+        return torch.tensor(self.progress.loss_sum if self.context.is_first else 0.0, device=self.context.device)
+
+    def _save(self, number: int, total: Tensor, weight: float) -> None:
+        """A checkpoint inside an epoch, before the step of this number."""
+        progress = self.progress
+        progress.step, progress.loss_sum, progress.loss_weight = number, float(self.context.sum(total)), weight
+        if self.context.save is not None:
+            self._with_checkpoint(self.context.save)
 
     def _set_lr(self, epoch: int, number: int) -> None:
         done = epoch * self.loader.num_steps + number
@@ -293,13 +319,20 @@ class Phase:
         return value
 
     def _report(self, report: dict[str, float | int | str], with_checkpoint: bool) -> None:
-        if not (with_checkpoint and self.context.is_first):
+        if with_checkpoint:
+            self._with_checkpoint(partial(self.context.report, report))
+        else:
             self.context.report(report, None)
+
+    def _with_checkpoint(self, send: Callable[[Path | None], None]) -> None:
+        """Hand a checkpoint to ``send``, which every worker calls and the first alone gives a folder."""
+        if not self.context.is_first:
+            send(None)
             return
         folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
         try:
             save_checkpoint(folder, self.state(), self.best, self.optimizer, self.progress)
-            self.context.report(report, folder)
+            send(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
