@@ -93,7 +93,7 @@ def parse(words: Sequence[str]) -> Arguments:
     """
     config: str | None = None
     overrides: list[tuple[str, str]] = []
-    flags = {"--dry-run": False, "--help": False, "--ablate": False}
+    flags = {"--dry-run": False, "--help": False, "--ablate": False, "--resume": False}
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -114,6 +114,8 @@ def parse(words: Sequence[str]) -> Arguments:
             config = value
         else:
             overrides.append((name, value))
+    if flags["--resume"]:
+        overrides.append(("run.resume", "true"))
     if flags["--ablate"]:
         overrides.insert(0, ("evaluate.ablation", "full"))  # a value that is given as well says more, and wins
     return Arguments(config, overrides, flags["--dry-run"], flags["--help"])
@@ -210,6 +212,7 @@ def _overview() -> str:
         "  --config FILE         YAML; the shipped ones are in pipelines/configs/\n"
         "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
         "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
+        "  --resume              go on where an interrupted run of the same configuration stopped\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
         "  --help                after a verb: every key with its type, default and meaning\n"
         "  --version\n\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from contextlib import suppress
 from typing import Any
 
 from pipelines.ablation import retrained_variants
@@ -16,6 +18,7 @@ from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
+from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.ratings import rating_report
@@ -29,13 +32,17 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     quiet()
     dataset = open_dataset(config)
     trained = open_trained(config, folder, dataset)
+    identity = {"model_sha256": model_sha256(folder), "settings_sha256": settings_sha256(config)}
+    if config.run.resume and (earlier := measured(folder, identity)) is not None:
+        folder.progress(f"{folder.metrics} is of this very model already")
+        return earlier
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
         baselines = ", ".join(settings.baselines) or "no baseline"
         folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
-        metrics = {**evaluation.to_json(timing), "model_sha256": model_sha256(folder)}
+        metrics = {**evaluation.to_json(timing), **identity}
         for name, share in trained.choices.get(KEPT, {}).items():
             metrics["granularities"][name][KEPT] = share
         if settings.ablation == "retrain":
@@ -61,6 +68,20 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
             f"{main_metric} {metrics['model'][main_metric]:.4f} on {metrics['data']['queries']:,} test users"
         )
     return metrics
+
+
+def settings_sha256(config: Config) -> str:
+    """The identity of the settings that decide what is measured of a model."""
+    settings = config.evaluate.model_dump_json() + config.train.metric + str(config.train.ratings)
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def measured(folder: RunFolder, identity: dict[str, str]) -> dict[str, Any] | None:
+    """The metrics of the run folder where they are of this identity, and their report is there; None otherwise."""
+    with suppress(ArtifactError):
+        metrics = folder.read_json(folder.metrics, "")
+        return metrics if folder.report.is_file() and identity.items() <= metrics.items() else None
+    return None
 
 
 def prepare_seconds(manifest: Manifest) -> float:

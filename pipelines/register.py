@@ -5,7 +5,9 @@ With ``tracking.enabled`` false only the bundle is written.
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +35,10 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
     trained = open_trained(config, folder, dataset)
     if metrics.get("model_sha256") != model_sha256(folder):
         raise ArtifactError(f"{folder.metrics} is of another model than {folder.model}; run `recsys evaluate`")
+    digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
+    if config.run.resume and (earlier := registered_already(folder, digest)) is not None:
+        folder.progress(f"registered already: {earlier['name']} version {earlier['version']}")
+        return earlier
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
         extra = {"metrics": metrics.get("model", {}), "main_metric": metrics.get("metric", ""), "refit": trained.refit}
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
@@ -44,10 +50,19 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
             folder.registered.unlink(missing_ok=True)
             return {}
         found = register_bundle(tracker, folder.bundle, config, metrics)
-        registered = {**asdict(found), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
+        where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
+        registered = {**asdict(found), **where, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)
         folder.progress(f"registered {found.name} version {found.version} as {found.alias}")
     return registered
+
+
+def registered_already(folder: RunFolder, metrics_sha256: str) -> dict[str, Any] | None:
+    """What was registered of the model with these very metrics; None when it was not."""
+    with suppress(ArtifactError):
+        found = folder.read_json(folder.registered, "")
+        return found if folder.bundle.is_dir() and found.get("metrics_sha256") == metrics_sha256 else None
+    return None
 
 
 if __name__ == "__main__":

@@ -18,12 +18,15 @@ from recsys.registry.tracking import Tracker, remembered_run
 
 @contextmanager
 def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[Tracker]:
-    """The open tracker of the command; opened, when no outer stage has done so, on the folder's run or a fresh one."""
+    """The open tracker of the command; opened, when no outer stage has done so, on the folder's run or a fresh one.
+
+    A resumed command goes on with the run of the one that was interrupted.
+    """
     if folder.tracker is not None:
         yield folder.tracker
         return
     quiet()
-    with Tracker(config, run_id="" if fresh else remembered_run(config)) as tracker:
+    with Tracker(config, run_id="" if fresh and not config.run.resume else remembered_run(config)) as tracker:
         folder.tracker = tracker
         try:
             yield tracker

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from recsys.registry.tracking import flatten
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.loop import Validate
+from recsys.training.resume import training_digest
 
 ORIGIN = "origin.json"
 
@@ -40,25 +42,42 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     """Train and keep the result."""
     validate = Validator.of(config) if descent is None else descent.validate
     dataset = open_dataset(config)
+    identity = {
+        "hash": dataset.manifest.content_hash,
+        "training": training_digest(config, dataset, descent.start if descent else None),
+    }
+    if config.run.resume and is_trained(folder, identity):
+        folder.progress(f"{folder.model} is trained already")
+        return open_trained(config, folder, dataset)
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
-        from recsys.training.ray_train import train_on_ray
+        from recsys.training.ray_train import NOTE, train_on_ray
 
         tracker.log_dataset(dataset.manifest, dataset.root)
 
         def report(values: dict[str, Any]) -> None:
+            if NOTE in values:
+                folder.progress(values[NOTE])
+                return
             folder.progress(epoch_line(values))
             log_epoch(tracker, values)
 
         result = train_on_ray(config, dataset, validate, report, descent.start if descent else None)
         folder.forget_model()
         save_trained(folder.model, result)
-        origin = {"dataset": dataset.root, "hash": dataset.manifest.content_hash}
-        folder.write_json(folder.model / ORIGIN, {**origin, **({"parent": descent.parent} if descent else {})})
+        origin = {"dataset": dataset.root, **identity, **({"parent": descent.parent} if descent else {})}
+        folder.write_json(folder.model / ORIGIN, origin)
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
         again = ", then trained again on training and validation" if result.refit else ""
         as_is = ", the model as it was" if result.best_epoch == 0 else ""
         folder.progress(f"chose epoch {result.best_epoch}{as_is} by {config.train.metric} on validation{again}")
     return result
+
+
+def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
+    """Whether the run folder's model is the one that a training of this identity gives."""
+    with suppress(ArtifactError):
+        return identity.items() <= folder.read_json(folder.model / ORIGIN, "").items()
+    return False
 
 
 def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:

@@ -17,6 +17,9 @@ from recsys.config.verbs import RecommendConfig, UpdateConfig
 class RunConfig(Section):
     dir: str = Field("runs/latest", min_length=1)
     name: str = ""
+    resume: bool = Field(
+        False, exclude=True, description="go on where an interrupted run stopped (--resume); written down nowhere"
+    )
 
 
 class RayConfig(Section):

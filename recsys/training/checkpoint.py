@@ -1,12 +1,13 @@
 """Checkpoints of a running training, and the folder of a trained model; tensors only, no pickle.
 
-A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors`` and
-``progress.json``; a trained model's folder ``model.safetensors`` (frozen), ``weights.safetensors`` (trainable, for a
+A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``, ``progress.json`` and
+``checksums.json``; a trained model's folder ``model.safetensors`` (frozen), ``weights.safetensors`` (trainable, for a
 warm start) and ``trained.json``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from recsys.config import ModelConfig
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.training.context import Report
+
+_CHECKSUMS = "checksums.json"
 
 
 @dataclass
@@ -72,6 +75,22 @@ def save_checkpoint(
     if progress.best_value == float("-inf"):
         values.pop("best_value")  # -inf is no JSON
     (folder / "progress.json").write_text(json.dumps(values))
+    (folder / _CHECKSUMS).write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    Raises:
+        ArtifactError: a file is missing or other than its checksum.
+    """
+    try:
+        expected = json.loads((folder / _CHECKSUMS).read_text())
+        wrong = next((name for name, digest in expected.items() if _sha256(folder / name) != digest), None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"checkpoint {folder} is damaged ({error})") from None
+    if wrong is not None:
+        raise ArtifactError(f"checkpoint {folder} is damaged ({wrong} is not what was written)")
 
 
 def load_checkpoint(
@@ -133,6 +152,11 @@ def load_trained(folder: Path) -> TrainResult:
         raise ArtifactError(f"the model in {folder} is damaged ({error}); run `recsys train` again") from None
     kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
     return TrainResult(frozen, weights, **kept, choices=description.get("choices", {}))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,18 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from recsys.config import Config
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import PreparedDataset, filesystem_of
 from recsys.errors import ConfigError, UserError
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import Validate, fit
+from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
 
 MODEL_FOLDER = "trained"
 PROGRESS_FOLDER = "progress"
 USER_ERROR = "user_error"
+NOTE = "note"
 
 
 def train_on_ray(
@@ -43,16 +45,29 @@ def train_on_ray(
     report: Callable[[Report], None],
     start: Start | None = None,
 ) -> TrainResult:
-    """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver.
+    """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver with each
+    epoch's report, and with ``{"note": text}`` of what else is to be said.
 
-    ``start`` is where to begin, a fresh one by default.
+    ``start`` is where to begin, a fresh one by default. With ``run.resume`` an interrupted training of the same
+    configuration and data goes on from its newest checkpoint that is whole. What earlier trainings have left in the
+    run folder is removed when this one is done.
 
     Raises:
         ConfigError: more workers or GPUs are asked for than the cluster has.
         UserError: whatever the loop found wrong with data or configuration.
     """
+    storage, digest = _storage(config), training_digest(config, dataset, start)
+    earlier = find_checkpoints(storage, f"train-{digest}")
+    finished = _finished(earlier)
+    if not config.run.resume:
+        if earlier and finished is None:
+            report({NOTE: "starting over, though --resume would go on with an interrupted training of the same kind"})
+        earlier = []
+    elif finished is not None:
+        return finished
     use_gpu = _use_gpu(config)
     _check_cpus(config)
+    name = run_name(digest)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default lets every report wait 2 s
     queue = Queue(actor_options={"num_cpus": 0})
     drain = _Drain(queue, report)
@@ -64,12 +79,13 @@ def train_on_ray(
             "dataset": dataset.root,
             "validate": validate,
             "queue": queue,
+            "checkpoints": (storage, name, earlier),
             "start": [] if start is None else [ray.put(start)],  # once through the object store, not in every call
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
-            storage_path=_storage(config),
-            name=f"train-{uuid.uuid4().hex[:8]}",  # a name that finished once would be resumed as finished
+            storage_path=storage,
+            name=name,
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -86,7 +102,18 @@ def train_on_ray(
         warnings.warn(f"reports stopped reaching the driver's log: {drain.failure}", stacklevel=2)
     assert checkpoint is not None, "the last report carries the trained model"
     with checkpoint.as_directory() as folder:
-        return load_trained(Path(folder) / MODEL_FOLDER)
+        result = load_trained(Path(folder) / MODEL_FOLDER)
+    forget_trainings(storage, keep=name)
+    return result
+
+
+def _finished(checkpoints: list[str]) -> TrainResult | None:
+    """The model of a training that came to its end before its driver was lost."""
+    if not checkpoints:
+        return None
+    with Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder:
+        trained = Path(folder) / MODEL_FOLDER
+        return load_trained(trained) if trained.is_dir() else None
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -100,7 +127,9 @@ def _worker(settings: dict[str, Any]) -> None:
     def report(values: Report, folder: Path | None) -> None:
         if rank == 0:
             queue.put(values)
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        hand_over({name: value for name, value in values.items() if isinstance(value, (int, float))}, folder)
+
+    def hand_over(numbers: Report, folder: Path | None) -> None:
         if folder is None:
             ray.train.report(numbers)
             return
@@ -108,15 +137,19 @@ def _worker(settings: dict[str, Any]) -> None:
             os.rename(folder, Path(parent) / PROGRESS_FOLDER)
             ray.train.report(numbers, checkpoint=Checkpoint.from_directory(parent))
 
+    def note(text: str) -> None:
+        if rank == 0:
+            queue.put({NOTE: text})
+
     try:
         dataset = PreparedDataset(settings["dataset"])
-        resumed = ray.train.get_checkpoint()
+        resumed = ray.train.get_checkpoint()  # after a worker was lost; otherwise what an earlier driver left
         with tempfile.TemporaryDirectory() as parent:
-            resume_from = None
-            if resumed is not None:
-                resume_from = Path(resumed.to_directory(parent)) / PROGRESS_FOLDER
+            storage, name, earlier = settings["checkpoints"]
+            candidates = find_checkpoints(storage, name) if resumed is not None else earlier
+            resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
             device = ray.train.torch.get_device()
-            training = TrainContext(rank, world_size, device, report, resume_from)
+            training = TrainContext(rank, world_size, device, report, resume_from, partial(hand_over, {"saved": 1}))
             start = ray.get(settings["start"][0]) if settings["start"] else None
             result = fit(config, dataset, settings["validate"], training, start)
         with tempfile.TemporaryDirectory() as parent:

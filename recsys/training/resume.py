@@ -1,0 +1,89 @@
+"""Which checkpoint an interrupted training goes on from, when its driver is gone as well.
+
+Why not Ray Train's own resumption by a run's name: it takes a finished run's result for the new one's, knows nothing of
+the configuration and data behind a name, and has only the newest checkpoint, which may be the damaged one. Here a run's
+name carries the digest of all that decides its result, and checkpoints are tried from the newest on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pyarrow import fs
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset, filesystem_of
+from recsys.errors import ArtifactError
+from recsys.training.build import Start
+from recsys.training.checkpoint import check_checkpoint
+
+_FREE = {"num_workers", "use_gpu", "threads", "max_failures"}  # keys of train that any resumption may change
+
+
+def training_digest(config: Config, dataset: PreparedDataset, start: Start | None) -> str:
+    """Twelve hex digits of all that decides what a training gives: seed, model, training, validation, data, start."""
+    decisive = {
+        "seed": config.seed,
+        "model": config.model.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=_FREE),
+        "exclude_seen": config.evaluate.exclude_seen,
+        "data": dataset.manifest.content_hash,
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    for name, tensor in sorted(start.weights.items()) if start else ():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def run_name(digest: str) -> str:
+    """A name for Ray Train: of its own, as a name that finished once would be resumed as finished."""
+    return f"train-{digest}-{uuid.uuid4().hex[:8]}"
+
+
+def find_checkpoints(storage: str, name: str) -> list[str]:
+    """The checkpoints of the run ``train-DIGEST-…``, or of all runs ``train-DIGEST``, the newest first."""
+    system, root = filesystem_of(storage)
+    runs = [run for run in _folders(system, root) if f"{run.base_name}-".startswith(f"{name}-")]
+    found = [one for run in runs for one in _folders(system, run.path) if one.base_name.startswith("checkpoint_")]
+    prefix = storage[: storage.index("://") + 3] if "://" in storage else ""
+    return [prefix + one.path for one in sorted(found, key=lambda one: one.base_name, reverse=True)]  # named by time
+
+
+def forget_trainings(storage: str, keep: str = "") -> None:
+    """Remove what trainings have left under ``storage``, but for the run named ``keep``."""
+    system, root = filesystem_of(storage)
+    for run in _folders(system, root):
+        if run.base_name.startswith("train-") and run.base_name != keep:
+            system.delete_dir(run.path)
+
+
+def first_sound(checkpoints: list[str], inside: str, parent: Path, note: Callable[[str], None]) -> Path | None:
+    """Copy the newest checkpoint that is whole to a folder in ``parent``; None when there is none.
+
+    ``inside`` is the folder of the checkpoint within each of them. ``note`` is told which one it is, and of each that
+    is damaged and passed over.
+    """
+    for number, place in enumerate(checkpoints):
+        system, path = filesystem_of(place)
+        if system.get_file_info(f"{path}/{inside}").type != fs.FileType.Directory:
+            continue
+        folder = parent / f"{number}" / inside
+        folder.mkdir(parents=True)
+        fs.copy_files(f"{path}/{inside}", str(folder), source_filesystem=system)
+        try:
+            check_checkpoint(folder)
+        except ArtifactError as error:
+            note(f"{place}: {error}; trying the one before")
+            continue
+        note(f"going on from {place}")
+        return folder
+    return None
+
+
+def _folders(system: fs.FileSystem, root: str) -> list[fs.FileInfo]:
+    inside = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return [info for info in inside if info.type == fs.FileType.Directory]
