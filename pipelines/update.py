@@ -70,7 +70,8 @@ def update_all(config: Config, folder: RunFolder) -> None:
         with ray_session(config):
             prepare(config, folder, parent.vocabulary())
             with folder.progress.stage("parent"):
-                descent = descent_of(config, folder, parent, Earlier(weights, parent.bundle.model.sizes))
+                earlier = Earlier(weights, parent.bundle.model.sizes, parent.bundle.info.text_identity)
+                descent = descent_of(config, folder, parent, earlier)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
         registered = register(config, folder)

@@ -81,6 +81,7 @@ def test_nothing_is_pickled_and_nothing_is_left_aside(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "bundle.json",
         "items.parquet",
+        "self_test.json",
         "users.parquet",
         "weights.safetensors",
     ]
@@ -164,7 +165,7 @@ def test_bad_descriptions(folder: Path, tmp_path: Path) -> None:
     for text, message in [
         ("{", "damaged"),
         ("[]", "bundle format None"),
-        (json.dumps(content | {"format_version": 99}), "bundle format 99.*reads 2"),
+        (json.dumps(content | {"format_version": 99}), "bundle format 99.*reads 3"),
         (json.dumps(content | {"surprise": 1}), "damaged.*surprise"),
         (json.dumps(content | {"sizes": {"width": 8}}), "damaged"),
     ]:

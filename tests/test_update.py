@@ -135,6 +135,18 @@ def test_other_shapes_of_the_data_name_the_setting(tmp_path: Path) -> None:
         warm_start(config, other, Earlier(first.weights, first.frozen.sizes))
 
 
+def test_a_language_model_of_equal_width_is_known_by_its_files(tmp_path: Path) -> None:
+    dataset, config = small_world(tmp_path / "d"), settings()
+    first = trained(config, dataset)
+    dataset.manifest.text["identity"] = "aa"
+    warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "aa"))
+    warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))  # of a dataset that did not say
+    with pytest.raises(
+        ArtifactError, match=r"reads texts by the language model bb, this dataset by aa.*data\.text\.model"
+    ):
+        warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "bb"))
+
+
 def test_only_what_the_parent_never_saw_validates_and_tests(tmp_path: Path) -> None:
     old = write_dataset(tmp_path / "old", [leave_last(0, 1, 2, 3), leave_last(4, 5, 6), leave_last(1, 2, 3)], 8)
     histories: list[list[Event]] = [

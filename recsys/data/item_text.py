@@ -21,6 +21,7 @@ from recsys.data.adapter import Adapter
 from recsys.data.destination import Folder
 from recsys.data.items import compose_text
 from recsys.data.quarantine import join_present
+from recsys.data.text import vector_identity
 from recsys.data.text_cache import encode_texts
 
 
@@ -79,4 +80,5 @@ def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: A
     table = pa.table({"vector": column, "has_text": pc.is_valid(text.whole)})
     folder.write_table("items/text_vectors.parquet", table)
     groups = {"groups": text.groups} if num_groups > 1 else {}
-    return numbers | groups | {"model": config.model, "dimension": dimension}
+    described = {"model": config.model, "identity": vector_identity(config, adapter), "dimension": dimension}
+    return numbers | groups | described

@@ -126,6 +126,18 @@ def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
     return hashlib.sha256(f"{found} {base}".encode()).hexdigest()
 
 
+def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
+    """What vectors mean: the language model's files and the adapters on it, whether kept in its folder or given.
+
+    Equal identities, comparable vectors; how many tokens are read, and in what precision, changes no axis.
+    """
+    folder, adapters = resolve_model(config.model, config.allow_download), [adapter] if adapter else []
+    if is_adapter(folder):
+        adapters.insert(0, Adapter.read(folder))
+        folder = resolve_model(adapters[0].base, config.allow_download)
+    return "-".join([model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)])
+
+
 def load_language_model(name: str, allow_download: bool, adapter: Adapter | None = None) -> tuple[Any, Any]:
     """Tokenizer and model (float32, on the CPU, for use), with the adapters of the folder and the given one merged in.
 

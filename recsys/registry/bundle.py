@@ -12,19 +12,17 @@ Layout::
                           where the dataset has context columns
     training.safetensors  the trainable model's weights, for `recsys update` alone; see :mod:`recsys.registry.lineage`
     vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
+    self_test.json        questions and the answers to them, asked again on every load: recsys.registry.self_test
+    MODEL_CARD.md         what the model is, for people: recsys.registry.card
 
 Legend: U users, E events, N items.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -49,14 +47,17 @@ from recsys.data.titles import item_titles
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
+from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, writing_aside
 
-FORMAT_VERSION: Final = 2  # 2: what friends send, and the training weights
+FORMAT_VERSION: Final = 3  # 2: what friends send, and the training weights; 3: the test of itself
 DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
 TRAINING: Final = "training.safetensors"
 VOCABULARY: Final = "vocabulary.parquet"
+SELF_TEST: Final = "self_test.json"
+CARD: Final = "MODEL_CARD.md"
 
 _EVENT_COLUMNS: Final = {
     "items": pa.int32(),
@@ -66,13 +67,6 @@ _EVENT_COLUMNS: Final = {
     "splits": pa.uint8(),
 }
 _ROWS_AT_A_TIME: Final = 65_536
-
-
-class FileEntry(BaseModel):
-    """What a file must be to be trusted."""
-
-    size: int
-    sha256: str
 
 
 class BundleInfo(BaseModel):
@@ -91,6 +85,7 @@ class BundleInfo(BaseModel):
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
     context: list[dict[str, Any]] = []  # context columns, see ContextColumn
     text_model: str
+    text_identity: str = ""  # of the language model's files, see recsys.data.text.vector_identity; empty: unknown
     user_text: dict[str, Any] = {}  # how users' pasts become text: model, fingerprint, max_tokens, max_items
     metrics: dict[str, Any]
     extra: dict[str, Any]
@@ -128,18 +123,20 @@ def write_bundle(
     dataset: PreparedDataset,
     extra: Mapping[str, Any],
     training: Mapping[str, torch.Tensor] | None = None,
+    card: str = "",
 ) -> None:
     """Write a bundle aside and rename it into place; one that is there already is replaced.
 
     ``extra["metrics"]`` becomes the bundle's metrics, everything else of ``extra`` (plain JSON values) is kept as is.
-    ``training`` are the trainable model's weights: without them nothing can start warm from the bundle.
+    ``training`` are the trainable model's weights: without them nothing can start warm from the bundle. ``card`` is the
+    text of the model card.
 
     Raises:
         ArtifactError: the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
             something that is not a bundle and would be lost.
     """
     _check_match(frozen, dataset)
-    with writing_aside(folder) as aside:
+    with writing_aside(folder, DESCRIPTION) as aside:
         tensors = frozen.tensors()
         check_finite(tensors, "the trained model")
         save_file(tensors, aside / WEIGHTS)
@@ -149,34 +146,22 @@ def write_bundle(
         if training is not None:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in training.items()}, aside / TRAINING)
             _write_vocabulary(aside / VOCABULARY, dataset.vocabulary())
-        seal(aside, _describe(frozen, dataset, histories, extra))
+        finish(aside, _describe(frozen, dataset, histories, extra), card)
 
 
-@contextmanager
-def writing_aside(folder: str | Path) -> Iterator[Path]:
-    """A folder to write a bundle to, which takes the place of ``folder`` when the block ends well.
+def finish(aside: Path, info: BundleInfo, card: str) -> None:
+    """Seal a bundle whose files are all written, with its card and the test of itself."""
+    from recsys.registry.self_test import add_self_test  # it asks a recommender, which reads bundles
 
-    Raises:
-        ArtifactError: ``folder`` holds something that is not a bundle and would be lost.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(
-            f"{folder} exists and is not a bundle; it would be lost: give another folder or move it away"
-        )
-    aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        _replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if card:
+        (aside / CARD).write_text(card, encoding="utf-8")
+    seal(aside, info)
+    add_self_test(aside)
 
 
 def seal(folder: Path, info: BundleInfo) -> None:
     """Write ``bundle.json`` last, with the checksum of every other file."""
-    info.files = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION}
+    info.files = {path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION}
     (folder / DESCRIPTION).write_text(info.model_dump_json(indent=1), encoding="utf-8")
 
 
@@ -195,14 +180,6 @@ def _check_match(frozen: FrozenModel, dataset: PreparedDataset) -> None:
             f"the model was trained for {model[0]} users and {model[1]} items, {dataset.root} has "
             f"{data[0]} and {data[1]}; train again on this dataset"
         )
-
-
-def _replace(aside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe(
@@ -230,6 +207,7 @@ def _describe(
         },
         context=[column.to_json() for column in dataset.context],
         text_model=str(manifest.text.get("model", "")),
+        text_identity=str(manifest.text.get("identity", "")),
         user_text=_user_text(frozen, dataset),
         metrics=_plain(extra.get("metrics", {})),
         extra=_plain(rest),
@@ -308,12 +286,22 @@ def _event_arrays(histories: Histories) -> tuple[Array, ...]:
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Read and check a bundle.
+    """Read and check a bundle, and ask it the questions whose answers it stores.
 
     Raises:
-        ArtifactError: no bundle there, one of another format, or one that is damaged.
+        ArtifactError: no bundle there, one of another format, one that is damaged, or one that answers otherwise here.
     """
+    from recsys.registry.self_test import run_self_test  # it asks a recommender, which reads bundles
+
     folder = Path(folder)
+    bundle = read_files(folder)
+    check_file(folder, SELF_TEST, bundle.info.files.get(SELF_TEST))
+    run_self_test(folder, bundle)
+    return bundle
+
+
+def read_files(folder: Path) -> Bundle:
+    """:func:`read_bundle` without the questions."""
     info = read_info(folder)
     for name in (WEIGHTS, ITEMS, USERS):
         check_file(folder, name, info.files.get(name))
@@ -370,17 +358,6 @@ def _histories(users: pa.Table) -> Histories:
     return histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
 
 
-def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
-    """Raise :class:`ArtifactError` unless the file is the one that was written."""
-    path = folder / name
-    if expected is None or not path.is_file():
-        raise damaged(folder, f"{name} is missing")
-    if path.stat().st_size != expected.size:
-        raise damaged(folder, f"{name} has {path.stat().st_size} bytes, expected {expected.size}")
-    if _entry(path).sha256 != expected.sha256:
-        raise damaged(folder, f"{name} is not the file that was written (SHA-256 differs)")
-
-
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Raise :class:`ArtifactError` for a tensor that diverged."""
     for name, tensor in tensors.items():
@@ -397,13 +374,3 @@ def _check_sizes(folder: Path, bundle: Bundle) -> None:
         raise damaged(folder, f"users, items and item vectors are {found}, expected {sizes}")
     if len(items_E) and (items_E.min() < 0 or items_E.max() >= sizes.num_items):
         raise damaged(folder, f"{USERS} names items outside 0 … {sizes.num_items - 1}")
-
-
-def damaged(folder: Path, why: str) -> ArtifactError:
-    """The error of a bundle that is not as it was written."""
-    return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
-
-
-def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as stream:
-        return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())

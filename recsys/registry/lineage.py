@@ -23,19 +23,19 @@ from recsys import __version__
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import (
+    CARD,
     DESCRIPTION,
+    SELF_TEST,
     TRAINING,
     VOCABULARY,
     WEIGHTS,
     Bundle,
-    check_file,
     check_finite,
-    damaged,
+    finish,
     read_bundle,
-    seal,
-    writing_aside,
 )
 from recsys.registry.register import pinned, resolve
+from recsys.registry.sealed import check_file, damaged, writing_aside
 
 _ENCODERS = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
 
@@ -103,7 +103,12 @@ def open_parent(uri: str, tracking_uri: str) -> Parent:
 
 
 def write_refitted(
-    parent: Parent, target: str | Path, changed: Mapping[str, Tensor], metrics: Mapping[str, Any], extra: dict[str, Any]
+    parent: Parent,
+    target: str | Path,
+    changed: Mapping[str, Tensor],
+    metrics: Mapping[str, Any],
+    extra: dict[str, Any],
+    card: str = "",
 ) -> None:
     """The parent's bundle with some parameters of its encoders changed and nothing else.
 
@@ -113,9 +118,10 @@ def write_refitted(
         changed: parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
         metrics: of the new bundle; the parent's are of other weights.
         extra: added to the parent's, beside ``parent``.
+        card: the new bundle's, whose text the parent's would not be.
     """
     info = parent.bundle.info.model_copy(deep=True)
-    with writing_aside(target) as aside:
+    with writing_aside(target, DESCRIPTION) as aside:
         for name in info.files:
             shutil.copyfile(parent.folder / name, aside / name)
         for file in _ENCODERS.keys() & info.files.keys():
@@ -126,5 +132,6 @@ def write_refitted(
             save_file(tensors | named, aside / file)
         info.package_version, info.created = __version__, datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
-        (aside / DESCRIPTION).unlink(missing_ok=True)
-        seal(aside, info)
+        for stale in (DESCRIPTION, SELF_TEST, CARD):
+            (aside / stale).unlink(missing_ok=True)
+        finish(aside, info, card)

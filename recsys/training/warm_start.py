@@ -41,6 +41,7 @@ class Earlier:
 
     weights: dict[str, Tensor]  # of the trainable model, see ``TrainResult``
     sizes: ModelSizes
+    text_identity: str = ""  # of the language model behind its text vectors; empty: unknown
 
 
 def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tuple[Start, list[str]]:
@@ -68,6 +69,13 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
         raise ArtifactError(
             f"the model to go on from reads the media {had}, this dataset has {has}: data.media differs; prepare the "
             "data as the model was trained, or train anew with `recsys run`"
+        )
+    reader = str(dataset.manifest.text.get("identity", ""))
+    if earlier.text_identity and reader and earlier.text_identity != reader:  # of equal width, or refused above
+        raise ArtifactError(
+            f"the model to go on from reads texts by the language model {earlier.text_identity}, this dataset by "
+            f"{reader}, whose vectors mean something else; set data.text.model to the model's and prepare the data "
+            "again, or train anew with `recsys run`"
         )
     model = build_model(config, dataset, Split.VALID, strata, reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -142,11 +150,11 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
         DataError: test events that it was trained on, which would make every number of the evaluation untrue, or
             no validation event that is new.
     """
-    known = np.unique(_keys(trained))
+    known = np.unique(event_keys(trained))
     newer_V = np.zeros(dataset.num_users, dtype=bool)
     num_test = num_leaked = num_new = 0
     for shard in dataset.shards():
-        is_known_E = np.isin(_keys(shard), known)
+        is_known_E = np.isin(event_keys(shard), known)
         is_test_E, is_valid_E = shard.splits_E == Split.TEST, shard.splits_E == Split.VALID
         num_test, num_leaked = num_test + int(is_test_E.sum()), num_leaked + int((is_test_E & is_known_E).sum())
         users_E = np.repeat(shard.users_U, shard.lengths_U)
@@ -167,7 +175,7 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
     return newer_V
 
 
-def _keys(histories: Histories) -> Array:
+def event_keys(histories: Histories) -> Array:
     """A hash of user, item and time of every event."""
     users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.uint64)
     key = np.zeros(len(users_E), dtype=np.uint64)

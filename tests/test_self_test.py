@@ -1,0 +1,126 @@
+"""A bundle asks itself on every load: the same answers pass, rounded ones pass, others are errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from handmade import small_model, small_world
+from safetensors.torch import load_file, save_file
+
+from recsys.errors import ArtifactError
+from recsys.registry.bundle import SELF_TEST, WEIGHTS, read_bundle, read_files, read_info, seal, write_bundle
+from recsys.registry.self_test import difference
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import Answer, parse_requests
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    dataset = small_world(folder / "dataset")
+    write_bundle(folder / "bundle", small_model(dataset), dataset, {})
+    return folder / "bundle"
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    target = tmp_path / "bundle"
+    target.mkdir()
+    for path in written.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def stored(folder: Path) -> list[dict[str, Any]]:
+    tests: list[dict[str, Any]] = json.loads((folder / SELF_TEST).read_text())["tests"]
+    return tests
+
+
+def test_every_way_of_asking_is_stored_and_answered_as_the_recommender_does(folder: Path) -> None:
+    tests = stored(folder)
+    asked = [test["request"] for test in tests]
+    subjects = {name for request in asked for name in request}
+    assert {"user_id", "history", "friends", "horizon", "exclude_seen"} <= subjects
+    assert asked[0] == {"user_id": "u0", "k": 10} and asked[-1] == {"user_id": "nobody", "k": 10}
+    assert tests[-1]["source"] == "popularity" and {test["source"] for test in tests} == {"model", "popularity"}
+    answers = Recommender.load(folder).recommend(parse_requests(asked))
+    assert [answer.item_ids for answer in answers] == [test["item_ids"] for test in tests]
+
+
+def test_attributes_are_asked_where_the_model_reads_them(tmp_path: Path, one_thread: None) -> None:
+    from planted import planted_dataset, train
+
+    dataset = planted_dataset(tmp_path / "data", {"profile": 1.0}, num_users=40, num_items=30)
+    frozen = train(dataset, {"evolution": {}, "profile": {}}, width=8, epochs=1)
+    write_bundle(tmp_path / "bundle", frozen, dataset, {})
+    assert any(test["request"].get("attributes") for test in stored(tmp_path / "bundle"))
+    read_bundle(tmp_path / "bundle")
+
+
+def test_weights_that_answer_otherwise_are_refused_though_the_checksums_fit(folder: Path) -> None:
+    """As when the code, not the files, is another: the bundle is whole, its answers are not."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
+    seal(folder, read_info(folder))
+    with pytest.raises(ArtifactError, match=r'does not answer as it did .*asked \{"user_id": "u0".*place 1 holds'):
+        read_bundle(folder)
+    with pytest.raises(ArtifactError, match="register it again with this release"):
+        Recommender.load(folder)
+    read_files(folder)  # the files alone are as they were sealed
+
+
+def test_rounding_is_no_other_answer(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    noise = 1 + 1e-6 * torch.randn(tensors["items.vectors"].shape, generator=torch.Generator().manual_seed(0))
+    save_file(tensors | {"items.vectors": tensors["items.vectors"] * noise}, folder / WEIGHTS)
+    seal(folder, read_info(folder))
+    read_bundle(folder)
+
+
+def read_files_info(folder: Path) -> Any:
+    from recsys.registry.bundle import read_info
+
+    return read_info(folder)
+
+
+def test_a_missing_or_touched_self_test_is_damage(folder: Path) -> None:
+    whole = (folder / SELF_TEST).read_text()
+    (folder / SELF_TEST).write_text(whole.replace("nobody", "nobodi"))
+    with pytest.raises(ArtifactError, match=r"self_test\.json is not the file that was written"):
+        read_bundle(folder)
+    (folder / SELF_TEST).unlink()
+    with pytest.raises(ArtifactError, match=r"self_test\.json is missing"):
+        read_bundle(folder)
+
+
+def answer(item_ids: list[str], scores: list[float], source: Any = "model") -> Answer:
+    return Answer(None, item_ids, [], scores, {}, source, [], [])
+
+
+@pytest.mark.parametrize(
+    ("item_ids", "scores", "same"),
+    [
+        (["a", "b", "c"], [10.0, 5.0, 5.0], True),
+        (["a", "c", "b"], [10.0, 5.0, 5.0], True),  # equals may change places
+        (["a", "b", "d"], [10.0, 5.0, 5.0], True),  # and an equal that was cut off may stand for another
+        (["b", "a", "c"], [10.0, 5.0, 5.0], False),  # but not who is better
+        (["d", "b", "c"], [10.0, 5.0, 5.0], False),
+        (["a", "b", "c"], [10.0009, 5.0, 5.0], True),
+        (["a", "b", "c"], [10.0011, 5.0, 5.0], False),
+        (["a", "b"], [10.0, 5.0], False),
+    ],
+)
+def test_equal_items_may_change_places_and_scores_may_round(
+    item_ids: list[str], scores: list[float], same: bool
+) -> None:
+    assert (difference(["a", "b", "c"], [10.0, 5.0, 5.0], "model", answer(item_ids, scores)) == "") is same
+
+
+def test_another_source_is_another_answer() -> None:
+    found = difference(["a"], [1.0], "model", answer(["a"], [1.0], "popularity"))
+    assert found == "it gave 1 items by popularity; expected 1 items by model"
