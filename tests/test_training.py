@@ -27,6 +27,7 @@ from recsys.training.build import build_graphs
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import fit
+from recsys.training.selected import selected_model
 from tests.handmade import leave_last, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,11 +122,13 @@ class Interrupted(Exception):
     """Stands for a lost process."""
 
 
-def keep_checkpoints(folder: Path, stop_after: int | None) -> Callable[[Report, Path | None], None]:
+def keep_checkpoints(
+    folder: Path, stop_after: int | None, phase: str = "select"
+) -> Callable[[Report, Path | None], None]:
     def report(values: Report, checkpoint: Path | None) -> None:
         assert checkpoint is not None
         checkpoint.rename(folder / f"{values['phase']}-{values['epoch']}")
-        if stop_after == values["epoch"]:
+        if (values["phase"], values["epoch"]) == (phase, stop_after):
             raise Interrupted
 
     return report
@@ -225,6 +228,29 @@ def test_refit_trains_on_validation_events_for_the_chosen_epochs(tmp_path: Path)
     assert all("ndcg@5" not in report for report in again), "nothing is measured on what it is trained on"
     train, valid = (build_graphs(dataset, split) for split in (Split.TRAIN, Split.VALID))
     assert len(valid.users_E) > len(train.users_E)
+
+
+def test_a_refit_keeps_the_weights_that_were_selected(tmp_path: Path) -> None:
+    """They give the validation metric that chose the epoch, also when the refit was interrupted."""
+    dataset, config = cycles(tmp_path / "data"), settings(refit=True)
+    result = run(config, dataset)
+    queries = dataset.histories().queries(Split.VALID)
+    best = max(report["ndcg@5"] for report in result.history if "ndcg@5" in report)
+    save_trained(tmp_path / "model", result)
+    selected = selected_model(config, dataset, load_trained(tmp_path / "model"))
+    assert Validator.of(config)(selected, queries).mean() == pytest.approx(best, abs=1e-6)
+    assert not torch.equal(selected.item_vectors_ND, result.frozen.item_vectors_ND)
+    with pytest.raises(Interrupted):
+        run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 1, "refit")))
+    resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "refit-1"))
+    assert result.selected.keys() == resumed.selected.keys()
+    assert all(torch.equal(resumed.selected[name], tensor) for name, tensor in result.selected.items())
+    alone = run(settings(), dataset)
+    assert alone.selected is None and selected_model(settings(), dataset, alone) is alone.frozen
+    with pytest.raises(
+        ArtifactError, match=r"selected\.safetensors.* an earlier release trained it; run `recsys train`"
+    ):
+        selected_model(config, dataset, replace(result, selected=None))
 
 
 def test_test_events_reach_neither_graphs_nor_model(tmp_path: Path) -> None:

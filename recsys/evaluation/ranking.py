@@ -71,13 +71,13 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
         for piece, scores_bN in _score_pieces(scorer, kept, chunk):
             _check(scores_bN, len(piece))
             if exclude_seen:
-                _mask_seen(scores_bN, piece)
+                mask_seen(scores_bN, piece)
             top_bK, top_scores_bK = top_items(scores_bN, k)
             items.append(top_bK)
             scores.append(top_scores_bK)
     items_BK = np.concatenate(items) if items else np.zeros((0, k), dtype=np.int32)
     scores_BK = np.concatenate(scores) if scores else np.zeros((0, k), dtype=np.float32)
-    hits_BK = _hits(items_BK, kept)
+    hits_BK = mark_hits(items_BK, kept)
     return Ranking(kept, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(kept))
 
 
@@ -109,7 +109,7 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     """
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
-    order_N = torch.from_numpy(_tie_order(num_items)).to(scores_bN.device)
+    order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
     top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows whether the last one is tied
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
         raise ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
@@ -148,14 +148,15 @@ def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
         raise ValueError(f"expected scores of shape [{num_queries}, items], got {tuple(scores_bN.shape)}")
 
 
-def _mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:
+def mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:
     """Set the items of the visible history to -inf."""
     rows = torch.from_numpy(_history_rows(queries)).to(scores_bN.device)
     items = torch.from_numpy(queries.histories.items_E.astype(np.int64)).to(scores_bN.device)
     scores_bN[rows, items] = -torch.inf
 
 
-def _hits(items_BK: Array, queries: Queries) -> Array:
+def mark_hits(items_BK: Array, queries: Queries) -> Array:
+    """Where a list holds a target of its query: [B, K] bool."""
     listed_BK = _pairs(np.arange(len(items_BK))[:, None], items_BK)
     return np.isin(listed_BK, _pairs(queries.target_rows(), queries.target_items)) & (items_BK >= 0)
 
@@ -170,6 +171,6 @@ def _pairs(rows: Array, items: Array) -> Array:
 
 
 @lru_cache(maxsize=4)
-def _tie_order(num_items: int) -> Array:
+def tie_order(num_items: int) -> Array:
     """Place of every item among equals: a fixed permutation."""
     return np.random.default_rng(_TIE_SEED).permutation(num_items).astype(np.int32)

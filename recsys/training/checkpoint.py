@@ -2,7 +2,8 @@
 
 A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``, ``progress.json`` and
 ``checksums.json``; a trained model's folder ``model.safetensors`` (frozen), ``weights.safetensors`` (trainable, for a
-warm start) and ``trained.json``.
+warm start), ``trained.json`` and, after a refit, ``selected.safetensors``: the weights that were chosen before it,
+which have not seen the validation events and may be measured on them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +24,8 @@ from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.training.context import Report
 
-_CHECKSUMS = "checksums.json"
+SELECTED: Final = "selected.safetensors"
+_CHECKSUMS: Final = "checksums.json"
 
 
 @dataclass
@@ -52,6 +54,7 @@ class TrainResult:
     refit: bool
     seconds: float
     choices: Report = field(default_factory=dict)  # as in Progress
+    selected: dict[str, Tensor] | None = None  # the state before the refit, which has not seen validation events
 
 
 def save_checkpoint(
@@ -123,6 +126,9 @@ def save_trained(folder: Path, result: TrainResult) -> None:
     (folder / "trained.json").unlink(missing_ok=True)
     save_file(result.frozen.tensors(), folder / "model.safetensors")
     save_file(_plain(result.weights), folder / "weights.safetensors")
+    (folder / SELECTED).unlink(missing_ok=True)
+    if result.selected is not None:
+        save_file(_plain(result.selected), folder / SELECTED)
     description: dict[str, Any] = {
         "model": result.frozen.config.model_dump(mode="json"),
         "sizes": dump_sizes(result.frozen.sizes),
@@ -148,10 +154,11 @@ def load_trained(folder: Path) -> TrainResult:
         config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")
+        selected = load_file(folder / SELECTED) if (folder / SELECTED).is_file() else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"the model in {folder} is damaged ({error}); run `recsys train` again") from None
     kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
-    return TrainResult(frozen, weights, **kept, choices=description.get("choices", {}))
+    return TrainResult(frozen, weights, **kept, choices=description.get("choices", {}), selected=selected)
 
 
 def _sha256(path: Path) -> str:

@@ -75,12 +75,14 @@ def fit(
                 progress.choices[RATINGS] = choose_constants(frozen, dataset)
         weights, phase = select.state(), select
         progress = replace(select.progress, phase="refit", epoch=0, step=0)
+    selected = None
     if config.train.refit:
         refit = Phase(config, dataset, Split.VALID, validate, context, progress, start)
         if weights:
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
+            refit.best = weights  # so that its checkpoints carry what was selected
         refit.run()
-        weights, phase = refit.state(), refit
+        weights, phase, selected = refit.state(), refit, refit.best
     phase.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
     frozen = phase.model.freeze(phase.graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {}))
@@ -88,7 +90,7 @@ def fit(
         fit_head(frozen, dataset, Split.VALID if config.train.refit else Split.TRAIN, progress.choices[RATINGS])
     seconds = time.perf_counter() - started
     history, best_epoch = progress.history, progress.best_epoch
-    return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices)
+    return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices, selected)
 
 
 def _select(
