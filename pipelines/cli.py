@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,9 @@ def _command(words: list[str]) -> int:
         raise UsageError(f"`recsys {verb}` comes in a later release; this one has: {', '.join(VERBS)}")
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}")
-    arguments = parse(rest)
+    if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
+        return int(_target(verb)(rest))
+    arguments = Arguments(None, [], False, True) if VERBS[verb].usage else parse(rest)
     if arguments.help:
         print(_verb_help(verb))
         return 0
@@ -143,7 +145,7 @@ def _command(words: list[str]) -> int:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
     from recsys.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(config_file(arguments.config), arguments.overrides)
     if arguments.dry_run:
         print(plan(verb, config))
         return 0
@@ -156,8 +158,25 @@ def _run(verb: str, config: Config) -> None:
     from pipelines.folder import open_run
 
     with open_run(config, verb) as folder:
-        module, name = VERBS[verb].target.split(":")
-        getattr(importlib.import_module(module), name)(config, folder)
+        _target(verb)(config, folder)
+
+
+def _target(verb: str) -> Callable[..., Any]:
+    module, name = VERBS[verb].target.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def config_file(given: str) -> str:
+    """A file, or the shipped configuration of that name where there is no such file.
+
+    >>> config_file("demo").endswith("pipelines/configs/demo.yaml"), config_file("of/my/own.yaml")
+    (True, 'of/my/own.yaml')
+    """
+    from pathlib import Path
+
+    shipped = Path(__file__).parent / "configs" / f"{given.removesuffix('.yaml')}.yaml"
+    return str(shipped) if "/" not in given and not Path(given).exists() and shipped.exists() else given
 
 
 def plan(verb: str, config: Config) -> str:
@@ -209,7 +228,7 @@ def _overview() -> str:
     return (
         f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n"
         "options:\n"
-        "  --config FILE         YAML; the shipped ones are in pipelines/configs/\n"
+        "  --config FILE         YAML, or the name of a shipped one: demo, lastfm, … (pipelines/configs/)\n"
         "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
         "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
         "  --resume              go on where an interrupted run of the same configuration stopped\n"
@@ -224,7 +243,8 @@ def _overview() -> str:
 def _verb_help(verb: str) -> str:
     from pipelines.reference import reference
 
-    return f"usage: {USAGE.replace('VERB', verb)}\n\n{VERBS[verb].summary}\n\n{reference()}"
+    usage = VERBS[verb].usage or USAGE.replace("VERB", verb)
+    return f"usage: {usage}\n\n{VERBS[verb].summary}\n\n{reference()}"
 
 
 def _refuse(message: str) -> int:

@@ -20,12 +20,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: the function ``module:name`` that does it, called with the configuration and the open run folder."""
+    """One verb: the function ``module:name`` that does it, called with the configuration and the open run folder.
+
+    A verb with a ``usage`` of its own works in no run folder: it is called with the words behind it and returns the
+    exit code.
+    """
 
     target: str
     summary: str
     stages: tuple[str, ...]
     preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
+    usage: str = ""
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -70,6 +75,20 @@ VERBS: Final[dict[str, Verb]] = {
         "search for better settings: many trainings (tune.search trials), or the weights of one model (fusion)",
         ("prepare", "sweep", "best"),
     ),
+    "submit": Verb(
+        "pipelines.submit:command",
+        "send a verb to a Ray cluster as a job and follow it; see, stop and list jobs",
+        (),
+        usage="recsys submit VERB --config FILE [--section.key VALUE …] [--dry-run]\n"
+        "       recsys submit status|logs|stop ID [--submit.address URL]\n"
+        "       recsys submit list [--submit.address URL]",
+    ),
+    "doctor": Verb(
+        "pipelines.doctor:command",
+        "look at versions, GPUs, Ray, MLflow, storage and text model, and say what to do",
+        (),
+        usage="recsys doctor [--config FILE [--section.key VALUE …]] [--doctor.json true]",
+    ),
 }
 
 # Kinds of search, by ``tune.search``; the first is the default.
@@ -88,4 +107,4 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
 }
 
-LATER: Final[tuple[str, ...]] = ("promote", "pull", "serve", "submit", "doctor")
+LATER: Final[tuple[str, ...]] = ("promote", "pull", "serve")

@@ -30,7 +30,16 @@ from recsys.config.granularities import (
     StratumConfig,
     UserCFConfig,
 )
-from recsys.config.load import build_config, dump_config, load_config, parse_value, redact, redacted, set_path
+from recsys.config.load import (
+    build_config,
+    dump_config,
+    load_config,
+    parse_value,
+    read_tree,
+    redact,
+    redacted,
+    set_path,
+)
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
 from recsys.config.root import Config, RayConfig, RunConfig
@@ -44,6 +53,7 @@ from recsys.config.sources import (
     SyntheticSource,
     source_class,
 )
+from recsys.config.submit import SubmitConfig
 from recsys.config.train import LossConfig, TrainConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
@@ -83,6 +93,7 @@ __all__ = [
     "Source",
     "SplitConfig",
     "StratumConfig",
+    "SubmitConfig",
     "SyntheticSource",
     "TextConfig",
     "TrackingConfig",
@@ -95,6 +106,7 @@ __all__ = [
     "dump_config",
     "load_config",
     "parse_value",
+    "read_tree",
     "redact",
     "redacted",
     "set_path",

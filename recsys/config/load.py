@@ -31,14 +31,15 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
-    tree: dict[str, Any] = {}
-    where = "command line"
-    if path is not None:
-        where = str(path)
-        tree = _read_yaml(Path(path))
+    return build_config(read_tree(path, overrides), "command line" if path is None else str(path))
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """What :func:`load_config` checks: the file with the overrides in it, ``$VARIABLES`` as they are written."""
+    tree = {} if path is None else _read_yaml(Path(path))
     for dotted, text in overrides:
         set_path(tree, dotted, parse_value(dotted, text))
-    return build_config(tree, where)
+    return tree
 
 
 def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:

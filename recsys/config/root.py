@@ -9,6 +9,7 @@ from recsys.config.evaluate import EvaluateConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
 from recsys.config.section import Section
+from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
@@ -25,6 +26,7 @@ class RunConfig(Section):
 class RayConfig(Section):
     address: str = Field("local", description="local, auto, or ray://…")
     num_cpus: int = Field(0, ge=0, description="local only; 0: as many as there are")
+    wait_s: float = Field(0, ge=0, description="how long training waits for machines that the cluster has yet to start")
 
 
 class Config(Section):
@@ -42,6 +44,7 @@ class Config(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+    submit: SubmitConfig = Field(default_factory=SubmitConfig)
 
     @property
     def dataset_dir(self) -> str:

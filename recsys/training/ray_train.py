@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.autoscaler.sdk import request_resources
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
@@ -199,27 +201,46 @@ class _Drain(threading.Thread):
 
 
 def _use_gpu(config: Config) -> bool:
-    available = _cluster("GPU")
     if config.train.use_gpu == "no":
         return False
+    available = _cluster("GPU") if config.train.use_gpu == "auto" else _await("GPU", config)
     if available >= config.train.num_workers:
         return True
     if config.train.use_gpu == "yes":
         raise ConfigError(
             f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray cluster has "
-            f"{available} GPUs; lower train.num_workers or set train.use_gpu to auto"
+            f"{available} GPUs; lower train.num_workers, set train.use_gpu to auto, or, where the cluster starts "
+            "machines, give it time with ray.wait_s"
         )
     return False
 
 
 def _check_cpus(config: Config) -> None:
     """Refuse more workers than the cluster has CPUs: Ray would wait for them without end."""
-    available = _cluster("CPU")
+    available = _await("CPU", config)
     if available < config.train.num_workers:
         raise ConfigError(
             f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, one a worker "
-            "at least; lower train.num_workers, or raise ray.num_cpus to share cores"
+            "at least; lower train.num_workers, raise ray.num_cpus to share cores (local), or, where the cluster "
+            "starts machines, give it time with ray.wait_s"
         )
+
+
+def _await(resource: str, config: Config) -> int:
+    """How many the cluster has, as soon as there is one a worker, or when ``ray.wait_s`` is over.
+
+    Asks an autoscaler for them, as Ray itself does only once the workers wait, which may be without end.
+    """
+    needed, last = config.train.num_workers, time.monotonic() + config.ray.wait_s
+    asked = False
+    while (found := _cluster(resource)) < needed and time.monotonic() < last:
+        if not asked:
+            request_resources(bundles=[{resource: 1}] * needed)
+            asked = True
+        time.sleep(min(2.0, max(0.0, last - time.monotonic())))
+    if asked:
+        request_resources(bundles=[])  # a wish that stays would keep the machines for ever
+    return found
 
 
 def _cluster(resource: str) -> int:

@@ -1,0 +1,92 @@
+"""``recsys doctor``: what of this machine and of a configuration's places is well, and what to do about the rest.
+
+Exit code 0 when nothing fails, warnings included; 1 otherwise. It changes nothing, and a check that does not come back
+is a finding, not a reason to wait.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Final
+
+from pipelines.checkup import CHECKS, Check, Finding
+from pipelines.cli import UsageError, config_file, parse
+from pipelines.session import quiet
+from pipelines.stages import VERBS
+from recsys.config import Config, load_config
+
+_PATIENCE_S: Final = 30.0  # for all checks together, which run side by side
+
+
+def command(words: Sequence[str]) -> int:
+    """Do what the words behind ``doctor`` say; the exit code."""
+    arguments = parse(words)
+    as_json = dict(arguments.overrides).get("doctor.json", "false").lower()
+    if as_json not in ("true", "false"):
+        raise UsageError(f"--doctor.json: got {as_json!r}, expected true or false")
+    rest = [(name, value) for name, value in arguments.overrides if name != "doctor.json"]
+    if rest and arguments.config is None:
+        raise UsageError(f"--{rest[0][0]} changes a configuration; give it with --config. {VERBS['doctor'].usage}")
+    if arguments.dry_run:
+        print(f"`recsys doctor` would look at: {', '.join(CHECKS)}\nNothing was done: this is a dry run.")
+        return 0
+    config = load_config(config_file(arguments.config), rest) if arguments.config is not None else None
+    quiet()
+    findings = examine(config)
+    print(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json == "true" else shown(findings))
+    sys.stdout.flush()
+    return int(any(finding.state == "fail" for finding in findings))
+
+
+def examine(
+    config: Config | None, checks: Mapping[str, Check] = CHECKS, patience: float = _PATIENCE_S
+) -> list[Finding]:
+    """The findings of all checks, in their order; one that breaks or does not come back in time says so itself."""
+    found: dict[str, list[Finding]] = {}
+
+    def run(name: str, check: Check) -> None:
+        try:
+            found[name] = list(check(config))
+        except Exception as error:  # a check must not hide what the others found
+            found[name] = [Finding(name, "fail", f"{type(error).__name__}: {error}", "this check itself broke")]
+
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in checks.items()]
+    for thread in threads:
+        thread.start()
+    last = time.monotonic() + patience
+    for thread in threads:
+        thread.join(max(0.0, last - time.monotonic()))
+    late = "does not answer"
+    cure = "look at the network between here and there; everything else was looked at"
+    return [
+        finding
+        for name in checks
+        for finding in found.get(name, [Finding(name, "fail", f"{late} within {patience:g} s", cure)])
+    ]
+
+
+def shown(findings: Sequence[Finding]) -> str:
+    """One line a finding, the cure below it, and what it comes to.
+
+    >>> print(shown([Finding("cpu", "ok", "2 cores"), Finding("disk", "fail", "full", "free space")]))
+    ok    cpu                2 cores
+    fail  disk               full
+                             → free space
+    1 failure, 0 warnings
+    """
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:<4}  {finding.name:<18} {finding.found}")
+        if finding.cure:
+            lines.append(f"{'':<24} → {finding.cure}")
+    failures, warnings = (sum(finding.state == state for finding in findings) for state in ("fail", "warn"))
+    return "\n".join([*lines, f"{_number(failures, 'failure')}, {_number(warnings, 'warning')}"])
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,158 @@
+"""The job server of a Ray cluster: reach it or say why not, never hang, follow a log over lost connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from recsys.errors import ConfigError
+
+DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
+_CONNECT_S, _ANSWER_S, _SILENCE_S, _PAUSE_S, _TRIES = 5.0, 60.0, 60.0, 1.0, 10
+ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class LostError(Exception):
+    """The cluster stopped answering while a job was followed."""
+
+
+def address_of(given: str) -> str:
+    """Where the job server is: ``submit.address``, the environment, or Ray's usual place on this machine.
+
+    Raises:
+        ConfigError: no http(s) URL with a host.
+
+    >>> address_of("http://127.0.0.1:8265/")
+    'http://127.0.0.1:8265'
+    """
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    parts = urlsplit(address)
+    try:
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+        good = good and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        good = False
+    if not good:
+        raise ConfigError(
+            f"submit.address: got {address.rsplit('@', 1)[-1]!r}, expected http://HOST:PORT of the cluster's "
+            "dashboard, 8265 unless it was started otherwise; it is on the head's loopback: open a tunnel with `ray "
+            "dashboard cluster.yaml` or `ssh -L 8265:127.0.0.1:8265 HEAD`"
+        )
+    return address.rstrip("/")
+
+
+def connect(given: str) -> Any:
+    """A ``JobSubmissionClient`` whose requests end in time.
+
+    Raises:
+        ConfigError: nobody answers at the address, it is no Ray cluster, or it wants another token.
+    """
+    address = address_of(given)
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which would win over the argument
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # a cluster without authentication ignores it
+    import requests
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": (_CONNECT_S, _ANSWER_S), **kwargs})
+
+    try:
+        return Client(address)
+    except AuthenticationError:
+        raise ConfigError(
+            f"submit.address: the cluster at {address} asks for its token, and ours is missing or another one; put it "
+            "into ~/.ray/auth_token (mode 600) or name its file in RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (ConnectionError, requests.RequestException, RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"submit.address: no Ray job server answers at {address} ({type(error).__name__}); start a cluster "
+            "(`ray up cluster.yaml`, `ray start --head`), open its tunnel (`ray dashboard cluster.yaml`), or correct "
+            "the address"
+        ) from None
+
+
+def details(client: Any, job: str) -> Any:
+    """What the cluster knows of a job.
+
+    Raises:
+        ConfigError: it knows no such job.
+    """
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        if "404" not in str(error):
+            raise
+        raise ConfigError(f"the cluster knows no job {job!r}; `recsys submit list` names them") from None
+
+
+def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
+    """Write a job's log as it comes, until the job has ended; then what the cluster knows of it.
+
+    A connection that breaks or is silent is opened anew; what was written already is not written again.
+
+    Raises:
+        LostError: the cluster does not answer any more.
+    """
+    log, failures = _Log(write), 0
+    while True:
+        found = None
+        try:
+            asyncio.run(_tail(client, job, log))
+            found = details(client, job)
+            failures = 0
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a broken connection raises: aiohttp's, requests', Ray's
+            failures += 1
+            if failures == _TRIES:
+                raise LostError(f"the cluster does not answer any more ({type(error).__name__})") from None
+        if found is not None and str(found.status.value) in ENDED:
+            log.show(0, client.get_job_logs(job))
+            return found
+        time.sleep(_PAUSE_S)
+
+
+class _Log:
+    """What of a log has been written; every connection begins at its start again."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write, self.length = write, 0
+
+    def show(self, start: int, text: str) -> None:
+        """Write what is new of the text that stands at ``start`` of the log."""
+        new = text[max(0, self.length - start) :]
+        if new:
+            self.write(new)
+            self.length = start + len(text)
+
+
+async def _tail(client: Any, job: str, log: _Log) -> None:
+    """Show what comes, until the stream ends or is silent."""
+    seen = 0
+    stream = client.tail_job_logs(job)
+    try:
+        while True:
+            text = await asyncio.wait_for(anext(stream), _SILENCE_S)
+            log.show(seen, text)
+            seen += len(text)
+    except (StopAsyncIteration, TimeoutError):
+        return
+    finally:
+        await stream.aclose()
+
+
+def _has_token() -> bool:
+    place = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.isfile(place)

@@ -1,0 +1,133 @@
+"""What a job takes to the cluster: this project and one configuration, in a small folder that Ray hands to every node.
+
+Why a copy of the packages and not of the working folder: it is the same from a checkout and from an installed wheel,
+from any folder, and no run, data set or environment that lies about can get in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from recsys.config import redact
+from recsys.errors import ConfigError
+
+CONFIG: Final = "job.yaml"
+PACKAGES: Final = ("recsys", "pipelines", "tune")
+MAX_BYTES: Final = 100 << 20  # Ray's own bound for a working directory
+
+# Places of the configuration: relative ones are of the folder in which the job is sent.
+_PLACES: Final = (
+    "run.dir",
+    "data.dir",
+    "data.source.folder",
+    "data.source.events",
+    "data.source.items",
+    "data.source.users",
+    "data.source.social",
+    "data.source.knowledge",
+    "data.source.test_pairs",
+    "data.source.split_files",
+    "data.text.cache_dir",
+    "data.media.images.root",
+    "data.media.images.cache_dir",
+    "recommend.requests",
+    "update.feedback",
+)
+# A place or a name: a place where there is such a file.
+_PLACES_OR_NAMES: Final = ("data.text.model", "data.media.images.model", "recommend.model", "update.model")
+
+
+def pack(tree: dict[str, Any], folder: Path) -> None:
+    """Write the parcel: the packages, and the configuration as :func:`job_config` makes it.
+
+    Raises:
+        ConfigError: a password in the configuration, or packages that somebody filled with more than code.
+    """
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, package
+        home = Path(spec.submodule_search_locations[0])
+        shutil.copytree(home, folder / home.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    (folder / CONFIG).write_text(job_config(tree), encoding="utf-8")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size >= MAX_BYTES:
+        raise ConfigError(
+            f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
+            "Ray hands to its nodes; move what is no code out of them"
+        )
+
+
+def job_config(tree: dict[str, Any]) -> str:
+    """The configuration as the job reads it: places absolute, ``$VARIABLES`` for the cluster to expand.
+
+    Raises:
+        ConfigError: a user and password in a URI: what is sent can be read by everyone on the cluster.
+    """
+    sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
+    sent.pop("submit", None)
+    for dotted in (*_PLACES, *_PLACES_OR_NAMES):
+        _change(sent, dotted.split("."), only_existing=dotted in _PLACES_OR_NAMES)
+    uri = (sent.get("tracking") or {}).get("uri")
+    if isinstance(uri, str) and uri.startswith("sqlite:///"):
+        sent["tracking"] = {**sent["tracking"], "uri": f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'), False)}"}
+    for dotted, text in _texts(sent):
+        if redact(text) != text:
+            raise ConfigError(
+                f"{dotted}: {redact(text)} has a user and password, and no secret is sent to a cluster; put the URI "
+                "into the environment of its nodes, say as TRACKING_URI, and write $TRACKING_URI here"
+            )
+    return yaml.safe_dump(sent, sort_keys=False, allow_unicode=True)
+
+
+def _change(tree: dict[str, Any], path: list[str], only_existing: bool) -> None:
+    """Make the place at a path absolute; sections on the way are copied, the caller's tree stays as it is."""
+    first, *rest = path
+    child = tree.get(first)
+    if child is None:
+        return
+    if rest:
+        if isinstance(child, dict):
+            tree[first] = dict(child)
+            _change(tree[first], rest, only_existing)
+        return
+    tree[first] = _each(child, only_existing)
+
+
+def _each(value: Any, only_existing: bool) -> Any:
+    if isinstance(value, str):
+        return _absolute(value, only_existing)
+    if isinstance(value, list):
+        return [_each(item, only_existing) for item in value]
+    if isinstance(value, dict):
+        return {key: _each(item, only_existing) for key, item in value.items()}
+    return value
+
+
+def _absolute(place: str, only_existing: bool) -> str:
+    """
+    >>> _absolute("s3://bucket/runs", False), _absolute("$RECSYS_DATA/lastfm", False), _absolute("/data", False)
+    ('s3://bucket/runs', '$RECSYS_DATA/lastfm', '/data')
+    """
+    if not place or "://" in place or place.startswith(("/", "$")):
+        return place
+    path = os.path.expanduser(place)
+    return place if only_existing and not os.path.exists(path) else os.path.abspath(path)
+
+
+def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a tree with its dotted path."""
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _texts(child, f"{where}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _texts(child, where)

@@ -1,0 +1,202 @@
+"""``recsys submit``: a verb as a job of a Ray cluster, followed from here; and the jobs that are there.
+
+The job is ``python -m pipelines.cli VERB --config job.yaml --ray.address auto`` in a copy of this project (see
+:mod:`pipelines.parcel`). Its log comes out here, and its exit code is ours.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.cli import UsageError, config_file, parse, plan
+from pipelines.jobs import ENDED, LostError, address_of, connect, details, follow
+from pipelines.parcel import CONFIG, job_config, pack
+from pipelines.progress import table
+from pipelines.stages import VERBS
+from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
+from recsys.errors import ConfigError
+
+ABOUT_JOBS: Final = ("status", "logs", "stop", "list")
+_STOPPING_S: Final = 30.0
+
+
+def command(words: Sequence[str]) -> int:
+    """Do what the words behind ``submit`` say; the exit code."""
+    verbs = [name for name, verb in VERBS.items() if not verb.usage]
+    first, *rest = words or [""]
+    if first in ABOUT_JOBS:
+        return _about_jobs(first, rest)
+    if first not in verbs:
+        raise UsageError(
+            f"submit: expected a verb or what to know of jobs, got {first!r}; verbs: {', '.join(verbs)}; "
+            f"or: {', '.join(ABOUT_JOBS)}. Usage: {VERBS['submit'].usage}"
+        )
+    arguments = parse(rest)
+    if arguments.config is None:
+        raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
+    tree = read_tree(config_file(arguments.config), arguments.overrides)
+    config = build_config(tree, arguments.config)  # a mistake is known here, not minutes later on the cluster
+    if arguments.dry_run:
+        print(_dry_run(first, config, tree))
+        return 0
+    return submit(first, config, tree)
+
+
+def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
+    """Send a verb with the configuration of a tree, and follow it unless ``submit.follow`` is false.
+
+    Raises:
+        ConfigError: no cluster at the address, an id that is taken, or a secret that would be sent.
+    """
+    job_config(tree)  # what cannot be sent is refused before anyone is asked
+    client = connect(config.submit.address)
+    job = config.submit.id or f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
+        pack(tree, Path(folder))
+        try:
+            client.submit_job(
+                entrypoint=entrypoint(verb),
+                submission_id=job,
+                runtime_env={"working_dir": folder},
+                metadata={"verb": verb, "run": job_place(tree)},
+                entrypoint_num_cpus=config.submit.cpus or None,
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error) and "already been" not in str(error):
+                raise
+            raise ConfigError(f"submit.id: the cluster has a job {job!r} already; give another id or none") from None
+    print(f"job {job} at {address_of(config.submit.address)}, run folder {job_place(tree)}", flush=True)
+    return watch(client, job, config.submit) if config.submit.follow else 0
+
+
+def entrypoint(verb: str) -> str:
+    """The job's command; everything else is in the configuration, so that nothing of it shows in lists of processes."""
+    return shlex.join(["python", "-m", "pipelines.cli", verb, "--config", CONFIG, "--ray.address", "auto"])
+
+
+def job_place(tree: dict[str, Any]) -> str:
+    """The run folder as the job sees it."""
+    import yaml
+
+    return str(yaml.safe_load(job_config(tree))["run"]["dir"])
+
+
+def watch(client: Any, job: str, config: SubmitConfig) -> int:
+    """Follow a job to its end; its exit code, 130 after Ctrl-C, 1 where the cluster is lost."""
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        found = follow(client, job, write)
+    except KeyboardInterrupt:
+        if config.on_interrupt == "stop":
+            print(f"\ninterrupted: job {job} is {_stop(client, job).lower()}", file=sys.stderr)
+        else:
+            print(f"\ndetached; job {job} goes on: recsys submit logs|stop {job}", file=sys.stderr)
+        return 130
+    except LostError as error:
+        print(f"recsys: {error}; job {job} may go on: recsys submit logs {job}", file=sys.stderr)
+        return 1
+    return exit_code(found)
+
+
+def exit_code(found: Any) -> int:
+    """Of a job that has ended: its own, where it came so far to have one."""
+    if found.status.value == "SUCCEEDED":
+        return 0
+    print(f"recsys: job {found.submission_id} {found.status.value.lower()}: {_message(found)}", file=sys.stderr)
+    return found.driver_exit_code if found.driver_exit_code and 0 < found.driver_exit_code < 256 else 1
+
+
+def _about_jobs(what: str, words: Sequence[str]) -> int:
+    job, rest = "", list(words)
+    if what != "list":
+        if not rest or rest[0].startswith("--"):
+            raise UsageError(f"submit {what}: which job? `recsys submit list` names them. {VERBS['submit'].usage}")
+        job = rest.pop(0)
+    config = _section(rest)
+    client = connect(config.address)
+    if what == "list":
+        print(_listed(client.list_jobs()))
+        return 0
+    found = details(client, job)
+    if what == "logs":
+        return watch(client, job, config)
+    if what == "stop":
+        print(f"job {job}: {found.status.value if found.status.value in ENDED else _stop(client, job)}")
+        return 0
+    print(_described(found))
+    return 0
+
+
+def _section(words: Sequence[str]) -> SubmitConfig:
+    """The section ``submit`` of a whole configuration, or of its keys alone."""
+    arguments = parse(words)
+    if arguments.config is not None:
+        return load_config(config_file(arguments.config), arguments.overrides).submit
+    strays = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
+    if strays:
+        raise UsageError(f"--{strays[0]}: only --submit.… and --config say something about jobs that are there")
+    values = {name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides}
+    # any trained granularity makes the rest of a configuration whole
+    tree = {"model": {"granularities": {"behaviour": {"enabled": True}}}, "submit": values}
+    return build_config(tree, "command line").submit
+
+
+def _stop(client: Any, job: str) -> str:
+    """Stop a job and wait until it has; its state."""
+    client.stop_job(job)
+    state, last = "", time.monotonic() + _STOPPING_S
+    while state not in ENDED and time.monotonic() < last:
+        time.sleep(0.5)
+        state = client.get_job_info(job).status.value
+    return state if state in ENDED else "STOPPING"
+
+
+def _listed(jobs: list[Any]) -> str:
+    ours = sorted((job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0))
+    if not ours:
+        return "no jobs"
+    rows = [["job", "status", "started", "run"]]
+    return table(
+        rows + [[j.submission_id, j.status.value, _when(j.start_time), (j.metadata or {}).get("run", "")] for j in ours]
+    )
+
+
+def _described(found: Any) -> str:
+    rows = {
+        "job": found.submission_id,
+        "status": found.status.value,
+        "started": _when(found.start_time),
+        "ended": _when(found.end_time),
+        "exit code": "" if found.driver_exit_code is None else str(found.driver_exit_code),
+        **(found.metadata or {}),
+        "command": found.entrypoint,
+        "message": _message(found),
+    }
+    return "\n".join(f"{name:<10}{value}" for name, value in rows.items() if value)
+
+
+def _when(milliseconds: int | None) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else ""
+
+
+def _message(found: Any) -> str:
+    lines = str(found.message or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _dry_run(verb: str, config: Config, tree: dict[str, Any]) -> str:
+    lines = [plan(verb, config), "#", f"# `recsys submit` would send it to {address_of(config.submit.address)}:"]
+    lines += [f"#   command  {entrypoint(verb)}", f"#   {CONFIG}"]
+    return "\n".join([*lines, *(f"#     {line}" for line in job_config(tree).splitlines())])
