@@ -2,8 +2,9 @@
 
 Layout::
 
-    config.yaml              the merged configuration of the last run, prepare, train, evaluate or update; the user and
-                             password of tracking.uri are left out: they come from the command line or the environment
+    config.yaml              the merged configuration of the last run, prepare, train, evaluate, update or tune; user
+                             and password of tracking.uri are left out: they come from the command line or the
+                             environment
     history.jsonl            one line an invocation: time, verb, release, keys changed since the one before
     run.log                  the progress lines of all stages
     dataset/                 the prepared dataset, unless data.dir says otherwise
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from recsys.registry.tracking import Tracker
 
 
-_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update")  # the others only hand on what these have made
+_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
 _REDACTED: Final = (
     "# tracking.uri is without its user and password: give it whole with --tracking.uri, or as $VARIABLE\n"
 )

@@ -93,7 +93,7 @@ VERBS: Final[dict[str, Verb]] = {
 
 # Kinds of search, by ``tune.search``; the first is the default.
 SEARCHES: Final[dict[str, Verb]] = {
-    "trials": Verb("tune.sweep:sweep", "trainings over a search space", VERBS["tune"].stages, "tune.sweep:preview"),
+    "trials": Verb("tune.sweep:sweep", "trainings over a search space", VERBS["tune"].stages, "tune.space:preview"),
 }
 
 # Kinds of update, by ``update.only``; the first is the default.

@@ -160,6 +160,16 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     return build_config(tree)
 
 
+def preview(config: Config) -> str:
+    """What a sweep would try, for a dry run.
+
+    Raises:
+        ConfigError: the space cannot be searched.
+    """
+    space = load_space(config.tune.space, config)
+    return f"{config.tune.trials} trials over:\n{space.describe()}"
+
+
 # ---------------------------------------------------------------------------------------------------------- reading
 
 

@@ -1,14 +1,44 @@
-"""The verb ``tune``: a search for better settings than the configuration has."""
+"""The verb ``tune``: a search for better settings than the configuration has.
+
+``sweep`` trains many times on one prepared dataset and leaves in the run folder::
+
+    trials/ledger.jsonl  everything that happened, see ``tune.ledger``; the same command goes on from it
+    trials/NNN/          validation values of a finished trial, the traceback of a failed one
+    best.yaml            the best configuration, as `recsys run` takes it
+    sweep.html           table and plots
+    best/                the run folder of the best model, trained with all data, tested once, registered
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
+import sys
+from typing import Any
 
-from pipelines.folder import RunFolder
-from pipelines.session import quiet
+from pipelines.cli import main
+from pipelines.evaluate import evaluate
+from pipelines.folder import RunFolder, open_run, write_atomically
+from pipelines.prepare import prepare
+from pipelines.register import register
+from pipelines.run import closing_words
+from pipelines.session import quiet, ray_session
 from pipelines.stages import SEARCHES
+from pipelines.tracking import tracked
+from pipelines.train import train
 from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import ConfigError, TrainingError
+from recsys.evaluation.validation import Validator
+from recsys.registry.tracking import Tracker, flatten
+from tune.ledger import Ledger, Trial
+from tune.outcome import best_config, best_yaml, comparison_words, trial_table
+from tune.plan import Plan
+from tune.ray_tune import Place, run_trials
+from tune.report import render_sweep
+from tune.slots import slots_of_cluster
 from tune.space import load_space
+from tune.watching import Children, Lines
 
 
 def tune(config: Config, folder: RunFolder) -> None:
@@ -18,17 +48,135 @@ def tune(config: Config, folder: RunFolder) -> None:
     getattr(importlib.import_module(module), name)(config, folder)
 
 
-def preview(config: Config) -> str:
-    """What a sweep would try, for a dry run.
+def sweep(config: Config, folder: RunFolder) -> None:
+    """Many trainings over a search space; the best one trained on all data, tested once and registered.
 
     Raises:
-        ConfigError: the space cannot be searched.
+        ConfigError: the space cannot be searched, or the run folder holds another sweep.
+        TrainingError: every trial failed, for reasons that lie in data or settings.
+        RuntimeError: every trial failed otherwise.
     """
     space = load_space(config.tune.space, config)
-    return f"{config.tune.trials} trials over:\n{space.describe()}"
+    Validator.of(config)
+    ledger = Ledger(folder.root / "trials" / "ledger.jsonl")
+    plan = Plan(config, space, ledger)
+    with tracked(config, folder, fresh=not ledger.trials) as tracker:
+        with ray_session(config):
+            dataset = prepare(config, folder)
+            _begin(plan, dataset, folder)
+            with folder.progress.stage("sweep"):
+                _search(plan, dataset, folder, tracker)
+                _close(plan, dataset, folder, tracker)
+            best = best_config(plan, dataset.root)
+            if config.tune.final and not ledger.final:
+                _train_best(best, tracker)
+        if config.tune.final and not ledger.final:
+            ledger.close(_finish_best(best, tracker))
+        _report(plan, folder, tracker)
+    folder.progress.plain(_closing_words(plan, folder))
 
 
-def sweep(config: Config, folder: RunFolder) -> None:
-    """Many trainings over a search space."""
-    with folder.progress.stage("sweep"):
-        folder.progress(preview(config))
+def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
+    """Write down what is searched, or check that it is what the folder's sweep searched."""
+    config = plan.config.model_dump(mode="json")
+    read = {name: config[name] for name in ("seed", "model", "train")}
+    read["train"] = {key: value for key, value in read["train"].items() if key not in ("threads", "use_gpu")}
+    identity = {
+        "dataset": dataset.manifest.content_hash,
+        "space": {d.path: str(d) for d in plan.space.dimensions} | plan.space.fixed,
+        "exclude_seen": plan.config.evaluate.exclude_seen,
+        **read,
+    }
+    if not plan.ledger.identity:
+        plan.ledger.begin(identity)
+        return
+    before, now = _flat(plan.ledger.identity), _flat(identity)
+    for key in before.keys() | now.keys():
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{folder.root} holds a sweep with another {key}: it was {before.get(key)!r}, is now {now.get(key)!r}; "
+                "start a new one with another --run.dir, or go on with what it was"
+            )
+
+
+def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
+    """Run what is left of the trials."""
+    progress, ledger = folder.progress, plan.ledger
+    slots = slots_of_cluster(plan.config)
+    done = [trial for trial in ledger.trials.values() if trial.state != "running"]
+    if ledger.trials:
+        open_ones = len(ledger.trials) - len(done)
+        progress(f"going on: {len(done)} trials are done and stay so, {open_ones} interrupted")
+    progress(slots.words)
+    progress(f"{plan.config.tune.trials} trials over:\n{plan.space.describe()}")
+    tracker.log_dataset(dataset.manifest, dataset.root)
+    with Children(tracker, progress) as children:
+        lines = Lines(progress, children, plan.config.train.metric, plan.config.tune.trials)
+        for trial in done:
+            if trial.value is not None and not trial.repeat and (lines.best is None or trial.value > lines.best[0]):
+                lines.best = trial.value, trial.name
+        run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
+    if plan.exhausted:
+        progress(f"the space has only {len(ledger.searched())} combinations that differ; all were tried")
+    if not plan.standings():
+        raise _all_failed(list(ledger.trials.values()))
+
+
+def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
+    """The table, best.yaml and what the sweep is worth against the configuration as it is."""
+    progress, best, place = folder.progress, plan.best(), folder.root / "best.yaml"
+    progress.plain("\n" + trial_table(plan) + "\n")
+    write_atomically(place, best_yaml(plan, dataset.root, place))
+    progress(f"best: trial {best.trials[0].name}; its configuration is {place}")
+    progress(comparison_words(plan, folder.root))
+    tracker.log_metrics({"sweep": {"best_value": best.mean, "trials": len(plan.ledger.searched())}})
+    tracker.set_tags({"sweep.best": best.trials[0].name})
+
+
+def _train_best(config: Config, tracker: Tracker) -> None:
+    """Train the winner as `recsys run` does, in a run folder of its own."""
+    with open_run(config, "run") as folder, tracked(config, folder, fresh=True) as own:
+        if own.enabled:
+            own.set_tags({"mlflow.parentRunId": tracker.run_id, "sweep.trial": "best"})
+        train(config, folder)
+
+
+def _finish_best(config: Config, tracker: Tracker) -> dict[str, Any]:
+    """Test the winner, the only time that the sweep reads the test part, and register it."""
+    with open_run(config, "evaluate") as folder, tracked(config, folder):
+        metrics = evaluate(config, folder)
+        registered = register(config, folder)
+        words = closing_words(metrics, registered, folder)
+    metric = config.train.metric
+    return {"metric": metric, "test": metrics["model"][metric], "words": words, "model": registered.get("uri", "")}
+
+
+def _report(plan: Plan, folder: RunFolder, tracker: Tracker) -> None:
+    """sweep.html, and what belongs to the tracked run."""
+    page = folder.root / "sweep.html"
+    render_sweep(page, plan, folder.root)
+    for path in (page, plan.ledger.path, folder.root / "best.yaml"):
+        tracker.log_file(path)
+    if plan.ledger.final:
+        tracker.log_metrics({"test": {plan.ledger.final["metric"]: plan.ledger.final["test"]}})
+
+
+def _closing_words(plan: Plan, folder: RunFolder) -> str:
+    final = plan.ledger.final
+    said = f"{final['words']}\n" if final else ""
+    return f"{said}sweep       {(folder.root / 'sweep.html').absolute()}\nbest        {folder.root / 'best.yaml'}"
+
+
+def _all_failed(trials: list[Trial]) -> Exception:
+    reasons = "\n  ".join(dict.fromkeys(f"trial {trial.name}: {trial.reason or trial.state}" for trial in trials))
+    message = f"every trial failed:\n  {reasons}"
+    user = all(trial.blame == "user" for trial in trials)
+    return TrainingError(f"{message}\nmend the configuration or the space") if user else RuntimeError(message)
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    return flatten(json.loads(json.dumps(identity)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(["tune", *sys.argv[1:]]))

@@ -46,15 +46,18 @@ def train_on_ray(
     validate: Validate,
     report: Callable[[Report], None],
     start: Start | None = None,
+    stop: threading.Event | None = None,
 ) -> TrainResult:
     """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver with each
     epoch's report, and with ``{"note": text}`` of what else is to be said.
 
     ``start`` is where to begin, a fresh one by default. With ``run.resume`` an interrupted training of the same
     configuration and data goes on from its newest checkpoint that is whole. What earlier trainings have left in the
-    run folder is removed when this one is done.
+    run folder is removed when this one is done. Once ``stop`` is set, the workers end at their next report and give
+    their resources back, which a killed trainer does not.
 
     Raises:
+        Stopped: ``stop`` was set.
         ConfigError: more workers or GPUs are asked for than the cluster has.
         UserError: whatever the loop found wrong with data or configuration.
     """
@@ -72,7 +75,8 @@ def train_on_ray(
     name = run_name(digest)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default lets every report wait 2 s
     queue = Queue(actor_options={"num_cpus": 0})
-    drain = _Drain(queue, report)
+    orders = None if stop is None else Queue(actor_options={"num_cpus": 0})
+    drain = _Drain(queue, report, stop, orders)
     drain.start()
     trainer = TorchTrainer(
         _worker,
@@ -82,6 +86,7 @@ def train_on_ray(
             "validate": validate,
             "queue": queue,
             "checkpoints": (storage, name, earlier),
+            "orders": orders,
             "start": [] if start is None else [ray.put(start)],  # once through the object store, not in every call
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
@@ -96,10 +101,13 @@ def train_on_ray(
         checkpoint = trainer.fit().checkpoint
     finally:
         drain.stop()
-        with suppress(Exception):
-            queue.shutdown()
+        for ended in filter(None, (queue, orders)):
+            with suppress(Exception):
+                ended.shutdown()
     if drain.user_error:
         raise UserError(drain.user_error)
+    if stop is not None and stop.is_set():
+        raise Stopped
     if drain.failure is not None:
         warnings.warn(f"reports stopped reaching the driver's log: {drain.failure}", stacklevel=2)
     assert checkpoint is not None, "the last report carries the trained model"
@@ -125,6 +133,7 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads or _threads(world_size))
     queue: Queue = settings["queue"]
+    orders: Queue | None = settings["orders"]
 
     def report(values: Report, folder: Path | None) -> None:
         if rank == 0:
@@ -134,10 +143,14 @@ def _worker(settings: dict[str, Any]) -> None:
     def hand_over(numbers: Report, folder: Path | None) -> None:
         if folder is None:
             ray.train.report(numbers)
-            return
-        with tempfile.TemporaryDirectory() as parent:
-            os.rename(folder, Path(parent) / PROGRESS_FOLDER)
-            ray.train.report(numbers, checkpoint=Checkpoint.from_directory(parent))
+        else:
+            with tempfile.TemporaryDirectory() as parent:
+                os.rename(folder, Path(parent) / PROGRESS_FOLDER)
+                ray.train.report(numbers, checkpoint=Checkpoint.from_directory(parent))
+        if orders is not None:
+            told = torch.tensor([rank == 0 and not orders.empty()], dtype=torch.float32)
+            if training.from_first(told).item():  # the first worker's word, so that all end at the same epoch
+                raise Stopped
 
     def note(text: str) -> None:
         if rank == 0:
@@ -162,20 +175,36 @@ def _worker(settings: dict[str, Any]) -> None:
     except UserError as error:  # the same on every rank, and no better at a second try: tell the driver and end
         if rank == 0:
             queue.put({USER_ERROR: str(error)})
+    except Stopped:  # in order: Ray Train takes the workers down
+        return
+
+
+class Stopped(Exception):
+    """The training was told to stop."""
 
 
 class _Drain(threading.Thread):
-    """Hands the queue's reports to the driver's callback as they come."""
+    """Hands the queue's reports to the driver's callback as they come, and the order to stop to the workers."""
 
-    def __init__(self, queue: Queue, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        report: Callable[[Report], None],
+        stop: threading.Event | None = None,
+        orders: Queue | None = None,
+    ) -> None:
         super().__init__(daemon=True, name="training-reports")
         self.queue, self.report, self.done = queue, report, threading.Event()
+        self.stopping, self.orders = stop, orders
         self.user_error = ""
         self.failure: Exception | None = None
 
     def run(self) -> None:
         while not self.done.is_set():
             self._take(0.5)
+            if self.orders is not None and self.stopping is not None and self.stopping.is_set():
+                self.orders.put("stop")
+                self.orders = None
 
     def stop(self) -> None:
         self.done.set()

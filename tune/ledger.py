@@ -1,0 +1,145 @@
+"""The record of a sweep: one JSON line for everything that happens to a trial, written to disk before it counts.
+
+Why of our own: a sweep runs for hours and its process may be killed at any moment. Ray's snapshots lag behind what has
+happened (a restored sweep repeated one finished trial and replaced another), so this file is the truth: what is in it
+is done, the rest is done again under the same number. Nothing in it is ever changed.
+
+Events: ``sweep`` (what is searched, once), ``start``, ``epoch``, ``end`` of a trial, ``final`` (the best one's model).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from recsys.errors import ArtifactError
+
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass
+class Trial:
+    """One training of the sweep. ``repeat`` 0 is the trial that the search proposed, others have another seed."""
+
+    number: int
+    repeat: int
+    seed: int
+    params: dict[str, Any]  # dotted path → value; empty for the configuration as it is
+    state: State = "running"
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch → value, best so far
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch → the loop's report
+    value: float | None = None  # of the model that the training chose, on all validation queries
+    reason: str = ""  # why it failed
+    blame: str = ""  # "user" where data or settings are to blame, "program" otherwise
+    seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """
+        >>> Trial(3, 0, 42, {}).name, Trial(3, 1, 43, {}).name
+        ('003', '003-1')
+        """
+        return f"{self.number:03d}" + (f"-{self.repeat}" if self.repeat else "")
+
+    @property
+    def best(self) -> float | None:
+        """The value where there is one, else the best epoch's so far."""
+        if self.value is not None:
+            return self.value
+        return max((epoch["best"] for epoch in self.epochs.values()), default=None)
+
+
+class Ledger:
+    """The file and what it says. Opening reads it, and cuts off a last line that a kill left unfinished.
+
+    Raises:
+        ArtifactError: the file is damaged elsewhere.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity: dict[str, Any] = {}
+        self.trials: dict[tuple[int, int], Trial] = {}
+        self.order: list[tuple[Trial, int]] = []  # epochs as they came in
+        self.final: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self._read()
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """What is searched, in which data: the first line."""
+        self._write({"event": "sweep", "identity": dict(identity)})
+
+    def start(self, trial: Trial) -> None:
+        """A trial that is about to run; one that was interrupted starts again under its number."""
+        line = {"params": trial.params, "seed": trial.seed}
+        self._write({"event": "start", "trial": trial.number, "repeat": trial.repeat, **line})
+
+    def epoch(self, trial: Trial, report: Mapping[str, Any]) -> None:
+        """A validated epoch: its value, the best so far, and what the loop said of the epochs since the one before."""
+        kept = {key: report[key] for key in ("epoch", "value", "best", "history")}
+        self._write({"event": "epoch", "trial": trial.number, "repeat": trial.repeat, **kept})
+
+    def end(self, trial: Trial, state: State, **details: Any) -> None:
+        """How a trial ended: ``value`` and ``seconds`` of a finished one, ``reason`` and ``blame`` of a failed one."""
+        self._write({"event": "end", "trial": trial.number, "repeat": trial.repeat, "state": state, **details})
+
+    def close(self, final: Mapping[str, Any]) -> None:
+        """The model of the best trial is trained, evaluated and registered."""
+        self._write({"event": "final", **final})
+
+    def searched(self) -> list[Trial]:
+        """The proposed trials, by number."""
+        return [self.trials[key] for key in sorted(self.trials) if key[1] == 0]
+
+    def of(self, number: int) -> list[Trial]:
+        """A proposed trial and its repetitions with other seeds."""
+        return [self.trials[key] for key in sorted(self.trials) if key[0] == number]
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._take(line)
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        for number, line in enumerate(whole.decode("utf-8", errors="replace").splitlines(), 1):
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ArtifactError(
+                    f"{self.path}, line {number}: is damaged ({type(error).__name__}: {error}); delete the line, or "
+                    "start a new sweep with another --run.dir"
+                ) from None
+
+    def _take(self, line: dict[str, Any]) -> None:
+        event = line["event"]
+        if event == "sweep":
+            self.identity = line["identity"]
+        elif event == "final":
+            self.final = {key: value for key, value in line.items() if key != "event"}
+        elif event == "start":
+            key = (line["trial"], line["repeat"])
+            if key not in self.trials:
+                self.trials[key] = Trial(*key, seed=line["seed"], params=line["params"])
+        elif event == "epoch":
+            trial = self.trials[(line["trial"], line["repeat"])]
+            trial.epochs[line["epoch"]] = {"value": line["value"], "best": line["best"]}
+            trial.history |= {int(report["epoch"]): report for report in line["history"]}
+            self.order.append((trial, line["epoch"]))
+        elif event == "end":
+            trial = self.trials[(line["trial"], line["repeat"])]
+            trial.state = line["state"]
+            for name in ("value", "reason", "blame", "seconds"):
+                setattr(trial, name, line.get(name, getattr(trial, name)))
+        else:
+            raise ValueError(f"unknown event {event!r}")

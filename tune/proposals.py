@@ -1,0 +1,143 @@
+"""The next trial's values, from all trials so far: Optuna's TPE, or at random.
+
+Why a function of the ledger and not a searcher with a memory: a sweep that was killed and goes on then proposes what it
+would have proposed. The study is built anew for every proposal, which costs milliseconds, and the sampler's seed is
+that of the sweep and the trial's number.
+
+TPE: Bergstra et al. 2011, multivariate as in Falkner et al. 2018. A trial that was stopped counts with the epochs it
+has, a failed one as worse than all others, so that its surroundings are avoided.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from recsys.errors import ConfigError
+from tune.ledger import Trial
+from tune.space import Dimension, Space
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+_TRIES: Final = 10  # of TPE, and as many at random, before a space of few values counts as exhausted
+_STARTUP: Final = (4, 10)  # random trials before TPE learns: a third of the sweep, between these
+
+
+def propose(
+    space: Space, trials: Sequence[Trial], number: int, *, sampler: str, seed: int, planned: int
+) -> dict[str, Any] | None:
+    """Values for trial ``number`` of ``planned`` that no trial has had; None when there are none left.
+
+    ``trials`` are those proposed before it whose values lie in the space; running ones are avoided, too.
+    """
+    study = build_study(space, trials)
+    tried = {_key(trial.params) for trial in trials}
+    distributions = {dimension.path: distribution(dimension) for dimension in space.dimensions}
+    for attempt in range(2 * _TRIES):
+        kind = sampler if attempt < _TRIES else "random"
+        study.sampler = _sampler(kind, seed * 1_000_003 + number * 101 + attempt, planned)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of experimental options
+            asked = study.ask(fixed_distributions=distributions)
+        params = {d.path: _value(d, asked.params[d.path]) for d in space.dimensions}
+        if _key(params) not in tried:
+            return params
+        study.tell(asked, state=_states().FAIL)
+    return None
+
+
+def build_study(space: Space, trials: Sequence[Trial]) -> Study:
+    """An Optuna study in memory that knows the trials; larger values are better."""
+    optuna = _optuna()
+    states = _states()
+    study: Study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    distributions = {dimension.path: distribution(dimension) for dimension in space.dimensions}
+    known = {"finished": states.COMPLETE, "stopped": states.PRUNED, "failed": states.PRUNED, "running": states.RUNNING}
+    for trial in trials:
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=known[trial.state],
+                params={d.path: _code(d, trial.params[d.path]) for d in space.dimensions},
+                distributions=distributions,
+                value=trial.value if trial.state == "finished" else None,
+                intermediate_values={epoch: entry["best"] for epoch, entry in trial.epochs.items()}
+                if trial.state != "failed"
+                else {},
+            )
+        )
+    return study
+
+
+def distribution(dimension: Dimension) -> Any:
+    """The dimension as Optuna knows it; a choice by the number of its option, as Optuna knows no lists."""
+    of = _optuna().distributions
+    if dimension.kind == "choice":
+        return of.CategoricalDistribution(tuple(range(len(dimension.options))))
+    if dimension.kind in ("int", "logint"):
+        ends = int(dimension.low), int(dimension.high)
+        return of.IntDistribution(*ends, log=dimension.kind == "logint", step=int(dimension.step or 1))
+    log = dimension.kind == "loguniform"
+    return of.FloatDistribution(dimension.low, dimension.high, log=log, step=dimension.step)
+
+
+def importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
+    """Share of every path in how the value varies over the finished trials, the largest first; empty below 4 of them.
+
+    fANOVA: Hutter et al. 2014. With few trials it is a hint, no more.
+    """
+    finished = [trial for trial in trials if trial.state == "finished"]
+    if len(finished) < 4 or len({trial.value for trial in finished}) < 2:
+        return {}
+    optuna = _optuna()
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(build_study(space, finished), evaluator=evaluator)
+    return {path: float(share) for path, share in sorted(found.items(), key=lambda entry: -entry[1])}
+
+
+def _sampler(kind: str, seed: int, planned: int) -> Any:
+    samplers, low_high = _optuna().samplers, _STARTUP
+    if kind == "random":
+        return samplers.RandomSampler(seed=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return samplers.TPESampler(
+            seed=seed % 2**32,
+            multivariate=True,
+            constant_liar=True,
+            n_startup_trials=min(low_high[1], max(low_high[0], planned // 3)),
+        )
+
+
+def _value(dimension: Dimension, code: Any) -> Any:
+    """A value as the configuration takes it."""
+    if dimension.kind == "choice":
+        return dimension.options[code]
+    return int(code) if dimension.kind in ("int", "logint") else round(float(code), 12)
+
+
+def _code(dimension: Dimension, value: Any) -> Any:
+    if dimension.kind == "choice":
+        return next(number for number, option in enumerate(dimension.options) if _key(option) == _key(value))
+    return int(value) if dimension.kind in ("int", "logint") else float(value)
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _states() -> Any:
+    return _optuna().trial.TrialState
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("a sweep needs optuna, which is not installed; install it with: pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna

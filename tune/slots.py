@@ -1,0 +1,79 @@
+"""How many trials run at once, and what each takes: never more than the cluster has.
+
+Why: Ray would let a trial wait for resources that its own workers hold, in silence and without end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from recsys.config import Config
+from recsys.errors import ConfigError
+
+_WRAPPER_BYTES = 100_000_000  # a trial that wraps a trainer asks for memory and no CPU, which its workers need
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The share of a trial."""
+
+    concurrent: int
+    cpus: int  # of a trial, over all its workers
+    workers: int
+    threads: int
+    use_gpu: bool
+    words: str  # for the progress lines
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray Tune reserves for a trial."""
+        if self.workers > 1:
+            return {"memory": _WRAPPER_BYTES}
+        return {"CPU": self.cpus, **({"GPU": 1} if self.use_gpu else {})}
+
+
+def share_out(config: Config, cluster: dict[str, float], node_cpus: int) -> Slots:
+    """Divide a cluster's CPUs and GPUs; ``node_cpus`` are those of its smallest node.
+
+    A CPU is kept free for the driver where a trial leaves one.
+
+    Raises:
+        ConfigError: a trial, or ``tune.concurrent`` of them, does not fit.
+    """
+    total, gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
+    workers, tune = config.train.num_workers, config.tune
+    cpus = workers if workers > 1 else tune.cpus or config.train.threads or node_cpus
+    use_gpu = config.train.use_gpu == "yes" or (config.train.use_gpu == "auto" and gpus >= workers)
+    if config.train.use_gpu == "yes" and gpus < workers:
+        raise ConfigError(
+            f"train.use_gpu is yes and a trial has {workers} workers, but the cluster has {gpus} GPUs; lower "
+            "train.num_workers or set train.use_gpu to auto"
+        )
+    limit = total // cpus if not use_gpu else min(total // cpus, gpus // workers)
+    if limit < 1:
+        key = "train.num_workers" if workers > 1 else "tune.cpus"
+        raise ConfigError(f"a trial takes {cpus} CPUs, but the cluster has {total}; lower {key}")
+    if tune.concurrent > limit:
+        raise ConfigError(
+            f"tune.concurrent: {tune.concurrent} trials of {cpus} CPUs{' and a GPU a worker' if use_gpu else ''} do "
+            f"not fit into {total} CPUs{f' and {gpus} GPUs' if use_gpu else ''}; expected at most {limit}, or 0"
+        )
+    roomy = min(limit, max(1, (total - 1) // cpus))
+    concurrent = tune.concurrent or roomy
+    how = "one trial after another" if concurrent == 1 else f"{concurrent} trials at once"
+    kept = "" if tune.concurrent or total < (concurrent + 1) * cpus else ", and one is kept for the driver"
+    on = f" and {'a GPU' if workers == 1 else f'{workers} GPUs'}" if use_gpu else ""
+    words = f"{how}: the cluster has {total} CPUs, a trial takes {cpus}{on}{kept}"
+    threads = config.train.threads or cpus
+    return Slots(concurrent, cpus, workers, threads, use_gpu, words)
+
+
+def slots_of_cluster(config: Config) -> Slots:
+    """:func:`share_out` for the connected cluster."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    smallest = min((number for number in cpus if number > 0), default=1)
+    return share_out(config, ray.cluster_resources(), smallest)  # type: ignore[no-untyped-call]

@@ -1,0 +1,214 @@
+"""One trial: the real training loop with one configuration, in one process or on the workers of Ray Train.
+
+Why two ways: a trial that fits one process runs the loop itself, in a process that the next trial finds warm (half a
+second a trial); one of several workers wraps the trainer (fifteen seconds and more). The loop knows neither.
+
+A trial reports every validated epoch: ``epoch``, ``value`` (the validation metric), ``best`` so far and ``history``,
+what the loop said of the epochs since the report before; last ``state`` with ``value``, or with ``reason`` and
+``blame``. What goes wrong in a trial is a report, too: a sweep outlives its trials.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import queue
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import ray.tune
+import torch
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Split
+from recsys.errors import TrainingError, UserError
+from recsys.evaluation.validation import Validator
+from recsys.model import FrozenModel
+from recsys.training.context import Report, TrainContext
+from recsys.training.loop import fit
+
+MAX_VALUES: Final = 20_000  # validation queries whose values a trial hands over, for paired comparisons
+STOP_PATIENCE_S: Final = 300.0  # how long a stopped training of several workers may take to reach its next epoch
+_CHECKPOINT: Final = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a trial is to do; plain values, as they travel to another process."""
+
+    number: int
+    repeat: int
+    config: dict[str, Any]  # of the trial; the seed is the trial's
+    dataset: str  # the prepared dataset that all trials read
+    folder: str  # for checkpoints; "" where the driver's folder is not this machine's
+    threads: int
+    use_gpu: bool
+    best: float | None = None  # of the epochs that an interrupted trial has reported
+
+
+def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
+    """Train in this process, report as described above, never raise what the training raises.
+
+    Goes on from the trial's last checkpoint where there is one. ``report`` may raise ``SystemExit`` to stop it.
+    """
+    started = time.perf_counter()
+    try:
+        config = Config.model_validate(task.config)
+        torch.set_num_threads(task.threads)
+        dataset, validate = _dataset(task.dataset), Validator.of(config)
+        folder = Path(task.folder) if task.folder and Path(task.folder).is_dir() else None
+        epochs = Epochs(config.train.metric, report, task.best)
+
+        def keep(values: Report, checkpoint: Path | None) -> None:
+            epochs(values)
+            if folder is not None and checkpoint is not None:
+                _keep_checkpoint(checkpoint, folder, int(values["epoch"]))
+
+        device = torch.device("cuda" if task.use_gpu else "cpu")
+        resumed = _last_checkpoint(folder) if folder is not None else None
+        result = fit(config, dataset, validate, TrainContext(device=device, report=keep, resume_from=resumed))
+        report(finished(result.frozen, dataset, validate, time.perf_counter() - started))
+    except Exception as error:
+        report(failed(error))
+    finally:
+        gc.collect()  # the model of one trial is not kept through the next
+        if task.use_gpu:
+            torch.cuda.empty_cache()
+
+
+class Epochs:
+    """Turns the loop's report of every epoch into a trial's report of every validated one."""
+
+    def __init__(self, metric: str, report: Callable[[dict[str, Any]], Any], best: float | None = None) -> None:
+        self.metric, self.report, self.best = metric, report, best
+        self.waiting: list[Report] = []
+
+    def __call__(self, values: Report) -> None:
+        self.waiting.append(values)
+        if self.metric not in values:
+            return
+        value = _finite(float(values[self.metric]), self.metric)
+        self.best = value if self.best is None else max(self.best, value)
+        history, self.waiting = self.waiting, []
+        self.report({"epoch": int(values["epoch"]), "value": value, "best": self.best, "history": history})
+
+
+def finished(model: FrozenModel, dataset: PreparedDataset, validate: Validator, seconds: float) -> dict[str, Any]:
+    """The last report of a training: the metric of the model as it came out, on every validation query."""
+    values_B = np.concatenate(
+        [validate(model, shard.queries(Split.VALID)) for shard in dataset.shards() if len(shard.queries(Split.VALID))]
+    )
+    every = -(-len(values_B) // MAX_VALUES)
+    sample: Array = values_B[::every].astype(np.float32)
+    value = _finite(float(values_B.mean()), validate.metric)
+    return {"state": "finished", "value": value, "values": sample, "seconds": seconds}
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """The last report of a training that ended with an exception."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or ["no message"]
+    if isinstance(error, UserError):
+        return {"state": "failed", "reason": "\n".join(lines), "blame": "user", "trace": ""}
+    reason = f"{type(error).__name__}: {lines[0]}"
+    return {"state": "failed", "reason": reason, "blame": "program", "trace": traceback.format_exc()}
+
+
+def train_in_process(settings: Mapping[str, Any]) -> None:
+    """Trainable of Ray Tune: a plain function, so that its process serves the next trial as well."""
+    run_trial(read_task(settings), ray.tune.report)
+
+
+class WorkersTrial(ray.tune.Trainable):
+    """Trainable of Ray Tune around Ray Train, for trials of several workers.
+
+    Why a class: a trial that is stopped early must end its training in order, or the workers' resources stay taken
+    (Ray Train's own cleaner needs the dashboard). ``cleanup`` is where Tune waits for that.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.reports: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.stopping = threading.Event()
+        self.training = threading.Thread(target=self._train, args=(read_task(config),), daemon=True, name="training")
+        self.training.start()
+
+    def step(self) -> dict[str, Any]:
+        found = self.reports.get()
+        return {**found, "done": True} if "state" in found else found
+
+    def cleanup(self) -> None:
+        """Let the workers end at their next epoch, and wait until Ray Train has given everything back."""
+        self.stopping.set()
+        self.training.join(STOP_PATIENCE_S)
+
+    def _train(self, task: Task) -> None:
+        from recsys.training.ray_train import Stopped, train_on_ray
+
+        started = time.perf_counter()
+        try:
+            config = Config.model_validate(task.config)
+            dataset, validate = PreparedDataset(task.dataset), Validator.of(config)
+            epochs = Epochs(config.train.metric, self.reports.put)
+            result = train_on_ray(config, dataset, validate, epochs, stop=self.stopping)
+            self.reports.put(finished(result.frozen, dataset, validate, time.perf_counter() - started))
+        except Stopped:
+            pass
+        except Exception as error:
+            self.reports.put(failed(error))
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """Remove what only an interrupted trial needs."""
+    for left in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(f".{_CHECKPOINT}*"), folder / "checkpoints"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _finite(value: float, metric: str) -> float:
+    if not math.isfinite(value):
+        raise TrainingError(f"{metric} on validation is {value}; the scores are no longer numbers, lower train.lr")
+    return value
+
+
+def settings_of(task: Task) -> dict[str, Any]:
+    """A task as the one setting of a trial of Ray Tune, which names folders by settings."""
+    return {"task": json.dumps(asdict(task))}
+
+
+def read_task(settings: Mapping[str, Any]) -> Task:
+    """What :func:`settings_of` wrote."""
+    return Task(**json.loads(settings["task"]))
+
+
+@lru_cache(maxsize=1)
+def _dataset(root: str) -> PreparedDataset:
+    """The dataset, opened once for all trials of a process."""
+    return PreparedDataset(root)
+
+
+def _keep_checkpoint(checkpoint: Path, folder: Path, epoch: int) -> None:
+    """Keep the checkpoint of the epoch instead of earlier ones; whole or not at all."""
+    aside, place = folder / f".{_CHECKPOINT}{os.getpid()}", folder / f"{_CHECKPOINT}{epoch:06d}"
+    with suppress(OSError):  # a full disk costs the resuming, not the trial
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.move(checkpoint, aside)
+        earlier = list(folder.glob(f"{_CHECKPOINT}*"))
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
+        for other in earlier:
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob(f"{_CHECKPOINT}*"), key=lambda place: place.stat().st_mtime, default=None)

@@ -1,0 +1,145 @@
+"""What a sweep says while it runs: a line a trial, and a child of the MLflow run with parameters and metrics per epoch.
+
+Why a thread for MLflow: a trial waits at every report until the driver has taken it, and should not wait for a
+database as well. A lost tracking server costs the children, not the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.progress import Progress
+from pipelines.tracking import log_epoch
+from recsys.config import Config
+from recsys.registry.tracking import Tracker
+from tune.ledger import Trial
+
+_TRIAL_TAG = "sweep.trial"
+
+
+class Children:
+    """The MLflow runs of the trials, below the sweep's own; a trial that goes on goes on with its run."""
+
+    def __init__(self, parent: Tracker, progress: Progress) -> None:
+        self.parent, self.progress = parent, progress
+        self.open: dict[str, Tracker] = {}
+        self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.lost = False
+        self.known = self._earlier() if parent.enabled else {}
+        self.thread = threading.Thread(target=self._work, daemon=True, name="tracking")
+
+    def __enter__(self) -> Children:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Everything that is waiting is written before the sweep goes on."""
+        self.jobs.put(None)
+        self.thread.join()
+
+    def started(self, trial: Trial, config: Config) -> None:
+        self._later(lambda: self._start(trial, config))
+
+    def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        self._later(lambda: self._epoch(trial, history))
+
+    def ended(self, trial: Trial) -> None:
+        state, value, reason = trial.state, trial.best, trial.reason
+        self._later(lambda: self._end(trial, state, value, reason))
+
+    def _start(self, trial: Trial, config: Config) -> None:
+        tracker = Tracker(config, f"trial {trial.name}", self.known.get(trial.name, ""), self.parent.run_id)
+        self.open[trial.name] = tracker.__enter__()
+        tracker.set_tags({_TRIAL_TAG: trial.name, "sweep.seed": trial.seed})
+
+    def _epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        for values in history:
+            log_epoch(self.open[trial.name], values)
+
+    def _end(self, trial: Trial, state: str, value: float | None, reason: str) -> None:
+        tracker = self.open.pop(trial.name)
+        tracker.set_tags({"sweep.state": state})
+        if value is not None:
+            tracker.log_metrics({"sweep": {"value": value}})
+        error = RuntimeError(reason) if state == "failed" else None
+        tracker.__exit__(type(error) if error else None, error, None)
+
+    def _later(self, job: Callable[[], Any]) -> None:
+        if self.parent.enabled:
+            self.jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            if self.lost:
+                continue
+            try:
+                job()
+            except Exception as error:
+                self.lost = True
+                self.progress(f"trials are no longer tracked, the ledger goes on: {type(error).__name__}: {error}")
+
+    def _earlier(self) -> dict[str, str]:
+        """Trial → run of what was tracked before the sweep was interrupted."""
+        found = self.parent.client.search_runs(
+            [self.parent.experiment_id], f"tags.`mlflow.parentRunId` = '{self.parent.run_id}'", max_results=5000
+        )
+        return {run.data.tags[_TRIAL_TAG]: run.info.run_id for run in found if _TRIAL_TAG in run.data.tags}
+
+
+class Lines:
+    """Progress lines of the trials, with tracking behind them."""
+
+    def __init__(self, progress: Progress, children: Children, metric: str, planned: int) -> None:
+        self.progress, self.children, self.metric, self.planned = progress, children, metric, planned
+        self.best: tuple[float, str] | None = None
+
+    def started(self, trial: Trial, config: Config) -> None:
+        again = f", going on after epoch {max(trial.epochs)}" if trial.epochs else ""
+        if trial.repeat:
+            what = f"with seed {trial.seed}"
+        elif trial.number == 0:
+            what = f"of {self.planned}: the configuration as it is"
+        else:
+            values = ", ".join(f"{short(path)} {cell(value)}" for path, value in trial.params.items())
+            what = f"of {self.planned}: {values}"
+        self.progress(f"trial {trial.name} {what}{again}")
+        self.children.started(trial, config)
+
+    def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        self.children.epoch(trial, history)
+
+    def ended(self, trial: Trial) -> None:
+        epochs = f"after epoch {max(trial.epochs)}" if trial.epochs else "before its first validation"
+        if trial.state == "failed":
+            self.progress(f"trial {trial.name} failed {epochs}: {trial.reason}")
+        else:
+            value = trial.best if trial.best is not None else float("nan")
+            if trial.state == "finished" and not trial.repeat and (self.best is None or value > self.best[0]):
+                self.best = value, trial.name
+            so_far = f"; best so far {self.best[0]:.4f}, trial {self.best[1]}" if self.best else ""
+            self.progress(
+                f"trial {trial.name} {trial.state} {epochs}: {self.metric} {value:.4f}, {trial.seconds:.1f} s{so_far}"
+            )
+        self.children.ended(trial)
+
+
+def cell(value: Any) -> str:
+    """A value in a few characters.
+
+    >>> cell(0.0033860624), cell("gru"), cell([4, 8])
+    ('0.003386', 'gru', '[4, 8]')
+    """
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+
+def short(path: str) -> str:
+    """A path without the sections that say little.
+
+    >>> short("model.granularities.social.weight"), short("train.lr")
+    ('social.weight', 'lr')
+    """
+    return path.removeprefix("model.granularities.").removeprefix("model.").removeprefix("train.")
