@@ -48,9 +48,12 @@ def trial_table(plan: Plan) -> str:
 
 
 def best_config(plan: Plan, dataset: str) -> Config:
-    """The winner's configuration with a run folder of its own, on the sweep's dataset and in its tracking store."""
+    """The winner's configuration with a run folder of its own, on the sweep's dataset and in its tracking store.
+
+    It resumes, as the sweep may have been killed in its training; a written configuration does not say so.
+    """
     config = plan.best_config()
-    run = config.run.model_copy(update={"dir": str(Path(config.run.dir) / "best")})
+    run = config.run.model_copy(update={"dir": str(Path(config.run.dir) / "best"), "resume": True})
     data = config.data.model_copy(update={"dir": dataset})
     tracking = config.tracking
     if tracking.enabled and not tracking.uri:

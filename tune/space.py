@@ -38,6 +38,7 @@ _REFUSED: Final = {
     "train.use_gpu": "it is how much a trial takes, not what it learns",
     "train.threads": "it is how much a trial takes, not what it learns",
     "train.max_failures": "it changes nothing that is learned",
+    "train.checkpoint_steps": "it changes nothing that is learned",
     "train.window_events": "it changes nothing that is learned but the order of the events",
 }
 _FRACTION: Final = 0.3819660113  # of a range: a value that is no round number, where a whole one may be needed

@@ -33,9 +33,10 @@ import torch
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
-from recsys.errors import TrainingError, UserError
+from recsys.errors import ArtifactError, TrainingError, UserError
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
+from recsys.training.checkpoint import check_checkpoint
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import fit
 
@@ -71,14 +72,18 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
         folder = Path(task.folder) if task.folder and Path(task.folder).is_dir() else None
         epochs = Epochs(config.train.metric, report, task.best)
 
-        def keep(values: Report, checkpoint: Path | None) -> None:
-            epochs(values)
+        def keep(checkpoint: Path | None) -> None:
             if folder is not None and checkpoint is not None:
-                _keep_checkpoint(checkpoint, folder, int(values["epoch"]))
+                _keep_checkpoint(checkpoint, folder)
+
+        def tell(values: Report, checkpoint: Path | None) -> None:
+            epochs(values)  # first: an epoch behind a checkpoint is never reported again
+            keep(checkpoint)
 
         device = torch.device("cuda" if task.use_gpu else "cpu")
         resumed = _last_checkpoint(folder) if folder is not None else None
-        result = fit(config, dataset, validate, TrainContext(device=device, report=keep, resume_from=resumed))
+        context = TrainContext(device=device, report=tell, resume_from=resumed, save=keep)
+        result = fit(config, dataset, validate, context)
         report(finished(result.frozen, dataset, validate, time.perf_counter() - started))
     except Exception as error:
         report(failed(error))
@@ -96,6 +101,8 @@ class Epochs:
         self.waiting: list[Report] = []
 
     def __call__(self, values: Report) -> None:
+        if "epoch" not in values:  # a note of the trainer's
+            return
         self.waiting.append(values)
         if self.metric not in values:
             return
@@ -158,8 +165,9 @@ class WorkersTrial(ray.tune.Trainable):
         started = time.perf_counter()
         try:
             config = Config.model_validate(task.config)
+            config.run.resume = True  # where the sweep was killed
             dataset, validate = PreparedDataset(task.dataset), Validator.of(config)
-            epochs = Epochs(config.train.metric, self.reports.put)
+            epochs = Epochs(config.train.metric, self.reports.put, task.best)
             result = train_on_ray(config, dataset, validate, epochs, stop=self.stopping)
             self.reports.put(finished(result.frozen, dataset, validate, time.perf_counter() - started))
         except Stopped:
@@ -196,19 +204,22 @@ def _dataset(root: str) -> PreparedDataset:
     return PreparedDataset(root)
 
 
-def _keep_checkpoint(checkpoint: Path, folder: Path, epoch: int) -> None:
-    """Keep the checkpoint of the epoch instead of earlier ones; whole or not at all."""
-    aside, place = folder / f".{_CHECKPOINT}{os.getpid()}", folder / f"{_CHECKPOINT}{epoch:06d}"
+def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """Keep a checkpoint instead of earlier ones; whole or not at all."""
+    aside, place = folder / f".{_CHECKPOINT}{os.getpid()}", folder / f"{_CHECKPOINT}{time.time_ns()}"
     with suppress(OSError):  # a full disk costs the resuming, not the trial
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(checkpoint, aside)
         earlier = list(folder.glob(f"{_CHECKPOINT}*"))
-        shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
         for other in earlier:
-            if other != place:
-                shutil.rmtree(other, ignore_errors=True)
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    return max(folder.glob(f"{_CHECKPOINT}*"), key=lambda place: place.stat().st_mtime, default=None)
+    """The newest checkpoint that is as it was written; None where there is none."""
+    for place in sorted(folder.glob(f"{_CHECKPOINT}*"), reverse=True):
+        with suppress(ArtifactError):
+            check_checkpoint(place)
+            return place
+    return None
