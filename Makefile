@@ -25,11 +25,11 @@ $(BIN)/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV), a few minutes the first time"
-	$(PIP_INSTALL) -e '.[text]'
+	$(PIP_INSTALL) -e '.[text,tune]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP_INSTALL) -e '.[text,dev]'
+	$(PIP_INSTALL) -e '.[text,tune,dev]'
 	@touch $@
 
 demo: $(VENV)/installed ## the whole pipeline on the synthetic world, with local Ray and a SQLite MLflow store

@@ -138,6 +138,8 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ConfigError("a sweep needs optuna, which is not installed; install it with: pip install optuna") from None
+        raise ConfigError(
+            "a sweep needs optuna, which is not installed; install it with: pip install 'multigrain[tune]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
