@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from pipelines.stages import LATER
 from recsys.data.dataset import SCHEMA_VERSION
 
 Captured = pytest.CaptureFixture[str]
@@ -22,10 +23,10 @@ Tree = dict[str, Any]
 CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # name: (words of the command line, what the message must say); CONFIG stands for a good file
     "unknown verb": (["trian", "--config", "CONFIG"], ["unknown verb 'trian'", "prepare, train"]),
-    "verb of a later release": (
-        ["doctor", "--config", "CONFIG"],
-        ["`recsys doctor` comes in a later release", "run, prepare"],
-    ),
+    **{
+        f"{verb}, of a later release": ([verb, "--config", "CONFIG"], ["comes in a later release", "run, prepare"])
+        for verb in LATER
+    },
     "no configuration": (["run"], ["--config FILE is missing", "pipelines/configs"]),
     "no such configuration": (["run", "--config", "nowhere.yaml"], ["nowhere.yaml does not exist"]),
     "option without a value": (["run", "--config", "CONFIG", "--train.lr"], ["--train.lr needs a value"]),
