@@ -83,6 +83,14 @@ def connect(given: str) -> Any:
         ) from None
 
 
+def nodes_summary(client: Any) -> Any:
+    """The dashboard's list of machines; None where it gives none."""
+    try:
+        return client._do_request("GET", "/nodes?view=summary").json()
+    except Exception:  # an older or newer dashboard, or a proxy before it: nothing is refused for that
+        return None
+
+
 def details(client: Any, job: str) -> Any:
     """What the cluster knows of a job.
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.folder import RunFolder
+from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import prepare
 from pipelines.progress import table
 from pipelines.register import register
@@ -26,6 +27,7 @@ def run(config: Config, folder: RunFolder) -> None:
     Validator.of(config)  # a wrong metric is known now, not after the training
     with tracked(config, folder, fresh=True):
         with ray_session(config):
+            preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
             prepare(config, folder)
             train(config, folder)
         metrics = evaluate(config, folder)

@@ -55,9 +55,15 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.run:run",
         "prepare, train, evaluate and register in one MLflow run",
         ("prepare", "train", "evaluate", "register"),
+        "pipelines.preflight:preview",
     ),
     "prepare": Verb("pipelines.prepare:prepare", "read the source and write the prepared dataset", ("prepare",)),
-    "train": Verb("pipelines.train:train", "train the model on the prepared dataset", ("train",)),
+    "train": Verb(
+        "pipelines.train:train",
+        "train the model on the prepared dataset",
+        ("train",),
+        "pipelines.preflight:preview",
+    ),
     "evaluate": Verb(
         "pipelines.evaluate:evaluate", "rank the test part, compare with the baselines, write the report", ("evaluate",)
     ),

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.cli import UsageError, config_file, parse, plan
-from pipelines.jobs import ENDED, LostError, address_of, connect, details, follow
+from pipelines.jobs import ENDED, LostError, address_of, connect, details, follow, nodes_summary
 from pipelines.parcel import CONFIG, job_config, pack
+from pipelines.preflight import check_cluster, dashboard_nodes, preflight
 from pipelines.progress import table
 from pipelines.stages import VERBS
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
@@ -58,6 +59,10 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     """
     job_config(tree)  # what cannot be sent is refused before anyone is asked
     client = connect(config.submit.address)
+    if {"train", "prepare"} & set(VERBS[verb].stages):
+        nodes = dashboard_nodes(nodes_summary(client))
+        check_cluster(config, nodes)
+        preflight(config, print, nodes, None)
     job = config.submit.id or f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
         pack(tree, Path(folder))

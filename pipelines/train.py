@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.folder import RunFolder
+from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import open_dataset
 from pipelines.session import ray_session
 from pipelines.tracking import log_epoch, tracked
@@ -53,6 +54,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         from recsys.training.ray_train import NOTE, train_on_ray
 
         tracker.log_dataset(dataset.manifest, dataset.root)
+        preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
 
         def report(values: dict[str, Any]) -> None:
             if NOTE in values:

@@ -171,6 +171,13 @@ def test_a_job_from_another_folder_on_one_node(cluster: _Cluster, tmp_path: Path
     unknown = cluster.submit("stop", "no-such-job", cwd=tmp_path)
     assert unknown.returncode == 2 and "knows no job" in unknown.stderr
 
+    many = cluster.submit("train", "--config", config.name, "--train.num_workers", "9", cwd=config.parent)
+    assert many.returncode == 2 and "the cluster has 2 CPUs, and 9 are needed" in many.stderr, many.stderr
+    items = ("--data.source.num_items", "2000000000", "--run.dir", "runs/large")
+    large = cluster.submit("run", "--config", config.name, *items, cwd=config.parent)
+    assert large.returncode == 2 and "embedding tables" in large.stderr, large.stderr
+    assert len(cluster.submit("list", cwd=tmp_path).stdout.splitlines()) == 2, "what is refused is not queued"
+
     words = ("--config", config.name, "--data.dir", "missing")
     wrong = cluster.submit("train", *words, cwd=config.parent)
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
