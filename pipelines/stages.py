@@ -45,6 +45,14 @@ STAGES: Final[dict[str, Stage]] = {
     "best": Stage(
         ("{dataset}/", "{run}/best.yaml"), ("{run}/best/, a run folder", "models:/{name}@{alias} in {tracking}")
     ),
+    "fusion": Stage(
+        ("{dataset}/", "{run}/model/", "{run}/bundle/"),
+        (
+            "{run}/fusion/fusion.json",
+            "{run}/fusion/report.html",
+            "{run}/fusion/bundle/ and models:/{name}@{alias} in {tracking}, if it is better",
+        ),
+    ),
     "parent": Stage(("{parent}",), ()),
     "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
     "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
@@ -100,6 +108,7 @@ VERBS: Final[dict[str, Verb]] = {
 # Kinds of search, by ``tune.search``; the first is the default.
 SEARCHES: Final[dict[str, Verb]] = {
     "trials": Verb("tune.sweep:sweep", "trainings over a search space", VERBS["tune"].stages, "tune.space:preview"),
+    "fusion": Verb("tune.fusion:search_fusion", "the weights of a trained model's granularities", ("fusion",)),
 }
 
 # Kinds of update, by ``update.only``; the first is the default.

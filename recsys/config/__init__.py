@@ -55,7 +55,7 @@ from recsys.config.sources import (
 )
 from recsys.config.submit import SubmitConfig
 from recsys.config.train import LossConfig, TrainConfig
-from recsys.config.tune import TuneConfig
+from recsys.config.tune import FusionSearchConfig, TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "EvolutionConfig",
     "FinetuneConfig",
     "FusionConfig",
+    "FusionSearchConfig",
     "GranularitiesConfig",
     "GranularityConfig",
     "HetRecLastFmSource",

@@ -14,6 +14,22 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+class FusionSearchConfig(Section):
+    """The weights of a trained model's granularities, searched on cached scores."""
+
+    settings: int = Field(400, ge=1, description="tried on all validation users; as many again on each half of them")
+    sampler: Literal["tpe", "random"] = Field("tpe", description="how the next setting for the main metric is chosen")
+    front: float = Field(0.3, ge=0, lt=1, description="share of the settings that widen the Pareto front (NSGA-II)")
+    queries: int = Field(4096, ge=2, description="validation users at most, evenly from all")
+    candidates: int = Field(
+        500, ge=1, description="items kept of the best of each granularity, a user; lists are exact"
+    )
+    pick: Literal["best", "coverage", "novelty", "diversity"] = Field(
+        "best", description="the setting of the best train.metric, or of the most of something else near it"
+    )
+    within: float = Field(0.01, ge=0, lt=1, description="share of the best train.metric that another pick may lose")
+
+
 class TuneConfig(Section):
     """A search for better settings: whole trainings (trials), or the fusion weights of a trained model (fusion)."""
 
@@ -37,3 +53,4 @@ class TuneConfig(Section):
     final: bool = Field(
         True, description="train the best configuration, evaluate it on test and register it at the end (trials)"
     )
+    fusion: FusionSearchConfig = Field(default_factory=FusionSearchConfig, description="of tune.search fusion")

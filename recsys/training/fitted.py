@@ -20,11 +20,11 @@ _COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the ratio of the sco
 _FINE: Final = (0.7, 1.4)
 
 
-def sample_queries(shards: Iterable[Histories], split: Split) -> Queries:
-    """At most :data:`MAX_QUERIES` queries, evenly from all shards' users."""
+def sample_queries(shards: Iterable[Histories], split: Split, most: int = MAX_QUERIES) -> Queries:
+    """At most ``most`` queries, evenly from all shards' users."""
     histories = Histories.concat([shard.take(np.flatnonzero(shard.lengths_U > 0)) for shard in shards])
     queries = histories.queries(split)
-    step = max(1, -(-len(queries) // MAX_QUERIES))
+    step = max(1, -(-len(queries) // most))
     return queries.take(np.arange(0, len(queries), step))
 
 

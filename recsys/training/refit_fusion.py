@@ -79,7 +79,7 @@ def refit_fusion(
     held_out = max(int(len(evidence) * HELD_OUT), 1)
     judge, fitted = evidence.take(order[:held_out]), evidence.take(order[held_out:])
     gated = isinstance(fusion, GatedFusion)
-    before_K = _today(fusion)
+    before_K = today(fusion)
     if fitted_weights is not None:
         before_K = torch.cat([before_K, fitted_weights.double()])
     intercept, scale = _calibrated(fitted, gated, before_K)
@@ -99,7 +99,7 @@ def refit_fusion(
     return Refit(before_K, after_K, before, after, error)
 
 
-def _today(fusion: Fusion) -> Tensor:
+def today(fusion: Fusion) -> Tensor:
     """λ_K, or the prior of a gate."""
     if isinstance(fusion, GatedFusion):
         return fusion.prior_K.detach().double()

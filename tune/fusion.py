@@ -1,0 +1,318 @@
+"""``recsys tune --tune.search fusion``: other weights for the granularities of the model in a run folder.
+
+    RUN/model ── as selected on validation ──► scores of every granularity, cached ──► search ──► pick
+      pick ──► the ordinary evaluation on validation, which must agree, then once on test ──► RUN/fusion
+
+A search finds settings that suit the users it looks at, by chance as well. So the gain is estimated twice: naively, and
+by searching on one half of the users and measuring on the other. Only when that second gain is above zero is a new
+bundle written and registered, with the old one as its parent; nothing is decided on test.
+
+Legend: Q queries, K granularities.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.folder import RunFolder
+from pipelines.prepare import open_dataset
+from pipelines.session import quiet
+from pipelines.train import ORIGIN, open_trained
+from pipelines.update import register_changed
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Split
+from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.evaluation.bootstrap import compare
+from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
+from recsys.evaluation.ranking import countable, rank
+from recsys.model import Encoders, FrozenModel
+from recsys.registry.bundle import DESCRIPTION, write_bundle
+from recsys.registry.lineage import Parent, open_parent
+from recsys.registry.tracking import Tracker, remembered_run, tracking_uri
+from recsys.training.checkpoint import TrainResult
+from recsys.training.fitted import sample_queries
+from recsys.training.selected import selected_model
+from tune.fusion_report import render_report
+from tune.fusion_search import CrossFit, Setting, Trials, cross_fit, search
+from tune.pareto import BEST
+from tune.score_cache import ListMeter, build_cache
+from tune.weights import WeightSpace, refitted, today_of
+
+FOLDER = "fusion"  # in the run folder: fusion.json, report.html, bundle/, registered.json
+
+
+def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Search, confirm, and register a bundle with other weights where they are better; returns ``fusion.json``.
+
+    Raises:
+        ArtifactError: no trained model, or none that has not seen validation events.
+        ConfigError: a model of one granularity, or one that goes on from an earlier one.
+        DataError: nothing to validate on.
+    """
+    quiet()
+    parse_metric(config.train.metric, tuple(QUERY_METRICS))
+    dataset = open_dataset(config)
+    trained = open_trained(config, folder, dataset)
+    check(trained, folder)
+    parent = parent_of(config, folder, dataset, trained)  # before the search, which may take minutes
+    ours = RunFolder(folder.root / FOLDER, folder.progress)
+    ours.root.mkdir(exist_ok=True)
+    ours.forget_model()  # of an earlier search
+    with Tracker(config, f"{config.run.name or FOLDER} weights", parent_id=remembered_run(config)) as tracker:
+        ours.tracker = tracker
+        with folder.progress.stage("cache"):
+            trials, frozen = cached(config, dataset, trained, folder)
+        with folder.progress.stage("search"):
+            found = searched(config, trials, folder)
+        with folder.progress.stage("confirm"):
+            report, values_K = confirmed(config, dataset, trained, frozen, trials, found)
+        tracker.set_tags({"search": FOLDER})
+        tracker.log_metrics(_numbers(report))
+        if report["changed"]:
+            changed = trials.space.for_model(parent.bundle.model.encoders, values_K)
+            extra = {FOLDER: {"before": report["today"]["weights"], "after": report["picked"]["weights"]}}
+            register_changed(config, ours, parent, changed, report["test"]["picked"], extra)
+        report["parent"] = parent.uri
+        ours.write_json(ours.root / "fusion.json", report)
+        render_report(ours.report, report, dataset.manifest.name)
+        for path in (ours.root / "fusion.json", ours.report):
+            tracker.log_file(path)
+    folder.progress.plain(closing_table(report, str(ours.report)))
+    return report
+
+
+def check(trained: TrainResult, folder: RunFolder) -> None:
+    """Refuse what cannot be searched."""
+    names = trained.frozen.names
+    if len(names) < 2:
+        raise ConfigError(
+            f"tune.search fusion weighs granularities against each other, but the model in {folder.model} has one, "
+            f"{names[0]}; enable another (model.granularities) and train again"
+        )
+    if "parent" in folder.read_json(folder.model / ORIGIN, "run `recsys train` again"):
+        raise ConfigError(
+            f"the model in {folder.model} goes on from an earlier one, which has been trained on the validation events "
+            "of most users; weigh it by feedback (recsys update --update.only fusion), or train anew"
+        )
+
+
+def cached(
+    config: Config, dataset: PreparedDataset, trained: TrainResult, folder: RunFolder
+) -> tuple[Trials, FrozenModel]:
+    """The model that has not seen validation, and its scores for validation queries."""
+    settings, exclude_seen = config.tune.fusion, config.evaluate.exclude_seen
+    queries, _, _ = countable(sample_queries(dataset.shards(), Split.VALID, settings.queries), exclude_seen)
+    if len(queries) < 2:
+        raise DataError(
+            f"{dataset.root} has {len(queries)} validation queries with a target that counts, and a search needs two; "
+            "set data.split so that it has a validation part"
+        )
+    frozen = selected_model(config, dataset, trained)
+    started = time.perf_counter()
+    cache = build_cache(frozen, queries, exclude_seen, settings.candidates)
+    seconds = time.perf_counter() - started
+    meter = ListMeter.of(frozen, dataset.item_counts_N(Split.TRAIN))
+    trials = Trials(cache, WeightSpace.of(frozen, cache), meter, parse_metric(config.train.metric))
+    folder.progress(
+        f"scores of {len(frozen.names)} granularities for {len(queries):,} validation users: "
+        f"{cache.pool_QP.shape[1]:,} candidates of {dataset.num_items:,} items at most, in {seconds:.1f} s"
+    )
+    return trials, frozen
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search and what it says."""
+
+    picked: Setting
+    crossed: CrossFit
+    seconds: float  # of the search on all users
+    cross_seconds: float
+
+
+def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
+    """Search on all users for the pick, and on halves of them for what it is worth."""
+    settings = config.tune.fusion
+    started = time.perf_counter()
+    search(trials, settings, config.seed)
+    seconds = time.perf_counter() - started
+    picked, name = trials.picked(settings), config.train.metric
+    folder.progress(
+        f"{len(trials.tried):,} settings in {seconds:.1f} s ({60 * len(trials.tried) / seconds:,.0f} a minute): "
+        f"{name} {trials.today.metric:.4f} today, {picked.metric:.4f} picked"
+    )
+    crossed = cross_fit(trials, settings, config.seed, config.evaluate.bootstrap)
+    cross_seconds = time.perf_counter() - started - seconds
+    folder.progress(f"on users who took no part in the choice: {name} {crossed.metric.difference:+.4f}")
+    return Found(picked, crossed, seconds, cross_seconds)
+
+
+def verdict(config: Config, trials: Trials, found: Found) -> tuple[bool, str]:
+    """Whether the model changes, and why."""
+    settings, name = config.tune.fusion, config.train.metric
+    gain = found.crossed.metric.difference
+    if found.picked.shares_K is None:
+        return False, "no other setting was picked: today's weights are"
+    if settings.pick == BEST:
+        said = f"cross-fitted {name} {gain:+.5f}"
+        return (True, f"{said} is above zero") if gain > 0 else (False, f"{said} is not above zero: chance alone")
+    more, bound = found.crossed.lists[settings.pick], -settings.within * trials.today.metric
+    said = f"cross-fitted {settings.pick} {more:+.4f} and {name} {gain:+.5f}, allowed {bound:+.5f}"
+    return (True, f"{said}: more of it at that price") if more > 0 and gain >= bound else (False, said)
+
+
+def confirmed(
+    config: Config,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    frozen: FrozenModel,
+    trials: Trials,
+    found: Found,
+) -> tuple[dict[str, Any], Tensor]:
+    """The content of ``fusion.json``, and the values picked.
+
+    The decision is made before test is looked at.
+    """
+    changed, why = verdict(config, trials, found)
+    space, picked, ours = trials.space, found.picked, trained.frozen.encoders
+    values_K = space.today_K if picked.shares_K is None else space.values(picked.shares_K)
+    valid, whole = evaluated(config, dataset, frozen, space.for_model(frozen.encoders, values_K), Split.TRAIN)
+    through = Split.VALID if trained.refit else Split.TRAIN
+    test, _ = evaluated(config, dataset, trained.frozen, space.for_model(ours, values_K), through, Split.TEST)
+    users = trials.cache.queries.histories.users_U.tolist()
+    apart = max(abs(whole[user] - value) for user, value in zip(users, picked.values_Q.tolist(), strict=True))
+    naive = compare(picked.values_Q, trials.today.values_Q, config.evaluate.bootstrap, config.seed)
+    crossed = {**found.crossed.metric.to_json(), "lists": found.crossed.lists}
+    report = {
+        "metric": config.train.metric,
+        "kind": config.model.fusion.kind,
+        "pick": config.tune.fusion.pick,
+        "within": config.tune.fusion.within,
+        "changed": changed,
+        "why": why,
+        "today": described(space, trials.today, space.today_K, ours),
+        "picked": described(space, picked, values_K, ours),
+        "gain": {"naive": naive.to_json(), "cross_fitted": crossed, "test": test["gain"]},
+        "validation": {**valid, "cached_users": len(users), "largest_difference_from_cache": apart},
+        "test": test,
+        "search": {
+            "settings": len(trials.tried),
+            "seconds": found.seconds,
+            "a_minute": 60 * len(trials.tried) / found.seconds,
+            "cross_fit_seconds": found.cross_seconds,
+            "ranked_whole": trials.whole / (len(trials.tried) * len(trials.cache)),
+        },
+        "front": [described(space, each) for each in trials.front()],
+        "settings": [described(space, each) for each in trials.tried],
+    }
+    return report, values_K
+
+
+def evaluated(
+    config: Config,
+    dataset: PreparedDataset,
+    frozen: FrozenModel,
+    changed: dict[str, Tensor],
+    through: Split,
+    split: Split = Split.VALID,
+) -> tuple[dict[str, Any], dict[int, float]]:
+    """All metrics of a model today and changed, by the ordinary evaluation, with the gain; and the changed one's main
+    metric of every user."""
+    settings, main = config.evaluate, parse_metric(config.train.metric)
+    ks = sorted({*settings.ks, main.k})
+    counts_N, vectors_ND = dataset.item_counts_N(through), frozen.item_vectors_ND.cpu().float().numpy()
+    queries = dataset.histories().queries(split)
+    found: dict[str, Any] = {}
+    values: list[Array] = []
+    for name, parameters in {"today": {}, "picked": changed}.items():
+        with refitted(frozen.encoders, parameters):
+            ranking = rank(frozen, queries, max(ks), settings.exclude_seen, settings.chunk_users)
+        if not len(ranking):
+            raise DataError(f"the {split.name.lower()} part of {dataset.root} has no query with a target that counts")
+        accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
+        values.append(accuracy[config.train.metric])
+        every = {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
+        found[name] = {key: float(np.mean(value)) for key, value in every.items()}
+    gain = compare(values[1], values[0], settings.bootstrap, config.seed)
+    return {**found, "gain": gain.to_json(), "users": len(values[0])}, dict(
+        zip(ranking.queries.histories.users_U.tolist(), values[1].tolist(), strict=True)
+    )
+
+
+def described(
+    space: WeightSpace, setting: Setting, values_K: Tensor | None = None, encoders: Encoders | None = None
+) -> dict[str, Any]:
+    """A setting as plain numbers; with ``encoders``, also the weights that it gives the model to register."""
+    shares_K = space.shares_K if setting.shares_K is None else setting.shares_K
+    said: dict[str, Any] = {
+        "shares": dict(zip(space.names, np.round(shares_K, 6).tolist(), strict=True)),
+        "metric": setting.metric,
+        **setting.lists,
+    }
+    if values_K is not None:
+        assert encoders is not None
+        said["weights"] = _weights(encoders, space.for_model(encoders, values_K), space.names)
+    return said
+
+
+def _weights(encoders: Encoders, changed: dict[str, Tensor], names: list[str]) -> dict[str, float]:
+    """λ by granularity (of a gate: its prior), as the parameters give them."""
+    with refitted(encoders, changed):
+        values = today_of(encoders).tolist()
+    return {name: round(value, 6) for name, value in zip(names, values, strict=True)}
+
+
+def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> Parent:
+    """The registered version of this very model; its bundle where it is not registered, written where there is none.
+
+    Raises:
+        ArtifactError: RUN/bundle is of another model.
+    """
+    uri = str(folder.bundle)
+    if folder.registered.is_file() and config.tracking.enabled:
+        entry = folder.read_json(folder.registered, "run `recsys register` again")
+        uri = str(entry.get("pinned_uri", uri))
+    elif not (folder.bundle / DESCRIPTION).is_file():
+        write_bundle(folder.bundle, trained.frozen, dataset, {"refit": trained.refit}, trained.weights)
+    parent = open_parent(uri, tracking_uri(config))
+    ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.bundle.model))
+    if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
+        raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then try again")
+    return parent
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """What MLflow keeps."""
+    gains = {name: {key: gain[key] for key in ("difference", "low", "high")} for name, gain in report["gain"].items()}
+    lambdas = {name: report[name]["weights"] for name in ("today", "picked")}
+    test = report["test"]["picked" if report["changed"] else "today"]
+    return {"test": test, "gain": gains, "search": report["search"], **lambdas}
+
+
+def closing_table(report: dict[str, Any], place: str) -> str:
+    """The gains and the weights as a table, and what was done."""
+    main = report["metric"]
+    lines = [f"\n{main:<28}  {'today':>8}  {'picked':>8}  {'gain':>9}  95 % interval"]
+    rows = {
+        "validation, naive": (report["today"]["metric"], report["picked"]["metric"], "naive"),
+        "validation, cross-fitted": (None, None, "cross_fitted"),
+        "test": (report["test"]["today"][main], report["test"]["picked"][main], "test"),
+    }
+    for name, (before, after, gain) in rows.items():
+        shown = [f"{value:>8.4f}" if value is not None else " " * 8 for value in (before, after)]
+        of = report["gain"][gain]
+        lines.append(
+            f"{name:<28}  {shown[0]}  {shown[1]}  {of['difference']:>+9.5f}  {of['low']:+.5f} to {of['high']:+.5f}"
+        )
+    kind = "prior" if report["kind"] == "gated" else "λ"
+    for name, value in report["today"]["weights"].items():
+        lines.append(f"{f'{kind} of {name}':<28}  {value:>8.3f}  {report['picked']['weights'][name]:>8.3f}")
+    done = "registered with the picked weights" if report["changed"] else "the model stays as it is"
+    return "\n".join([*lines, "", f"{done}: {report['why']}", f"report      {place}"])

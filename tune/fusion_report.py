@@ -1,0 +1,92 @@
+"""The page of a search for fusion weights: what was gained, the weights, and accuracy against what lists are like."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from recsys.evaluation.charts import Axis, axis
+from recsys.evaluation.report import metric_name
+
+_SHOWN: Final = 0.75  # of the best metric: what does worse is left out of the pictures
+_LISTS: Final = {
+    "coverage": "share of the catalogue that is recommended to anyone",
+    "diversity": "1 − mean cosine of the items of a list",
+    "novelty": "mean self-information of a list's items, in bits",
+}
+
+
+def render_report(path: Path, report: dict[str, Any], name: str) -> None:
+    """Write ``fusion.json``'s content as one HTML file that needs nothing else."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["metric"] = metric_name
+    template = resources.files("tune").joinpath("fusion.html.j2").read_text(encoding="utf-8")
+    html = environment.from_string(template).render(
+        report=report,
+        name=name,
+        date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        panels=[panel(report, kind) for kind in _LISTS],
+        lists=list(_LISTS),
+        gains=gains(report),
+        length=report["metric"].partition("@")[2],
+        shown=_SHOWN,
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def panel(report: dict[str, Any], kind: str) -> dict[str, Any]:
+    """All settings as points, and the front of this one measure against the metric as a path of steps."""
+    best = max(setting["metric"] for setting in report["settings"])
+    shown = [setting for setting in report["settings"] if setting["metric"] >= _SHOWN * best]
+    marked = {name: report[name] for name in ("today", "picked")}
+    every = [*shown, *marked.values()]
+    across, up = axis([each[kind] for each in every]), axis([each["metric"] for each in every])
+    front: list[dict[str, Any]] = []
+    for setting in sorted(shown, key=lambda each: (-each["metric"], -each[kind])):
+        if not front or setting[kind] > front[-1][kind]:
+            front.append(setting)
+    corners = [_at(across, up, setting, kind) for setting in front]
+    path = "".join(f"M{x} {y}" if place == 0 else f"H{x}V{y}" for place, (x, y) in enumerate(corners))
+    return {
+        "kind": kind,
+        "meaning": _LISTS[kind],
+        "points": [_at(across, up, setting, kind) for setting in shown],
+        "marks": {name: _at(across, up, each, kind) for name, each in marked.items()},
+        "path": path,
+        "x": across.labels(),
+        "y": [(100 - place, text) for place, text in up.labels()],
+    }
+
+
+def _at(across: Axis, up: Axis, setting: dict[str, Any], kind: str) -> tuple[float, float]:
+    return across.at(setting[kind]), round(100 - up.at(setting["metric"]), 3)
+
+
+def gains(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The three gains on one axis, zero in sight."""
+    words = {
+        "naive": "validation, on the users that chose it",
+        "cross_fitted": "validation, on users that did not choose it",
+        "test": "test, with the model to register",
+    }
+    found = {name: report["gain"][name] for name in words}
+    scale = axis([0.0, *(gain[end] for gain in found.values() for end in ("low", "high"))])
+    return [
+        {
+            "name": words[name],
+            "gain": gain["difference"],
+            "low": gain["low"],
+            "high": gain["high"],
+            "at": scale.at(gain["difference"]),
+            "from": scale.at(gain["low"]),
+            "width": scale.at(gain["high"]) - scale.at(gain["low"]),
+            "zero": scale.at(0.0),
+        }
+        for name, gain in found.items()
+    ]

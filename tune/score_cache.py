@@ -1,0 +1,201 @@
+"""Scores of every granularity for some queries, computed once, so that weights λ are tried in milliseconds.
+
+Scores are linear in λ ≥ 0: s(u, i) = Σ_k λ_k s_k(u, i) with s_k = z_k · a_i. An item that is among no granularity's M
+best has s_k ≤ t_k, the M-th best score, for every k, hence s ≤ Σ_k λ_k t_k whatever λ is (the threshold algorithm,
+Fagin et al. 2001). So only the union of these best items is kept; where the last item of a list does not beat the
+bound, that query is ranked over the whole catalogue. Lists are those of the evaluation, up to the rounding of a sum.
+
+Legend: Q queries, q queries of a chunk, K granularities, D width, N items, M best kept, P items of a pool, L list
+length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, normalize, pad
+
+from recsys.data.histories import Array, Queries
+from recsys.evaluation.metrics import coverage_of, exposure, novelty_of
+from recsys.evaluation.ranking import mark_hits, mask_seen, tie_order, top_items
+from recsys.model import FrozenModel
+
+_NEVER: Final = -1e30  # a score below all others that, unlike −inf, a weight of zero makes zero
+_ROUNDING: Final = 2e-6  # of the best score: closer ones are ranked as the evaluation adds them up
+_CHUNK_SCORES: Final = 2**24
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What a setting recommends: −1 where fewer than L items could be."""
+
+    items_QL: Array  # int32
+    hits_QL: Array  # bool
+
+
+@dataclass(frozen=True)
+class ScoreCache:
+    """The pools of candidates with their scores, and what ranking the whole catalogue needs.
+
+    Tensors of a pool are in the order of :func:`~recsys.evaluation.ranking.tie_order`, so that the first of equal
+    scores is the one that the evaluation puts first.
+    """
+
+    queries: Queries  # each with a target that counts
+    exclude_seen: bool
+    z_QKD: Tensor  # zero where missing
+    present_QK: Tensor  # bool
+    item_vectors_ND: Tensor
+    popularity_N: Tensor
+    pool_QP: Tensor  # int64, −1 behind the end
+    scores_QKP: Tensor  # behind the pool's items, in the last place, the bound t_k
+    targets_QP: Tensor  # bool
+    whole_Q: Tensor  # bool: the pool is all that could be recommended
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def take(self, rows: Array) -> ScoreCache:
+        """Some of the queries."""
+        at = torch.as_tensor(rows)
+        per_query = (self.pool_QP, self.scores_QKP, self.targets_QP, self.whole_Q)
+        kept = [tensor[at] for tensor in per_query]
+        shared = (self.item_vectors_ND, self.popularity_N)
+        return ScoreCache(
+            self.queries.take(rows), self.exclude_seen, self.z_QKD[at], self.present_QK[at], *shared, *kept
+        )
+
+    @torch.inference_mode()
+    def lists(self, weights_QK: Tensor, length: int) -> tuple[Lists, int]:
+        """The lists under weights ≥ 0, zero where missing, and how many queries the whole catalogue was ranked for."""
+        scored_QP = torch.bmm(weights_QK[:, None], self.scores_QKP)[:, 0]
+        bound_Q, scored_QP = scored_QP[:, -1], scored_QP[:, :-1]
+        size = min(length, scored_QP.shape[1])
+        top_QL, places_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
+        gap_QL = top_QL[:, :-1] - top_QL[:, 1:]
+        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(1)  # the sum's order might decide
+        places_QL = places_QL[:, :size]
+        tied_Q = (gap_QL == 0).any(1)
+        if tied_Q.any():  # topk orders equals anyhow
+            places_QL[tied_Q] = scored_QP[tied_Q].argsort(dim=1, descending=True, stable=True)[:, :size]
+        items_QL = np.full((len(self), length), -1, dtype=np.int32)
+        hits_QL = np.zeros((len(self), length), dtype=bool)
+        items_QL[:, :size] = self.pool_QP.gather(1, places_QL).numpy()
+        hits_QL[:, :size] = self.targets_QP.gather(1, places_QL).numpy()
+        short = size < length
+        sure_Q = self.whole_Q | (torch.zeros_like(self.whole_Q) if short else top_QL[:, size - 1] > bound_Q)
+        open_q = torch.nonzero(~sure_Q | close_Q | ~(weights_QK > 0).any(1)).squeeze(1)
+        if len(open_q):
+            items_QL[open_q.numpy()], hits_QL[open_q.numpy()] = self._ranked(open_q, weights_QK[open_q], length)
+        return Lists(items_QL, hits_QL), len(open_q)
+
+    def _ranked(self, rows_q: Tensor, weights_qK: Tensor, length: int) -> tuple[Array, Array]:
+        """The lists of some queries over the whole catalogue, as the evaluation makes them."""
+        found = []
+        step = max(1, _CHUNK_SCORES // len(self.item_vectors_ND))
+        for part in (slice(start, start + step) for start in range(0, len(rows_q), step)):
+            users_qD = torch.einsum("qk,qkd->qd", weights_qK[part], self.z_QKD[rows_q[part]])
+            some_q1 = (weights_qK[part] > 0).any(1, keepdim=True)
+            scores_qN = torch.where(some_q1, users_qD @ self.item_vectors_ND.T, self.popularity_N)
+            asked = self.queries.take(rows_q[part].numpy())
+            if self.exclude_seen:
+                mask_seen(scores_qN, asked)
+            items_qL, _ = top_items(scores_qN, length)
+            found.append((items_qL, mark_hits(items_qL, asked)))
+        items, hits = zip(*found, strict=True)
+        return np.concatenate(items), np.concatenate(hits)
+
+
+@torch.inference_mode()
+def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best: int) -> ScoreCache:
+    """Score every granularity alone for queries whose targets count, and keep its ``best`` items of each.
+
+    Memory: 8 bytes × (granularities + 1) × best × granularities a query at most.
+    """
+    num_items, num_granularities = len(frozen.item_vectors_ND), len(frozen.names)
+    order_N = torch.from_numpy(tie_order(num_items)).long().argsort()
+    chunk = max(1, _CHUNK_SCORES // (num_items * num_granularities))
+    found: list[tuple[Tensor, ...]] = []
+    for asked in queries.chunks(chunk):
+        z_qKD, present_qK = (part.cpu() for part in frozen.unweighted(asked))
+        scores_qKN = z_qKD @ frozen.item_vectors_ND.cpu().T
+        found.append((z_qKD, present_qK, *_pool(scores_qKN, present_qK, asked, exclude_seen, best, order_N)))
+    longest = max(part[2].shape[1] for part in found)
+    widened = [_widen(part, longest) for part in found]
+    z_QKD, present_QK, pool_QP, scores_QKP, whole_Q = (torch.cat(parts) for parts in zip(*widened, strict=True))
+    targets_QP = torch.from_numpy(mark_hits(pool_QP.numpy(), queries))
+    vectors = (frozen.item_vectors_ND.cpu(), frozen.popularity_N.cpu())
+    return ScoreCache(queries, exclude_seen, z_QKD, present_QK, *vectors, pool_QP, scores_QKP, targets_QP, whole_Q)
+
+
+def _pool(
+    scores_qKN: Tensor, present_qK: Tensor, asked: Queries, exclude_seen: bool, best: int, order_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Items, scores with the bound behind, and whether nothing was left out."""
+    allowed_qN = torch.zeros(len(asked), scores_qKN.shape[2])
+    if exclude_seen:
+        mask_seen(allowed_qN, asked)
+    allowed_qN = allowed_qN == 0
+    size = min(best, scores_qKN.shape[2])
+    open_qKN = scores_qKN.masked_fill(~allowed_qN[:, None], -torch.inf)
+    top_qKM, places_qKM = open_qKN.topk(size, dim=2)
+    member_qN = torch.zeros_like(allowed_qN)
+    for granularity in range(present_qK.shape[1]):
+        rows = present_qK[:, granularity].nonzero().squeeze(1)
+        member_qN[rows[:, None], places_qKM[rows, granularity]] = True
+    member_qN &= allowed_qN
+    counts_q = member_qN.sum(1)
+    rows, columns = member_qN[:, order_N].nonzero(as_tuple=True)
+    places = torch.arange(len(rows)) - (counts_q.cumsum(0) - counts_q)[rows]
+    pool_qP = torch.full((len(asked), max(1, int(counts_q.max()))), -1)
+    pool_qP[rows, places] = order_N[columns]
+    kept_qKP = scores_qKN.gather(2, pool_qP.clamp(min=0)[:, None].expand(-1, scores_qKN.shape[1], -1))
+    kept_qKP = kept_qKP.masked_fill((pool_qP < 0)[:, None], _NEVER)
+    bound_qK = torch.where(present_qK, top_qKM[:, :, -1], 0.0).clamp(min=_NEVER)
+    return pool_qP, torch.cat([kept_qKP, bound_qK[:, :, None]], dim=2), counts_q == allowed_qN.sum(1)
+
+
+def _widen(part: tuple[Tensor, ...], longest: int) -> tuple[Tensor, ...]:
+    """A chunk with pools of the length of the longest one."""
+    z_qKD, present_qK, pool_qP, scores_qKP, whole_q = part
+    more = longest - pool_qP.shape[1]
+    scores_qKP = torch.cat([pad(scores_qKP[:, :, :-1], (0, more), value=_NEVER), scores_qKP[:, :, -1:]], dim=2)
+    return z_qKD, present_qK, pad(pool_qP, (0, more), value=-1), scores_qKP, whole_q
+
+
+@dataclass(frozen=True)
+class ListMeter:
+    """Coverage, novelty and diversity of lists, fast: what :func:`~recsys.evaluation.metrics.list_metrics` says."""
+
+    counts_N: Array  # training events
+    unit_ND: Tensor  # item vectors of length one, and a row of zeros behind for empty places
+    length_N: Tensor  # 1, or 0 for a vector of zeros
+
+    @staticmethod
+    def of(frozen: FrozenModel, counts_N: Array) -> ListMeter:
+        unit_ND = pad(normalize(frozen.item_vectors_ND.detach().cpu().float(), dim=1, eps=1e-30), (0, 0, 0, 1))
+        return ListMeter(counts_N, unit_ND, (unit_ND != 0).any(1).float())
+
+    @torch.inference_mode()
+    def __call__(self, items_QL: Array) -> dict[str, float]:
+        """The means over queries, by kind."""
+        length = items_QL.shape[1]
+        return {
+            "coverage": coverage_of(exposure(items_QL, len(self.counts_N), length)),
+            "novelty": float(novelty_of(items_QL, self.counts_N, length).mean()),
+            "diversity": float(self._diversity(items_QL)),
+        }
+
+    def _diversity(self, items_QL: Array) -> Tensor:
+        """1 − mean cosine of the pairs of a list, by Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖²; 0 for lists of fewer than two."""
+        places_QL = torch.from_numpy(items_QL).long()
+        listed_QL = places_QL >= 0
+        places_QL = torch.where(listed_QL, places_QL, len(self.unit_ND) - 1)
+        all_Q = embedding_bag(places_QL, self.unit_ND, mode="sum").square().sum(1)
+        same_Q = self.length_N[places_QL].sum(1)
+        pairs_Q = listed_QL.sum(1) * (listed_QL.sum(1) - 1)
+        return torch.where(pairs_Q > 0, 1 - (all_Q - same_Q) / pairs_Q.clamp(min=1), 0.0).mean()

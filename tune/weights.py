@@ -1,0 +1,146 @@
+"""The space in which fusion weights are searched: shares of what every granularity adds to the spread of the scores.
+
+A common factor changes no ranking, and scores of granularities have different spreads σ_k. So a setting is a point
+p ≥ 0 with λ_k ∝ p_k / σ_k, and p_k near 0 says that granularity k hardly speaks, whatever its scale. For ``gated`` the
+gate stays and p scales its odds. What a setting becomes is written as the parameters of the fusion: the largest λ of a
+weighted one is 1, those of a learned one keep the sum of today's.
+
+Legend: Q queries, K granularities (the fitted ones last), D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array
+from recsys.fusion import GatedFusion
+from recsys.model import Encoders, FrozenModel
+from recsys.training.refit_fusion import today
+from tune.score_cache import ScoreCache
+
+_PROBE: Final = 256  # queries that give the spreads
+_LEAST: Final = 1e-6  # share of a gate's odds that is left of a silenced granularity
+
+
+@dataclass(frozen=True)
+class WeightSpace:
+    """Points p, values as :meth:`~recsys.model.Encoders.refitted` takes them, and the weights of every query."""
+
+    names: list[str]
+    encoders: Encoders
+    today_K: Tensor  # float64: λ; of a gate, its prior
+    mean_K: Array  # today's weight of every granularity where it is present
+    spread_K: Array  # of its scores
+    gate_QK: Tensor | None  # of the trained ones, where there is a gate
+
+    @property
+    def num_trained(self) -> int:
+        return self.encoders.fusion.names_K
+
+    @property
+    def shares_K(self) -> Array:
+        """Today's point, its shares adding up to 1."""
+        return _normalised(self.mean_K * self.spread_K)
+
+    def take(self, rows: Array) -> WeightSpace:
+        """The space for some of the queries."""
+        gate_QK = None if self.gate_QK is None else self.gate_QK[torch.as_tensor(rows)]
+        return WeightSpace(self.names, self.encoders, self.today_K, self.mean_K, self.spread_K, gate_QK)
+
+    def values(self, shares_K: Array) -> Tensor:
+        """The values of a point: float64."""
+        weights_K = np.asarray(shares_K, dtype=np.float64) / self.spread_K
+        if self.gate_QK is None:
+            whole = 1.0 / weights_K.max() if self.encoders.fusion.is_constant else self.mean_K.sum() / weights_K.sum()
+            return torch.as_tensor(weights_K * whole)
+        trained = self.num_trained
+        weights_K[:trained] = np.maximum(weights_K[:trained], _LEAST * weights_K.sum())
+        weights_K *= trained / weights_K[:trained].sum()  # a gate's weights add up to their number
+        odds_K = np.log(np.maximum(weights_K[:trained] / np.maximum(self.mean_K[:trained], 1e-12), 1e-12))
+        return torch.cat([self.today_K[:trained] + torch.as_tensor(odds_K), torch.as_tensor(weights_K[trained:])])
+
+    def weights(self, values_K: Tensor, present_QK: Tensor) -> Tensor:
+        """λ of every query, as the model with these values has them: [Q, K] float32, zero where missing."""
+        changed = self.encoders.refitted(values_K)
+        fusion = copy.deepcopy(self.encoders.fusion).eval()
+        own = {name.removeprefix("fusion."): value for name, value in changed.items() if name.startswith("fusion.")}
+        fusion.load_state_dict({**fusion.state_dict(), **own})
+        trained_QK = present_QK[:, : self.num_trained]
+        with torch.inference_mode():
+            if isinstance(fusion, GatedFusion):
+                assert self.gate_QK is not None
+                weights_QK = fusion.opened(self.gate_QK, fusion.prior_K, trained_QK)
+            else:
+                weights_QK = fusion.lambdas(torch.zeros(len(present_QK), self.num_trained, 1), trained_QK)
+            fitted_K = changed.get("fitted_weights", self.encoders.fitted_weights)
+            found: Tensor = torch.cat([weights_QK, fitted_K.expand(len(present_QK), -1)], dim=1) * present_QK
+            return found
+
+    def for_model(self, encoders: Encoders, values_K: Tensor) -> dict[str, Tensor]:
+        """The parameters that change another training of this model as the values change this one.
+
+        A trained λ keeps its ratio to today's, so that today's point changes nothing; settings and the λ of fitted
+        granularities are the same numbers in both.
+        """
+        theirs_K, trained = today_of(encoders), self.num_trained
+        moved_K = values_K.clone()
+        if self.gate_QK is not None:
+            moved_K[:trained] += theirs_K[:trained] - self.today_K[:trained]
+        elif not encoders.fusion.is_constant:
+            moved_K[:trained] *= theirs_K[:trained] / self.today_K[:trained].clamp(min=1e-12)
+        return encoders.refitted(moved_K)
+
+    @staticmethod
+    def of(frozen: FrozenModel, cache: ScoreCache) -> WeightSpace:
+        """The space of a model's weights, for the queries of a cache."""
+        encoders, present_QK = frozen.encoders, cache.present_QK
+        fusion, gate_QK = encoders.fusion, None
+        today_K = today_of(encoders)
+        mean_K = today_K.numpy().copy()
+        if isinstance(fusion, GatedFusion):
+            trained = fusion.names_K
+            with torch.inference_mode():
+                gate_QK = fusion.gate_logits(cache.z_QKD[:, :trained, : frozen.config.width])
+                opened_QK = fusion.opened(gate_QK, fusion.prior_K, present_QK[:, :trained]) * present_QK[:, :trained]
+            counts_K = present_QK[:, :trained].sum(0).clamp(min=1)
+            mean_K[:trained] = (opened_QK.double().sum(0) / counts_K).numpy()
+        return WeightSpace(frozen.names, encoders, today_K, mean_K, _spreads(cache), gate_QK)
+
+
+def today_of(encoders: Encoders) -> Tensor:
+    """Today's values of all granularities: float64."""
+    return torch.cat([today(encoders.fusion), encoders.fitted_weights.detach().double()])
+
+
+@contextmanager
+def refitted(encoders: Encoders, changed: dict[str, Tensor]) -> Iterator[None]:
+    """The encoders with some parameters changed; as before when left."""
+    before = {name: tensor.clone() for name, tensor in encoders.state_dict().items()}
+    encoders.load_state_dict({**before, **changed})
+    try:
+        yield
+    finally:
+        encoders.load_state_dict(before)
+
+
+def _spreads(cache: ScoreCache) -> Array:
+    """Standard deviation of every granularity's scores over all items, of the first queries that have it."""
+    found = []
+    for granularity in range(cache.present_QK.shape[1]):
+        rows = cache.present_QK[:, granularity].nonzero().squeeze(1)[:_PROBE]
+        scores = cache.z_QKD[rows, granularity] @ cache.item_vectors_ND.T
+        found.append(float(scores.std()) if scores.numel() > 1 else 0.0)
+    return np.array([spread if spread > 0 else 1.0 for spread in found])
+
+
+def _normalised(shares_K: Array) -> Array:
+    total = shares_K.sum()
+    return np.asarray(shares_K / total if total > 0 else np.full(len(shares_K), 1 / len(shares_K)))
