@@ -34,6 +34,7 @@ _EXTRAS: Final = {
     "text": "the default language model (data.text)",
     "media": "image files (data.media.images)",
     "finetune": "fine-tuning of the language model (data.text.finetune)",
+    "tune": "sweeps that learn from their trials (recsys tune)",
 }
 
 
@@ -103,7 +104,9 @@ def _requirements(extra: str) -> list[Requirement]:
     except PackageNotFoundError:
         return []
     plain = [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return [one for one in found if one.marker and one not in plain and one.marker.evaluate({"extra": extra})] or plain
+    if not extra:
+        return plain
+    return [one for one in found if one not in plain and one.marker and one.marker.evaluate({"extra": extra})]
 
 
 def _version(name: str) -> str | None:

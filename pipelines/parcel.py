@@ -41,7 +41,13 @@ _PLACES: Final = (
     "update.feedback",
 )
 # A place or a name: a place where there is such a file.
-_PLACES_OR_NAMES: Final = ("data.text.model", "data.media.images.model", "recommend.model", "update.model")
+_PLACES_OR_NAMES: Final = (
+    "data.text.model",
+    "data.media.images.model",
+    "recommend.model",
+    "update.model",
+    "tune.space",
+)
 
 
 def pack(tree: dict[str, Any], folder: Path) -> None:

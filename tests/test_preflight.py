@@ -187,6 +187,19 @@ def test_a_run_that_cannot_fit_is_refused_before_it_prepares(tmp_path: Path, cap
     assert not (tmp_path / "a" / "dataset").exists()
 
 
+def test_training_waits_for_machines_asks_for_them_and_takes_the_wish_back(ray_local: None) -> None:
+    from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    from recsys.training.ray_train import _check_cpus
+
+    config = _config("demo", ("train.num_workers", "9"), ("ray.wait_s", "0.1"))
+    with pytest.raises(ConfigError, match=r"has 2 CPUs.*give it time with ray\.wait_s"):
+        _check_cpus(config)
+    assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
+    _check_cpus(_config("demo", ("train.num_workers", "2"), ("ray.wait_s", "1000")))  # they are there: no waiting
+
+
 def test_nothing_is_said_of_data_that_nobody_knows(tmp_path: Path) -> None:
     source = ("data.source", "{kind: sequences, events: s.txt}")
     config = _config("demo", source, ("run.dir", str(tmp_path)), ("data.order", "file"))
