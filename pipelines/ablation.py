@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any, Final, get_args
 
@@ -67,17 +66,18 @@ def variant_hash(config: Config, dataset: PreparedDataset) -> str:
 
 def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
     """The variant's model from its folder, or trained into it."""
-    place = folder.root / "ablation" / variant_hash(config, dataset)
+    place = folder.fetch(f"ablation/{variant_hash(config, dataset)}")
     try:
         return load_trained(place)
     except ArtifactError:  # not there, or the rest of an interrupted run
-        shutil.rmtree(place, ignore_errors=True)
-    run = config.run.model_copy(update={"dir": str(place.absolute())})
+        folder.forget(place)
+    run = config.run.model_copy(update={"dir": folder.shown(place.absolute())})
     with ray_session(config):
         from recsys.training.ray_train import train_on_ray
 
         changed = config.model_copy(update={"run": run})
         result = train_on_ray(changed, dataset, Validator.of(config), lambda values: None)
-    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    folder.forget(place / "checkpoints")
     save_trained(place, result)
+    folder.publish(place)
     return result

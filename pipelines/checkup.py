@@ -253,19 +253,18 @@ def _existing(path: Path) -> Path:
 
 
 def _remote(name: str, place: str) -> Iterator[Finding]:
-    from recsys.config import redact
-    from recsys.data.dataset import filesystem_of
+    from recsys.errors import StorageError
+    from recsys.storage.places import check_writable, require_s3_client
+    from recsys.storage.uris import without_query
 
-    probe, shown = f".doctor-{os.getpid()}", redact(place)
     try:
-        filesystem, path = filesystem_of(place)
-        with filesystem.open_output_stream(f"{path}/{probe}") as stream:
-            stream.write(b"written by recsys doctor")
-        filesystem.delete_file(f"{path}/{probe}")
-        yield Finding(name, "ok", f"{shown}: writable")
-    except Exception as error:  # whatever the store's client raises
-        cure = "check the name, the credentials in the environment, and the endpoint"
-        yield Finding(name, "fail", f"{shown}: {_first_line(error)}", cure)
+        if place.startswith("s3://"):
+            require_s3_client(place)
+        check_writable(place)
+        yield Finding(name, "ok", f"{without_query(place)}: writable")
+    except StorageError as error:
+        what, _, cure = str(error).rpartition("; ")
+        yield Finding(name, "fail", what, cure)
 
 
 def source(config: Config | None) -> Iterator[Finding]:

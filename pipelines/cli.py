@@ -64,6 +64,7 @@ def user_message(error: BaseException) -> str | None:
     Ray wraps what a task raised (``cause``) and Ray Train what its workers raised (``worker_failures``).
     """
     from recsys.errors import UserError
+    from recsys.storage.places import message_of
 
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
@@ -78,6 +79,9 @@ def user_message(error: BaseException) -> str | None:
         found = [cause for cause in inner if isinstance(cause, BaseException)]
         if isinstance(current, UserError) and not hasattr(current, "cause"):
             return str(current)
+        storage = message_of(current)
+        if storage is not None:
+            return storage
         waiting += found
     return None
 

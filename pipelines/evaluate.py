@@ -60,6 +60,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         folder.write_json(folder.metrics, metrics)
         settings_text = redact(dump_config(config))
         render_report(folder.report, metrics, dataset.manifest, trained.history, examples, settings_text)
+        folder.publish(folder.report)
         log_evaluation(tracker, metrics)
         for path in (folder.metrics, folder.report):
             tracker.log_file(path)

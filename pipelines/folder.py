@@ -13,6 +13,10 @@ Layout::
     bundle/ registered.json  of registration
     recommendations.parquet  of recommend
     tracking.json            the MLflow run that the stages share
+
+Where ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder: each artefact goes to the
+URI when it is finished and comes from there when it is first asked for, on whatever machine; the dataset and the
+checkpoints, which many machines write, are written there directly.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -35,10 +39,12 @@ import yaml
 from pipelines.progress import Progress
 from recsys import __version__
 from recsys.config import Config, dump_config, redacted
-from recsys.errors import ArtifactError, ConfigError
+from recsys.errors import ArtifactError, ConfigError, UserError
+from recsys.storage.uris import is_remote, within, without_query
 
 if TYPE_CHECKING:
     from recsys.registry.tracking import Tracker
+    from recsys.storage.mirror import Mirror
 
 
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
@@ -48,10 +54,13 @@ _REDACTED: Final = (
 
 
 class RunFolder:
-    """Paths and small files of one run folder, and the progress lines of the stages at work in it."""
+    """Paths and small files of one run folder, and the progress lines of the stages at work in it.
 
-    def __init__(self, root: Path, progress: Progress) -> None:
-        self.root, self.progress = root, progress
+    ``root`` is where to work; ``remote`` the place that it mirrors, None where ``run.dir`` is a local folder.
+    """
+
+    def __init__(self, root: Path, progress: Progress, remote: Mirror | None = None) -> None:
+        self.root, self.progress, self.remote = root, progress, remote
         self.tracker: Tracker | None = None  # open while a command is at work
 
     @property
@@ -60,7 +69,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        return self.root / "model"
+        return self.fetch("model")
 
     @property
     def metrics(self) -> Path:
@@ -72,7 +81,7 @@ class RunFolder:
 
     @property
     def bundle(self) -> Path:
-        return self.root / "bundle"
+        return self.fetch("bundle")
 
     @property
     def registered(self) -> Path:
@@ -86,9 +95,26 @@ class RunFolder:
     def config(self) -> Path:
         return self.root / "config.yaml"
 
+    def fetch(self, name: str) -> Path:
+        """The local path of an artefact, brought from a remote run folder when it is first asked for."""
+        return self.root / name if self.remote is None else self.remote.fetch(name)
+
+    def publish(self, *paths: Path) -> None:
+        """Bring finished artefacts to a remote run folder; a local one has them already."""
+        if self.remote is not None:
+            for path in paths:
+                self.remote.publish(path)
+
+    def shown(self, path: Path) -> str:
+        """An artefact as people and other machines find it."""
+        if self.remote is None:
+            return str(path)
+        return within(self.remote.place, path.relative_to(self.root).as_posix())
+
     def write_json(self, path: Path, content: Any) -> None:
         """Write JSON whole or not at all."""
         write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.publish(path)
 
     def read_json(self, path: Path, cure: str) -> dict[str, Any]:
         """Read what :meth:`write_json` wrote.
@@ -109,9 +135,18 @@ class RunFolder:
     def forget_model(self) -> None:
         """Remove the trained model and all that was made of it, before another one takes its place."""
         for path in (self.registered, self.metrics, self.report, self.recommendations):
+            self.forget(path)
+        for name in ("bundle", "model"):
+            self.forget(self.root / name)
+
+    def forget(self, path: Path) -> None:
+        """Delete a file or folder, wherever it is."""
+        if self.remote is not None:
+            self.remote.remove(path)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
-        for folder in (self.bundle, self.model):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def record(self, config: Config, verb: str) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
@@ -122,7 +157,8 @@ class RunFolder:
         changed = _changes(self.config, public)
         if changed:
             shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
-            self.progress(f"the configuration differs from the last one in {self.root}:\n  {shown}")
+            where = self.shown(self.config).removesuffix(f"/{self.config.name}")
+            self.progress(f"the configuration differs from the last one in {where}:\n  {shown}")
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "verb": verb,
@@ -133,6 +169,7 @@ class RunFolder:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if verb in _CONFIGURING:
             write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
+        self.publish(self.root / "history.jsonl", self.config)
 
 
 @contextmanager
@@ -142,10 +179,13 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None) -> Iterato
     Raises:
         ConfigError: ``run.dir`` cannot be such a folder.
         ArtifactError: another run is at work in it.
+        StorageError: a remote one cannot be reached or written to.
     """
+    if is_remote(config.run.dir):
+        with _open_remote(config, verb, stream) as folder:
+            yield folder
+        return
     root = Path(config.run.dir)
-    if "://" in config.run.dir:
-        raise ConfigError(f"run.dir: {config.run.dir} must be a local folder; only data.dir may be remote")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,6 +196,35 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None) -> Iterato
         folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
         folder.record(config, verb)
         yield folder
+
+
+@contextmanager
+def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[RunFolder]:
+    """A temporary folder that mirrors the remote one."""
+    from recsys.storage.locks import holding
+    from recsys.storage.mirror import Mirror
+    from recsys.storage.places import filesystem_of
+
+    place = config.run.dir
+    if "/" not in filesystem_of(place)[1]:
+        raise ConfigError(f"run.dir: {place} is a whole bucket; choose a folder in it, such as {within(place, 'run')}")
+    free = "wait for it to end or choose another folder with --run.dir"
+    lock = within(place, ".lock")
+    with holding(lock, f"`recsys {verb}`", free), tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+        root = Path(name)
+        mirror = Mirror(root, place)
+        mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
+        folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror)
+        try:
+            folder.record(config, verb)
+            yield folder
+        except BaseException as error:
+            with suppress(Exception):  # what failed matters more
+                mirror.publish_changed()
+            if isinstance(error, UserError) and name in str(error):
+                raise type(error)(str(error).replace(name, without_query(place))) from error
+            raise
+        mirror.publish_changed()
 
 
 @contextmanager

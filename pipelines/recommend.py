@@ -19,6 +19,8 @@ from recsys.errors import RequestError
 from recsys.registry.bundle import read_info
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
+from recsys.storage.places import read_bytes
+from recsys.storage.uris import is_remote
 
 
 def recommend(config: Config, folder: RunFolder) -> Path:
@@ -28,7 +30,9 @@ def recommend(config: Config, folder: RunFolder) -> Path:
     with folder.progress.stage("recommend"):
         bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
         info = read_info(bundle)
-        folder.progress(f"{settings.model or bundle}: trained on {info.dataset.get('name', '')}, made {info.created}")
+        folder.progress(
+            f"{settings.model or folder.shown(bundle)}: trained on {info.dataset.get('name', '')}, made {info.created}"
+        )
         with ray_session(config):
             from recsys.serving.batch import recommend_all
 
@@ -40,9 +44,10 @@ def recommend(config: Config, folder: RunFolder) -> Path:
                 settings.batch_size,
                 requests=read_requests(settings.requests) if settings.requests else None,
             )
+        folder.publish(folder.recommendations)
         folder.progress(
             f"{done.num_rows:,} recommendations for {done.num_users:,} users ({done.num_fallback:,} by popularity) "
-            f"in {folder.recommendations}"
+            f"in {folder.shown(folder.recommendations)}"
         )
     return folder.recommendations
 
@@ -54,7 +59,8 @@ def read_requests(path: str) -> list[Any]:
         RequestError: no such file, or a line that is no JSON.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        content = read_bytes(path) if is_remote(path) else Path(path).read_bytes()
+        lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"recommend.requests: {path} cannot be read ({error}); give a file of JSON lines") from None
     found = []

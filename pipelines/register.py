@@ -45,9 +45,10 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
         if "parent" in origin:
             extra["parent"] = origin["parent"]
         write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
+        folder.publish(folder.bundle)
         if not tracker.enabled:
-            folder.progress(f"wrote {folder.bundle}; tracking.enabled is false, so nothing is registered")
-            folder.registered.unlink(missing_ok=True)
+            folder.progress(f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is registered")
+            folder.forget(folder.registered)
             return {}
         found = register_bundle(tracker, folder.bundle, config, metrics)
         where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}

@@ -37,13 +37,15 @@ def run(config: Config, folder: RunFolder) -> None:
 
 def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: RunFolder) -> str:
     """Headline metrics of the model and each baseline, the report, and the registered model."""
-    lines = ["", headline_table(metrics), "", verdict(metrics), f"report      {folder.report.absolute()}"]
+    lines = ["", headline_table(metrics), "", verdict(metrics), f"report      {folder.shown(folder.report.absolute())}"]
     if registered.get("version"):
         name, version, alias = (registered[key] for key in ("name", "version", "alias"))
         lines.append(f"model       {name}, version {version}, alias {alias}: models:/{name}@{alias}")
         lines.append(f"tracking    {registered['tracking']}")
     else:
-        lines.append(f"model       {folder.bundle.absolute()} (tracking.enabled is false: not registered)")
+        lines.append(
+            f"model       {folder.shown(folder.bundle.absolute())} (tracking.enabled is false: not registered)"
+        )
     return "\n".join(lines)
 
 

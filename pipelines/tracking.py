@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.folder import RunFolder
 from pipelines.session import quiet
 from recsys.config import Config
-from recsys.registry.tracking import Tracker, remembered_run
+from recsys.registry.tracking import RUN_FILE, Tracker, remembered_run
 
 
 @contextmanager
@@ -26,7 +26,9 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
         yield folder.tracker
         return
     quiet()
-    with Tracker(config, run_id="" if fresh and not config.run.resume else remembered_run(config)) as tracker:
+    run_id = "" if fresh and not config.run.resume else remembered_run(config, folder.root)
+    with Tracker(config, run_id=run_id, folder=folder.root) as tracker:
+        folder.publish(folder.root / RUN_FILE)
         folder.tracker = tracker
         try:
             yield tracker

@@ -68,6 +68,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         save_trained(folder.model, result)
         origin = {"dataset": dataset.root, **identity, **({"parent": descent.parent} if descent else {})}
         folder.write_json(folder.model / ORIGIN, origin)
+        folder.publish(folder.model)
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
         again = ", then trained again on training and validation" if result.refit else ""
         as_is = ", the model as it was" if result.best_epoch == 0 else ""

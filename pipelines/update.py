@@ -199,9 +199,10 @@ def register_changed(
         tracker.set_tags({"parent": parent.uri})
         tracker.log_metrics(metrics)
         write_refitted(parent, folder.bundle, changed, metrics, extra)
+        folder.publish(folder.bundle)
         if not tracker.enabled:
-            folder.registered.unlink(missing_ok=True)
-            folder.progress(f"wrote {folder.bundle}; tracking.enabled is false, so nothing is registered")
+            folder.forget(folder.registered)
+            folder.progress(f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is registered")
             return
         model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
         registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}

@@ -4,6 +4,7 @@
     └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
         ├── ConfigError      a configuration key or value
         ├── SourceError      a file or table that cannot be read, or lacks what it must have
+        ├── StorageError     a remote place that does not answer, refuses, or is not there
         ├── DataError        readable data that breaks a rule (too many bad rows, an empty split, a leak)
         ├── TrainingError    training that cannot go on with these settings
         ├── ArtifactError    a prepared dataset, run folder or registered model that is missing, stale or damaged
@@ -32,6 +33,10 @@ class ConfigError(UserError):
 
 class SourceError(UserError):
     """A source file or table is missing, unreadable or lacks a column."""
+
+
+class StorageError(UserError):
+    """A remote place such as ``s3://`` does not answer, refuses, or is not there."""
 
 
 class DataError(UserError):

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +39,39 @@ def ray_local() -> Iterator[None]:
     yield
     if started:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3-speaking server in a process of its own, for the whole session."""
+    pytest.importorskip("moto")
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("w") as file, subprocess.Popen(command, stderr=file, stdout=file) as server:
+        try:
+            for _ in range(600):
+                found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+                if found or server.poll() is not None:
+                    break
+                time.sleep(0.1)
+            assert found, log.read_text()
+            yield found.group()
+        finally:
+            server.terminate()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``s3://`` and the name of a new bucket, on the server that the environment names."""
+    pytest.importorskip("boto3")
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_S3"))]:
+        monkeypatch.delenv(name)
+    known = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "word-that-nobody-may-read"}
+    for name, value in {**known, "AWS_ENDPOINT_URL": s3_server, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT"), timeout=20).close()
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

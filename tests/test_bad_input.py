@@ -64,7 +64,10 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["run", "--config", "CONFIG", "--data.dir", "$NO_SUCH_PLACE/x"],
         ["data.dir", "NO_SUCH_PLACE is not set"],
     ),
-    "remote run folder": (["train", "--config", "CONFIG", "--run.dir", "s3://b/run"], ["run.dir", "local folder"]),
+    "credentials in a URI": (
+        ["train", "--config", "CONFIG", "--run.dir", "s3://AKIA0:secret@bucket/run"],
+        ["run.dir", "s3:// URI holds credentials", "AWS_ACCESS_KEY_ID"],
+    ),
     "run folder is a file": (
         ["train", "--config", "CONFIG", "--run.dir", "CONFIG"],
         ["run.dir", "cannot make the folder"],

@@ -16,10 +16,12 @@ from pydantic import BaseModel
 from recsys.config.root import Config
 from recsys.config.sources import source_class
 from recsys.errors import ConfigError, choices
+from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 
 _VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
-
-
+_QUERY_SECRET = re.compile(
+    r"(://\S+?[?&][\w-]*(?:key|secret|token|sig|signature|password|credential)=)[^&\s'\"]+", re.IGNORECASE
+)
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
@@ -36,7 +38,7 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """What :func:`load_config` checks: the file with the overrides in it, ``$VARIABLES`` as they are written."""
-    tree = {} if path is None else _read_yaml(Path(path))
+    tree = {} if path is None else _read_yaml(str(path))
     for dotted, text in overrides:
         set_path(tree, dotted, parse_value(dotted, text))
     return tree
@@ -56,12 +58,15 @@ def dump_config(config: Config) -> str:
 
 
 def redact(text: str) -> str:
-    """Without the user and password of URIs: what is written down is read by others.
+    """Without the user and password of URIs, and the secrets of their queries: what is written down is read by others.
 
     >>> redact("at postgresql://me:p@ss/word@host/db")
     'at postgresql://***@host/db'
+    >>> redact("https://host/a?X-Amz-Signature=0af3&part=1")
+    'https://host/a?X-Amz-Signature=***&part=1'
     """
-    return re.sub(r"(\w+://)(?!/)\S+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)(?!/)\S+@", r"\1***@", text)
+    return _QUERY_SECRET.sub(r"\1***", text)
 
 
 def redacted(config: Config) -> Config:
@@ -99,11 +104,9 @@ def parse_value(dotted: str, text: str) -> Any:
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"configuration file {path} does not exist; the shipped ones are in pipelines/configs/")
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(_content(path).decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
@@ -113,6 +116,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _content(path: str) -> bytes:
+    try:
+        if is_remote(path):
+            from recsys.storage.places import read_bytes
+
+            return read_bytes(path)
+        return Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ConfigError(
+            f"configuration file {path} does not exist; the shipped ones are in pipelines/configs/"
+        ) from None
+
+
 def _expand(node: Any, where: str) -> Any:
     if isinstance(node, Mapping):
         return {key: _expand(child, f"{where}.{key}".lstrip(".")) for key, child in node.items()}
@@ -120,9 +136,12 @@ def _expand(node: Any, where: str) -> Any:
         return [_expand(child, where) for child in node]
     if isinstance(node, date):  # YAML reads 2020-01-01 as a date; every time of the configuration is text
         return node.isoformat()
-    if isinstance(node, str) and "$" in node:
-        return _VARIABLE.sub(lambda match: _variable(match.group(1), where), node)
-    return node
+    if not isinstance(node, str):
+        return node
+    text = _VARIABLE.sub(lambda match: _variable(match.group(1), where), node)
+    if has_credentials(text):
+        raise ConfigError(f"{where}: {CREDENTIALS.format(text.partition('://')[0])}")
+    return text
 
 
 def _variable(name: str, where: str) -> str:

@@ -10,6 +10,10 @@ from recsys.config.section import Section
 class TrackingConfig(Section):
     uri: str = Field("", description="MLflow tracking URI; default: sqlite in RUN_DIR/..")
     experiment: str = "multigrain"
+    artifacts: str = Field(
+        "",
+        description="where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: what the store says",
+    )
     enabled: bool = True
 
 

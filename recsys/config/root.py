@@ -13,10 +13,11 @@ from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
+from recsys.storage.uris import within
 
 
 class RunConfig(Section):
-    dir: str = Field("runs/latest", min_length=1)
+    dir: str = Field("runs/latest", min_length=1, description="a local folder, or s3://BUCKET/…, gs://BUCKET/…")
     name: str = ""
     resume: bool = Field(
         False, exclude=True, description="go on where an interrupted run stopped (--resume); written down nowhere"
@@ -48,4 +49,4 @@ class Config(Section):
 
     @property
     def dataset_dir(self) -> str:
-        return self.data.dir or f"{self.run.dir.rstrip('/')}/dataset"
+        return self.data.dir or within(self.run.dir, "dataset")

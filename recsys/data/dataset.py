@@ -46,6 +46,7 @@ from recsys.data.newcomers import Newcomers
 from recsys.data.user_text_reader import ENTRIES, VECTORS, UserTexts
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, ConfigError, choices
+from recsys.storage.places import filesystem_of, reaching
 
 SCHEMA_VERSION: Final = 2
 
@@ -270,7 +271,7 @@ class PreparedDataset:
 
     def _json(self, name: str) -> Any:
         try:
-            with self.filesystem.open_input_stream(f"{self._base}/{name}") as stream:
+            with reaching(self.root), self.filesystem.open_input_stream(f"{self._base}/{name}") as stream:
                 return json.loads(stream.read())
         except (OSError, json.JSONDecodeError) as error:
             raise ArtifactError(
@@ -283,7 +284,8 @@ class PreparedDataset:
 
     def _table(self, name: str) -> pa.Table:
         try:
-            return pq.read_table(f"{self._base}/{name}", filesystem=self.filesystem)
+            with reaching(self.root):
+                return pq.read_table(f"{self._base}/{name}", filesystem=self.filesystem)
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise ArtifactError(
                 f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"
@@ -291,7 +293,7 @@ class PreparedDataset:
 
     def _read_manifest(self) -> Manifest:
         try:
-            with self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
+            with reaching(self.root), self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
                 content = json.loads(stream.read())
         except (FileNotFoundError, OSError):
             raise ArtifactError(
@@ -331,11 +333,3 @@ def histories_from_table(table: pa.Table) -> Histories:
         columns["splits"].astype(np.uint8, copy=False),
         context,
     )
-
-
-def filesystem_of(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The Arrow filesystem of a local path or URI, and the path inside it."""
-    if "://" in path:
-        filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
-        return filesystem, inner.rstrip("/")
-    return pyarrow.fs.LocalFileSystem(), path.rstrip("/") or "/"

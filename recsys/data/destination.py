@@ -1,7 +1,8 @@
 """Where a prepared dataset is written: aside first, in place only when it is complete.
 
 Why: whoever finds ``manifest.json`` may trust everything beside it. On a local disk the folder is written under
-another name and renamed last; on an object store, which cannot rename, the manifest is written last.
+another name and renamed last. On an object store, which cannot rename, the old manifest goes first and the new one
+comes last, and a lock object keeps a second writer out in between.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,8 +20,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from recsys.data.dataset import Manifest, filesystem_of
+from recsys.data.dataset import Manifest
 from recsys.errors import DataError
+from recsys.storage.locks import holding
+from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.uris import beside, is_remote, within
 
 MANIFEST: Final = "manifest.json"
 _LAYOUT: Final = frozenset(
@@ -39,16 +43,30 @@ class Folder:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file; equal tables give equal bytes."""
         path = f"{self.path}/{name}"
-        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+        with reaching(self._place, "write to"):
+            self.make_folder(path.rsplit("/", 1)[0])
+            pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        self.filesystem.create_dir(f"{self.path}/{name}".rsplit("/", 1)[0], recursive=True)
-        with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-            stream.write(content)
+        with reaching(self._place, "write to"):
+            self.make_folder(f"{self.path}/{name}".rsplit("/", 1)[0])
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(content)
+
+    def make_folder(self, path: str) -> None:
+        """Object stores have none, and one that is made there is an object of its own."""
+        if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+            self.filesystem.create_dir(path, recursive=True)
+
+    @property
+    def _place(self) -> str:
+        """What messages name."""
+        local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        return self.path if local else f"{self.filesystem.type_name}://{self.path}"
 
     def read_table(self, name: str) -> pa.Table:
-        return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
+        with reaching(self._place):
+            return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -56,10 +74,14 @@ class Folder:
     def entries(self) -> list[str]:
         """Names directly inside; none where the folder does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        with reaching(self._place):
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def remove(self) -> None:
-        with suppress(FileNotFoundError):
+        """What makes the rest valid goes first: on an object store, removing a folder is no single step."""
+        with suppress(FileNotFoundError), reaching(self._place, "write to"):
+            if self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type == pyarrow.fs.FileType.File:
+                self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
             self.filesystem.delete_dir(self.path)
 
 
@@ -76,6 +98,8 @@ class Destination:
     def __init__(self, root: str, aside: bool | None = None) -> None:
         self.root = root
         filesystem, base = filesystem_of(root)
+        if is_remote(root) and "/" not in base:
+            raise DataError(f"{root} is a whole bucket; set data.dir to a folder in it: {within(root, 'dataset')}")
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
         if local:
             base = os.path.abspath(base)
@@ -92,16 +116,29 @@ class Destination:
 
     @property
     def quarantine_root(self) -> str:
-        return f"{self.root.rstrip('/')}.quarantine"
+        return beside(self.root, ".quarantine")
 
     @contextmanager
     def writing(self) -> Iterator[Folder]:
-        """Clear leftovers, write inside the block, and leave nothing valid behind when it fails."""
+        """Clear leftovers, write inside the block, and leave nothing valid behind when it fails.
+
+        Raises:
+            ArtifactError: another process is writing to the same place of an object store.
+        """
+        with nullcontext() if self._aside else self._locked(), self._written() as folder:
+            yield folder
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return holding(beside(self.root, ".lock"), "`recsys prepare`", "wait for it to end, or choose another data.dir")
+
+    @contextmanager
+    def _written(self) -> Iterator[Folder]:
         self._refuse_foreign()
-        self._remove_leftovers()
-        if not self._aside:
+        if self._aside:
+            self._remove_leftovers()
+        else:
             self._final.remove()
-        self.folder.filesystem.create_dir(self.folder.path, recursive=True)
+        self.folder.make_folder(self.folder.path)
         try:
             yield self.folder
         except BaseException:
@@ -121,7 +158,8 @@ class Destination:
         self.quarantine.remove()
 
     def _refuse_foreign(self) -> None:
-        kind = self._final.filesystem.get_file_info(self._final.path).type
+        with reaching(self.root):
+            kind = self._final.filesystem.get_file_info(self._final.path).type
         foreign = sorted(set(self._final.entries()) - _LAYOUT) if kind == pyarrow.fs.FileType.Directory else []
         if kind == pyarrow.fs.FileType.File or foreign:
             what = "is a file" if not foreign else f"holds {', '.join(foreign[:5])}"

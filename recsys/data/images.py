@@ -22,11 +22,11 @@ import pyarrow.fs
 
 from recsys.config import ImagesConfig
 from recsys.data.blocks import cluster_resources, results_of
-from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
 from recsys.data.text import model_fingerprint, resolve_dtype, resolve_model, usable_cores
 from recsys.data.text_cache import VectorCache, cluster_dtype, default_cache_dir
 from recsys.errors import ConfigError
+from recsys.storage.places import filesystem_of
 
 MISSING: Final = "missing"  # no such file
 UNREADABLE: Final = "unreadable"  # there is something, but it is no image, or damaged

@@ -24,12 +24,12 @@ import pyarrow.fs
 from recsys import schema
 from recsys.config import ImagesConfig, ItemMediaConfig
 from recsys.data.blocks import read_table
-from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
 from recsys.data.images import MISSING, UNREADABLE, encode_images
 from recsys.data.quarantine import QUARANTINE_SCHEMA
 from recsys.errors import ConfigError, choices
 from recsys.sources.base import SourceAdapter
+from recsys.storage.places import filesystem_of
 
 WRONG_WIDTH: Final = "vector of another width"
 NOT_FINITE: Final = "vector with cells that are not finite numbers"

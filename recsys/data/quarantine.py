@@ -14,6 +14,7 @@ from recsys import schema
 from recsys.data.destination import Destination
 from recsys.data.histories import Array
 from recsys.errors import DataError
+from recsys.storage.uris import within
 
 DUPLICATE: Final = "duplicate"
 UNKNOWN_ITEM: Final = "unknown item"
@@ -87,7 +88,7 @@ class Quarantine:
             return
         if table not in self._writers:
             folder = self._destination.folder
-            folder.filesystem.create_dir(f"{folder.path}/quarantine", recursive=True)
+            folder.make_folder(f"{folder.path}/quarantine")
             path = f"{folder.path}/quarantine/{table}.parquet"
             self._writers[table] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
         self._writers[table].write_table(bad)
@@ -128,6 +129,6 @@ class Quarantine:
     def _keep(self, table: str) -> str:
         """Copy the bad rows out of the folder that is about to be removed."""
         source, target = self._destination.folder, self._destination.quarantine
-        target.filesystem.create_dir(target.path, recursive=True)
+        target.make_folder(target.path)
         target.filesystem.copy_file(f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet")
-        return f"{self._destination.quarantine_root}/{table}.parquet"
+        return within(self._destination.quarantine_root, f"{table}.parquet")

@@ -23,7 +23,6 @@ import ray.data
 from recsys.config import TextConfig
 from recsys.data.adapter import Adapter
 from recsys.data.blocks import cluster_resources, fetch, task, user_errors
-from recsys.data.dataset import filesystem_of
 from recsys.data.histories import Array
 from recsys.data.text import (
     EncoderSettings,
@@ -32,6 +31,7 @@ from recsys.data.text import (
     resolve_dtype,
     usable_cores,
 )
+from recsys.storage.places import filesystem_of
 
 _ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting more would cost more
 _BLOCK_TEXTS: Final = 2048

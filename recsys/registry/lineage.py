@@ -36,6 +36,7 @@ from recsys.registry.bundle import (
 )
 from recsys.registry.register import pinned, resolve
 from recsys.registry.sealed import check_file, damaged, writing_aside
+from recsys.storage.uris import is_remote
 
 _ENCODERS = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
 
@@ -98,7 +99,9 @@ def open_parent(uri: str, tracking_uri: str) -> Parent:
         ArtifactError: there is none, or a damaged one.
     """
     folder = resolve(uri, tracking_uri)
-    name = pinned(uri, tracking_uri) if uri.startswith("models:") else str(folder.absolute())
+    name = uri if is_remote(uri) else str(folder.absolute())
+    if uri.startswith("models:"):
+        name = pinned(uri, tracking_uri)
     return Parent(name, folder, read_bundle(folder))
 
 

@@ -20,6 +20,9 @@ from recsys.config import Config
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
+from recsys.storage.mirror import downloaded
+from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
+from recsys.storage.uris import is_remote, within
 
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "pydantic", "pyyaml")
@@ -75,11 +78,13 @@ def register(
 def resolve(uri: str, tracking_uri: str) -> Path:
     """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder with a bundle.
 
-    Models of a remote store are downloaded to a temporary folder.
+    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a temporary folder.
 
     Raises:
         ArtifactError: no such model, alias, version or bundle; lists what is registered.
     """
+    if is_remote(uri):
+        return _bundle_at(uri)
     if not uri.startswith("models:"):
         return _bundle_in(Path(uri), uri)
     from mlflow import MlflowException
@@ -205,6 +210,22 @@ def _bundle_in(folder: Path, asked: str) -> Path:
             return found.parent
     raise ArtifactError(
         f"{asked} holds no model bundle ({DESCRIPTION} is missing); give a bundle's folder or models:/NAME@ALIAS"
+    )
+
+
+def _bundle_at(uri: str) -> Path:
+    """As :func:`_bundle_in`, of a remote folder: the bundle alone is downloaded."""
+    for place in (uri, within(uri, "bundle")):
+        filesystem, inner = filesystem_of(within(place, DESCRIPTION))
+        with reaching(place):
+            found = filesystem.get_file_info(inner).is_file
+        folder = downloaded(place) if found else None
+        if folder is not None:
+            return folder
+    refuse_missing_bucket(uri)
+    raise ArtifactError(
+        f"{uri} holds no model bundle ({DESCRIPTION} is missing); give a run folder, a bundle's folder or "
+        "models:/NAME@ALIAS"
     )
 
 

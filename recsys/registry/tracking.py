@@ -20,9 +20,11 @@ from types import TracebackType
 from typing import Any, Final
 
 from recsys import __version__
-from recsys.config import Config, dump_config, redact
+from recsys.config import Config, TrackingConfig, dump_config, redact
 from recsys.data.dataset import Manifest
-from recsys.errors import ConfigError, UserError
+from recsys.errors import ConfigError, StorageError, UserError
+from recsys.storage.places import check_writable, require_s3_client
+from recsys.storage.uris import is_remote
 
 RUN_FILE: Final = "tracking.json"  # in the run folder: which MLflow run it is, so that stages run apart share it
 _MAX_PARAMS: Final = 100  # a call, MLflow's limit
@@ -48,11 +50,14 @@ class Tracker:
         ConfigError: ``tracking.uri`` is of no kind that MLflow stores to, or cannot be opened.
     """
 
-    def __init__(self, config: Config, run_name: str = "", run_id: str = "", parent_id: str = "") -> None:
+    def __init__(
+        self, config: Config, run_name: str = "", run_id: str = "", parent_id: str = "", folder: Path | None = None
+    ) -> None:
         self.config, self.enabled = config, config.tracking.enabled
         self.uri = tracking_uri(config) if self.enabled else ""
         self.run_id, self.experiment_id = run_id, ""
         self._name, self._parent_id = run_name or config.run.name, parent_id
+        self._folder = folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         self._client: Any = None
 
     def __enter__(self) -> Tracker:
@@ -158,12 +163,28 @@ class Tracker:
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            self.experiment_id = _experiment(self._client, self.uri, self.config.tracking.experiment)
+            self.experiment_id = _experiment(self._client, self.uri, self.config.tracking)
             tags = {"multigrain.version": __version__, **_git_tags()}
             if self._parent_id:
                 tags["mlflow.parentRunId"] = self._parent_id
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._name or None)
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+        self._check_artifacts(str(run.info.artifact_uri))
+
+    def _check_artifacts(self, place: str) -> None:
+        """Find out now what would fail after the training: MLflow itself waits for minutes, with each artefact.
+
+        Raises:
+            StorageError: the place cannot be written to, or boto3 is missing.
+        """
+        if place.startswith(("s3://", "gs://")):
+            try:
+                if place.startswith("s3://"):
+                    require_s3_client(place)
+                check_writable(place)
+            except StorageError:
+                self._client.set_terminated(self.run_id, "FAILED")
+                raise
 
     def _earlier_run(self) -> Any:
         """The run of ``run_id``; None when it was deleted since."""
@@ -182,18 +203,17 @@ class Tracker:
         self._client.log_text(self.run_id, redact(dump_config(self.config)), "config.yaml")
 
     def _remember(self) -> None:
-        if "://" in self.config.run.dir or self._parent_id:
+        if self._folder is None or self._parent_id:
             return
-        folder = Path(self.config.run.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         content = {"uri": redact(self.uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
-        (folder / RUN_FILE).write_text(json.dumps(content, indent=1))
+        (self._folder / RUN_FILE).write_text(json.dumps(content, indent=1))
 
 
-def remembered_run(config: Config) -> str:
+def remembered_run(config: Config, folder: Path | None = None) -> str:
     """The id of the MLflow run that an earlier stage opened for this run folder; empty when there is none."""
     try:
-        content = json.loads((Path(config.run.dir) / RUN_FILE).read_text())
+        content = json.loads(((folder or Path(config.run.dir)) / RUN_FILE).read_text())
         same = content["uri"] == redact(tracking_uri(config))
         return str(content["run_id"]) if same else ""
     except (OSError, ValueError, KeyError, TypeError):
@@ -213,8 +233,11 @@ def tracking_uri(config: Config) -> str:
             "--tracking.uri, or as $VARIABLE of the environment"
         )
     if not uri:
-        if "://" in config.run.dir:
-            raise ConfigError(f"run.dir {config.run.dir} is remote: set tracking.uri, or tracking.enabled false")
+        if is_remote(config.run.dir):
+            raise ConfigError(
+                f"run.dir {config.run.dir} is remote, where no SQLite store can be: set tracking.uri, or "
+                "tracking.enabled false"
+            )
         uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
     scheme = uri.split(":", 1)[0].split("+", 1)[0]
     if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
@@ -272,15 +295,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _experiment(mlflow_client: Any, uri: str, name: str) -> str:
-    """The experiment's id; a new one in SQLite keeps its artefacts beside the file, wherever a process works later."""
+def _experiment(mlflow_client: Any, uri: str, settings: TrackingConfig) -> str:
+    """The experiment's id; a new one in SQLite keeps its artefacts beside the file, wherever a process works later.
+
+    Raises:
+        ConfigError: it was deleted, or keeps its artefacts elsewhere than at ``tracking.artifacts``.
+    """
     from mlflow import MlflowException
 
-    location = None
+    name, location = settings.experiment, settings.artifacts or None
+    if location is not None and not is_remote(location):
+        location = Path(location).absolute().as_uri()
     path = sqlite_path(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        location = (path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)).as_uri()
+        location = location or (path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)).as_uri()
     found = mlflow_client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -291,6 +320,11 @@ def _experiment(mlflow_client: Any, uri: str, name: str) -> str:
                 raise
     if found.lifecycle_stage != "active":
         raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
+    if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
+        raise ConfigError(
+            f"tracking.artifacts: the experiment {name!r} keeps its artefacts at {redact(found.artifact_location)} for "
+            f"good, not at {settings.artifacts}; give the new place a new tracking.experiment"
+        )
     return str(found.experiment_id)
 
 

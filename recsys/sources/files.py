@@ -15,8 +15,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.fs
 
-from recsys.data.dataset import filesystem_of
 from recsys.errors import SourceError
+from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
 
 HASHED_WHOLE: Final = 64 << 20  # larger files are fingerprinted by size and modification time
 _BLOCK: Final = 4 << 20
@@ -51,12 +51,13 @@ class InputFile:
     def stream(self) -> Any:
         """The bytes from the start, decompressed."""
         filesystem, inner = filesystem_of(self.path)
-        return filesystem.open_input_stream(inner, compression="gzip" if self.compressed else None)
+        with reaching(self.path):
+            return filesystem.open_input_stream(inner, compression="gzip" if self.compressed else None)
 
     def read(self, start: int, length: int) -> bytes:
         """Bytes ``[start, start + length)`` of the file as it is stored."""
         filesystem, inner = filesystem_of(self.path)
-        with filesystem.open_input_file(inner) as source:
+        with reaching(self.path), filesystem.open_input_file(inner) as source:
             return bytes(source.read_at(length, start))
 
     def fingerprint(self) -> str:
@@ -67,7 +68,7 @@ class InputFile:
             modified = filesystem.get_file_info(inner).mtime_ns
             digest.update(f"{self.size} {modified}".encode())
             return digest.hexdigest()
-        with filesystem.open_input_stream(inner, compression=None) as source:
+        with reaching(self.path), filesystem.open_input_stream(inner, compression=None) as source:
             while block := source.read(_BLOCK):
                 digest.update(block)
         return digest.hexdigest()
@@ -122,8 +123,10 @@ def _find_one(pattern: str) -> list[InputFile]:
         matches = re.compile(_glob_regex(body[len(base) :].lstrip("/") if base else body))
     filesystem, inner = filesystem_of(f"{scheme}{base or ('' if scheme else '.')}{query}")
     selector = pyarrow.fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    with reaching(pattern):
+        found = filesystem.get_file_info(selector)
     files = []
-    for info in sorted(filesystem.get_file_info(selector), key=lambda entry: entry.path):
+    for info in sorted(found, key=lambda entry: entry.path):
         relative = info.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
         if info.type != pyarrow.fs.FileType.File or hidden or (matches and not matches.fullmatch(relative)):
@@ -132,6 +135,7 @@ def _find_one(pattern: str) -> list[InputFile]:
         files.append(InputFile(path, info.size))
     files = [file for file in files if file.size > 0]
     if not files:
+        refuse_missing_bucket(pattern)
         raise SourceError(f"{pattern} matches no file that is not empty; correct the path or glob in data.source")
     return files
 
@@ -161,6 +165,10 @@ def _glob_regex(pattern: str) -> str:
 def _info(path: str) -> Any:
     try:
         filesystem, inner = filesystem_of(path)
-        return filesystem.get_file_info(inner)
+        with reaching(path):
+            info = filesystem.get_file_info(inner)
+        if info.type == pyarrow.fs.FileType.NotFound:
+            refuse_missing_bucket(path)
+        return info
     except (OSError, pa.ArrowInvalid) as error:
         raise SourceError(f"cannot look up {path}: {error}; check the path, the network and the credentials") from None

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.dataset import filesystem_of
 from recsys.data.validate import Layout
 from recsys.errors import SourceError
 from recsys.sources.delimited import Cells, Origin, assemble, with_constants
 from recsys.sources.files import InputFile
+from recsys.storage.places import filesystem_of, reaching
 
 _BATCH_ROWS: Final = 1 << 18
 
@@ -41,7 +41,7 @@ class ParquetPiece:
         filesystem, inner = filesystem_of(self.file.path)
         names = [name for name, _ in self.fields]
         try:
-            with filesystem.open_input_file(inner) as source:
+            with reaching(self.file.path), filesystem.open_input_file(inner) as source:
                 parquet = pq.ParquetFile(source, page_checksum_verification=True)
                 groups = [self.group]
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
@@ -68,7 +68,7 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
     """
     filesystem, inner = filesystem_of(file.path)
     try:
-        with filesystem.open_input_file(inner) as source:
+        with reaching(file.path), filesystem.open_input_file(inner) as source:
             parquet = pq.ParquetFile(source)
             arrow, metadata = parquet.schema_arrow, parquet.metadata
     except (pa.ArrowInvalid, OSError) as error:

@@ -26,8 +26,10 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from recsys.config import Config
-from recsys.data.dataset import PreparedDataset, filesystem_of
+from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, UserError
+from recsys.storage.places import filesystem_of
+from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
@@ -91,7 +93,7 @@ def train_on_ray(
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
-            storage_path=storage,
+            **_where(storage),
             name=name,
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -282,5 +284,11 @@ def _threads(world_size: int) -> int:
 
 
 def _storage(config: Config) -> str:
-    folder = f"{config.run.dir.rstrip('/')}/checkpoints"
-    return folder if "://" in folder else str(Path(folder).absolute())
+    place = within(config.run.dir, "checkpoints")
+    return place if is_remote(place) else str(Path(place).absolute())
+
+
+def _where(storage: str) -> dict[str, Any]:
+    """The place as Ray Train takes it; with our own filesystem for a URI, whose waiting has limits."""
+    filesystem, path = filesystem_of(storage)
+    return {"storage_path": path, "storage_filesystem": filesystem} if is_remote(storage) else {"storage_path": path}

@@ -16,8 +16,10 @@ from pathlib import Path
 from pyarrow import fs
 
 from recsys.config import Config
-from recsys.data.dataset import PreparedDataset, filesystem_of
+from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
+from recsys.storage.places import filesystem_of
+from recsys.storage.uris import within
 from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint
 
@@ -49,8 +51,8 @@ def find_checkpoints(storage: str, name: str) -> list[str]:
     system, root = filesystem_of(storage)
     runs = [run for run in _folders(system, root) if f"{run.base_name}-".startswith(f"{name}-")]
     found = [one for run in runs for one in _folders(system, run.path) if one.base_name.startswith("checkpoint_")]
-    prefix = storage[: storage.index("://") + 3] if "://" in storage else ""
-    return [prefix + one.path for one in sorted(found, key=lambda one: one.base_name, reverse=True)]  # named by time
+    found.sort(key=lambda one: one.base_name, reverse=True)  # named by time
+    return [within(storage, one.path[len(root) :].lstrip("/")) for one in found]
 
 
 def forget_trainings(storage: str, keep: str = "") -> None:

@@ -1,0 +1,154 @@
+"""A local working folder whose files come from and go to a remote place.
+
+Why: most artefacts are written by libraries that need a real folder (safetensors, MLflow, plots), and a model is read
+many times. So a stage works locally; each artefact goes up when it is finished, and comes down when it is first asked
+for. The remote place is the truth, the local folder is thrown away.
+
+An object appears whole or not at all. A folder of several objects is whole when its *seal* is there, the file that its
+reader opens first: it is removed before anything else is changed, and written last.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import pyarrow.fs
+
+from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.uris import within
+
+SEALS: Final = ("manifest.json", "bundle.json", "trained.json", "origin.json")
+
+
+class Mirror:
+    """The files of ``root`` at the remote ``place``."""
+
+    def __init__(self, root: Path, place: str) -> None:
+        self.root, self.place = root, place
+        self._asked: set[str] = set()
+        self._known: dict[Path, tuple[int, int]] = {}  # size and time of what is the same on both sides
+
+    def fetch(self, name: str) -> Path:
+        """A file or folder by its name below the root, brought here the first time, unless it was made here."""
+        path = self.root / name
+        if name not in self._asked:
+            self._asked.add(name)
+            if not path.exists():
+                download(within(self.place, name), path)
+                self._remember(path)
+        return path
+
+    def fetch_small(self, leave: tuple[str, ...]) -> None:
+        """All files directly below the place but those to leave."""
+        filesystem, inner = filesystem_of(self.place)
+        with reaching(self.place):
+            found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
+        for info in found:
+            if info.type == pyarrow.fs.FileType.File and info.base_name not in leave:
+                self.fetch(info.base_name)
+
+    def publish(self, path: Path) -> None:
+        """Bring a finished file or folder to the place; nothing is done where there is none."""
+        name = path.relative_to(self.root).as_posix()
+        if path.is_dir():
+            upload(path, within(self.place, name))
+        elif path.is_file():
+            _copy_up(path, within(self.place, name))
+        self._remember(path)
+
+    def publish_changed(self) -> None:
+        """Whatever else was written since it was fetched or published."""
+        for path in sorted(_files(self.root), key=_seals_last):
+            if self._known.get(path) != _state(path):
+                self.publish(path)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or folder on both sides."""
+        name = path.relative_to(self.root).as_posix()
+        self._asked.add(name)
+        remove(within(self.place, name))
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _remember(self, path: Path) -> None:
+        for file in _files(path) if path.is_dir() else [path] if path.is_file() else []:
+            self._known[file] = _state(file)
+
+
+def upload(folder: Path, place: str) -> None:
+    """Bring a folder to a remote place: what was there goes, the seals come last."""
+    remove(place)
+    for path in sorted(_files(folder), key=_seals_last):
+        _copy_up(path, within(place, path.relative_to(folder).as_posix()))
+
+
+def download(place: str, path: Path) -> bool:
+    """Bring a remote file or folder to a local path; False where there is none."""
+    filesystem, inner = filesystem_of(place)
+    local = pyarrow.fs.LocalFileSystem()
+    with reaching(place):
+        kind = filesystem.get_file_info(inner).type
+        if kind == pyarrow.fs.FileType.NotFound:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == pyarrow.fs.FileType.File:
+            pyarrow.fs.copy_files(inner, str(path), source_filesystem=filesystem, destination_filesystem=local)
+            return True
+        for info in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True)):
+            if info.type == pyarrow.fs.FileType.File:
+                target = path / info.path[len(inner) + 1 :]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                pyarrow.fs.copy_files(
+                    info.path, str(target), source_filesystem=filesystem, destination_filesystem=local
+                )
+    return True
+
+
+def downloaded(place: str) -> Path | None:
+    """A remote folder as a temporary one for the life of this process; None where there is none."""
+    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "copy" if download(place, folder / "copy") else None
+
+
+def remove(place: str) -> None:
+    """Delete a remote file or folder, its seals first; nothing is done where there is none."""
+    filesystem, inner = filesystem_of(place)
+    with reaching(place, "write to"):
+        kind = filesystem.get_file_info(inner).type
+        if kind == pyarrow.fs.FileType.File:
+            filesystem.delete_file(inner)
+        elif kind == pyarrow.fs.FileType.Directory:
+            for seal in SEALS:
+                if filesystem.get_file_info(f"{inner}/{seal}").type == pyarrow.fs.FileType.File:
+                    filesystem.delete_file(f"{inner}/{seal}")
+            filesystem.delete_dir(inner)
+
+
+def _copy_up(path: Path, place: str) -> None:
+    """By Arrow's own copy: a stream that Python closes on an interrupt would leave half an object."""
+    filesystem, inner = filesystem_of(place)
+    with reaching(place, "write to"):
+        if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
+        pyarrow.fs.copy_files(
+            str(path), inner, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=filesystem
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below but hidden ones and those in hidden folders, which are being written."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _seals_last(path: Path) -> tuple[bool, Path]:
+    return path.name in SEALS, path
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

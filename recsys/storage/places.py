@@ -1,0 +1,265 @@
+"""Places: local paths and URIs such as ``s3://BUCKET/KEY``, opened with bounded waiting and told of in clear messages.
+
+Why one module: every stage takes either kind of place, and a wrong bucket, a denied key or a dead endpoint must be one
+message with the cure, within seconds and not after the defaults of three libraries.
+
+Credentials come from the environment, the AWS files or the machine's role, never from a URI: URIs are written into
+configurations, logs and MLflow. A server other than AWS is named by ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``),
+or in the URI: ``s3://bucket/key?endpoint_override=http://host:9000``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pyarrow.fs
+
+from recsys.errors import StorageError, choices
+from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote, without_query
+
+CONNECT_S: Final = 5.0
+SILENCE_S: Final = 20.0  # no byte for so long ends an attempt
+ATTEMPTS: Final = 3
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_IDENTITY: Final = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_OPTIONS: Final = ("endpoint_override", "region", "scheme", "tls_ca_file_path")
+_S3_PACKAGE: Final = "run `pip install 'multigrain[s3]'`"
+
+_LIBRARIES: Final = ("botocore", "boto3", "s3transfer")
+_OF_STORAGE: Final = re.compile(r"AWS Error|google::cloud|Bucket '|OAuth2|curlCode")
+_NO_BUCKET: Final = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|[Bb]ucket '.*' not found")
+_DENIED: Final = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN"
+    r"|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
+    r"|HTTP status 40[13]|Forbidden|\b403\b|Unable to locate credentials|OAuth2 access token"
+)
+_SILENT: Final = re.compile(
+    r"NETWORK_CONNECTION|curlCode|REQUEST_TIMEOUT|Could not connect|Connect timeout|Read timeout|ConnectionClosed"
+    r"|Connection was closed|Retry policy exhausted"
+)
+
+
+def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The Arrow filesystem of a local path or URI, and the path inside it.
+
+    Raises:
+        StorageError: the URI holds credentials or options that nobody knows, or its filesystem cannot be opened.
+    """
+    if not is_remote(place):
+        return pyarrow.fs.LocalFileSystem(), place.rstrip("/") or "/"
+    if has_credentials(place):
+        raise StorageError(CREDENTIALS.format(place.partition("://")[0]))
+    if place.startswith("s3://"):
+        bucket_and_key, options = _split(place)
+        return _s3_filesystem(*_settings(place, options)), bucket_and_key
+    if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place:  # 15 minutes by default
+        place = f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
+    try:
+        with reaching(place):
+            filesystem, inner = pyarrow.fs.FileSystem.from_uri(place)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{without_query(place)} cannot be opened: {error}; expected a path, s3:// or gs://"
+        ) from None
+    return filesystem, inner.rstrip("/") or "/"
+
+
+def refuse_missing_bucket(place: str) -> None:
+    """Say of a remote place where nothing is found that not even its bucket is there; of any other, nothing.
+
+    Raises:
+        StorageError: there is no such bucket.
+    """
+    if not place.startswith(("s3://", "gs://")):
+        return
+    filesystem, inner = filesystem_of(place)
+    bucket = inner.partition("/")[0]
+    with reaching(place):
+        if filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
+            raise explain(OSError(f"Bucket '{bucket}' not found"), place)
+
+
+def read_bytes(place: str) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the place cannot be reached, or refuses.
+    """
+    filesystem, inner = filesystem_of(place)
+    with reaching(place), filesystem.open_input_stream(inner, compression=None) as stream:
+        return bytes(stream.readall())
+
+
+def check_writable(place: str) -> None:
+    """Write a small file into a folder, and remove it again; a local folder must be there.
+
+    Raises:
+        StorageError: what went wrong, where, and the cure.
+    """
+    filesystem, inner = filesystem_of(place)
+    path = f"{inner}/.writable-{uuid.uuid4().hex[:8]}"
+    try:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(b"1")
+        filesystem.delete_file(path)
+    except OSError as error:
+        raise explain(error, place, "write to") from error
+
+
+@contextmanager
+def reaching(place: str, doing: str = "read") -> Iterator[None]:
+    """Say what a failing filesystem means; a file that is not there stays a FileNotFoundError.
+
+    Raises:
+        StorageError: in the place of any other error of the filesystem.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(place) or not _is_of_storage(error):
+            raise
+        raise explain(error, place, doing) from error
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """Of the place and not of the content, such as a damaged Parquet file, which is an OSError as well."""
+    if type(error).__module__.split(".")[0] in _LIBRARIES:
+        return True
+    is_plain = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return is_plain and _OF_STORAGE.search(str(error)) is not None
+
+
+def explain(error: BaseException, place: str, doing: str = "read") -> StorageError:
+    """What an error of Arrow or boto3 means: what, where and the cure."""
+    text, where = str(error), without_query(place)
+    bucket = where.partition("://")[2].partition("/")[0]
+    if _NO_BUCKET.search(text):
+        return StorageError(f"cannot {doing} {where}: there is no bucket {bucket}; create it, or correct the name")
+    if _DENIED.search(text):
+        cure = (
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for an account whose policy allows to "
+            "list, read, write and delete there"
+            if where.startswith("s3:")
+            else "log in with credentials that may list, read, write and delete there"
+        )
+        return StorageError(f"cannot {doing} {where}: access is denied; {cure}")
+    if _SILENT.search(text):
+        server, cure = "its server", "check the network"
+        if where.startswith("s3:"):
+            server = _endpoint(dict(parse_qsl(place.partition("?")[2]))) or "AWS"
+            cure = "check the network, the region and AWS_ENDPOINT_URL"
+        return StorageError(f"cannot {doing} {where}: {server} does not answer; {cure}")
+    detail = next(iter(text.strip().splitlines()), type(error).__name__)
+    return StorageError(f"cannot {doing} {where}: {detail}; check the URI, the network and the credentials")
+
+
+def message_of(error: BaseException) -> str | None:
+    """The message of an error that storage raised somewhere inside a library; None for any other error."""
+    text = str(error)
+    if isinstance(error, OSError) and "AWS Error" in text:
+        found = re.search(r"key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'", text)
+        return str(explain(error, f"s3://{found['bucket']}/{found['key']}" if found else "s3://"))
+    return str(explain(error, "s3://", "use")) if type(error).__module__.split(".")[0] in _LIBRARIES else None
+
+
+# -------------------------------------------------------------------------------------------------------------- s3
+
+
+def s3_client(place: str) -> Any:
+    """A boto3 client for the server of an ``s3://`` place, with the same limits; it can do what Arrow cannot.
+
+    Raises:
+        StorageError: boto3 is not installed.
+    """
+    require_s3_client(place)
+    import boto3
+    from botocore.config import Config
+
+    _, options = _split(place)
+    region, endpoint, _, certificates = _settings(place, options)[:4]
+    limits = Config(
+        connect_timeout=CONNECT_S, read_timeout=SILENCE_S, retries={"mode": "standard", "total_max_attempts": ATTEMPTS}
+    )
+    with reaching(place, "use"):
+        return boto3.client(
+            "s3", region_name=region, endpoint_url=endpoint or None, verify=certificates or None, config=limits
+        )
+
+
+def require_s3_client(place: str) -> None:
+    """
+    Raises:
+        StorageError: boto3 is not installed.
+    """
+    with suppress(ImportError):
+        import boto3  # noqa: F401
+
+        return
+    raise StorageError(f"{without_query(place)}: writing to S3 needs the package boto3; {_S3_PACKAGE}")
+
+
+def _split(place: str) -> tuple[str, dict[str, str]]:
+    """``BUCKET/KEY`` as it stands, without percent codes, and the options behind ``?``."""
+    body, _, query = place.removeprefix("s3://").partition("?")
+    bucket = body.partition("/")[0]
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if not bucket:
+        raise StorageError("an s3:// URI names no bucket; expected s3://BUCKET/KEY")
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise StorageError(
+            f"s3://{body}: unknown option {', '.join(unknown)}; there are {choices(_OPTIONS)}; credentials come from "
+            "the environment alone"
+        )
+    return body.rstrip("/"), options
+
+
+def _endpoint(options: dict[str, str]) -> str:
+    endpoint = options.get("endpoint_override") or next((v for n in _ENDPOINTS if (v := os.environ.get(n))), "")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
+    return endpoint.rstrip("/")
+
+
+def _settings(place: str, options: dict[str, str]) -> tuple[str, str, str, str, tuple[str | None, ...]]:
+    """Region, endpoint, scheme, certificates, and whose credentials the environment holds."""
+    endpoint = _endpoint(options)
+    region = options.get("region", "")
+    if not region and endpoint:
+        region = next((v for n in _REGIONS if (v := os.environ.get(n))), "us-east-1")
+    elif not region:
+        with reaching(place):
+            region = _region_of(without_query(place).removeprefix("s3://").partition("/")[0])
+    identity = tuple(os.environ.get(name) for name in _IDENTITY)
+    return region, endpoint, options.get("scheme", "https"), options.get("tls_ca_file_path", ""), identity
+
+
+@functools.lru_cache(maxsize=64)
+def _region_of(bucket: str) -> str:
+    return str(pyarrow.fs.resolve_s3_region(bucket))
+
+
+@functools.lru_cache(maxsize=16)
+def _s3_filesystem(
+    region: str, endpoint: str, scheme: str, certificates: str, identity: tuple[str | None, ...]
+) -> pyarrow.fs.FileSystem:
+    """One for all places of a server: to make one costs as much as several requests."""
+    return pyarrow.fs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint or None,
+        scheme=scheme,
+        tls_ca_file_path=certificates or None,
+        connect_timeout=CONNECT_S,
+        request_timeout=SILENCE_S,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    )

@@ -1,0 +1,69 @@
+"""URIs of places as text; nothing is opened, and nothing heavy is imported.
+
+A URI may end in options of its filesystem, ``s3://bucket/key?region=eu-west-1``, never in credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+CREDENTIALS: Final = (
+    "the {}:// URI holds credentials, which would be written into configurations and logs; give them by the "
+    "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS) or by the "
+    "machine's role, and a server by AWS_ENDPOINT_URL"
+)
+_SECRET: Final = re.compile(r"key|secret|token|sig|password|credential", re.IGNORECASE)
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is a URI and no local path."""
+    return "://" in place
+
+
+def without_query(place: str) -> str:
+    """A URI without its options, and any place without a slash at its end.
+
+    >>> without_query("s3://bucket/runs/?region=eu-west-1")
+    's3://bucket/runs'
+    """
+    return (place.partition("?")[0] if is_remote(place) else place).rstrip("/")
+
+
+def within(place: str, name: str) -> str:
+    """A place below another one; options stay behind it.
+
+    >>> within("s3://bucket/run/?region=eu-west-1", "model")
+    's3://bucket/run/model?region=eu-west-1'
+    """
+    return beside(place, f"/{name}")
+
+
+def beside(place: str, ending: str) -> str:
+    """A place whose name has an ending more.
+
+    >>> beside("s3://bucket/set?region=eu-west-1", ".lock")
+    's3://bucket/set.lock?region=eu-west-1'
+    """
+    _, mark, query = place.partition("?") if is_remote(place) else (place, "", "")
+    return f"{without_query(place)}{ending}{mark}{query}"
+
+
+def has_credentials(place: str) -> bool:
+    """Whether the URI of an object store holds what should not be written down.
+
+    >>> has_credentials("s3://AKIA:secret@bucket/key"), has_credentials("s3://bucket/me@home:1")
+    (True, False)
+    >>> has_credentials("gs://bucket/key?token=abc"), has_credentials("postgresql://me:word@host/db")
+    (True, False)
+    """
+    scheme, separator, rest = place.partition("://")
+    if not separator or scheme not in ("s3", "gs", "gcs"):
+        return False
+    body, _, query = rest.partition("?")
+    owner, at, _ = body.partition("/")[0].rpartition("@")
+    if at and (scheme == "s3" or owner != "anonymous"):
+        return True
+    names = [pair.partition("=")[0] for pair in query.split("&")]
+    # a secret may hold a slash, which hides the @ behind it
+    return ":" in body.partition("/")[0] or any(_SECRET.search(name) for name in names)
