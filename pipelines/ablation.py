@@ -34,10 +34,11 @@ def retrained_variants(config: Config, folder: RunFolder, dataset: PreparedDatas
 
 def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
     """Group, name and configuration of every variant; nothing is left to compare with one granularity alone."""
-    enabled = list(config.model.granularities.enabled())
+    sections = config.model.granularities.enabled()
+    enabled = list(sections)
     if len(enabled) < 2:
         return
-    trained = {name for name in enabled if not granularity_class(name).fitted}
+    trained = {name for name in enabled if not granularity_class(name, sections[name]).fitted}
     for group, kept in (("off", lambda name: set(enabled) - {name}), ("alone", lambda name: {name})):
         for name in enabled:
             if kept(name) & trained:  # a fitted granularity joins one that is trained

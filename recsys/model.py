@@ -49,7 +49,7 @@ class Encoders(nn.Module):
         self.unit_vectors = config.unit_vectors
         made: dict[str, Granularity] = {}
         for name, section in enabled.items():
-            cls = granularity_class(name)
+            cls = granularity_class(name, section)
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
         weights = {fitted: [enabled[name].weight for name, _ in self.each(fitted)] for fitted in (False, True)}

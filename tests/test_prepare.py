@@ -455,6 +455,22 @@ def test_columns_of_items_become_facts(tmp_path: Path) -> None:
     assert told(both) == expected | {("e9", "by", "e1")}
 
 
+def test_relations_of_the_table_can_be_left_out(tmp_path: Path) -> None:
+    triples = [("e1", "by", "e9"), ("e1", "in", "e2"), ("e1", "", "e3")]  # the last is bad, whatever is wanted
+    names = (schema.HEAD, schema.RELATION, schema.TAIL)
+    facts = rows_of("knowledge", [dict(zip(names, triple, strict=True)) for triple in triples])
+    columns = {"item_columns": ["year"], "relations": ["in"]}
+    some = prepare(config(tmp_path / "some", knowledge=columns), silent, attributed(knowledge=facts))
+    years = {("e1", "year", "year=1970"), ("item_id=c", "year", "year=1970")}
+    assert told(some) == years | {("e1", "in", "e2")}
+    none = prepare(
+        config(tmp_path / "none", knowledge={**columns, "relations": []}), silent, attributed(knowledge=facts)
+    )
+    assert told(none) == years
+    with pytest.raises(ConfigError, match="relations: on not among the relations of the table; relations: by, in"):
+        prepare(config(tmp_path, knowledge={"relations": ["on"]}), silent, attributed(knowledge=facts))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

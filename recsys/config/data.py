@@ -126,6 +126,9 @@ class ItemMediaConfig(Section):
 class ItemFactsConfig(Section):
     """Attributes of items as facts, ITEM —column→ value, beside those of a knowledge table or instead of one."""
 
+    relations: list[str] | None = Field(
+        None, description="those of a knowledge table that are read; null: all, []: none of the table"
+    )
     item_columns: list[str] = Field([], description="columns of items: categories, numbers, or lists of them")
     separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(
         {}, description="text column of several values → what stands between them"

@@ -18,6 +18,11 @@ class GranularityConfig(Section):
     enabled: bool = False
     weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
 
+    @property
+    def by_counts(self) -> bool:
+        """Whether it is fitted by counting instead of trained."""
+        return getattr(self, "fit", "training") == "counts"
+
 
 class BehaviourConfig(GranularityConfig):
     input: Literal["text", "item", "user_text", "both"] = Field(
@@ -68,6 +73,11 @@ class KnowledgeConfig(GranularityConfig):
     bases: int = Field(4, ge=1, description="matrices that the relations of rgcn mix")
     refine: bool = Field(True, description="item vectors get what their facts say, too")
     min_degree: int = Field(2, ge=1, description="an entity, not an item, with fewer neighbours is left out")
+    fit: Literal["training", "counts"] = Field(
+        "training", description="counts: the facts of the history against those of all events; conv to init_std idle"
+    )
+    smoothing: float = Field(20.0, gt=0, description="events that a user is taken to have as everybody has (counts)")
+    max_entities: int = Field(1024, ge=1, description="of most events, that are counted (counts)")
     heads: int = Field(1, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     input_dropout: float = Field(0.1, ge=0, lt=1, description="of the entity vectors that the graph reads")
@@ -98,6 +108,13 @@ class ProfileConfig(GranularityConfig):
     max_categories: int = Field(10_000, ge=1, description="of a field, the most frequent ones")
     max_members: int = Field(16, ge=1, description="of a list that are read")
     bins: int = Field(8, ge=0, description="quantile bins of a number, whose crosses can be learned; 0: none")
+    fit: Literal["training", "counts"] = Field(
+        "training", description="counts: what users of the same attributes chose; fields of items, and below, idle"
+    )
+    crosses: list[Annotated[list[str], Field(min_length=1)]] = Field(
+        [], description="fields of users that are crossed, e.g. [[age, gender]]; empty: each alone (counts)"
+    )
+    smoothing: float = Field(1000.0, gt=0, description="events that a cell is taken to have as everybody has (counts)")
     field_width: int = Field(16, ge=1, description="width of a field's vector")
     layers: int = Field(2, ge=0, description="cross layers; 0: no crosses")
     rank: int = Field(0, ge=0, description="of the cross matrices; 0: full")
@@ -109,6 +126,14 @@ class ProfileConfig(GranularityConfig):
         both = sorted({*self.numeric} & {*self.categorical})
         if both:
             raise ValueError(f"{', '.join(both)}: named in numeric and in categorical; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _crosses_are_counted(self) -> ProfileConfig:
+        if self.crosses and not self.by_counts:
+            raise ValueError(
+                "crosses are of fit counts; a training learns them, see layers: set fit, or leave them out"
+            )
         return self
 
 

@@ -55,10 +55,11 @@ class SocialRules:
 
 @dataclass(frozen=True)
 class FactRules:
-    """Which columns of items become facts."""
+    """Which columns of items, and which relations of a table, become facts."""
 
     columns: tuple[str, ...] = ()
     separators: Mapping[str, str] = field(default_factory=dict)  # of text columns that hold several values
+    relations: tuple[str, ...] | None = None  # of the table; None: all
 
     @staticmethod
     def of(config: ItemFactsConfig, features: pa.Table) -> FactRules:
@@ -80,7 +81,8 @@ class FactRules:
             raise ConfigError(
                 f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of categories"
             )
-        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators))
+        relations = None if config.relations is None else tuple(config.relations)
+        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations)
 
 
 @dataclass
@@ -173,7 +175,8 @@ def facts(
     rows = pa.concat_tables(
         [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
     )
-    rows = rows.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
+    rows, read = rows.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]), rows.num_rows
+    rows = _of_relations(rows, rules.relations if rules else None)
     good = np.asarray(pc.is_null(rows.column(schema.REASON)))
     clean = rows.filter(pa.array(good))
     given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
@@ -186,7 +189,7 @@ def facts(
     unique = np.unique(np.concatenate([keys, _fact_keys(told, entities, relations)]))
     bad = bad_rows(mark(rows, repeated, DUPLICATE), _FACT_TEXT)
     if not len(unique):
-        return {}, bad, rows.num_rows
+        return {}, bad, read
     head, rest = np.divmod(unique, len(relations) * len(entities))
     relation, tail = np.divmod(rest, len(entities))
     codes = {"head": head, "relation": relation, "tail": tail}
@@ -196,7 +199,22 @@ def facts(
         "vocab/relations.parquet": pa.table({"relation": relations}),
         "items/entities.parquet": pa.table({"entity": pc.index_in(item_entities, value_set=entities)}),
     }
-    return files, bad, rows.num_rows
+    return files, bad, read
+
+
+def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
+    """The rows of the wanted relations, and the bad ones."""
+    if wanted is None:
+        return rows
+    relations = rows.column(schema.RELATION).cast(pa.string())
+    known = pc.unique(relations).drop_null()
+    if unknown := [name for name in wanted if not pc.is_in(pa.scalar(name), value_set=known).as_py()]:
+        raise ConfigError(
+            f"data.knowledge.relations: {', '.join(unknown)} not among the relations of the table; "
+            f"relations: {choices(known.to_pylist()) or 'none'}"
+        )
+    is_wanted = pc.is_in(relations, value_set=pa.array(wanted, pa.string()))
+    return rows.filter(pc.or_(is_wanted, pc.is_valid(rows.column(schema.REASON))))
 
 
 def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:

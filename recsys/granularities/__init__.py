@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from recsys.errors import ConfigError, choices
 
 if TYPE_CHECKING:
+    from recsys.config import GranularityConfig
     from recsys.granularities.base import Granularity
 
 GRANULARITIES: Final = {
@@ -22,16 +23,21 @@ GRANULARITIES: Final = {
     "item_cf": "recsys.granularities.item_cf:ItemCF",
     "user_cf": "recsys.granularities.user_cf:UserCF",
 }
+COUNTS: Final = {  # what a section's ``fit: counts`` asks for
+    "knowledge": "recsys.granularities.knowledge_counts:KnowledgeCounts",
+    "profile": "recsys.granularities.profile_counts:ProfileCounts",
+}
 
 
-def granularity_class(name: str) -> type[Granularity]:
-    """The class of a granularity, imported when asked for.
+def granularity_class(name: str, section: GranularityConfig | None = None) -> type[Granularity]:
+    """The class of a granularity, imported when asked for; the section says which of several.
 
     Raises:
         ConfigError: no such granularity.
     """
     if name not in GRANULARITIES:
         raise ConfigError(f"unknown granularity {name!r}; there are: {choices(GRANULARITIES)}")
-    module, cls = GRANULARITIES[name].split(":")
+    counts = section is not None and section.by_counts
+    module, cls = (COUNTS if counts else GRANULARITIES)[name].split(":")
     found: type[Granularity] = getattr(importlib.import_module(module), cls)
     return found

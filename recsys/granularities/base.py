@@ -222,6 +222,8 @@ class Granularity(nn.Module):
     reads_text = False  # whether ``forward`` looks at the items' text vectors
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
 
+    weighed_last = False  # of a fitted granularity: side information, whose λ is chosen behind those of the histories
+
     def own_items(self, state: State) -> Tensor:
         """Of a fitted granularity: the item vectors [N, R] that its ``z_BR`` is multiplied with."""
         raise NotImplementedError

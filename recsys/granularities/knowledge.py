@@ -44,17 +44,22 @@ from recsys.granularities.base import (
 from recsys.granularities.behaviour import Behaviour
 
 
+def check_facts(sizes: ModelSizes) -> None:
+    """Raises ConfigError where a dataset knows nothing of its items."""
+    if not sizes.num_relations:
+        raise ConfigError(
+            "model.granularities.knowledge needs facts about items, and this dataset has none; disable it, give "
+            "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"
+        )
+
+
 class Knowledge(Granularity):
     """Attention over the facts of the history's items; items without facts are not in it."""
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.pool = Behaviour.over("knowledge", config.heads, config.dropout, sizes)
-        if not sizes.num_relations:
-            raise ConfigError(
-                "model.granularities.knowledge needs facts about items, and this dataset has none; disable it, give "
-                "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"
-            )
+        check_facts(sizes)
         self.config, self.scale = config, math.sqrt(sizes.width)
         self.graph = FactGraph(config, sizes) if config.layers else None
         self._enriched_ND: Tensor | None = None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,7 @@ class FieldCross(nn.Module):
     def __init__(self, fields: Sequence[Field], config: ProfileConfig, width: int) -> None:
         super().__init__()
         size = config.field_width
-        starts = list(accumulate((field.slots for field in fields), initial=0))
-        self.spans = [slice(start, stop) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+        self.spans = spans_of(fields)
         self.numbers = [place for place, field in enumerate(fields) if field.kind == "number"]
         self.hide = config.dropout
         # a code is one row further down: row 0 is padding, which a mean leaves out
@@ -106,7 +105,7 @@ class Profile(Granularity):
                 "give a table of users or items with attributes (data.source), name columns in user_fields and "
                 "item_fields, or disable the granularity"
             )
-        self.width = sizes.width
+        self.width, self.fields = sizes.width, sizes.profile.users
         self.users = FieldCross(sizes.profile.users, config, sizes.width) if sizes.profile.users else None
         self.items = FieldCross(sizes.profile.items, config, sizes.width) if sizes.profile.items else None
         if self.items is not None:  # items begin as they are without attributes
@@ -141,31 +140,33 @@ class Profile(Granularity):
             shape = (len(batch), self.width)
             device = batch.users_U.device
             return torch.zeros(shape, device=device), torch.zeros(len(batch), dtype=torch.bool, device=device)
-        z_UD, present_U = self.users(self._rows(batch, state))
+        z_UD, present_U = self.users(known_rows(batch, state, self.fields))
         return z_UD[batch.rows_B], present_U[batch.rows_B]
 
-    def _rows(self, batch: Batch, state: State) -> AttributeRows:
-        """What is known of the batch's users: the request's word, else the table's."""
-        found_U = batch.users_U.clamp(min=0)
-        known_U1 = (batch.users_U >= 0)[:, None]
-        codes_US = torch.where(known_U1, state["codes_VS"][found_U], self._nothing(state["codes_VS"]))
-        stored = AttributeRows(codes_US, state["values_VM"][found_U] * known_U1)
-        given = batch.attributes
-        if given is None:
-            return stored
-        assert self.users is not None
-        is_given_US = given.codes_XS != NOT_GIVEN
-        starts = [span.start for span in self.users.spans]
-        is_given_UM = is_given_US[:, [starts[place] for place in self.users.numbers]]
-        return replace(
-            stored,
-            codes_XS=torch.where(is_given_US, given.codes_XS, stored.codes_XS),
-            values_XM=torch.where(is_given_UM, given.values_XM, stored.values_XM),
-        )
 
-    def _nothing(self, like_VS: Tensor) -> Tensor:
-        """The row of somebody of whom nothing is known: [S]."""
-        assert self.users is not None
-        row_S = torch.full((like_VS.shape[1],), PADDING, dtype=like_VS.dtype, device=like_VS.device)
-        row_S[[span.start for span in self.users.spans]] = MISSING
-        return row_S
+def spans_of(fields: Sequence[Field]) -> list[slice]:
+    """The slots of every field in an encoded row."""
+    starts = list(accumulate((field.slots for field in fields), initial=0))
+    return [slice(start, stop) for start, stop in pairwise(starts)]
+
+
+def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> AttributeRows:
+    """What is known of the batch's users: the request's word, else the table's, which ``state`` has as ``codes_VS`` and
+    ``values_VM``."""
+    found_U = batch.users_U.clamp(min=0)
+    known_U1 = (batch.users_U >= 0)[:, None]
+    first = [span.start for span in spans_of(fields)]
+    nothing_S = torch.full_like(state["codes_VS"][0], PADDING)  # of somebody of whom nothing is known
+    nothing_S[first] = MISSING
+    codes_US = torch.where(known_U1, state["codes_VS"][found_U], nothing_S)
+    stored = AttributeRows(codes_US, state["values_VM"][found_U] * known_U1)
+    given = batch.attributes
+    if given is None:
+        return stored
+    is_given_US = given.codes_XS != NOT_GIVEN
+    is_number = [start for start, field in zip(first, fields, strict=True) if field.kind == "number"]
+    return replace(
+        stored,
+        codes_XS=torch.where(is_given_US, given.codes_XS, stored.codes_XS),
+        values_XM=torch.where(is_given_US[:, is_number], given.values_XM, stored.values_XM),
+    )

@@ -1,4 +1,4 @@
-"""The weights of fitted granularities: a search along one λ after the other, on validation.
+"""The weights of fitted granularities: a search along one λ after the other, on validation, side information last.
 
 Why not by gradient: a fitted granularity has seen every training event, so training would trust it too much.
 """
@@ -38,11 +38,12 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         queries: of validation; the first of them give the scale of the search.
     """
     weights = frozen.encoders.fitted_weights
-    names = [name for name, _ in frozen.encoders.each(fitted=True)]
+    found = frozen.encoders.each(fitted=True)
+    order = sorted(enumerate(found), key=lambda each: each[1][1].weighed_last)  # stable: as they stand otherwise
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
     if np.isnan(metric()):
         return
-    for place, name in enumerate(names):
+    for place, (name, _) in order:
         weights[place] = 0.0
         best, best_value = 0.0, metric()
         weights[place] = 1.0

@@ -1,0 +1,20 @@
+"""How much more often something is chosen than by everybody, by counting: what the ``counts`` members are made of."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def log_odds(counts_XG: Tensor, total_X1: Tensor, share_G: Tensor, smoothing: float) -> Tensor:
+    """log((c + α p) / ((n + α) p)): 0 where nothing is counted (n = 0) and where p = 0, near 0 for few counts.
+
+    Legend: X rows, G what is counted, p the share of it among all events, α the smoothing in events.
+
+    >>> import torch
+    >>> log_odds(torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0]]), torch.tensor([0.5, 0.5]), 4.0).exp()
+    tensor([[1.2500, 0.7500]])
+    """
+    known_G = share_G > 0
+    share_G = share_G.where(known_G, 1.0)
+    odds_XG = (counts_XG + smoothing * share_G) / ((total_X1 + smoothing) * share_G)
+    return odds_XG.log() * known_G
