@@ -207,14 +207,15 @@ def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
     if wanted is None:
         return rows
     relations = rows.column(schema.RELATION).cast(pa.string())
-    known = pc.unique(relations).drop_null()
+    is_bad = pc.is_valid(rows.column(schema.REASON))
+    known = pc.unique(relations.filter(pc.invert(is_bad)))
     if unknown := [name for name in wanted if not pc.is_in(pa.scalar(name), value_set=known).as_py()]:
         raise ConfigError(
             f"data.knowledge.relations: {', '.join(unknown)} not among the relations of the table; "
             f"relations: {choices(known.to_pylist()) or 'none'}"
         )
     is_wanted = pc.is_in(relations, value_set=pa.array(wanted, pa.string()))
-    return rows.filter(pc.or_(is_wanted, pc.is_valid(rows.column(schema.REASON))))
+    return rows.filter(pc.or_kleene(is_wanted, is_bad))
 
 
 def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:
