@@ -140,6 +140,29 @@ def test_a_sweep_whose_trials_all_fail_is_a_users_mistake_where_the_settings_are
 
 
 @pytest.mark.slow
+def test_a_stopped_trial_of_several_workers_gives_everything_back(
+    tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers on two CPUs: one resource that a stopped trial kept would let the next wait without end."""
+    import ray
+    from ray.util import placement_group_table
+
+    space = {"train.lr": [1.0e-9, 2.0e-9]}  # learns nothing, so it is stopped
+    words = _world(tmp_path, space, trials=3, min_epochs=3, reduction=2, seeds=1, final=False)
+    words += ["--train.num_workers", "2", "--train.epochs", "12", "--train.lr", "0.05", "--train.patience", "12"]
+    assert main(words) == 0
+    assert "one trial after another: the cluster has 2 CPUs, a trial takes 2" in capsys.readouterr().out
+    states = {line["trial"]: line["state"] for line in _lines(tmp_path) if line["event"] == "end"}
+    assert states == {0: "finished", 1: "stopped", 2: "stopped"}
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)  # processes that have ended are counted out a moment later
+    assert ray.available_resources()["CPU"] == 2
+    left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert not left
+
+
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     """SIGKILL in the middle of a trial: the same command ends the sweep, and nothing that was done is done again."""
     words = _world(tmp_path, SPACE, trials=5, min_epochs=20, best=1, seeds=2)

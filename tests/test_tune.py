@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,12 +129,25 @@ def test_a_space_is_found_by_name_and_asked_for_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_space_fits_the_configuration_of_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_space_fits_the_configuration_that_it_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECSYS_DATA", "data")
     from recsys.config import load_config
 
-    config = load_config(Path(__file__).parent.parent / "pipelines" / "configs" / path.name)
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r"# For (pipelines/configs/[\w-]+\.yaml)", text)
+    assert found and f"--config {found[1]}" in text and f"--tune.space {path.stem}" in text
+    config = load_config(Path(__file__).parent.parent / found[1])
     assert load_space([path.stem], config).dimensions
+
+
+def test_early_stops_need_values_that_can_be_compared(tmp_path: Path) -> None:
+    """A weighted fusion has the fitted granularities in every epoch, the others only at the end."""
+    files = [_space(tmp_path, {"model.fusion.kind": ["learned", "weighted"]})]
+    fitted = {"width": 8, "granularities": {"evolution": {"enabled": True}, "item_cf": {"enabled": True}}}
+    with pytest.raises(ConfigError, match=r"item_cf counts in those of weighted alone.*tune\.scheduler none"):
+        load_space(files, _config(model=fitted))
+    assert load_space(files, _config(model=fitted, tune={"scheduler": "none"})).dimensions
+    assert load_space(files, _config()).dimensions
 
 
 def test_a_dry_run_shows_the_space_and_refuses_a_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

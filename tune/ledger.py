@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +37,9 @@ class Trial:
     value: float | None = None  # of the model that the training chose, on all validation queries
     reason: str = ""  # why it failed
     blame: str = ""  # "user" where data or settings are to blame, "program" otherwise
-    seconds: float = 0.0
+    seconds: float = 0.0  # of its training, without what a sweep adds
+    began: float = 0.0  # on the clock
+    ended: float = 0.0
 
     @property
     def name(self) -> str:
@@ -100,7 +104,13 @@ class Ledger:
         """A proposed trial and its repetitions with other seeds."""
         return [self.trials[key] for key in sorted(self.trials) if key[0] == number]
 
+    def added_seconds(self) -> float | None:
+        """What the sweep adds to the training of a finished trial: the median, as the first one starts a process."""
+        added = [t.ended - t.began - t.seconds for t in self.trials.values() if t.state == "finished"]
+        return statistics.median(added) if added else None
+
     def _write(self, line: dict[str, Any]) -> None:
+        line = {**line, "time": round(time.time(), 3)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
@@ -131,6 +141,7 @@ class Ledger:
             key = (line["trial"], line["repeat"])
             if key not in self.trials:
                 self.trials[key] = Trial(*key, seed=line["seed"], params=line["params"])
+            self.trials[key].began = line["time"]
         elif event == "epoch":
             trial = self.trials[(line["trial"], line["repeat"])]
             trial.epochs[line["epoch"]] = {"value": line["value"], "best": line["best"]}
@@ -138,7 +149,7 @@ class Ledger:
             self.order.append((trial, line["epoch"]))
         elif event == "end":
             trial = self.trials[(line["trial"], line["repeat"])]
-            trial.state = line["state"]
+            trial.state, trial.ended = line["state"], line["time"]
             for name in ("value", "reason", "blame", "seconds"):
                 setattr(trial, name, line.get(name, getattr(trial, name)))
         else:

@@ -150,7 +150,9 @@ def load_space(files: Sequence[str], config: Config) -> Space:
                 dimensions.append(dimension)
     if not dimensions:
         raise ConfigError(f"tune.space: {', '.join(files)} vary nothing; give at least one path several values")
-    return Space(tuple(dimensions), fixed)
+    space = Space(tuple(dimensions), fixed)
+    _check_rungs(space, config)
+    return space
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -310,6 +312,21 @@ def _check_value(config: Config, path: str, value: Any, where: str) -> None:
         reason = str(error).split("\n", 1)[-1].strip()
         whole = "; use int where only whole numbers are valid" if isinstance(value, float) and value % 1 else ""
         raise ConfigError(f"{where}: {value!r} is not valid: {reason}{whole}") from None
+
+
+def _check_rungs(space: Space, config: Config) -> None:
+    """Refuse to stop trials early by values that cannot be compared.
+
+    While it trains, a learned or gated fusion leaves the fitted granularities out; a weighted one has them all along.
+    """
+    kinds = [option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options]
+    fitted = [name for name in ("item_cf", "user_cf") if getattr(config.model.granularities, name).enabled]
+    if config.tune.scheduler == "asha" and fitted and "weighted" in kinds:
+        raise ConfigError(
+            f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot be compared: "
+            f"{', '.join(fitted)} counts in those of weighted alone; sweep weighted by itself, or set "
+            "tune.scheduler none"
+        )
 
 
 def _is_section(config: Config, path: str) -> bool:

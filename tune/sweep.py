@@ -116,6 +116,9 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
             if trial.value is not None and not trial.repeat and (lines.best is None or trial.value > lines.best[0]):
                 lines.best = trial.value, trial.name
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
+    added = ledger.added_seconds()
+    if added is not None:
+        progress(f"beside its training a trial took {added:.1f} s (median)")
     if plan.exhausted:
         progress(f"the space has only {len(ledger.searched())} combinations that differ; all were tried")
     if not plan.standings():

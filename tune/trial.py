@@ -84,7 +84,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
         resumed = _last_checkpoint(folder) if folder is not None else None
         context = TrainContext(device=device, report=tell, resume_from=resumed, save=keep)
         result = fit(config, dataset, validate, context)
-        report(finished(result.frozen, dataset, validate, time.perf_counter() - started))
+        report(finished(result.frozen, dataset, validate, time.perf_counter() - started - epochs.waited))
     except Exception as error:
         report(failed(error))
     finally:
@@ -98,6 +98,7 @@ class Epochs:
 
     def __init__(self, metric: str, report: Callable[[dict[str, Any]], Any], best: float | None = None) -> None:
         self.metric, self.report, self.best = metric, report, best
+        self.waited = 0.0  # seconds until reports were taken, which are not the training's
         self.waiting: list[Report] = []
 
     def __call__(self, values: Report) -> None:
@@ -109,7 +110,9 @@ class Epochs:
         value = _finite(float(values[self.metric]), self.metric)
         self.best = value if self.best is None else max(self.best, value)
         history, self.waiting = self.waiting, []
+        asked = time.perf_counter()
         self.report({"epoch": int(values["epoch"]), "value": value, "best": self.best, "history": history})
+        self.waited += time.perf_counter() - asked
 
 
 def finished(model: FrozenModel, dataset: PreparedDataset, validate: Validator, seconds: float) -> dict[str, Any]:
