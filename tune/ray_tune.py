@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import ray.tune
+from ray.exceptions import RayActorError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -67,6 +68,7 @@ class PlannedSearch(Searcher):
         self.plan, self.place, self.slots, self.watch = plan, place, slots, watch
         self.ledger: Ledger = plan.ledger
         self.running: dict[str, Trial] = {}  # by Tune's id
+        self.errors: dict[str, str] = {}  # of those that could not report it themselves
         self.taken: dict[str, int] = {}  # the last report of each that is written down
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,13 +106,23 @@ class PlannedSearch(Searcher):
         if result:
             self._take(trial_id, result)  # of the report that stopped it Tune tells here alone
         if trial.state == "running" and error:
-            reason = "its process died: killed, or out of memory"
+            reason = self.errors.get(trial_id, "Ray could not run it")
             self.ledger.end(trial, "failed", reason=reason, blame="program")
         elif trial.state == "running":
             self.ledger.end(trial, "stopped", seconds=_seconds(trial))
         del self.running[trial_id]
-        forget_checkpoints(self.place.of(trial))
+        if self.slots.workers == 1:  # others may still be writing
+            forget_checkpoints(self.place.of(trial))
         self.watch.ended(trial)
+
+    def note_error(self, theirs: Any) -> None:
+        """Keep what Ray says of a trial that died; it tells its scheduler first."""
+        error = theirs.get_pickled_error() or theirs.get_error()
+        if isinstance(error, RayActorError):
+            self.errors[theirs.trial_id] = "its process died: killed, or out of memory"
+        elif error is not None:
+            last = [line for line in str(error).splitlines() if line.strip()][-1:]
+            self.errors[theirs.trial_id] = f"{type(error).__name__}: {''.join(last)}"
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -199,10 +211,21 @@ class Halving(ASHAScheduler):
         """As above."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """As above."""
+        self.search.note_error(trial)
 
     def _stand_in(self, trial: Any) -> Any:
         return SimpleNamespace(trial_id=self.search.running[trial.trial_id].name)
+
+
+class InOrder(FIFOScheduler):
+    """First in, first out: nothing is stopped."""
+
+    def __init__(self, search: PlannedSearch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.search = search
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.search.note_error(trial)
 
 
 def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
@@ -223,9 +246,16 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
                 max_concurrent_trials=slots.concurrent,
                 reuse_actors=slots.workers == 1,
             ),
-            run_config=ray.tune.RunConfig(storage_path=aside, name=uuid.uuid4().hex[:8], verbose=0),
+            run_config=ray.tune.RunConfig(
+                storage_path=aside,
+                name=uuid.uuid4().hex[:8],
+                verbose=0,
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
+            ),
         )
         tuner.fit()
+    for trial in plan.ledger.trials.values():
+        forget_checkpoints(place.of(trial))
 
 
 def _scheduler(plan: Plan, search: PlannedSearch) -> Any:
@@ -233,7 +263,7 @@ def _scheduler(plan: Plan, search: PlannedSearch) -> Any:
     settings = plan.config.tune
     epochs = plan.space.highest("train.epochs", plan.config.train.epochs)
     if settings.scheduler == "none" or settings.min_epochs >= epochs - 1:
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
+        return InOrder(search)
     scheduler = Halving(search, settings.min_epochs, epochs, settings.reduction)
     for trial in scheduler.replay(plan.ledger):
         plan.ledger.end(trial, "stopped", seconds=_seconds(trial))
