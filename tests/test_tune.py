@@ -28,6 +28,7 @@ from tune.ray_tune import Halving
 from tune.report import render_sweep
 from tune.slots import share_out
 from tune.space import SHIPPED, Dimension, Space, load_space, preview
+from tune.sweep import sweep
 from tune.trial import Task, run_trial
 
 
@@ -479,6 +480,12 @@ def test_the_page_shows_every_trial_and_escapes_what_users_wrote(tmp_path: Path)
     assert "<script" not in html and "<b>mine" not in html and "&lt;script&gt;" in html
     assert all(f"trial {trial.name}" in html for trial in plan.ledger.searched() if trial.state == "finished")
     assert html.count("<path") >= 12 and "What mattered" in html
+
+
+def test_a_sweep_needs_a_disk() -> None:
+    nowhere: Any = None
+    with pytest.raises(ConfigError, match="give a local --run.dir"):
+        sweep(_config(run={"dir": "s3://bucket/run"}), nowhere)
 
 
 def test_the_defaults_are_a_sweep() -> None:

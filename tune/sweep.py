@@ -31,6 +31,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ConfigError, TrainingError
 from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import Tracker, flatten
+from recsys.storage.uris import is_remote
 from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table
 from tune.plan import Plan
@@ -52,10 +53,15 @@ def sweep(config: Config, folder: RunFolder) -> None:
     """Many trainings over a search space; the best one trained on all data, tested once and registered.
 
     Raises:
-        ConfigError: the space cannot be searched, or the run folder holds another sweep.
+        ConfigError: the space cannot be searched, or the run folder is remote or holds another sweep.
         TrainingError: every trial failed, for reasons that lie in data or settings.
         RuntimeError: every trial failed otherwise.
     """
+    if is_remote(config.run.dir):
+        raise ConfigError(
+            f"run.dir: {config.run.dir} is remote, but a sweep writes everything to disk before it counts; give a "
+            "local --run.dir (data.dir and tracking.uri may be remote)"
+        )
     space = load_space(config.tune.space, config)
     Validator.of(config)
     ledger = Ledger(folder.root / "trials" / "ledger.jsonl")
