@@ -161,7 +161,7 @@ def _run(verb: str, config: Config) -> None:
     """Open the run folder and do what the verb says in it."""
     from pipelines.folder import open_run
 
-    with open_run(config, verb) as folder:
+    with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         _target(verb)(config, folder)
 
 
@@ -198,6 +198,7 @@ def plan(verb: str, config: Config) -> str:
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
+        "served": config.serve.model or f"models:/{config.registry.name}@champion",
         "space": ", ".join(config.tune.space) or "tune.space, which is empty",
     }
     chosen = _kind(verb, config)

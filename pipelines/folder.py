@@ -29,7 +29,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -173,8 +173,8 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(config: Config, verb: str, stream: TextIO | None = None) -> Iterator[RunFolder]:
-    """Make the run folder, keep other runs out of it, record the configuration, and hand it to a stage.
+def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: bool = True) -> Iterator[RunFolder]:
+    """Make the run folder, keep other runs out of it if it ``locks``, record the configuration, hand it to a stage.
 
     Raises:
         ConfigError: ``run.dir`` cannot be such a folder.
@@ -192,7 +192,7 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None) -> Iterato
         raise ConfigError(
             f"run.dir: cannot make the folder {root} ({error.strerror}); choose another --run.dir"
         ) from None
-    with _locked(root, verb):
+    with _locked(root, verb) if locks else nullcontext():
         folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
         folder.record(config, verb)
         yield folder

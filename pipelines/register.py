@@ -20,6 +20,7 @@ from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.config import Config, redact
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import write_bundle
+from recsys.registry.item_index import index_bundle
 from recsys.registry.register import register as register_bundle
 
 
@@ -45,6 +46,8 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
         if "parent" in origin:
             extra["parent"] = origin["parent"]
         write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
+        if said := index_bundle(folder.bundle, config.serve.exact_items):
+            folder.progress(said)
         folder.publish(folder.bundle)
         if not tracker.enabled:
             folder.progress(f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is registered")

@@ -31,6 +31,7 @@ class Verb:
     stages: tuple[str, ...]
     preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
     usage: str = ""
+    locks: bool = True  # whether no other command may be at work in the run folder meanwhile
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -53,6 +54,7 @@ STAGES: Final[dict[str, Stage]] = {
             "{run}/fusion/bundle/ and models:/{name}@{alias} in {tracking}, if it is better",
         ),
     ),
+    "serve": Stage(("{served}",), ()),
     "parent": Stage(("{parent}",), ()),
     "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
     "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
@@ -83,6 +85,12 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.update:update",
         "go on from a registered model: new events (update.only all), feedback (fusion), strata",
         ("parent", "prepare", "train", "evaluate", "register"),
+    ),
+    "serve": Verb(
+        "pipelines.serve:serve",
+        "answer over HTTP by Ray Serve until interrupted; follows the alias of the model",
+        ("serve",),
+        locks=False,
     ),
     "tune": Verb(
         "tune.sweep:tune",
@@ -122,4 +130,4 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
 }
 
-LATER: Final[tuple[str, ...]] = ("promote", "pull", "serve")
+LATER: Final[tuple[str, ...]] = ("promote", "pull")

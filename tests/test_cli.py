@@ -45,6 +45,7 @@ def test_the_verbs_are_frozen() -> None:
         "register",
         "recommend",
         "update",
+        "serve",
         "tune",
         "submit",
         "doctor",

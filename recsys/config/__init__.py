@@ -44,6 +44,7 @@ from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
 from recsys.config.root import Config, RayConfig, RunConfig
 from recsys.config.section import Section
+from recsys.config.serve import ServeConfig
 from recsys.config.sources import (
     CanonicalSource,
     HetRecLastFmSource,
@@ -90,6 +91,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "SequencesSource",
+    "ServeConfig",
     "SocialConfig",
     "Source",
     "SplitConfig",

@@ -9,6 +9,7 @@ from recsys.config.evaluate import EvaluateConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
 from recsys.config.section import Section
+from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
@@ -42,6 +43,7 @@ class Config(Section):
     recommend: RecommendConfig = Field(default_factory=RecommendConfig)
     update: UpdateConfig = Field(default_factory=UpdateConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
+    serve: ServeConfig = Field(default_factory=ServeConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)

@@ -14,6 +14,7 @@ Layout::
     vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
     self_test.json        questions and the answers to them, asked again on every load: recsys.registry.self_test
     MODEL_CARD.md         what the model is, for people: recsys.registry.card
+    index.faiss           of the items, where there are many; see :mod:`recsys.registry.item_index`
 
 Legend: U users, E events, N items.
 """
@@ -21,6 +22,7 @@ Legend: U users, E events, N items.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, writing_aside
+from recsys.serving.retrieval import ItemIndex, can_index
 
 FORMAT_VERSION: Final = 3  # 2: what friends send, and the training weights; 3: the test of itself
 DESCRIPTION: Final = "bundle.json"
@@ -58,7 +61,9 @@ TRAINING: Final = "training.safetensors"
 VOCABULARY: Final = "vocabulary.parquet"
 SELF_TEST: Final = "self_test.json"
 CARD: Final = "MODEL_CARD.md"
+INDEX: Final = "index.faiss"
 
+_LOG = logging.getLogger(__name__)
 _EVENT_COLUMNS: Final = {
     "items": pa.int32(),
     "types": pa.uint8(),
@@ -88,6 +93,7 @@ class BundleInfo(BaseModel):
     text_identity: str = ""  # of the language model's files, see recsys.data.text.vector_identity; empty: unknown
     user_text: dict[str, Any] = {}  # how users' pasts become text: model, fingerprint, max_tokens, max_items
     metrics: dict[str, Any]
+    index: dict[str, Any] = {}  # how many times too long its lists are, and the recall of that
     extra: dict[str, Any]
     files: dict[str, FileEntry]
 
@@ -103,6 +109,7 @@ class Bundle:
     popularity_N: Array  # int64
     user_ids: list[str]
     histories: Histories  # row = dense user id; all events, with the part each belongs to
+    index: ItemIndex | None = None  # of large catalogues: who answers by it need not score every item
 
     @cached_property
     def context(self) -> tuple[ContextColumn, ...]:
@@ -319,6 +326,7 @@ def read_files(folder: Path) -> Bundle:
             items.column("popularity").to_numpy(),
             users.column("user_id").to_pylist(),
             _histories(users),
+            _index(folder, info),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, SafetensorError) as error:
         raise damaged(folder, str(error)) from None
@@ -353,6 +361,17 @@ def read_info(folder: str | Path) -> BundleInfo:
         raise damaged(folder, f"{DESCRIPTION}: {error}") from None
 
 
+def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
+    """The index of the items; None where there is none, or nothing to read it with."""
+    if INDEX not in info.files:
+        return None
+    check_file(folder, INDEX, info.files[INDEX])
+    if not can_index():
+        _LOG.warning("%s: faiss-cpu is not installed, so every item is scored: exact, but slower", folder)
+        return None
+    return ItemIndex.read(folder / INDEX, int(info.index["reorder"]))
+
+
 def _histories(users: pa.Table) -> Histories:
     """Rows of ``users.parquet`` as histories."""
     return histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
@@ -372,5 +391,7 @@ def _check_sizes(folder: Path, bundle: Bundle) -> None:
     found = (len(bundle.user_ids), bundle.num_items, len(bundle.model.item_vectors_ND))
     if found != (sizes.num_users, sizes.num_items, sizes.num_items):
         raise damaged(folder, f"users, items and item vectors are {found}, expected {sizes}")
+    if bundle.index is not None and bundle.index.shape != tuple(bundle.model.item_vectors_ND.shape):
+        raise damaged(folder, f"{INDEX} is of {bundle.index.shape} vectors")
     if len(items_E) and (items_E.min() < 0 or items_E.max() >= sizes.num_items):
         raise damaged(folder, f"{USERS} names items outside 0 … {sizes.num_items - 1}")

@@ -17,7 +17,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from recsys.errors import RequestError, choices
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import SUBJECTS, Request, one_of, parse_requests
+from recsys.serving.requests import SUBJECTS, Request, filled, one_of, parse_requests
 
 BUNDLE = "bundle"  # name of the artifact
 
@@ -65,16 +65,7 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
             f"got {type(model_input).__name__}, expected a data frame or a list of requests with {one_of(SUBJECTS)}"
         )
     defaults = {name: _plain(value) for name, value in params.items() if value is not None}
-    found: list[Any] = []
-    for row in model_input:
-        if isinstance(row, dict):
-            given = {str(name): _plain(value) for name, value in row.items()}
-            row = defaults | {name: value for name, value in given.items() if value is not None}
-            row["k"] = _whole(row.get("k", 20))
-            if "horizon" in row:
-                row["horizon"] = _whole(row["horizon"])
-        found.append(row)
-    return found
+    return filled((_plain(row) for row in model_input), {"k": 20} | defaults)
 
 
 def _plain(value: Any) -> Any:
@@ -88,11 +79,6 @@ def _plain(value: Any) -> Any:
     if value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return None
     return value
-
-
-def _whole(k: Any) -> Any:
-    """A data frame turns a column of integers with an empty cell into floats: 5.0 means 5."""
-    return int(k) if isinstance(k, float) and k.is_integer() else k
 
 
 def signature() -> Any:

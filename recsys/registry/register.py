@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import recsys
 from recsys.config import Config
+from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
@@ -144,8 +145,18 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             code_paths=[str(Path(recsys.__file__).parent)],
             signature=signature(),
             input_example=_example(bundle),
-            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in REQUIREMENTS],
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
+
+
+def requirements(bundle: Bundle) -> list[str]:
+    """The packages that answering takes: little, unless requests bring a past that is read, or the index is asked."""
+    found = [*REQUIREMENTS, *(["faiss-cpu"] if bundle.index is not None else [])]
+    if bundle.info.user_text:
+        found.append("transformers")
+        packaged = PACKAGED.get(str(bundle.info.user_text["model"]).removeprefix("sentence-transformers/"))
+        found += [packaged.replace("_", "-")] if packaged else []
+    return found
 
 
 def _example(bundle: Bundle) -> Any:

@@ -137,7 +137,7 @@ def _value(column: ContextColumn) -> Any:
 
 def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Answers without a language model for the texts of pasts."""
-    plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}))
+    plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}), index=None)
     return Recommender(plain).recommend(parse_requests(rows))
 
 

@@ -26,6 +26,7 @@ from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.serving.requests import Answer, Request
+from recsys.serving.retrieval import exact_top
 from recsys.serving.user_text import PastReader
 
 MAX_CHUNK: Final = 512
@@ -64,7 +65,6 @@ class Recommender:
         profile = self.model.sizes.profile
         self._attributes = RequestEncoder(profile.users if profile else ())
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
-        self._popularity_N = torch.from_numpy(bundle.popularity_N.astype(np.float64))
         described = bundle.info.user_text
         self._reader = PastReader(described, bundle.titles, bundle.info.event_types) if described else None
         self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
@@ -81,6 +81,13 @@ class Recommender:
     @cached_property
     def _user_rows(self) -> dict[str, int]:
         return {user: row for row, user in enumerate(self.bundle.user_ids)}
+
+    @cached_property
+    def _by_popularity(self) -> Array:
+        """All items, the most popular first."""
+        popularity_1N = torch.from_numpy(self.bundle.popularity_N.astype(np.float64))[None]
+        ranked_1N, _ = top_items(popularity_1N, self.bundle.num_items)
+        return np.asarray(ranked_1N[0])
 
     @cached_property
     def _item_rows(self) -> dict[str, int]:
@@ -105,7 +112,8 @@ class Recommender:
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order; one forward pass for all requests of a chunk.
 
-        Exact top-k over the whole catalogue; ties are ordered as in evaluation. Nothing that is not finite leaves.
+        Exact top-k over the whole catalogue, unless the bundle holds an index of it, whose items are scored exactly;
+        ties are ordered as in evaluation. Nothing that is not finite leaves.
 
         Raises:
             RequestError: an event type, attribute or context that the model does not know, one of a wrong type, or a
@@ -115,7 +123,8 @@ class Recommender:
         attributes = self._attributes.encode([request.attributes for request in requests])
         longest = max((max(r.k, len(r.friends or ())) for r in requests), default=1)
         width = self.model.item_vectors_ND.shape[1]
-        size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(self.bundle.num_items, 1), _MAX_GATHERED // (longest * width)))
+        scored = self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
+        size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
         answers: list[Answer] = []
         for start in range(0, len(requests), size):
             chunk = slice(start, start + size)
@@ -174,19 +183,26 @@ class Recommender:
         bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
         parts_BKD = torch.where(usable_B[:, None, None], parts_BKD, 0.0)
-        scores_BN = parts_BKD.sum(1) @ self.model.item_vectors_ND.T
-        if not bool(usable_B.all()):
-            scores_BN = torch.where(usable_B[:, None], scores_BN.double(), self._popularity_N)
         exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
-        hidden_E = np.repeat(exclude_B, histories.lengths_U)
-        rows_E = np.repeat(np.arange(len(requests)), histories.lengths_U)[hidden_E]
-        scores_BN[torch.from_numpy(rows_E), torch.from_numpy(histories.items_E[hidden_E].astype(np.int64))] = -torch.inf
-        top_BR, _ = top_items(scores_BN, max(request.k for request in requests))
+        is_hidden_E = np.repeat(exclude_B, histories.lengths_U)
+        rows_E = np.repeat(np.arange(len(requests)), histories.lengths_U)[is_hidden_E]
+        hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
+        longest = max(request.k for request in requests)
+        find = self.bundle.index.top if self.bundle.index is not None else exact_top
+        top_BR = find(parts_BKD.sum(1), self.model.item_vectors_ND, longest, rows_E, hidden_E)
+        for row in np.flatnonzero(~usable_B.numpy()):
+            top_BR[row] = self._popular(longest, hidden_E[rows_E == row])
         shares_BKR = self._shares(parts_BKD, top_BR)
         return [
             self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
             for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
         ]
+
+    def _popular(self, k: int, hidden_E: Array) -> Array:
+        """The k items that most users chose, −1 behind the end."""
+        ranked_R = self._by_popularity[: k + len(hidden_E)]
+        ranked_R = ranked_R[~np.isin(ranked_R, hidden_E)][:k]
+        return np.pad(ranked_R, (0, k - len(ranked_R)), constant_values=-1)
 
     def _parts(
         self,

@@ -130,6 +130,25 @@ def parse_requests(rows: Iterable[Any]) -> list[Request]:
     return found
 
 
+def filled(rows: Iterable[Any], defaults: Mapping[str, Any]) -> list[Any]:
+    """Rows without empty cells, the defaults where they do not say; whole numbers that a data frame made floats.
+
+    >>> filled([{"user_id": "u", "history": None, "k": 5.0}], {"k": 3, "exclude_seen": False})
+    [{'k': 5, 'exclude_seen': False, 'user_id': 'u'}]
+    """
+    found: list[Any] = []
+    for row in rows:
+        if isinstance(row, Mapping):
+            row = {**defaults, **{str(name): value for name, value in row.items() if value is not None}}
+            row |= {name: _whole(row[name]) for name in ("k", "horizon") if name in row}
+        found.append(row)
+    return found
+
+
+def _whole(number: Any) -> Any:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def one_of(names: Sequence[str]) -> str:
     """
     >>> one_of(["user_id", "history", "friends"])

@@ -1,0 +1,221 @@
+"""Stage ``serve``: the registered model over HTTP by Ray Serve, until SIGINT or SIGTERM.
+
+The registry is asked every ``serve.poll_seconds`` what the name means; another version is read and checked here, beside
+the one that answers, and handed to the replicas, which change over without losing a call. A version that cannot be
+loaded is reported once and the one before goes on.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from pipelines.cli import main, user_message
+from pipelines.folder import RunFolder
+from pipelines.session import quiet, ray_session
+from recsys.config import Config, ServeConfig
+from recsys.errors import ConfigError, UserError
+from recsys.registry.tracking import tracking_uri
+from recsys.serving.followed import Followed
+from recsys.serving.service import token_sha256
+
+_LEAST_TOKEN: Final = 16  # characters; shorter ones are guessed
+
+
+def serve(config: Config, folder: RunFolder) -> None:
+    """Serve until interrupted; a clean end is no error.
+
+    Raises:
+        ConfigError: the port is taken, the token is missing, or the replicas need more CPUs than there are.
+        ArtifactError: there is no such model, or its files are damaged.
+    """
+    quiet()
+    settings = config.serve
+    say = folder.progress
+    uri = settings.model or f"models:/{config.registry.name}@champion"
+    with say.stage("serve"), _until_signalled() as stopped:
+        token = _token(settings)
+        port = _port(settings)
+        if not is_loopback(settings.host):
+            open_to = "who knows the token" if token else "everybody who reaches it, as serve.token_env is empty"
+            say(f"warning: serve.host {settings.host} is no loopback address: the model answers {open_to}, unencrypted")
+        followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
+        version = followed.version()
+        bundle, about = followed.load(version)
+        say(f"{version}: {len(bundle.user_ids):,} users, {bundle.num_items:,} items, made {bundle.info.created}")
+        with ray_session(_with_cpus(config)):
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
+            _run(config, folder, followed, (version, bundle, about), port, token, stopped)
+    say("stopped")
+
+
+def _run(
+    config: Config,
+    folder: RunFolder,
+    followed: Followed,
+    first: tuple[str, Any, dict[str, Any]],
+    port: int,
+    token: str,
+    stopped: threading.Event,
+) -> None:
+    """Start, follow, stop."""
+    from recsys.serving.deployment import Server
+
+    settings, say = config.serve, folder.progress
+    _check_cpus(settings)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    server = Server(settings, port, token_sha256(token) if token else "")
+    version, bundle, about = first
+    try:
+        server.start(bundle, about)
+        del bundle, first
+        address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
+        say(f"{settings.replicas} replica(s) answer at {address}/recommend; SIGINT or SIGTERM ends them")
+        _follow(server, followed, version, settings.poll_seconds, say, stopped)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # one is enough: the end itself is not to be interrupted
+        server.stop()
+
+
+def _follow(
+    server: Any, followed: Followed, version: str, poll_seconds: float, say: Any, stopped: threading.Event
+) -> None:
+    """Hand over every other version, until the signal."""
+    refused, silent = "", False
+    while not stopped.wait(poll_seconds):
+        try:
+            found = followed.version()
+            silent = False
+        except Exception as error:  # a registry that is away for a while does not end the service
+            if not silent:
+                say(f"{followed.uri} cannot be looked up ({_why(error)}); {version} goes on")
+            silent = True
+            continue
+        if found in (version, refused):
+            continue
+        try:
+            bundle, about = followed.load(found)
+            serial = server.offer(bundle, about)
+            del bundle
+        except Exception as error:
+            say(f"{found} cannot be loaded ({_why(error)}); {version} goes on")
+            refused = found
+            continue
+        version, refused = found, ""
+        _say_who_took(server, serial, version, say, stopped)
+
+
+def _say_who_took(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> None:
+    """Wait until every replica answers by the version or says why it cannot."""
+    while not stopped.is_set():
+        num_replicas, taken, errors = server.state(serial)
+        if errors:
+            say(f"{version}: {taken} of {num_replicas} replicas answer by it, others could not: {'; '.join(errors)}")
+            return
+        if num_replicas and taken == num_replicas:
+            say(f"{version} answers now on {taken} replica(s)")
+            return
+        time.sleep(0.2)
+
+
+@contextmanager
+def _until_signalled() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM as KeyboardInterrupt in the block, which ends it without an error."""
+    event = threading.Event()
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    except KeyboardInterrupt:
+        pass
+    finally:
+        event.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def is_loopback(host: str) -> bool:
+    """
+    >>> is_loopback("localhost"), is_loopback("127.0.0.9"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _port(settings: ServeConfig) -> int:
+    """The port, found free a moment ago.
+
+    Raises:
+        ConfigError: it is taken, or the host is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.host {settings.host}, serve.port {settings.port}: cannot be used ({error.strerror}); "
+                "choose another port, or 0 for a free one"
+            ) from None
+        return int(found.getsockname()[1])
+
+
+def _token(settings: ServeConfig) -> str:
+    if not settings.token_env:
+        return ""
+    token = os.environ.get(settings.token_env, "")
+    if len(token) < _LEAST_TOKEN:
+        raise ConfigError(
+            f"serve.token_env: the environment variable {settings.token_env} has {len(token)} characters, expected a "
+            f"token of {_LEAST_TOKEN} or more"
+        )
+    return token
+
+
+def _with_cpus(config: Config) -> Config:
+    """A local Ray has as many CPUs as the replicas ask for: on few cores they share them."""
+    needed = int(config.serve.replicas * config.serve.cpus + 0.999)
+    ray_config = config.ray.model_copy(update={"num_cpus": max(config.ray.num_cpus or os.cpu_count() or 1, needed)})
+    return config.model_copy(update={"ray": ray_config, "train": config.train.model_copy(update={"num_workers": 1})})
+
+
+def _check_cpus(settings: ServeConfig) -> None:
+    """Replicas that never start would be waited for in vain."""
+    import ray
+
+    free = float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    needed = settings.replicas * settings.cpus
+    if needed > free:
+        raise ConfigError(
+            f"serve.replicas {settings.replicas} of serve.cpus {settings.cpus:g} need {needed:g} CPUs, the cluster has "
+            f"{free:g} free; ask for less, or add nodes"
+        )
+
+
+def _why(error: Exception) -> str:
+    """One line."""
+    message = str(error) if isinstance(error, UserError) else user_message(error) or f"{type(error).__name__}: {error}"
+    return message.splitlines()[0] if message else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main(["serve", *sys.argv[1:]]))

@@ -1,0 +1,90 @@
+"""What a server counts, as Prometheus reads it; counts of several replicas are added."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_PREFIX: Final = "recsys_"
+_HELP: Final = {
+    "calls_total": "calls by path and HTTP status",
+    "answers_total": "requests answered, by what they were answered from",
+    "batches_total": "forward passes",
+    "batched_calls_total": "calls that they answered",
+    "swaps_total": "times that another version took over",
+    "failed_swaps_total": "versions that could not be loaded",
+}
+
+
+class Counts:
+    """Counters by name and labels, and a latency histogram by path; safe from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: Counter[str] = Counter()
+
+    def add(self, name: str, number: int = 1, **labels: str) -> None:
+        with self._lock:
+            self._counters[(name, tuple(sorted(labels.items())))] += number
+
+    def took(self, path: str, seconds: float) -> None:
+        """The time from a call's arrival to its answer."""
+        with self._lock:
+            buckets = self._buckets.setdefault(path, [0] * (len(BUCKETS_S) + 1))
+            buckets[bisect_left(BUCKETS_S, seconds)] += 1
+            self._seconds[path] += seconds  # type: ignore[assignment]  # a Counter adds floats as well
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy that can be sent."""
+        with self._lock:
+            buckets = {path: list(numbers) for path, numbers in self._buckets.items()}
+            return {"counters": dict(self._counters), "buckets": buckets, "seconds": dict(self._seconds)}
+
+
+def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], replicas: int) -> str:
+    """The sum of snapshots in Prometheus' text format, beside the version that answers and the number of replicas."""
+    counters: Counter[Any] = Counter()
+    seconds: Counter[str] = Counter()
+    buckets: dict[str, list[int]] = {}
+    for snapshot in snapshots:
+        counters.update(snapshot["counters"])
+        seconds.update(snapshot["seconds"])
+        for path, numbers in snapshot["buckets"].items():
+            there = buckets.setdefault(path, [0] * len(numbers))
+            buckets[path] = [a + b for a, b in zip(there, numbers, strict=True)]
+    lines = []
+    for name, meaning in _HELP.items():
+        lines += [f"# HELP {_PREFIX}{name} {meaning}", f"# TYPE {_PREFIX}{name} counter"]
+        found = sorted((labels, number) for (key, labels), number in counters.items() if key == name)
+        lines += [f"{_PREFIX}{name}{_labels(dict(labels))} {number}" for labels, number in found or [((), 0)]]
+    lines += [f"# HELP {_PREFIX}call_seconds from a call's arrival to its answer"]
+    lines += [f"# TYPE {_PREFIX}call_seconds histogram"]
+    for path, numbers in sorted(buckets.items()):
+        total = 0
+        for bound, number in zip((*BUCKETS_S, "+Inf"), numbers, strict=True):
+            total += number
+            lines.append(f"{_PREFIX}call_seconds_bucket{_labels({'path': path, 'le': str(bound)})} {total}")
+        lines.append(f"{_PREFIX}call_seconds_sum{_labels({'path': path})} {seconds[path]:.6f}")
+        lines.append(f"{_PREFIX}call_seconds_count{_labels({'path': path})} {total}")
+    lines += [f"# TYPE {_PREFIX}replicas gauge", f"{_PREFIX}replicas {replicas}"]
+    lines += [f"# TYPE {_PREFIX}model_info gauge", f"{_PREFIX}model_info{_labels(model)} 1"]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: dict[str, str]) -> str:
+    """
+    >>> _labels({"path": "/a", "le": "1"}), _labels({})
+    ('{path="/a",le="1"}', '')
+    """
+    if not labels:
+        return ""
+    escaped = {
+        name: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", " ") for name, value in labels.items()
+    }
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"

@@ -1,0 +1,63 @@
+"""The model that a server follows: a name of the registry or a folder, what it means now, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.registry.bundle import CARD, DESCRIPTION, Bundle, read_bundle
+from recsys.registry.register import pinned, resolve
+
+
+@dataclass(frozen=True)
+class Followed:
+    """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or pulled model."""
+
+    uri: str
+    tracking_uri: str
+
+    def version(self) -> str:
+        """What the name means now: another text when it means another model.
+
+        Raises:
+            ArtifactError: no such model.
+        """
+        if self.uri.startswith("models:"):
+            return pinned(self.uri, self.tracking_uri)
+        content = (resolve(self.uri, self.tracking_uri) / DESCRIPTION).read_bytes()
+        return f"{self.uri} of SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
+
+    def load(self, version: str) -> tuple[Bundle, dict[str, Any]]:
+        """The model of a :meth:`version` and what is to be said of it.
+
+        Raises:
+            ArtifactError: its files are missing or damaged.
+        """
+        registered = self.uri.startswith("models:")
+        folder = resolve(version if registered else self.uri, self.tracking_uri)
+        bundle = read_bundle(folder)
+        info = bundle.info
+        _, _, alias = self.uri.partition("@") if registered else ("", "", "")
+        name, _, number = version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
+        about = {
+            "uri": version if registered else self.uri,
+            "name": name,
+            "version": number,
+            "alias": alias,
+            "created": info.created,
+            "package_version": info.package_version,
+            "granularities": info.granularities,
+            "dataset": info.dataset,
+            "metrics": info.metrics,
+            "index": info.index,
+            "card": _card(folder),
+        }
+        return bundle, about
+
+
+def _card(folder: Path) -> str | None:
+    """The model card as it is written for people."""
+    path = folder / CARD
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,151 @@
+"""`recsys serve` refuses what cannot be served before anything starts, and follows a model until it is told to end."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import serve
+from pipelines.cli import main, plan
+from pipelines.folder import open_run
+from pipelines.progress import Progress
+from recsys.config import Config, build_config
+from recsys.errors import ArtifactError, ConfigError
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    run = {"dir": str(tmp_path / "run")}
+    return build_config({"model": {"granularities": {"evolution": {"enabled": True}}}, "run": run})
+
+
+def test_a_dry_run_says_what_would_be_served(config: Config) -> None:
+    assert "reads   models:/multigrain@champion" in plan("serve", config)
+    config.serve.model = "pulled/model"
+    assert "reads   pulled/model" in plan("serve", config).split("would run")[1]
+
+
+def test_what_serves_keeps_nobody_out_of_the_run_folder(config: Config) -> None:
+    with open_run(config, "serve", io.StringIO(), locks=False), open_run(config, "train", io.StringIO()):
+        pass
+
+
+def test_a_port_that_is_taken(config: Config) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config.serve.port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=r"serve\.port \d+: cannot be used .* or 0 for a free one"):
+            serve._port(config.serve)
+    config.serve.port = 0
+    assert serve._port(config.serve) > 0
+    config.serve.host = "203.0.113.7"
+    with pytest.raises(ConfigError, match=r"serve\.host 203\.0\.113\.7"):
+        serve._port(config.serve)
+
+
+def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serve._token(config.serve) == ""
+    config.serve.token_env = "RECSYS_TEST_TOKEN"
+    monkeypatch.delenv("RECSYS_TEST_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="RECSYS_TEST_TOKEN has 0 characters, expected a token of 16"):
+        serve._token(config.serve)
+    monkeypatch.setenv("RECSYS_TEST_TOKEN", "0123456789abcdef")
+    assert serve._token(config.serve) == "0123456789abcdef"
+
+
+def test_no_model_is_said_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "ray_session", lambda config: pytest.fail("Ray was started"))
+    (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
+    words = ["serve", "--config", str(tmp_path / "c.yaml"), "--run.dir", str(tmp_path / "run"), "--serve.port", "0"]
+    assert main([*words, "--serve.model", str(tmp_path)]) == 2
+    assert "holds no model bundle" in capsys.readouterr().err
+    assert main(words) == 2
+    assert "there is no MLflow store" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before"
+
+
+def test_sigterm_ends_it_without_an_error(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Waiting:
+        def __init__(self, uri: str, tracking_uri: str) -> None:
+            assert uri == "models:/multigrain@champion"
+
+        def version(self) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal ends the command")
+
+    monkeypatch.setattr(serve, "Followed", Waiting)
+    config.serve.host, config.serve.port = "0.0.0.0", 0
+    with open_run(config, "serve", locks=False) as folder:
+        serve.serve(config, folder)
+    said = capsys.readouterr().out
+    assert "is no loopback address: the model answers everybody who reaches it" in said and "stopped" in said
+
+
+class Registry:
+    """What the name means, look by look; an exception is raised."""
+
+    def __init__(self, stopped: threading.Event, *found: Any) -> None:
+        self.uri, self._stopped, self._found, self.loaded = "models:/m@champion", stopped, list(found), []
+
+    def version(self) -> str:
+        found = self._found.pop(0)
+        if not self._found:
+            self._stopped.set()
+        if isinstance(found, Exception):
+            raise found
+        return str(found)
+
+    def load(self, version: str) -> tuple[Any, dict[str, Any]]:
+        self.loaded.append(version)
+        if version == "broken":
+            raise ArtifactError("a file is damaged\nand more")
+        return version, {}
+
+
+class Server:
+    """What is offered to it."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+
+    def offer(self, bundle: str, about: dict[str, Any]) -> int:
+        self.offered.append(bundle)
+        return len(self.offered)
+
+    def state(self, serial: int) -> tuple[int, int, list[str]]:
+        return (2, 2, []) if serial == 1 else (2, 1, ["MemoryError: no room"])
+
+
+def test_it_follows_what_the_name_means() -> None:
+    stopped, output, server = threading.Event(), io.StringIO(), Server()
+    away = ConnectionError("refused")
+    looks = ("1", "2", away, away, "2", "broken", "broken", "2", "3", "3")
+    registry = Registry(stopped, *looks)
+    serve._follow(server, registry, "1", 0.001, Progress(output), stopped)
+    assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "a broken version is tried once"
+    said = output.getvalue()
+    assert "2 answers now on 2 replica(s)" in said
+    assert said.count("cannot be looked up (ConnectionError: refused); 2 goes on") == 1
+    assert said.count("broken cannot be loaded (a file is damaged); 2 goes on") == 1
+    assert "3: 1 of 2 replicas answer by it, others could not: MemoryError: no room" in said
+
+
+def test_replicas_that_find_no_cpu(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
+    serve._check_cpus(config.serve)
+    config.serve.replicas = 3
+    with pytest.raises(ConfigError, match=r"need 3 CPUs, the cluster has 2 free"):
+        serve._check_cpus(config.serve)
+    assert serve._with_cpus(config).ray.num_cpus >= 3

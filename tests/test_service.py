@@ -1,0 +1,173 @@
+"""What the server says to every kind of call, in one process: forms, refusals, batches, and a model that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import small_model, small_world
+
+from recsys.errors import RequestError
+from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.serving.counts import Counts, exposition
+from recsys.serving.followed import Followed
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+from recsys.serving.service import Answered, Incoming, Job, Limits, Outcome, Service, token_sha256
+
+ABOUT = {"uri": "models:/pocket/3", "version": "3", "created": "2026-01-01"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("service")
+    dataset = small_world(place / "dataset")
+    write_bundle(place / "bundle", small_model(dataset), dataset, {})
+    return place / "bundle"
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return read_bundle(folder)
+
+
+@pytest.fixture
+def service(bundle: Bundle) -> Service:
+    made = Service(Limits(max_bytes=2000, max_requests=3))
+    made.adopt(bundle, ABOUT)
+    return made
+
+
+def call(service: Service, path: str, body: Any = b"", method: str = "POST", **headers: str) -> tuple[int, Any]:
+    """Status and content of the reply."""
+
+    async def ask(job: Job) -> Outcome:
+        return service.answer([job])[0]
+
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = asyncio.run(service.handle(Incoming(method, path, headers, raw), ask))
+    return reply.status, json.loads(reply.body)
+
+
+def test_all_forms_give_the_same_answers(service: Service, bundle: Bundle) -> None:
+    rows = [{"user_id": "u0", "k": 2}, {"history": ["i1", "x"], "k": 3}]
+    expected = [answer.to_dict() for answer in Recommender(bundle).recommend(parse_requests(rows))]
+    assert call(service, "/recommend", rows) == (200, expected)
+    single = Recommender(bundle).recommend(parse_requests(rows[:1]))[0].to_dict()
+    assert call(service, "/recommend", rows[0]) == (200, single)
+    assert call(service, "/recommend", []) == (200, [])
+    split = {
+        "columns": ["user_id", "history", "k"],
+        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],  # as a data frame with empty cells writes it
+    }
+    columns = {"user_id": ["u0", None], "history": [None, ["i1", "x"]], "k": [2, 3]}
+    for form in (
+        {"dataframe_records": rows},
+        {"instances": rows},
+        {"inputs": rows},
+        {"inputs": columns},
+        {"dataframe_split": split},
+    ):
+        assert call(service, "/invocations", form) == (200, {"predictions": expected})
+    status, found = call(service, "/invocations", {"inputs": {"user_id": "u0"}, "params": {"k": 2}})
+    assert status == 200 and found["predictions"] == [single]
+
+
+REFUSED = [
+    ("/recommend", b"{nope", 400, "no JSON"),
+    ("/recommend", b'{"user_id": NaN}', 400, "NaN is no number of JSON"),
+    ("/recommend", b"[" * 1900, 400, "no JSON"),
+    ("/recommend", "u0", 400, "request 0: expected an object with user_id, history, friends or attributes, got 'u0'"),
+    ("/recommend", {"user_id": 7}, 400, "request 0: user_id: got 7"),
+    ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs user_id"),
+    ("/recommend", {"history": [{"item_id": "i1", "event_type": "x"}]}, 400, "expected one of: buy, view"),
+    ("/recommend", {"user_id": "u0", "attributes": {"age": 3}}, 400, "attributes.age: unknown field"),
+    ("/recommend", [{"user_id": "u0"}] * 4, 413, "got 4 requests, a call takes 3"),
+    ("/recommend", b" " * 2001, 413, "more than 2000 bytes"),
+    ("/invocations", {"rows": []}, 400, "one of dataframe_records, dataframe_split, inputs, instances"),
+    ("/invocations", {"inputs": [], "more": 1}, 400, "more: unknown key"),
+    ("/invocations", {"inputs": [{"user_id": "u0"}], "params": {"q": 1}}, 400, "params: expected"),
+    ("/invocations", {"inputs": {"user_id": ["a"], "k": [1, 2]}}, 400, "differ in length"),
+    ("/invocations", {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}}, 400, "rows of 1 values"),
+    ("/nowhere", {}, 404, "there are: /recommend"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "message"), REFUSED, ids=[str(row[1])[:30] for row in REFUSED])
+def test_what_is_refused_says_why(service: Service, path: str, body: Any, status: int, message: str) -> None:
+    found, content = call(service, path, body)
+    said = content["message" if path == "/invocations" else "error"]
+    assert (found, "\n" in said) == (status, False) and message in said
+
+
+def test_methods_types_and_tokens(service: Service) -> None:
+    assert call(service, "/recommend", method="GET")[0] == 405
+    assert call(service, "/recommend", {"user_id": "u0"}, **{"content-type": "text/csv"})[0] == 415
+    service.limits = replace(service.limits, token_sha256=token_sha256("open sesame, please"))
+    assert call(service, "/health", method="GET")[0] == 200, "who looks whether it lives needs no token"
+    for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "open sesame, please"}):
+        assert call(service, "/model", method="GET", **given)[0] == 401
+    assert call(service, "/model", method="GET", authorization="Bearer open sesame, please") == (200, ABOUT)
+
+
+def test_an_error_of_ours_tells_the_caller_nothing(service: Service) -> None:
+    async def ask(job: Job) -> Outcome:
+        raise ZeroDivisionError("a secret")
+
+    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, b'{"user_id": "u0"}'), ask))
+    assert reply.status == 500 and b"secret" not in reply.body
+
+
+def test_a_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> None:
+    good, bad = [{"user_id": "u0"}], [{"user_id": "u1"}, {"history": [{"item_id": "i1", "event_type": "x"}]}]
+    outcomes = service.answer([parse_requests(rows) for rows in (good, bad, good)])
+    first, second, third = outcomes
+    assert isinstance(second, RequestError) and str(second).startswith("request 1: history[0]")
+    assert isinstance(first, Answered) and isinstance(third, Answered) and first == third
+    assert first.answers == Recommender(bundle).recommend(parse_requests(good))
+
+
+def test_a_model_that_cannot_answer_does_not_take_over(service: Service, bundle: Bundle) -> None:
+    before = call(service, "/recommend", {"user_id": "u0"})
+    broken = replace(bundle, titles=[])
+    with pytest.raises(IndexError):
+        service.adopt(broken, {"version": "4"})
+    assert service.about == ABOUT and call(service, "/recommend", {"user_id": "u0"}) == before
+    service.adopt(bundle, {"version": "4"})
+    assert call(service, "/health", method="GET")[1]["version"] == "4"
+    [found] = service.answer([parse_requests([{"user_id": "u0"}])])
+    assert isinstance(found, Answered) and found.version == "4"
+
+
+def test_counts_of_replicas_are_added() -> None:
+    one, two = Counts(), Counts()
+    for counts in (one, one, two):
+        counts.add("calls_total", path="/recommend", status="200")
+    one.took("/recommend", 0.003)
+    two.took("/recommend", 0.2)
+    two.took("/recommend", 20.0)
+    text = exposition([one.snapshot(), two.snapshot()], {"version": '3"'}, 2)
+    lines = text.splitlines()
+    assert 'recsys_calls_total{path="/recommend",status="200"} 3' in lines
+    bucket = 'recsys_call_seconds_bucket{{path="/recommend",le="{}"}} {}'
+    assert bucket.format("0.0025", 0) in lines and bucket.format("0.005", 1) in lines
+    assert bucket.format("0.25", 2) in lines and bucket.format("+Inf", 3) in lines
+    assert 'recsys_call_seconds_sum{path="/recommend"} 20.203000' in lines
+    assert 'recsys_model_info{version="3\\""} 1' in lines and "recsys_replicas 2" in lines
+
+
+def test_a_folder_is_followed_by_its_content(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pulled/bundle")
+    followed = Followed(str(tmp_path / "pulled"), "")
+    first = followed.version()
+    found, about = followed.load(first)
+    assert found.item_ids and about["uri"] == str(tmp_path / "pulled") and about["dataset"]["name"] == "handmade"
+    assert followed.version() == first
+    description = tmp_path / "pulled/bundle/bundle.json"
+    description.write_text(description.read_text().replace('"created": "2', '"created": "3'))
+    assert followed.version() != first

@@ -1,0 +1,392 @@
+"""One model, three ways to ask it: MLflow's own server, Ray Serve, and the batch over Ray Data. They answer alike.
+
+Asked together, in one batch, and with one thread, answers are equal to the last digit: the same code answers. Asked
+one by one the last digits of float32 differ, as a product of matrices of another shape rounds otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import venv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from handmade import HISTORIES, ITEMS, write_dataset
+
+from recsys.config import Config, build_config
+from recsys.data.context import ContextColumn
+from recsys.data.histories import Split
+from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.registry.register import register
+from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.serving.batch import recommend_all
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+from recsys.serving.service import Answered, Limits, Service
+from recsys.training.build import build_graphs, build_model
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("one_thread")
+REQUESTS: list[dict[str, Any]] = [
+    {"user_id": "u0", "k": 4},  # known
+    {"user_id": "by history", "history": ["i1", "i2", "mystery"], "k": 3},
+    {"user_id": "u1", "history": [{"item_id": "i9", "event_type": "buy", "timestamp": 1_900_000_000}], "k": 4},  # fresh
+    {"user_id": "by friends", "friends": ["u0", "zoe"], "k": 3},
+    {"user_id": "by attributes", "attributes": {"age": 30, "town": "Ulm"}, "k": 3},
+    {"user_id": "u2", "context": {"weather": "sun"}, "k": 5, "exclude_seen": False},
+    {"user_id": "nobody", "k": 6},  # popular items
+]
+
+
+class Served:
+    """A registered model with text, order, friends, attributes and context."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        granularities = ("behaviour", "evolution", "social", "collaborative", "profile")
+        model: dict[str, Any] = {name: {"enabled": True} for name in granularities}
+        model["profile"] |= {"min_frequency": 1, "weight": 0.5}
+        model["evolution"] |= {"query_context": ["weather"]}
+        tree = {
+            "run": {"dir": str(folder / "run")},
+            "registry": {"name": "pocket", "alias": "champion"},
+            "model": {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": model},
+        }
+        self.config: Config = build_config(tree)
+        ages = pa.array([20.0, 30.0, 40.0, None, 25.0, 35.0])
+        self.dataset = write_dataset(
+            folder / "dataset",
+            HISTORIES,
+            ITEMS,
+            event_types=("view", "buy"),
+            friends=((0, 3), (1, 2)),
+            text_width=6,
+            user_columns={"age": ages, "town": pa.array(["Ulm", "Bonn", "Ulm", "Bonn", None, "Ulm"])},
+            context=(ContextColumn("weather", ("rain", "sun")),),
+            codes=[[[2 + (user + place) % 2] for place in range(len(row))] for user, row in enumerate(HISTORIES)],
+        )
+        self.uri = tracking_uri(self.config)
+        self.add(0)
+
+    def add(self, seed: int) -> None:
+        """Another version, which becomes champion."""
+        torch.manual_seed(seed)
+        model = build_model(self.config, self.dataset, Split.VALID)
+        with torch.no_grad():
+            for parameter in model.encoders.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        self.bundle = self.folder / f"bundle{seed}"
+        write_bundle(
+            self.bundle, model.freeze(build_graphs(self.dataset, Split.VALID, model.sizes.profile)), self.dataset, {}
+        )
+        with Tracker(self.config) as tracker:
+            register(tracker, self.bundle, self.config, {"model": {"ndcg@20": 0.25}})
+
+    def expected(self, bundle: Path | None = None) -> list[dict[str, Any]]:
+        return [a.to_dict() for a in Recommender.load(bundle or self.bundle).recommend(parse_requests(REQUESTS))]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(tmp_path_factory.mktemp("served"))
+
+
+def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert [found[name] for name in ("item_ids", "titles", "source")] == [
+        expected[name] for name in ("item_ids", "titles", "source")
+    ]
+    assert found["scores"] == pytest.approx(expected["scores"], rel=1e-5, abs=1e-6)
+    for name, shares in expected["shares"].items():
+        assert found["shares"][name] == pytest.approx(shares, rel=1e-5, abs=1e-6)
+
+
+def test_the_requests_ask_all_there_is(served: Served) -> None:
+    answers = served.expected()
+    assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"]
+    assert answers[1]["unknown_items"] == ["mystery"] and answers[3]["unknown_friends"] == ["zoe"]
+    for place, name in ((3, "social"), (4, "profile"), (5, "evolution")):
+        assert any(answers[place]["shares"][name])
+    plain = Recommender.load(served.bundle).recommend(parse_requests([{**REQUESTS[5], "context": None}]))[0]
+    assert plain.shares["evolution"] != answers[5]["shares"]["evolution"], "the context counts"
+
+
+def test_in_one_process_all_ways_are_equal(served: Served) -> None:
+    """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the recommender."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(served.uri)
+        frame = mlflow.pyfunc.load_model("models:/pocket@champion").predict(REQUESTS)
+    finally:
+        mlflow.set_tracking_uri(before)
+    expected = served.expected()
+    for row, answer in zip(frame.to_dict("records"), expected, strict=True):
+        assert row == answer
+    service = Service(Limits(10_000, 100))
+    service.adopt(read_bundle(served.bundle), {"version": "1"})
+    [outcome] = service.answer([parse_requests(REQUESTS)])
+    assert isinstance(outcome, Answered) and [answer.to_dict() for answer in outcome.answers] == expected
+    alone = service.answer([parse_requests([row]) for row in REQUESTS])
+    for one, answer in zip(alone, expected, strict=True):
+        assert isinstance(one, Answered) and one.answers[0].to_dict() == answer, "a batch of calls is one batch"
+
+
+# ------------------------------------------------------------------------------------------------ real servers, slow
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def post(url: str, content: Any, timeout: float = 60) -> Any:
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
+        return json.loads(reply.read())
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as reply:
+        return json.loads(reply.read())
+
+
+@contextmanager
+def started(words: list[str], log: Path, is_ready: Callable[[], bool], **environment: str) -> Iterator[Any]:
+    """A server in a process group of its own, from when it is ready until the end of the block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            words,
+            cwd=log.parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+        try:
+            for _ in range(600):
+                assert process.poll() is None, log.read_text()
+                if is_ready():
+                    break
+                time.sleep(0.3)
+            else:
+                raise AssertionError(log.read_text())
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers_get(url: str) -> Callable[[], bool]:
+    def is_ready() -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    return is_ready
+
+
+@contextmanager
+def mlflow_server(
+    model: str, folder: Path, port: int, python: Path = Path(sys.executable), uri: str = ""
+) -> Iterator[Any]:
+    bin_folder = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    words = [str(python), "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    words += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = {"PATH": bin_folder, "PYTHONPATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    ready = answers_get(f"http://127.0.0.1:{port}/ping")
+    with started(words, folder / f"mlflow-{port}.log", ready, **environment) as process:
+        yield process
+
+
+@contextmanager
+def ray_server(served: Served, folder: Path, port: int, *more: str, **environment: str) -> Iterator[Any]:
+    (folder / "config.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
+    words = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "serve",
+        "--config",
+        "config.yaml",
+        "--run.dir",
+        str(folder / "run"),
+    ]
+    words += ["--tracking.uri", served.uri, "--registry.name", "pocket", "--serve.port", str(port)]
+    log = folder / f"serve-{port}.log"
+    with started(
+        [*words, *more],
+        log,
+        lambda: "answer at" in log.read_text(),
+        PYTHONPATH=str(ROOT),
+        RAY_AUTH_MODE="disabled",
+        **environment,
+    ) as process:
+        yield process
+
+
+@pytest.mark.slow
+def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_path: Path) -> None:
+    expected = served.expected()
+    recommend_all(served.bundle, tmp_path / "batch.parquet", requests=REQUESTS)
+    rows = pq.read_table(tmp_path / "batch.parquet").to_pylist()
+    for request, answer in zip(REQUESTS, expected, strict=True):
+        mine = [row for row in rows if row["user_id"] == request["user_id"]]
+        assert [row["item_id"] for row in mine] == answer["item_ids"]
+        assert [row["score"] for row in mine] == answer["scores"]
+        for name, shares in answer["shares"].items():
+            assert [row[f"share_{name}"] for row in mine] == shares
+    port = free_port()
+    with mlflow_server("models:/pocket@champion", tmp_path, port, uri=served.uri):
+        url = f"http://127.0.0.1:{port}/invocations"
+        assert post(url, {"dataframe_records": REQUESTS})["predictions"] == expected
+        for request, answer in zip(REQUESTS, expected, strict=True):
+            assert_close(post(url, {"inputs": [request]})["predictions"][0], answer)
+    port = free_port()
+    with ray_server(served, tmp_path, port) as process:
+        url = f"http://127.0.0.1:{port}"
+        assert post(f"{url}/recommend", REQUESTS) == expected
+        assert post(f"{url}/invocations", {"dataframe_records": REQUESTS})["predictions"] == expected
+        for request, answer in zip(REQUESTS, expected, strict=True):
+            assert_close(post(f"{url}/recommend", request), answer)
+        assert (get(f"{url}/model")["name"], get(f"{url}/model")["alias"]) == ("pocket", "champion")
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            post(f"{url}/recommend", {"user_id": 7})
+        assert "request 0: user_id: got 7" in json.loads(refused.value.read())["error"]
+        children = _below(process.pid)
+        assert len(children) > 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in children if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert left == [], "no process stays"
+
+
+def _below(pid: int) -> list[int]:
+    """Processes whose session or parent is the server's, all the way down."""
+    found, todo = [], [pid]
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
+    """Two replicas under constant traffic; a version whose files are damaged changes nothing but the log."""
+    served = Served(tmp_path)
+    port, failed, versions = free_port(), [], []
+    url = f"http://127.0.0.1:{port}/recommend"
+    more = ["--serve.replicas", "2", "--serve.poll_seconds", "0.5", "--serve.batch_wait_ms", "5"]
+    log = tmp_path / f"serve-{port}.log"
+    asked = json.dumps(REQUESTS[0]).encode()
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                request = urllib.request.Request(url, asked, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=30) as reply:
+                    versions.append((reply.headers["X-Model-Version"], tuple(json.loads(reply.read())["item_ids"])))
+            except Exception as error:
+                failed.append(repr(error))
+
+    def wait_for(text: str) -> None:
+        for _ in range(300):
+            if text in log.read_text():
+                return
+            time.sleep(0.2)
+        raise AssertionError(log.read_text())
+
+    with ray_server(served, tmp_path, port, *more) as process:
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        [thread.start() for thread in threads]
+        try:
+            before = served.expected()
+            served.add(1)
+            wait_for("models:/pocket/2 answers now on 2 replica(s)")
+            after = served.expected()
+            time.sleep(1)
+            registry = client(served.uri)
+            source = registry.get_model_version("pocket", "1")
+            broken = registry.create_model_version("pocket", source=str(tmp_path / "nothing"), run_id=source.run_id)
+            registry.set_registered_model_alias("pocket", "champion", broken.version)
+            wait_for("models:/pocket/3 cannot be loaded")
+            time.sleep(1)
+        finally:
+            done.set()
+            [thread.join() for thread in threads]
+        assert failed == []
+        assert {version for version, _ in versions} == {"1", "2"} and versions[-1][0] == "2"
+        lists = {"1": tuple(before[0]["item_ids"]), "2": tuple(after[0]["item_ids"])}
+        assert lists["1"] != lists["2"] and all(items == lists[version] for version, items in versions)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
+            text = reply.read().decode()
+        total = next(line for line in text.splitlines() if 'path="/recommend",status="200"' in line)
+        assert int(total.split()[-1]) == len(versions), "counts of both replicas, none lost"
+        assert "recsys_swaps_total 2" in text and "recsys_replicas 2" in text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) -> None:
+    """A fresh environment with what the model's requirements.txt names and nothing else."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(served.uri)
+        model = Path(mlflow.artifacts.download_artifacts("models:/pocket@champion", dst_path=str(tmp_path / "model")))
+    finally:
+        mlflow.set_tracking_uri(before)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv/bin/python"
+    words = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*words, "-r", str(model / "requirements.txt")], check=True, timeout=900)
+    installed = subprocess.run([str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
+    for heavy in ("ray ", "transformers", "torch-geometric", "torch_geometric", "polars", "implicit"):
+        assert heavy not in installed
+    port = free_port()
+    with mlflow_server(str(model), tmp_path, port, python):
+        found = post(f"http://127.0.0.1:{port}/invocations", {"dataframe_records": REQUESTS})
+        assert found["predictions"] == served.expected()
