@@ -32,7 +32,7 @@ from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
 from recsys.registry.bundle import read_bundle, write_bundle
-from recsys.registry.register import register
+from recsys.registry.register import _active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.batch import recommend_all
 from recsys.serving.recommender import Recommender
@@ -129,12 +129,8 @@ def test_in_one_process_all_ways_are_equal(served: Served) -> None:
     """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the recommender."""
     import mlflow
 
-    before = mlflow.get_tracking_uri()
-    try:
-        mlflow.set_tracking_uri(served.uri)
+    with _active(served.uri):
         frame = mlflow.pyfunc.load_model("models:/pocket@champion").predict(REQUESTS)
-    finally:
-        mlflow.set_tracking_uri(before)
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
         assert row == answer
@@ -359,9 +355,13 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
         assert {version for version, _ in versions} == {"1", "2"} and versions[-1][0] == "2"
         lists = {"1": tuple(before[0]["item_ids"]), "2": tuple(after[0]["item_ids"])}
         assert lists["1"] != lists["2"] and all(items == lists[version] for version, items in versions)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
-            text = reply.read().decode()
-        total = next(line for line in text.splitlines() if 'path="/recommend",status="200"' in line)
+        for _ in range(50):  # a replica tells the desk twice a second what it has counted
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
+                text = reply.read().decode()
+            total = next(line for line in text.splitlines() if 'path="/recommend",status="200"' in line)
+            if int(total.split()[-1]) == len(versions):
+                break
+            time.sleep(0.2)
         assert int(total.split()[-1]) == len(versions), "counts of both replicas, none lost"
         assert "recsys_swaps_total 2" in text and "recsys_replicas 2" in text
         process.send_signal(signal.SIGTERM)
@@ -373,12 +373,8 @@ def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) 
     """A fresh environment with what the model's requirements.txt names and nothing else."""
     import mlflow
 
-    before = mlflow.get_tracking_uri()
-    try:
-        mlflow.set_tracking_uri(served.uri)
+    with _active(served.uri):
         model = Path(mlflow.artifacts.download_artifacts("models:/pocket@champion", dst_path=str(tmp_path / "model")))
-    finally:
-        mlflow.set_tracking_uri(before)
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv/bin/python"
     words = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
