@@ -37,14 +37,13 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
 
 
 def log_epoch(tracker: Tracker, values: dict[str, Any]) -> None:
-    """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss`` and ``refit.lr``."""
-    refit = values.get("phase") == "refit"
+    """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``, ``join.loss``, …."""
+    phase = values.get("phase", "select")
+    prefix = "train" if phase == "select" else phase
     plain = {"phase", "epoch", "epochs"}
     own = {"loss", "lr", "seconds"}
     metrics = {
-        f"{('refit' if refit else 'train') if name in own else 'valid'}.{name}": value
-        for name, value in values.items()
-        if name not in plain
+        f"{prefix if name in own else 'valid'}.{name}": value for name, value in values.items() if name not in plain
     }
     tracker.log_metrics(metrics, step=int(values["epoch"]))
 

@@ -127,7 +127,7 @@ def epoch_line(values: dict[str, Any]) -> str:
     'epoch   3/20  loss 5.1250  ndcg@20 0.2000  1.3 s'
     """
     known = ("phase", "epoch", "epochs", "loss", "lr", "seconds")
-    again = "  (refit)" if values.get("phase") == "refit" else ""
+    again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
     metrics = "".join(
         f"  {name} {value:.4f}" for name, value in values.items() if name not in known and isinstance(value, float)
     )

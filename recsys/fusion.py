@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recsys.config import FusionConfig
 
-_TRACE = 1e-6  # of λ, where it is silenced
+_TRACE = 1e-12  # of λ, where it is silenced: nothing beside another's vector in float32
 
 
 class Fusion(nn.Module):
@@ -27,7 +27,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.signal_dropout = config.signal_dropout
         self.names_K = len(weights)
-        self.quiet: list[int] = []  # in training heard only where nothing else is present
+        self.only: list[int] = []  # where not empty: nothing else is heard in training
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
         """λ_BK before masking."""
@@ -47,12 +47,12 @@ class Fusion(nn.Module):
 
     def forward(self, z_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor]:
         """User vectors ``u_BD`` and the masked weights ``λ_BK`` that made them."""
-        if self.training and self.signal_dropout and self.names_K > 1:
+        if self.training and self.only:
+            heard_K = torch.zeros(self.names_K, dtype=torch.bool, device=present_BK.device)
+            heard_K[self.only] = True
+            present_BK = present_BK & heard_K
+        elif self.training and self.signal_dropout and self.names_K > 1:
             present_BK = self._drop(present_BK)
-        if self.training and self.quiet:
-            heard_BK = present_BK.clone()
-            heard_BK[:, self.quiet] = False
-            present_BK = torch.where(heard_BK.any(1, keepdim=True), heard_BK, present_BK)
         weights_BK = self.lambdas(z_BKD, present_BK) * present_BK.to(z_BKD.dtype)
         return torch.einsum("bk,bkd->bd", weights_BK, z_BKD), weights_BK
 
@@ -98,7 +98,9 @@ class LearnedFusion(Fusion):
         return {"raw_K": _inverse_softplus(values_K.clamp(min=_TRACE)).to(self.raw_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
-        return self.refitted(nn.functional.softplus(self.raw_K.detach()) * factors_K)
+        raw_K = self.raw_K.detach()
+        changed_K = self.refitted(nn.functional.softplus(raw_K) * factors_K)["raw_K"]
+        return {"raw_K": torch.where(factors_K == 1, raw_K, changed_K)}  # a factor of 1 changes no bit
 
 
 def _inverse_softplus(values_K: Tensor) -> Tensor:

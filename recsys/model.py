@@ -99,6 +99,7 @@ class MultigrainModel(nn.Module):
         self.config, self.sizes = config, sizes
         self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
+        self.silent: frozenset[str] = frozenset()  # granularities that have no say in the items' vectors
         self._fitted_on: tuple[Graphs, States] | None = None
 
     @property
@@ -108,8 +109,9 @@ class MultigrainModel(nn.Module):
     def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
         """The items in view and the states of the granularities; all items unless ``ids_S`` names some."""
         vectors_SD = self.tower(ids_S)
-        for _, module in self.encoders.each():
-            vectors_SD = module.refine_items(vectors_SD, graphs)
+        for name, module in self.encoders.each():
+            refined_SD = module.refine_items(vectors_SD, graphs)  # some keep what their state is made of
+            vectors_SD = vectors_SD if name in self.silent else refined_SD
         if self.config.unit_vectors:
             vectors_SD = normalize(vectors_SD, dim=-1)
         items = ItemView(vectors_SD, self.tower.text(ids_S))

@@ -94,7 +94,7 @@ class RatedEvents:
 def standardised(scores_BN: Tensor, items_BM: Tensor) -> Tensor:
     """c: the scores of some items in standard deviations of each query's scores."""
     centred_BM = scores_BN.gather(1, items_BM) - scores_BN.mean(1, keepdim=True)
-    return centred_BM / scores_BN.std(1, keepdim=True).clamp(min=1e-9)
+    return centred_BM / scores_BN.std(1, keepdim=True).clamp(min=1e-30)
 
 
 @dataclass(frozen=True)

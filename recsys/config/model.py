@@ -28,7 +28,7 @@ class FusionConfig(Section):
     kind: Literal["weighted", "learned", "gated"] = "learned"
     signal_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a granularity of a user is masked")
     check: bool = Field(
-        False, description="silence a granularity without which validation is better beyond noise, and train anew"
+        False, description="train anew without a granularity whose silence makes validation better beyond noise"
     )
 
 

@@ -57,7 +57,7 @@ def render_report(
         path: the HTML file.
         evaluation: the content of ``metrics.json``.
         manifest: of the prepared dataset.
-        training_history: per epoch ``phase`` ("select" or "refit"; default select), ``epoch``, ``loss``, the validation
+        training_history: per epoch ``phase`` (see ``Progress``; default select), ``epoch``, ``loss``, the validation
             metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
         examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
             ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
@@ -271,7 +271,7 @@ def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
     if not history:
         return None
     refit = [row for row in history if row.get("phase") == "refit"]
-    chosen_from = [row for row in history if row.get("phase") != "refit"]
+    chosen_from = [row for row in history if row.get("phase", "select") == "select"]
     keys = (metric, f"valid_{metric}", "valid")
     valid = [(float(row["epoch"]), _finite(next((row[k] for k in keys if k in row), None))) for row in chosen_from]
     loss, refit_loss = (

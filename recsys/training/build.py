@@ -27,6 +27,7 @@ class Start:
     weights: dict[str, Tensor]
     profile: ProfileEncoding | None = None
     num_strata: int = 0
+    names: tuple[str, ...] = ()  # the trained granularities, in the order of the weights' λ
 
     def whitening(self) -> list[Whitening] | None:
         """The text axes that the projections were trained on, by group; None for a model without text."""

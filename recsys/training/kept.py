@@ -1,56 +1,99 @@
-"""What is kept of every trained λ, checked on validation once the best epoch is known.
+"""Which trained granularities a model keeps, checked on validation once the best epoch is known.
 
-Why: training moves λ slowly, and under ``unit_vectors`` nothing else can make a granularity quiet, so that one whose
-signal the data does not hold costs what its noise adds to every score. Where one is silenced the model is selected
-anew, with training hearing it only where nothing else speaks (``signal_dropout``), so that it still answers users who
-have nothing else; with no such dropout nothing would teach it that, and the model stays as it was trained.
-Legend: B queries, K granularities.
+Why: training moves λ slowly, and under ``unit_vectors`` nothing else can make a granularity quiet. One whose signal the
+data does not hold then costs twice: what its noise adds to every score, and what the others did not learn, since
+training let it explain by heart what they should have. Silence at serving time mends the first only, so the model is
+trained anew *without* what is silenced, as if the configuration had never named it: same seeds, same parameters, hence
+no loss by construction. What is silenced then learns on its own, all else as it is, to answer those who have nothing
+else (see ``Phase`` of :mod:`recsys.training.loop`). Legend: B queries, K granularities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.histories import Array
 from recsys.fusion import Fusion
 
 KEPT: Final = "kept"
 _NOISE: Final = 1.0  # standard errors of the paired difference that a change must gain
+_FUSION: Final = "model.encoders.fusion."
+_FITTED: Final = "model.encoders.fitted_weights"
 
 
-def choose_kept(fusion: Fusion, names: list[str], metric: Callable[[], Array]) -> dict[str, float]:
+def choose_kept(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> dict[str, float]:
     """The share of every trained granularity's λ that is kept: 1, or 0 where validation gains beyond its noise.
 
     One granularity after the other, the one whose silence gains most first; the last that speaks is never silenced.
 
     Args:
-        fusion: of the model that ``metric`` measures; it is as before when this returns.
-        names: the trained granularities, in the order of K.
-        metric: the validation metric of every query with the λ at the time of the call, [B].
+        names: the trained granularities.
+        metric: the validation metric of every query with these granularities silent, [B].
     """
-    kept = dict.fromkeys(names, 1.0)
+    silent: frozenset[str] = frozenset()
+    best_B = metric(silent)
+    if len(names) > 1 and len(best_B):
+        gained = {name: float((metric(frozenset({name})) - best_B).mean()) for name in names}
+        for name in sorted(names, key=lambda name: -gained[name]):
+            if len(silent) + 1 == len(names):
+                break
+            silent_B = metric(silent | {name})
+            if _better(silent_B, best_B):
+                silent, best_B = silent | {name}, silent_B
+    return {name: float(name not in silent) for name in names}
 
-    def at(changed: Mapping[str, float]) -> Array:
-        with scaled(fusion, names, {**kept, **changed}):
-            return metric()
 
-    best_B = at({})
-    if len(names) == 1 or not len(best_B):
-        return kept
-    gained = {name: float((at({name: 0.0}) - best_B).mean()) for name in names}
-    for name in sorted(names, key=lambda name: -gained[name]):
-        if not any(kept[other] for other in names if other != name):
-            continue
-        silent_B = at({name: 0.0})
-        if _better(silent_B, best_B):
-            kept[name], best_B = 0.0, silent_B
-    return kept
+def _better(values_B: Array, than_B: Array) -> bool:
+    gain_B = values_B - than_B
+    return bool(gain_B.mean() > _NOISE * gain_B.std() / np.sqrt(len(gain_B)))
+
+
+def silenced(choices: Mapping[str, Any]) -> frozenset[str]:
+    """The granularities that the choices of a training silence."""
+    return frozenset(name for name, share in choices.get(KEPT, {}).items() if not share)
+
+
+def without(config: Config, names: Collection[str]) -> Config:
+    """The configuration that does not enable these granularities."""
+    if not names:
+        return config
+    changed = config.model_copy(deep=True)
+    for name in names:
+        getattr(changed.model.granularities, name).enabled = False
+    return changed
+
+
+def transplant(
+    weights: Mapping[str, Tensor], names: Sequence[str], own: Mapping[str, Tensor], own_names: Sequence[str]
+) -> dict[str, Tensor]:
+    """The weights ``own`` of a model, with all that another model of more or fewer trained granularities has of them.
+
+    Args:
+        weights: of the other model.
+        names: its trained granularities, in the order of K.
+        own: of the model that is to have them.
+        own_names: its trained granularities.
+    """
+    found = {}
+    for key, tensor in own.items():
+        other = weights.get(key)
+        if other is not None and key.startswith(_FUSION) and key.endswith("_K"):
+            tensor = tensor.clone()
+            for place, name in enumerate(own_names):
+                if name in names:
+                    tensor[place] = other[names.index(name)]
+            other = tensor
+        found[key] = tensor if other is None else other
+    if f"{_FUSION}prior_K" in found and _FITTED in found:  # a gate's λ are K times a share
+        found[_FITTED] = found[_FITTED] * (len(own_names) / len(names))
+    return found
 
 
 @contextmanager
@@ -71,8 +114,3 @@ def scale(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> None:
         place = next(iter(fusion.state_dict().values())).device
         factors_K: Tensor = torch.tensor([kept.get(name, 1.0) for name in names], device=place)
         fusion.load_state_dict({**fusion.state_dict(), **fusion.scaled(factors_K)})
-
-
-def _better(values_B: Array, than_B: Array) -> bool:
-    gain_B = values_B - than_B
-    return bool(gain_B.mean() > _NOISE * gain_B.std() / np.sqrt(len(gain_B)))

@@ -2,7 +2,8 @@
 
 Two phases. *select* trains on the training events, validates every few epochs and keeps the best epoch. *refit* trains
 anew on training and validation events for that number of epochs under the same schedule, so that the newest events are
-not lost to the model; nothing is chosen in it. The test events are in neither.
+not lost to the model; nothing is chosen in it. The test events are in neither. Where the check on validation silences
+granularities (see ``kept``), both are without them, and a third phase, *join*, trains them alone around the model.
 
 Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
 targets of the whole batch, so that any number of workers takes the same step.
@@ -34,7 +35,7 @@ from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.context import TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
-from recsys.training.kept import KEPT, choose_kept, scale, scaled
+from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
 from recsys.training.ratings import choose_constants, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
@@ -69,25 +70,34 @@ def fit(
     if progress.phase == "select":
         select = _select(config, dataset, validate, context, progress, start)
         select.weigh_fitted()
+        progress = select.progress
         if config.train.ratings:
-            frozen = select.model.freeze(select.graphs)
-            with scaled(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {})):
-                progress.choices[RATINGS] = choose_constants(frozen, dataset)
+            progress.choices[RATINGS] = choose_constants(select.model.freeze(select.graphs), dataset)
         weights, phase = select.state(), select
-        progress = replace(select.progress, phase="refit", epoch=0, step=0)
-    selected = None
-    if config.train.refit:
-        refit = Phase(config, dataset, Split.VALID, validate, context, progress, start)
+        progress = replace(progress, phase="refit" if config.train.refit else "join", epoch=0, step=0)
+    selected, silent = None, silenced(progress.choices)
+    last = Split.VALID if config.train.refit else Split.TRAIN
+    if progress.phase == "refit":
+        refit = Phase(without(config, silent), dataset, last, validate, context, progress, start)
         if weights:
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
             refit.best = weights  # so that its checkpoints carry what was selected
         refit.run()
         weights, phase, selected = refit.state(), refit, refit.best
+        progress = replace(progress, phase="join", epoch=0, step=0)
+    if silent:
+        join = Phase(config, dataset, last, validate, context, progress, start)
+        if weights:
+            join.surround(weights, phase.names)
+            join.best = selected or weights
+        if any(parameter.requires_grad for parameter in join.loss.parameters()):
+            join.run()
+        weights, phase, selected = join.state(), join, join.best if config.train.refit else None
     phase.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
     frozen = phase.model.freeze(phase.graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {}))
     if config.train.ratings:
-        fit_head(frozen, dataset, Split.VALID if config.train.refit else Split.TRAIN, progress.choices[RATINGS])
+        fit_head(frozen, dataset, last, progress.choices[RATINGS])
     seconds = time.perf_counter() - started
     history, best_epoch = progress.history, progress.best_epoch
     return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices, selected)
@@ -101,13 +111,17 @@ def _select(
     progress: Progress,
     start: Start | None,
 ) -> Phase:
-    """The phase *select* at its best epoch, once more where the check on validation silences a granularity."""
+    """The phase *select* at its best epoch, anew without what the check on validation silences until it silences no
+    more."""
     while True:
-        phase = Phase(config, dataset, Split.TRAIN, validate, context, progress, start)
+        heard = without(config, silenced(progress.choices))
+        phase = Phase(heard, dataset, Split.TRAIN, validate, context, progress, start)
         phase.run()
         phase.loss.load_state_dict(phase.best)
         if not phase.silences():
             return phase
+        for report in progress.history:
+            report["phase"] = "checked"  # no epoch to choose from
         progress = replace(progress, epoch=0, best_epoch=0, best_value=float("-inf"))
         context = replace(context, resume_from=None)
 
@@ -131,10 +145,10 @@ class Phase:
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
-        if config.model.fusion.signal_dropout:
-            kept = progress.choices.get(KEPT, {})
-            names = [name for name, _ in self.model.encoders.each()]
-            self.model.encoders.fusion.quiet = [k for k, name in enumerate(names) if kept.get(name) == 0]
+        self.names = [name for name, _ in self.model.encoders.each()]
+        if progress.phase == "join":
+            self.model.silent = silenced(progress.choices)
+            self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
         with_facts = config.model.granularities.knowledge.enabled
         sizes = self.model.sizes
         graphs = build_graphs(dataset, through, sizes.profile, with_facts, with_media=bool(sizes.media))
@@ -158,7 +172,10 @@ class Phase:
         )
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
-            self.loss.load_state_dict(start.weights)
+            self.loss.load_state_dict(transplant(start.weights, start.names, self.loss.state_dict(), self.names))
+        if self.model.silent:
+            for name, parameter in self.loss.named_parameters():
+                parameter.requires_grad_(any(f".granularities.{own}." in name for own in self.model.silent))
         self.optimizer = build_optimizer(self.loss, config.train)
         self.best = self.state()
         if context.resume_from is not None and (progress.epoch or progress.step):
@@ -166,11 +183,17 @@ class Phase:
             self.loss.load_state_dict(state)
         self.step: nn.Module = self.loss
         if context.world_size > 1:
-            self.step = nn.parallel.DistributedDataParallel(self.loss, broadcast_buffers=False)
+            self.step = nn.parallel.DistributedDataParallel(
+                self.loss, broadcast_buffers=False, find_unused_parameters=bool(self.model.silent)
+            )
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the trainable state."""
         return {name: tensor.detach().clone() for name, tensor in self.loss.state_dict().items()}
+
+    def surround(self, weights: dict[str, Tensor], names: list[str]) -> None:
+        """Take the weights of a model of only these trained granularities; the others stay as they are."""
+        self.loss.load_state_dict(transplant(weights, names, self.loss.state_dict(), self.names))
 
     def run(self) -> None:
         """Train to the end of the phase; the progress says how it went."""
@@ -204,7 +227,8 @@ class Phase:
     def _refit(self, epoch: int) -> None:
         """Let the granularities fit what they fit rather than train; the first worker's numbers are everyone's, so that
         rounding cannot part the workers."""
-        due = [module for _, module in self.model.encoders.each() if module.refit_due(epoch)]
+        own = self.model.silent or set(self.names)
+        due = [module for name, module in self.model.encoders.each() if name in own and module.refit_due(epoch)]
         if not due:
             return
         self.model.eval()
@@ -224,23 +248,29 @@ class Phase:
                 values_B = self.validate(frozen, queries)
                 return float(values_B.mean()) if len(values_B) else math.nan
 
-            with scaled(frozen.encoders.fusion, frozen.trained_names, self.progress.choices.get(KEPT, {})):
-                choose_weights(frozen, metric, queries)
+            choose_weights(frozen, metric, queries)
 
     def silences(self) -> bool:
-        """Choose on validation, once, which trained granularities are kept; whether to train anew without the others.
+        """Choose on validation which trained granularities are kept; whether to train anew without the others.
         A weighted fusion keeps the configured weights."""
         section, choices = self.config.model.fusion, self.progress.choices
-        if not section.check or section.kind == "weighted" or KEPT in choices:
+        if not section.check or section.kind == "weighted":
             return False
-        frozen = self.model.freeze(self.graphs)
         queries = sample_queries(self.dataset.shards(), Split.VALID)
-        names, fusion = frozen.trained_names, frozen.encoders.fusion
-        kept = choose_kept(fusion, names, lambda: self.validate(frozen, queries))
-        shares = torch.tensor([kept[name] for name in names], device=self.context.device)
+
+        def metric(silent: frozenset[str]) -> Array:
+            self.model.silent = silent
+            with scaled(self.model.encoders.fusion, self.names, dict.fromkeys(silent, 0.0)):
+                values_B = self.validate(self.model.freeze(self.graphs), queries)
+            self.model.silent = frozenset()
+            return values_B
+
+        kept = choose_kept(self.names, metric)
+        shares = torch.tensor([kept[name] for name in self.names], device=self.context.device)
         shares = self.context.from_first(shares)  # rounding must not part the workers
-        choices[KEPT] = dict(zip(names, shares.tolist(), strict=True))
-        return section.signal_dropout > 0 and not all(choices[KEPT].values())
+        found = dict(zip(self.names, shares.tolist(), strict=True))
+        choices[KEPT] = {**choices.get(KEPT, {}), **found}
+        return not all(found.values())
 
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
@@ -303,12 +333,11 @@ class Phase:
         """The mean validation metric over all workers' queries; keeps the state when it is the best so far."""
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(2)
-        with scaled(frozen.encoders.fusion, frozen.trained_names, self.progress.choices.get(KEPT, {})):
-            for shard in self.dataset.shards():
-                queries = shard.queries(Split.VALID)
-                mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
-                values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
-                sums += values.sum(), len(values)
+        for shard in self.dataset.shards():
+            queries = shard.queries(Split.VALID)
+            mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
+            values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
+            sums += values.sum(), len(values)
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
         if total[1] == 0:
             raise DataError(

@@ -13,12 +13,12 @@ from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
-from recsys.training.kept import KEPT, scale
+from recsys.training.kept import KEPT, scale, silenced, transplant
 from recsys.training.strata import STRATA
 
 
 def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResult) -> FrozenModel:
-    """The model of training events alone, with the shares of λ that its training kept.
+    """The model of training events alone, with the shares of λ that its training kept: what that silenced is untrained.
 
     It is the trained model itself where ``train.refit`` was false. Fitted granularities are fitted again, to training
     events.
@@ -35,10 +35,11 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
         )
     num_strata = int(trained.choices.get(STRATA, {}).get("chosen", 0))
     model = build_model(config, dataset, Split.TRAIN, num_strata)
-    prefix = "model."
-    model.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in trained.selected.items() if key.startswith(prefix)}
-    )
+    model.silent = silenced(trained.choices)
+    names = [name for name, _ in model.encoders.each()]
+    own = {f"model.{key}": value for key, value in model.state_dict().items()}
+    found = transplant(trained.selected, [name for name in names if name not in model.silent], own, names)
+    model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     sizes = model.sizes
     with_facts = config.model.granularities.knowledge.enabled
     frozen = model.freeze(build_graphs(dataset, Split.TRAIN, sizes.profile, with_facts, with_media=bool(sizes.media)))

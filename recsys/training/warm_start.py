@@ -84,7 +84,8 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
     if not config.train.loss.learn_temperature:  # then it is a setting, of which today's counts
         weights["log_scale"] = fresh["log_scale"]
     found, anew = grow(weights, fresh, before, now)
-    return replace(reads, weights=found), anew
+    names = tuple(name for name, _ in model.encoders.each())
+    return replace(reads, weights=found, names=names), anew
 
 
 def grow(
