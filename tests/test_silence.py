@@ -20,6 +20,7 @@ from recsys.training import loop
 from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
 from recsys.training.kept import KEPT, choose_kept, silenced, transplant, without
+from recsys.training.selected import selected_model
 from tests.test_training import Interrupted, cycles, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,6 +63,8 @@ def test_the_model_is_the_one_without(kind: str, tmp_path: Path, monkeypatch: py
     for name, tensor in expected.weights.items():
         if not name.endswith("_K"):
             assert torch.equal(found.weights[name], tensor), name
+    selected = [selected_model(setting, dataset, result) for setting, result in ((config, found), (other, expected))]
+    assert torch.equal(selected[0].item_vectors_ND, selected[1].item_vectors_ND), "before the refit, too"
     queries = dataset.histories().queries(Split.TEST)
     scale = 5 / 3 if kind == "gated" else 1.0  # λ of a gate are K times a share
     torch.testing.assert_close(

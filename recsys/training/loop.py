@@ -111,8 +111,7 @@ def _select(
     progress: Progress,
     start: Start | None,
 ) -> Phase:
-    """The phase *select* at its best epoch, anew without what the check on validation silences until it silences no
-    more."""
+    """The phase *select* at its best epoch, anew without what the check on validation silences until that is nothing."""
     while True:
         heard = without(config, silenced(progress.choices))
         phase = Phase(heard, dataset, Split.TRAIN, validate, context, progress, start)
@@ -267,8 +266,7 @@ class Phase:
 
         kept = choose_kept(self.names, metric)
         shares = torch.tensor([kept[name] for name in self.names], device=self.context.device)
-        shares = self.context.from_first(shares)  # rounding must not part the workers
-        found = dict(zip(self.names, shares.tolist(), strict=True))
+        found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))  # rounding parts no workers
         choices[KEPT] = {**choices.get(KEPT, {}), **found}
         return not all(found.values())
 
