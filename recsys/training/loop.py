@@ -111,7 +111,7 @@ def _select(
     progress: Progress,
     start: Start | None,
 ) -> Phase:
-    """The phase *select* at its best epoch, anew without what the check on validation silences until that is nothing."""
+    """The phase *select* at its best epoch, anew without what the check on validation silences, if anything."""
     while True:
         heard = without(config, silenced(progress.choices))
         phase = Phase(heard, dataset, Split.TRAIN, validate, context, progress, start)
@@ -266,7 +266,7 @@ class Phase:
 
         kept = choose_kept(self.names, metric)
         shares = torch.tensor([kept[name] for name in self.names], device=self.context.device)
-        found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))  # rounding parts no workers
+        found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))  # the first worker's
         choices[KEPT] = {**choices.get(KEPT, {}), **found}
         return not all(found.values())
 
