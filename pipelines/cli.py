@@ -3,7 +3,8 @@
 Why by hand and not with argparse: every dotted path of the configuration is an option, and its checks, defaults and
 messages already live in :mod:`recsys.config`. Nothing heavy is imported before a stage really runs.
 
-Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130 interrupted; 1 the rest.
+Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130 interrupted; 1 a gate has
+refused (message and reasons, no traceback), and the rest.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
+        if type(error).__name__ == "Refusal":  # by name: no class of ours is imported before a stage runs
+            print(f"recsys: {error}", file=sys.stderr)
+            return 1
         message = user_message(error)
         if message is not None:
             return _refuse(message)
@@ -97,7 +101,7 @@ def parse(words: Sequence[str]) -> Arguments:
     """
     config: str | None = None
     overrides: list[tuple[str, str]] = []
-    flags = {"--dry-run": False, "--help": False, "--ablate": False, "--resume": False}
+    flags = dict.fromkeys(("--dry-run", "--help", "--ablate", "--resume", "--rollback"), False)
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -116,8 +120,13 @@ def parse(words: Sequence[str]) -> Arguments:
             value = rest.pop(0)
         if name == "config":
             config = value
+        elif name == "force":
+            quoted = "'{}'".format(value.replace("'", "''"))  # a text, whatever it looks like
+            overrides.append(("promote.force", quoted))
         else:
             overrides.append((name, value))
+    if flags["--rollback"]:
+        overrides.append(("promote.rollback", "true"))
     if flags["--resume"]:
         overrides.append(("run.resume", "true"))
     if flags["--ablate"]:
@@ -183,6 +192,20 @@ def config_file(given: str) -> str:
     return str(shipped) if "/" not in given and not Path(given).exists() and shipped.exists() else given
 
 
+def config_of(path: str | None, overrides: Sequence[tuple[str, str]], without: dict[str, Any]) -> Config:
+    """The configuration of a verb that needs none: of the file, or ``without`` one, with what the command line says."""
+    from copy import deepcopy
+
+    from recsys.config import build_config, load_config, parse_value, set_path
+
+    if path is not None:
+        return load_config(config_file(path), overrides)
+    tree = deepcopy(without)
+    for dotted, text in overrides:
+        set_path(tree, dotted, parse_value(dotted, text))
+    return build_config(tree, "command line")
+
+
 def plan(verb: str, config: Config) -> str:
     """The merged configuration as YAML, with the stages that would run as comments behind it."""
     from recsys.config import dump_config, redact, redacted
@@ -197,6 +220,9 @@ def plan(verb: str, config: Config) -> str:
         "tracking": redact(config.tracking.uri) or f"the SQLite store beside {run}",
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
+        "candidate": config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}",
+        "pulled": config.pull.model or f"models:/{config.registry.name}@champion",
+        "target": config.pull.dir.rstrip("/") or "DIR",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
         "served": config.serve.model or f"models:/{config.registry.name}@champion",
         "space": ", ".join(config.tune.space) or "tune.space, which is empty",
@@ -230,6 +256,7 @@ def _source_words(source: dict[str, Any]) -> str:
 
 def _overview() -> str:
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    later = f"in later releases: {', '.join(LATER)}\n" if LATER else ""
     return (
         f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n"
         "options:\n"
@@ -237,11 +264,12 @@ def _overview() -> str:
         "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
         "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
         "  --resume              go on where an interrupted run of the same configuration stopped\n"
+        "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
         "  --help                after a verb: every key with its type, default and meaning\n"
         "  --version\n\n"
-        f"in later releases: {', '.join(LATER)}\n"
-        "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 1 anything else"
+        f"{later}"
+        "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 1 refused by a gate, or anything else"
     )
 
 

@@ -11,6 +11,7 @@ Layout::
     checkpoints/ model/      of training
     metrics.json report.html of evaluation
     bundle/ registered.json  of registration
+    promotion.json promotion.md  of promote: the last decision
     recommendations.parquet  of recommend
     tracking.json            the MLflow run that the stages share
 
@@ -86,6 +87,10 @@ class RunFolder:
     @property
     def registered(self) -> Path:
         return self.root / "registered.json"
+
+    @property
+    def promotion(self) -> Path:
+        return self.root / "promotion.json"
 
     @property
     def recommendations(self) -> Path:

@@ -20,7 +20,9 @@ from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.config import Config, redact
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import write_bundle
+from recsys.registry.card import model_card
 from recsys.registry.item_index import index_bundle
+from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
 
 
@@ -41,11 +43,20 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
         folder.progress(f"registered already: {earlier['name']} version {earlier['version']}")
         return earlier
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
-        extra = {"metrics": metrics.get("model", {}), "main_metric": metrics.get("metric", ""), "refit": trained.refit}
+        comparison = {**metrics.get("comparison", {}), "exclude_seen": config.evaluate.exclude_seen}
+        made = lineage(config, dataset.manifest.content_hash, tracker)
+        extra = {
+            "metrics": metrics.get("model", {}),
+            "main_metric": metrics.get("metric", ""),
+            "refit": trained.refit,
+            "comparison": comparison,
+            "lineage": made,
+        }
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
         if "parent" in origin:
             extra["parent"] = origin["parent"]
-        write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
+        card = model_card(config, dataset.manifest, metrics, made)
+        write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights, card)
         if said := index_bundle(folder.bundle, config.serve.exact_items):
             folder.progress(said)
         folder.publish(folder.bundle)

@@ -55,6 +55,11 @@ STAGES: Final[dict[str, Stage]] = {
         ),
     ),
     "serve": Stage(("{served}",), ()),
+    "promote": Stage(
+        ("{dataset}/", "{candidate}", "models:/{name}@champion in {tracking}"),
+        ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate says yes"),
+    ),
+    "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "parent": Stage(("{parent}",), ()),
     "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
     "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
@@ -111,6 +116,18 @@ VERBS: Final[dict[str, Verb]] = {
         (),
         usage="recsys doctor [--config FILE [--section.key VALUE …]] [--doctor.json true]",
     ),
+    "promote": Verb(
+        "pipelines.promote:promote",
+        "make the challenger the champion if it is better beyond doubt; --rollback goes back",
+        ("promote",),
+    ),
+    "pull": Verb(
+        "pipelines.pull:command",
+        "a registered model as a folder, for deployment without a tracking server",
+        ("pull",),
+        usage="recsys pull models:/NAME@ALIAS DIR [--tracking.uri URI]\n"
+        "       recsys pull --config FILE [--pull.model MODEL] --pull.dir DIR",
+    ),
 }
 
 # Kinds of search, by ``tune.search``; the first is the default.
@@ -130,4 +147,4 @@ UPDATES: Final[dict[str, Verb]] = {
     ),
 }
 
-LATER: Final[tuple[str, ...]] = ("promote", "pull")
+LATER: Final[tuple[str, ...]] = ()

@@ -33,7 +33,9 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
+from recsys.registry.card import refitted_card
 from recsys.registry.lineage import Parent, open_parent, write_refitted
+from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.feedback import gather, read_feedback
@@ -198,7 +200,10 @@ def register_changed(
     with folder.progress.stage("register"), tracked(config, folder, fresh=True) as tracker:
         tracker.set_tags({"parent": parent.uri})
         tracker.log_metrics(metrics)
-        write_refitted(parent, folder.bundle, changed, metrics, extra)
+        dataset = parent.bundle.info.dataset.get("content_hash", "")
+        made = lineage(config, str(extra.get("strata", {}).get("dataset", dataset)), tracker)
+        card = refitted_card(parent.uri, parent.card, next(iter(extra)), metrics, made)
+        write_refitted(parent, folder.bundle, changed, metrics, extra | {"lineage": made}, card)
         folder.publish(folder.bundle)
         if not tracker.enabled:
             folder.forget(folder.registered)

@@ -1,6 +1,7 @@
 """Exceptions of Multigrain.
 
     MultigrainError
+    ├── Refusal              what was asked was looked at, and the answer is no: exit code 1, message only
     └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
         ├── ConfigError      a configuration key or value
         ├── SourceError      a file or table that cannot be read, or lacks what it must have
@@ -21,6 +22,10 @@ from collections.abc import Iterable
 
 class MultigrainError(Exception):
     """Base of all exceptions raised on purpose by this package."""
+
+
+class Refusal(MultigrainError):
+    """The answer is no, with reasons. The command line prints them alone and exits with 1: nobody made a mistake."""
 
 
 class UserError(MultigrainError):

@@ -42,6 +42,7 @@ from recsys.config.load import (
 )
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
+from recsys.config.promote import PromoteConfig, PullConfig
 from recsys.config.root import Config, RayConfig, RunConfig
 from recsys.config.section import Section
 from recsys.config.serve import ServeConfig
@@ -83,6 +84,8 @@ __all__ = [
     "MediaConfig",
     "ModelConfig",
     "ProfileConfig",
+    "PromoteConfig",
+    "PullConfig",
     "QuarantineConfig",
     "RayConfig",
     "RecBoleSource",

@@ -20,3 +20,7 @@ class TrackingConfig(Section):
 class RegistryConfig(Section):
     name: str = Field("multigrain", min_length=1, pattern=r"^[^/:]+$")
     alias: str = "challenger"
+    data_license: str = Field(
+        "", description="of the data, for the model card: licence, terms, who may use it for what"
+    )
+    intended_use: str = Field("", description="of the model, for the model card; default: what any recommender is for")

@@ -8,6 +8,7 @@ from recsys.config.data import DataConfig
 from recsys.config.evaluate import EvaluateConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
+from recsys.config.promote import PromoteConfig, PullConfig
 from recsys.config.section import Section
 from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
@@ -44,6 +45,8 @@ class Config(Section):
     update: UpdateConfig = Field(default_factory=UpdateConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
     serve: ServeConfig = Field(default_factory=ServeConfig)
+    promote: PromoteConfig = Field(default_factory=PromoteConfig)
+    pull: PullConfig = Field(default_factory=PullConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)

@@ -59,12 +59,12 @@ def trust_report(
     items = {"popularity": exposure_report(one_hot(levels_N, len(ITEM_LEVELS)), ITEM_LEVELS, counts_N, lists)}
     if config.evaluate.item_group:
         column = config.evaluate.item_group
-        share_NG, labels = item_groups(_column(dataset.features, column, "evaluate.item_group", "items"), counts_N)
+        share_NG, labels = item_groups(column_of(dataset.features, column, "evaluate.item_group", "items"), counts_N)
         items[column] = exposure_report(share_NG, labels, counts_N, lists)
     main = {name: of[config.train.metric] for name, of in values.items()}
     users = {
         column: user_group_report(
-            user_groups(_column(dataset.user_features, column, "evaluate.user_groups", "users")),
+            user_groups(column_of(dataset.user_features, column, "evaluate.user_groups", "users")),
             queries.histories.users_U,
             main,
             tail_shares(lists, levels_N),
@@ -318,7 +318,7 @@ def _gap(values_B: Array, masks: Mapping[str, Array], resamples: int, seed: int)
     }
 
 
-def _column(table: pa.Table, name: str, key: str, what: str) -> pa.ChunkedArray:
+def column_of(table: pa.Table, name: str, key: str, what: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         known = [column for column in table.column_names if column not in (schema.ITEM_ID, schema.USER_ID)]
         raise ConfigError(f"{key}: {name!r} is not a column of {what}; columns: {', '.join(known) or 'none'}")

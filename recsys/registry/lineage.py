@@ -49,6 +49,11 @@ class Parent:
     folder: Path
     bundle: Bundle
 
+    @property
+    def card(self) -> str:
+        """Its model card; empty where it has none."""
+        return (self.folder / CARD).read_text(encoding="utf-8") if CARD in self.bundle.info.files else ""
+
     def describe(self) -> dict[str, Any]:
         """What a descendant says of it."""
         info = self.bundle.info

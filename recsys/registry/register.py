@@ -19,7 +19,8 @@ import recsys
 from recsys.config import Config
 from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
-from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle
+from recsys.registry.bundle import CARD, DESCRIPTION, Bundle, read_bundle
+from recsys.registry.card import short_card
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.storage.mirror import downloaded
 from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
@@ -59,7 +60,7 @@ def register(
         raise ConfigError(f"registry.alias: got {alias!r}, expected letters, digits, _ and -, and not v1 or latest")
     bundle = read_bundle(bundle_folder)
     registry = tracker.client
-    with _active(tracker.uri):
+    with active(tracker.uri):
         logged = _log_model(tracker, Path(bundle_folder), bundle)
         _ensure_name(registry, name)
         created = registry.create_model_version(
@@ -68,11 +69,13 @@ def register(
             run_id=tracker.run_id,
             model_id=logged.model_id,
             tags=_version_tags(tracker, bundle, metrics),
-            description=_description(bundle, metrics),
+            description=_description(bundle, config, metrics),
         )
     number = int(created.version)
     registry.set_registered_model_alias(name, alias, str(number))
     tracker.set_tags({"registered_model": f"models:/{name}/{number}"})
+    if CARD in bundle.info.files:
+        tracker.log_file(Path(bundle_folder) / CARD)
     return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", f"models:/{name}/{number}")
 
 
@@ -87,17 +90,17 @@ def resolve(uri: str, tracking_uri: str) -> Path:
     if is_remote(uri):
         return _bundle_at(uri)
     if not uri.startswith("models:"):
-        return _bundle_in(Path(uri), uri)
+        return bundle_in(Path(uri), uri)
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts
 
     name, number = _version(uri, tracking_uri)
     try:
-        with _active(tracking_uri):
+        with active(tracking_uri):
             folder = download_artifacts(artifact_uri=f"models:/{name}/{number}")
     except (MlflowException, OSError) as error:
         raise ArtifactError(f"{uri} (version {number}) is registered, but its files cannot be read: {error}") from None
-    return _bundle_in(Path(folder), uri)
+    return bundle_in(Path(folder), uri)
 
 
 def pinned(uri: str, tracking_uri: str) -> str:
@@ -197,11 +200,17 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
         "granularities": ", ".join(bundle.info.granularities),
         "multigrain.version": bundle.info.package_version,
         "run_id": tracker.run_id,
+        **_lineage_tags(bundle.info.extra.get("lineage") or {}),
         **({"parent": str(parent["uri"])} if (parent := bundle.info.extra.get("parent")) else {}),
     }
 
 
-def _description(bundle: Bundle, metrics: Mapping[str, Any]) -> str:
+def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:
+    named = {"git.commit": "git_commit", "git.changed": "git_changed", "config.digest": "config"}
+    return {tag: str(lineage[key]).lower() for tag, key in named.items() if key in lineage}
+
+
+def _description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> str:
     info = bundle.info
     lines = [
         f"Multigrain {info.package_version}: {', '.join(info.granularities)} on dataset {info.dataset.get('name', '')} "
@@ -211,10 +220,12 @@ def _description(bundle: Bundle, metrics: Mapping[str, Any]) -> str:
     headline = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
     if headline:
         lines.insert(1, ", ".join(f"{key} {value:.4f}" for key, value in list(headline.items())[:4]) + ".")
+    if "lineage" in info.extra:
+        lines += short_card(config, metrics, info.extra["lineage"])
     return "\n".join(lines)
 
 
-def _bundle_in(folder: Path, asked: str) -> Path:
+def bundle_in(folder: Path, asked: str) -> Path:
     """The bundle's folder: the folder itself, or inside an MLflow model."""
     for place in (DESCRIPTION, f"bundle/{DESCRIPTION}", f"artifacts/*/{DESCRIPTION}"):
         for found in sorted(folder.glob(place)) if folder.is_dir() else ():
@@ -249,7 +260,7 @@ def _registered(registry: Any) -> str:
 
 
 @contextmanager
-def _active(uri: str) -> Iterator[None]:
+def active(uri: str) -> Iterator[None]:
     """MLflow's process-wide URIs for the length of a block: its model functions take no others."""
     import mlflow
 

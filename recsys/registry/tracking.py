@@ -44,15 +44,22 @@ class Tracker:
     """The MLflow run of a pipeline run; does nothing when ``tracking.enabled`` is false.
 
     A context manager: entering opens a new run, or goes on with ``run_id``; leaving ends it as FINISHED, as FAILED
-    after an exception, as KILLED after an interrupt.
+    after an exception, as KILLED after an interrupt. ``apart``: not the run that stages of this run folder share.
 
     Raises:
         ConfigError: ``tracking.uri`` is of no kind that MLflow stores to, or cannot be opened.
     """
 
     def __init__(
-        self, config: Config, run_name: str = "", run_id: str = "", parent_id: str = "", folder: Path | None = None
+        self,
+        config: Config,
+        run_name: str = "",
+        run_id: str = "",
+        parent_id: str = "",
+        folder: Path | None = None,
+        apart: bool = False,
     ) -> None:
+        self._apart = apart or bool(parent_id)
         self.config, self.enabled = config, config.tracking.enabled
         self.uri = tracking_uri(config) if self.enabled else ""
         self.run_id, self.experiment_id = run_id, ""
@@ -203,7 +210,7 @@ class Tracker:
         self._client.log_text(self.run_id, redact(dump_config(self.config)), "config.yaml")
 
     def _remember(self) -> None:
-        if self._folder is None or self._parent_id:
+        if self._folder is None or self._apart:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {"uri": redact(self.uri), "experiment_id": self.experiment_id, "run_id": self.run_id}

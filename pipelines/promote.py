@@ -1,0 +1,288 @@
+"""Stage ``promote``: the challenger against today's champion on the same test users, then the alias, or why not.
+
+Reads the prepared dataset and both registered models; writes RUN/promotion.json and RUN/promotion.md, tags on the
+versions, and an MLflow run of its own with the comparison. A refusal is exit code 1.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder, write_atomically
+from pipelines.prepare import open_dataset
+from pipelines.promotion_record import to_markdown, version_tags
+from pipelines.session import quiet
+from recsys.config import Config, redact
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Queries, Split
+from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
+from recsys.evaluation.promotion import (
+    Check,
+    Findings,
+    against_baselines,
+    against_champion,
+    measure_baselines,
+    ranked,
+    segments_of,
+)
+from recsys.evaluation.validation import Validator
+from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
+from recsys.registry.bundle import Bundle, read_bundle
+from recsys.registry.foreign import ForeignScorer, fitted_through, leak_of
+from recsys.registry.register import pinned, resolve
+from recsys.registry.tracking import Tracker, tracking_uri
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: a version, and its bundle where it can be read."""
+
+    version: str
+    bundle: Bundle | None
+    broken: str  # why it cannot be read; empty where it can
+
+    def describe(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"version": self.version, "uri": f"models:/{name}/{self.version}"}
+        if self.bundle is not None:
+            info = self.bundle.info
+            found |= {
+                "created": info.created,
+                "granularities": info.granularities,
+                "dataset": info.dataset.get("content_hash", ""),
+                "users": len(self.bundle.user_ids),
+                "items": self.bundle.num_items,
+            }
+        return found
+
+
+def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Decide, record the decision, move the alias if it is yes; returns the content of ``promotion.json``.
+
+    Raises:
+        Refusal: the challenger is not promoted; everything is written down by then.
+        ConfigError, ArtifactError: nothing to decide about, or nothing to decide by.
+    """
+    quiet()
+    Validator.of(config)
+    if not config.tracking.enabled:
+        raise ConfigError("promote moves an alias of the registry, which tracking.enabled false switches off")
+    going_back = config.promote.rollback
+    asked = config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}"
+    asked = f"models:/{config.registry.name}@{CHAMPION}" if going_back else asked
+    if not asked.startswith("models:"):
+        raise ConfigError(
+            f"promote.model: got {asked!r}; only a registered version can be champion: models:/NAME@ALIAS or /VERSION"
+        )
+    name, version = pinned(asked, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
+    with folder.progress.stage("promote"), Tracker(config, f"promote {name}", apart=True) as tracker:
+        aliases = Aliases(tracker.client, name)
+        record = _roll_back(config, aliases) if going_back else _decide(config, folder, aliases, version)
+        if record["decision"] in ("promoted", "forced"):
+            aliases.promote(version, (record["champion"] or {}).get("version", ""))
+        _record(folder, tracker, aliases, record)
+        folder.progress(_closing(record))
+    if record["decision"] == "refused":
+        raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
+    return record
+
+
+def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -> dict[str, Any]:
+    """The record of a comparison, with the decision; nothing has moved yet."""
+    name, place = aliases.name, tracking_uri(config)
+    champion = aliases.version_of(CHAMPION)
+    record = _begin(config, aliases, version, champion)
+    if champion == version:
+        return record | {"decision": "unchanged", "promoted": True, "reasons": [f"version {version} is the champion"]}
+    challenger = _side(name, version, place)
+    holder = _side(name, champion, place) if champion else None
+    record["challenger"] |= challenger.describe(name)
+    record["champion"] = holder.describe(name) if holder is not None else None
+    findings = Findings()
+    if challenger.bundle is None:
+        findings.checks.append(Check("self_test", False, f"the challenger cannot answer: {challenger.broken}"))
+    else:
+        findings.checks.append(Check("self_test", True, "the challenger answers as it did when it was written"))
+        _compare(config, folder, challenger.bundle, holder, findings)
+    decision = "refused" if findings.reasons else "promoted"
+    if findings.reasons and config.promote.force and challenger.bundle is not None:
+        decision = "forced"
+    elif findings.reasons and config.promote.force:
+        findings.notes.append("promote.force does not help: a model that cannot be loaded would answer nobody")
+    return record | {
+        "decision": decision,
+        "promoted": decision != "refused",
+        "reasons": findings.reasons,
+        "checks": [check.to_json() for check in findings.checks],
+        "comparison": findings.comparison,
+        "baselines": findings.baselines,
+        "notes": findings.notes,
+    }
+
+
+def _begin(config: Config, aliases: Aliases, version: str, champion: str) -> dict[str, Any]:
+    """What every record says."""
+    return {
+        "model": aliases.name,
+        "challenger": {"version": version, "run_id": aliases.run_id(version)},
+        "champion": {"version": champion} if champion else None,
+        "rules": config.promote.model_dump(mode="json"),
+        "by": f"{_user()}@{socket.gethostname()}",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "unknown"
+
+
+def _side(name: str, version: str, place: str) -> Side:
+    try:
+        return Side(version, read_bundle(resolve(f"models:/{name}/{version}", place)), "")
+    except ArtifactError as error:
+        return Side(version, None, str(error))
+
+
+# ---------------------------------------------------------------------------------------------------------- comparing
+
+
+def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Side | None, findings: Findings) -> None:
+    """Rank the test part with both, and ask every rule."""
+    dataset = open_dataset(config)
+    same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
+    queries = dataset.histories().queries(Split.TEST)
+    findings.notes.append(_what_is_compared(challenger, dataset, same))
+    findings.notes += [note] if (note := _feedback_note(challenger)) else []
+    scorer = ForeignScorer(challenger, dataset)
+    _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
+    folder.progress(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger")
+    ranking, ours_B = ranked(scorer, queries, config)
+    if not len(ranking):
+        raise DataError(f"{dataset.root} has no test user with a target that counts: nothing to compare on")
+    if champion is None:
+        findings.notes.append("there is no champion yet: the baselines alone decide")
+    elif champion.bundle is None:
+        findings.checks.append(Check("champion", False, f"today's champion cannot be asked: {champion.broken}"))
+    else:
+        folder.progress(f"ranking them again with the champion, version {champion.version}")
+        theirs = ForeignScorer(champion.bundle, dataset)
+        findings.notes += _vocabulary_notes(champion.bundle, theirs, dataset)
+        _check_leak("champion", leak_of(champion.bundle, theirs, dataset), findings)
+        _, theirs_B = ranked(theirs, queries, config)
+        groups = segments_of(ranking.queries, dataset, config, fitted_through(challenger))
+        groups |= _by_champion(theirs, ranking.queries)
+        against_champion(ours_B, theirs_B, groups, config, findings)
+    stored = challenger.info.extra.get("comparison") or {}
+    as_now = stored.get("metric") == config.train.metric and stored.get("exclude_seen") == config.evaluate.exclude_seen
+    if not (same and as_now and stored.get("against")) and config.promote.beat_baselines:
+        names = ", ".join(config.evaluate.baselines)
+        folder.progress(f"measuring the baselines here, as the challenger stores none of this data: {names or 'none'}")
+        refit = fitted_through(challenger) == Split.VALID
+        stored = measure_baselines(ranking, ours_B, dataset.histories(), dataset.num_items, config, refit)
+    against_baselines(stored, config.promote, findings)
+
+
+def _check_leak(who: str, leak: str, findings: Findings) -> None:
+    if leak:
+        why = f"the {who} has seen what it would be tested on, so that no number can be trusted: {leak}"
+        findings.checks.append(Check("leak", False, f"{why}; give newer test events, or promote.force with a reason"))
+    else:
+        findings.checks.append(Check("leak", True, f"no test event was among the {who}'s training events"))
+
+
+def _what_is_compared(challenger: Bundle, dataset: PreparedDataset, same: bool) -> str:
+    here = f"dataset {dataset.manifest.name} {dataset.manifest.content_hash[:12]}"
+    if same:
+        return f"compared on the test part of {here}, which the challenger was trained on the training part of"
+    theirs = str(challenger.info.dataset.get("content_hash", ""))[:12]
+    return f"compared on the test part of {here}; the challenger was trained on another dataset, {theirs}"
+
+
+def _feedback_note(challenger: Bundle) -> str:
+    """What the bundle's events cannot show: some of its parameters were fitted on other events."""
+    later = [name for name in ("fusion", "strata") if name in challenger.info.extra]
+    if not later:
+        return ""
+    return (
+        f"the challenger's {' and '.join(later)} were fitted again by `recsys update` on events that its bundle does "
+        "not hold: whether test events were among them cannot be seen"
+    )
+
+
+def _vocabulary_notes(champion: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> list[str]:
+    users, items = scorer.num_unknown
+    if champion.info.dataset.get("content_hash") == dataset.manifest.content_hash:
+        return ["the champion was trained on the same dataset"]
+    theirs = str(champion.info.dataset.get("content_hash", ""))[:12]
+    return [
+        f"the champion was trained on another dataset ({theirs}) and is asked as in traffic: {users:,} of "
+        f"{dataset.num_users:,} users are newcomers to it, {items:,} of {dataset.num_items:,} items are unknown and "
+        "never recommended by it"
+    ]
+
+
+def _by_champion(scorer: ForeignScorer, queries: Queries) -> dict[str, Any]:
+    """Users whom the champion knows and others, where there are both."""
+    known_B = scorer.user_of_V[queries.histories.users_U] >= 0
+    masks = {"known to the champion": known_B, "new to the champion": ~known_B}
+    return {"champion": masks} if known_B.any() and not known_B.all() else {}
+
+
+# ------------------------------------------------------------------------------------------------ going back, recording
+
+
+def _roll_back(config: Config, aliases: Aliases) -> dict[str, Any]:
+    """Go back to the champion before, and the record of it."""
+    was, now = aliases.roll_back()
+    return _begin(config, aliases, now, was) | {
+        "decision": "rolled back",
+        "promoted": True,
+        "reasons": [config.promote.force or "asked for by promote.rollback"],
+        "checks": [],
+        "notes": [f"{PREVIOUS} is now: version {aliases.version_of(PREVIOUS) or 'none'}"],
+    }
+
+
+def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[str, Any]) -> None:
+    """In the run folder, in the MLflow run, and as tags of the versions."""
+    name, version = record["model"], record["challenger"]["version"]
+    record |= {"tracking": redact(tracker.uri), "promotion_run_id": tracker.run_id}
+    folder.write_json(folder.promotion, record)
+    page = folder.promotion.with_suffix(".md")
+    write_atomically(page, to_markdown(record))
+    folder.publish(page)
+    tags = version_tags(record)
+    title = f"promote {name} {version}: {record['decision']}"
+    tracker.set_tags({"mlflow.runName": title, "promotion.model": name, "promotion.version": version, **tags})
+    numbers = {key: value for key, value in (record.get("comparison") or {}).items() if key != "segments"}
+    tracker.log_metrics({"promotion": numbers})
+    for path in (folder.promotion, page):
+        tracker.log_file(path)
+    aliases.tag(version, {**tags, "promotion.run_id": tracker.run_id})
+    former = (record["champion"] or {}).get("version", "")
+    if former and former != version and record["promoted"]:
+        aliases.tag(former, {"promotion.replaced_by": version})
+
+
+def _closing(record: dict[str, Any]) -> str:
+    name, version, champion = record["model"], record["challenger"]["version"], record["champion"]
+    holder = f"version {champion['version']}" if champion else "nobody"
+    return {
+        "promoted": f"{name} version {version} is champion now, {holder} before",
+        "forced": f"{name} version {version} is champion now by force ({record['rules']['force']}), {holder} before",
+        "refused": f"{name} version {version} is not promoted, {holder} stays champion",
+        "rolled back": f"{name} version {version} is champion again, {holder} no more",
+        "unchanged": f"{name} version {version} is the champion already",
+    }[record["decision"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main(["promote", *sys.argv[1:]]))

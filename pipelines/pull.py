@@ -1,0 +1,88 @@
+"""``recsys pull models:/NAME@ALIAS DIR``: a registered model as a folder, for deployment without a tracking server.
+
+The folder is the whole MLflow model (MLmodel, requirements.txt, code, artefacts): ``mlflow models serve -m DIR``,
+``mlflow.pyfunc.load_model(DIR)`` and ``recsys recommend --recommend.model DIR`` work in it. It is written aside,
+checked — every checksum, and the model's test of itself — and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.session import quiet
+from pipelines.stages import VERBS
+from recsys.config import Config, redact
+from recsys.errors import ConfigError
+from recsys.registry.bundle import CARD
+from recsys.registry.pull import Pulled, pull_model
+from recsys.registry.tracking import tracking_uri
+
+_NO_CONFIG = {"model": {"granularities": {"evolution": {"enabled": True}}}}  # a pulled model has its own
+
+
+def command(words: Sequence[str]) -> int:
+    """Read the words behind ``pull``: a model and a folder, or a configuration that names them.
+
+    Raises:
+        UsageError: other words, or one of the two is missing.
+    """
+    places = [word for word in _before_options(words)]
+    if len(places) not in (0, 2):
+        raise UsageError(f"got {len(places)} of the two words MODEL and DIR; usage: {VERBS['pull'].usage}")
+    arguments = parse(words[len(places) :])
+    overrides = list(arguments.overrides)
+    if places:
+        overrides += [("pull.model", places[0]), ("pull.dir", places[1])]
+    config = config_of(arguments.config, overrides, _NO_CONFIG)
+    if arguments.config is None and not config.tracking.uri:
+        config.tracking.uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if arguments.dry_run:
+        print(plan("pull", config))
+        return 0
+    pull(config)
+    return 0
+
+
+def _before_options(words: Sequence[str]) -> list[str]:
+    """The words in front of the first option."""
+    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    return list(words[: options[0] if options else len(words)])
+
+
+def pull(config: Config) -> Pulled:
+    """Pull ``pull.model`` to ``pull.dir`` and print what it is."""
+    quiet()
+    settings = config.pull
+    if not settings.dir:
+        raise ConfigError(f"pull.dir: which folder? {VERBS['pull'].usage}")
+    if "://" in settings.dir:
+        raise ConfigError(f"pull.dir: {settings.dir} must be a local folder, where the model is to be served from")
+    asked = settings.model or f"models:/{config.registry.name}@champion"
+    found = pull_model(asked, settings.dir, tracking_uri(config))
+    print(_words(found, redact(tracking_uri(config))))
+    return found
+
+
+def _words(found: Pulled, tracking: str) -> str:
+    info = found.info
+    main_metric = str(info.extra.get("main_metric", ""))
+    shown: dict[str, Any] = {main_metric: info.metrics.get(main_metric)} | info.metrics
+    values = [f"{key} {value:.4f}" for key, value in shown.items() if isinstance(value, (int, float))]
+    lines = [
+        f"pulled      {found.name} version {found.version} from {tracking}",
+        f"aliases     {', '.join(found.aliases) or 'none'}",
+        f"made        {info.created} by release {info.package_version}: {', '.join(info.granularities)}",
+        f"metrics     {', '.join(values[:5]) or 'none'}",
+        f"checked     {len(info.files)} files by their checksums, and the model's test of itself",
+    ]
+    if CARD in info.files:
+        lines.append(f"card        {found.bundle / CARD}")
+    return "\n".join([*lines, f"folder      {found.folder}", f"serve it    mlflow models serve -m {found.folder}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(["pull", *sys.argv[1:]]))

@@ -1,0 +1,105 @@
+"""Who is champion: the aliases ``champion`` and ``previous`` of a registered model, and what its versions say of it.
+
+Why tags as well as aliases: an alias says who is champion now, the tags of a version say when and why it became so and
+whom it followed, so that going back knows where to, however often it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from recsys.config import redact
+from recsys.errors import ArtifactError
+
+CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"  # the champion before, for the way back
+REPLACED: Final = "promotion.replaced"  # tag of a champion: the version that was champion before it
+_MAX_TAG: Final = 4900
+
+
+class Aliases:
+    """The aliases of one registered model."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self.name = client, name
+
+    def version_of(self, alias: str) -> str:
+        """The version that has an alias; empty when none has."""
+        from mlflow import MlflowException
+
+        try:
+            return str(self._client.get_model_version_by_alias(self.name, alias).version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return ""
+
+    def promote(self, version: str, champion: str) -> None:
+        """Make a version the champion, and the champion before it ``previous``.
+
+        Args:
+            version: the new champion.
+            champion: who was champion when the decision was made; empty for nobody.
+
+        Raises:
+            ArtifactError: somebody else is champion by now.
+        """
+        now = self.version_of(CHAMPION)
+        if now != champion:
+            raise ArtifactError(
+                f"the champion of {self.name} was {_named(champion)} when this was decided and is {_named(now)} now: "
+                "somebody else has promoted meanwhile; run `recsys promote` again"
+            )
+        if champion:
+            self._client.set_registered_model_alias(self.name, PREVIOUS, champion)
+        self._client.set_registered_model_alias(self.name, CHAMPION, version)
+        self.tag(version, {REPLACED: champion or "none"})
+
+    def roll_back(self) -> tuple[str, str]:
+        """Make the version behind ``previous`` the champion again; from which version to which.
+
+        ``previous`` then goes to whom that one had followed, so that going back twice goes back twice.
+
+        Raises:
+            ArtifactError: there is no champion, or none before it.
+        """
+        champion, previous = self.version_of(CHAMPION), self.version_of(PREVIOUS)
+        if not champion or not previous or champion == previous:
+            raise ArtifactError(
+                f"{self.name} has {'no champion' if not champion else f'no champion before {_named(champion)}'}: there "
+                "is nothing to go back to; promote a version with --promote.model models:/NAME/VERSION"
+            )
+        self._client.set_registered_model_alias(self.name, CHAMPION, previous)
+        before = self.tags(previous).get(REPLACED, "")
+        if before.isdigit() and before != champion and self._exists(before):
+            self._client.set_registered_model_alias(self.name, PREVIOUS, before)
+        else:
+            self._client.delete_registered_model_alias(self.name, PREVIOUS)
+        return champion, previous
+
+    def tags(self, version: str) -> dict[str, str]:
+        """What a version says of itself."""
+        return dict(self._client.get_model_version(self.name, version).tags)
+
+    def run_id(self, version: str) -> str:
+        """The MLflow run that a version is from; empty where it does not say."""
+        return str(self._client.get_model_version(self.name, version).run_id or "")
+
+    def tag(self, version: str, tags: Mapping[str, Any]) -> None:
+        """Add tags to a version."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(self.name, version, key, redact(str(value))[:_MAX_TAG])
+
+    def _exists(self, version: str) -> bool:
+        from mlflow import MlflowException
+
+        try:
+            self._client.get_model_version(self.name, version)
+        except MlflowException:
+            return False
+        return True
+
+
+def _named(version: str) -> str:
+    return f"version {version}" if version else "nobody"

@@ -1,0 +1,207 @@
+"""The model card (Mitchell et al. 2019): what a model is, what it was measured to do, and what it must not be used for.
+
+Why in the bundle: who deploys a model has the bundle and not the report. It is written once, from the same numbers as
+``metrics.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from recsys.config import Config
+from recsys.data.dataset import Manifest
+
+NOT_STATED: Final = "not stated (set registry.data_license)"
+_USE: Final = (
+    "Ranking the items of its catalogue for the users of the service that the events are from, and for newcomers to it."
+)
+_NO_USE: Final = (
+    "Decisions about people beyond what they are shown (credit, work, health, law); audiences that the events are not "
+    "of; deducing attributes of people from what they are shown."
+)
+
+
+def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
+    """The card of an evaluated model, Markdown.
+
+    Args:
+        config: what it was trained with.
+        manifest: of the dataset it was trained and evaluated on.
+        metrics: the content of ``metrics.json``; empty where there is none.
+        lineage: see :func:`recsys.registry.provenance.lineage`.
+    """
+    names = list(config.model.granularities.enabled())
+    lines = [
+        f"# Model card: {config.registry.name}",
+        "",
+        f"A recommender of {len(names)} granularities ({', '.join(names)}; fusion {config.model.fusion.kind}), made by "
+        f"Multigrain {lineage['release']}. A user is one vector, a score is its product with an item's, and the share "
+        "of every granularity explains it exactly.",
+        *_section("Intended use", [config.registry.intended_use or _USE]),
+        *_section("Not for", [_NO_USE]),
+        *_section("Data", _data(config, manifest)),
+    ]
+    if metrics.get("model"):
+        lines += _section("Measured on the test part", _measured(metrics))
+        lines += _section("Against the baselines", _baselines(metrics))
+        lines += _section("By segment", _segments(metrics))
+        lines += _section("Granularities", _granularities(metrics))
+    lines += _section("Limits", _limits(manifest, metrics))
+    lines += _section("Lineage", lineage_lines(lineage))
+    return "\n".join([*lines, ""])
+
+
+def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
+    """The card in a few lines, for the description of the version."""
+    found = []
+    metric, interval = metrics.get("metric"), _interval(metrics)
+    if metric and interval:
+        found.append(f"{metric} {metrics['model'][metric]:.4f}, 95 % interval {interval}.")
+    against = (metrics.get("comparison") or {}).get("against") or {}
+    if against:
+        shown = (f"{name} {entry['difference']:+.4f}" for name, entry in against.items())
+        found.append(f"More than the baselines: {', '.join(shown)}.")
+    commit = str(lineage.get("git_commit", ""))[:12]
+    changed = " with changes" if lineage.get("git_changed") else ""
+    return [
+        *found,
+        f"Data licence: {config.registry.data_license or NOT_STATED}.",
+        f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run {lineage.get('run_id')}.",
+        "The whole model card is MODEL_CARD.md in the bundle and among the artefacts of the run.",
+    ]
+
+
+def refitted_card(
+    parent: str, parent_card: str, what: str, metrics: Mapping[str, float], lineage: Mapping[str, Any]
+) -> str:
+    """The card of a model in which something was fitted again, which has no test of its own yet."""
+    lines = [
+        f"# Model card: {parent}, its {what} fitted again",
+        "",
+        f"The model {parent} in which the {what} alone {'was' if what == 'fusion' else 'were'} fitted again. **The "
+        "numbers of the card below are the parent's**: this model has not been ranked on the test part; `recsys "
+        "promote` does so.",
+    ]
+    if metrics:
+        lines += _section("Measured", [f"- {name}: {value:.5f}" for name, value in metrics.items()])
+    lines += _section("Lineage", lineage_lines(lineage))
+    return "\n".join([*lines, "", "---", "", parent_card or "(the parent has no card)", ""])
+
+
+def lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
+    changed = " (with changes that are in no commit)" if lineage.get("git_changed") else ""
+    return [
+        f"- MLflow run: {lineage.get('run_id') or 'none, tracking was off'}",
+        f"- dataset digest: {lineage.get('dataset')}",
+        f"- configuration digest: {lineage.get('config')}",
+        f"- git commit of the working directory: {lineage.get('git_commit')}{changed}",
+        f"- release: {lineage.get('release')}",
+    ]
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return ["", f"## {title}", "", *lines] if lines else []
+
+
+def _data(config: Config, manifest: Manifest) -> list[str]:
+    counts = {name: f"{count:,}" for name, count in manifest.counts.items()}
+    split = ", ".join(f"{key} {value}" for key, value in manifest.split.items() if value not in (None, False, ""))
+    bad = sum(sum(reasons.values()) for reasons in manifest.quarantined.values())
+    return [
+        f"- name: {manifest.name}, from a {config.data.source.kind} source",
+        f"- licence: {config.registry.data_license or NOT_STATED}",
+        f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items, {counts.get('events', 0)} events "
+        f"({', '.join(manifest.event_types)}); {bad:,} bad rows left out",
+        f"- split: {split}; {counts.get('train', 0)} events of training, {counts.get('valid', 0)} of validation, "
+        f"{counts.get('test', 0)} of test",
+        f"- item text read by: {manifest.text.get('model') or 'nothing'}",
+        *(f"- note: {note}" for note in manifest.notes),
+    ]
+
+
+def _interval(metrics: Mapping[str, Any]) -> str:
+    """Of the main metric."""
+    ends = (metrics.get("confidence") or {}).get("model", {}).get(metrics.get("metric", ""))
+    return f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    intervals = (metrics.get("confidence") or {}).get("model", {})
+    data = metrics.get("data") or {}
+    head = [
+        f"All items ranked for {data.get('queries', 0):,} test users; the model was fitted on the parts through "
+        f"{data.get('fitted_through', 'valid')}; items seen before are "
+        f"{'left out' if data.get('exclude_seen', True) else 'ranked as well'}.",
+        "",
+    ]
+    rows = []
+    for name, value in metrics["model"].items():
+        low_high = f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
+        rows.append([f"**{name}**" if name == metrics.get("metric") else name, f"{value:.4f}", low_high])
+    return head + table(["metric", "value", "95 % interval"], rows)
+
+
+def _baselines(metrics: Mapping[str, Any]) -> list[str]:
+    metric = metrics.get("metric", "")
+    against = (metrics.get("comparison") or {}).get("against") or {}
+    rows = [
+        [
+            name,
+            f"{metrics['baselines'][name][metric]:.4f}",
+            f"{entry['difference']:+.4f}",
+            f"{entry['low']:+.4f} … {entry['high']:+.4f}",
+        ]
+        for name, entry in against.items()
+    ]
+    return table(["baseline", metric, "the model's difference", "95 % interval"], rows) if rows else []
+
+
+def _segments(metrics: Mapping[str, Any]) -> list[str]:
+    metric = metrics.get("metric", "")
+    rows = [
+        [
+            f"{group}: {label}",
+            f"{entry['queries']:,}",
+            f"{entry['model'][metric]:.4f}",
+            f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}" if "interval" in entry else "",
+        ]
+        for group, labels in (metrics.get("segments") or {}).items()
+        for label, entry in labels.items()
+    ]
+    return table(["segment", "users", metric, "95 % interval"], rows) if rows else []
+
+
+def _granularities(metrics: Mapping[str, Any]) -> list[str]:
+    without = f"{metrics.get('metric', '')}_without"
+    rows = [
+        [name, f"{entry['weight']:.4f}", f"{entry[without]:.4f}" if without in entry else ""]
+        for name, entry in (metrics.get("granularities") or {}).items()
+    ]
+    return table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows) if rows else []
+
+
+def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:
+    cold = (metrics.get("segments") or {}).get("users", {})
+    found = [
+        "- Measured on past behaviour: what people would do with other lists, only a live comparison tells.",
+        "- It repeats what the events hold: popularity and exposure of the service they are from, see `trust` in the "
+        "report.",
+        "- Items and users that it does not know are skipped in a request; who gives nothing to go by gets the most "
+        "popular items.",
+    ]
+    if not manifest.ordered:
+        found.append("- Histories are sets: the order of events is not known, and nothing is said of time.")
+    if "new users" not in cold:
+        found.append("- No test user was new to training: how newcomers are served is not measured here.")
+    return found
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table.
+
+    >>> table(["a", "b"], [["1", "2"]])
+    ['| a | b |', '|---|---|', '| 1 | 2 |']
+    """
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

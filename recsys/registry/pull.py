@@ -1,0 +1,72 @@
+"""A registered model to a local folder that is complete in itself and needs no registry afterwards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from recsys.config import redact
+from recsys.errors import ArtifactError
+from recsys.registry.bundle import DESCRIPTION, BundleInfo, read_bundle
+from recsys.registry.register import active, bundle_in, pinned
+from recsys.registry.sealed import check_file, writing_aside
+from recsys.registry.tracking import client
+
+ORIGIN: Final = "pulled.json"  # in the folder: what was pulled, from where, when
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What lies in the folder now."""
+
+    folder: Path
+    bundle: Path
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    info: BundleInfo
+
+
+def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
+    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` aside, check it, and rename it into place.
+
+    A folder with a pulled model is replaced; what is in use keeps its files until it lets go of them.
+
+    Raises:
+        ArtifactError: there is no such model, its files cannot be read or are damaged, it does not answer as it did, or
+            ``folder`` holds something else that would be lost.
+    """
+    from mlflow import MlflowException
+    from mlflow.artifacts import download_artifacts
+
+    if not uri.startswith("models:"):
+        raise ArtifactError(f"pull: got {uri!r}, expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, version = pinned(uri, tracking_uri).removeprefix("models:/").rsplit("/", 1)
+    target = Path(folder).absolute()
+    with writing_aside(target, f"artifacts/*/{DESCRIPTION}") as aside:
+        try:
+            with active(tracking_uri):
+                download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(aside))
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"{uri} (version {version}) is registered, but cannot be downloaded: {error}") from None
+        place = bundle_in(aside, uri)
+        bundle = read_bundle(place)
+        for file, entry in bundle.info.files.items():
+            check_file(place, file, entry)
+        if not (aside / "MLmodel").is_file():
+            raise ArtifactError(f"{uri} has no MLmodel: it is no MLflow model; register it with `recsys register`")
+        aliases = tuple(sorted(client(tracking_uri).get_model_version(name, version).aliases))
+        origin = {
+            "asked": uri,
+            "name": name,
+            "version": version,
+            "aliases": list(aliases),
+            "tracking": redact(tracking_uri),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        (aside / ORIGIN).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        inside = place.relative_to(aside)
+    return Pulled(target, target / inside, name, version, aliases, bundle.info)

@@ -1,0 +1,358 @@
+"""`recsys promote`: the better one becomes champion, the worse one does not, and MLflow's history tells both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from handmade import Event, leave_last, write_dataset
+from mlflow import MlflowClient
+
+from pipelines.cli import main
+from recsys.config import Config, PromoteConfig, build_config, load_config
+from recsys.data.context import ContextColumn
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.evaluation.promotion import Findings, against_baselines, against_champion, ranked
+from recsys.evaluation.validation import Validator
+from recsys.registry.bundle import WEIGHTS, read_bundle, write_bundle
+from recsys.registry.card import model_card
+from recsys.registry.foreign import ForeignScorer, leak_of
+from recsys.registry.provenance import UNKNOWN, lineage, working_commit
+from recsys.registry.register import register, resolve
+from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
+
+Captured = pytest.CaptureFixture[str]
+ITEMS = 24
+
+# ------------------------------------------------------------------------------------------------------------ the rules
+
+
+def rules(**promote: Any) -> Config:
+    tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, "evaluate": {"bootstrap": 500}}
+    return build_config({**tree, "promote": promote})
+
+
+def compared(
+    ours: list[float], theirs: list[float], groups: Mapping[str, Any] | None = None, **promote: Any
+) -> Findings:
+    findings = Findings()
+    against_champion(np.array(ours), np.array(theirs), dict(groups or {}), rules(**promote), findings)
+    return findings
+
+
+def test_better_wants_the_whole_interval_above_zero() -> None:
+    clear = compared([0.5, 0.6] * 50, [0.4, 0.5] * 50)
+    assert clear.reasons == [] and clear.comparison["difference"] == pytest.approx(0.1)
+    noisy = compared([1.0, 0.0] * 50 + [1.0] * 4, [0.0, 1.0] * 50 + [0.0] * 4)
+    assert noisy.comparison["difference"] > 0 > noisy.comparison["low"]
+    assert "promote.rule better wants the whole interval above zero" in noisy.reasons[0]
+    same = compared([0.5] * 40, [0.5] * 40)
+    assert same.comparison["p"] == 1 and len(same.reasons) == 1
+
+
+def test_not_worse_allows_a_margin_of_the_champions_metric() -> None:
+    ours, theirs = [0.495, 0.395] * 50, [0.5, 0.4] * 50  # 1.1 % less, for certain
+    assert compared(ours, theirs, rule="not_worse", margin=0.02).reasons == []
+    assert "a loss of 1.0%" in compared(ours, theirs, rule="not_worse", margin=0.01).reasons[0]
+
+
+def test_a_segment_may_not_lose_more_than_the_bound_beyond_chance() -> None:
+    few_B = np.arange(200) < 40
+    ours = np.where(few_B, 0.3, 0.7) + 0.01 * np.tile([1, -1], 100)
+    theirs = np.where(few_B, 0.4, 0.5) + 0.01 * np.tile([-1, 1], 100)
+    groups = {"friends": {"without friends": few_B, "with friends": ~few_B}}
+    findings = compared(ours.tolist(), theirs.tolist(), groups)
+    assert findings.comparison["difference"] > 0 and len(findings.reasons) == 1
+    assert "without friends (40 users: 0.3000 against 0.4000, -25.0%" in findings.reasons[0]
+    assert compared(ours.tolist(), theirs.tolist(), groups, max_segment_loss=0.3).reasons == []
+    few = compared(ours.tolist(), theirs.tolist(), groups, min_segment_users=50)
+    assert few.reasons == [] and few.comparison["segments"]["friends"]["without friends"]["judged"] is False
+
+
+def test_a_segment_may_lose_by_chance() -> None:
+    """A quarter less on average, but as many users gain as lose."""
+    ours = [0.0, 1.0, 0.0] * 10 + [1.0] * 90
+    theirs = [1.0, 0.0, 0.0] * 10 + [0.0] * 90
+    theirs[:3] = [1.0, 1.0, 1.0]
+    groups = {"g": {"mixed": np.arange(120) < 30, "rest": np.arange(120) >= 30}}
+    findings = compared(ours, theirs, groups)
+    entry = findings.comparison["segments"]["g"]["mixed"]
+    assert entry["loss"] > 0.1 and entry["high"] > 0 and findings.reasons == []
+
+
+def test_every_baseline_must_be_beaten() -> None:
+    good = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 0.002}
+    even = {"difference": 0.01, "low": -0.02, "high": 0.04, "p": 0.5}
+    for against, number in (({"ease": good}, 0), ({"ease": good, "als": even}, 1), ({}, 1)):
+        findings = Findings()
+        against_baselines({"metric": "ndcg@5", "against": against}, PromoteConfig(), findings)
+        assert len(findings.reasons) == number
+    assert "evaluate.baselines is empty" in findings.reasons[0]
+    against_baselines({"metric": "ndcg@5", "against": {}}, PromoteConfig(beat_baselines=False), found := Findings())
+    assert found.reasons == [] and "were not asked" in found.notes[0]
+
+
+# ------------------------------------------------------------------------------------------------------ the whole verb
+
+
+def circle(start: int, length: int) -> list[int]:
+    """Everybody goes round the items: whoever knows the order knows what comes next."""
+    return [(start + step) % ITEMS for step in range(length)]
+
+
+class World:
+    """Models of one data set that grows, in one registry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        histories: list[list[Event]] = [leave_last(*circle(5 * user, 6 + user % 3)) for user in range(72)]
+        self.dataset = write_dataset(folder / "data", histories, ITEMS)
+        known = [[(i, k, t, s) for i, k, t, s in events[:-2] if i < 20] for events in histories[:50]]
+        early: list[list[Event]] = [
+            [
+                (*event[:3], Split.VALID if place == len(events) - 1 else Split.TRAIN)
+                for place, event in enumerate(events)
+            ]
+            for events in known
+        ]
+        write_dataset(folder / "early", early, 20)
+        told = [[(*event[:3], Split.TRAIN) for event in events] for events in histories]
+        told[0][-1] = (*told[0][-1][:3], Split.VALID)
+        write_dataset(folder / "told", told, ITEMS)
+        for name in ("early", "told"):  # other data, another hash
+            manifest = folder / name / "manifest.json"
+            manifest.write_text(manifest.read_text().replace("0123456789abcdef", f"{name:0<16}"))
+        self.early, self.told = PreparedDataset(str(folder / "early")), PreparedDataset(str(folder / "told"))
+        tree = {
+            "run": {"dir": str(folder / "run")},
+            "data": {"dir": str(folder / "data")},
+            "model": {
+                "width": 16,
+                "max_history": 8,
+                "item": {"text": False},
+                "granularities": {"evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0}},
+            },
+            "train": {"epochs": 12, "batch_size": 16, "metric": "ndcg@5", "warmup": 0.0, "lr": 0.02, "refit": False},
+            "evaluate": {"ks": [5], "bootstrap": 200, "baselines": ["popularity"]},
+            "registry": {"name": "pocket", "data_license": "made up"},
+        }
+        (folder / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+        self.config = load_config(folder / "c.yaml")
+        self.uri = tracking_uri(self.config)
+
+    def register(self, dataset: PreparedDataset, **train: Any) -> str:
+        """Train, write and register; the version."""
+        config = self.config.model_copy(update={"train": self.config.train.model_copy(update=train)})
+        found = fit(config, dataset, Validator.of(config), TrainContext())
+        with Tracker(config, apart=True) as tracker:
+            extra = {"refit": found.refit, "lineage": lineage(config, dataset.manifest.content_hash, tracker)}
+            card = model_card(config, dataset.manifest, {}, extra["lineage"])  # type: ignore[arg-type]
+            write_bundle(self.folder / "bundle", found.frozen, dataset, extra, None, card)
+            return str(register(tracker, self.folder / "bundle", config, {"model": {}}).version)
+
+    def promote(self, *words: str) -> int:
+        return main(["promote", "--config", str(self.folder / "c.yaml"), *words])
+
+    def record(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "run/promotion.json").read_text())
+        return content
+
+    @property
+    def client(self) -> MlflowClient:
+        found: MlflowClient = client(self.uri)
+        return found
+
+    def aliases(self) -> dict[str, str]:
+        return {name: str(version) for name, version in self.client.get_registered_model("pocket").aliases.items()}
+
+    def tags(self, version: str) -> dict[str, str]:
+        return dict(self.client.get_model_version("pocket", version).tags)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> World:
+    world = World(tmp_path_factory.mktemp("promote"))
+    assert world.register(world.early, epochs=4) == "1"  # of fewer users, items and events
+    assert world.register(world.dataset) == "2"
+    assert world.register(world.dataset, epochs=1, lr=1e-6) == "3"  # has learned nothing
+    return world
+
+
+def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
+    # nobody is champion: the baselines alone decide, and they are measured here as the bundle stores none
+    assert world.promote("--promote.model", "models:/pocket/1") == 0
+    assert world.aliases() == {"challenger": "3", "champion": "1"}
+    record = world.record()
+    assert record["decision"] == "promoted" and record["champion"] is None and record["comparison"] == {}
+    assert record["baselines"]["against"]["popularity"]["low"] > 0
+    assert any("there is no champion yet" in note for note in record["notes"])
+
+    # a better one, which knows users and items that the champion does not
+    capsys.readouterr()
+    assert world.promote("--promote.model", "models:/pocket/2") == 0
+    assert "pocket version 2 is champion now, version 1 before" in capsys.readouterr().out
+    assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
+    record = world.record()
+    assert record["comparison"]["low"] > 0 and record["comparison"]["queries"] == 72
+    assert any("22 of 72 users are newcomers to it, 4 of 24 items are unknown" in note for note in record["notes"])
+    assert record["comparison"]["segments"]["champion"]["new to the champion"]["queries"] == 22
+    assert world.tags("1")["promotion.replaced_by"] == "2" and world.tags("2")["promotion.replaced"] == "1"
+
+    # a worse one is refused with reasons: exit code 1, nothing moves
+    assert world.promote() == 1
+    message = capsys.readouterr().err
+    assert message.startswith("recsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0.")
+    assert "Traceback" not in message and "known users (72 users: " in message
+    assert world.aliases()["champion"] == "2" and world.record()["promoted"] is False
+    assert world.tags("3")["promotion.decision"] == "refused"
+    assert "worse by more than promote.max_segment_loss" in world.tags("3")["promotion.reasons"]
+
+    # by force, with a reason that looks like YAML
+    assert world.promote("--force", "hotfix: see #7") == 0
+    assert world.aliases() == {"challenger": "3", "champion": "3", "previous": "2"}
+    assert world.record()["decision"] == "forced" and world.tags("3")["promotion.force"] == "hotfix: see #7"
+    assert world.record()["reasons"] != []
+    assert world.promote() == 0 and world.record()["decision"] == "unchanged"
+
+    # and back, and back again
+    assert world.promote("--rollback") == 0
+    assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
+    assert world.record()["decision"] == "rolled back" and world.tags("2")["promotion.decision"] == "rolled back"
+    assert world.promote("--promote.rollback", "true") == 0
+    assert world.aliases() == {"challenger": "3", "champion": "1"}
+    assert world.promote("--rollback") == 2
+    assert "no champion before version 1" in capsys.readouterr().err
+
+    # all of it is in MLflow's history, each decision a run with its numbers and pages
+    experiment = world.client.get_experiment_by_name("multigrain")
+    assert experiment is not None
+    runs = world.client.search_runs([experiment.experiment_id], "tags.`promotion.model` = 'pocket'")
+    told = sorted((run.data.tags["promotion.version"], run.data.tags["promotion.decision"]) for run in runs)
+    assert told == [
+        ("1", "promoted"),
+        ("1", "rolled back"),
+        ("2", "promoted"),
+        ("2", "rolled back"),
+        ("3", "forced"),
+        ("3", "refused"),
+        ("3", "unchanged"),
+    ]
+    refused = next(run for run in runs if run.data.tags["promotion.decision"] == "refused")
+    assert refused.info.status == "FINISHED" and refused.data.metrics["promotion.high"] < 0
+    assert refused.info.run_name == "promote pocket 3: refused"
+    names = {file.path for file in world.client.list_artifacts(refused.info.run_id)}
+    assert {"promotion.json", "promotion.md"} <= names
+    page = (world.folder / "run/promotion.md").read_text()
+    assert page.startswith("# pocket version 1: rolled back")
+    assert not (world.folder / "run/tracking.json").exists(), "the run that stages share is another one"
+
+
+def test_a_champion_that_was_told_the_answers_is_refused_unless_forced(world: World, capsys: Captured) -> None:
+    version = world.register(world.told, epochs=2)
+    uri = f"models:/pocket/{version}"
+    bundle = read_bundle(resolve(uri, world.uri))
+    leak = leak_of(bundle, ForeignScorer(bundle, world.dataset), world.dataset)
+    assert leak == "71 of the 72 test events were among its training events"
+    before = world.aliases().get("champion", "")
+    world.client.set_registered_model_alias("pocket", "champion", version)
+    try:
+        assert world.promote("--promote.model", "models:/pocket/2") == 1
+        assert "the champion has seen what it would be tested on" in capsys.readouterr().err
+    finally:
+        world.client.set_registered_model_alias("pocket", "champion", before or "1")
+
+
+def test_a_model_that_cannot_answer_is_refused_even_by_force(world: World, capsys: Captured) -> None:
+    version = world.register(world.dataset, epochs=1)
+    place = resolve(f"models:/pocket/{version}", world.uri)
+    (place / WEIGHTS).write_bytes(b"nothing")
+    assert world.promote("--promote.model", f"models:/pocket/{version}", "--force", "now") == 1
+    assert "the challenger cannot answer" in capsys.readouterr().err
+    assert "promote.force does not help" in " ".join(world.record()["notes"])
+
+
+def test_what_promote_cannot_do(world: World, capsys: Captured) -> None:
+    for words, message in (
+        (["--promote.model", "some/folder"], "only a registered version can be champion"),
+        (["--promote.model", "models:/pocket@nobody"], "models:/pocket@nobody is not registered; registered are"),
+        (["--tracking.enabled", "false"], "tracking.enabled false switches off"),
+        (["--promote.margin", "2"], "promote.margin"),
+    ):
+        assert world.promote(*words) == 2
+        assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- by ids, card, digest
+
+
+def test_a_bundle_asked_by_ids_answers_as_the_model_itself(world: World) -> None:
+    """The bundle's own dataset under other numbers, backwards: the same lists for the same people."""
+    bundle = read_bundle(resolve("models:/pocket/2", world.uri))
+    queries = world.dataset.histories().queries(Split.TEST)
+    _, direct_B = ranked(bundle.model, queries, world.config)
+    _, by_ids_B = ranked(ForeignScorer(bundle, world.dataset), queries, world.config)
+    assert direct_B.tolist() == by_ids_B.tolist()
+    scores_BN = ForeignScorer(bundle, world.early).scores(world.early.histories().queries(Split.VALID))
+    assert scores_BN.shape[1] == 20 and bool(scores_BN.isfinite().all())
+    small = read_bundle(resolve("models:/pocket/1", world.uri))
+    scores_BN = ForeignScorer(small, world.dataset).scores(queries)
+    assert scores_BN.isneginf().sum(1).unique().tolist() == [4], "items that it does not know are never recommended"
+
+
+def test_context_is_read_in_the_bundles_codes() -> None:
+    from recsys.registry.foreign import _Recoded
+
+    theirs = (ContextColumn("weather", ("rain", "sun")), ContextColumn("price", None, 10.0, 2.0))
+    ours = (ContextColumn("price", None, 12.0, 4.0), ContextColumn("weather", ("fog", "sun")))
+    codes = np.array([[1, 3], [4001, 2], [0, 0]], dtype=np.int16)  # 12 and sun, 16 and fog, nothing
+    recoded = [_Recoded.of(column, ours).codes(codes).tolist() for column in theirs]
+    assert recoded == [[3, 1, 0], [4001, 12001, 0]]
+    assert _Recoded.of(ContextColumn("device", ("tv",)), ours).codes(codes).tolist() == [0, 0, 0]
+
+
+def test_the_version_and_the_bundle_carry_the_card_and_where_it_comes_from(world: World) -> None:
+    version = world.client.get_model_version("pocket", "2")
+    assert {"git.commit", "git.changed", "config.digest", "dataset.content_hash"} <= version.tags.keys()
+    assert "Data licence: made up." in version.description and "MODEL_CARD.md" in version.description
+    bundle = resolve("models:/pocket/2", world.uri)
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "- licence: made up" in card and f"- MLflow run: {version.run_id}" in card
+    assert "MODEL_CARD.md" in read_bundle(bundle).info.files
+    assert "MODEL_CARD.md" in {file.path for file in world.client.list_artifacts(version.run_id)}
+
+
+def test_the_card_shows_the_numbers_of_metrics_json(world: World) -> None:
+    metrics = {
+        "metric": "ndcg@5",
+        "model": {"ndcg@5": 0.5, "coverage@5": 0.75},
+        "baselines": {"ease": {"ndcg@5": 0.25}},
+        "confidence": {"model": {"ndcg@5": [0.4, 0.6]}},
+        "comparison": {"against": {"ease": {"difference": 0.25, "low": 0.1, "high": 0.4, "p": 0.01}}},
+        "segments": {"history": {"1–4": {"queries": 7, "model": {"ndcg@5": 0.3}, "interval": [0.1, 0.5]}}},
+        "granularities": {"evolution": {"weight": 0.5, "ndcg@5_without": 0.125}},
+        "data": {"queries": 72, "fitted_through": "valid", "exclude_seen": True},
+    }
+    made = {"release": "1", "dataset": "abc", "git_commit": "f00", "git_changed": True, "run_id": "r", "config": "d"}
+    card = model_card(world.config, world.dataset.manifest, metrics, made)
+    for line in (
+        "| **ndcg@5** | 0.5000 | 0.4000 … 0.6000 |",
+        "| coverage@5 | 0.7500 |  |",
+        "| ease | 0.2500 | +0.2500 | +0.1000 … +0.4000 |",
+        "| history: 1–4 | 7 | 0.3000 | 0.1000 … 0.5000 |",
+        "| evolution | 0.5000 | 0.1250 |",
+        "- git commit of the working directory: f00 (with changes that are in no commit)",
+    ):
+        assert line in card.splitlines(), line
+
+
+def test_a_folder_outside_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert working_commit(tmp_path) == (UNKNOWN, False)

@@ -1,0 +1,277 @@
+"""`recsys pull MODEL DIR`: a folder that answers without a registry; and the way there through real MLflow servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from handmade import small_model, small_world
+
+from pipelines.cli import main
+from recsys.config import Config, build_config
+from recsys.errors import ArtifactError
+from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.registry.pull import pull_model
+from recsys.registry.register import register, resolve
+from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+
+Captured = pytest.CaptureFixture[str]
+ASKED = [{"user_id": "u0", "k": 3}, {"history": ["i1"], "k": 3}]
+
+
+def make_config(folder: Path, uri: str = "") -> Config:
+    tree: dict[str, Any] = {"run": {"dir": str(folder / "runs/one")}, "registry": {"name": "pocket"}}
+    tree["model"] = {"granularities": {"social": {"enabled": True}}}
+    return build_config(tree | {"tracking": {"uri": uri}})
+
+
+def registered(folder: Path, uri: str = "") -> str:
+    """A small model as challenger and champion; the tracking URI."""
+    config = make_config(folder, uri)
+    dataset = small_world(folder / "dataset")
+    extra = {"metrics": {"recall@20": 0.5, "ndcg@20": 0.25}, "main_metric": "ndcg@20"}
+    write_bundle(folder / "bundle", small_model(dataset), dataset, extra, card="# Model card: pocket\n")
+    with Tracker(config) as tracker:
+        model = register(tracker, folder / "bundle", config, {"model": {"ndcg@20": 0.25}})
+        tracker.client.set_registered_model_alias("pocket", "champion", str(model.version))
+    return tracking_uri(config)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("store")
+    return folder, registered(folder)
+
+
+def answers(place: Path) -> list[list[str]]:
+    return [answer.item_ids for answer in Recommender.load(place).recommend(parse_requests(ASKED))]
+
+
+def test_two_words_and_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+    folder, uri = store
+    target = tmp_path / "deployed"
+    assert main(["pull", "models:/pocket@champion", str(target), "--tracking.uri", uri]) == 0
+    shown = capsys.readouterr().out
+    for words in ("pocket version 1", "challenger, champion", "ndcg@20 0.2500, recall@20 0.5000", "MODEL_CARD.md"):
+        assert words in shown, words
+    assert shown.splitlines()[-1] == f"serve it    mlflow models serve -m {target}"
+    names = {path.name for path in target.iterdir()}
+    assert {"MLmodel", "requirements.txt", "code", "artifacts", "pulled.json"} <= names
+    origin = json.loads((target / "pulled.json").read_text())
+    assert origin["aliases"] == ["challenger", "champion"] and origin["version"] == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["deployed"], "nothing is left aside"
+    assert answers(resolve(str(target), "")) == answers(folder / "bundle")
+    assert main(["pull", "models:/pocket/1", str(target), f"--tracking.uri={uri}"]) == 0, "a pulled model is replaced"
+
+
+def test_a_configuration_says_the_same(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+    folder, uri = store
+    path = tmp_path / "c.yaml"
+    tree = make_config(folder, uri).model_dump(mode="json") | {"pull": {"dir": str(tmp_path / "there")}}
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["pull", "--config", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"writes  {tmp_path}/there/" in shown and "models:/pocket@champion" in shown
+    assert not (tmp_path / "there").exists()
+    assert main(["pull", "--config", str(path)]) == 0 and (tmp_path / "there/MLmodel").is_file()
+    assert not (tmp_path / "runs").exists(), "it works in no run folder"
+
+
+FRESH = """
+import json, sys
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import recsys
+assert sys.argv[1] in recsys.__file__, recsys.__file__
+rows = model.predict([{"user_id": "u0", "k": 3}, {"history": ["i1"], "k": 3}]).to_dict("records")
+print(json.dumps([row["item_ids"] for row in rows]))
+"""
+
+
+def test_the_folder_answers_where_no_registry_and_no_source_is(store: tuple[Path, str], tmp_path: Path) -> None:
+    folder, uri = store
+    target = tmp_path / "deployed"
+    pull_model("models:/pocket@champion", target, uri)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody answers there
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FRESH, str(target)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == answers(folder / "bundle")
+
+
+def test_what_is_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+    _, uri = store
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("years of work")
+    given = ["--tracking.uri", uri]
+    for words, message in (
+        (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle; it would be lost"),
+        (["models:/pocket@nobody", str(tmp_path / "x"), *given], "not registered; registered are: models:/pocket@ch"),
+        (["models:/pocket@champion", *given], "got 1 of the two words MODEL and DIR"),
+        (["some/folder", str(tmp_path / "x"), *given], "expected models:/NAME@ALIAS"),
+        (["models:/pocket@champion", "s3://bucket/x", *given], "must be a local folder"),
+        ([*given], "pull.dir: which folder?"),
+    ):
+        assert main(["pull", *words]) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work" and not (tmp_path / "x").exists()
+
+
+def test_a_damaged_copy_in_the_store_is_not_pulled(tmp_path: Path) -> None:
+    """Also files that serving never reads."""
+    uri = registered(tmp_path)
+    place = resolve("models:/pocket@champion", uri)
+    (place / "MODEL_CARD.md").write_text("# Model card: another one\n")
+    with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md"):
+        pull_model("models:/pocket@champion", tmp_path / "deployed", uri)
+    assert not (tmp_path / "deployed").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- real servers
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """The process and those it has started, of its own group."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+def serving(folder: Path, backend: str) -> Iterator[str]:
+    """An MLflow server over loopback HTTP that serves its artefacts as well."""
+    port = free_port()
+    words = ["server", "--backend-store-uri", backend, "--artifacts-destination", str(folder / "artefacts")]
+    words += ["--serve-artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            until = time.monotonic() + 120
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+                        assert response.status == 200
+                    break
+                except OSError:
+                    assert process.poll() is None and time.monotonic() < until, (folder / "server.log").read_text()
+                    time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            ended(process)
+
+
+def goes_through(folder: Path, uri: str) -> None:
+    """Registered, tagged, promoted, pulled and answering, all of it by the server alone."""
+    assert registered(folder, uri) == uri
+    known = client(uri)
+    version = known.get_model_version("pocket", "1")
+    assert version.tags["metric.ndcg_at_20"] == "0.25" and sorted(version.aliases) == ["challenger", "champion"]
+    run = known.get_run(version.run_id)
+    assert run.info.status == "FINISHED" and run.info.artifact_uri.startswith("mlflow-artifacts:")
+    found = pull_model("models:/pocket@champion", folder / "deployed", uri)
+    assert answers(found.bundle) == answers(folder / "bundle")
+    assert read_bundle(resolve("models:/pocket/1", uri)).info == read_bundle(folder / "bundle").info
+
+
+@pytest.mark.slow
+def test_a_model_goes_through_a_real_server(tmp_path: Path) -> None:
+    for uri in serving(tmp_path, f"sqlite:///{tmp_path}/mlflow.db"):
+        goes_through(tmp_path, uri)
+
+
+def postgres_programs() -> Path:
+    """Where initdb and postgres are; the test is skipped where they are not."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found and (found[-1].parent / "postgres").is_file():
+        return found[-1].parent
+    path = shutil.which("initdb")
+    if path and shutil.which("postgres"):
+        return Path(path).resolve().parent
+    pytest.skip("needs the programs of a PostgreSQL server (Debian: postgresql); there is no initdb")
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """A PostgreSQL of our own behind a Unix socket; as another user where we are root, which it refuses to be."""
+    programs = postgres_programs()
+    pytest.importorskip("psycopg2", reason="needs psycopg2")
+    import tempfile
+
+    place = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path must be short
+    as_user: list[str] = []
+    if os.getuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("PostgreSQL refuses to run as root, and there is no setpriv to become somebody else")
+        shutil.chown(place, "nobody")
+        as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
+    data = place / "data"
+    environment = os.environ | {"HOME": str(place), "LC_ALL": "C"}
+    try:
+        made = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync"]
+        subprocess.run(made, check=True, capture_output=True, env=environment, cwd=place)
+        words = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(place), "-c", "listen_addresses="]
+        process = subprocess.Popen(
+            words,
+            cwd=place,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield f"postgresql+psycopg2://tester@/postgres?host={place}"
+        finally:
+            ended(process)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_model_goes_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
+    import psycopg2
+
+    place, until = postgres.partition("host=")[2], time.monotonic() + 60
+    while True:
+        try:
+            psycopg2.connect(user="tester", dbname="postgres", host=place).close()
+            break
+        except psycopg2.OperationalError:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    for uri in serving(tmp_path, postgres):
+        goes_through(tmp_path, uri)
+    with psycopg2.connect(user="tester", dbname="postgres", host=place) as connection, connection.cursor() as cursor:
+        cursor.execute("select name, version from model_versions")
+        assert cursor.fetchall() == [("pocket", 1)]
