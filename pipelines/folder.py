@@ -181,11 +181,17 @@ class RunFolder:
 def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: bool = True) -> Iterator[RunFolder]:
     """Make the run folder, keep other runs out of it if it ``locks``, record the configuration, hand it to a stage.
 
+    What does not lock leaves nothing in a remote one, which it would write while another one does.
+
     Raises:
         ConfigError: ``run.dir`` cannot be such a folder.
         ArtifactError: another run is at work in it.
         StorageError: a remote one cannot be reached or written to.
     """
+    if is_remote(config.run.dir) and not locks:  # its run.log would replace that of a command at work there
+        with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+            yield RunFolder(Path(name), Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"))
+        return
     if is_remote(config.run.dir):
         with _open_remote(config, verb, stream) as folder:
             yield folder

@@ -15,8 +15,10 @@ import torch
 from handmade import leave_last, small_model, write_dataset
 
 from recsys.errors import ArtifactError
+from recsys.registry import item_index
 from recsys.registry.bundle import DESCRIPTION, INDEX, read_bundle, write_bundle
 from recsys.registry.item_index import index_bundle
+from recsys.registry.lineage import open_parent, write_refitted
 from recsys.registry.register import REQUIREMENTS, requirements
 from recsys.serving import retrieval
 from recsys.serving.recommender import Recommender
@@ -137,6 +139,25 @@ def test_without_the_library_answers_are_exact(
         assert read_bundle(indexed).index is None
     assert "faiss-cpu is not installed" in caplog.text
     assert "pip install 'multigrain[serve]'" in index_bundle(indexed, 10)
+
+
+def test_a_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights of the granularities make other users' vectors, which another recall is true of."""
+    parent = open_parent(str(indexed), "")
+    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}  # what must not be handed on
+    changed = parent.bundle.model.encoders.refitted(torch.linspace(0.1, 0.9, len(parent.bundle.model.names)))
+    write_refitted(parent, tmp_path / "next", changed, {}, {})
+    after = read_bundle(tmp_path / "next")
+    assert after.index is not None
+    expected = calibrate(after.index, item_index._users(after), after.model.item_vectors_ND)
+    assert after.info.index == {"reorder": after.index.reorder, "recall": round(expected, 5), "at": LIST}
+    too_little, no_library = ("item_index.RECALL", 1.1), ("bundle.can_index", lambda: False)
+    for name, value in (too_little, no_library):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"recsys.registry.{name}", value)
+            write_refitted(parent, tmp_path / "without", changed, {}, {})
+        found = read_bundle(tmp_path / "without")
+        assert found.index is None and found.info.index == {} and not (tmp_path / "without" / INDEX).exists()
 
 
 def test_a_damaged_index_is_refused(indexed: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
 from recsys.registry.bundle import read_bundle, write_bundle
-from recsys.registry.register import _active, register
+from recsys.registry.register import active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.batch import recommend_all
 from recsys.serving.recommender import Recommender
@@ -129,7 +129,7 @@ def test_in_one_process_all_ways_are_equal(served: Served) -> None:
     """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the recommender."""
     import mlflow
 
-    with _active(served.uri):
+    with active(served.uri):
         frame = mlflow.pyfunc.load_model("models:/pocket@champion").predict(REQUESTS)
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
@@ -369,11 +369,12 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # most of it is the download of torch
 def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) -> None:
     """A fresh environment with what the model's requirements.txt names and nothing else."""
     import mlflow
 
-    with _active(served.uri):
+    with active(served.uri):
         model = Path(mlflow.artifacts.download_artifacts("models:/pocket@champion", dst_path=str(tmp_path / "model")))
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv/bin/python"

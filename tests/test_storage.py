@@ -5,6 +5,7 @@ The server is moto's, in a process of its own; Arrow, boto3 and MLflow speak to 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -406,6 +407,18 @@ def test_a_run_folder_is_where_another_machine_finds_it(bucket: str) -> None:
     assert len(read_bytes(f"{bucket}/runs/one/history.jsonl").splitlines()) == 2
     assert load_config(f"{bucket}/runs/one/config.yaml").seed == 7
     assert ".lock" not in names(f"{bucket}/runs/one")
+
+
+def test_what_locks_nothing_leaves_nothing_there(bucket: str) -> None:
+    """A server runs for weeks beside the trainings of its run folder, whose log it must not replace by its own."""
+    config = remote_config(bucket)
+    with open_run(config, "serve", io.StringIO(), locks=False) as serving:
+        assert names(bucket) == []
+        with open_run(config, "train", io.StringIO()) as folder:
+            folder.progress("the training's line")
+        serving.progress("the server's line")
+    assert b"training's line" in (log := read_bytes(f"{bucket}/runs/one/run.log")) and b"server's" not in log
+    assert not serving.root.exists()
 
 
 def test_a_failing_stage_names_the_remote_folder_and_lets_go(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:

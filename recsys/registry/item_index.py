@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.registry.bundle import INDEX, Bundle, read_bundle, seal
+from recsys.registry.bundle import INDEX, Bundle, read_bundle, read_files, seal
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 from recsys.serving.retrieval import LIST, RECALL, ItemIndex, calibrate, can_index
@@ -30,7 +30,6 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
     """
     folder = Path(folder)
     bundle = read_bundle(folder)
-    vectors_ND = bundle.model.item_vectors_ND
     if bundle.num_items <= exact_items or bundle.index is not None:
         return ""
     if not can_index():
@@ -38,14 +37,34 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
             f"every one of {bundle.num_items:,} items will be scored: for an index, which is faster, run "
             "`pip install 'multigrain[serve]'` and register again"
         )
-    index = ItemIndex.build(vectors_ND)
-    reached = calibrate(index, _users(bundle), vectors_ND)
+    index = ItemIndex.build(bundle.model.item_vectors_ND)
+    index.write(folder / INDEX)
+    reached = _measure(folder, bundle, index)
     if reached < RECALL:
         return f"an index would find {reached:.4f} of the exact lists, less than {RECALL}: every item will be scored"
-    index.write(folder / INDEX)
-    bundle.info.index = {"reorder": index.reorder, "recall": round(reached, 5), "at": LIST}
-    seal(folder, bundle.info)
     return f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f}, lists {index.reorder} times too long"
+
+
+def measure_again(folder: Path) -> None:
+    """Measure the index of a bundle whose users' vectors have changed: it may need longer lists, or be of no use.
+
+    One that cannot be measured here, as its library is missing, goes as well.
+    """
+    bundle = read_files(folder)
+    if INDEX in bundle.info.files:
+        _measure(folder, bundle, bundle.index)
+
+
+def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
+    """Seal the bundle with what its index finds, or without one that finds too little; returns the recall."""
+    reached = calibrate(index, _users(bundle), bundle.model.item_vectors_ND) if index is not None else 0.0
+    if index is None or reached < RECALL:
+        (folder / INDEX).unlink()
+        bundle.info.index = {}
+    else:
+        bundle.info.index = {"reorder": index.reorder, "recall": round(reached, 5), "at": LIST}
+    seal(folder, bundle.info)
+    return reached
 
 
 def _users(bundle: Bundle) -> Any:

@@ -34,6 +34,7 @@ from recsys.registry.bundle import (
     finish,
     read_bundle,
 )
+from recsys.registry.item_index import measure_again
 from recsys.registry.register import pinned, resolve
 from recsys.registry.sealed import check_file, damaged, writing_aside
 from recsys.storage.uris import is_remote
@@ -118,7 +119,7 @@ def write_refitted(
     extra: dict[str, Any],
     card: str = "",
 ) -> None:
-    """The parent's bundle with some parameters of its encoders changed and nothing else.
+    """The parent's bundle with some parameters of its encoders changed and nothing else, but what is measured of them.
 
     Args:
         parent: the model.
@@ -143,3 +144,4 @@ def write_refitted(
         for stale in (DESCRIPTION, SELF_TEST, CARD):
             (aside / stale).unlink(missing_ok=True)
         finish(aside, info, card)
+        measure_again(aside)

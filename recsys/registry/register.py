@@ -22,8 +22,8 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import CARD, DESCRIPTION, Bundle, read_bundle
 from recsys.registry.card import short_card
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
-from recsys.storage.mirror import downloaded
-from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
+from recsys.storage.mirror import download, downloaded
+from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket
 from recsys.storage.uris import is_remote, within
 
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
@@ -79,16 +79,17 @@ def register(
     return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", f"models:/{name}/{number}")
 
 
-def resolve(uri: str, tracking_uri: str) -> Path:
+def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder with a bundle.
 
-    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a temporary folder.
+    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a temporary folder. With ``into``
+    they, and models of a local store, are copied to that folder, which is the caller's to remove.
 
     Raises:
         ArtifactError: no such model, alias, version or bundle; lists what is registered.
     """
     if is_remote(uri):
-        return _bundle_at(uri)
+        return _bundle_at(uri, into)
     if not uri.startswith("models:"):
         return bundle_in(Path(uri), uri)
     from mlflow import MlflowException
@@ -97,7 +98,9 @@ def resolve(uri: str, tracking_uri: str) -> Path:
     name, number = _version(uri, tracking_uri)
     try:
         with active(tracking_uri):
-            folder = download_artifacts(artifact_uri=f"models:/{name}/{number}")
+            folder = download_artifacts(
+                artifact_uri=f"models:/{name}/{number}", dst_path=None if into is None else str(into)
+            )
     except (MlflowException, OSError) as error:
         raise ArtifactError(f"{uri} (version {number}) is registered, but its files cannot be read: {error}") from None
     return bundle_in(Path(folder), uri)
@@ -235,17 +238,40 @@ def bundle_in(folder: Path, asked: str) -> Path:
     )
 
 
-def _bundle_at(uri: str) -> Path:
-    """As :func:`_bundle_in`, of a remote folder: the bundle alone is downloaded."""
+def _bundle_at(uri: str, into: Path | None) -> Path:
+    """As :func:`bundle_in`, of a remote folder: the bundle alone is downloaded."""
+    place = _place_of(uri)
+    if into is None:
+        folder = downloaded(place)
+    else:
+        folder = into / "bundle" if download(place, into / "bundle") else None
+    if folder is None:
+        raise _no_bundle_at(uri)
+    return folder
+
+
+def description_at(uri: str) -> bytes:
+    """The ``bundle.json`` of a remote folder: all that is needed to see whether its model is another one.
+
+    Raises:
+        ArtifactError: as :func:`resolve`.
+    """
+    return read_bytes(within(_place_of(uri), DESCRIPTION))
+
+
+def _place_of(uri: str) -> str:
+    """The remote bundle's folder: the folder itself, or ``bundle`` in it."""
     for place in (uri, within(uri, "bundle")):
         filesystem, inner = filesystem_of(within(place, DESCRIPTION))
         with reaching(place):
-            found = filesystem.get_file_info(inner).is_file
-        folder = downloaded(place) if found else None
-        if folder is not None:
-            return folder
+            if filesystem.get_file_info(inner).is_file:
+                return place
     refuse_missing_bucket(uri)
-    raise ArtifactError(
+    raise _no_bundle_at(uri)
+
+
+def _no_bundle_at(uri: str) -> ArtifactError:
+    return ArtifactError(
         f"{uri} holds no model bundle ({DESCRIPTION} is missing); give a run folder, a bundle's folder or "
         "models:/NAME@ALIAS"
     )

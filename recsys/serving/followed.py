@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recsys.registry.bundle import CARD, DESCRIPTION, Bundle, read_bundle
-from recsys.registry.register import pinned, resolve
+from recsys.registry.register import description_at, pinned, resolve
+from recsys.storage.uris import is_remote
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,22 @@ class Followed:
         """
         if self.uri.startswith("models:"):
             return pinned(self.uri, self.tracking_uri)
-        content = (resolve(self.uri, self.tracking_uri) / DESCRIPTION).read_bytes()
+        if is_remote(self.uri):
+            content = description_at(self.uri)
+        else:
+            content = (resolve(self.uri, self.tracking_uri) / DESCRIPTION).read_bytes()
         return f"{self.uri} of SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
 
     def load(self, version: str) -> tuple[Bundle, dict[str, Any]]:
-        """The model of a :meth:`version` and what is to be said of it.
+        """The model of a :meth:`version` and what is to be said of it; what is downloaded for that goes again.
 
         Raises:
             ArtifactError: its files are missing or damaged.
         """
         registered = self.uri.startswith("models:")
-        folder = resolve(version if registered else self.uri, self.tracking_uri)
-        bundle = read_bundle(folder)
+        with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+            folder = resolve(version if registered else self.uri, self.tracking_uri, Path(into))
+            bundle, card = read_bundle(folder), _card(folder)
         info = bundle.info
         _, _, alias = self.uri.partition("@") if registered else ("", "", "")
         name, _, number = version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
@@ -52,7 +58,7 @@ class Followed:
             "dataset": info.dataset,
             "metrics": info.metrics,
             "index": info.index,
-            "card": _card(folder),
+            "card": card,
         }
         return bundle, about
 

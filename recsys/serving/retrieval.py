@@ -1,10 +1,11 @@
 """The items that are worth a score: the whole catalogue exactly, or those that an index of it names.
 
-Why not a graph (HNSW) or cells (IVF), which are faster still: both miss the items that win by their length, and on
-vectors with little structure neither came to recall .9 at any price. The index keeps four bits of every direction of
-every item and looks at *all* of them (product quantisation, Jégou et al. 2011, scanned in registers, André et al.
-2017): it cannot miss an item for where it lies, only for how coarsely it is kept, and a list some times too long,
-scored again exactly, mends that. How many times is measured on users of the model when it is registered.
+Why not a graph (HNSW) or cells (IVF), which look at fewer items: by inner product both can miss items that win by their
+length, and with the few settings tried on 10⁵ synthetic vectors (docs/dead-ends.md) their recall stayed below .9; how
+they do when tuned, or on vectors of a trained model, has not been measured. The index keeps four bits of every
+direction of every item and looks at *all* of them (product quantisation, Jégou et al. 2011, scanned in registers, André
+et al. 2017): it cannot miss an item for where it lies, only for how coarsely it is kept, and a list some times too
+long, scored again exactly, mends that. How many times is measured on users of the model when it is registered.
 
 Legend: B requests, R list length, C candidates, D width, N items.
 """
