@@ -110,6 +110,12 @@ class RunFolder:
             for path in paths:
                 self.remote.publish(path)
 
+    def part(self, name: str) -> RunFolder:
+        """A folder inside this one with artefacts of its own, as of a search."""
+        root = self.root / name
+        root.mkdir(exist_ok=True)
+        return RunFolder(root, self.progress, self.remote and self.remote.part(name))
+
     def shown(self, path: Path) -> str:
         """An artefact as people and other machines find it."""
         if self.remote is None:

@@ -22,12 +22,15 @@ from recsys.config import Config, FusionSearchConfig, build_config
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
-from recsys.errors import ConfigError
+from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.metrics import list_metrics, ndcg_at, parse_metric
 from recsys.evaluation.ranking import countable, rank
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle
+from recsys.registry.register import resolve
+from recsys.storage.mirror import upload
+from recsys.storage.places import read_bytes
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.context import TrainContext
@@ -290,6 +293,29 @@ def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, ca
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
     assert "the model stays as it is: no other setting" in capsys.readouterr().out
     assert not (root / "fusion/bundle").exists() and (root / "bundle").exists()
+
+
+def test_a_search_in_a_run_folder_on_an_object_store(tmp_path: Path, bucket: str, capsys: Captured) -> None:
+    here, there = tmp_path / "run", f"{bucket}/run"
+    config = settings(evolution={"dropout": 0.0, "input_dropout": 0.0}, social={"dropout": 0.0})
+    write_run(here, config, world(here / "dataset"), {"evolution": 0.05, "social": 1.0})
+    upload(here, there)
+    content = config.model_dump(mode="json") | {"run": {"dir": there}, "registry": {"name": "walks"}}
+    content["tracking"] = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    content["tune"]["fusion"]["settings"] = 20
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    command = ["tune", "--config", str(tmp_path / "c.yaml")]
+    assert main(command) == 0
+    assert f"report      {there}/fusion/report.html" in capsys.readouterr().out
+    report = json.loads(read_bytes(f"{there}/fusion/fusion.json"))
+    assert report["changed"] and report["parent"] == f"{there}/bundle"
+    assert read_bundle(resolve(f"{there}/fusion", "")).info.extra["parent"]["uri"] == f"{there}/bundle"
+    assert json.loads(read_bytes(f"{there}/fusion/registered.json"))["version"] == 1
+    assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
+    with pytest.raises(ArtifactError, match="holds no model bundle"):
+        resolve(f"{there}/fusion", "")  # of the search before
+    assert main([*command, "--tune.search", "trials"]) == 2
+    assert "is remote, but a sweep writes everything to disk" in capsys.readouterr().err
 
 
 def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:

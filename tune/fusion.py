@@ -13,7 +13,7 @@ Legend: Q queries, K granularities.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,11 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     trained = open_trained(config, folder, dataset)
     check(trained, folder)
     parent = parent_of(config, folder, dataset, trained)  # before the search, which may take minutes
-    ours = RunFolder(folder.root / FOLDER, folder.progress)
-    ours.root.mkdir(exist_ok=True)
+    ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
-    with Tracker(config, f"{config.run.name or FOLDER} weights", parent_id=remembered_run(config)) as tracker:
+    with Tracker(
+        config, f"{config.run.name or FOLDER} weights", parent_id=remembered_run(config, folder.root)
+    ) as tracker:
         ours.tracker = tracker
         with folder.progress.stage("cache"):
             trials, frozen = cached(config, dataset, trained, folder)
@@ -84,7 +85,8 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
         render_report(ours.report, report, dataset.manifest.name)
         for path in (ours.root / "fusion.json", ours.report):
             tracker.log_file(path)
-    folder.progress.plain(closing_table(report, str(ours.report)))
+        ours.publish(ours.report)
+    folder.progress.plain(closing_table(report, ours.shown(ours.report)))
     return report
 
 
@@ -282,6 +284,8 @@ def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, train
     elif not (folder.bundle / DESCRIPTION).is_file():
         write_bundle(folder.bundle, trained.frozen, dataset, {"refit": trained.refit}, trained.weights)
     parent = open_parent(uri, tracking_uri(config))
+    if folder.remote is not None and parent.folder == folder.bundle:
+        parent = replace(parent, uri=folder.shown(folder.bundle))
     ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.bundle.model))
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
         raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then try again")

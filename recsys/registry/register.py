@@ -243,11 +243,11 @@ def _bundle_at(uri: str, into: Path | None) -> Path:
     place = _place_of(uri)
     if into is None:
         folder = downloaded(place)
-    else:
-        folder = into / "bundle" if download(place, into / "bundle") else None
-    if folder is None:
-        raise _no_bundle_at(uri)
-    return folder
+        if folder is not None:
+            return folder
+    elif download(place, into / "bundle"):
+        return into / "bundle"
+    raise _no_bundle_at(uri)
 
 
 def description_at(uri: str) -> bytes:

@@ -32,6 +32,12 @@ class Mirror:
         self._asked: set[str] = set()
         self._known: dict[Path, tuple[int, int]] = {}  # size and time of what is the same on both sides
 
+    def part(self, name: str) -> Mirror:
+        """The mirror of a folder inside; what one has brought up the other one knows."""
+        part = Mirror(self.root / name, within(self.place, name))
+        part._known = self._known
+        return part
+
     def fetch(self, name: str) -> Path:
         """A file or folder by its name below the root, brought here the first time, unless it was made here."""
         path = self.root / name
