@@ -1,7 +1,7 @@
 """How long answers take: every item scored against the index, and the two servers on the loopback; one JSON line.
 
-    python benchmarks/serving.py items --num 10000 100000 1000000 --width 64
-    python benchmarks/serving.py http --url http://127.0.0.1:8000/invocations --model DIR --requests 1000
+    PYTHONPATH=. python benchmarks/serving.py items --num 10000 100000 1000000 --width 64
+    PYTHONPATH=. python benchmarks/serving.py http --url http://127.0.0.1:8000/invocations --model DIR --requests 1000
 
 ``items`` needs no server and no model: vectors with little structure (clusters in a few dimensions under as much noise
 that is alike in all), of differing lengths, as inner products search; users are means of some items, with noise. It
