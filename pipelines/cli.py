@@ -68,6 +68,7 @@ def user_message(error: BaseException) -> str | None:
     Ray wraps what a task raised (``cause``) and Ray Train what its workers raised (``worker_failures``).
     """
     from recsys.errors import UserError
+    from recsys.registry.tracking import outage
     from recsys.storage.places import message_of
 
     waiting: list[BaseException] = [error]
@@ -83,9 +84,9 @@ def user_message(error: BaseException) -> str | None:
         found = [cause for cause in inner if isinstance(cause, BaseException)]
         if isinstance(current, UserError) and not hasattr(current, "cause"):
             return str(current)
-        storage = message_of(current)
-        if storage is not None:
-            return storage
+        outside = message_of(current) or outage(current)
+        if outside is not None:
+            return outside
         waiting += found
     return None
 

@@ -6,14 +6,14 @@ they speak about, not with a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from pipelines.folder import RunFolder
 from pipelines.session import quiet
-from recsys.config import Config
-from recsys.registry.tracking import RUN_FILE, Tracker, remembered_run
+from recsys.config import Config, redact
+from recsys.registry.tracking import RUN_FILE, Tracker, impatient, remembered_run
 
 
 @contextmanager
@@ -36,16 +36,79 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
             folder.tracker = None
 
 
-def log_epoch(tracker: Tracker, values: dict[str, Any]) -> None:
+class EpochLog:
+    """The reports of a training's epochs on their way to MLflow: each arrives once, whatever happens meanwhile.
+
+    Why: a server that is gone must not stop a training, a killed driver's last epochs may not have been written down,
+    and a training that goes on from a checkpoint reports the epochs after it again.
+    """
+
+    def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self._tracker, self._say = tracker, say
+        self._known = _logged_epochs(tracker)
+        self._is_gone = False
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        """Log an epoch; when the server does not answer at once, :meth:`complete` will."""
+        try:
+            with impatient():
+                self._log(values)
+        except Exception as error:  # of requests, urllib3, MLflow or a database: none is worth hours of training
+            if not self._is_gone:
+                said = redact(str(error).strip().split("\n")[0])[:200]
+                self._say(f"tracking fails, training goes on; what is missing is sent at its end ({said})")
+            self._is_gone = True
+        else:
+            if self._is_gone:
+                self._say("tracking answers again")
+            self._is_gone = False
+
+    def complete(self, history: list[dict[str, Any]]) -> None:
+        """Log the epochs that have not arrived, with all of MLflow's patience.
+
+        Raises:
+            MlflowException: the server still does not answer.
+        """
+        missing = [values for values in history if _identity(values) not in self._known]
+        for values in missing:
+            self._log(values)
+        if missing and self._tracker.enabled:
+            self._say(f"sent {len(missing)} epochs to MLflow that were missing there")
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        identity = _identity(values)
+        if identity not in self._known:
+            log_epoch(self._tracker, values)
+            self._known.add(identity)
+
+
+def log_epoch(tracker: Tracker, values: Mapping[str, Any]) -> None:
     """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``, ``join.loss``, …."""
-    phase = values.get("phase", "select")
-    prefix = "train" if phase == "select" else phase
-    plain = {"phase", "epoch", "epochs"}
-    own = {"loss", "lr", "seconds"}
-    metrics = {
-        f"{prefix if name in own else 'valid'}.{name}": value for name, value in values.items() if name not in plain
-    }
+    plain, own = {"phase", "epoch", "epochs"}, {"loss", "lr", "seconds"}
+    prefix = _prefix(values)
+    metrics = {f"{prefix if key in own else 'valid'}.{key}": value for key, value in values.items() if key not in plain}
     tracker.log_metrics(metrics, step=int(values["epoch"]))
+
+
+def _prefix(values: Mapping[str, Any]) -> str:
+    phase = str(values.get("phase", "select"))
+    return "train" if phase in ("select", "checked") else phase
+
+
+def _identity(values: Mapping[str, Any]) -> tuple[str, int, float]:
+    """The metric of an epoch's loss, its step and value; an epoch that is trained again ends with the same loss."""
+    return f"{_prefix(values)}.loss", int(values["epoch"]), float(values["loss"])
+
+
+def _logged_epochs(tracker: Tracker) -> set[tuple[str, int, float]]:
+    if not tracker.enabled:
+        return set()
+    names = ("train.loss", "refit.loss", "join.loss")
+    return {
+        (name, int(metric.step), float(metric.value))
+        for name in names
+        for metric in tracker.client.get_metric_history(tracker.run_id, name)
+    }
 
 
 def log_evaluation(tracker: Tracker, metrics: dict[str, Any]) -> None:

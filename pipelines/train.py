@@ -16,7 +16,7 @@ from pipelines.folder import RunFolder
 from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import open_dataset
 from pipelines.session import ray_session
-from pipelines.tracking import log_epoch, tracked
+from pipelines.tracking import EpochLog, tracked
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
@@ -49,11 +49,15 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     }
     if config.run.resume and is_trained(folder, identity):
         folder.progress(f"{folder.model} is trained already")
-        return open_trained(config, folder, dataset)
+        result = open_trained(config, folder, dataset)
+        with tracked(config, folder) as tracker:  # its driver may have been lost before all was written down
+            EpochLog(tracker, folder.progress).complete(result.history)
+        return result
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
         from recsys.training.ray_train import NOTE, train_on_ray
 
         tracker.log_dataset(dataset.manifest, dataset.root)
+        log_epoch = EpochLog(tracker, folder.progress)
         preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
 
         def report(values: dict[str, Any]) -> None:
@@ -61,7 +65,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
                 folder.progress(values[NOTE])
                 return
             folder.progress(epoch_line(values))
-            log_epoch(tracker, values)
+            log_epoch(values)
 
         result = train_on_ray(config, dataset, validate, report, descent.start if descent else None)
         folder.forget_model()
@@ -69,6 +73,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         origin = {"dataset": dataset.root, **identity, **({"parent": descent.parent} if descent else {})}
         folder.write_json(folder.model / ORIGIN, origin)
         folder.publish(folder.model)
+        log_epoch.complete(result.history)
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
         again = ", then trained again on training and validation" if result.refit else ""
         as_is = ", the model as it was" if result.best_epoch == 0 else ""

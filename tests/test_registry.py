@@ -18,7 +18,7 @@ from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import read_bundle, write_bundle
-from recsys.registry.register import RegisteredModel, register, resolve
+from recsys.registry.register import RegisteredModel, _interrupted, register, resolve
 from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
@@ -195,6 +195,18 @@ def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
         again.log_metrics({"late": 1})
     run = found.get_run(again.run_id)
     assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
+
+
+def test_a_version_that_was_made_before_an_interruption_is_taken(registered: Registered) -> None:
+    sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "pocket"}}
+    config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "e"), "resume": True})
+    with Tracker(config, run_id=registered.run_id, apart=True) as tracker:
+        assert register(tracker, registered.bundle, config, METRICS) == registered.model
+    found = client(registered.uri)
+    (version,) = found.search_model_versions("name = 'pocket'")
+    for other in ({"weights.sha256": "0" * 64}, {"run_id": "0" * 32}, {"metric.ndcg_at_20": "0.5"}):
+        assert _interrupted(found, "pocket", {**version.tags, **other}) == 0
+    assert _interrupted(found, "pocket", version.tags) == 1 and _interrupted(found, "wallet", version.tags) == 0
 
 
 def test_a_run_that_was_deleted_since_is_opened_anew(registered: Registered) -> None:

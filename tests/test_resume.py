@@ -10,6 +10,7 @@ import torch
 from recsys.config import Config
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, save_checkpoint
+from recsys.training.ray_train import _finished
 from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
 from tests.handmade import small_world
 from tests.test_training import settings
@@ -58,6 +59,17 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path: Path, damage: st
     assert whole is not None and (whole / "progress.json").read_text() == (old / "progress.json").read_text()
     assert "is damaged" in notes[0] and "trying the one before" in notes[0]
     assert first_sound(found[:1], "progress", tmp_path / "others", notes.append) is None
+
+
+def test_a_last_checkpoint_that_is_not_whole_is_no_finished_training(tmp_path: Path) -> None:
+    """Its folder came with only some of its files: the disk was full."""
+    run = run_name(DIGEST)
+    checkpoint(tmp_path, run, 1, 1)
+    (tmp_path / run / "checkpoint_2026-01-01_00-00-02.000" / "trained").mkdir(parents=True)
+    found = find_checkpoints(str(tmp_path), f"train-{DIGEST}")
+    assert _finished(found) is None
+    whole = first_sound(found, "progress", tmp_path / "copies", print)
+    assert whole is not None and (whole / "progress.json").is_file()
 
 
 def test_nothing_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:

@@ -281,6 +281,11 @@ def test_trained_model_survives_the_disk(tmp_path: Path) -> None:
     queries = dataset.histories().queries(Split.TEST)
     torch.testing.assert_close(loaded.frozen.scores(queries), result.frozen.scores(queries), rtol=1e-3, atol=1e-3)
     assert loaded.history == result.history and loaded.best_epoch == result.best_epoch
+    file = tmp_path / "model/model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"damaged \(model\.safetensors is not what was written\)"):
+        load_trained(tmp_path / "model")
     (tmp_path / "model/trained.json").unlink()
     with pytest.raises(ArtifactError, match="holds no trained model"):
         load_trained(tmp_path / "model")

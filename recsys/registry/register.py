@@ -19,7 +19,7 @@ import recsys
 from recsys.config import Config
 from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
-from recsys.registry.bundle import CARD, DESCRIPTION, Bundle, read_bundle
+from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
 from recsys.registry.card import short_card
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.storage.mirror import download, downloaded
@@ -60,18 +60,21 @@ def register(
         raise ConfigError(f"registry.alias: got {alias!r}, expected letters, digits, _ and -, and not v1 or latest")
     bundle = read_bundle(bundle_folder)
     registry = tracker.client
-    with active(tracker.uri):
-        logged = _log_model(tracker, Path(bundle_folder), bundle)
-        _ensure_name(registry, name)
-        created = registry.create_model_version(
-            name,
-            source=logged.model_uri,
-            run_id=tracker.run_id,
-            model_id=logged.model_id,
-            tags=_version_tags(tracker, bundle, metrics),
-            description=_description(bundle, config, metrics),
-        )
-    number = int(created.version)
+    tags = _version_tags(tracker, bundle, metrics)
+    number = _interrupted(registry, name, tags) if config.run.resume else 0
+    if not number:
+        with active(tracker.uri):
+            logged = _log_model(tracker, Path(bundle_folder), bundle)
+            _ensure_name(registry, name)
+            created = registry.create_model_version(
+                name,
+                source=logged.model_uri,
+                run_id=tracker.run_id,
+                model_id=logged.model_id,
+                tags=tags,
+                description=_description(bundle, config, metrics),
+            )
+        number = int(created.version)
     registry.set_registered_model_alias(name, alias, str(number))
     tracker.set_tags({"registered_model": f"models:/{name}/{number}"})
     if CARD in bundle.info.files:
@@ -184,6 +187,12 @@ def _example(bundle: Bundle) -> Any:
     return pd.DataFrame([{**nothing, **row, "k": 5} for row in rows])
 
 
+def _interrupted(registry: Any, name: str, tags: Mapping[str, str]) -> int:
+    """The version that an interrupted command of the same run has made of this very model already; 0 for none."""
+    found = registry.search_model_versions(f"name = '{name}' and run_id = '{tags['run_id']}'")
+    return max((int(one.version) for one in found if tags.items() <= one.tags.items()), default=0)
+
+
 def _ensure_name(registry: Any, name: str) -> None:
     from mlflow import MlflowException
 
@@ -198,6 +207,7 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
     own = metrics.get("model", metrics)
     return {
         **{mlflow_name(f"metric.{key}"): f"{value:.6g}" for key, value in numbers(own).items()},
+        "weights.sha256": bundle.info.files[WEIGHTS].sha256,
         "dataset.content_hash": str(bundle.info.dataset.get("content_hash", "")),
         "dataset.name": str(bundle.info.dataset.get("name", "")),
         "granularities": ", ".join(bundle.info.granularities),

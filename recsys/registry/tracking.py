@@ -71,7 +71,7 @@ class Tracker:
         if not self.enabled:
             return self
         try:
-            with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}):  # a wrong address should be said at once
+            with impatient(retries=2):  # a wrong address should be said at once
                 self._client = client(self.uri)
                 self._open()
         except UserError:
@@ -362,12 +362,30 @@ def mlflow_name(key: str) -> str:
     return re.sub(r"[^\w\-./ ]", "_", key.replace("@", "_at_"))[:250]
 
 
+def outage(error: BaseException) -> str | None:
+    """The message of an MLflow server that stopped answering; None for any other error."""
+    text = str(error)
+    if type(error).__module__.split(".")[0] != "mlflow" or "API request to" not in text:
+        return None
+    return (
+        f"the tracking server does not answer any more ({redact(_first_line(error))[:300]}); start it, and go on with "
+        "the same command and --resume"
+    )
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def impatient(retries: int = 0) -> Iterator[None]:
+    """Give an MLflow server up after seconds for the length of a block; by default MLflow tries for minutes."""
+    with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
+        yield
 
 
 @contextmanager

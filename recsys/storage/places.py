@@ -46,6 +46,7 @@ _SILENT: Final = re.compile(
     r"NETWORK_CONNECTION|curlCode|REQUEST_TIMEOUT|Could not connect|Connect timeout|Read timeout|ConnectionClosed"
     r"|Connection was closed|Retry policy exhausted"
 )
+_FULL: Final = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|database or disk is full)[^\n]*")
 
 
 def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -164,8 +165,10 @@ def explain(error: BaseException, place: str, doing: str = "read") -> StorageErr
 
 
 def message_of(error: BaseException) -> str | None:
-    """The message of an error that storage raised somewhere inside a library; None for any other error."""
+    """The message of an error that storage raised somewhere inside a library, or of a full disk; None for any other."""
     text = str(error)
+    if (full := _FULL.search(text)) is not None:
+        return f"the disk is full ({full.group()}); free space there, and go on with the same command and --resume"
     if isinstance(error, OSError) and "AWS Error" in text:
         found = re.search(r"key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'", text)
         return str(explain(error, f"s3://{found['bucket']}/{found['key']}" if found else "s3://"))

@@ -137,6 +137,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
         "refit": result.refit,
         "seconds": result.seconds,
         "choices": result.choices,
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
     }
     (folder / "trained.json").write_text(json.dumps(description, indent=1))
 
@@ -151,6 +152,9 @@ def load_trained(folder: Path) -> TrainResult:
         raise ArtifactError(f"{folder} holds no trained model; run `recsys train` with the same configuration first")
     try:
         description = json.loads((folder / "trained.json").read_text())
+        for name, digest in description.get("sha256", {}).items():
+            if _sha256(folder / name) != digest:
+                raise ValueError(f"{name} is not what was written")
         config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")

@@ -27,7 +27,7 @@ from ray.util.queue import Empty, Queue
 
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import ConfigError, UserError
+from recsys.errors import ArtifactError, ConfigError, UserError
 from recsys.storage.places import filesystem_of
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
@@ -120,12 +120,12 @@ def train_on_ray(
 
 
 def _finished(checkpoints: list[str]) -> TrainResult | None:
-    """The model of a training that came to its end before its driver was lost."""
+    """The model of a training that came to its end before its driver was lost; None where it is not whole."""
     if not checkpoints:
         return None
-    with Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder:
-        trained = Path(folder) / MODEL_FOLDER
-        return load_trained(trained) if trained.is_dir() else None
+    with Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder, suppress(ArtifactError):
+        return load_trained(Path(folder) / MODEL_FOLDER)
+    return None
 
 
 def _worker(settings: dict[str, Any]) -> None:

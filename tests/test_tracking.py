@@ -1,0 +1,89 @@
+"""Epochs on their way to MLflow, on a real SQLite store: each once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowException
+
+from pipelines.cli import user_message
+from pipelines.tracking import EpochLog
+from recsys.config import Config, build_config
+from recsys.registry.tracking import Tracker, outage
+
+DOWN = MlflowException("API request to http://user:word@host:1/api failed with exception: refused\nand more")
+
+
+def configured(run: Path, enabled: bool = True) -> Config:
+    model = {"granularities": {"evolution": {"enabled": True}}}
+    tree = {"run": {"dir": str(run)}, "data": {"source": {"kind": "synthetic"}}, "model": model}
+    return build_config({**tree, "tracking": {"enabled": enabled}})
+
+
+def report(phase: str, epoch: int, loss: float) -> dict[str, Any]:
+    own = {"ndcg@10": 0.5} if phase == "select" else {}
+    return {"phase": phase, "epoch": epoch, "epochs": 3, "loss": loss, "lr": 0.1, "seconds": 0.01, **own}
+
+
+HISTORY = [report("select", 1, 3.1), report("select", 2, 1 / 3), report("refit", 1, 3.0), report("refit", 2, 0.3)]
+
+
+def steps(tracker: Tracker, name: str) -> list[tuple[int, float]]:
+    return [(one.step, one.value) for one in tracker.client.get_metric_history(tracker.run_id, name)]
+
+
+def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured(tmp_path / "run")
+    said: list[str] = []
+    with Tracker(config) as tracker:
+        log = EpochLog(tracker, said.append)
+        log(HISTORY[0])
+        log({**HISTORY[0], "seconds": 7.0})  # trained again after a worker was lost
+        with monkeypatch.context() as patch:
+            patch.setattr(tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(DOWN))
+            log(HISTORY[1])
+            log(HISTORY[2])
+        assert len(said) == 1 and "training goes on" in said[0] and "word" not in said[0]
+        log(HISTORY[3])
+        assert said[1:] == ["tracking answers again"]
+        log.complete(HISTORY)
+        assert said[2:] == ["sent 2 epochs to MLflow that were missing there"]
+        log.complete(HISTORY)
+        run_id = tracker.run_id
+    with Tracker(config, run_id=run_id) as tracker:  # as after a driver was lost
+        again = EpochLog(tracker, said.append)
+        again(HISTORY[3])
+        again.complete([{**HISTORY[0], "phase": "checked"}, *HISTORY[1:], report("select", 1, 2.9)])
+        assert sorted(steps(tracker, "train.loss")) == [(1, 2.9), (1, 3.1), (2, 1 / 3)]
+        assert sorted(steps(tracker, "refit.loss")) == [(1, 3.0), (2, 0.3)]
+        assert sorted(step for step, _ in steps(tracker, "valid.ndcg_at_10")) == [1, 1, 2]
+    assert said[-1] == "sent 1 epochs to MLflow that were missing there"
+
+
+def test_without_tracking_nothing_is_logged(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Tracker(configured(tmp_path, enabled=False)) as tracker:
+        log = EpochLog(tracker, said.append)
+        log(HISTORY[0])
+        log.complete(HISTORY)
+    assert not said and not list(tmp_path.iterdir())
+
+
+def test_a_silent_server_is_one_message() -> None:
+    said = outage(DOWN)
+    assert said is not None and "word" not in said and "--resume" in said and "\n" not in said
+    assert outage(MlflowException("no such run")) is None and outage(OSError("API request to")) is None
+
+
+def test_a_full_disk_is_one_message() -> None:
+    """Wherever it happened: in a task of Ray, in safetensors or in SQLite."""
+    lost = RuntimeError("a task failed")
+    lost.cause = OSError(errno.ENOSPC, "No space left on device", "/small/run/part.parquet")  # type: ignore[attr-defined]
+    texts = ("I/O error: No space left on device (os error 28)", "(sqlite3.OperationalError) database or disk is full")
+    for error in (lost, *(RuntimeError(f"first line\n{text}\nlast line") for text in texts)):
+        said = user_message(error)
+        assert said is not None and said.startswith("the disk is full (") and "--resume" in said and "\n" not in said
+    assert "/small/run/part.parquet" in str(user_message(lost))
