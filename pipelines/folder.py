@@ -35,11 +35,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-import yaml
-
 from pipelines.progress import Progress
 from recsys import __version__
-from recsys.config import Config, dump_config, redacted
+from recsys.config import Config, dump_config, parse_yaml, redacted
 from recsys.errors import ArtifactError, ConfigError, UserError
 from recsys.storage.uris import is_remote, within, without_query
 
@@ -283,10 +281,10 @@ def write_atomically(path: Path, text: str) -> None:
 def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted key → (before, after) of what differs from an earlier ``config.yaml``; where to run is no difference."""
     try:
-        before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = _flat(parse_yaml(path.read_bytes(), str(path)))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ConfigError):
         return {"config.yaml": ("unreadable", "written anew")}
     after = _flat(config.model_dump(mode="json"))
     keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

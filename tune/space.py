@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, get_args
 
 import yaml
 
-from recsys.config import Config, build_config, set_path
+from recsys.config import Config, build_config, parse_yaml, set_path
 from recsys.errors import ConfigError, choices
 
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
@@ -203,9 +203,10 @@ def _shipped() -> str:
 
 def _read(place: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(place.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{place} is not valid YAML: {error}") from None
+        content = place.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be read: {error.strerror}; check its permissions") from None
+    tree = parse_yaml(content, f"{place} is not valid YAML", _Loader)
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"{place}: expected dotted paths with their values, got {_kind_of(tree)}")
     strange = [key for key in tree if not isinstance(key, str)]

@@ -50,6 +50,10 @@ def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Confi
         return Config.model_validate(_expand(tree, ""))
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, where)) from None
+    except RecursionError:
+        raise ConfigError(
+            f"wrong configuration in {where}: a value is nested too deeply, or holds itself through a YAML alias (&, *)"
+        ) from None
 
 
 def dump_config(config: Config) -> str:
@@ -97,18 +101,26 @@ def parse_value(dotted: str, text: str) -> Any:
     >>> parse_value("evaluate.ks", "[5, 10]")
     [5, 10]
     """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{dotted}: {text!r} is not a YAML value ({error})") from None
+    value = parse_yaml(text, f"--{dotted}: {text!r} is not a YAML value")
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def parse_yaml(content: bytes | str, problem: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """What a text says; ``problem`` begins the message of the error.
+
+    Raises:
+        ConfigError: it is not YAML in UTF-8, or a value is not what its tag or form says, such as the day 2020-13-45.
+    """
     try:
-        tree = yaml.safe_load(_content(path).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        text = content.decode() if isinstance(content, bytes) else content
+        return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
+    except Exception as error:  # PyYAML lets through whatever int(), datetime and the depth of nesting raise
+        said = str(error) if isinstance(error, (yaml.YAMLError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{problem}: {said}") from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    tree = parse_yaml(_content(path), f"{path} is not valid YAML")
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -352,9 +352,25 @@ class RequestEncoder:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = finite(value)
+    if number is None:
         raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a finite number")
-    return float(value)
+    return number
+
+
+def finite(value: Any) -> float | None:
+    """A number of JSON as a float; None for anything else, and for integers that no float can hold.
+
+    >>> finite(2), finite(True), finite(float("inf")), finite(10**400)
+    (2.0, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _category(value: Any, where: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.data.attributes import finite
 from recsys.data.histories import Array
 from recsys.errors import DataError, RequestError, choices
 
@@ -62,9 +63,10 @@ class ContextColumn:
         if value is None:
             return MISSING
         if self.values is None:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+            number = finite(value)
+            if number is None:
                 raise RequestError(f"{where}: got {value!r}, expected a finite number or null")
-            return int(number_codes(np.array([value], dtype=np.float64), self.mean, self.std)[0])
+            return int(number_codes(np.array([number]), self.mean, self.std)[0])
         if not isinstance(value, str):
             raise RequestError(
                 f"{where}: got {value!r} ({type(value).__name__}), expected a string or null (categories are text: put "

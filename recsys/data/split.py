@@ -131,13 +131,14 @@ def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: i
     """
     while True:
         width = -(-(high - low + 1) // _BINS)
+        low = high + 1 - _BINS * width  # the bins end at ``high``: what lies above it is in the rank already
         counts = histogram(low, width)
         from_top = np.cumsum(counts[::-1])
         position = int(np.searchsorted(from_top, rank))
         assert position < _BINS, "fewer values than the rank asked for"
         rank -= int(from_top[position - 1]) if position else 0
         low += (_BINS - 1 - position) * width
-        high = min(low + width - 1, high)
+        high = low + width - 1
         if width == 1:
             return low
 

@@ -72,7 +72,7 @@ def read_call(path: str, body: bytes, max_requests: int) -> Call:
         RequestError: a malformed request.
     """
     try:
-        content = json.loads(body, parse_constant=_no_constant)
+        content = _json(body)
     except (ValueError, RecursionError) as error:
         raise CallError(400, f"the body is no JSON: {str(error) or 'nested too deeply'}") from None
     rows = _invoked(content) if path == INVOCATIONS else content if isinstance(content, list) else [content]
@@ -93,6 +93,18 @@ def refusal(path: str, error: CallError) -> Reply:
 def reply_json(status: int, content: Any, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
     """Numbers with all digits that they have, text as it is."""
     return Reply(status, json.dumps(content, allow_nan=False, ensure_ascii=False).encode(), headers=headers)
+
+
+def _json(body: bytes) -> Any:
+    """What a body says, of numbers and text that an answer can repeat."""
+    text = body.decode("utf-8-sig")
+    content = json.loads(text, parse_constant=_no_constant)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half a character (a lone surrogate)") from None
+    return content
 
 
 def _no_constant(name: str) -> Any:
@@ -118,6 +130,8 @@ def _rows(kind: str, given: Any) -> list[Any]:
         if not isinstance(given, Mapping) or not {"columns", "data"} <= set(given):
             raise CallError(400, "dataframe_split: expected an object with columns and data")
         columns, data = given["columns"], given["data"]
+        if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+            raise CallError(400, f"dataframe_split: columns: got {str(columns)[:80]}, expected a list of field names")
         if not isinstance(data, list) or any(not isinstance(row, list) or len(row) != len(columns) for row in data):
             raise CallError(400, f"dataframe_split: expected rows of {len(columns)} values, as there are columns")
         return [dict(zip(columns, row, strict=True)) for row in data]

@@ -137,8 +137,8 @@ def read_header(file: InputFile, dialect: Dialect) -> Header:
     if not rest.strip():
         found = "only a header" if newline or line.strip() else "nothing"
         raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
-    text = line.decode(dialect.encoding).removeprefix("\ufeff").rstrip("\r")
-    names = next(_reader(text, dialect), [])
+    text = line.decode(dialect.encoding).removeprefix("\ufeff").rstrip("\r").replace("\r", " ")
+    names = _split(text, dialect)
     return Header(tuple(name.strip() for name in names), len(line) + 1)
 
 
@@ -172,7 +172,7 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
         kind = "a Parquet file" if head.startswith(b"PAR1") else "binary data"
         raise SourceError(f"{file.path} is {kind}, not delimited text; correct the file or data.source.format")
     lines = head.split(b"\n")[:-1] or [head]
-    wrong = [number for number, line in enumerate(lines, 1) if not _decodable(line, encoding)]
+    wrong = [number for number, line in enumerate(lines, 1) if not decodable(line, encoding)]
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):
         raise SourceError(
             f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first {len(lines)} are not); "
@@ -203,7 +203,7 @@ def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
     if data.count(b"\r") != data.count(b"\r\n"):
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")  # a lone carriage return does not end a row
     has_open_lines = dialect.quoted and not dialect.multiline and _QUOTE in data
-    if not has_open_lines:
+    if not has_open_lines and decodable(data, "utf-8"):  # Arrow prints a traceback for a short row of other bytes
         try:
             return _parse_fast(data, span, num_columns, dialect)
         except (pa.ArrowInvalid, _Miscounted):
@@ -273,8 +273,8 @@ def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
         if not text.strip():
             continue
         is_open = dialect.quoted and open_after(line, dialect.delimiter.encode(), False)
-        cells = [] if is_open else next(_reader(text, dialect), [])
-        if len(cells) != num_columns or not _decodable(line, "utf-8"):
+        cells = [] if is_open else _split(text, dialect)
+        if len(cells) != num_columns or not decodable(line, "utf-8"):
             broken.append((row, text))
         else:
             good.append(cells)
@@ -284,10 +284,16 @@ def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
     return Cells(pa.table(columns), numbers, [row for row, _ in broken], [text for _, text in broken])
 
 
-def _reader(text: str, dialect: Dialect) -> Iterator[list[str]]:
-    if dialect.quoted:
-        return csv.reader([text], delimiter=dialect.delimiter)
-    return csv.reader([text], delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE)
+def _split(text: str, dialect: Dialect) -> list[str]:
+    """The cells of one row; none where it is no row of this dialect."""
+    if not dialect.quoted:
+        return text.split(dialect.delimiter)
+    if len(text) > csv.field_size_limit():
+        csv.field_size_limit(len(text))  # of the process; Arrow's parser, which reads most rows, has no limit
+    try:
+        return next(csv.reader([text], delimiter=dialect.delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
@@ -303,7 +309,7 @@ def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
         yield from held.split(b"\n")
 
 
-def _decodable(line: bytes, encoding: str) -> bool:
+def decodable(line: bytes, encoding: str) -> bool:
     try:
         line.decode(encoding)
     except UnicodeDecodeError:
@@ -312,8 +318,5 @@ def _decodable(line: bytes, encoding: str) -> bool:
 
 
 def _head(file: InputFile) -> bytes:
-    try:
-        with file.stream() as stream:
-            return bytes(stream.read(_HEAD_BYTES))
-    except OSError as error:
-        raise SourceError(f"{file.path} cannot be read: {error}; is it really gzip-compressed?") from None
+    with file.stream() as stream:
+        return bytes(stream.read(_HEAD_BYTES))

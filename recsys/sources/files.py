@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,11 +49,21 @@ class InputFile:
     def compressed(self) -> bool:
         return self.name.lower().endswith(".gz")
 
-    def stream(self) -> Any:
-        """The bytes from the start, decompressed."""
+    @contextmanager
+    def stream(self) -> Iterator[Any]:
+        """The bytes from the start, decompressed.
+
+        Raises:
+            SourceError: they cannot be read, wherever in the file.
+        """
         filesystem, inner = filesystem_of(self.path)
-        with reaching(self.path):
-            return filesystem.open_input_stream(inner, compression="gzip" if self.compressed else None)
+        kind = "gzip" if self.compressed else None
+        try:
+            with reaching(self.path), filesystem.open_input_stream(inner, compression=kind) as source:
+                yield source
+        except OSError as error:
+            cure = "is it really gzip-compressed, and whole?" if kind else "check the file and the disk"
+            raise SourceError(f"{self.path} cannot be read: {error}; {cure}") from None
 
     def read(self, start: int, length: int) -> bytes:
         """Bytes ``[start, start + length)`` of the file as it is stored."""

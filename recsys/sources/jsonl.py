@@ -16,12 +16,13 @@ import pyarrow.json
 
 from recsys.data.validate import Layout
 from recsys.errors import SourceError
-from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, with_constants
+from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, decodable, with_constants
 from recsys.sources.files import InputFile
 from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
+_SURROGATE: Final = b"\\ud"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class JsonlPiece:
 
     def _block(self, data: bytes, span: Span) -> pa.Table:
         keys = {key: kind for key, _, kind in self.fields}
-        cells = _parse_fast(data, span, keys) or _parse_lines(data, span, keys)
+        cells = _parse_fast(data, span, keys) if decodable(data, "utf-8") else None  # Arrow does not look
+        cells = cells or _parse_lines(data, span, keys)
         raw = cells.table.rename_columns([column for _, column, _ in self.fields])
         raw = with_constants(raw, self.constants)
         return assemble(raw, cells, self.layout, Origin(self.file.name, self.index, ", "))
@@ -163,8 +165,11 @@ def _text(value: Any) -> str | None:
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
+    """The object of a line; None where there is none, or where it escapes half a character (a lone surrogate)."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())  # of bytes, json would take UTF-16 and halves of characters as well
+        if _SURROGATE in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

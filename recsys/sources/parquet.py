@@ -45,6 +45,7 @@ class ParquetPiece:
                 parquet = pq.ParquetFile(source, page_checksum_verification=True)
                 groups = [self.group]
                 for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
+                    batch.validate(full=True)  # texts that are no UTF-8 would otherwise fail who reads them
                     yield pa.Table.from_batches([batch]).select(names)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(
