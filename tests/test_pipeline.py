@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from pipelines.prepare import open_dataset
 from pipelines.progress import Progress
 from pipelines.run import headline_table, verdict
 from pipelines.train import open_trained
-from recsys.config import load_config
+from recsys.config import Config, load_config
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.evaluation.ranking import rank
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
 
 KS = [5, 10]
 
@@ -202,3 +205,45 @@ def test_closing_words_put_the_best_first_and_say_how_sure() -> None:
     rows = [line.split() for line in headline_table(metrics).splitlines()]
     assert rows == [["ndcg@5", "recall@5"], ["ease", "0.3500", "0.4000"], ["multigrain", "0.3000", "0.5000"]]
     assert verdict(metrics).startswith("below ease, the best baseline: ndcg@5 -0.0500")
+
+
+def _retrained(world: Path) -> dict[str, Any]:
+    """`recsys evaluate` with every variant trained anew: what the metrics hold of them, the report beside."""
+    arguments = ["--evaluate.ablation", "retrain"]
+    assert main(["evaluate", "--config", str(world / "tiny.yaml"), *arguments]) == 0
+    found: dict[str, Any] = json.loads((world / "run" / "metrics.json").read_text())["ablation"]["retrained"]
+    assert {group: set(entries) for group, entries in found.items()} == {
+        "off": {"evolution", "social"},
+        "alone": {"evolution", "social"},
+        "fusion": {"weighted", "gated"},
+    }
+    for group in ("off", "alone"):
+        for entry in found[group].values():
+            assert 0 <= entry["value"] <= 1 and entry["low"] <= entry["difference"] <= entry["high"]
+    assert found["off"]["evolution"] == found["alone"]["social"], "the same model"
+    html = (world / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Left out, trained anew" in html and "Other fusions, trained anew" in html
+    return found
+
+
+def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the loop without Ray, each of the four different ones once; asked again, all are found."""
+    from recsys.training import ray_train
+
+    trainings: list[list[str]] = []
+
+    def here(config: Config, dataset: Any, validate: Any, report: Any) -> Any:
+        trainings.append(list(config.model.granularities.enabled()))
+        return fit(config, dataset, validate, TrainContext())
+
+    monkeypatch.setattr(ray_train, "train_on_ray", here)
+    shutil.rmtree(world / "run" / "ablation", ignore_errors=True)
+    first = _retrained(world)
+    assert sorted(trainings) == [["evolution"], ["evolution", "social"], ["evolution", "social"], ["social"]]
+    assert _retrained(world) == first and len(trainings) == 4
+
+
+@pytest.mark.slow
+def test_the_retrained_ablation_runs_to_its_end(world: Path) -> None:
+    shutil.rmtree(world / "run" / "ablation", ignore_errors=True)
+    _retrained(world)
