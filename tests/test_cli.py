@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -60,13 +59,11 @@ def test_help_lists_every_verb(capsys: Captured) -> None:
 
 
 def test_help_is_fast() -> None:
-    """No Ray, no torch, no pydantic: the fastest of three starts takes no more than a bare Python and a bit."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pipelines.cli", "--help"], cwd=ROOT, check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.3
+    """It imports nothing that takes its time."""
+    program = "import sys; from pipelines.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    heavy = {"ray", "torch", "mlflow", "pydantic", "yaml", "numpy", "pyarrow", "pandas", "polars"}
+    assert "pipelines.cli" in done.stderr.split() and not heavy & set(done.stderr.split())
 
 
 def test_help_of_a_verb_lists_sections_keys_types_defaults_and_meanings(capsys: Captured) -> None:
