@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Everything is installed in .venv beside this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check coverage slow clean
+.PHONY: help demo test check coverage slow bench bench-peers clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -49,6 +49,19 @@ coverage: $(VENV)/installed-dev ## the same, with the lines that no test runs
 slow: $(VENV)/installed-dev ## the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" --timeout 1800
 
+bench-peers: ## environments of their own for the peers that the benchmarks run beside ours
+	for peer in rectools recbole; do $(PYTHON) -m venv .venv-$$peer; done
+	.venv-rectools/bin/python -m pip install --quiet 'torch>=2.13,<2.14' 'rectools[torch]==0.19.0'
+	.venv-recbole/bin/python -m pip install --quiet 'torch>=2.13,<2.14' recbole==1.2.1 'numpy<2' ray 'setuptools<80'
+
+bench: $(VENV)/installed-dev ## the short benchmarks, one line of JSON each; the public data in RECSYS_DATA
+	$(BIN)/python -m benchmarks.training_speed --data ml-100k
+	$(BIN)/python -m benchmarks.ranking_speed --data ml-100k
+	$(BIN)/python -m benchmarks.text_encoding
+	$(BIN)/python -m benchmarks.prepare_speed
+	$(BIN)/python -m benchmarks.worker_scaling --data ml-100k
+	$(BIN)/python -m benchmarks.ray_overhead --data ml-100k
+
 clean: ## remove the environment and the caches, keep runs and data
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	rm -rf $(VENV) .venv-rectools .venv-recbole .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
