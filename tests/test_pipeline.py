@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
         "registry": {"name": "tiny"},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    before = signal.getsignal(signal.SIGINT)
     assert main(["run", "--config", str(folder / "tiny.yaml")]) == 0
+    assert signal.getsignal(signal.SIGINT) is before, "Ray Train's own would keep Ctrl-C from what comes after training"
     return folder
 
 

@@ -274,5 +274,9 @@ def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, cap
 
     job = Interrupted([], ["STOPPED"])
     config = load_config(DEMO, [("submit.on_interrupt", what)]).submit
-    assert submit.watch(job, "a", config) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
+    try:
+        assert submit.watch(job, "a", config) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert job.stopped == (what == "stop") and said in capsys.readouterr().err

@@ -7,6 +7,7 @@ Rank 0 puts each epoch's report on a queue actor, which the driver drains, so on
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -99,9 +100,12 @@ def train_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
+    before = signal.getsignal(signal.SIGINT)
     try:
         checkpoint = trainer.fit().checkpoint
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)  # Ray Train leaves its own there, which knows this training alone
         drain.stop()
         for ended in filter(None, (queue, orders)):
             with suppress(Exception):
