@@ -1,0 +1,139 @@
+"""Equal seed, configuration and number of workers: equal metrics and equal tensors on a CPU, to the last digit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from tests.handmade import leave_last, write_dataset
+
+ROOT = Path(__file__).parents[1]
+ITEMS = 30
+USERS = 60
+TRAINED = ("behaviour", "evolution", "collaborative", "social", "stratum", "profile")
+
+
+def write_world(folder: Path) -> None:
+    """Users who walk around a circle of items, with friends, attributes and texts."""
+    random = np.random.default_rng(0)
+    walks = [[int(s + step) % ITEMS for step in range(n)] for s, n in random.integers((0, 6), (ITEMS, 12), (USERS, 2))]
+    write_dataset(
+        folder,
+        [leave_last(*walk, kind=user % 2) for user, walk in enumerate(walks)],
+        ITEMS,
+        event_types=("view", "buy"),
+        friends=[(user, (user * 7 + 1) % USERS) for user in range(USERS) if (user * 7 + 1) % USERS != user],
+        text_width=8,
+        user_columns={"town": pa.array([f"t{user % 4}" for user in range(USERS)])},
+    )
+
+
+def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
+    """Train, and say every metric in all its digits and a hash of every tensor."""
+    import torch
+
+    from recsys.config import build_config
+    from recsys.data.dataset import PreparedDataset
+    from recsys.evaluation.validation import Validator
+    from recsys.training.context import TrainContext
+    from recsys.training.loop import fit
+
+    torch.set_num_threads(threads)
+    on: dict[str, Any] = {name: {"enabled": True} for name in TRAINED}
+    on["stratum"] |= {"num_strata": [2, 3]}
+    on["profile"] |= {"min_frequency": 1}
+    on["item_cf"] = {"enabled": True}
+    train = {"epochs": 2, "batch_size": 16, "metric": "ndcg@5", "loss": {"kind": loss, "num_negatives": 8}}
+    model = {"width": 16, "max_history": 6, "granularities": on, "fusion": {"kind": fusion, "signal_dropout": 0.2}}
+    config = build_config({"model": model, "train": train, "evaluate": {"ks": [5]}})
+    result = fit(config, PreparedDataset(folder), Validator.of(config), TrainContext())
+    tensors = {name: tensor for name, tensor in result.frozen.encoders.state_dict().items()}
+    tensors["items"] = result.frozen.item_vectors_ND
+    digests = {
+        name: hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+        for name, tensor in tensors.items()
+    }
+    history = [sorted((name, repr(value)) for name, value in r.items() if name != "seconds") for r in result.history]
+    return {"history": history, "tensors": digests}
+
+
+def in_a_fresh_process(folder: Path, hash_seed: int, threads: int, fusion: str, loss: str) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
+    words = [sys.executable, "-W", "ignore", "-m", "tests.test_determinism", str(folder), str(threads), fusion, loss]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("threads", "fusion", "loss"), [(1, "gated", "full_softmax"), (2, "learned", "sampled_softmax")]
+)
+def test_a_training_is_the_same_in_another_process(tmp_path: Path, threads: int, fusion: str, loss: str) -> None:
+    """Processes that order their sets differently."""
+    write_world(tmp_path / "data")
+    one = in_a_fresh_process(tmp_path / "data", 1, threads, fusion, loss)
+    two = in_a_fresh_process(tmp_path / "data", 2, threads, fusion, loss)
+    assert len(one["history"]) >= 2 and len(one["tensors"]) > 20
+    differ = sorted(name for name in one["tensors"] if one["tensors"][name] != two["tensors"].get(name))
+    assert (one["history"], differ) == (two["history"], [])
+
+
+CONFIG: dict[str, Any] = {
+    "data": {
+        "source": {"kind": "synthetic", "num_users": 300, "num_items": 120, "num_partitions": 3},
+        "text": {"enabled": False},
+        "num_shards": 3,
+    },
+    "model": {
+        "width": 16,
+        "item": {"text": False},
+        "granularities": {
+            "evolution": {"enabled": True},
+            "collaborative": {"enabled": True},
+            "social": {"enabled": True},
+            "knowledge": {"enabled": True},
+            "stratum": {"enabled": True},
+            "profile": {"enabled": True},
+            "item_cf": {"enabled": True},
+        },
+    },
+    "train": {"epochs": 2, "threads": 1},
+    "evaluate": {"ks": [5, 20]},
+    "ray": {"num_cpus": 2},
+}
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_the_same_again(tmp_path: Path) -> None:
+    """`recsys run` twice, in processes of their own: prepared data, metrics and recommendations, all but the times."""
+    found = []
+    for number in (1, 2):
+        tree = {**CONFIG, "run": {"dir": str(tmp_path / f"run{number}")}}
+        tree["tracking"] = {"uri": f"sqlite:///{tmp_path}/mlflow{number}.db"}
+        path = tmp_path / f"config{number}.yaml"
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+        words = [sys.executable, "-m", "pipelines.cli", "run", "--config", str(path)]
+        environment = {**os.environ, "PYTHONHASHSEED": str(number), "RAY_USAGE_STATS_ENABLED": "0"}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics = json.loads((tmp_path / f"run{number}/metrics.json").read_text(encoding="utf-8"))
+        metrics.pop("timing")
+        manifest = json.loads((tmp_path / f"run{number}/dataset/manifest.json").read_text(encoding="utf-8"))
+        found.append((metrics, manifest["counts"], manifest["content_hash"]))
+    assert found[0] == found[1]
+
+
+if __name__ == "__main__":
+    folder, threads, fusion, loss = sys.argv[1:]
+    print(json.dumps(fitted(folder, int(threads), fusion, loss)))
