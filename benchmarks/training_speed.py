@@ -113,6 +113,7 @@ def settings(folder: str, epochs: int) -> Config:
                         "weight": 1.0,
                         "layers": 2,
                         "heads": 2,
+                        "feed_forward": 1,
                         "positions": "absolute",
                         "dropout": 0.2,
                         "input_dropout": 0.2,

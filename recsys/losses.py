@@ -11,7 +11,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-_MAX_LOGITS: Final = 2**23  # logits held at a time: 32 MB of float32, about what a cache and a core like
+_MAX_LOGITS: Final = 2**23  # logits held at a time: 32 MB of float32
+_CACHED_LOGITS: Final = 2**18  # what a CPU's core keeps near it: 1 MB
+_MIN_ROWS: Final = 128  # of a CPU's chunk where they fit above: below, products are slow
+_MAX_SHIFTLESS: Final = 60.0  # logits of at most this size need no shift: their exponentials and sums stay in float32
 
 
 def full_softmax(
@@ -44,15 +47,27 @@ class _FullSoftmax(torch.autograd.Function):
         users_BD, items_SD = users_BD.float(), items_SD.float()
         user_grad, item_grad = torch.empty_like(users_BD), torch.zeros_like(items_SD)
         total = torch.zeros((), device=users_BD.device)
-        rows = max(1, _MAX_LOGITS // max(1, len(items_SD)))
-        for start in range(0, len(users_BD), rows):
-            chunk_bD, weight_b = narrow_BD[start : start + rows], weights_B[start : start + rows]
-            logits_bS = (chunk_bD @ narrow_SD.T).float()
-            log_z_b = logits_bS.logsumexp(1)
-            total += (weight_b * log_z_b).sum()
-            pull_bS = logits_bS.sub_(log_z_b[:, None]).exp_().mul_(weight_b[:, None]).to(chunk_bD.dtype)
-            user_grad[start : start + rows] = pull_bS @ narrow_SD
-            item_grad += pull_bS.T @ chunk_bD
+        shift, num_rows = _needs_shift(users_BD, items_SD), _num_rows(items_SD)
+        room_bS = narrow_BD.new_empty(min(num_rows, len(users_BD)), len(items_SD))
+        for start in range(0, len(users_BD), num_rows):
+            rows = slice(start, start + num_rows)
+            chunk_bD, weight_b = narrow_BD[rows], weights_B[rows]
+            logits_bS = torch.mm(chunk_bD, narrow_SD.T, out=room_bS[: len(chunk_bD)]).float()
+            if shift:
+                top_b1 = logits_bS.amax(1, keepdim=True)
+                total += weight_b @ top_b1[:, 0]
+                logits_bS -= top_b1
+            exp_bS = logits_bS.exp_()
+            z_b = exp_bS.sum(1)
+            total += weight_b @ z_b.log()
+            share_b1 = (weight_b / z_b)[:, None]  # of the softmax, on the small side of both products
+            exp_bS = exp_bS.to(chunk_bD.dtype)
+            user_grad[rows] = share_b1 * (exp_bS @ narrow_SD)
+            pull_bD = (share_b1 * chunk_bD).to(chunk_bD.dtype)
+            if pull_bD.dtype == item_grad.dtype:
+                item_grad.addmm_(exp_bS.T, pull_bD)
+            else:
+                item_grad += exp_bS.T @ pull_bD
         _pull_targets(users_BD, items_SD, pairs_P, targets_P, (1 - smoothing) * weights_P, user_grad, item_grad)
         hits_P = (users_BD[pairs_P] * items_SD[targets_P]).sum(1)
         total -= (1 - smoothing) * (weights_P * hits_P).sum()
@@ -68,6 +83,22 @@ class _FullSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         user_grad, item_grad = ctx.saved_tensors
         return grads[0] * user_grad, grads[0] * item_grad, None, None, None, None
+
+
+def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:
+    """Whether the largest logit has to be taken off before the exponential. By norms on a CPU; a GPU does it anyway,
+    where asking costs more."""
+    if users_BD.device.type != "cpu" or not len(users_BD):
+        return True
+    return float(users_BD.norm(dim=1).max() * items_SD.norm(dim=1).max()) > _MAX_SHIFTLESS
+
+
+def _num_rows(items_SD: Tensor) -> int:
+    """Queries of a chunk."""
+    most = max(1, _MAX_LOGITS // max(1, len(items_SD)))
+    if items_SD.device.type != "cpu":
+        return most
+    return min(most, max(_MIN_ROWS, _CACHED_LOGITS // max(1, len(items_SD))))
 
 
 def _as_autocast(tensor: Tensor) -> Tensor:

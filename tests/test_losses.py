@@ -39,6 +39,17 @@ def test_gradients_are_those_of_autograd_also_in_small_chunks(monkeypatch: pytes
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("length", [1.0, 60.0])  # logits that need no shift, and some whose exponentials overflow
+def test_logits_of_any_size_are_those_of_autograd(length: float) -> None:
+    users, items, pairs, targets = setup()
+    users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
+    found = torch.autograd.grad(full_softmax(users, items, pairs, targets, torch.ones(4)), [users, items])
+    naive = torch.nn.functional.cross_entropy((users @ items.T)[pairs], targets, reduction="sum")
+    assert float((users @ items.T).exp().isinf().any()) == (length > 1)
+    for got, expected in zip(found, torch.autograd.grad(naive, [users, items]), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_smoothing_is_cross_entropy_with_smoothed_labels() -> None:
     users, items, pairs, targets = setup()
     found = full_softmax(users, items, pairs, targets, torch.ones(4), smoothing=0.2)

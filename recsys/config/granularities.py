@@ -41,6 +41,7 @@ class EvolutionConfig(GranularityConfig):
     positions: Literal["absolute", "relative", "both"] = Field("both", description="how attention knows the order")
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
+    feed_forward: int = Field(4, ge=1, description="inner width of attention's blocks, in widths of the model")
     dropout: float = Field(0.3, ge=0, lt=1)
     input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
     states: Literal["cell", "parallel", "formula"] = Field(

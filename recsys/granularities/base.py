@@ -241,15 +241,6 @@ def gather_queries(values_ULD: Tensor, batch: Batch) -> Tensor:
     return picked_BD * (batch.seen_B > 0)[:, None].to(picked_BD.dtype)
 
 
-def causal_mask(batch: Batch) -> Tensor:
-    """[U, L, L] bool: may position i look at position j? Real events, not later than i; padding looks at itself."""
-    length = batch.history_UL.shape[1]
-    device = batch.history_UL.device
-    lower_LL = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    own_LL = torch.eye(length, dtype=torch.bool, device=device)
-    return (lower_LL & batch.mask_UL[:, None, :]) | own_LL
-
-
 def heads_error(name: str, heads: int, width: int) -> ConfigError:
     """Heads that do not divide the width."""
     return ConfigError(f"model.granularities.{name}.heads {heads} does not divide model.width {width}")

@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 from recsys.config import BehaviourConfig
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.dropout import Dropout
 from recsys.granularities.user_text import UserText
 
 
@@ -52,7 +53,7 @@ class Behaviour(Granularity):
         nn.init.zeros_(self.type_bias.weight)
         self.age_decay_H = nn.Parameter(torch.full((config.heads,), -2.0))
         self.lag_decay_H = nn.Parameter(torch.linspace(0.0, 1.0, config.heads)) if sizes.ordered else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         return {} if self.user_text is None else self.user_text.state(graphs)

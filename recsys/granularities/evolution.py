@@ -21,16 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from recsys.config import EvolutionConfig
 from recsys.data.batches import Batch
 from recsys.errors import ConfigError
-from recsys.granularities.base import (
-    Granularity,
-    ItemView,
-    ModelSizes,
-    State,
-    causal_mask,
-    gather_queries,
-    heads_error,
-)
+from recsys.granularities.base import Granularity, ItemView, ModelSizes, State, gather_queries, heads_error
 from recsys.granularities.context import AskedContext, ContextVectors, hide
+from recsys.granularities.dropout import Dropout
 from recsys.granularities.interest import Fuse, InterestStates
 
 NUM_TIME_BUCKETS = 16  # of attention's biases, log2 of minutes: under a minute … over three weeks
@@ -65,7 +58,7 @@ class Evolution(Granularity):
         self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
         nn.init.zeros_(self.type_embedding.weight)
         self.scale = math.sqrt(width)  # of item vectors, which are small beside the cell's weights
-        self.dropout = nn.Dropout(config.input_dropout)
+        self.dropout = Dropout(config.input_dropout)
         self.norm = nn.LayerNorm(width)
         two = config.states != "cell"
         self.cell: nn.Module
@@ -166,7 +159,7 @@ class CausalAttention(nn.Module):
         super().__init__()
         if sizes.width % config.heads:
             raise heads_error("evolution", config.heads, sizes.width)
-        self.blocks = nn.ModuleList(Block(sizes.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(sizes.width, config) for _ in range(config.layers))
         length, relative = sizes.max_history + 1, config.positions != "absolute"
         self.lag_bias_LH = nn.Parameter(_older_is_fainter(length, config.heads)) if relative else None
         self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
@@ -176,21 +169,24 @@ class CausalAttention(nn.Module):
         self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
 
     def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
-        length = events_ULD.shape[1]
-        places_L = torch.arange(length, device=events_ULD.device)
-        bias_UHLL = torch.zeros(1, 1, length, length, device=events_ULD.device)
+        bias_UHLL = self._bias(batch, events_ULD.shape[1], events_ULD.device).to(events_ULD.dtype)
+        states_ULD = events_ULD
+        for block in self.blocks:
+            states_ULD = block(states_ULD, bias_UHLL)
+        return states_ULD
+
+    def _bias(self, batch: Batch, length: int, device: torch.device) -> Tensor:
+        """What is added to the logits, U and H 1 where all rows and heads share it; minus infinity for later events.
+        Padding is later than every real event of its row, so that nothing else needs to hide it."""
+        places_L = torch.arange(length, device=device)
+        lag_LL = places_L[:, None] - places_L
+        bias_UHLL = torch.zeros(1, 1, length, length, device=device)
         if self.lag_bias_LH is not None:
-            lag_LL = (places_L[:, None] - places_L).clamp(min=0)
-            bias_UHLL = self.lag_bias_LH[lag_LL].permute(2, 0, 1)[None]
+            bias_UHLL = self.lag_bias_LH[lag_LL.clamp(min=0)].permute(2, 0, 1)[None]
         if self.gap_bias is not None:
             gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0)
             bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(0, 3, 1, 2)
-        allowed_U1LL = causal_mask(batch)[:, None]
-        mask_UHLL = bias_UHLL.masked_fill(~allowed_U1LL, float("-inf")).to(events_ULD.dtype)
-        states_ULD = events_ULD
-        for block in self.blocks:
-            states_ULD = block(states_ULD, mask_UHLL)
-        return states_ULD
+        return bias_UHLL.masked_fill(lag_LL < 0, float("-inf"))
 
     def place(self, events_ULD: Tensor) -> Tensor:
         """Events with their positions, counted from the row's first."""
@@ -204,24 +200,29 @@ def _older_is_fainter(length: int, heads: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward of width D, each behind a norm and a residual."""
+    """Attention and a feed-forward of ``inner`` times width D, each behind a norm and a residual."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, config: EvolutionConfig) -> None:
         super().__init__()
-        self.heads, self.rate = heads, dropout
+        self.heads, self.rate, inner = config.heads, config.dropout, config.feed_forward * width
         self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
-        )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(config.dropout)
+        self.feed_forward = nn.Sequential(nn.Linear(width, inner), nn.GELU(), self.dropout, nn.Linear(inner, width))
 
-    def forward(self, states_ULD: Tensor, mask_UHLL: Tensor) -> Tensor:
+    def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm_attention(states_ULD)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        rate = self.rate if self.training else 0.0
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask_UHLL, dropout_p=rate).transpose(1, 2).flatten(2)
-        states_ULD = states_ULD + self.dropout(self.mix(mixed))
+        mixed_UHLX = self._attend(q, k, v, bias_UHLL)
+        states_ULD = states_ULD + self.dropout(self.mix(mixed_UHLX.transpose(1, 2).flatten(2)))
         forward: Tensor = self.dropout(self.feed_forward(self.norm_forward(states_ULD)))
         return states_ULD + forward
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_UHLL: Tensor) -> Tensor:
+        """Attention of every head, [U, H, L, X]; on a CPU torch's own has no kernel with dropout, and a slow detour."""
+        rate = self.rate if self.training else 0.0
+        if not rate or q.device.type != "cpu":
+            return scaled_dot_product_attention(q, k, v, attn_mask=bias_UHLL, dropout_p=rate)
+        logits_UHLL = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias_UHLL
+        return self.dropout(logits_UHLL.softmax(-1)) @ v

@@ -42,6 +42,7 @@ from recsys.granularities.base import (
     spread,
 )
 from recsys.granularities.behaviour import Behaviour
+from recsys.granularities.dropout import Dropout
 
 
 def check_facts(sizes: ModelSizes) -> None:
@@ -105,7 +106,7 @@ class FactGraph(nn.Module):
             for _ in range(config.layers)
         )
         self.activate = nn.Identity() if config.conv == "light" else nn.ReLU()
-        self.dropout = nn.Dropout(config.input_dropout)
+        self.dropout = Dropout(config.input_dropout)
         self._walk: tuple[Facts, Walk] | None = None
 
     def forward(self, items_ND: Tensor, facts: Facts) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn.functional import leaky_relu
 from recsys.config import SocialConfig
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error, spread
+from recsys.granularities.dropout import Dropout
 
 
 class Social(Granularity):
@@ -33,7 +34,7 @@ class Social(Granularity):
         self.kind, width = config.conv, sizes.width
         if config.conv == "gat" and width % config.heads:
             raise heads_error("social", config.heads, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.convs = nn.ModuleList(self._conv(config, width) for _ in range(config.layers))
         self.output = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.output.weight)  # friends' taste lives in the space of the items

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recsys.data.batches import Batch
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ModelSizes, State
+from recsys.granularities.dropout import Dropout
 
 
 class UserText(nn.Module):
@@ -33,7 +34,7 @@ class UserText(nn.Module):
             )
         self.project = nn.Linear(sizes.user_text_width, sizes.width, bias=False)
         self.norm = nn.LayerNorm(sizes.width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.hidden_share = dropout if optional else 0.0
 
     def state(self, graphs: Graphs) -> State:
