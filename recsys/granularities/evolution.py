@@ -225,4 +225,5 @@ class Block(nn.Module):
         if not rate or q.device.type != "cpu":
             return scaled_dot_product_attention(q, k, v, attn_mask=bias_UHLL, dropout_p=rate)
         logits_UHLL = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias_UHLL
-        return self.dropout(logits_UHLL.softmax(-1)) @ v
+        weights_UHLL: Tensor = self.dropout(logits_UHLL.softmax(-1))
+        return weights_UHLL @ v
