@@ -19,6 +19,7 @@ from pipelines.prepare import open_dataset
 from pipelines.promotion_record import to_markdown, version_tags
 from pipelines.session import quiet
 from recsys.config import Config, redact
+from recsys.data.bounded import asked_queries, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
 from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
@@ -158,7 +159,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     """Rank the test part with both, and ask every rule."""
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
-    queries = dataset.histories().queries(Split.TEST)
+    queries = asked_queries(dataset, Split.TEST, config)
     findings.notes.append(_what_is_compared(challenger, dataset, same))
     findings.notes += [note] if (note := _feedback_note(challenger)) else []
     scorer = ForeignScorer(challenger, dataset)
@@ -186,7 +187,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
         names = ", ".join(config.evaluate.baselines)
         folder.progress(f"measuring the baselines here, as the challenger stores none of this data: {names or 'none'}")
         refit = fitted_through(challenger) == Split.VALID
-        stored = measure_baselines(ranking, ours_B, dataset.histories(), dataset.num_items, config, refit)
+        stored = measure_baselines(ranking, ours_B, fitted_histories(dataset, config), dataset.num_items, config, refit)
     against_baselines(stored, config.promote, findings)
 
 

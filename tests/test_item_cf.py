@@ -85,7 +85,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
     torch.manual_seed(0)
     frozen: FrozenModel = build_model(config, dataset, Split.TRAIN).freeze(graphs)
     assert frozen.names == ["collaborative", "item_cf"] and frozen.item_vectors_ND.shape[1] == 8 + 4
-    queries = sample_queries(dataset.shards(), Split.VALID)
+    queries = sample_queries(dataset, Split.VALID)
     weights = frozen.encoders.fitted_weights
     choose_weights(frozen, lambda: -float(weights[0]), queries)
     assert weights.tolist() == [0.0]

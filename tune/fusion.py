@@ -26,6 +26,7 @@ from pipelines.session import quiet
 from pipelines.train import ORIGIN, open_trained
 from pipelines.update import register_changed
 from recsys.config import Config
+from recsys.data.bounded import asked_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -110,7 +111,7 @@ def cached(
 ) -> tuple[Trials, FrozenModel]:
     """The model that has not seen validation, and its scores for validation queries."""
     settings, exclude_seen = config.tune.fusion, config.evaluate.exclude_seen
-    queries, _, _ = countable(sample_queries(dataset.shards(), Split.VALID, settings.queries), exclude_seen)
+    queries, _, _ = countable(sample_queries(dataset, Split.VALID, settings.queries), exclude_seen)
     if len(queries) < 2:
         raise DataError(
             f"{dataset.root} has {len(queries)} validation queries with a target that counts, and a search needs two; "
@@ -230,7 +231,7 @@ def evaluated(
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
     counts_N, vectors_ND = dataset.item_counts_N(through), frozen.item_vectors_ND.cpu().float().numpy()
-    queries = dataset.histories().queries(split)
+    queries = asked_queries(dataset, split, config)
     found: dict[str, Any] = {}
     values: list[Array] = []
     for name, parameters in {"today": {}, "picked": changed}.items():

@@ -13,6 +13,10 @@ class EvaluateConfig(Section):
     ks: list[Annotated[int, Field(ge=1)]] = Field([10, 20], min_length=1)
     exclude_seen: bool = True
     chunk_users: int = Field(512, ge=1)
+    max_users: int = Field(100_000, ge=1, description="ranked, validation included; an even sample of users beyond")
+    max_fit_events: int = Field(
+        20_000_000, ge=1, description="baselines are fitted on; those of an even sample of users beyond"
+    )
     baselines: list[Literal["popularity", "item_knn", "ease", "als"]] = ["popularity", "item_knn", "ease", "als"]
     ease_max_items: int = Field(8_000, ge=1, description="EASE keeps the most popular items up to this number")
     bootstrap: int = Field(1000, ge=100)

@@ -240,9 +240,11 @@ class PreparedDataset:
             is_active_V[shard.users_U[shard.through(through).lengths_U > 0]] = True
         return is_active_V
 
-    def histories(self) -> Histories:
-        """All histories at once (evaluation of small data, tests)."""
-        return Histories.concat(list(self.shards()))
+    def histories(self, of_V: Array | None = None) -> Histories:
+        """The histories at once, of all users or of those marked; bound them where data may be large."""
+        if of_V is None or of_V.all():
+            return Histories.concat(list(self.shards()))
+        return Histories.concat([shard.take(np.flatnonzero(of_V[shard.users_U])) for shard in self.shards()])
 
     def social_edges(self) -> tuple[Array, Array, Array]:
         """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty without social table."""

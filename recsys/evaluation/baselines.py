@@ -218,17 +218,25 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
 
 
 def fit_baselines(
-    names: Sequence[str], histories: Histories, num_items: int, config: EvaluateConfig, metric: str, refit: bool
+    names: Sequence[str],
+    histories: Histories,
+    num_items: int,
+    config: EvaluateConfig,
+    metric: str,
+    refit: bool,
+    asked_V: Array | None = None,
 ) -> dict[str, Baseline]:
     """Choose every baseline's constants on validation and fit it for test.
 
     The choice fits on training events alone and maximises ``metric``. With ``refit``, the chosen constants are fitted
     again on training and validation, as the model is; else the fit on training alone stays. Without validation queries
-    the defaults stay and ``validation`` is None.
+    the defaults stay and ``validation`` is None. ``asked_V`` marks the users who are asked; None: all.
     """
     parse_metric(metric, tuple(QUERY_METRICS))
     train = histories.through(Split.TRAIN)
     asked = histories.queries(Split.VALID)
+    if asked_V is not None and not asked_V.all():
+        asked = asked.take(np.flatnonzero(asked_V[asked.histories.users_U]))
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     for name in names:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from recsys.config import Config
-from recsys.data.audit import audit
+from recsys.data.audit import Audit, audit
+from recsys.data.bounded import asked_queries, asked_users_V, bounds, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
@@ -110,11 +111,9 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     main = parse_metric(config.train.metric, tuple(QUERY_METRICS))
     ks = sorted({*settings.ks, main.k})
     checked = audit(dataset)
-    histories = dataset.histories()
-    queries = histories.queries(Split.TEST)
     through = Split.VALID if refit else Split.TRAIN
-    baselines = fit_baselines(settings.baselines, histories, dataset.num_items, settings, config.train.metric, refit)
-    checked.checks += audit_fits(model, baselines, histories, dataset, through).checks
+    baselines = _baselines(model, dataset, config, through, checked)
+    queries = asked_queries(dataset, Split.TEST, config)
     rankings = {
         name: rank(scorer, queries, max(ks), settings.exclude_seen, settings.chunk_users)
         for name, scorer in _scorers(model, baselines).items()
@@ -144,7 +143,7 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
         confidence=confidence,
         comparison=comparison,
         granularities=granularities,
-        data=_data(rankings[MODEL], queries, dataset, settings.exclude_seen, through),
+        data=_data(rankings[MODEL], queries, dataset, config, through),
         timing={
             "evaluate_s": time.perf_counter() - started,
             **{f"baseline_{name}_s": baseline.seconds for name, baseline in baselines.items()},
@@ -152,6 +151,17 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
         ranking=rankings[MODEL],
         extras=extras,
     )
+
+
+def _baselines(
+    model: ScoredModel, dataset: PreparedDataset, config: Config, through: Split, checked: Audit
+) -> dict[str, Baseline]:
+    """The baselines, audited, whose events are given up again."""
+    histories, asked = fitted_histories(dataset, config), asked_users_V(dataset, config)
+    names, refit = config.evaluate.baselines, through == Split.VALID
+    fitted = fit_baselines(names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked)
+    checked.checks += audit_fits(model, fitted, histories, dataset, through).checks
+    return fitted
 
 
 def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str, Scorer]:
@@ -248,7 +258,7 @@ def _granularities(
 
 
 def _data(
-    ranking: Ranking, queries: Queries, dataset: PreparedDataset, exclude_seen: bool, through: Split
+    ranking: Ranking, queries: Queries, dataset: PreparedDataset, config: Config, through: Split
 ) -> dict[str, Any]:
     return {
         "name": dataset.manifest.name,
@@ -257,10 +267,11 @@ def _data(
         "items": dataset.num_items,
         "split": dataset.manifest.split,
         "fitted_through": through.name.lower(),
-        "exclude_seen": exclude_seen,
+        "exclude_seen": config.evaluate.exclude_seen,
         "asked_queries": len(queries),
         "queries": len(ranking),
         "targets": int(ranking.num_targets_B.sum()),
         "dropped_targets": ranking.dropped_targets,
         "dropped_queries": ranking.dropped_queries,
+        **({"bounds": sampled} if (sampled := bounds(dataset, config)) else {}),
     }

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from recsys.config import Config
+from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.bootstrap import LEVEL, bootstrap_means, compare
@@ -38,7 +39,7 @@ def rating_report(model: Rater, dataset: PreparedDataset, config: Config, throug
     Baselines are fitted through ``through``; the ridge regression's dampings are chosen on validation, fitted on
     training events alone. Intervals: bootstrap over users, whose events belong together.
     """
-    histories = dataset.histories()
+    histories = fitted_histories(dataset, config)
     fitted_on = histories.through(through)
     queries, values = rated_queries(histories, Split.TEST)
     values_P = values.double().numpy()

@@ -5,13 +5,14 @@ Why not by gradient: a fitted granularity has seen every training event, so trai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import torch
 
-from recsys.data.histories import Histories, Queries, Split
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Queries, Split
 from recsys.model import FrozenModel
 
 MAX_QUERIES: Final = 4096
@@ -20,12 +21,15 @@ _COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the ratio of the sco
 _FINE: Final = (0.7, 1.4)
 
 
-def sample_queries(shards: Iterable[Histories], split: Split, most: int = MAX_QUERIES) -> Queries:
-    """At most ``most`` queries, evenly from all shards' users."""
-    histories = Histories.concat([shard.take(np.flatnonzero(shard.lengths_U > 0)) for shard in shards])
-    queries = histories.queries(split)
-    step = max(1, -(-len(queries) // most))
-    return queries.take(np.arange(0, len(queries), step))
+def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERIES) -> Queries:
+    """At most ``most`` queries, evenly from all shards' users, of which no two shards are held at a time."""
+    total = sum(len(shard.queries(split)) for shard in dataset.shards())
+    step, passed, is_asked_V = max(1, -(-total // most)), 0, np.zeros(dataset.num_users, dtype=bool)
+    for shard in dataset.shards():
+        users_B = shard.queries(split).histories.users_U
+        is_asked_V[users_B[-passed % step :: step]] = True
+        passed += len(users_B)
+    return dataset.histories(is_asked_V).queries(split)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import Config, TrainConfig
+from recsys.data.bounded import asked_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
@@ -241,7 +242,7 @@ class Phase:
         """Choose the λ of the fitted granularities on validation; a weighted fusion keeps the configured ones."""
         if self.config.model.fusion.kind != "weighted" and len(self.model.encoders.fitted_weights):
             frozen = self.model.freeze(self.graphs)
-            queries = sample_queries(self.dataset.shards(), Split.VALID)
+            queries = sample_queries(self.dataset, Split.VALID)
 
             def metric() -> float:
                 values_B = self.validate(frozen, queries)
@@ -255,7 +256,7 @@ class Phase:
         section, choices = self.config.model.fusion, self.progress.choices
         if not section.check or section.kind == "weighted":
             return False
-        queries = sample_queries(self.dataset.shards(), Split.VALID)
+        queries = sample_queries(self.dataset, Split.VALID)
 
         def metric(silent: frozenset[str]) -> Array:
             self.model.silent = silent
@@ -331,8 +332,7 @@ class Phase:
         """The mean validation metric over all workers' queries; keeps the state when it is the best so far."""
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(2)
-        for shard in self.dataset.shards():
-            queries = shard.queries(Split.VALID)
+        for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
             sums += values.sum(), len(values)

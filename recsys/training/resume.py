@@ -33,6 +33,7 @@ def training_digest(config: Config, dataset: PreparedDataset, start: Start | Non
         "model": config.model.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json", exclude=_FREE),
         "exclude_seen": config.evaluate.exclude_seen,
+        "max_users": config.evaluate.max_users,
         "data": dataset.manifest.content_hash,
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())

@@ -1,0 +1,57 @@
+"""The most memory that a process and all its descendants hold together, Ray's among them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from pathlib import Path
+
+
+class Watch(threading.Thread):
+    """Proportional set sizes, every half second: what several processes share counts once."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mib, self._over = 0.0, threading.Event()
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._over.wait(0.5):
+            self.peak_mib = max(self.peak_mib, sum(map(_pss_mib, _descendants(os.getpid()))))
+
+
+def own_peak_mib() -> float:
+    """The most that this process alone has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _descendants(root: int) -> list[int]:
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [root]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += parents.get(found[-1], [])
+    return found
+
+
+def _pss_mib(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+    except OSError:
+        return 0.0
