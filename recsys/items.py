@@ -73,6 +73,11 @@ class ItemTower(nn.Module):
             parts.append(self.text_projection(self.text(ids_S)))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
+    def update_rows(self, alone: bool) -> None:
+        """Whether a step leaves the id parts of items that it does not view as they are, see ``training.optimizer``."""
+        if self.id_ND is not None:
+            self.id_ND.sparse = alone
+
     def text(self, ids_S: Tensor | None = None) -> Tensor:
         """Text vectors [S, T] of the given items, or of all of them."""
         return self.text_NT if ids_S is None else self.text_NT[ids_S]

@@ -25,7 +25,7 @@ from recsys.data.whitening import Whitening
 from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.granularities import granularity_class
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
 from recsys.granularities.evolution import Evolution, Interest
 from recsys.granularities.rolling import expected_event, lengthen
 from recsys.items import ItemTower
@@ -105,6 +105,23 @@ class MultigrainModel(nn.Module):
     @property
     def needs_all_items(self) -> bool:
         return any(module.needs_all_items for _, module in self.encoders.each())
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether any granularity needs the table of events."""
+        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        return any(module.reads_events for module in modules)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a step samples the graph of users and items."""
+        return any(module.is_sampled for _, module in self.encoders.each())
+
+    def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        """The sorted items that a step must view to speak of the given ones; None: all."""
+        for _, module in self.encoders.each():
+            ids_S = module.widen(ids_S, graphs, key)
+        return ids_S
 
     def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
         """The items in view and the states of the granularities; all items unless ``ids_S`` names some."""

@@ -59,6 +59,10 @@ class EvolutionConfig(GranularityConfig):
 class CollaborativeConfig(GranularityConfig):
     layers: int = Field(3, ge=1)
     user_embedding: bool = Field(False, description="a row per training user instead of the fold-in (unordered data)")
+    max_edges: int = Field(
+        4_000_000, ge=0, description="larger graphs are not held: a step samples neighbours (not with user_embedding)"
+    )
+    fanout: int = Field(8, ge=1, description="neighbours of a node that a step samples")
 
 
 class SocialConfig(GranularityConfig):

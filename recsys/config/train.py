@@ -14,6 +14,9 @@ class LossConfig(Section):
         "auto", description="auto: full up to max_full_items items, sampled beyond"
     )
     max_full_items: int = Field(50_000, ge=1)
+    max_dense_items: int = Field(
+        200_000, ge=0, description="beyond, sampled_softmax updates only the id rows of the items that a step views"
+    )
     num_negatives: int = Field(1024, ge=1, description="shared by a step (sampled_softmax)")
     popularity_power: float = Field(
         0.5, ge=0, le=1, description="negatives are drawn by popularity to this power, 0: evenly; log-Q corrected"

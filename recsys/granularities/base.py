@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recsys.data.attributes import ProfileEncoding, Profiles
 from recsys.data.batches import Batch, Hidden
+from recsys.data.neighbours import Neighbours
 from recsys.errors import ConfigError
 
 
@@ -95,6 +96,9 @@ class MediaVectors:
 class Graphs:
     """What the dataset knows beside the batch: training events, friendships, facts. Built once a training.
 
+    The events are a table, or lists in files where they are too many for one, or, where no granularity reads them,
+    only counted.
+
     The normalised adjacencies are torch-geometric ``EdgeIndex`` objects, sorted and with their transposes cached.
     """
 
@@ -110,6 +114,8 @@ class Graphs:
     user_texts: UserTextVectors | None = None
     values_E: Tensor | None = None  # float32, value of every training event
     media: MediaVectors | None = None
+    neighbours: Neighbours | None = None  # the training events as lists
+    counted_N: Tensor | None = None  # float32, users of every item, where the events are not in the table
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -119,6 +125,10 @@ class Graphs:
         """The same graphs without the hidden events; these themselves when nothing is hidden."""
         if not hidden.share:
             return self
+        if self.neighbours is not None and self.counted_N is not None:
+            rest = self.neighbours.without(hidden)
+            counted_N = torch.as_tensor(rest.users_of_N.degree_X).to(self.counted_N)
+            return replace(self, neighbours=rest, counted_N=counted_N)
         users_E, items_E = self.users_E.cpu().numpy(), self.items_E.cpu().numpy()
         kept_E = torch.as_tensor(~hidden.of(users_E.astype(np.int64), items_E), device=self.users_E.device)
         values_E = None if self.values_E is None else self.values_E[kept_E]
@@ -133,7 +143,7 @@ class Graphs:
     @cached_property
     def degree_N(self) -> Tensor:
         """Users who chose an item in training, float32."""
-        return self._degree(self.items_E, self.num_items)
+        return self._degree(self.items_E, self.num_items) if self.counted_N is None else self.counted_N
 
     @cached_property
     def items_from_users(self) -> Adjacency:
@@ -176,6 +186,7 @@ def spread(matrix: Adjacency, features_XD: Tensor) -> Tensor:
 
 
 State = dict[str, Tensor]
+StepKey = tuple[int, int, int]  # seed, epoch, step: the same on every worker
 
 
 class Granularity(nn.Module):
@@ -218,6 +229,15 @@ class Granularity(nn.Module):
 
         Every worker fits from the same data and seed; the loop then hands the first worker's numbers to all.
         """
+
+    def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        """The sorted items that the next view must have, so that this granularity can speak of the given ones; None:
+        all of them. Where it samples a graph for a step, it does so here, by the step's key."""
+        return ids_S
+
+    is_sampled = False  # whether a step samples the graph of users and items instead
+
+    reads_events = True  # whether it needs the events of the graphs, more than how many users an item has
 
     reads_text = False  # whether ``forward`` looks at the items' text vectors
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own

@@ -31,6 +31,8 @@ from recsys.granularities.user_text import UserText
 class Behaviour(Granularity):
     """Attention-pooled history. Legend: U rows, L length, Q queries of a row (its last, or every position), H heads."""
 
+    reads_events = False
+
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
         super().__init__()
         reads = config.input in ("user_text", "both")

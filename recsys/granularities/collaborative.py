@@ -6,7 +6,8 @@ so a user is a sum over their history,
     z_u = |H_u|^-1/2 Σ_{i ∈ H_u} f_i,      f_i = d_i^-1/2 (L + 1)^-1 Σ_{l < L} e_i^(l),
 
 the same for a user who was in training and for one who came today; ``user_embedding`` adds a row for the former,
-which starts the propagation too. The convolution is torch-geometric's, with its transpose cached, once a step.
+which starts the propagation too. The convolution is torch-geometric's, with its transpose cached, once a step; on
+graphs beyond ``max_edges`` a step samples neighbours (see :mod:`recsys.granularities.sampling`).
 
 Legend: N items, V users, E training events, D width.
 """
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from recsys.config import CollaborativeConfig
 from recsys.data.batches import Batch
 from recsys.errors import ConfigError
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, spread
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey, spread
+from recsys.granularities.sampling import Hop, convolve, sample_hops
 
 
 class Collaborative(Granularity):
@@ -32,10 +34,12 @@ class Collaborative(Granularity):
                 "model.granularities.collaborative.user_embedding on ordered data would show every position of a "
                 "history the events behind it; set it false, or data.order none"
             )
-        self.layers = config.layers
+        self.layers, self.fanout = config.layers, config.fanout
+        self._hops: list[Hop] | None = None
         self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
         if self.users_VD is not None:
             nn.init.normal_(self.users_VD.weight, std=0.05)
+        self._ids_S: Tensor | None = None
         self._fold_ND: Tensor | None = None
         self._propagated_VD: Tensor | None = None
 
@@ -46,15 +50,27 @@ class Collaborative(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
-        return True
+        return not self.is_sampled
+
+    def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        if not self.is_sampled:
+            return ids_S
+        assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
+        device = graphs.users_E.device
+        ids_S, self._hops = sample_hops(graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device)
+        self._ids_S = ids_S
+        return ids_S
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        if self.is_sampled:
+            return self._refine_by_parts(base_ND, graphs)
         layer_VD = self.users_VD.weight if self.users_VD is not None else None
         layer_ND: Tensor | None = base_ND
         total_ND = fold_ND = base_ND
         total_VD = layer_VD
         for depth in range(self.layers):  # without user rows every other layer of a side is zero: None
-            next_VD = spread(graphs.users_from_items, layer_ND) if layer_ND is not None else None
+            unused = self.users_VD is None and depth + 1 == self.layers
+            next_VD = spread(graphs.users_from_items, layer_ND) if layer_ND is not None and not unused else None
             next_ND = spread(graphs.items_from_users, layer_VD) if layer_VD is not None else None
             layer_VD, layer_ND = next_VD, next_ND
             if next_ND is not None:
@@ -66,6 +82,27 @@ class Collaborative(Granularity):
         self._fold_ND = fold_ND * (scale * graphs.degree_N.clamp(min=1).rsqrt())[:, None]
         self._propagated_VD = total_VD * scale if total_VD is not None else None
         return total_ND * scale
+
+    def _refine_by_parts(self, base_SD: Tensor, graphs: Graphs) -> Tensor:
+        """The same by the step's sample, or without one, exactly, of the whole catalogue; only every other layer of the
+        items is not zero."""
+        assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
+        hops, degree_S = self._hops, graphs.degree_N
+        if hops is not None and self._ids_S is not None:
+            degree_S = degree_S[self._ids_S]
+        total_SD = fold_SD = layer_SD = base_SD
+        for depth in range(1, self.layers // 2 + 1):
+            if hops is None:
+                layer_SD = convolve(graphs.neighbours, layer_SD)
+            else:
+                layer_SD = base_SD
+                for hop in reversed(hops[:depth]):
+                    layer_SD = hop(layer_SD)
+            total_SD = total_SD + layer_SD
+            fold_SD = fold_SD + layer_SD if 2 * depth < self.layers else fold_SD
+        scale = 1 / (self.layers + 1)
+        self._fold_ND, self._hops, self._ids_S = fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None], None, None
+        return total_SD * scale
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         assert self._fold_ND is not None, "refine_items comes first"

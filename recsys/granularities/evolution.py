@@ -50,6 +50,8 @@ class Evolution(Granularity):
     Legend: U rows, L length, D width, H heads, B queries, C context columns.
     """
 
+    reads_events = False
+
     def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
         super().__init__()
         _check(config, sizes)

@@ -57,6 +57,8 @@ def check_facts(sizes: ModelSizes) -> None:
 class Knowledge(Granularity):
     """Attention over the facts of the history's items; items without facts are not in it."""
 
+    reads_events = False
+
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.pool = Behaviour.over("knowledge", config.heads, config.dropout, sizes)

@@ -37,6 +37,8 @@ class Media(Granularity):
         ConfigError: the dataset has no media.
     """
 
+    reads_events = False
+
     def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.pool = Behaviour.over("media", config.heads, config.dropout, sizes)

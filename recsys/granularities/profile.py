@@ -97,6 +97,8 @@ class Profile(Granularity):
         ConfigError: the dataset has no attributes.
     """
 
+    reads_events = False
+
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
         if sizes.profile is None or not (sizes.profile.users or sizes.profile.items):

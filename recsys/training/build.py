@@ -12,11 +12,13 @@ from recsys import schema
 from recsys.config import Config, ProfileConfig
 from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
+from recsys.data.histories import Array, Split
 from recsys.data.items import TEXT
+from recsys.data.neighbours import Neighbours
 from recsys.data.whitening import Whitening, whitened_width
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Facts, Graphs, MediaVectors, ModelSizes, UserTextVectors
+from recsys.granularities.collaborative import Collaborative
 from recsys.model import MultigrainModel
 
 
@@ -77,7 +79,14 @@ def build_model(
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
     sizes = model_sizes(config, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
-    return MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
+    model = MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
+    collaborative = model.encoders.granularities["collaborative"] if "collaborative" in model.encoders.names else None
+    if isinstance(collaborative, Collaborative) and collaborative.users_VD is None:
+        counts = dataset.manifest.counts
+        num_edges = counts.get("train", 0) + counts.get("valid", 0)  # of both phases: they compute alike
+        collaborative.is_sampled = num_edges > config.model.granularities.collaborative.max_edges
+        collaborative.reads_events = not collaborative.is_sampled
+    return model
 
 
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
@@ -111,19 +120,20 @@ def build_graphs(
     profile: ProfileEncoding | None = None,
     with_facts: bool = False,
     with_media: bool = False,
+    model: MultigrainModel | None = None,
 ) -> Graphs:
     """The user–item events through ``through``, each item of a user once, the friendships, and, where asked for, the
-    facts, the media and the attributes, which ``profile`` says how to read."""
-    users, items, values = [], [], []
-    for shard in dataset.shards():
-        seen = shard.through(through)
-        users.append(np.repeat(seen.users_U, seen.lengths_U).astype(np.int64))
-        items.append(seen.items_E.astype(np.int64))
-        values.append(seen.values_E)
-    pairs = np.concatenate(users) * dataset.num_items + np.concatenate(items)
-    edges, edge_of = np.unique(pairs, return_inverse=True)  # an item chosen twice is one edge
-    edge_values = np.zeros(len(edges), dtype=np.float32)
-    edge_values[edge_of] = np.concatenate(values)  # of its last event
+    facts, the media and the attributes, which ``profile`` says how to read.
+
+    The events are as ``model`` needs them: as a table, as lists in files, or counted; without a model, a table.
+    """
+    edges, edge_values, counted_N, neighbours = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), None, None
+    if model is None or model.reads_events:
+        edges, edge_values = _edges(dataset, through)
+    if model is not None and model.is_sampled:
+        neighbours = Neighbours.of_dataset(dataset, through)
+    if model is not None and not model.reads_events:
+        counted_N = _users_of_items(dataset, through) if neighbours is None else neighbours.users_of_N.degree_X
     src, dst, weight = dataset.social_edges()
     return Graphs(
         dataset.num_users,
@@ -142,7 +152,36 @@ def build_graphs(
         user_texts=_user_texts(dataset, through),
         values_E=torch.as_tensor(edge_values),
         media=build_media(dataset) if with_media else None,
+        neighbours=neighbours,
+        counted_N=None if counted_N is None else torch.as_tensor(counted_N).float(),
     )
+
+
+def _edges(dataset: PreparedDataset, through: Split) -> tuple[Array, Array]:
+    """User and item of every edge as one number, in order, and its value: that of its last event."""
+    found, values = [], []
+    for shard in dataset.shards():
+        seen = shard.through(through)
+        users_E = np.repeat(seen.users_U, seen.lengths_U).astype(np.int64)
+        pairs, pair_of = np.unique(users_E * dataset.num_items + seen.items_E, return_inverse=True)
+        value_of = np.zeros(len(pairs), dtype=np.float32)
+        value_of[pair_of] = seen.values_E
+        found.append(pairs)
+        values.append(value_of)
+    edges = np.concatenate(found)  # no user is in two shards
+    order = np.argsort(edges, kind="stable")
+    return edges[order], np.concatenate(values)[order]
+
+
+def _users_of_items(dataset: PreparedDataset, through: Split) -> Array:
+    """How many users have each item, shard by shard: [N]."""
+    counted_N = np.zeros(dataset.num_items, dtype=np.int64)
+    for shard in dataset.shards():
+        seen = shard.through(through)
+        rows_E = np.repeat(np.arange(len(seen)), seen.lengths_U)
+        pairs = np.unique(rows_E * dataset.num_items + seen.items_E)
+        counted_N += np.bincount(pairs % dataset.num_items, minlength=dataset.num_items)
+    return counted_N
 
 
 def build_facts(dataset: PreparedDataset) -> Facts | None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.config import Config, TrainConfig
+from recsys.config import Config
 from recsys.data.bounded import asked_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
@@ -37,6 +37,7 @@ from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, s
 from recsys.training.context import TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
+from recsys.training.optimizer import build_optimizer, clip_gradients
 from recsys.training.ratings import choose_constants, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
@@ -151,7 +152,7 @@ class Phase:
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
         with_facts = config.model.granularities.knowledge.enabled
         sizes = self.model.sizes
-        graphs = build_graphs(dataset, through, sizes.profile, with_facts, with_media=bool(sizes.media))
+        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
@@ -176,6 +177,8 @@ class Phase:
         if self.model.silent:
             for name, parameter in self.loss.named_parameters():
                 parameter.requires_grad_(any(f".granularities.{own}." in name for own in self.model.silent))
+        if context.world_size > 1 and context.device.type == "cuda":
+            self.model.tower.update_rows(False)  # NCCL adds up no sparse gradients
         self.optimizer = build_optimizer(self.loss, config.train)
         self.best = self.state()
         if context.resume_from is not None and (progress.epoch or progress.step):
@@ -286,7 +289,7 @@ class Phase:
             # DDP averages over workers, the loss is a mean over all of their targets
             (summed * (self.context.world_size / step.weight)).backward()
             if self.config.train.clip_norm:
-                nn.utils.clip_grad_norm_(self.loss.parameters(), self.config.train.clip_norm)
+                clip_gradients(self.loss, self.config.train.clip_norm)
             self._set_lr(epoch, step.number)
             self.optimizer.step()
             total, weight = total + summed.detach(), weight + step.weight
@@ -381,16 +384,6 @@ def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
         return 1.0
     left = 1 - (step - warm_steps) / max(num_steps - warm_steps, 1)
     return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
-
-
-def build_optimizer(loss: StepLoss, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and embeddings, not biases, norms and scalars."""
-    trainable = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), fused=True)
 
 
 def seed_everything(seed: int) -> None:

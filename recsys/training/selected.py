@@ -42,6 +42,8 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     sizes = model.sizes
     with_facts = config.model.granularities.knowledge.enabled
-    frozen = model.freeze(build_graphs(dataset, Split.TRAIN, sizes.profile, with_facts, with_media=bool(sizes.media)))
+    with_media = bool(sizes.media)
+    graphs = build_graphs(dataset, Split.TRAIN, sizes.profile, with_facts, with_media=with_media, model=model)
+    frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, trained.choices.get(KEPT, {}))
     return frozen

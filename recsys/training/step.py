@@ -15,11 +15,9 @@ from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
-from recsys.granularities.base import Graphs
+from recsys.granularities.base import Graphs, StepKey
 from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import MultigrainModel
-
-StepKey = tuple[int, int, int]  # seed, epoch, step: the same on every worker
 
 
 class StepLoss(nn.Module):
@@ -31,6 +29,7 @@ class StepLoss(nn.Module):
         num_items = model.sizes.num_items
         full = config.kind == "full_softmax" or (config.kind == "auto" and num_items <= config.max_full_items)
         self.num_negatives = 0 if full else config.num_negatives
+        model.tower.update_rows(bool(self.num_negatives) and num_items > config.max_dense_items)
         if self.num_negatives and config.label_smoothing:
             raise ConfigError("train.loss.label_smoothing acts on full_softmax only; set it 0 or the kind full_softmax")
         weight_N = (torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0) ** (
@@ -51,7 +50,9 @@ class StepLoss(nn.Module):
             log_q_M = torch.log(self.q_N[drawn_M] * self.num_negatives).float().to(batch.history_UL.device)
             negatives_M = drawn_M.to(batch.history_UL.device)
             if not self.model.needs_all_items:
-                ids_S, batch, negatives_M = self._narrow(batch, negatives_M)
+                ids_S, batch, negatives_M = self._narrow(batch, negatives_M, key)
+        if ids_S is None:
+            self.model.widen(None, self.graphs, key)
         items, states = self.model.view(self.graphs, ids_S)
         users_BD = self.model(batch, items, states) * self.log_scale.exp()
         if negatives_M is None or log_q_M is None:
@@ -79,9 +80,11 @@ class StepLoss(nn.Module):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
         return torch.multinomial(self.q_N, self.num_negatives, replacement=True, generator=generator)
 
-    def _narrow(self, batch: Batch, negatives_M: Tensor) -> tuple[Tensor, Batch, Tensor]:
+    def _narrow(self, batch: Batch, negatives_M: Tensor, key: StepKey) -> tuple[Tensor, Batch, Tensor]:
         """The items that the step speaks about, and batch and negatives numbered by them."""
-        ids_S = torch.unique(torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]))
+        named_S = torch.unique(torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]))
+        ids_S = self.model.widen(named_S, self.graphs, key)
+        assert ids_S is not None, "of some items come some"
         numbers_N = torch.zeros(self.model.sizes.num_items, dtype=torch.int64, device=ids_S.device)
         numbers_N[ids_S] = torch.arange(len(ids_S), device=ids_S.device)
         return ids_S, batch.renumber(numbers_N), numbers_N[negatives_M]

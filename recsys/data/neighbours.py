@@ -1,0 +1,135 @@
+"""Who chose what, as lists of neighbours in files: a graph that is sampled and streamed instead of held whole.
+
+Why lists and not an edge table: a sampled step reads a few entries of a few lists, and the whole graph is walked user
+by user; both leave the lists on disk, where the page cache keeps what is used. They are written shard by shard. Files
+have no name, so that they are gone with the process.
+
+Legend: V users, N items, E edges, X nodes of one side.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.data.batches import Hidden
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Split
+
+Edges = Iterator[tuple[Array, Array]]  # users and items, no edge twice, a user's edges together
+_EDGES_AT_A_TIME = 1 << 19
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The neighbours of every node: ``ends_E[start_X : start_X + degree_X]``."""
+
+    start_X: Array  # int64
+    degree_X: Array  # int64
+    ends_E: Array  # int32, in a file
+
+    def of(self, nodes: Array) -> tuple[Array, Array]:
+        """All neighbours of some nodes: the position of the node among those given, and the neighbour."""
+        degree = self.degree_X[nodes]
+        rows = np.repeat(np.arange(len(nodes)), degree)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(degree) - degree, degree)
+        return rows, self.ends_E[self.start_X[nodes][rows] + within].astype(np.int64)
+
+    def sample(self, nodes: Array, fanout: int, seed: int) -> tuple[Array, Array, Array]:
+        """At most ``fanout`` neighbours of each node: position of the node, neighbour, and degree over sample size.
+
+        A systematic sample: every ⌈d/f⌉-th or so of the list from a random start, so each of d neighbours is in it
+        with probability f/d, and weighting by d/f estimates any sum over the neighbours without bias; f ≥ d takes all.
+        The start is a hash of seed and node: what a node's sample is does not depend on who else is asked for.
+        """
+        degree = self.degree_X[nodes]
+        size = np.minimum(degree, fanout)
+        rows = np.repeat(np.arange(len(nodes)), size)
+        number = np.arange(len(rows)) - np.repeat(np.cumsum(size) - size, size)
+        start = (_hash(nodes, seed) % np.maximum(degree, 1).astype(np.uint64)).astype(np.int64)
+        place = (start[rows] + number * degree[rows] // size[rows]) % degree[rows]
+        return (
+            rows,
+            self.ends_E[self.start_X[nodes][rows] + place].astype(np.int64),
+            (degree / np.maximum(size, 1))[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The graph of users and items, from both sides."""
+
+    items_of_V: Lists
+    users_of_N: Lists
+
+    @staticmethod
+    def of_dataset(dataset: PreparedDataset, through: Split) -> Neighbours:
+        """The events of a prepared dataset through a split, one shard in memory at a time."""
+
+        def edges() -> Edges:
+            for shard in dataset.shards():
+                seen = shard.through(through)
+                users_E = np.repeat(seen.users_U, seen.lengths_U).astype(np.int64)
+                pairs = np.unique(users_E * dataset.num_items + seen.items_E)
+                yield pairs // dataset.num_items, pairs % dataset.num_items
+
+        return Neighbours.of(edges, dataset.num_users, dataset.num_items)
+
+    @staticmethod
+    def of(edges: Callable[[], Edges], num_users: int, num_items: int) -> Neighbours:
+        """From parts of the edges, which are gone through twice."""
+        degree_V, degree_N = np.zeros(num_users, dtype=np.int64), np.zeros(num_items, dtype=np.int64)
+        for users_E, items_E in edges():
+            degree_V += np.bincount(users_E, minlength=num_users)
+            degree_N += np.bincount(items_E, minlength=num_items)
+        start_V, start_N = np.zeros(num_users, dtype=np.int64), np.cumsum(degree_N) - degree_N
+        items_E_of, users_E_of = (_in_file(int(degree_N.sum())) for _ in range(2))
+        written, cursor_N = 0, start_N.copy()
+        for users_E, items_E in edges():
+            items_E_of[written : written + len(items_E)] = items_E
+            first_E = np.flatnonzero(np.diff(users_E, prepend=-1))
+            start_V[users_E[first_E]] = written + first_E
+            written += len(items_E)
+            order = np.argsort(items_E, kind="stable")
+            count_N = np.bincount(items_E, minlength=num_items)
+            within = np.arange(len(order)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
+            users_E_of[cursor_N[items_E[order]] + within] = users_E[order]
+            cursor_N += count_N
+        return Neighbours(Lists(start_V, degree_V, items_E_of), Lists(start_N, degree_N, users_E_of))
+
+    def parts(self) -> Iterator[tuple[Array, Array, Array]]:
+        """The whole graph, some users at a time: the users, the position among them of each edge, and its item."""
+        cuts = np.flatnonzero(np.diff(np.cumsum(self.items_of_V.degree_X) // _EDGES_AT_A_TIME, prepend=0))
+        for users in np.split(np.arange(len(self.items_of_V.degree_X)), cuts):
+            yield users, *self.items_of_V.of(users)
+
+    def without(self, hidden: Hidden) -> Neighbours:
+        """The graph without the hidden events."""
+
+        def edges() -> Edges:
+            for users, rows, items_E in self.parts():
+                users_E = users[rows]
+                kept = ~hidden.of(users_E, items_E)
+                yield users_E[kept], items_E[kept]
+
+        return Neighbours.of(edges, len(self.items_of_V.degree_X), len(self.users_of_N.degree_X))
+
+
+def _in_file(length: int) -> Array:
+    if not length:
+        return np.zeros(0, dtype=np.int32)
+    with tempfile.TemporaryFile(prefix="multigrain-") as file:  # the mapping keeps it open
+        return np.memmap(file, dtype=np.int32, mode="w+", shape=(length,))
+
+
+def _hash(nodes: Array, seed: int) -> Array:
+    """A number of 64 bits of seed and node (splitmix64)."""
+    with np.errstate(over="ignore"):
+        mixed = nodes.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        found: Array = mixed ^ (mixed >> np.uint64(31))
+        return found

@@ -1,0 +1,84 @@
+"""Convolutions over a user–item graph that is too large for one a step: sampled in training, streamed when frozen.
+
+A convolution of the items is Ã = Aᵀ A with A = D^-1/2 (user–item) D^-1/2. A step that speaks of some items S samples
+f users of each item and f items of each of these users (Hamilton et al. 2017), each weighed by degree over sample size,
+
+    (Ã e)_i ≈ Σ_{u ∈ s(i)} d_i / f · (d_i d_u)^-1/2 Σ_{j ∈ s(u)} d_u / f · (d_u d_j)^-1/2 e_j,
+
+the expectation of which is Ã e; with f not below the degrees it is Ã e itself. Samples are of seed, epoch, step and
+node, so that workers agree on them and a resumed step draws the same.
+
+Legend: N items, V users, S items in view, T items of a hop, U users of a hop, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array
+from recsys.data.neighbours import Neighbours
+from recsys.granularities.base import Adjacency, StepKey, adjacency, spread
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One sampled convolution: the items of a set from those of the next, wider one."""
+
+    to_users: Adjacency  # [U, S]
+    to_items: Adjacency  # [S, U]; rows outside the set are empty
+
+    def __call__(self, layer_SD: Tensor) -> Tensor:
+        return spread(self.to_items, spread(self.to_users, layer_SD))
+
+
+def sample_hops(
+    neighbours: Neighbours, ids_S: Tensor | None, num_hops: int, fanout: int, key: StepKey, device: torch.device
+) -> tuple[Tensor | None, list[Hop]]:
+    """The items that a step needs beside ``ids_S``, all of them sorted, and its convolutions, the first to apply last.
+
+    ``None`` stands for the whole catalogue, which has all that is needed.
+    """
+    seed = ((key[0] * 1_000_003 + key[1]) * 1_000_003 + key[2]) * 64
+    num_items = len(neighbours.users_of_N.degree_X)
+    items_T = np.arange(num_items) if ids_S is None else ids_S.cpu().numpy()
+    drawn = []
+    for hop in range(num_hops):
+        rows_E, users_E, weight_E = neighbours.users_of_N.sample(items_T, fanout, seed + 2 * hop)
+        users_U, number_E = np.unique(users_E, return_inverse=True)
+        rows_F, items_F, weight_F = neighbours.items_of_V.sample(users_U, fanout, seed + 2 * hop + 1)
+        weight_E *= _symmetric(neighbours, users_E, items_T[rows_E])
+        weight_F *= _symmetric(neighbours, users_U[rows_F], items_F)
+        drawn.append((items_T[rows_E], number_E, weight_E, rows_F, items_F, weight_F, len(users_U)))
+        items_T = items_T if ids_S is None else np.union1d(items_T, items_F)
+
+    def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:
+        rows_E, columns_E = (torch.from_numpy(part).to(device) for part in (rows, columns))
+        return adjacency(rows_E, columns_E, torch.from_numpy(values.astype(np.float32)).to(device), shape)
+
+    hops, size = [], len(items_T)
+    for items_E, number_E, weight_E, rows_F, items_F, weight_F, num_users in drawn:
+        to_users = matrix(rows_F, np.searchsorted(items_T, items_F), weight_F, (num_users, size))
+        to_items = matrix(np.searchsorted(items_T, items_E), number_E, weight_E, (size, num_users))
+        hops.append(Hop(to_users, to_items))
+    return None if ids_S is None else torch.from_numpy(items_T).to(device), hops
+
+
+def convolve(neighbours: Neighbours, layer_ND: Tensor) -> Tensor:
+    """Ã e of all items, exactly, some users at a time; takes no gradient."""
+    layer = layer_ND.detach().float().cpu().numpy()
+    total = np.zeros_like(layer)
+    for users, rows_E, items_E in neighbours.parts():
+        weight_E = _symmetric(neighbours, users[rows_E], items_E).astype(np.float32)
+        part = sp.csr_array((weight_E, (rows_E, items_E)), shape=(len(users), len(layer)))
+        total += part.T @ (part @ layer)
+    return torch.from_numpy(total).to(layer_ND.device)
+
+
+def _symmetric(neighbours: Neighbours, users_E: Array, items_E: Array) -> Array:
+    product_E = neighbours.items_of_V.degree_X[users_E] * neighbours.users_of_N.degree_X[items_E]
+    return np.asarray(1 / np.sqrt(product_E))

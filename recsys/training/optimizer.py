@@ -1,0 +1,75 @@
+"""AdamW, for embedding rows only where a step has touched them.
+
+Why: with a sampled softmax a step speaks of some thousands of items, and a plain AdamW then reads and writes the
+embedding, its gradient and both moments of a million others. Rows that a step does not touch stay as they are, moments
+and decay too (the "lazy" Adam of TensorFlow, and torch's SparseAdam); the bias correction counts all steps. Tables
+with such gradients are those with ``sparse=True``, see ``ItemTower``.
+
+Legend: R touched rows, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recsys.config import TrainConfig
+
+
+class RowAdamW(torch.optim.AdamW):
+    """AdamW whose state is the usual one for every parameter, so that checkpoints do not differ."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._step_rows(parameter, group)
+                    parameter.grad = None  # seen to: the dense update passes it over
+        return super().step(closure)
+
+    def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
+        grad = table.grad.coalesce()  # type: ignore[union-attr]
+        rows_R, grad_RD = grad.indices()[0], grad.values().to(table.dtype)
+        state = self.state[table]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        state["step"] += 1
+        step, lr, (beta1, beta2) = float(state["step"]), float(group["lr"]), group["betas"]
+        mean_RD = state["exp_avg"][rows_R].lerp_(grad_RD, 1 - beta1)
+        square_RD = state["exp_avg_sq"][rows_R].mul_(beta2).addcmul_(grad_RD, grad_RD, value=1 - beta2)
+        state["exp_avg"][rows_R], state["exp_avg_sq"][rows_R] = mean_RD, square_RD
+        scale_RD = square_RD.div(1 - beta2**step).sqrt_().add_(group["eps"])
+        kept_RD = table[rows_R].mul_(1 - lr * group["weight_decay"])
+        table[rows_R] = kept_RD.addcdiv_(mean_RD, scale_RD, value=-lr / (1 - beta1**step))
+
+
+def build_optimizer(loss: nn.Module, train: TrainConfig) -> RowAdamW:
+    """AdamW that decays matrices and embeddings, not biases, norms and scalars."""
+    trainable = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return RowAdamW(groups, lr=train.lr, betas=(0.9, train.beta2), fused=True)
+
+
+def clip_gradients(loss: nn.Module, most: float) -> None:
+    """Scale all gradients down so that their norm is at most ``most``, rows of tables among them.
+
+    A row's gradients of several workers are added up before they count.
+    """
+    rows = [p for p in loss.parameters() if p.grad is not None and p.grad.is_sparse]
+    if not rows:
+        nn.utils.clip_grad_norm_(loss.parameters(), most)
+        return
+    for table in rows:
+        table.grad = table.grad.coalesce()  # type: ignore[union-attr]
+    dense = [p.grad for p in loss.parameters() if p.grad is not None and not p.grad.is_sparse]
+    parts = [*dense, *(table.grad.values() for table in rows if table.grad is not None)]
+    scale = (most / (nn.utils.get_total_norm(parts) + 1e-6)).clamp(max=1.0)
+    for part in parts:
+        part.mul_(scale)
