@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--items", type=int, default=100_000, help="of the catalogue at the most")
     parser.add_argument("--fixed-items", action="store_true", help="a catalogue of --items at every size")
-    parser.add_argument("--granularities", nargs="+", default=["evolution"])
+    parser.add_argument("--granularities", nargs="+", default=["evolution", "collaborative"])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, dotted")
     parser.add_argument("--folder", help="where the runs are kept; default: a temporary one, removed")
     parser.add_argument("--plots", help="folder for scale-time.svg and scale-memory.svg")
@@ -91,6 +91,7 @@ def settings(folder: Path, events: int, items: int, options: argparse.Namespace)
         "train.refit": "false",
         "train.loss.kind": "sampled_softmax",
         "train.threads": 1,
+        "evaluate.max_users": 20_000,
         **dict(pair.split("=", 1) for pair in options.set),
     }
     return load_config(None, [(key, str(value)) for key, value in keys.items()])
