@@ -194,6 +194,25 @@ def machine(config: Config | None) -> Iterator[Finding]:
     )
 
 
+def training(config: Config | None) -> Iterator[Finding]:
+    """Whether a training of this configuration fits this machine, as far as its data are known."""
+    from pipelines.preflight import check, described, local_nodes, sizes_of
+    from recsys.errors import ConfigError
+
+    if config is None or config.ray.address != "local":
+        return
+    sizes = sizes_of(config)
+    if sizes is None:
+        yield Finding("training", "ok", "its memory is known once the data is prepared")
+        return
+    found = described(config, sizes).splitlines()[0]
+    try:
+        check(config, sizes, local_nodes())
+        yield Finding("training", "ok", found)
+    except ConfigError as error:
+        yield Finding("training", "fail", found, str(error))
+
+
 def available_memory() -> int | None:
     """Bytes that are free to use, within the limits of a container; None where the system does not say."""
     found = []
@@ -413,6 +432,7 @@ CHECKS: Final[dict[str, Check]] = {
     "extras": extras,
     "gpu": graphics,
     "machine": machine,
+    "training": training,
     "ray": ray_cluster,
     "job server": job_server,
     "mlflow store": tracking,

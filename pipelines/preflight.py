@@ -29,6 +29,8 @@ _TRAINED_COPIES: Final = 4  # without which there is no training
 _LOGITS: Final = 2**23  # held at a time by the full softmax
 _EVENT: Final = 60  # bytes of an event in a window, with the copies that cutting and sorting make
 _EDGE: Final = 90  # bytes of an edge user–item while the graphs are built
+_READ_EVENTS: Final = {"collaborative", "social", "stratum", "item_cf", "user_cf"}  # and those fitted by counts
+_SCORES: Final = 2**25  # held at a time by a ranking
 _SHUFFLED: Final = 120  # bytes of an event on its way through `prepare`, before and after the exchange
 _DOUBT: Final = 2.0  # the estimate may be so many times too high
 
@@ -38,7 +40,8 @@ _CPU_FLOPS, _GPU_FLOPS, _CPU_STEP_S, _GPU_STEP_S = 1.5e10, 5e12, 0.01, 0.01
 _CURES: Final = {
     "tables": "lower model.width, or set model.item.id false (items by their text), or prepare fewer items",
     "text": "lower model.item.text_whiten, or set data.text.enabled false",
-    "graph": "take machines with more memory; every worker builds the graph of all training events",
+    "graph": "take machines with more memory, as every worker holds all training events for {readers}; or switch "
+    "them off (collaborative alone samples the graph beyond its max_edges, and holds none)",
     "events": "lower train.window_events",
     "step": "lower train.batch_size, raise train.num_workers, or set train.loss.kind sampled_softmax",
     "validation": "lower evaluate.chunk_users, or model.max_history",
@@ -131,7 +134,7 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
         "program": float(_PROGRAM),
         "tables": float((tables + dense) * _FLOAT * (_COPIES + (workers > 1))),
         "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * _FLOAT)),
-        "graph": float(sizes.events * _EDGE + (sizes.facts + sizes.friends) * 64),
+        "graph": float(sizes.events * _EDGE * bool(_readers(config, sizes)) + (sizes.facts + sizes.friends) * 64),
         "events": float(min(train.window_events, sizes.events) * _EVENT),
     }
     phases = {
@@ -143,6 +146,21 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
     memory[largest] = phases[largest]
     seconds = _seconds(config, sizes, rows, length, gpu) * steps
     return Need(memory, tables * _FLOAT * _TRAINED_COPIES, float(sizes.events * _SHUFFLED), steps, seconds / 3600)
+
+
+def _readers(config: Config, sizes: Sizes) -> list[str]:
+    """The granularities that hold all training events."""
+    found = [
+        name
+        for name, section in config.model.granularities.enabled().items()
+        if name in _READ_EVENTS or section.by_counts
+    ]
+    return [name for name in found if name != "collaborative" or not _is_sampled(config, sizes)]
+
+
+def _is_sampled(config: Config, sizes: Sizes) -> bool:
+    section = config.model.granularities.collaborative
+    return section.enabled and not section.user_embedding and sizes.events > section.max_edges
 
 
 def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
@@ -177,7 +195,8 @@ def _step(config: Config, sizes: Sizes, rows: float, length: float) -> float:
     if "collaborative" in enabled or "knowledge" in enabled:
         nodes = sizes.items + sizes.users + sizes.entities
         layers = max(model.granularities.collaborative.layers, model.granularities.knowledge.layers)
-        found += nodes * width * _FLOAT * 2 * (layers + 2) + sizes.events * 32
+        found += nodes * width * _FLOAT * 2 * (layers + 2)
+        found += sizes.events * 32 * (not _is_sampled(config, sizes))
     full = _is_full(config, sizes)
     logits = min(queries * sizes.items, _LOGITS) * 3 if full else queries * loss.num_negatives * 4
     return found + logits * _FLOAT + sizes.items * width * _FLOAT * (4 if full else 2)
@@ -188,7 +207,9 @@ def _validation(config: Config, sizes: Sizes, length: float) -> float:
     evolution, model = config.model.granularities.evolution, config.model
     rows = min(config.evaluate.chunk_users, sizes.users)
     longest = min(model.max_history, 4 * length)
-    found = float(rows * sizes.items * _FLOAT * 4 + sizes.items * model.width * _FLOAT * 2)
+    found = float(
+        min(rows * sizes.items, max(_SCORES, sizes.items)) * _FLOAT * 4 + sizes.items * model.width * _FLOAT * 2
+    )
     if evolution.enabled and evolution.cell == "attention":
         found += rows * longest**2 * (evolution.heads * 8 + 20)
     return found
@@ -295,10 +316,11 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
     if least <= largest and least * workers <= sum(memories):
         return
     part = max((name for name in wanted.memory if name in _CURES), key=lambda name: wanted.memory[name])
+    cure = _CURES[part].format(readers=", ".join(_readers(config, sizes)) or "the friends and facts")
     raise ConfigError(
         f"preflight: {workers} training worker{'s' * (workers > 1)} of {_gib(least)} at the least (estimated "
         f"{_gib(wanted.total)}) cannot fit into {_gib(sum(memories))} of memory, {_gib(largest)} on the largest "
-        f"machine; most of it is for {part} ({_gib(wanted.memory[part])}): {_CURES[part]}; or take larger machines"
+        f"machine; most of it is for {part} ({_gib(wanted.memory[part])}): {cure}; or take larger machines"
     )
 
 

@@ -159,6 +159,15 @@ def test_too_few_cpus_and_small_limits(tmp_path: Path, monkeypatch: pytest.Monke
     assert "ulimit -n 65536" in found["open files"].cure
 
 
+def test_a_training_that_cannot_fit_is_known_before_it_is_asked_for(tmp_path: Path) -> None:
+    assert _of(checkup.training, _config(tmp_path))["training"].state == "ok"
+    large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))["training"]
+    assert large.state == "fail" and "embedding tables of 900,000,000 items" in large.cure
+    unknown = _config(tmp_path, ("data.source", "{kind: sequences, events: s.txt}"), ("data.order", "file"))
+    assert "once the data is prepared" in _of(checkup.training, unknown)["training"].found
+    assert not _of(checkup.training, None)
+
+
 def test_a_full_disk_is_known_before_ray_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = types.SimpleNamespace(total=100 << 30, used=97 << 30, free=3 << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)

@@ -22,7 +22,7 @@ from pipelines.preflight import (
     preview,
     sizes_of,
 )
-from recsys.config import Config, load_config
+from recsys.config import Config, GranularitiesConfig, load_config
 from recsys.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -90,8 +90,16 @@ def test_what_makes_it_larger_and_smaller() -> None:
 
     assert other(("model.width", "256"))["tables"] > 1.9 * parts["tables"]
     assert other(("train.window_events", "1000000"))["events"] == parts["events"] / 4
-    assert parts["graph"] > 8 * GIB, "a hundred million events make a graph on every worker"
-    assert other(("evaluate.chunk_users", "256"))["validation"] < 0.7 * parts["validation"]
+    assert parts["graph"] == 0, "nobody reads the events"
+    stratum = ("model.granularities.stratum.enabled", "true")
+    assert other(stratum)["graph"] > 8 * GIB, "a hundred million events make a graph on every worker"
+    assert other(("model.granularities.collaborative.enabled", "true"))["graph"] == 0, "it samples"
+    small = ("train.batch_size", "8")
+    many, few = (
+        need(_config("beauty", small, ("evaluate.chunk_users", chunk)), Sizes(10**6, 10**4, 10**7)).memory["validation"]
+        for chunk in ("512", "256")
+    )
+    assert few < 0.7 * many
     assert base.shuffle == 120 * 10**8
 
 
@@ -109,7 +117,13 @@ def test_tables_beyond_the_largest_machine() -> None:
     [
         ("demo", Sizes(10**6, 10**6, 10**9), [], "graph"),
         ("demo", Sizes(10**6, 5 * 10**6, 10**7), [], "item_cf.rank"),
-        ("beauty", Sizes(10**6, 5 * 10**6, 10**7), [], "evaluate.chunk_users"),
+        (
+            "beauty",
+            Sizes(10**6, 10**5, 10**7),
+            [("train.batch_size", "8"), ("evaluate.chunk_users", "1000000")],
+            "evaluate.chunk_users",
+        ),
+        ("beauty", Sizes(10**6, 10**5, 10**9), [("model.granularities.stratum.enabled", "true")], "for stratum"),
         (
             "demo",
             Sizes(10**6, 10**5, 10**7),
@@ -164,6 +178,20 @@ def test_the_answer_of_a_dashboard() -> None:
     assert dashboard_nodes({"data": {"summary": [node, dead]}}) == [Node(4.0, 1.0, 8 * GIB)]
     bad: list[Any] = [None, {}, {"data": {"summary": [{}]}}, {"data": {"summary": None}}, "<html>"]
     assert [dashboard_nodes(answer) for answer in bad] == [[]] * len(bad)
+
+
+def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
+    """What preflight takes for a reader is what the module says of itself."""
+    from recsys.granularities import granularity_class
+
+    for name in GranularitiesConfig.model_fields:
+        for fit in ("training", "counts") if name in ("knowledge", "profile") else ("",):
+            own = {"enabled": True, **({"fit": fit} if fit else {}), **({"max_edges": 10**7} if "coll" in name else {})}
+            tree = json.dumps({"evolution": {"enabled": True}, name: own})
+            config = _config("demo", ("model.granularities", tree))
+            section = getattr(config.model.granularities, name)
+            reads = need(config, Sizes(1000, 100, 10**6)).memory["graph"] > 0
+            assert reads == granularity_class(name, section).reads_events, name
 
 
 # ------------------------------------------------------------------------------------------------------------ saying
