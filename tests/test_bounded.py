@@ -1,0 +1,95 @@
+"""Who is asked and what baselines are fitted on, where data are too large for all: even samples, and what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.data.bounded import asked_by_shard, asked_queries, asked_users_V, bounds, fitted_histories
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Histories, Queries, Split
+from recsys.evaluation.evaluate import evaluate
+from recsys.training.fitted import sample_queries
+from tests.handmade import leave_last, write_dataset
+from tests.test_evaluate import Oracle, config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+USERS, ITEMS = 400, 30
+
+
+def walks(folder: Path, num_shards: int = 3) -> PreparedDataset:
+    """Users who walk the circle of items, six steps each."""
+    histories = [leave_last(*((start + step) % ITEMS for step in range(6))) for start in range(USERS)]
+    return write_dataset(folder, histories, ITEMS, num_shards=num_shards)
+
+
+def test_all_of_small_data(tmp_path: Path) -> None:
+    dataset = walks(tmp_path)
+    assert asked_users_V(dataset, config()).all() and len(fitted_histories(dataset, config())) == USERS
+    assert bounds(dataset, config()) == {}
+
+
+def test_samples_are_even_and_of_users_alone(tmp_path: Path) -> None:
+    few = config(max_users=100, max_fit_events=1200)
+    three, five = walks(tmp_path / "three"), walks(tmp_path / "five", num_shards=5)
+    assert (asked_users_V(three, few) == asked_users_V(five, few)).all()
+    assert 70 < asked_users_V(three, few).sum() < 130, "100 of 400 on average"
+    fitted = fitted_histories(three, few)
+    assert 900 < len(fitted.items_E) < 1500, "1200 of 2400 events on average"
+    assert (fitted.lengths_U == 6).all(), "no user is cut"
+    assert set(fitted.users_U) != set(np.flatnonzero(asked_users_V(three, few))), "drawn apart"
+
+
+def test_queries_are_those_of_the_sample(tmp_path: Path) -> None:
+    dataset, few = walks(tmp_path), config(max_users=100)
+    asked = np.flatnonzero(asked_users_V(dataset, few))
+    together = asked_queries(dataset, Split.TEST, few)
+    assert sorted(together.histories.users_U) == asked.tolist()
+    assert together.target_items.tolist() == [(user + 5) % ITEMS for user in together.histories.users_U]
+    parts = list(asked_by_shard(dataset, Split.TEST, few))
+    assert len(parts) == 3
+    assert np.concatenate([part.target_items for part in parts]).tolist() == together.target_items.tolist()
+
+
+def test_every_so_manyth_query_without_holding_two_shards(tmp_path: Path) -> None:
+    dataset = walks(tmp_path)
+    everyone = Histories.concat(list(dataset.shards())).queries(Split.VALID)
+    assert len(sample_queries(dataset, Split.VALID)) == USERS
+    for most in (1, 7, 130, 399):
+        step = -(-USERS // most)
+        found = sample_queries(dataset, Split.VALID, most).histories.users_U
+        assert found.tolist() == everyone.histories.users_U[::step].tolist()
+
+
+class Counted(Oracle):
+    """Answers, and has the popularity that a fit on all events leaves, which the audit works out by shards."""
+
+    def __init__(self, dataset: PreparedDataset) -> None:
+        super().__init__(ITEMS)
+        self.asked = 0
+        self.popularity_N = torch.as_tensor(dataset.item_counts_N(Split.VALID)).float()
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        self.asked += len(queries)
+        return super().scores(queries)
+
+
+def test_an_evaluation_of_samples_passes_the_audit_and_says_so(tmp_path: Path) -> None:
+    dataset = walks(tmp_path)
+    few = config(max_users=100, max_fit_events=1200, ablate=False)
+    model = Counted(dataset)
+    content = json.loads(json.dumps(evaluate(model, dataset, few, refit=True).to_json()))
+    number = int(asked_users_V(dataset, few).sum())
+    assert content["data"]["queries"] == content["data"]["asked_queries"] == number
+    assert content["model"]["hit@1"] == 1.0 and model.asked < USERS
+    assert content["data"]["bounds"] == {
+        "ranked_users": f"an even sample of {number:,} of all users",
+        "baselines_fitted_on": "the events of an even sample of 50.0% of the users",
+    }
+    assert {"model_fit", "baseline_fits"} <= set(content["audit"]["checks"])
+    assert set(content["baselines"]) == {"popularity", "item_knn", "ease", "als"}
