@@ -13,7 +13,7 @@ import torch
 from recsys.config import EvaluateConfig
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
-from recsys.evaluation.baselines import Ease, build_baseline, fit_baselines, matrix
+from recsys.evaluation.baselines import Ease, ItemKnn, build_baseline, fit_baselines, matrix
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 
@@ -78,6 +78,17 @@ def test_popularity_counts_users(train: Histories) -> None:
     baseline = build_baseline("popularity", EvaluateConfig())
     baseline.fit(Histories.of_items([[0, 0, 1], [0, 2]]), 4)
     assert baseline.scores(ask([1], [])).tolist() == [[2, 1, 1, 0], [2, 1, 1, 0]]
+
+
+def test_item_knn_tries_no_more_neighbours_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ItemKnn, "max_entries", 100 * NUM_ITEMS)
+    baseline = ItemKnn(EvaluateConfig())
+    tried = [constants["neighbours"] for constants in baseline.fits(world().through(Split.TRAIN), NUM_ITEMS)]
+    assert tried == [100, 20]
+    monkeypatch.setattr(ItemKnn, "max_entries", 1)
+    baseline = ItemKnn(EvaluateConfig())
+    baseline.fit(world().through(Split.TRAIN), NUM_ITEMS)
+    assert baseline.constants == {"neighbours": 20}
 
 
 def test_item_knn_equals_the_naive_cosine(train: Histories) -> None:

@@ -69,25 +69,34 @@ class Popularity(Baseline):
 class ItemKnn(Baseline):
     """score(u, i) = Σ_{j in history} cos(j, i), kept for the k most similar items i of each j (Sarwar et al. 2001).
 
-    A history that says nothing (empty, or of items without neighbours) is answered by popularity.
+    A history that says nothing (empty, or of items without neighbours) is answered by popularity. In catalogues where
+    some number of neighbours would be more than ``max_entries`` in all, it is not tried.
     """
 
     name = "item_knn"
     grid = ({"neighbours": 100}, {"neighbours": 20}, {"neighbours": 500})
+    max_entries: ClassVar[int] = 100_000_000  # 12 bytes each, and a few copies
 
     def fit(self, train: Histories, num_items: int) -> None:
         interactions_UN = matrix(train, num_items)
         self._counts_N = _users_of_items(interactions_UN)
+        self.constants["neighbours"] = min(self.constants["neighbours"], max(self._tried(num_items)))
         self._similarity_NN = _cosine_neighbours(interactions_UN, self.constants["neighbours"])
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
         interactions_UN = matrix(train, num_items)
         self._counts_N = _users_of_items(interactions_UN)
-        all_NN = _cosine_neighbours(interactions_UN, max(c["neighbours"] for c in self.grid))
-        for constants in self.grid:
-            self.constants = dict(constants)
-            self._similarity_NN = _first_per_row(all_NN, constants["neighbours"])
+        tried = self._tried(num_items)
+        all_NN = _cosine_neighbours(interactions_UN, max(tried))
+        for neighbours in tried:
+            self.constants = {"neighbours": neighbours}
+            self._similarity_NN = _first_per_row(all_NN, neighbours)
             yield self.constants
+
+    def _tried(self, num_items: int) -> list[int]:
+        """Numbers of neighbours, in the order of the grid, that a catalogue has room for; the smallest always."""
+        every = [constants["neighbours"] for constants in self.grid]
+        return [number for number in every if number * num_items <= self.max_entries] or [min(every)]
 
     def scores(self, queries: Queries) -> torch.Tensor:
         history_bN = matrix(queries.histories, self._similarity_NN.shape[0])
