@@ -349,7 +349,7 @@ def _encoded_events(good: pa.Table, keys: dict[str, Array], position: Array, cod
     values = np.asarray(good.column(schema.VALUE).fill_null(schema.DEFAULT_VALUE))
     columns = (keys["user"], keys["item"], types, keys["time"], values, parts)
     arrays = [
-        pa.array(column[position].astype(kind.type.to_pandas_dtype()))
+        pa.array(column.astype(kind.type.to_pandas_dtype(), copy=False)[position])
         for column, kind in zip(columns, EVENT_SCHEMA, strict=True)
     ]
     context = [good.column(f"{CONTEXT}{name}").take(pa.array(position)) for name in coding.rules.context]

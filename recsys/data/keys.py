@@ -62,7 +62,11 @@ def sorted_texts(texts: pa.Array) -> pa.Array:
 def text_counts(column: pa.ChunkedArray, null: str = "") -> dict[str, int]:
     """How many rows of a coded column have each text; ``null`` stands for rows without any."""
     texts, codes_E = parts_of(column)
-    numbers = np.bincount(codes_E + 1, minlength=len(texts) + 1).tolist()
+    nulls = column.null_count
+    if len(texts) == 1:  # counting one number over and over is slow
+        numbers = [nulls, len(codes_E) - nulls]
+    else:
+        numbers = np.bincount(codes_E + 1, minlength=len(texts) + 1).tolist()
     return {text: number for text, number in zip([null, *texts.to_pylist()], numbers, strict=True) if number}
 
 
