@@ -3,8 +3,8 @@
 The way of the data::
 
     items, users ──► known ids ─────────────┐
-    events ── blocks ──► buckets of users ──┴─► good rows + summary ──► vocabularies
-              (Ray Data)    (exchange)              │
+    events ── pieces ──► buckets of users ──┴─► good rows + summary ──► vocabularies
+              (a task each) (exchange)              │
                                                     └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts,
                                                                                                         item terms
     friends, facts ──► graphs        item fields + terms ──► text ──► vectors
