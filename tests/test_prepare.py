@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray.data
 
 from recsys import schema
 from recsys.config import CanonicalSource, Config, SyntheticSource, build_config
@@ -24,6 +23,7 @@ from recsys.data.prepare import prepare
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
 from recsys.sources import open_source
 from recsys.sources.base import Piece, SourceAdapter
+from tests.pieces import BrokenPiece, MemoryPiece
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -49,16 +49,13 @@ class MemorySource(SourceAdapter):
         return []
 
     def pieces(self) -> dict[str, list[Piece]]:
-        raise AssertionError("tables are given")
+        return {name: [*map(MemoryPiece, cut(table, self._blocks))] for name, table in self._tables.items()}
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name, table in sorted(self._tables.items()):
             digest.update(f"{name} {table.to_pylist()}".encode())
         return digest.hexdigest()
-
-    def tables(self) -> dict[str, ray.data.Dataset]:
-        return {name: ray.data.from_arrow(cut(table, self._blocks)) for name, table in self._tables.items()}
 
 
 def cut(table: pa.Table, number: int) -> list[pa.Table]:
@@ -509,11 +506,8 @@ def test_settings_that_contradict_the_data_are_named(
 
 def test_a_source_that_fails_inside_a_task_speaks_for_itself(tmp_path: Path) -> None:
     class Broken(MemorySource):
-        def tables(self) -> dict[str, ray.data.Dataset]:
-            def fail(_: pa.Table) -> pa.Table:
-                raise SourceError("events.csv: row 3 is not UTF-8")
-
-            return {"events": super().tables()["events"].map_batches(fail, batch_format="pyarrow")}
+        def pieces(self) -> dict[str, list[Piece]]:
+            return {"events": [*super().pieces()["events"], BrokenPiece()]}
 
     with pytest.raises(SourceError) as caught:
         prepare(config(tmp_path), silent, Broken(events=rows_of("events", TIMED)))

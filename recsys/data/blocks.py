@@ -76,8 +76,8 @@ def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
-def task(function: Callable[..., Any], num_returns: int = 1, num_gpus: int = 0) -> Any:
-    """The function as a Ray task."""
+def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int = 0) -> Any:
+    """The function as a Ray task; ``streaming``: what it yields, as it is yielded."""
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
 
 

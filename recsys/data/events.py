@@ -7,6 +7,8 @@ object store (which spills to disk); only reports the size of the vocabularies r
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,9 +22,11 @@ from recsys.config import DataConfig
 from recsys.data.blocks import task
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
+from recsys.data.keys import CODED, coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
 from recsys.data.validate import ids, numbers
 from recsys.errors import ConfigError, choices
+from recsys.sources.base import Piece
 
 TERM: Final = "_term"  # the text of an auxiliary event
 NO_TIME: Final = np.iinfo(np.int64).min
@@ -38,6 +42,13 @@ _COLUMNS: Final[dict[str, pa.DataType]] = {
     schema.REASON: pa.string(),
     schema.RAW: pa.string(),
     TERM: pa.string(),
+}
+_CODED: Final = frozenset({name for name, kind in _COLUMNS.items() if pa.types.is_string(kind)})
+_RADIX_LIMIT: Final = 1 << 16  # numpy sorts numbers of 16 bits in one pass
+_WITHIN: Final = {  # order of the data → that of a user's events: as it says, ties as they stand in the files
+    "time": ("time", "order", "file", "row"),
+    "file": ("order", "file", "row"),
+    "none": ("pair", "item", "type", "time", "order", "file", "row"),  # by hash: a cut loses no items by their name
 }
 CONTEXT: Final = "_context_"  # prefix of a context column, which may have any name
 
@@ -74,7 +85,8 @@ class EventRules:
 
     @property
     def exchange_schema(self) -> pa.Schema:
-        return pa.schema(list(self.columns.items()))
+        """Of an empty piece; the texts that every event has are coded (see :mod:`recsys.data.keys`)."""
+        return pa.schema([(name, CODED if name in _CODED else kind) for name, kind in self.columns.items()])
 
     @property
     def event_schema(self) -> pa.Schema:
@@ -108,13 +120,14 @@ class EventRules:
             tuple(config.context_numbers),
         )
 
-    def is_text(self, types: pa.ChunkedArray) -> pa.ChunkedArray:
-        return pc.is_in(types, value_set=pa.array(self.text_types, pa.string()))
+    def is_text(self, types: pa.ChunkedArray) -> Array:
+        """Of a coded column of event types: bool."""
+        return codes_in(types, pa.array(self.text_types, pa.string())) >= 0
 
-    def is_interaction(self, types: pa.ChunkedArray) -> pa.ChunkedArray:
+    def is_interaction(self, types: pa.ChunkedArray) -> Array:
         if self.interactions:
-            return pc.is_in(types, value_set=pa.array(self.interactions, pa.string()))
-        return pc.invert(self.is_text(types))
+            return codes_in(types, pa.array(self.interactions, pa.string())) >= 0
+        return ~self.is_text(types)
 
 
 def _check_context(names: list[str], numbers: list[str]) -> None:
@@ -150,19 +163,25 @@ class BucketSummary:
 def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules) -> list[pa.Table]:
     """The rows of a block, bucket by bucket: the hash of the user id decides, the same one everywhere and always."""
     table = project(block, rules)
-    encoded = table.column(schema.USER_ID).combine_chunks().dictionary_encode()
-    codes = np.asarray(encoded.indices.fill_null(len(encoded.dictionary)))
-    hashes = np.append(string_hashes(encoded.dictionary), np.uint64(0))
-    buckets = (hashes % np.uint64(num_buckets)).astype(np.int64)[codes]
-    ordered = table.take(pa.array(np.argsort(buckets, kind="stable")))
-    ends = np.cumsum(np.bincount(buckets, minlength=num_buckets))
-    starts = np.concatenate([[0], ends[:-1]])
-    return [ordered.slice(int(start), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+    texts, codes_E = parts_of(table.column(schema.USER_ID))
+    buckets = np.append(string_hashes(texts), np.uint64(0)) % np.uint64(num_buckets)
+    buckets_E = buckets.astype(np.uint16 if num_buckets <= _RADIX_LIMIT else np.int64)[codes_E]
+    ordered = table.take(pa.array(np.argsort(buckets_E, kind="stable")))
+    ends = np.cumsum(np.bincount(buckets_E, minlength=num_buckets))
+    return [
+        _compacted(ordered.slice(int(end - size), int(size)))
+        for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)
+    ]
+
+
+def _compacted(table: pa.Table) -> pa.Table:
+    arrays = [compact(table.column(name)) if name in _CODED else table.column(name) for name in table.column_names]
+    return pa.table(arrays, names=table.column_names)
 
 
 def project(block: pa.Table, rules: EventRules) -> pa.Table:
-    """Only the columns that the pipeline reads, typed as in :mod:`recsys.schema`; context categories trimmed, cells of
-    context numbers that are none are null.
+    """Only the columns that the pipeline reads, typed as in :mod:`recsys.schema`, texts coded; context categories
+    trimmed, cells of context numbers that are none are null.
 
     Raises:
         ConfigError: ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
@@ -173,16 +192,16 @@ def project(block: pa.Table, rules: EventRules) -> pa.Table:
         if wanted and wanted not in block.column_names:
             known = [name for name in block.column_names if not name.startswith("_")]
             raise ConfigError(f"data.{key}: {wanted!r} is not a column of the events; columns: {', '.join(known)}")
-    arrays = []
+    arrays = {}
     for name, kind in rules.columns.items():
         if name.startswith(CONTEXT):
             cells = block.column(name.removeprefix(CONTEXT)).combine_chunks()
-            arrays.append(numbers(cells)[0] if pa.types.is_floating(kind) else ids(cells))
+            arrays[name] = numbers(cells)[0] if pa.types.is_floating(kind) else ids(cells)
             continue
         given = rules.text_column if name == TERM else name
-        is_there = given in block.column_names
-        arrays.append(block.column(given).cast(kind) if is_there else pa.nulls(block.num_rows, kind))
-    return pa.table(arrays, schema=rules.exchange_schema)
+        column = block.column(given) if given in block.column_names else pa.chunked_array([pa.nulls(block.num_rows)])
+        arrays[name] = coded(column) if name in _CODED else column.cast(kind)
+    return pa.table(arrays)
 
 
 def gather_bucket(
@@ -192,39 +211,47 @@ def gather_bucket(
 
     An event is bad when its source says so, or when there is a table of items and its item is not in it.
     """
-    table = pa.concat_tables(parts).combine_chunks()
+    table = pa.concat_tables(parts, promote_options="default").unify_dictionaries().combine_chunks()
     if known_items is not None:
-        known = pc.is_in(table.column(schema.ITEM_ID), value_set=known_items)
-        table = mark(table, ~np.asarray(known), UNKNOWN_ITEM)
-    good = table.filter(pc.is_null(table.column(schema.REASON))).drop_columns([schema.RAW])
+        unknown = codes_in(table.column(schema.ITEM_ID), known_items) < 0
+        table = mark(table, unknown, UNKNOWN_ITEM) if unknown.any() else table
+    is_good = table.column(schema.REASON).is_null()
+    good = _where(table, np.asarray(is_good)).drop_columns([schema.RAW])
     summary = BucketSummary(read=table.num_rows)
     if good.num_rows:
         _summarise(good, rules, summary)
-    return good, bad_rows(table, _TEXT_COLUMNS), summary
+    bad = table.filter(pc.invert(is_good)) if good.num_rows < table.num_rows else table.slice(0, 0)
+    return good, bad_rows(_written_out(bad), _TEXT_COLUMNS), summary
+
+
+def _where(table: pa.Table, kept_E: Array) -> pa.Table:
+    """Only those rows; all of them are not copied."""
+    return table if kept_E.all() else table.filter(pa.array(kept_E))
+
+
+def _written_out(table: pa.Table) -> pa.Table:
+    """The coded texts as texts again."""
+    arrays = [column.cast(pa.string()) if name in _CODED else column for name, column in _columns_of(table)]
+    return pa.table(arrays, names=table.column_names)
+
+
+def _columns_of(table: pa.Table) -> zip[tuple[str, pa.ChunkedArray]]:
+    return zip(table.column_names, table.columns, strict=True)
 
 
 def _summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None:
-    summary.users = _sorted_unique(good.column(schema.USER_ID))
+    summary.users = used_texts(good.column(schema.USER_ID))
     types = good.column(schema.EVENT_TYPE)
-    summary.types = _counts(types)
-    summary.text_rows = pc.sum(rules.is_text(types)).as_py() or 0
-    interactions = good.filter(rules.is_interaction(types))
+    summary.types = text_counts(types)
+    summary.text_rows = int(rules.is_text(types).sum())
+    interactions = _where(good, rules.is_interaction(types))
     summary.interactions = interactions.num_rows
-    summary.items = _sorted_unique(interactions.column(schema.ITEM_ID))
+    summary.items = used_texts(interactions.column(schema.ITEM_ID))
     times = interactions.column(schema.TIMESTAMP)
     summary.untimed = times.null_count
-    summary.given = _counts(interactions.column(schema.SPLIT).fill_null(""))
+    summary.given = text_counts(interactions.column(schema.SPLIT))
     span = pc.min_max(times.cast(pa.int64()))
     summary.first, summary.last = span["min"].as_py() or 0, span["max"].as_py() or 0
-
-
-def _sorted_unique(column: pa.ChunkedArray) -> pa.Array:
-    values = column.unique()
-    return values.take(pc.sort_indices(values))
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
 # --------------------------------------------------------------------------------------------------------- encoding
@@ -257,17 +284,17 @@ def encode_bucket(
     if good.num_rows == 0:
         return coding.rules.event_schema.empty_table(), TEXT_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), 0
     types = good.column(schema.EVENT_TYPE)
-    is_text = np.asarray(coding.rules.is_text(types))
-    kept = pc.or_(coding.rules.is_interaction(types), pa.array(is_text))
-    good, is_text = good.filter(kept), is_text[np.asarray(kept)]
+    is_text = coding.rules.is_text(types)
+    kept = coding.rules.is_interaction(types) | is_text
+    good, is_text = _where(good, kept), is_text[kept]
     keys = _keys(good, users, dense_users, item_ids)
     if coding.order == "none":
         keys["pair"] = _pair_hashes(good)
-    rank = _rank(keys, coding.order)
-    is_duplicate = _duplicates(keys, rank, coding.order == "file", is_text)
-    marked = mark(good.append_column(schema.RAW, pa.nulls(good.num_rows, pa.string())), is_duplicate, DUPLICATE)
-    duplicates = bad_rows(marked, _TEXT_COLUMNS)
-    position = np.argsort(rank)
+    position = lex_order([keys[name] for name in ("user", *_WITHIN[coding.order])])
+    is_duplicate = _duplicates(keys, position, coding.order == "file", is_text)
+    repeated = _written_out(good.filter(pa.array(is_duplicate)))
+    repeated = repeated.append_column(schema.RAW, pa.nulls(repeated.num_rows, pa.string()))
+    duplicates = bad_rows(mark(repeated, np.ones(repeated.num_rows, dtype=bool), DUPLICATE), _TEXT_COLUMNS)
     position = position[~is_duplicate[position]]
     of_text = is_text[position]
     text = _encoded_text(good, keys, position[of_text])
@@ -279,79 +306,50 @@ def _keys(good: pa.Table, users: pa.Array, dense_users: Array, item_ids: pa.Arra
     """Every column that identifies or orders a row, as integers."""
     times = good.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME)
     return {
-        "user": dense_users[_codes(good.column(schema.USER_ID), users)],
-        "item": _codes(good.column(schema.ITEM_ID), item_ids),
-        "type": _own_codes(good.column(schema.EVENT_TYPE)),
-        "term": _own_codes(pc.utf8_trim_whitespace(good.column(TERM))),
+        "user": dense_users[codes_in(good.column(schema.USER_ID), users)],
+        "item": codes_in(good.column(schema.ITEM_ID), item_ids),
+        "type": own_codes(good.column(schema.EVENT_TYPE)),
+        "term": own_codes(good.column(TERM), trimmed=True),
         "time": np.asarray(times),
         "order": np.asarray(good.column(schema.ORDER).fill_null(0)),
-        "file": _own_codes(good.column(schema.FILE)),
+        "file": own_codes(good.column(schema.FILE)),
         "row": np.asarray(good.column(schema.ROW).fill_null(0)),
     }
-
-
-def _codes(column: pa.ChunkedArray, values: pa.Array) -> Array:
-    """Position of every string in ``values``, -1 where it is not there."""
-    encoded = column.combine_chunks().dictionary_encode()
-    positions = pc.index_in(encoded.dictionary, value_set=values).fill_null(-1)
-    codes: Array = np.asarray(positions)[np.asarray(encoded.indices)].astype(np.int64)
-    return codes
-
-
-def _own_codes(column: pa.ChunkedArray) -> Array:
-    """Position of every string among the sorted ones of the column itself; 0 for null."""
-    values = _sorted_unique(column.drop_null())
-    return np.asarray(pc.index_in(column, value_set=values).fill_null(-1)).astype(np.int64) + 1
 
 
 def _pair_hashes(good: pa.Table) -> Array:
     """A hash of every row's external (user, item)."""
     hashes = []
     for name in (schema.USER_ID, schema.ITEM_ID):
-        encoded = good.column(name).combine_chunks().dictionary_encode()
-        hashes.append(string_hashes(encoded.dictionary)[np.asarray(encoded.indices)])
+        texts, codes_E = parts_of(good.column(name))
+        hashes.append(string_hashes(texts)[codes_E])
     return pair_hashes(hashes[0], hashes[1], _NO_ORDER_SEED)
 
 
-def _rank(keys: dict[str, Array], order: str) -> Array:
-    """Place of every row in the order of the shard: by user, then as the data says, ties as they stand in the files.
-
-    Without an order the hash of (user, item) decides: a history that is cut loses no items by their name.
-    """
-    within = {
-        "time": ("time", "order", "file", "row"),
-        "file": ("order", "file", "row"),
-        "none": ("pair", "item", "type", "time", "order", "file", "row"),
-    }[order]
-    position = np.lexsort([keys[name] for name in ("user", *within)[::-1]])
-    rank = np.empty(len(position), dtype=np.int64)
-    rank[position] = np.arange(len(position))
-    return rank
-
-
-def _duplicates(keys: dict[str, Array], rank: Array, by_file: bool, is_text: Array) -> Array:
-    """Rows that repeat user, item, type, term and time of an earlier one.
+def _duplicates(keys: dict[str, Array], position: Array, by_file: bool, is_text: Array) -> Array:
+    """Rows that repeat user, item, type, term and time of one that is earlier in the order ``position``.
 
     In data ordered by file without times a repeated item is a repeated event, not a repeated row.
     """
     names = ("user", "item", "type", "term", "time")
-    position = np.lexsort([rank, *(keys[name] for name in names[::-1])])
-    same = np.ones(max(len(position) - 1, 0), dtype=bool)
+    rank = np.empty(len(position), dtype=np.int64)
+    rank[position] = np.arange(len(position))
+    found = lex_order([*(keys[name] for name in names), rank])
+    same = np.ones(max(len(found) - 1, 0), dtype=bool)
     for name in names:
-        values = keys[name][position]
-        same &= values[1:] == values[:-1]
-    is_duplicate = np.zeros(len(position), dtype=bool)
-    is_duplicate[position[1:]] = same
+        same &= np.diff(keys[name][found]) == 0
+    is_duplicate = np.zeros(len(found), dtype=bool)
+    is_duplicate[found[1:]] = same
     return is_duplicate & (is_text | (keys["time"] != NO_TIME)) if by_file else is_duplicate
 
 
 def _encoded_events(good: pa.Table, keys: dict[str, Array], position: Array, coding: Coding) -> pa.Table:
-    types = _codes(good.column(schema.EVENT_TYPE), pa.array(coding.event_types, pa.string()))
-    parts = np.maximum(_codes(good.column(schema.SPLIT).fill_null(""), pa.array(PARTS)), 0)
+    types = codes_in(good.column(schema.EVENT_TYPE), pa.array(coding.event_types, pa.string()))
+    parts = np.maximum(codes_in(good.column(schema.SPLIT), pa.array(PARTS)), 0)
     values = np.asarray(good.column(schema.VALUE).fill_null(schema.DEFAULT_VALUE))
     columns = (keys["user"], keys["item"], types, keys["time"], values, parts)
     arrays = [
-        pa.array(column[position].astype(kind.type.to_pandas_dtype()))
+        pa.array(column.astype(kind.type.to_pandas_dtype(), copy=False)[position])
         for column, kind in zip(columns, EVENT_SCHEMA, strict=True)
     ]
     context = [good.column(f"{CONTEXT}{name}").take(pa.array(position)) for name in coding.rules.context]
@@ -360,7 +358,7 @@ def _encoded_events(good: pa.Table, keys: dict[str, Array], position: Array, cod
 
 def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa.Table:
     position = position[(keys["item"][position] >= 0) & (keys["term"][position] > 0)]
-    terms = pc.utf8_trim_whitespace(good.column(TERM).take(pa.array(position)))
+    terms = pc.utf8_trim_whitespace(good.column(TERM).take(pa.array(position)).cast(pa.string()))
     arrays = [
         pa.array(keys["user"][position].astype(np.int32)),
         pa.array(keys["item"][position].astype(np.int32)),
@@ -374,23 +372,24 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
 # ------------------------------------------------------------------------------------------------------------ tasks
 
 
-def exchange(blocks: Any, num_buckets: int, rules: EventRules, known_items: pa.Array | None) -> list[list[Any]]:
-    """Send the rows of all blocks to their buckets.
+def exchange(pieces: Sequence[Piece], num_buckets: int, rules: EventRules, known_items: Any) -> list[list[Any]]:
+    """Read the pieces and send their rows to their buckets.
 
     Returns:
         For each bucket, references to (good rows, bad rows, :class:`BucketSummary`).
     """
-    splitter = task(_split_task, num_buckets)
+    splitter: Any = task(split_piece, "streaming")
     gatherer = task(gather_bucket, 3)
     known = ray.put(known_items)
-    pieces: list[list[Any]] = [[] for _ in range(num_buckets)]
-    for block in blocks:
-        parts = splitter.remote(block, num_buckets, rules)
-        for bucket, part in zip(pieces, [parts] if num_buckets == 1 else parts, strict=True):
-            bucket.append(part)
-    return [gatherer.remote(rules, known, *(bucket or [rules.exchange_schema.empty_table()])) for bucket in pieces]
+    buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
+    for parts in [splitter.remote(pickle.dumps(piece), num_buckets, rules) for piece in pieces]:
+        for number, part in enumerate(parts):  # a failed task ends with its error, which the gatherer hands on
+            buckets[number % num_buckets].append(part)
+    return [gatherer.remote(rules, known, *(bucket or [rules.exchange_schema.empty_table()])) for bucket in buckets]
 
 
-def _split_task(block: pa.Table, num_buckets: int, rules: EventRules) -> Any:
-    parts = split_by_user(block, num_buckets, rules)
-    return parts[0] if num_buckets == 1 else parts
+def split_piece(pickled: bytes, num_buckets: int, rules: EventRules) -> Iterator[pa.Table]:
+    """The rows of every block of a piece in turn, bucket by bucket; a block at a time is held."""
+    for block in pickle.loads(pickled).read():
+        for part in split_by_user(block, num_buckets, rules):  # noqa: UP028 (Ray calls `send`, which a list has not)
+            yield part

@@ -40,15 +40,15 @@ def _chunk_hashes(strings: pa.Array) -> Array:
     _, offset_buffer, data_buffer = binary.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int64)[binary.offset : binary.offset + len(binary) + 1]
     lengths = np.diff(offsets)
-    total = int(lengths.sum())
-    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)[offsets[0] : offsets[0] + total]
-    starts = offsets[:-1] - offsets[0]
+    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
+    sums, power = np.zeros(len(lengths), dtype=np.uint64), np.uint64(1)
+    rows = np.flatnonzero(lengths)
     with np.errstate(over="ignore"):
-        powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, _PRIME, dtype=np.uint64))
-        position = np.arange(total) - np.repeat(starts, lengths)
-        terms = (data.astype(np.uint64) + np.uint64(1)) * powers[position]
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(terms, dtype=np.uint64)])
-        return mix(sums[starts + lengths] - sums[starts])
+        for place in range(int(lengths.max(initial=0))):  # the bytes of all strings at a place at once
+            power *= _PRIME
+            rows = rows if len(rows) == 0 or lengths[rows].min() > place else rows[lengths[rows] > place]
+            sums[rows] += (data[offsets[rows] + place].astype(np.uint64) + np.uint64(1)) * power
+        return mix(sums)
 
 
 def pair_hashes(first: Array, second: Array, seed: int) -> Array:

@@ -3,8 +3,8 @@
 The way of the data::
 
     items, users ──► known ids ─────────────┐
-    events ── blocks ──► buckets of users ──┴─► good rows + summary ──► vocabularies
-              (Ray Data)    (exchange)              │
+    events ── pieces ──► buckets of users ──┴─► good rows + summary ──► vocabularies
+              (a task each) (exchange)              │
                                                     └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts,
                                                                                                         item terms
     friends, facts ──► graphs        item fields + terms ──► text ──► vectors
@@ -48,7 +48,7 @@ from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
 from recsys.data.vocabulary import Vocabulary, dense, union
 from recsys.errors import ArtifactError, ConfigError, DataError, choices
-from recsys.sources.base import SourceAdapter
+from recsys.sources.base import Piece, SourceAdapter, dataset
 
 _MAX_EVENT_TYPES: Final = 255
 _TERM_ROWS_A_TASK: Final = 2_000_000
@@ -137,13 +137,15 @@ class _Preparation:
 
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
-        tables = self.source.tables()
+        pieces = self.source.pieces()
+        events = pieces.pop("events")
+        tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):
             items = self._read_ids("items", tables.get("items"), schema.ITEM_ID)
         with self._step("read_users"):
             users = self._read_ids("users", tables.get("users"), schema.USER_ID)
         with self._step("read_events"):
-            buckets, summaries = self._read_events(tables["events"], items)
+            buckets, summaries = self._read_events(events, items)
             self.timed = not any(summary.untimed for summary in summaries)
         with self._step("encode"):
             coding = self._coding(summaries)
@@ -196,11 +198,11 @@ class _Preparation:
 
     # ------------------------------------------------------------------------------------------------------ reading
 
-    def _read_ids(self, name: str, dataset: Any, key: str) -> pa.Table | None:
+    def _read_ids(self, name: str, blocks: Any, key: str) -> pa.Table | None:
         """The good rows of the table of items or users, each id once; None where the source has no such table."""
-        if dataset is None:
+        if blocks is None:
             return None
-        table = read_table(dataset)
+        table = read_table(blocks)
         if table is None:
             return None
         table = table.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]).combine_chunks()
@@ -219,9 +221,9 @@ class _Preparation:
         self.quarantine.check(name)
         self.progress(f"read {name}: {read:,} rows, {bad.num_rows:,} quarantined")
 
-    def _read_events(self, dataset: Any, items: pa.Table | None) -> tuple[list[list[Any]], list[BucketSummary]]:
+    def _read_events(self, pieces: list[Piece], items: pa.Table | None) -> tuple[list[list[Any]], list[BucketSummary]]:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
-        buckets = exchange(block_refs(dataset), self._num_shards(), self.rules, known)
+        buckets = exchange(pieces, self._num_shards(), self.rules, known)
         summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in buckets]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket in buckets:

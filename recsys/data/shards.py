@@ -83,7 +83,7 @@ def write_shard(
         folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context))
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
-    counts["repeats"] = len(pairs_E) - len(np.unique(pairs_E))
+    counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
     if len(cold):
         text, cold_counts["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
     kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
@@ -209,9 +209,11 @@ def _without_held_out(
 def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
     counted = splits_E < len(PARTS)
     items_E, splits_E = items_E[counted], splits_E[counted]
-    unique, inverse = np.unique(items_E, return_inverse=True)
-    flat = np.bincount(inverse * len(PARTS) + splits_E, minlength=len(unique) * len(PARTS))
-    return unique, flat.reshape(len(unique), len(PARTS)).astype(np.int64)
+    last = int(items_E.max(initial=-1))
+    flat = np.bincount(items_E.astype(np.int64) * len(PARTS) + splits_E, minlength=(last + 1) * len(PARTS))
+    counts_N3 = flat.reshape(last + 1, len(PARTS)).astype(np.int64)
+    unique = np.flatnonzero(counts_N3.any(axis=1))
+    return unique, counts_N3[unique]
 
 
 def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
