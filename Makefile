@@ -1,12 +1,13 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Everything is installed in .venv beside this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check coverage slow bench bench-peers clean
+.PHONY: help demo test check coverage slow bench bench-long bench-peers clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
+TEST_WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 export RAY_USAGE_STATS_ENABLED := 0
@@ -17,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version + "; try make PYTHON=python3.11")'
@@ -36,7 +37,7 @@ demo: $(VENV)/installed ## the whole pipeline on the synthetic world, with local
 	$(BIN)/recsys run --config pipelines/configs/demo.yaml --run.dir $(DEMO_DIR)
 
 test: $(VENV)/installed-dev ## all fast tests, failing below 85 % coverage of recsys
-	$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=85
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
 check: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -44,7 +45,7 @@ check: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/mypy
 
 coverage: $(VENV)/installed-dev ## the same, with the lines that no test runs
-	$(BIN)/python -m pytest -q --cov --cov-report=term-missing --cov-fail-under=85
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term-missing --cov-fail-under=85
 
 slow: $(VENV)/installed-dev ## the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" --timeout 1800
@@ -54,13 +55,11 @@ bench-peers: ## environments of their own for the peers that the benchmarks run 
 	.venv-rectools/bin/python -m pip install --quiet 'torch>=2.13,<2.14' 'rectools[torch]==0.19.0'
 	.venv-recbole/bin/python -m pip install --quiet 'torch>=2.13,<2.14' recbole==1.2.1 'numpy<2' ray 'setuptools<80'
 
-bench: $(VENV)/installed-dev ## the short benchmarks, one line of JSON each; the public data in RECSYS_DATA
-	$(BIN)/python -m benchmarks.training_speed --data ml-100k
-	$(BIN)/python -m benchmarks.ranking_speed --data ml-100k
-	$(BIN)/python -m benchmarks.text_encoding
-	$(BIN)/python -m benchmarks.prepare_speed
-	$(BIN)/python -m benchmarks.worker_scaling --data ml-100k
-	$(BIN)/python -m benchmarks.ray_overhead --data ml-100k
+bench: $(VENV)/installed-dev ## the short benchmarks, the table of docs/benchmarks.md; the public data in RECSYS_DATA
+	$(BIN)/python -m benchmarks.suite short
+
+bench-long: $(VENV)/installed-dev ## the others
+	$(BIN)/python -m benchmarks.suite long
 
 clean: ## remove the environment and the caches, keep runs and data
 	rm -rf $(VENV) .venv-rectools .venv-recbole .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info

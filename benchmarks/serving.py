@@ -1,7 +1,7 @@
 """How long answers take: every item scored against the index, and the two servers on the loopback; one JSON line.
 
-    PYTHONPATH=. python benchmarks/serving.py items --num 10000 100000 1000000 --width 64
-    PYTHONPATH=. python benchmarks/serving.py http --url http://127.0.0.1:8000/invocations --model DIR --requests 1000
+    python -m benchmarks.serving items --num 10000 100000 1000000 --width 64
+    python -m benchmarks.serving http --url http://127.0.0.1:8000/invocations --model DIR --requests 1000
 
 ``items`` needs no server and no model: vectors with little structure (clusters in a few dimensions under as much noise
 that is alike in all), of differing lengths, as inner products search; users are means of some items, with noise. It
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.paired import say
 from recsys.registry.bundle import read_bundle
 from recsys.registry.register import resolve
 from recsys.serving.retrieval import LIST, ItemIndex, calibrate, exact_top
@@ -118,7 +119,7 @@ def main() -> None:
     two.add_argument("--k", type=int, default=20)
     two.set_defaults(run=http)
     arguments = parser.parse_args()
-    print(json.dumps(arguments.run(arguments)))
+    say("milliseconds an answer takes", **arguments.run(arguments))
 
 
 if __name__ == "__main__":

@@ -326,6 +326,12 @@ class FrozenModel:
         return module
 
     @torch.inference_mode()
+    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor]:
+        """The user vector of every query [B, D], and where any granularity is present [B]."""
+        parts_BKD, weights_BK = self.parts(queries)
+        return parts_BKD.sum(1), weights_BK.any(1)
+
+    @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
         """u · a_i for every query and item: [B, N]; the popularity for a query in which no granularity is present."""
         parts_BKD, weights_BK = self.parts(queries)
@@ -368,7 +374,8 @@ class FrozenModel:
         return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
 
     def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
-        return torch.where(weights_BK.any(1, keepdim=True), scores_BN, self.popularity_N)
+        scores_BN[~weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
+        return scores_BN
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that answering needs but the configuration, by name: see :meth:`from_tensors`."""

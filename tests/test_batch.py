@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from handmade import small_model, small_world
 
 from recsys.errors import ArtifactError, RequestError
 from recsys.registry.bundle import write_bundle
-from recsys.serving.batch import answer_table, output_schema, recommend_all
+from recsys.serving.batch import answer_table, output_schema, recommend_all, user_table
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 
@@ -73,3 +75,21 @@ def test_bad_calls_leave_the_old_file(folder: Path, tmp_path: Path) -> None:
         recommend_all(tmp_path / "nowhere", output)
     assert output.read_text() == "of an earlier run"
     assert [path.name for path in tmp_path.iterdir()] == ["recommendations.parquet"]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("k", [1, 4, 30])
+def test_lists_column_by_column_are_the_answers(folder: Path, k: int, exclude_seen: bool) -> None:
+    """Known users, one of whom nothing is known, strangers, and more places than items."""
+    recommender = Recommender.load(folder)
+    users = [*recommender.bundle.user_ids, "zoe", "adam"]
+    answers = recommender.recommend([Request(user_id=user, k=k, exclude_seen=exclude_seen) for user in users])
+    expected = answer_table(answers, recommender.names)
+    found = user_table(recommender, pa.array(users), k, exclude_seen)
+    assert found.schema == expected.schema and len(found) > len(users) * min(k, 3) / 2
+    for name in expected.column_names:
+        if name in ("user_id", "rank", "item_id", "source"):
+            assert found.column(name).to_pylist() == expected.column(name).to_pylist()
+        else:
+            values = (table.column(name).to_numpy().astype(float) for table in (found, expected))
+            np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)

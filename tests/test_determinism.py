@@ -20,6 +20,10 @@ from tests.handmade import leave_last, write_dataset
 ROOT = Path(__file__).parents[1]
 ITEMS = 30
 USERS = 60
+CASES = {  # threads, fusion, loss
+    "one thread, gated": (1, "gated", "full_softmax"),
+    "two threads, learned": (2, "learned", "sampled_softmax"),
+}
 TRAINED = ("behaviour", "evolution", "collaborative", "social", "stratum", "profile")
 
 
@@ -67,23 +71,26 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
     return {"history": history, "tensors": digests}
 
 
-def in_a_fresh_process(folder: Path, hash_seed: int, threads: int, fusion: str, loss: str) -> dict[str, Any]:
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
-    words = [sys.executable, "-W", "ignore", "-m", "tests.test_determinism", str(folder), str(threads), fusion, loss]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """Every case in each of two fresh processes, which order their sets differently."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    words = [sys.executable, "-W", "ignore", "-m", "tests.test_determinism", str(folder)]
+    environments = [{**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"} for seed in ("1", "2")]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(words, cwd=ROOT, env=e, stdout=pipe, stderr=pipe, text=True) for e in environments]
+    found = []
+    for process in both:
+        out, err = process.communicate(timeout=280)
+        assert process.returncode == 0, err
+        found.append(json.loads(out.splitlines()[-1]))
     return found
 
 
-@pytest.mark.parametrize(
-    ("threads", "fusion", "loss"), [(1, "gated", "full_softmax"), (2, "learned", "sampled_softmax")]
-)
-def test_a_training_is_the_same_in_another_process(tmp_path: Path, threads: int, fusion: str, loss: str) -> None:
-    """Processes that order their sets differently."""
-    write_world(tmp_path / "data")
-    one = in_a_fresh_process(tmp_path / "data", 1, threads, fusion, loss)
-    two = in_a_fresh_process(tmp_path / "data", 2, threads, fusion, loss)
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_is_the_same_in_another_process(twice: list[dict[str, dict[str, Any]]], case: str) -> None:
+    one, two = (found[case] for found in twice)
     assert len(one["history"]) >= 2 and len(one["tensors"]) > 20
     differ = sorted(name for name in one["tensors"] if one["tensors"][name] != two["tensors"].get(name))
     assert (one["history"], differ) == (two["history"], [])
@@ -135,5 +142,4 @@ def test_a_whole_run_is_the_same_again(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    folder, threads, fusion, loss = sys.argv[1:]
-    print(json.dumps(fitted(folder, int(threads), fusion, loss)))
+    print(json.dumps({name: fitted(sys.argv[1], *case) for name, case in CASES.items()}))

@@ -148,3 +148,53 @@ def test_histories_and_ranking_agree_on_the_split() -> None:
     result = rank(Table(torch.zeros(2, 5)), queries, k=5)
     assert result.rows_B.tolist() == [0] and result.queries.target_items.tolist() == [2]
     assert not {0, 1} & set(result.items_BK[0].tolist())
+
+
+class Vectors:
+    """Users and items as vectors; users of the last rows are unknown."""
+
+    def __init__(self, num_users: int, num_items: int, unknown: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        users, items = (torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (num_users, num_items))
+        self.users_UD, self.item_vectors_ND = users, items  # small whole numbers: exact products, many of them equal
+        self.popularity_N = torch.randint(0, 50, (num_items,), generator=generator)
+        self.known_U = torch.arange(num_users) < num_users - unknown
+
+    def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.from_numpy(queries.histories.users_U.astype(np.int64))
+        return self.users_UD[rows], self.known_U[rows]
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        users_bD, known_b = self.user_vectors(queries)
+        return torch.where(known_b[:, None], users_bD @ self.item_vectors_ND.T, self.popularity_N)
+
+
+@pytest.mark.parametrize("num_items", [7, 60, 999, 3210])
+@pytest.mark.parametrize(("exclude_seen", "chunk"), [(True, 7), (False, 7), (True, 1000)])
+def test_vectors_rank_as_their_scores_do(
+    monkeypatch: pytest.MonkeyPatch, num_items: int, exclude_seen: bool, chunk: int
+) -> None:
+    """Also where lists are longer than the catalogue, equals are cut at the end of a list, and a user is unknown."""
+    monkeypatch.setattr(ranking_module, "_NEAR_SCORES", 5 * num_items)
+    monkeypatch.setattr(ranking_module, "_LEAST_ROWS", 1)
+    queries, model = random_queries(40, num_items), Vectors(40, num_items, unknown=3)
+    assert isinstance(model, ranking_module.VectorScorer)
+    found = rank(model, queries, 10, exclude_seen, chunk)
+    expected = rank(Table(model.scores(queries)), queries, 10, exclude_seen)
+    np.testing.assert_array_equal(found.items_BK, expected.items_BK)
+    np.testing.assert_array_equal(found.scores_BK, expected.scores_BK)
+    np.testing.assert_array_equal(found.rows_B, expected.rows_B)
+
+
+@pytest.mark.parametrize("num_items", [640, 1000, 20_011])
+def test_the_largest_of_a_large_catalogue(num_items: int) -> None:
+    scores_bN = torch.randn(9, num_items, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    scores_bN[0], scores_bN[1, 5:] = 1.0, -torch.inf
+    values, places = ranking_module._largest(scores_bN, 11)
+    torch.testing.assert_close(values, scores_bN.topk(11, dim=1).values, rtol=0, atol=0)
+    torch.testing.assert_close(values, scores_bN.gather(1, places), rtol=0, atol=0)
+    assert all(len(set(row)) == 11 for row in places.tolist())
+    broken_bN = scores_bN.clone()
+    broken_bN[2, 17] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        top_items(broken_bN, 10)

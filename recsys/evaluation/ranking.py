@@ -1,7 +1,9 @@
 """Exact full ranking of the catalogue for every query, in chunks.
 
-Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020).
-Legend: B queries, b queries of a chunk, K list length, N items, P targets.
+Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020). Where a scorer is
+vectors on both sides, its users are encoded in chunks of like length, which pad little, and scored some rows at a time
+into one buffer that stays near the processor: a fresh matrix of all scores costs more than the product itself.
+Legend: B queries, b queries of a chunk, K list length, N items, P targets, E events, D width.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ import torch
 from recsys.data.histories import Array, Queries
 
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32, and a few copies
+_NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
+_LEAST_ROWS: Final = 16  # … or more where the catalogue is large, as the items are read once for all rows
+_GROUP: Final = 16  # items whose best one stands for them in the search of the k best
 _TIE_SEED: Final = 0
 
 
@@ -28,6 +33,18 @@ class Scorer(Protocol):
 
         -inf marks an item that must not be recommended.
         """
+        ...
+
+
+@runtime_checkable
+class VectorScorer(Scorer, Protocol):
+    """A scorer whose scores are u · a_i, or the popularity for a user of whom nothing is known."""
+
+    popularity_N: torch.Tensor
+    item_vectors_ND: torch.Tensor
+
+    def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
+        """The users [b, D], and which of them something is known of [b]."""
         ...
 
 
@@ -66,17 +83,11 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
         ValueError: the scorer returned NaN or a wrong shape.
     """
     kept, rows_B, dropped = countable(queries, exclude_seen)
-    items, scores = [], []
+    items_BK = np.full((len(kept), k), -1, dtype=np.int32)
+    scores_BK = np.full((len(kept), k), -np.inf, dtype=np.float32)
     with torch.inference_mode():
-        for piece, scores_bN in _score_pieces(scorer, kept, chunk):
-            _check(scores_bN, len(piece))
-            if exclude_seen:
-                mask_seen(scores_bN, piece)
-            top_bK, top_scores_bK = top_items(scores_bN, k)
-            items.append(top_bK)
-            scores.append(top_scores_bK)
-    items_BK = np.concatenate(items) if items else np.zeros((0, k), dtype=np.int32)
-    scores_BK = np.concatenate(scores) if scores else np.zeros((0, k), dtype=np.float32)
+        for rows_b, found_bK, found_scores_bK in _lists(scorer, kept, k, exclude_seen, chunk):
+            items_BK[rows_b], scores_BK[rows_b] = found_bK, found_scores_bK
     hits_BK = mark_hits(items_BK, kept)
     return Ranking(kept, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(kept))
 
@@ -110,7 +121,7 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows whether the last one is tied
+    top_scores, top = _largest(scores_bN, min(size + 1, num_items))  # one more shows whether the last one is tied
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
         raise ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
     last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
@@ -134,13 +145,84 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     return items_bK, scores_bK
 
 
-def _score_pieces(scorer: Scorer, queries: Queries, chunk: int) -> Iterator[tuple[Queries, torch.Tensor]]:
-    """Queries and their scores, piece by piece, no piece above the budget of scores."""
+def top_by_vectors(
+    users_bD: torch.Tensor, vectors_ND: torch.Tensor, k: int, rows_E: Array, hidden_E: Array
+) -> tuple[Array, Array]:
+    """:func:`top_items` of u · a_i without the item ``hidden_E[e]`` for the user in row ``rows_E[e]``; rows ascend.
+
+    Memory: a buffer of 4 MB, or of 16 rows where the catalogue is larger, not of all users.
+    """
+    num_items = len(vectors_ND)
+    size = max(1, min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)))
+    size = min(size, len(users_bD))
+    buffer = torch.empty(size, num_items, dtype=users_bD.dtype, device=users_bD.device)
+    items_bK = np.full((len(users_bD), k), -1, dtype=np.int32)
+    scores_bK = np.full((len(users_bD), k), -np.inf, dtype=np.float32)
+    for start in range(0, len(users_bD), max(1, size)):
+        end = min(start + size, len(users_bD))
+        scores_rN = torch.mm(users_bD[start:end], vectors_ND.T, out=buffer[: end - start])
+        events = slice(*np.searchsorted(rows_E, [start, end]))
+        _hide(scores_rN, rows_E[events] - start, hidden_E[events])
+        items_bK[start:end], scores_bK[start:end] = top_items(scores_rN, k)
+    return items_bK, scores_bK
+
+
+Found = Iterator[tuple[Array, Array, Array]]  # rows of the queries, their items and scores
+
+
+def _lists(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
+    if isinstance(scorer, VectorScorer):
+        return _by_vectors(scorer, queries, k, exclude_seen, chunk)
+    return _by_scores(scorer, queries, k, exclude_seen, chunk)
+
+
+def _by_vectors(scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
+    """Lists of a scorer of vectors, users of like length together; a popularity list each for the unknown."""
+    order_B = np.argsort(queries.histories.lengths_U, kind="stable")
+    for start in range(0, len(queries), chunk):
+        rows_b = order_B[start : start + chunk]
+        piece = queries.take(rows_b)
+        users_bD, known_b = scorer.user_vectors(piece)
+        rows_E, hidden_E = _seen(piece, exclude_seen)
+        yield rows_b, *top_by_vectors(users_bD, scorer.item_vectors_ND, k, rows_E, hidden_E)
+        for row in np.flatnonzero(~known_b.cpu().numpy()):
+            scores_1N = scorer.popularity_N.to(torch.float32, copy=True)[None]
+            _hide(scores_1N, rows_E[rows_E == row] - row, hidden_E[rows_E == row])
+            yield rows_b[[row]], *top_items(scores_1N, k)
+
+
+def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
+    """Lists of any scorer, no piece above the budget of scores."""
     if len(queries) == 0:
         return
     num_items = scorer.scores(next(queries.chunks(1))).shape[-1]  # one query tells how large the catalogue is
+    done = 0
     for piece in queries.chunks(min(chunk, max(1, _MAX_SCORES // max(1, num_items)))):
-        yield piece, scorer.scores(piece)
+        scores_bN = scorer.scores(piece)
+        _check(scores_bN, len(piece))
+        if exclude_seen:
+            mask_seen(scores_bN, piece)
+        yield np.arange(done, done + len(piece)), *top_items(scores_bN, k)
+        done += len(piece)
+
+
+def _largest(scores_bN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``topk`` gives, which of equal scores aside.
+
+    Items are in groups, every 16th or so of a row together; the k largest are in the k groups with the largest best
+    ones, and a maximum is found several times faster than an order.
+    """
+    num_items = scores_bN.shape[1]
+    groups = num_items // _GROUP
+    if groups < 2 * k or scores_bN.device.type != "cpu":
+        return scores_bN.topk(k, dim=1)
+    best_bG = scores_bN[:, : groups * _GROUP].view(len(scores_bN), _GROUP, groups).amax(dim=1)
+    _, groups_bk = _largest(best_bG, k)
+    members_bM = (groups_bk[:, :, None] + groups * torch.arange(_GROUP)).flatten(1)
+    rest_M = torch.arange(groups * _GROUP, num_items).expand(len(scores_bN), -1)
+    members_bM = torch.cat([members_bM, rest_M], dim=1)
+    top_scores, places = scores_bN.gather(1, members_bM).topk(k, dim=1)
+    return top_scores, members_bM.gather(1, places)
 
 
 def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
@@ -150,9 +232,19 @@ def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
 
 def mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:
     """Set the items of the visible history to -inf."""
-    rows = torch.from_numpy(_history_rows(queries)).to(scores_bN.device)
-    items = torch.from_numpy(queries.histories.items_E.astype(np.int64)).to(scores_bN.device)
-    scores_bN[rows, items] = -torch.inf
+    _hide(scores_bN, *_seen(queries, True))
+
+
+def _seen(queries: Queries, exclude_seen: bool) -> tuple[Array, Array]:
+    """Row and item of every event of the visible histories; none where they may be recommended."""
+    if not exclude_seen:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    return _history_rows(queries), queries.histories.items_E.astype(np.int64)
+
+
+def _hide(scores_bN: torch.Tensor, rows_E: Array, items_E: Array) -> None:
+    where = (torch.from_numpy(part).to(scores_bN.device) for part in (rows_E, items_E))
+    scores_bN[tuple(where)] = -torch.inf
 
 
 def mark_hits(items_BK: Array, queries: Queries) -> Array:

@@ -112,12 +112,31 @@ class _Answering:
         self.k, self.exclude_seen = k, exclude_seen
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if "request" not in batch.column_names:
+            return user_table(self.recommender, batch.column("user_id").combine_chunks(), self.k, self.exclude_seen)
         defaults = {"k": self.k, "exclude_seen": self.exclude_seen}
-        rows = [{"user_id": user} for user in batch.column("user_id").to_pylist()]
-        if "request" in batch.column_names:
-            rows = [json.loads(text) for text in batch.column("request").to_pylist()]
+        rows = [json.loads(text) for text in batch.column("request").to_pylist()]
         requests = parse_requests([defaults | row for row in rows])
         return answer_table(self.recommender.recommend(requests), self.recommender.names)
+
+
+def user_table(recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool) -> pa.Table:
+    """The lists of users as rows of :func:`output_schema`, column by column."""
+    found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen)
+    rows_X, places_X = np.nonzero(found.items_BR >= 0)
+    of_model_X = found.of_model_B[rows_X]
+    shares_KX = found.shares_BKR[rows_X, :, places_X].astype(np.float32).T
+    columns = {
+        "user_id": user_ids.take(pa.array(rows_X)),
+        "rank": pa.array((places_X + 1).astype(np.int32)),
+        "item_id": recommender.item_names.take(pa.array(found.items_BR[rows_X, places_X])),
+        "score": pa.array(found.scores_BR[rows_X, places_X]),
+        **{
+            f"share_{name}": pa.array(s, mask=~of_model_X) for name, s in zip(recommender.names, shares_KX, strict=True)
+        },
+        "source": pa.array(["popularity", "model"]).take(pa.array(of_model_X.astype(np.int8))),
+    }
+    return pa.table(columns, schema=output_schema(recommender.names))
 
 
 def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.Table:

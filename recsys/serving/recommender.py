@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -48,6 +49,16 @@ class _Visible:
     unknown: list[str]
     friends_F: list[int]  # dense ids, each once
     unknown_friends: list[str]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Recommendations as arrays, a row a user, best first."""
+
+    items_BR: Array  # int32, −1 behind the end
+    scores_BR: Array  # float64
+    shares_BKR: Array  # float64, of no meaning where not of the model
+    of_model_B: Array  # bool; False: the most popular items
 
 
 class Recommender:
@@ -90,6 +101,11 @@ class Recommender:
         return np.asarray(ranked_1N[0])
 
     @cached_property
+    def item_names(self) -> pa.Array:
+        """The items' ids as a column."""
+        return pa.array(self.bundle.item_ids, pa.string())
+
+    @cached_property
     def _item_rows(self) -> dict[str, int]:
         return {item: row for row, item in enumerate(self.bundle.item_ids)}
 
@@ -122,14 +138,51 @@ class Recommender:
         visible = [self._see(index, request) for index, request in enumerate(requests)]
         attributes = self._attributes.encode([request.attributes for request in requests])
         longest = max((max(r.k, len(r.friends or ())) for r in requests), default=1)
-        width = self.model.item_vectors_ND.shape[1]
-        scored = self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
-        size = max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
+        size = self._chunk_size(longest)
         answers: list[Answer] = []
         for start in range(0, len(requests), size):
             chunk = slice(start, start + size)
             answers += self._answer(requests[chunk], visible[chunk], attributes.take(chunk))
         return answers
+
+    def recommend_users(self, user_ids: Sequence[str], k: int, exclude_seen: bool = True) -> Lists:
+        """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user."""
+        users_B = np.array([self.user_row(user_id) for user_id in user_ids], dtype=np.int32)
+        known = self._histories.take(users_B[users_B >= 0])
+        lengths_B = np.zeros(len(users_B), dtype=np.int64)
+        lengths_B[users_B >= 0] = known.lengths_U
+        offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
+        queries = as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1))
+        nothing = self._attributes.encode([None])
+        names, size = len(self.names), self._chunk_size(k)
+        found = Lists(
+            np.full((len(users_B), k), -1, dtype=np.int32),
+            np.zeros((len(users_B), k)),
+            np.zeros((len(users_B), names, k)),
+            np.zeros(len(users_B), dtype=bool),
+        )
+        order_B = np.argsort(lengths_B, kind="stable")  # like lengths together: less padding
+        for start in range(0, len(users_B), size):
+            rows_b = order_B[start : start + size]
+            piece = queries.take(rows_b)
+            attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
+            with torch.inference_mode():
+                parts_bKD = self.model.parts(piece, None, attributes, None)[0]
+                top_bR, shares_bKR, usable_b = self._top(piece, parts_bKD, np.full(len(rows_b), exclude_seen), k)
+            scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
+            best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
+            order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_list`
+            found.items_BR[rows_b] = np.take_along_axis(top_bR, order_bR, 1)
+            found.scores_BR[rows_b] = np.take_along_axis(scores_bR, order_bR, 1)
+            found.shares_BKR[rows_b] = np.take_along_axis(shares_bKR, order_bR[:, None], 2)
+            found.of_model_B[rows_b] = usable_b
+        return found
+
+    def _chunk_size(self, longest: int) -> int:
+        """Requests at a time, so that neither scores nor what is gathered of items or friends takes much memory."""
+        width = self.model.item_vectors_ND.shape[1]
+        scored = self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
+        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
 
     def _see(self, index: int, request: Request) -> _Visible:
         """The stored events of the user, then those of the request."""
@@ -177,26 +230,31 @@ class Recommender:
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
         queries = _queries(visible)
-        histories = queries.histories
         parts_BKD = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
-        # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
-        bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
-        usable_B = torch.isfinite(bound_B) & (bound_B > 0)
-        parts_BKD = torch.where(usable_B[:, None, None], parts_BKD, 0.0)
         exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
-        is_hidden_E = np.repeat(exclude_B, histories.lengths_U)
-        rows_E = np.repeat(np.arange(len(requests)), histories.lengths_U)[is_hidden_E]
-        hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
         longest = max(request.k for request in requests)
-        find = self.bundle.index.top if self.bundle.index is not None else exact_top
-        top_BR = find(parts_BKD.sum(1), self.model.item_vectors_ND, longest, rows_E, hidden_E)
-        for row in np.flatnonzero(~usable_B.numpy()):
-            top_BR[row] = self._popular(longest, hidden_E[rows_E == row])
-        shares_BKR = self._shares(parts_BKD, top_BR)
+        top_BR, shares_BKR, usable_B = self._top(queries, parts_BKD, exclude_B, longest)
         return [
             self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
             for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
         ]
+
+    def _top(self, queries: Queries, parts_BKD: Tensor, exclude_B: Array, k: int) -> tuple[Array, Array, Array]:
+        """The k best items of every query [B, R], their shares [B, K, R], and where they are of the model [B]; the
+        most popular items elsewhere."""
+        # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
+        bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
+        usable_B = torch.isfinite(bound_B) & (bound_B > 0)
+        parts_BKD = torch.where(usable_B[:, None, None], parts_BKD, 0.0)
+        histories = queries.histories
+        is_hidden_E = np.repeat(exclude_B, histories.lengths_U)
+        rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
+        hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
+        find = self.bundle.index.top if self.bundle.index is not None else exact_top
+        top_BR = find(parts_BKD.sum(1), self.model.item_vectors_ND, k, rows_E, hidden_E)
+        for row in np.flatnonzero(~usable_B.numpy()):
+            top_BR[row] = self._popular(k, hidden_E[rows_E == row])
+        return top_BR, self._shares(parts_BKD, top_BR), usable_B.numpy()
 
     def _popular(self, k: int, hidden_E: Array) -> Array:
         """The k items that most users chose, −1 behind the end."""

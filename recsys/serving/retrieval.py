@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.histories import Array
-from recsys.evaluation.ranking import tie_order, top_items
+from recsys.evaluation.ranking import tie_order, top_by_vectors
 
 RECALL: Final = 0.99  # of the exact list that an index must find, at LIST places
 LIST: Final = 100
@@ -37,9 +37,7 @@ def exact_top(users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidde
 
     Of row ``rows_E[e]`` the item ``hidden_E[e]`` is left out; rows ascend.
     """
-    scores_BN = users_BD @ vectors_ND.T
-    scores_BN[torch.from_numpy(rows_E), torch.from_numpy(hidden_E)] = -torch.inf
-    return top_items(scores_BN, k)[0]
+    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E)[0]
 
 
 class ItemIndex:
