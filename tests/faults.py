@@ -6,6 +6,8 @@ nothing else.
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -22,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
+
+_HOP = ("connection", "transfer-encoding", "keep-alive", "date", "server")  # headers of one connection
 
 # Imported by every Python of a command: a worker of a training says which process it is.
 _SAY_RANK = """
@@ -230,3 +236,139 @@ def history(run: Path) -> list[dict[str, Any]]:
     """Every epoch of the training but how long it took."""
     trained = json.loads((run / "model/trained.json").read_text())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in trained["history"]]
+
+
+class SmallDisk:
+    """A filesystem in memory of so many bytes, which can be filled to the last one; a context manager.
+
+    Skips where mounting is not permitted.
+    """
+
+    def __init__(self, place: Path, num_bytes: int) -> None:
+        self.place, self._size = place, num_bytes
+        self._ballast = place / "ballast"
+
+    def __enter__(self) -> SmallDisk:
+        self.place.mkdir(parents=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self.place)]
+        try:
+            made = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        except FileNotFoundError:
+            pytest.skip("needs a filesystem of its own, and there is no program mount here")
+        if made.returncode:
+            pytest.skip(f"needs a filesystem of its own, and mounting is not permitted here: {made.stderr.strip()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "--lazy", str(self.place)], check=True, timeout=60)
+
+    def fill(self) -> None:
+        """Not one page is left."""
+        for unbuffered in (1 << 20, 4096):
+            with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+                while True:
+                    file.write(b"0" * unbuffered)
+
+    def free(self) -> None:
+        self._ballast.unlink()
+
+
+class MlflowServer:
+    """An MLflow server on SQLite and a folder, as processes that can be stopped, killed and started again."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.uri, self.database, self._folder = f"http://127.0.0.1:{port}", folder / "mlflow.db", folder
+        words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        words += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(folder / "files")]
+        self._words = [sys.executable, "-m", "mlflow", "server", *words]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> MlflowServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signal(signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self._folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return
+            time.sleep(0.2)
+        raise AssertionError((self._folder / "server.log").read_text())
+
+    def signal(self, number: int) -> None:
+        """To all its processes."""
+        assert self.process is not None
+        for pid in own_processes(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+
+
+class Gate:
+    """A proxy before an S3-speaking server that answers 503 SlowDown while it is shut."""
+
+    def __init__(self, server: str) -> None:
+        self.shut, self.refused = threading.Event(), 0
+        gate, (host, port) = self, server.removeprefix("http://").split(":")
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_any(self) -> None:
+                self.answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+            def answer(self, body: bytes) -> None:
+                if gate.shut.is_set():
+                    gate.refused += 1
+                    code = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+                    return self.say(503, [("Content-Type", "application/xml")], code.encode())
+                connection = http.client.HTTPConnection(host, int(port), timeout=60)
+                with closing(connection):
+                    connection.request(self.command, self.path, body, dict(self.headers))
+                    answer = connection.getresponse()
+                    self.say(answer.status, answer.getheaders(), answer.read())
+
+            def say(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+                self.send_response_only(status)
+                kept = [(name, value) for name, value in headers if name.lower() not in _HOP]
+                if self.command != "HEAD":
+                    kept = [(name, value) for name, value in kept if name.lower() != "content-length"]
+                    kept.append(("Content-Length", str(len(body))))
+                elif status == 503:
+                    kept.append(("Content-Length", "0"))
+                for name, value in kept:
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def shut_for(self, seconds: float) -> None:
+        """Shut it, wait, and open it again; ``refused`` counts whom it refused."""
+        self.refused = 0
+        self.shut.set()
+        time.sleep(seconds)
+        self.shut.clear()

@@ -25,11 +25,13 @@ from ray.autoscaler.sdk import request_resources
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import ArtifactError, ConfigError, UserError
-from recsys.storage.places import filesystem_of
+from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
+from recsys.storage.mirror import remove
+from recsys.storage.places import filesystem_of, reaching
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
@@ -77,8 +79,10 @@ def train_on_ray(
     _check_cpus(config)
     name = run_name(digest)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default lets every report wait 2 s
-    queue = Queue(actor_options={"num_cpus": 0})
-    orders = None if stop is None else Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    beside = {"num_cpus": 0, "scheduling_strategy": here}  # not lost with a node that only trains
+    queue = Queue(actor_options=beside)
+    orders = None if stop is None else Queue(actor_options=beside)
     drain = _Drain(queue, report, stop, orders)
     drain.start()
     trainer = TorchTrainer(
@@ -139,6 +143,7 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads or _threads(world_size))
     queue: Queue = settings["queue"]
+    storage, name, earlier = settings["checkpoints"]
     orders: Queue | None = settings["orders"]
 
     def report(values: Report, folder: Path | None) -> None:
@@ -152,7 +157,7 @@ def _worker(settings: dict[str, Any]) -> None:
         else:
             with tempfile.TemporaryDirectory() as parent:
                 os.rename(folder, Path(parent) / PROGRESS_FOLDER)
-                ray.train.report(numbers, checkpoint=Checkpoint.from_directory(parent))
+                _keep(parent, numbers, storage, name)
         if orders is not None:
             told = torch.tensor([rank == 0 and not orders.empty()], dtype=torch.float32)
             if training.from_first(told).item():  # the first worker's word, so that all end at the same epoch
@@ -166,7 +171,6 @@ def _worker(settings: dict[str, Any]) -> None:
         dataset = PreparedDataset(settings["dataset"])
         resumed = ray.train.get_checkpoint()  # after a worker was lost; otherwise what an earlier driver left
         with tempfile.TemporaryDirectory() as parent:
-            storage, name, earlier = settings["checkpoints"]
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
             device = ray.train.torch.get_device()
@@ -176,13 +180,34 @@ def _worker(settings: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as parent:
             if rank == 0:
                 save_trained(Path(parent) / MODEL_FOLDER, result)
-            last = Checkpoint.from_directory(parent) if rank == 0 else None
-            ray.train.report({"finished": 1}, checkpoint=last)
+                _keep(parent, {"finished": 1}, storage, name)
+            else:
+                ray.train.report({"finished": 1})
+    except StorageError:  # may be over at the next try, of which there are train.max_failures
+        raise
     except UserError as error:  # the same on every rank, and no better at a second try: tell the driver and end
         if rank == 0:
             queue.put({USER_ERROR: str(error)})
     except Stopped:  # in order: Ray Train takes the workers down
         return
+
+
+def _keep(folder: str, numbers: Report, storage: str, name: str) -> None:
+    """Report numbers with a checkpoint; one that cannot be written whole is removed.
+
+    Raises:
+        StorageError: what is wrong with the place.
+    """
+    with reaching(storage):
+        before = set(find_checkpoints(storage, name))
+    try:
+        with reaching(storage, "write a checkpoint to"):
+            ray.train.report(numbers, checkpoint=Checkpoint.from_directory(folder))
+    except StorageError:
+        with suppress(Exception):  # the place may still not answer
+            for place in set(find_checkpoints(storage, name)) - before:
+                remove(place)
+        raise
 
 
 class Stopped(Exception):
