@@ -6,12 +6,13 @@ nothing else.
 
 from __future__ import annotations
 
-import http.client
-import http.server
 import json
 import os
 import re
+import select
 import signal
+import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -29,8 +30,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-
-_HOP = ("connection", "transfer-encoding", "keep-alive", "date", "server")  # headers of one connection
 
 # Imported by every Python of a command: a worker of a training says which process it is.
 _SAY_RANK = """
@@ -312,49 +311,35 @@ class MlflowServer:
 
 
 class Gate:
-    """A proxy before an S3-speaking server that answers 503 SlowDown while it is shut."""
+    """Between clients and an S3-speaking server: answers 503 SlowDown in its place while it is shut."""
 
     def __init__(self, server: str) -> None:
-        self.shut, self.refused = threading.Event(), 0
-        gate, (host, port) = self, server.removeprefix("http://").split(":")
+        self.refused, self._is_shut = 0, False
+        host, _, port = server.removeprefix("http://").partition(":")
+        gate = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        class Connection(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection((host, int(port))) as server, suppress(OSError):
+                    while True:
+                        for ready in select.select([self.request, server], [], [])[0]:
+                            content = ready.recv(1 << 16)
+                            if not content:
+                                return
+                            if ready is self.request and gate._is_shut:
+                                return self.refuse(content.startswith(b"HEAD "))
+                            (server if ready is self.request else self.request).sendall(content)
 
-            def do_any(self) -> None:
-                self.answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            def refuse(self, without_body: bool) -> None:
+                gate.refused += 1
+                body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+                head = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                self.request.sendall(head + (b"" if without_body else body))
+                self.request.shutdown(socket.SHUT_WR)
+                while self.request.recv(1 << 16):  # the rest of what is uploaded, or the answer would be lost
+                    pass
 
-            def answer(self, body: bytes) -> None:
-                if gate.shut.is_set():
-                    gate.refused += 1
-                    code = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-                    return self.say(503, [("Content-Type", "application/xml")], code.encode())
-                connection = http.client.HTTPConnection(host, int(port), timeout=60)
-                with closing(connection):
-                    connection.request(self.command, self.path, body, dict(self.headers))
-                    answer = connection.getresponse()
-                    self.say(answer.status, answer.getheaders(), answer.read())
-
-            def say(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-                self.send_response_only(status)
-                kept = [(name, value) for name, value in headers if name.lower() not in _HOP]
-                if self.command != "HEAD":
-                    kept = [(name, value) for name, value in kept if name.lower() != "content-length"]
-                    kept.append(("Content-Length", str(len(body))))
-                elif status == 503:
-                    kept.append(("Content-Length", "0"))
-                for name, value in kept:
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                return
-
-            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -367,8 +352,7 @@ class Gate:
         self._server.server_close()
 
     def shut_for(self, seconds: float) -> None:
-        """Shut it, wait, and open it again; ``refused`` counts whom it refused."""
-        self.refused = 0
-        self.shut.set()
+        """Shut it, wait, and open it again; ``refused`` counts the requests meanwhile."""
+        self.refused, self._is_shut = 0, True
         time.sleep(seconds)
-        self.shut.clear()
+        self._is_shut = False

@@ -170,6 +170,18 @@ def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_ray_that_does_not_start(tmp_path: Path) -> None:
+    """Where its sockets cannot be made: one message, exit code 1."""
+    place = tmp_path / ("long" * 25)
+    place.mkdir()
+    with Command("prepare", world(tmp_path), RAY_TMPDIR=str(place)) as command:
+        last = command.ends(1).splitlines()[-1]
+        assert last.startswith("recsys: a local Ray does not start (") and f"{place}: free some" in last, last
+        assert "Traceback" not in command.output
+    assert not (tmp_path / "run/dataset").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_full_disk(tmp_path: Path, whole: dict[str, Any]) -> None:
     """Not a byte left in prepare, in a checkpoint and in the report: one message each, and the same command goes on."""
