@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if type(error).__name__ == "Refusal":  # by name: no class of ours is imported before a stage runs
+        if type(error).__name__ in ("Refusal", "Unavailable"):  # no class of ours is imported before a stage runs
             print(f"recsys: {error}", file=sys.stderr)
             return 1
         message = user_message(error)

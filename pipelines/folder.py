@@ -266,10 +266,16 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file aside and rename it into place."""
+    """Write a text file aside and rename it into place.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    from recsys.storage.places import reaching
+
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with reaching(str(path), "write to"), os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)

@@ -45,8 +45,11 @@ class Progress:
         if self._stream is not None:
             print(text, file=self._stream, flush=True)
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(text + "\n")
+            except OSError as error:  # a full disk says not where
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
 def elapsed(seconds: float) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys.config import Config
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, Unavailable
 
 # What Ray and MLflow read at import or start; a value that the user has set stays.
 _ENVIRONMENT = {
@@ -46,6 +46,7 @@ def ray_session(config: Config) -> Iterator[None]:
 
     Raises:
         ConfigError: too few CPUs for the workers, or no cluster at ``ray.address``.
+        Unavailable: a local Ray does not start.
     """
     quiet()
     cpus = check_cpus(config) if config.ray.address == "local" else 0
@@ -75,7 +76,17 @@ def _start(address: str, cpus: int) -> None:
         return
     if not _can_write_home():
         keep_token_elsewhere()
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    except Exception as error:  # Ray says it in as many ways as it has processes
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Unavailable(
+            f"a local Ray does not start ({said}); the machine may be too busy, or short of memory or of space in "
+            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try again, or give the address of "
+            "a running cluster with ray.address; `recsys doctor` looks at what there is"
+        ) from error
 
 
 def check_cpus(config: Config) -> int:

@@ -6,6 +6,7 @@ they speak about, not with a new one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,7 @@ class EpochLog:
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._tracker, self._say = tracker, say
         self._known = _logged_epochs(tracker)
+        self._times: dict[tuple[str, int, float], int] = {}  # what arrived unanswered and is sent again is the same
         self._is_gone = False
 
     def __call__(self, values: Mapping[str, Any]) -> None:
@@ -69,6 +71,8 @@ class EpochLog:
         Raises:
             MlflowException: the server still does not answer.
         """
+        if any(_identity(values) not in self._known for values in history):
+            self._known |= _logged_epochs(self._tracker)  # some may have arrived unanswered
         missing = [values for values in history if _identity(values) not in self._known]
         for values in missing:
             self._log(values)
@@ -78,16 +82,16 @@ class EpochLog:
     def _log(self, values: Mapping[str, Any]) -> None:
         identity = _identity(values)
         if identity not in self._known:
-            log_epoch(self._tracker, values)
+            log_epoch(self._tracker, values, self._times.setdefault(identity, int(time.time() * 1000)))
             self._known.add(identity)
 
 
-def log_epoch(tracker: Tracker, values: Mapping[str, Any]) -> None:
+def log_epoch(tracker: Tracker, values: Mapping[str, Any], time_ms: int | None = None) -> None:
     """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``, ``join.loss``, …."""
     plain, own = {"phase", "epoch", "epochs"}, {"loss", "lr", "seconds"}
     prefix = _prefix(values)
     metrics = {f"{prefix if key in own else 'valid'}.{key}": value for key, value in values.items() if key not in plain}
-    tracker.log_metrics(metrics, step=int(values["epoch"]))
+    tracker.log_metrics(metrics, int(values["epoch"]), time_ms)
 
 
 def _prefix(values: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     MultigrainError
     ├── Refusal              what was asked was looked at, and the answer is no: exit code 1, message only
+    ├── Unavailable          the machine cannot do it now, whatever is asked: exit code 1, message only
     └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
         ├── ConfigError      a configuration key or value
         ├── SourceError      a file or table that cannot be read, or lacks what it must have
@@ -26,6 +27,10 @@ class MultigrainError(Exception):
 
 class Refusal(MultigrainError):
     """The answer is no, with reasons. The command line prints them alone and exits with 1: nobody made a mistake."""
+
+
+class Unavailable(MultigrainError):
+    """Nobody's mistake: the machine lacks what it needs. The command line prints the message and exits with 1."""
 
 
 class UserError(MultigrainError):

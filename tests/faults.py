@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
+import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -230,3 +235,124 @@ def history(run: Path) -> list[dict[str, Any]]:
     """Every epoch of the training but how long it took."""
     trained = json.loads((run / "model/trained.json").read_text())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in trained["history"]]
+
+
+class SmallDisk:
+    """A filesystem in memory of so many bytes, which can be filled to the last one; a context manager.
+
+    Skips where mounting is not permitted.
+    """
+
+    def __init__(self, place: Path, num_bytes: int) -> None:
+        self.place, self._size = place, num_bytes
+        self._ballast = place / "ballast"
+
+    def __enter__(self) -> SmallDisk:
+        self.place.mkdir(parents=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self.place)]
+        try:
+            made = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        except FileNotFoundError:
+            pytest.skip("needs a filesystem of its own, and there is no program mount here")
+        if made.returncode:
+            pytest.skip(f"needs a filesystem of its own, and mounting is not permitted here: {made.stderr.strip()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "--lazy", str(self.place)], check=True, timeout=60)
+
+    def fill(self) -> None:
+        """Not one page is left."""
+        for unbuffered in (1 << 20, 4096):
+            with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+                while True:
+                    file.write(b"0" * unbuffered)
+
+    def free(self) -> None:
+        self._ballast.unlink()
+
+
+class MlflowServer:
+    """An MLflow server on SQLite and a folder, as processes that can be stopped, killed and started again."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.uri, self.database, self._folder = f"http://127.0.0.1:{port}", folder / "mlflow.db", folder
+        words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        words += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(folder / "files")]
+        self._words = [sys.executable, "-m", "mlflow", "server", *words]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> MlflowServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signal(signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self._folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return
+            time.sleep(0.2)
+        raise AssertionError((self._folder / "server.log").read_text())
+
+    def signal(self, number: int) -> None:
+        """To all its processes."""
+        assert self.process is not None
+        for pid in own_processes(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
+
+
+class Gate:
+    """Between clients and an S3-speaking server: answers 503 SlowDown in its place while it is shut."""
+
+    def __init__(self, server: str) -> None:
+        self.refused, self._is_shut = 0, False
+        host, _, port = server.removeprefix("http://").partition(":")
+        gate = self
+
+        class Connection(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection((host, int(port))) as server, suppress(OSError):
+                    while True:
+                        for ready in select.select([self.request, server], [], [])[0]:
+                            content = ready.recv(1 << 16)
+                            if not content:
+                                return
+                            if ready is self.request and gate._is_shut:
+                                return self.refuse(content.startswith(b"HEAD "))
+                            (server if ready is self.request else self.request).sendall(content)
+
+            def refuse(self, without_body: bool) -> None:
+                gate.refused += 1
+                body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+                head = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                self.request.sendall(head + (b"" if without_body else body))
+                self.request.shutdown(socket.SHUT_WR)
+                while self.request.recv(1 << 16):  # the rest of what is uploaded, or the answer would be lost
+                    pass
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def shut_for(self, seconds: float) -> None:
+        """Shut it, wait, and open it again; ``refused`` counts the requests meanwhile."""
+        self.refused, self._is_shut = 0, True
+        time.sleep(seconds)
+        self._is_shut = False

@@ -5,17 +5,42 @@ docs/faults.md holds the table of these tests. Every reference is an uninterrupt
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from tests.faults import Command, checkpoints, events_of, flip_bit, history, logged, outcome, world
+from recsys.errors import ArtifactError
+from recsys.storage.places import read_bytes
+from recsys.training.checkpoint import check_checkpoint
+from tests.faults import (
+    ROOT,
+    Command,
+    Gate,
+    MlflowServer,
+    SmallDisk,
+    checkpoints,
+    events_of,
+    flip_bit,
+    history,
+    logged,
+    outcome,
+    own_processes,
+    world,
+)
 from tests.test_s3_pipeline import write_tables
+from tests.test_submit_cluster import LOOPBACK, Cluster, ports
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +167,235 @@ def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
         found.append(events_of(tmp_path / name / "run/dataset"))
     assert found[0] == found[1]
     assert any("text_vectors" in table["name"][0] for table in found[0][1])
+
+
+@pytest.mark.slow
+def test_a_ray_that_does_not_start(tmp_path: Path) -> None:
+    """Where its sockets cannot be made: one message, exit code 1."""
+    place = tmp_path / ("long" * 25)
+    place.mkdir()
+    with Command("prepare", world(tmp_path), RAY_TMPDIR=str(place)) as command:
+        last = command.ends(1).splitlines()[-1]
+        assert last.startswith("recsys: a local Ray does not start (") and f"{place}: free some" in last, last
+        assert "Traceback" not in command.output
+    assert not (tmp_path / "run/dataset").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_full_disk(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Not a byte left in prepare, in a checkpoint and in the report: one message each, and the same command goes on."""
+    disk = SmallDisk(tmp_path / "small", 8 << 20)
+    run, database = disk.place / "run", tmp_path / "mlflow.db"
+    tracking, train = {"uri": f"sqlite:///{database}"}, {"max_failures": 0}  # no second try in the same command
+    config = world(tmp_path, run={"dir": str(run), "name": "tiny"}, tracking=tracking, train=train)
+    with disk:
+        with Command("run", config) as command:
+            command.until("prepare +read users")
+            disk.fill()
+            refused(command, f"cannot write to {run}/dataset", "disk is full")
+        assert not list(run.glob("dataset*")), "nothing half-written stays"
+        disk.free()
+        with Command("run", config, "--resume") as command:
+            command.when(lambda: reached(run, 2), "the middle of an epoch")
+            disk.fill()
+            refused(command, f"cannot write checkpoints to {run}/checkpoints", "disk is full")
+            after(command, "disk full in a checkpoint")
+        assert not unsound(run), "nothing half-written stays"
+        disk.free()
+        with Command("run", config, "--resume") as command:
+            command.until("evaluate +ranking all")
+            disk.fill()
+            refused(command, f"{run}/", "disk is full")
+        assert not (run / "metrics.json").exists() and not list(run.glob(".*.json.*"))
+        disk.free()
+        with Command("run", config, "--resume") as command:
+            assert "is trained already" in command.ends()
+        same(outcome(run, database), whole)
+        assert events_of(run / "dataset") == events_of(whole["dataset"])
+
+
+def refused(command: Command, *words: str) -> None:
+    """The command ends with exit code 2 and one line that holds these words and the cure."""
+    last = command.ends(2).splitlines()[-1]
+    assert last.startswith("recsys: ") and all(word in last for word in (*words, "same command and --resume")), last
+
+
+def unsound(run: Path) -> list[Path]:
+    """Checkpoints that are not whole."""
+    found = []
+    for path in run.glob("checkpoints/train-*/checkpoint_*"):
+        try:
+            check_checkpoint(path / "progress")
+        except ArtifactError:
+            found.append(path)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_tracking_server_gone_for_a_minute(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Killed in training and started again after a minute; then, in registration, stopped for one."""
+    run = tmp_path / "run"
+    with MlflowServer(tmp_path / "server", ports(1)[0]) as server:
+        config = world(tmp_path, data={"dir": str(whole["dataset"])}, tracking={"uri": server.uri})
+        with Command("run", config) as command:
+            command.until(r"epoch +2/6 ")
+            server.signal(signal.SIGKILL)
+            command.until("tracking fails, training goes on")
+            time.sleep(60)
+            server.start()
+            command.until("register +")
+            server.signal(signal.SIGSTOP)
+            time.sleep(60)
+            server.signal(signal.SIGCONT)
+            assert re.search("sent [0-9]+ epochs to MLflow that were missing", command.ends())
+            after(command, "tracking server gone twice for a minute")
+        same(outcome(run, server.database), whole)
+        assert json.loads((run / "registered.json").read_text())["version"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_tracking_server_that_hangs_in_training(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """Stopped for a minute, it does at last what nobody waits for any more: each epoch is there once all the same."""
+    with MlflowServer(tmp_path / "server", ports(1)[0]) as server:
+        config = world(tmp_path, data={"dir": str(whole["dataset"])}, tracking={"uri": server.uri})
+        with Command("train", config) as command:
+            command.until(r"epoch +2/6 ")
+            server.signal(signal.SIGSTOP)
+            command.until("tracking fails, training goes on")
+            time.sleep(60)
+            server.signal(signal.SIGCONT)
+            command.ends()
+            after(command, "tracking server stopped for a minute")
+        assert history(tmp_path / "run") == whole["history"]
+        assert logged(server.database) == whole["logged"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_storage_that_answers_503_for_a_minute(
+    tmp_path: Path, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+) -> None:
+    """In prepare, in reading for the training, in a checkpoint: the run goes on, or ends and goes on when told to."""
+    database, place = tmp_path / "mlflow.db", f"{bucket}/runs/one"
+    with Gate(s3_server) as gate, ExitStack() as commands:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
+        config = world(tmp_path, run={"dir": place, "name": "tiny"}, tracking={"uri": f"sqlite:///{database}"})
+        again = partial(Command, "run", config)
+        command = commands.enter_context(again())
+        for name, moment in {"prepare": "prepare +read users", "reading": "train +[a-z]", "checkpoint": EPOCH}.items():
+            while not says(command, moment):
+                refused(command, "503")
+                command = commands.enter_context(again("--resume"))
+            gate.shut_for(60)
+            assert gate.refused, name
+            print(f"FAULT 503 in {name}: {gate.refused} requests refused, {command.process.poll() or 'goes on'}")
+        if not says(command, "registered tiny version 1"):
+            refused(command, "503")
+            command = commands.enter_context(again("--resume"))
+        command.ends()
+    metrics = json.loads(read_bytes(f"{place}/metrics.json"))
+    assert all(metrics[part] == whole[part] for part in ("model", "baselines", "data"))
+    assert logged(database) == whole["logged"]
+
+
+EPOCH = r"epoch +[2-5]/6 "
+
+
+def says(command: Command, pattern: str) -> bool:
+    """Whether a line comes before the command ends."""
+    while not re.search(pattern, command.output):
+        if command.process.poll() is not None:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def write_many(folder: Path) -> dict[str, Any]:
+    """The source of 400,000 events, too many for a task's result to travel with its answer."""
+    draw = np.random.default_rng(5)
+    number = 400_000
+    table = pa.table(
+        {
+            "user_id": pc.cast(pa.array(draw.integers(0, 20_000, number)), pa.string()),
+            "item_id": pc.cast(pa.array(draw.integers(0, 900, number)), pa.string()),
+            "timestamp": pa.array(1_600_000_000 + draw.permutation(number), pa.int64()),
+        }
+    )
+    (folder / "events").mkdir(parents=True)
+    for part in range(4):
+        pq.write_table(table.slice(part * 100_000, 100_000), folder / f"events/part-{part}.parquet")
+    return {"kind": "canonical", "events": [f"{folder}/events"]}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The source of many events, and what an uninterrupted prepare makes of it."""
+    folder = tmp_path_factory.mktemp("many")
+    source = write_many(folder / "raw")
+    with Command("prepare", world(folder, data={"source": source, "num_shards": 4})) as command:
+        command.ends()
+        after(command, "prepare of 400,000 events")
+    return {"source": source, "content": events_of(folder / "run/dataset")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_lost_tasks_of_prepare(tmp_path: Path, many: dict[str, Any]) -> None:
+    """SIGKILL for a worker in the exchange of events, for one that codes them and for one that writes histories."""
+    with Command("prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})) as command:
+        for name in ("gather_bucket", "encode_bucket", "write_shard"):
+            os.kill(command.task(name), signal.SIGKILL)
+        command.ends()
+        after(command, "prepare that lost three tasks")
+    found = events_of(tmp_path / "run/dataset")
+    assert found == many["content"]
+    assert sum(len(items) for table in found[1] for items in table.get("items", [])) == 400_000
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_a_lost_node(tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]) -> None:
+    """SIGKILL for the raylet of a node that holds events of a prepare, and of one that trains."""
+    cluster = Cluster(tmp_path, PYTHONPATH=str(ROOT), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+    try:
+        for _ in range(3):
+            cluster.start(1)
+        words, where = ("--ray.address", f"{LOOPBACK}:{cluster.gcs}"), cluster.environment
+        config = world(tmp_path / "prepare", data={"source": many["source"], "num_shards": 4})
+        with Command("prepare", config, *words, **where) as command:
+            killed = command.when(lambda: lose(cluster, "encode_bucket"), "a task on a node")
+            command.ends()
+            after(command, "prepare that lost a node")
+        assert events_of(tmp_path / "prepare/run/dataset") == many["content"]
+        cluster.nodes[killed].wait(timeout=60)
+
+        cluster.start(1)
+        words = (*words, "--train.num_workers", "2")
+        data = {"dir": str(whole["dataset"])}
+        with Command("train", world(tmp_path / "whole", data=data), *words, **where) as command:
+            command.ends()
+        with Command("train", world(tmp_path / "hit", data=data), *words, **where) as command:
+            command.when(partial(reached, tmp_path / "hit/run", 2), "the middle of an epoch")
+            assert lose(cluster, "RayTrainWorker")
+            command.until("going on from")
+            command.ends()
+            after(command, "training that lost a node")
+        assert history(tmp_path / "hit/run") == history(tmp_path / "whole/run")
+        assert logged(tmp_path / "hit/mlflow.db") == logged(tmp_path / "whole/mlflow.db")
+    finally:
+        cluster.end()
+
+
+def lose(cluster: Cluster, task: str) -> int:
+    """SIGKILL for the raylet of a node, not the head, that is at such a task; its number, 0 where there is none."""
+    for number, node in list(enumerate(cluster.nodes))[1:]:
+        titles = own_processes(node.pid)
+        if any(title.startswith("ray::") and task in title for title in titles.values()):
+            raylets = [pid for pid, title in titles.items() if title.split(" ")[0].endswith("/raylet/raylet")]
+            os.kill(raylets[0], signal.SIGKILL)
+            return number
+    return 0

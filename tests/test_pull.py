@@ -204,6 +204,14 @@ def goes_through(folder: Path, uri: str) -> None:
     assert answers(found.bundle) == answers(folder / "bundle")
     assert read_bundle(resolve("models:/pocket/1", uri)).info == read_bundle(folder / "bundle").info
 
+    (folder / "tmp").mkdir()
+    code = "import sys; from recsys.registry.register import resolve; print(resolve('models:/pocket/1', sys.argv[1]))"
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, uri], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{folder}/tmp/") and not any((folder / "tmp").iterdir()), "gone with the process"
+
 
 @pytest.mark.slow
 def test_a_model_goes_through_a_real_server(tmp_path: Path) -> None:

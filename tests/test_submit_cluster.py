@@ -30,7 +30,7 @@ WORLD = {
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address to the outside
 
 
-def _ports(number: int) -> list[int]:
+def ports(number: int) -> list[int]:
     """Ports that are free now, below the range that the system gives to clients."""
     found: list[int] = []
     while len(found) < number:
@@ -41,16 +41,16 @@ def _ports(number: int) -> list[int]:
     return found
 
 
-class _Cluster:
+class Cluster:
     """Nodes of one Ray cluster on the loopback, each a process group of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.folder, self.nodes = folder, list[subprocess.Popen[str]]()
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         self.temporary = tempfile.mkdtemp(prefix="mg-", dir="/tmp")  # Ray's sockets need a short path
-        self.gcs, self.dashboard = _ports(2)
+        self.gcs, self.dashboard = ports(2)
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RECSYS_"))},
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",
@@ -58,6 +58,7 @@ class _Cluster:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            **environment,
         }
 
     @property
@@ -66,7 +67,7 @@ class _Cluster:
 
     def start(self, cpus: int) -> None:
         """The head, or, when it is there, one node more."""
-        object_manager, node_manager, client, agent, agent_grpc, metrics = _ports(6)
+        object_manager, node_manager, client, agent, agent_grpc, metrics = ports(6)
         low = 10_000 + 100 * secrets.randbelow(90)  # apart from the ports above
         where = (
             ["--head", f"--port={self.gcs}", f"--ray-client-server-port={client}"]
@@ -86,15 +87,15 @@ class _Cluster:
             words, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True
         )
         self.nodes.append(node)
-        self._await(len(self.nodes))
+        self._await(sum(node.poll() is None for node in self.nodes))
 
     def _await(self, number: int) -> None:
-        """Until the job server names so many nodes."""
+        """Until the job server names so many nodes that live."""
         import requests
 
         header = {"authorization": "Bearer " + (self.folder / "token").read_text()}
         for _ in range(120):
-            assert all(node.poll() is None for node in self.nodes), (self.folder / "node0.log").read_text()
+            assert self.nodes[-1].poll() is None, (self.folder / "node0.log").read_text()
             with suppress(requests.RequestException, KeyError, ValueError):
                 found = requests.get(f"{self.address}/nodes?view=summary", headers=header, timeout=5).json()
                 if len([n for n in found["data"]["summary"] if n["raylet"].get("state") == "ALIVE"]) >= number:
@@ -120,8 +121,8 @@ class _Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[_Cluster]:
-    made = _Cluster(tmp_path)
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
     try:
         yield made
     finally:
@@ -152,7 +153,7 @@ def _arrived(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_from_another_folder_on_one_node(cluster: _Cluster, tmp_path: Path) -> None:
+def test_a_job_from_another_folder_on_one_node(cluster: Cluster, tmp_path: Path) -> None:
     """Log, metrics and registered model arrive; a user's mistake is the job's exit code; jobs are seen and stopped."""
     config = _config(tmp_path)
     cluster.start(cpus=2)
@@ -199,7 +200,7 @@ def test_a_job_from_another_folder_on_one_node(cluster: _Cluster, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_a_job_on_two_nodes(cluster: _Cluster, tmp_path: Path) -> None:
+def test_a_job_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     """A worker on each: neither node has CPUs for both."""
     config = _config(tmp_path)
     cluster.start(cpus=1)

@@ -46,12 +46,12 @@ class Folder:
         Numbers repeat too little for a dictionary: histories without take less room and a fraction of the time.
         """
         path, texts = f"{self.path}/{name}", [field.name for field in table.schema if pa.types.is_string(field.type)]
-        with reaching(self._place, "write to"):
+        with reaching(self.place, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])
             pq.write_table(table, path, filesystem=self.filesystem, compression="zstd", use_dictionary=texts)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        with reaching(self._place, "write to"):
+        with reaching(self.place, "write to"):
             self.make_folder(f"{self.path}/{name}".rsplit("/", 1)[0])
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(content)
@@ -62,13 +62,13 @@ class Folder:
             self.filesystem.create_dir(path, recursive=True)
 
     @property
-    def _place(self) -> str:
+    def place(self) -> str:
         """What messages name."""
         local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
         return self.path if local else f"{self.filesystem.type_name}://{self.path}"
 
     def read_table(self, name: str) -> pa.Table:
-        with reaching(self._place):
+        with reaching(self.place):
             return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
@@ -77,12 +77,12 @@ class Folder:
     def entries(self) -> list[str]:
         """Names directly inside; none where the folder does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        with reaching(self._place):
+        with reaching(self.place):
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def remove(self) -> None:
         """What makes the rest valid goes first: on an object store, removing a folder is no single step."""
-        with suppress(FileNotFoundError), reaching(self._place, "write to"):
+        with suppress(FileNotFoundError), reaching(self.place, "write to"):
             if self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type == pyarrow.fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
             self.filesystem.delete_dir(self.path)

@@ -14,6 +14,7 @@ from recsys import schema
 from recsys.data.destination import Destination
 from recsys.data.histories import Array
 from recsys.errors import DataError
+from recsys.storage.places import reaching
 from recsys.storage.uris import within
 
 DUPLICATE: Final = "duplicate"
@@ -86,12 +87,13 @@ class Quarantine:
         """Write some bad rows (see :func:`bad_rows`)."""
         if bad.num_rows == 0:
             return
-        if table not in self._writers:
-            folder = self._destination.folder
-            folder.make_folder(f"{folder.path}/quarantine")
-            path = f"{folder.path}/quarantine/{table}.parquet"
-            self._writers[table] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
-        self._writers[table].write_table(bad)
+        folder = self._destination.folder
+        with reaching(folder.place, "write to"):
+            if table not in self._writers:
+                folder.make_folder(f"{folder.path}/quarantine")
+                path = f"{folder.path}/quarantine/{table}.parquet"
+                self._writers[table] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
+            self._writers[table].write_table(bad)
         for entry in pc.value_counts(bad.column("reason")).to_pylist():
             self.counts[table][entry["values"]] += entry["counts"]
         seen = self._examples.get(table, []) + bad.slice(0, _NUM_EXAMPLES).to_pylist()
@@ -122,8 +124,9 @@ class Quarantine:
         )
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        with reaching(self._destination.folder.place, "write to"):
+            for writer in self._writers.values():
+                writer.close()
         self._writers = {}
 
     def _keep(self, table: str) -> str:

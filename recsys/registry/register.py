@@ -22,7 +22,7 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
 from recsys.registry.card import short_card
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
-from recsys.storage.mirror import download, downloaded
+from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket
 from recsys.storage.uris import is_remote, within
 
@@ -85,8 +85,8 @@ def register(
 def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder with a bundle.
 
-    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a temporary folder. With ``into``
-    they, and models of a local store, are copied to that folder, which is the caller's to remove.
+    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a folder that goes with this
+    process. With ``into`` they, and models of a local store, are copied there, to a folder for the caller to remove.
 
     Raises:
         ArtifactError: no such model, alias, version or bundle; lists what is registered.
@@ -101,6 +101,8 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     name, number = _version(uri, tracking_uri)
     try:
         with active(tracking_uri):
+            if into is None and not _is_here(f"models:/{name}/{number}"):
+                into = temporary_folder()  # MLflow would make one and leave it
             folder = download_artifacts(
                 artifact_uri=f"models:/{name}/{number}", dst_path=None if into is None else str(into)
             )
@@ -236,6 +238,17 @@ def _description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> 
     if "lineage" in info.extra:
         lines += short_card(config, metrics, info.extra["lineage"])
     return "\n".join(lines)
+
+
+def _is_here(uri: str) -> bool:
+    """Whether the files of a version are on this machine, where nothing is downloaded."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+
+    store: Any = ModelsArtifactRepository(uri)
+    while isinstance(store, ModelsArtifactRepository):
+        store = store.repo
+    return isinstance(store, LocalArtifactRepository)
 
 
 def bundle_in(folder: Path, asked: str) -> Path:

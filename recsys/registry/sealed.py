@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from recsys.errors import ArtifactError
+from recsys.storage.places import reaching
 
 
 class FileEntry(BaseModel):
@@ -29,6 +30,7 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
 
     Raises:
         ArtifactError: ``folder`` holds something that is not a bundle and would be lost.
+        StorageError: the disk is full.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):
@@ -37,10 +39,11 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
         )
     aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        yield aside
-        _replace(aside, folder)
+        with reaching(str(folder), "write to"):
+            aside.mkdir(parents=True)
+            yield aside
+            _replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

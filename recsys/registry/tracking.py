@@ -13,6 +13,7 @@ import math
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -114,18 +115,17 @@ class Tracker:
         for start in range(0, len(entries), _MAX_PARAMS):
             self._client.log_batch(self.run_id, params=entries[start : start + _MAX_PARAMS])
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, time_ms: int | None = None) -> None:
         """Numbers, nested ones by dotted path; ``ndcg@20`` is logged as ``ndcg_at_20``, which MLflow can name.
 
-        Texts and numbers that are not finite are left out.
+        Texts and numbers that are not finite are left out. What is sent again with the same ``time_ms``, by default
+        now, is there once.
         """
         if self._client is None:
             return
-        import time
-
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000) if time_ms is None else time_ms
         found = [Metric(mlflow_name(key), value, now, step) for key, value in numbers(metrics).items()]
         for start in range(0, len(found), _MAX_METRICS):
             self._client.log_batch(self.run_id, metrics=found[start : start + _MAX_METRICS])

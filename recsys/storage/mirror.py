@@ -113,10 +113,16 @@ def download(place: str, path: Path) -> bool:
     return True
 
 
-def downloaded(place: str) -> Path | None:
-    """A remote folder as a temporary one for the life of this process; None where there is none."""
+def temporary_folder() -> Path:
+    """A new folder for the life of this process."""
     folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def downloaded(place: str) -> Path | None:
+    """A remote folder as a temporary one for the life of this process; None where there is none."""
+    folder = temporary_folder()
     return folder / "copy" if download(place, folder / "copy") else None
 
 

@@ -46,7 +46,9 @@ _SILENT: Final = re.compile(
     r"NETWORK_CONNECTION|curlCode|REQUEST_TIMEOUT|Could not connect|Connect timeout|Read timeout|ConnectionClosed"
     r"|Connection was closed|Retry policy exhausted"
 )
+_BUSY: Final = re.compile(r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|ServiceUnavailable|HTTP status 503|\b503\b")
 _FULL: Final = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|database or disk is full)[^\n]*")
+GO_ON: Final = "go on with the same command and --resume"
 
 
 def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -122,12 +124,12 @@ def reaching(place: str, doing: str = "read") -> Iterator[None]:
     """Say what a failing filesystem means; a file that is not there stays a FileNotFoundError.
 
     Raises:
-        StorageError: in the place of any other error of the filesystem.
+        StorageError: in the place of any other error of a remote filesystem, and of a full disk.
     """
     try:
         yield
     except Exception as error:
-        if not is_remote(place) or not _is_of_storage(error):
+        if _FULL.search(str(error)) is None and not (is_remote(place) and _is_of_storage(error)):
             raise
         raise explain(error, place, doing) from error
 
@@ -143,6 +145,13 @@ def _is_of_storage(error: BaseException) -> bool:
 def explain(error: BaseException, place: str, doing: str = "read") -> StorageError:
     """What an error of Arrow or boto3 means: what, where and the cure."""
     text, where = str(error), without_query(place)
+    if _FULL.search(text):
+        return StorageError(f"cannot {doing} {where}: the disk is full; free space there, and {GO_ON}")
+    if _BUSY.search(text):
+        return StorageError(
+            f"cannot {doing} {where}: the server answers 503, as it has too much to do or is out of service; wait, and "
+            f"{GO_ON}"
+        )
     bucket = where.partition("://")[2].partition("/")[0]
     if _NO_BUCKET.search(text):
         return StorageError(f"cannot {doing} {where}: there is no bucket {bucket}; create it, or correct the name")
@@ -168,7 +177,7 @@ def message_of(error: BaseException) -> str | None:
     """The message of an error that storage raised somewhere inside a library, or of a full disk; None for any other."""
     text = str(error)
     if (full := _FULL.search(text)) is not None:
-        return f"the disk is full ({full.group()}); free space there, and go on with the same command and --resume"
+        return f"the disk is full ({full.group()}); free space there, and {GO_ON}"
     if isinstance(error, OSError) and "AWS Error" in text:
         found = re.search(r"key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'", text)
         return str(explain(error, f"s3://{found['bucket']}/{found['key']}" if found else "s3://"))

@@ -22,6 +22,7 @@ from torch import Tensor
 from recsys.config import ModelConfig
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
+from recsys.storage.places import reaching
 from recsys.training.context import Report
 
 SELECTED: Final = "selected.safetensors"
@@ -64,21 +65,26 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
 ) -> None:
-    """Write everything that a resumed run needs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_plain(model), folder / "model.safetensors")
-    save_file(_plain(best), folder / "best.safetensors")
+    """Write everything that a resumed run needs.
+
+    Raises:
+        StorageError: the disk is full.
+    """
     moments = {
         f"{index}.{name}": value
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
-    save_file(_plain(moments), folder / "optimizer.safetensors")
     values = asdict(progress)
     if progress.best_value == float("-inf"):
         values.pop("best_value")  # -inf is no JSON
-    (folder / "progress.json").write_text(json.dumps(values))
-    (folder / _CHECKSUMS).write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
+    with reaching(str(folder), "write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_plain(model), folder / "model.safetensors")
+        save_file(_plain(best), folder / "best.safetensors")
+        save_file(_plain(moments), folder / "optimizer.safetensors")
+        (folder / "progress.json").write_text(json.dumps(values))
+        (folder / _CHECKSUMS).write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -121,15 +127,25 @@ def load_checkpoint(
 
 
 def save_trained(folder: Path, result: TrainResult) -> None:
-    """Write a trained model; the folder appears whole or not at all (``trained.json`` comes last)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trained.json").unlink(missing_ok=True)
-    save_file(result.frozen.tensors(), folder / "model.safetensors")
-    save_file(_plain(result.weights), folder / "weights.safetensors")
-    (folder / SELECTED).unlink(missing_ok=True)
-    if result.selected is not None:
-        save_file(_plain(result.selected), folder / SELECTED)
-    description: dict[str, Any] = {
+    """Write a trained model; the folder appears whole or not at all (``trained.json`` comes last).
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with reaching(str(folder), "write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trained.json").unlink(missing_ok=True)
+        save_file(result.frozen.tensors(), folder / "model.safetensors")
+        save_file(_plain(result.weights), folder / "weights.safetensors")
+        (folder / SELECTED).unlink(missing_ok=True)
+        if result.selected is not None:
+            save_file(_plain(result.selected), folder / SELECTED)
+        (folder / "trained.json").write_text(json.dumps(_described(folder, result), indent=1))
+
+
+def _described(folder: Path, result: TrainResult) -> dict[str, Any]:
+    """What ``trained.json`` says of the result and of the files beside it."""
+    return {
         "model": result.frozen.config.model_dump(mode="json"),
         "sizes": dump_sizes(result.frozen.sizes),
         "history": result.history,
@@ -139,7 +155,6 @@ def save_trained(folder: Path, result: TrainResult) -> None:
         "choices": result.choices,
         "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
     }
-    (folder / "trained.json").write_text(json.dumps(description, indent=1))
 
 
 def load_trained(folder: Path) -> TrainResult:

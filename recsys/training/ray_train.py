@@ -22,17 +22,27 @@ import ray
 import ray.train
 import torch
 from ray.autoscaler.sdk import request_resources
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import ArtifactError, ConfigError, UserError
-from recsys.storage.places import filesystem_of
+from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
+from recsys.storage.mirror import remove
+from recsys.storage.places import filesystem_of, reaching
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
-from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.checkpoint import TrainResult, check_checkpoint, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import Validate, fit
 from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
@@ -77,8 +87,10 @@ def train_on_ray(
     _check_cpus(config)
     name = run_name(digest)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default lets every report wait 2 s
-    queue = Queue(actor_options={"num_cpus": 0})
-    orders = None if stop is None else Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    beside = {"num_cpus": 0, "scheduling_strategy": here}  # not lost with a node that only trains
+    queue = Queue(actor_options=beside)
+    orders = None if stop is None else Queue(actor_options=beside)
     drain = _Drain(queue, report, stop, orders)
     drain.start()
     trainer = TorchTrainer(
@@ -102,7 +114,7 @@ def train_on_ray(
     )
     before = signal.getsignal(signal.SIGINT)
     try:
-        checkpoint = trainer.fit().checkpoint
+        checkpoint = _fitted(trainer, storage, name)
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)  # Ray Train leaves its own there, which knows this training alone
@@ -116,11 +128,43 @@ def train_on_ray(
         raise Stopped
     if drain.failure is not None:
         warnings.warn(f"reports stopped reaching the driver's log: {drain.failure}", stacklevel=2)
-    assert checkpoint is not None, "the last report carries the trained model"
     with checkpoint.as_directory() as folder:
         result = load_trained(Path(folder) / MODEL_FOLDER)
     forget_trainings(storage, keep=name)
     return result
+
+
+def _fitted(trainer: TorchTrainer, storage: str, name: str) -> Checkpoint:
+    """The last checkpoint, which carries the trained model; what a failed training has left half-written is removed.
+
+    Raises:
+        StorageError: checkpoints cannot be written.
+    """
+    try:
+        checkpoint: Checkpoint | None = trainer.fit().checkpoint
+    except TrainingFailedError as error:
+        with suppress(Exception):  # the place may still not answer
+            for place in find_checkpoints(storage, name):
+                if not _is_whole(place):
+                    remove(place)
+        if isinstance(error, ControllerError):
+            with reaching(storage, "write checkpoints to"):
+                raise error.controller_failure from None
+        raise
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _is_whole(place: str) -> bool:
+    """Whether a checkpoint is as it was written, that of a trained model or of a training."""
+    with Checkpoint(*reversed(filesystem_of(place))).as_directory() as name, suppress(ArtifactError):
+        folder = Path(name)
+        if (folder / MODEL_FOLDER).is_dir():
+            load_trained(folder / MODEL_FOLDER)
+        else:
+            check_checkpoint(folder / PROGRESS_FOLDER)
+        return True
+    return False
 
 
 def _finished(checkpoints: list[str]) -> TrainResult | None:
@@ -139,6 +183,7 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.train.threads or _threads(world_size))
     queue: Queue = settings["queue"]
+    storage, name, earlier = settings["checkpoints"]
     orders: Queue | None = settings["orders"]
 
     def report(values: Report, folder: Path | None) -> None:
@@ -152,7 +197,7 @@ def _worker(settings: dict[str, Any]) -> None:
         else:
             with tempfile.TemporaryDirectory() as parent:
                 os.rename(folder, Path(parent) / PROGRESS_FOLDER)
-                ray.train.report(numbers, checkpoint=Checkpoint.from_directory(parent))
+                _keep(parent, numbers, storage)
         if orders is not None:
             told = torch.tensor([rank == 0 and not orders.empty()], dtype=torch.float32)
             if training.from_first(told).item():  # the first worker's word, so that all end at the same epoch
@@ -166,7 +211,6 @@ def _worker(settings: dict[str, Any]) -> None:
         dataset = PreparedDataset(settings["dataset"])
         resumed = ray.train.get_checkpoint()  # after a worker was lost; otherwise what an earlier driver left
         with tempfile.TemporaryDirectory() as parent:
-            storage, name, earlier = settings["checkpoints"]
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
             device = ray.train.torch.get_device()
@@ -176,13 +220,26 @@ def _worker(settings: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as parent:
             if rank == 0:
                 save_trained(Path(parent) / MODEL_FOLDER, result)
-            last = Checkpoint.from_directory(parent) if rank == 0 else None
-            ray.train.report({"finished": 1}, checkpoint=last)
+                _keep(parent, {"finished": 1}, storage)
+            else:
+                ray.train.report({"finished": 1})
+    except StorageError:  # may be over at the next try, of which there are train.max_failures
+        raise
     except UserError as error:  # the same on every rank, and no better at a second try: tell the driver and end
         if rank == 0:
             queue.put({USER_ERROR: str(error)})
     except Stopped:  # in order: Ray Train takes the workers down
         return
+
+
+def _keep(folder: str, numbers: Report, storage: str) -> None:
+    """Report numbers with a checkpoint.
+
+    Raises:
+        StorageError: what is wrong with the place.
+    """
+    with reaching(storage, "write checkpoints to"):
+        ray.train.report(numbers, checkpoint=Checkpoint.from_directory(folder))
 
 
 class Stopped(Exception):
