@@ -261,12 +261,14 @@ class SmallDisk:
     def __exit__(self, *_: object) -> None:
         subprocess.run(["umount", "--lazy", str(self.place)], check=True, timeout=60)
 
-    def fill(self) -> None:
-        """Not one page is left."""
-        for unbuffered in (1 << 20, 4096):
-            with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
-                while True:
-                    file.write(b"0" * unbuffered)
+    def fill_until(self, command: Command) -> None:
+        """Not one page is left until the command has ended, whatever it removes."""
+        while command.process.poll() is None:
+            for size in (1 << 20, 4096):
+                with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
+                    while True:
+                        file.write(b"0" * size)
+            time.sleep(0.02)
 
     def free(self) -> None:
         self._ballast.unlink()

@@ -192,20 +192,20 @@ def test_a_full_disk(tmp_path: Path, whole: dict[str, Any]) -> None:
     with disk:
         with Command("run", config) as command:
             command.until("prepare +read users")
-            disk.fill()
+            disk.fill_until(command)
             refused(command, f"cannot write to {run}/dataset", "disk is full")
         assert not list(run.glob("dataset*")), "nothing half-written stays"
         disk.free()
         with Command("run", config, "--resume") as command:
             command.when(lambda: reached(run, 2), "the middle of an epoch")
-            disk.fill()
+            disk.fill_until(command)
             refused(command, f"cannot write checkpoints to {run}/checkpoints", "disk is full")
             after(command, "disk full in a checkpoint")
         assert not unsound(run), "nothing half-written stays"
         disk.free()
         with Command("run", config, "--resume") as command:
             command.until("evaluate +ranking all")
-            disk.fill()
+            disk.fill_until(command)
             refused(command, f"{run}/", "disk is full")
         assert not (run / "metrics.json").exists() and not list(run.glob(".*.json.*"))
         disk.free()

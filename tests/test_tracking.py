@@ -10,9 +10,12 @@ import pytest
 from mlflow import MlflowException
 
 from pipelines.cli import user_message
+from pipelines.progress import Progress
 from pipelines.tracking import EpochLog
 from recsys.config import Config, build_config
+from recsys.errors import StorageError
 from recsys.registry.tracking import Tracker, outage
+from recsys.storage.places import reaching
 
 DOWN = MlflowException("API request to http://user:word@host:1/api failed with exception: refused\nand more")
 
@@ -63,6 +66,29 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert said[-1] == "sent 1 epochs to MLflow that were missing there"
 
 
+def test_what_a_hanging_server_does_at_last_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is sent again, and after that."""
+    late: list[tuple[Any, Any]] = []
+    with Tracker(configured(tmp_path / "run")) as tracker:
+        log, real = EpochLog(tracker, lambda _: None), tracker.client.log_batch
+
+        def hang(*words: Any, **named: Any) -> None:
+            if late:
+                real(*words, **named)
+            late.append((words, named))
+            raise DOWN
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tracker._client, "log_batch", hang)
+            log(HISTORY[0])
+            log(HISTORY[1])
+        assert steps(tracker, "train.loss") == [(2, 1 / 3)]
+        log.complete(HISTORY[:2])
+        real(*late[0][0], **late[0][1])
+        assert sorted(steps(tracker, "train.loss")) == [(1, 3.1), (2, 1 / 3)]
+        assert sorted(step for step, _ in steps(tracker, "valid.ndcg_at_10")) == [1, 2]
+
+
 def test_without_tracking_nothing_is_logged(tmp_path: Path) -> None:
     said: list[str] = []
     with Tracker(configured(tmp_path, enabled=False)) as tracker:
@@ -76,6 +102,18 @@ def test_a_silent_server_is_one_message() -> None:
     said = outage(DOWN)
     assert said is not None and "word" not in said and "--resume" in said and "\n" not in said
     assert outage(MlflowException("no such run")) is None and outage(OSError("API request to")) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError) as failure:
+        Progress(None, Path("/dev/full"))("a line")
+    assert "'/dev/full'); free space there" in str(user_message(failure.value))
+    said = "cannot write to /small/run: the disk is full; free space there"
+    with pytest.raises(StorageError, match=said), reaching("/small/run", "write to"):
+        Path("/dev/full").write_text("a line")
+    with pytest.raises(FileNotFoundError), reaching("/small/run"):
+        Path("/small/run/nothing").read_text()
 
 
 def test_a_full_disk_is_one_message() -> None:
