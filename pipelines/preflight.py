@@ -134,7 +134,10 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
         "program": float(_PROGRAM),
         "tables": float((tables + dense) * _FLOAT * (_COPIES + (workers > 1))),
         "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * _FLOAT)),
-        "graph": float(sizes.events * _EDGE * bool(_readers(config, sizes)) + (sizes.facts + sizes.friends) * 64),
+        "graph": float(
+            sizes.events * _EDGE * bool(_readers(config, sizes))
+            + (sizes.facts * ("knowledge" in enabled) + sizes.friends * ("social" in enabled)) * 64
+        ),
         "events": float(min(train.window_events, sizes.events) * _EVENT),
     }
     phases = {

@@ -54,18 +54,27 @@ def sample_hops(
         weight_E *= _symmetric(neighbours, users_E, items_T[rows_E])
         weight_F *= _symmetric(neighbours, users_U[rows_F], items_F)
         drawn.append((items_T[rows_E], number_E, weight_E, rows_F, items_F, weight_F, len(users_U)))
-        items_T = items_T if ids_S is None else np.union1d(items_T, items_F)
+        items_T = items_T if ids_S is None else _union(items_T, items_F, num_items)
 
     def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:
         rows_E, columns_E = (torch.from_numpy(part).to(device) for part in (rows, columns))
         return adjacency(rows_E, columns_E, torch.from_numpy(values.astype(np.float32)).to(device), shape)
 
     hops, size = [], len(items_T)
+    number_N = np.empty(num_items, dtype=np.int64)  # of the items of T alone
+    number_N[items_T] = np.arange(size)
     for items_E, number_E, weight_E, rows_F, items_F, weight_F, num_users in drawn:
-        to_users = matrix(rows_F, np.searchsorted(items_T, items_F), weight_F, (num_users, size))
-        to_items = matrix(np.searchsorted(items_T, items_E), number_E, weight_E, (size, num_users))
+        to_users = matrix(rows_F, number_N[items_F], weight_F, (num_users, size))
+        to_items = matrix(number_N[items_E], number_E, weight_E, (size, num_users))
         hops.append(Hop(to_users, to_items))
     return None if ids_S is None else torch.from_numpy(items_T).to(device), hops
+
+
+def _union(items_T: Array, more: Array, num_items: int) -> Array:
+    """All items of either, sorted; by a mark an item, which sorts nothing."""
+    is_in_N = np.zeros(num_items, dtype=bool)
+    is_in_N[items_T] = is_in_N[more] = True
+    return np.flatnonzero(is_in_N)
 
 
 def convolve(neighbours: Neighbours, layer_ND: Tensor) -> Tensor:

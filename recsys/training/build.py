@@ -125,7 +125,8 @@ def build_graphs(
     """The user–item events through ``through``, each item of a user once, the friendships, and, where asked for, the
     facts, the media and the attributes, which ``profile`` says how to read.
 
-    The events are as ``model`` needs them: as a table, as lists in files, or counted; without a model, a table.
+    The events are as ``model`` needs them: as a table, as lists in files, or counted; without a model, a table. So are
+    the friendships: there or not.
     """
     edges, edge_values, counted_N, neighbours = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), None, None
     if model is None or model.reads_events:
@@ -134,7 +135,8 @@ def build_graphs(
         neighbours = Neighbours.of_dataset(dataset, through)
     if model is not None and not model.reads_events:
         counted_N = _users_of_items(dataset, through) if neighbours is None else neighbours.users_of_N.degree_X
-    src, dst, weight = dataset.social_edges()
+    no_friends = model is not None and "social" not in model.encoders.names
+    src, dst, weight = (np.zeros(0),) * 3 if no_friends else dataset.social_edges()
     return Graphs(
         dataset.num_users,
         dataset.num_items,
