@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def user_message(error: BaseException) -> str | None:
     """The message of the user's mistake behind an exception, also one that a Ray worker raised; None if there is none.
 
-    Ray wraps what a task raised (``cause``) and Ray Train what its workers raised (``worker_failures``).
+    Ray wraps what a task raised (``cause``) and Ray Train what its workers raised (``worker_failures``, with the
+    traceback as their text: an outer exception says what an inner one knows better).
     """
     from recsys.errors import UserError
     from recsys.registry.tracking import outage
@@ -73,22 +74,21 @@ def user_message(error: BaseException) -> str | None:
 
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
+    outside: str | None = None
     while waiting:
         current = waiting.pop(0)
         if id(current) in seen:
             continue
         seen.add(id(current))
         failures = getattr(current, "worker_failures", None)
-        inner = [getattr(current, "cause", None), current.__cause__]
+        inner = [getattr(current, "cause", None), getattr(current, "_base_exc", None), current.__cause__]
         inner += list(failures.values()) if isinstance(failures, dict) else []
         found = [cause for cause in inner if isinstance(cause, BaseException)]
         if isinstance(current, UserError) and not hasattr(current, "cause"):
             return str(current)
-        outside = message_of(current) or outage(current)
-        if outside is not None:
-            return outside
+        outside = outside or message_of(current) or outage(current)
         waiting += found
-    return None
+    return outside
 
 
 def parse(words: Sequence[str]) -> Arguments:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowException
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from pipelines.cli import user_message
 from pipelines.progress import Progress
@@ -125,3 +127,11 @@ def test_a_full_disk_is_one_message() -> None:
         said = user_message(error)
         assert said is not None and said.startswith("the disk is full (") and "--resume" in said and "\n" not in said
     assert "/small/run/part.parquet" in str(user_message(lost))
+
+
+def test_what_a_worker_knows_is_said_and_not_what_ray_quotes() -> None:
+    known = StorageError("cannot write checkpoints to /small/run: the disk is full")
+    quoted = "OSError: Error writing bytes to file. Detail: [errno 28] No space left on device"
+    for failure in (known, UserExceptionWithTraceback(known, quoted)):
+        assert user_message(WorkerGroupError(quoted, {0: failure})) == str(known)
+    assert "the disk is full (OSError: " in str(user_message(WorkerGroupError(quoted, {0: RuntimeError(quoted)})))

@@ -92,7 +92,12 @@ def prepare(
         return existing
     destination = Destination(config.dataset_dir)
     with quiet(), destination.writing() as folder:
-        manifest = _Preparation(config, source, rules, destination, folder, progress, base).run(digest)
+        preparation = _Preparation(config, source, rules, destination, folder, progress, base)
+        try:
+            manifest = preparation.run(digest)
+        except BaseException:
+            preparation.quarantine.abandon()
+            raise
         found = fetch(task(_audit).remote(folder, manifest))
         progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
         destination.commit(manifest)

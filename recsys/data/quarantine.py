@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import pyarrow as pa
@@ -127,6 +128,14 @@ class Quarantine:
         with reaching(self._destination.folder.place, "write to"):
             for writer in self._writers.values():
                 writer.close()
+        self._writers = {}
+
+    def abandon(self) -> None:
+        """Let go of the files of a prepare that failed: what cannot be written would complain once more."""
+        for writer in self._writers.values():
+            with suppress(Exception):
+                writer.close()
+            writer.is_open = False
         self._writers = {}
 
     def _keep(self, table: str) -> str:
