@@ -224,7 +224,7 @@ def refused(command: Command, *words: str) -> None:
 def unsound(run: Path) -> list[Path]:
     """Checkpoints that are not whole."""
     found = []
-    for path in run.glob("checkpoints/train-*/checkpoint_*"):
+    for path in run.glob("checkpoints/train-*/checkpoint_*/"):
         try:
             check_checkpoint(path / "progress")
         except ArtifactError:
