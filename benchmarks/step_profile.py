@@ -80,7 +80,7 @@ def main() -> None:
         steps=options.steps,
         step_ms=round(1e3 * seconds / options.steps, 1),
         share={name: round(value / seconds, 3) for name, value in parts},
-        made_a_step={n: calls / options.steps for n, calls in clock.calls.items() if n.startswith("graph and state")},
+        made_a_step={n: calls / options.steps for n, calls in clock.calls.items() if n.startswith(("graph", "state"))},
     )
 
 
@@ -98,15 +98,15 @@ def profile(config: Config, dataset: PreparedDataset, steps: int) -> tuple[Clock
     clock, started = Clock(), 0.0
     phase = Phase(config, dataset, Split.TRAIN, Validator.of(config), TrainContext(), Progress())
     model = phase.model
-    model.tower.forward = clock.timed("item tower", model.tower.forward)  # type: ignore[method-assign]
+    model.tower.forward = clock.timed("item tower", model.tower.forward)
     for name, module in model.encoders.each():
-        for method in ("refine_items", "state"):
-            setattr(module, method, clock.timed(f"graph and state: {name}", getattr(module, method)))
-        module.forward = clock.timed(f"encoder: {name}", module.forward)  # type: ignore[method-assign]
-    phase.loss.forward = clock.timed("loss and fusion", phase.loss.forward)  # type: ignore[method-assign]
-    phase.optimizer.step = clock.timed("optimizer", phase.optimizer.step)  # type: ignore[method-assign]
+        for part, method in (("graph", "refine_items"), ("state", "state")):
+            setattr(module, method, clock.timed(f"{part}: {name}", getattr(module, method)))
+        module.forward = clock.timed(f"encoder: {name}", module.forward)
+    phase.loss.forward = clock.timed("loss and fusion", phase.loss.forward)
+    phase.optimizer.step = clock.timed("optimizer", phase.optimizer.step)
     backward = torch.Tensor.backward
-    torch.Tensor.backward = clock.timed("backward", backward)  # type: ignore[method-assign,assignment]
+    torch.Tensor.backward = clock.timed("backward", backward)
     draw = phase.loader.epoch
 
     def drawn(epoch: int, first: int = 0) -> Iterator[Any]:
@@ -123,14 +123,14 @@ def profile(config: Config, dataset: PreparedDataset, steps: int) -> tuple[Clock
             yield step
 
     done = [0]
-    phase.loader.epoch = drawn  # type: ignore[method-assign]
+    phase.loader.epoch = drawn
     try:
         for epoch in range(10**6):
             phase._epoch(epoch)
     except Enough:
         seconds = time.perf_counter() - started
     finally:
-        torch.Tensor.backward = backward  # type: ignore[method-assign]
+        torch.Tensor.backward = backward
     clock.seconds["the rest"] = seconds - sum(clock.seconds.values())
     return clock, seconds
 

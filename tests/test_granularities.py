@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch_geometric import EdgeIndex
 
 from recsys.config import GranularitiesConfig
 from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
@@ -183,6 +184,28 @@ class TestContract:
         _, present = module(stranger, items, state)
         needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
         assert bool(present[0]) != needs_the_user, "a history is enough for all but these"
+
+
+@pytest.mark.parametrize("name", ["collaborative", "social", "knowledge"])
+def test_graphs_are_convolved_once_a_step_whatever_the_users(
+    name: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The view makes them; the users of a batch, few or many, read what is there."""
+    products = []
+    matmul = EdgeIndex.matmul
+
+    def counted(self: EdgeIndex, *given: object, **named: object) -> object:
+        products.append(self.shape)
+        return matmul(self, *given, **named)
+
+    monkeypatch.setattr(EdgeIndex, "matmul", counted)
+    module = make(name)
+    items, state = view(module, graphs)
+    made = len(products)
+    assert made > 0
+    for users in ([1], [0, 1, 2, 3, 4, 0, 1]):
+        module(batch_of(users), items, state)
+        assert len(products) == made
 
 
 def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) -> None:

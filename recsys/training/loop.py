@@ -187,7 +187,10 @@ class Phase:
         self.step: nn.Module = self.loss
         if context.world_size > 1:
             self.step = nn.parallel.DistributedDataParallel(
-                self.loss, broadcast_buffers=False, find_unused_parameters=bool(self.model.silent)
+                self.loss,
+                broadcast_buffers=False,
+                find_unused_parameters=bool(self.model.silent),
+                gradient_as_bucket_view=True,  # no copy of every gradient there and back
             )
 
     def state(self) -> dict[str, Tensor]:
