@@ -22,11 +22,15 @@ BASE: dict[str, Any] = {"evolution": {}}
 
 
 def test_images_tell_what_ids_do_not(tmp_path: Path) -> None:
-    """Measured: +117 %, by another seed +44 %. On validation, where λ was chosen, over two seeds: +35 %; with 1,000
-    items +29 % (λ 0.5: +35 %); with 300 items, whose ids tell the style as well, none.
+    """Over two trainings. Measured of single ones, five seeds: +30 to +77 %. On validation, where λ was chosen, over
+    two seeds: +35 %; with 1,000 items +29 % (λ 0.5: +35 %); with 300 items, whose ids tell the style as well, none.
     """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, **SPARSE)
-    assert margin(train_ndcg(dataset, {**BASE, "media": {}}), train_ndcg(dataset, BASE)) > 0.3
+    both = [
+        np.concatenate([train_ndcg(dataset, names, seed=seed) for seed in (0, 1)])
+        for names in ({**BASE, "media": {}}, BASE)
+    ]
+    assert margin(*both) > 0.3
 
 
 def test_images_that_tell_nothing_cost_nothing(tmp_path: Path) -> None:

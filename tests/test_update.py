@@ -280,7 +280,8 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
     )
     rows = []
     for answer in answers:
-        wanted = np.array(answer.shares["evolution"]) - np.array(answer.shares["collaborative"])
+        asked, not_asked = (np.array(answer.shares[name]) for name in ("evolution", "collaborative"))
+        wanted = asked / asked.std() - not_asked / not_asked.std()  # in their spreads: or one may drown the other
         for item, liked in zip(answer.item_ids, wanted > np.median(wanted), strict=True):
             rows.append({"user_id": answer.user_id, "item_id": item, "event_type": "click" if liked else "skip"})
     (world / "feedback.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

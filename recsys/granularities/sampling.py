@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -79,6 +78,8 @@ def _union(items_T: Array, more: Array, num_items: int) -> Array:
 
 def convolve(neighbours: Neighbours, layer_ND: Tensor) -> Tensor:
     """Ã e of all items, exactly, some users at a time; takes no gradient."""
+    import scipy.sparse as sp  # what answers from a frozen model needs none
+
     layer = layer_ND.detach().float().cpu().numpy()
     total = np.zeros_like(layer)
     for users, rows_E, items_E in neighbours.parts():

@@ -22,6 +22,7 @@ import ray
 import ray.train
 import torch
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayActorError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -151,6 +152,12 @@ def _fitted(trainer: TorchTrainer, storage: str, name: str) -> Checkpoint:
             with reaching(storage, "write checkpoints to"):
                 raise error.controller_failure from None
         raise
+    except RayActorError as error:  # the controller asks for the place before it could say how that failed
+        told = next((line for line in reversed(str(error).splitlines()) if "OSError: " in line), "")
+        if not told:
+            raise
+        with reaching(storage, "write checkpoints to"):
+            raise OSError(told.partition("OSError: ")[2]) from None
     assert checkpoint is not None
     return checkpoint
 
