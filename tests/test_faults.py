@@ -296,7 +296,7 @@ def test_storage_that_answers_503_for_a_minute(
             refused(command, "503")
             command = commands.enter_context(again("--resume"))
         command.ends()
-    metrics = json.loads(read_bytes(f"{place}/metrics.json"))
+        metrics = json.loads(read_bytes(f"{place}/metrics.json"))
     assert all(metrics[part] == whole[part] for part in ("model", "baselines", "data"))
     assert logged(database) == whole["logged"]
 
