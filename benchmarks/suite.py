@@ -54,7 +54,7 @@ BENCHMARKS: Final = {
     "prepare-large": Benchmark("prepare_speed --events 5000000 20000000 --rounds 1", True),
     "ranking": Benchmark("ranking_speed --data beauty"),
     "ranking-sizes": Benchmark("ranking_speed --items 10000 100000 1000000 --rounds 1"),
-    "ray": Benchmark("ray_overhead --data beauty --epochs 12 --rounds 1"),
+    "ray": Benchmark("ray_overhead --data beauty --epochs 8 --rounds 1"),
     "workers": Benchmark("worker_scaling --data beauty --epochs 2 --rounds 1"),
     "serving": Benchmark("serving items --num 1000000"),
     "gpu": Benchmark("gpu"),
