@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import Watch, own_peak_mib
 from benchmarks.paired import in_turns, medians, ratios, say
 
 
@@ -89,7 +88,7 @@ def prepare_polars(folder: Path) -> dict[str, float]:
     counts.sort("item_id").write_parquet(folder / "polars-counts.parquet")
     histories = events.group_by("user_id", maintain_order=True).agg("item_id", "timestamp", "split")
     histories.write_parquet(folder / "polars.parquet")
-    return {"seconds": time.perf_counter() - started, "peak_mib": _peak_mib(), "start_s": 0.0}
+    return {"seconds": time.perf_counter() - started, "peak_mib": own_peak_mib(), "start_s": 0.0}
 
 
 def prepare_ours(folder: Path) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
         (folder / "few").mkdir()
         write_events(folder / "few", 1000)
     started = time.perf_counter()
-    with ray_session(config), _Watch() as watch:
+    with ray_session(config), Watch() as watch:
         prepare(small, progress=lambda _: None)
         start_s, began = time.perf_counter() - started, time.perf_counter()
         prepared = prepare(config, progress=lambda _: None)
@@ -124,54 +123,6 @@ def _config(events: Path, run: Path) -> Any:
             "model": {"granularities": {"evolution": {"enabled": True}}},
         }
     )
-
-
-class _Watch(threading.Thread):
-    """The most memory that this process and its descendants hold together: proportional set size, every half second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak_mib, self._over = 0.0, threading.Event()
-
-    def __enter__(self) -> _Watch:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._over.wait(0.5):
-            self.peak_mib = max(self.peak_mib, sum(map(_pss_mib, _descendants(os.getpid()))))
-
-
-def _descendants(root: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        found.append(waiting.pop())
-        waiting += parents.get(found[-1], [])
-    return found
-
-
-def _pss_mib(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
-    except OSError:
-        return 0.0
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
