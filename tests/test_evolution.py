@@ -54,6 +54,19 @@ def asked(*history: int) -> Batch:
     return last_position(Queries(histories, np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
 
 
+@pytest.mark.parametrize("positions", ["absolute", "relative", "both"])
+def test_one_question_a_row_is_answered_as_all_of_them(positions: str) -> None:
+    module = made(cell="attention", heads=2, layers=2, positions=positions)
+    histories = Histories.of_items([[1, 2, 3, 4, 5], [], [6], [7, 8, 1]])
+    histories = replace(histories, times_E=np.cumsum([DAY] * len(histories.items_E)))
+    alone = last_position(Queries(histories, np.zeros(5, np.int64), np.zeros(0, np.int32)), 7)
+    alone = replace(alone, seen_B=torch.tensor([4, 0, 1, 3]))  # one sees a part
+    twice = replace(alone, **{name: torch.cat([getattr(alone, name)] * 2) for name in ("rows_B", "seen_B", "asked_BC")})
+    (z_BD, present_B), (all_BD, _) = (module(batch, items(), {}) for batch in (alone, twice))
+    torch.testing.assert_close(z_BD, all_BD[:4])
+    assert present_B.tolist() == [True, False, True, True] and not z_BD[1].any()
+
+
 def logistic(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 

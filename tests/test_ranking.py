@@ -190,10 +190,15 @@ def test_vectors_rank_as_their_scores_do(
 def test_the_largest_of_a_large_catalogue(num_items: int) -> None:
     scores_bN = torch.randn(9, num_items, generator=torch.Generator().manual_seed(1)).round(decimals=2)
     scores_bN[0], scores_bN[1, 5:] = 1.0, -torch.inf
-    values, places = ranking_module._largest(scores_bN, 11)
-    torch.testing.assert_close(values, scores_bN.topk(11, dim=1).values, rtol=0, atol=0)
-    torch.testing.assert_close(values, scores_bN.gather(1, places), rtol=0, atol=0)
-    assert all(len(set(row)) == 11 for row in places.tolist())
+    scores_bN[2, num_items - 7 :] = 100.0  # behind the last whole group
+    for k in (1, 10):
+        items_bK, values_bK = top_items(scores_bN, k)
+        expected_bK, expected_values_bK = ranking_module._top_of_any(scores_bN, k)
+        np.testing.assert_array_equal(items_bK, expected_bK)
+        np.testing.assert_array_equal(values_bK, expected_values_bK)
+        torch.testing.assert_close(torch.from_numpy(values_bK), scores_bN.topk(k, dim=1).values, rtol=0, atol=0)
+    *_, left_b = ranking_module._candidates(scores_bN, 10)
+    assert left_b[1] and not left_b[3:].any(), "what has few finite scores goes the long way, the others the short one"
     broken_bN = scores_bN.clone()
     broken_bN[2, 17] = torch.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -96,8 +96,10 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
     """The queries with targets that count, their positions, and how many targets were dropped as seen."""
     target_rows_P = queries.target_rows()
     pairs_P = _pairs(target_rows_P, queries.target_items)
-    keep_P = np.zeros(len(pairs_P), dtype=bool)
-    keep_P[np.unique(pairs_P, return_index=True)[1]] = True
+    keep_P = np.ones(len(pairs_P), dtype=bool)
+    if queries.num_targets_B.max(initial=0) > 1:
+        keep_P[:] = False
+        keep_P[np.unique(pairs_P, return_index=True)[1]] = True
     dropped = 0
     if exclude_seen:
         seen_P = np.isin(pairs_P, _pairs(_history_rows(queries), queries.histories.items_E))
@@ -118,12 +120,59 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     Raises:
         ValueError: a score is NaN.
     """
+    items_bK = np.full((len(scores_bN), k), -1, dtype=np.int32)
+    scores_bK = np.full((len(scores_bN), k), -np.inf, dtype=np.float32)
+    left_b = np.ones(len(scores_bN), dtype=bool)
+    if scores_bN.device.type == "cpu" and scores_bN.shape[1] // _GROUP >= 2 * k:
+        rows_C, items_C, scores_C, left_b = _candidates(scores_bN, k)
+        best_C = np.lexsort((tie_order(scores_bN.shape[1])[items_C], -scores_C, rows_C))
+        rows_C = rows_C[best_C]
+        place_C = np.arange(len(rows_C)) - np.searchsorted(rows_C, rows_C)
+        listed = place_C < k
+        where = rows_C[listed], place_C[listed]
+        items_bK[where], scores_bK[where] = items_C[best_C][listed], scores_C[best_C][listed]
+    if left_b.any():
+        items_bK[left_b], scores_bK[left_b] = _top_of_any(scores_bN[torch.from_numpy(left_b)], k)
+    return items_bK, scores_bK
+
+
+def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, Array]:
+    """Rows, items and scores [C] of a few items of each row, the k best and all that are equal to the last of them
+    included; and which rows [b] are left out, as many of their scores are equal or −inf.
+
+    Items are in groups, every 16th or so of a row together. A maximum is found several times faster than an order, and
+    the k-th largest of the groups' maxima is a bound that k items reach.
+    """
+    num_items = scores_bN.shape[1]
+    groups = num_items // _GROUP
+    whole = groups * _GROUP
+    best_bG = scores_bN[:, :whole].reshape(-1, _GROUP, groups).amax(dim=1).numpy()
+    all_bN = np.ascontiguousarray(scores_bN.numpy())
+    if np.isnan(best_bG).any() or np.isnan(all_bN[:, whole:]).any():
+        raise _not_a_number()
+    bound_b = np.partition(best_bG, groups - k, axis=1)[:, groups - k]
+    near_bG = best_bG >= bound_b[:, None]
+    left_b = (np.count_nonzero(near_bG, axis=1) > 4 * k) | np.isneginf(bound_b)
+    near_bG[left_b] = False
+    rows_c, groups_c = np.divmod(np.flatnonzero(near_bG), groups)
+    places_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(_GROUP)  # in all scores
+    scores_cM = all_bN.ravel()[places_cM]
+    kept = np.flatnonzero(scores_cM >= bound_b[rows_c, None])
+    rows_r, rest_r = np.nonzero((all_bN[:, whole:] >= bound_b[:, None]) & ~left_b[:, None])
+    rows_C, items_C = np.divmod(places_cM.ravel()[kept], num_items)
+    rows_C, items_C = np.concatenate([rows_C, rows_r]), np.concatenate([items_C, whole + rest_r])
+    scores_C = np.concatenate([scores_cM.ravel()[kept], all_bN[rows_r, whole + rest_r]])
+    return rows_C, items_C, scores_C, left_b
+
+
+def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
+    """:func:`top_items` by an order of whole rows."""
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = _largest(scores_bN, min(size + 1, num_items))  # one more shows whether the last one is tied
+    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows whether the last one is tied
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
-        raise ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
+        raise _not_a_number()
     last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
     top_scores, top = top_scores[:, :size], top[:, :size]
     # topk may cut a group of equal scores anywhere: where it does, choose again among the equals by the shuffle
@@ -206,23 +255,8 @@ def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chu
         done += len(piece)
 
 
-def _largest(scores_bN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``topk`` gives, which of equal scores aside.
-
-    Items are in groups, every 16th or so of a row together; the k largest are in the k groups with the largest best
-    ones, and a maximum is found several times faster than an order.
-    """
-    num_items = scores_bN.shape[1]
-    groups = num_items // _GROUP
-    if groups < 2 * k or scores_bN.device.type != "cpu":
-        return scores_bN.topk(k, dim=1)
-    best_bG = scores_bN[:, : groups * _GROUP].view(len(scores_bN), _GROUP, groups).amax(dim=1)
-    _, groups_bk = _largest(best_bG, k)
-    members_bM = (groups_bk[:, :, None] + groups * torch.arange(_GROUP)).flatten(1)
-    rest_M = torch.arange(groups * _GROUP, num_items).expand(len(scores_bN), -1)
-    members_bM = torch.cat([members_bM, rest_M], dim=1)
-    top_scores, places = scores_bN.gather(1, members_bM).topk(k, dim=1)
-    return top_scores, members_bM.gather(1, places)
+def _not_a_number() -> ValueError:
+    return ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
 
 
 def _check(scores_bN: torch.Tensor, num_queries: int) -> None:

@@ -88,14 +88,13 @@ class Evolution(Granularity):
 
     def interest(self, batch: Batch, items: ItemView) -> Interest:
         """Long-term and immediate state of every query (of no meaning where a query sees no event)."""
-        next_ULD, immediate_ULD = self._run(self.dropout(self._events(batch, items)), batch)
-        next_BD = gather_queries(next_ULD, batch)
+        next_BD, immediate_BD = self._run(self.dropout(self._events(batch, items)), batch)
         if self.asked is not None:
             next_BD = self.asked(next_BD, batch.asked_BC)
         long_BD: Tensor = self.norm(next_BD)
-        if self.fuse is None or immediate_ULD is None:
+        if self.fuse is None or immediate_BD is None:
             return Interest(long_BD, None, long_BD.new_zeros(len(long_BD), 1))
-        return Interest(long_BD, *self.fuse(long_BD, gather_queries(immediate_ULD, batch)))
+        return Interest(long_BD, *self.fuse(long_BD, immediate_BD))
 
     def _events(self, batch: Batch, items: ItemView) -> Tensor:
         """What the cell reads of every event: [U, L, D]."""
@@ -108,7 +107,7 @@ class Evolution(Granularity):
         return self.cell.place(events_ULD) if isinstance(self.cell, CausalAttention) else events_ULD
 
     def _run(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """H_{t+1} and i_t (None: one state) behind every event."""
+        """H_{t+1} and i_t (None: one state) behind every query's last event: [B, D]."""
 
         def cell(inputs_ULX: Tensor) -> Tensor:
             if isinstance(self.cell, CausalAttention):
@@ -118,11 +117,16 @@ class Evolution(Granularity):
             return states_ULD
 
         if self.states is None:
-            return cell(events_ULD), None
+            if isinstance(self.cell, CausalAttention) and not self.training and _one_query_a_row(batch):
+                last_BD = self.cell.behind_last(events_ULD, batch)
+                return last_BD * (batch.seen_B > 0)[:, None].to(last_BD.dtype), None
+            return gather_queries(cell(events_ULD), batch), None
         if self.config.states == "formula":
             assert isinstance(self.cell, nn.LSTM | nn.GRU)
-            return self.states.formula(events_ULD, self.cell)
-        return self.states.sweep(events_ULD, cell, self.config.sweeps)
+            both = self.states.formula(events_ULD, self.cell)
+        else:
+            both = self.states.sweep(events_ULD, cell, self.config.sweeps)
+        return gather_queries(both[0], batch), gather_queries(both[1], batch)
 
 
 def _check(config: EvolutionConfig, sizes: ModelSizes) -> None:
@@ -141,6 +145,11 @@ def _check(config: EvolutionConfig, sizes: ModelSizes) -> None:
             f"{where}.states formula goes step by step, which attention over all steps does not; set states parallel, "
             "or cell lstm or gru"
         )
+
+
+def _one_query_a_row(batch: Batch) -> bool:
+    rows_B = torch.arange(len(batch.users_U), device=batch.rows_B.device)
+    return torch.equal(batch.rows_B, rows_B)
 
 
 def _gap_buckets(ages_UL: Tensor) -> Tensor:
@@ -171,11 +180,23 @@ class CausalAttention(nn.Module):
         self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
 
     def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        states_ULD, bias_UHLL = self._enter_last(events_ULD, batch)
+        last_ULD: Tensor = self.blocks[-1](states_ULD, bias_UHLL)
+        return last_ULD
+
+    def behind_last(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        """Without dropout, the state behind the last event that each row's one query sees, [U, D]; of no meaning where
+        it sees none."""
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return last.at(*self._enter_last(events_ULD, batch), (batch.seen_B - 1).clamp(min=0))
+
+    def _enter_last(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         bias_UHLL = self._bias(batch, events_ULD.shape[1], events_ULD.device).to(events_ULD.dtype)
         states_ULD = events_ULD
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             states_ULD = block(states_ULD, bias_UHLL)
-        return states_ULD
+        return states_ULD, bias_UHLL
 
     def _bias(self, batch: Batch, length: int, device: torch.device) -> Tensor:
         """What is added to the logits, U and H 1 where all rows and heads share it; minus infinity for later events.
@@ -217,9 +238,29 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(states_ULD)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         mixed_UHLX = self._attend(q, k, v, bias_UHLL)
-        states_ULD = states_ULD + self.dropout(self.mix(mixed_UHLX.transpose(1, 2).flatten(2)))
-        forward: Tensor = self.dropout(self.feed_forward(self.norm_forward(states_ULD)))
-        return states_ULD + forward
+        return self._leave(states_ULD, mixed_UHLX.transpose(1, 2).flatten(2))
+
+    def at(self, states_ULD: Tensor, bias_UHLL: Tensor, place_U: Tensor) -> Tensor:
+        """The next state of one place of every row, [U, D], without dropout.
+
+        With one question a row it is cheaper to carry the question to the events, and their mean to the values, than
+        to make keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w (W_v x) = W_v Σ w x.
+        """
+        rows_U = torch.arange(len(place_U), device=place_U.device)
+        normed_ULD = self.norm_attention(states_ULD)
+        to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])  # [H, X, D] each
+        bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)  # that of the keys is the same for all
+        q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q
+        question_UHD = torch.einsum("uhx,hxd->uhd", q_UHX * q_UHX.shape[-1] ** -0.5, to_k)
+        bias_UHL = bias_UHLL.expand(len(rows_U), -1, -1, -1)[rows_U, :, place_U]
+        weights_UHL = (question_UHD @ normed_ULD.transpose(1, 2) + bias_UHL).softmax(-1)
+        mixed_UHX = torch.einsum("uhd,hxd->uhx", weights_UHL @ normed_ULD, to_v) + bias_v
+        return self._leave(states_ULD[rows_U, place_U], mixed_UHX.flatten(1))
+
+    def _leave(self, states_XD: Tensor, mixed_XD: Tensor) -> Tensor:
+        states_XD = states_XD + self.dropout(self.mix(mixed_XD))
+        forward: Tensor = self.dropout(self.feed_forward(self.norm_forward(states_XD)))
+        return states_XD + forward
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_UHLL: Tensor) -> Tensor:
         """Attention of every head, [U, H, L, X]; on a CPU torch's own has no kernel with dropout, and a slow detour."""
