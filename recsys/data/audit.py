@@ -3,11 +3,13 @@
 Why not trust the writer: a number is worth something only if nothing held out has reached training, and a leak looks
 like a good model. What is derived of events is recomputed here by other code than wrote it; what cannot be recomputed
 from the histories (item text from events, friendships in time) carries its provenance: the rows it was made of.
-Streamed shard by shard; nothing holds all events. Legend: U users, E events of a shard, N items.
+A shard at a time, in tasks of their own where there are any; nothing holds all events.
+Legend: U users, E events of a shard, N items, X cells of a sparse table of counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -51,13 +53,42 @@ class Audit:
         }
 
 
-def audit(dataset: PreparedDataset) -> Audit:
+@dataclass(frozen=True)
+class ShardFindings:
+    """What the checks of all shards together need of one that is in order in itself."""
+
+    users_U: Array  # dense ids
+    cells_X: Array  # int64, part × N + item, …
+    counts_X: Array  # … and its events
+    num_alone: int
+    num_events: int
+    codes: list[set[int]]  # of context columns in training events
+
+
+def audit(dataset: PreparedDataset, findings: Sequence[ShardFindings] | None = None) -> Audit:
     """Check a prepared dataset against its split.
+
+    Args:
+        dataset: with its shards.
+        findings: of :func:`audit_shard` for every shard, in order, where they were made elsewhere.
 
     Raises:
         DataError: an artefact holds what it must not, with the check, the place and how much.
     """
-    return _Auditor(dataset).run()
+    auditor = _Auditor(dataset)
+    if findings is None:
+        of_shards = _ShardAuditor(dataset)
+        findings = [of_shards.run(name) for name in dataset.manifest.shards]
+    return auditor.run(findings)
+
+
+def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
+    """The part of :func:`audit` that looks at one shard alone.
+
+    Raises:
+        DataError: as :func:`audit`.
+    """
+    return _ShardAuditor(dataset).run(name)
 
 
 def refuse(dataset: str, check: str, found: str) -> NoReturn:
@@ -68,68 +99,41 @@ def refuse(dataset: str, check: str, found: str) -> NoReturn:
     )
 
 
-class _Auditor:
-    """One pass over the shards, then the artefacts that are made of all of them."""
+class _Checks:
+    """What both auditors know."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.dataset, self.split = dataset, dataset.manifest.split
-        self.home_U = np.full(dataset.num_users, -1, dtype=np.int32)  # the shard of a user
-        self.counts_3N = np.zeros((len(_PARTS), dataset.num_items), dtype=np.int64)
-        self.num_alone = 0
-        self.found = Audit()
-        self.user_texts = self._user_texts()
-        self.titles = item_titles(dataset.features) if self.user_texts is not None else []
-        self.codes: list[set[int]] = [set() for _ in dataset.context]  # of context columns in training events
         self.newcomers = Newcomers.of(self.split)
-
-    def run(self) -> Audit:
-        checks = ["vocabulary", "ids", "order_of_parts", "queries"]
-        self._vocabulary()
-        for number, name in enumerate(self.dataset.manifest.shards):
-            shard = self.dataset.shard(name)
-            self._ids(name, number, shard)
-            self._order(name, shard)
-            self._queries(name, shard)
-            self._cold(name, shard)
-            if self.user_texts is not None:
-                self._texts_of_users(name, shard, self.user_texts)
-            self._count(shard)
-        self._counts()
-        checks += ["popularity", "cold_users"] if self.newcomers else ["popularity"]
-        checks += self._context() + (["user_texts"] if self.user_texts is not None else [])
-        self.found.checks = checks + self._text() + self._social() + self._facts()
-        return self.found
 
     def _refuse(self, check: str, found: str) -> NoReturn:
         refuse(self.dataset.root, check, found)
 
-    # --------------------------------------------------------------------------------------------------- histories
 
-    def _vocabulary(self) -> None:
-        """Every id once, and attributes in the order of the ids."""
-        for what, ids, table in (
-            ("user", self.dataset.user_ids, self.dataset.user_features),
-            ("item", self.dataset.item_ids, self.dataset.features),
-        ):
-            repeated = len(ids) - pc.count_distinct(ids).as_py()
-            if repeated:
-                self._refuse("vocabulary", f"{repeated:,} {what} ids stand twice in vocab/{what}s.parquet")
-            aligned = table.column(f"{what}_id").combine_chunks()
-            if not aligned.equals(ids):
-                self._refuse("vocabulary", f"the rows of {what}s/features.parquet are not those of the {what} ids")
+class _ShardAuditor(_Checks):
+    """One shard at a time, each alone."""
 
-    def _ids(self, name: str, number: int, shard: Histories) -> None:
+    def __init__(self, dataset: PreparedDataset) -> None:
+        super().__init__(dataset)
+        self.user_texts = _user_text_entries(dataset)
+        self.titles = item_titles(dataset.features) if self.user_texts is not None else []
+
+    def run(self, name: str) -> ShardFindings:
+        shard = self.dataset.shard(name)
+        self._ids(name, shard)
+        self._order(name, shard)
+        self._queries(name, shard)
+        self._cold(name, shard)
+        if self.user_texts is not None:
+            self._texts_of_users(name, shard, self.user_texts)
+        return self._count(shard)
+
+    def _ids(self, name: str, shard: Histories) -> None:
         wrong = int((shard.splits_E > VALID_ALONE).sum())
         wrong += int(((shard.items_E < 0) | (shard.items_E >= self.dataset.num_items)).sum())
         wrong += int(((shard.users_U < 0) | (shard.users_U >= self.dataset.num_users)).sum())
         if wrong:
             self._refuse("ids", f"{wrong:,} users, items or parts in histories/{name} do not exist")
-        again = len(shard) - len(np.unique(shard.users_U)) + int((self.home_U[shard.users_U] >= 0).sum())
-        if again:
-            self._refuse(
-                "ids", f"{again:,} users of histories/{name} have another row, so one may see the other's test"
-            )
-        self.home_U[shard.users_U] = number
 
     def _order(self, name: str, shard: Histories) -> None:
         """No training event behind a held-out one, and each kind's own rule; random splits have no order to check."""
@@ -203,14 +207,102 @@ class _Auditor:
         if alone:
             self._refuse("cold_users", f"{alone:,} validation events of other users in histories/{name} stand alone")
 
-    def _count(self, shard: Histories) -> None:
-        for part in _PARTS:
-            self.counts_3N[part] += np.bincount(shard.items_E[shard.splits_E == part], minlength=self.dataset.num_items)
-        self.num_alone += int((shard.splits_E == VALID_ALONE).sum())
+    def _count(self, shard: Histories) -> ShardFindings:
+        counted_E = shard.splits_E != VALID_ALONE
+        cells_E = shard.splits_E[counted_E].astype(np.int64) * self.dataset.num_items + shard.items_E[counted_E]
+        counts = np.bincount(cells_E)
+        cells_X = np.flatnonzero(counts)
         train_EC = shard.context_EC[shard.splits_E == Split.TRAIN]
-        for place, codes in enumerate(self.codes):
-            codes.update(np.unique(train_EC[:, place]).tolist())
-        self.found.events += len(shard.items_E)
+        codes = [set(np.unique(train_EC[:, place]).tolist()) for place in range(len(self.dataset.context))]
+        alone = len(counted_E) - int(counted_E.sum())
+        return ShardFindings(shard.users_U, cells_X, counts[cells_X], alone, len(shard.items_E), codes)
+
+    def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
+        """Texts of users tell the first events of their part and nothing else: a fixed sample of them, composed again
+        from the histories."""
+        manifest = self.dataset.manifest
+        described = manifest.text["users"]
+        rules = TextRules(tuple(manifest.event_types), manifest.ordered, described["max_items"], 1, described["folds"])
+        users, through, places, hashes = (
+            entries.column(key).to_numpy() for key in ("user", "through", "place", "hash")
+        )
+        row_of = {user: row for row, user in enumerate(shard.users_U.tolist())}
+        chosen = np.flatnonzero(np.isin(users, shard.users_U))
+        chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _TEXTS_A_SHARD), dtype=np.int64)]
+        texts = []
+        for entry in chosen.tolist():
+            row, place = row_of[int(users[entry])], int(places[entry])
+            span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
+            kept_E = shard.splits_E[span] <= through[entry]
+            items, types = shard.items_E[span][kept_E], shard.types_E[span][kept_E]
+            if place != WHOLE and rules.ordered:
+                items, types = items[:place], types[:place]
+            elif place != WHOLE:
+                hidden = Hidden.fold(place, rules.folds).of(np.full(len(items), users[entry]), items)
+                items, types = items[~hidden], types[~hidden]
+            texts.append(compose(items.tolist(), types.tolist(), self.titles, rules))
+        wrong = int((string_hashes(pa.array(texts, pa.string())) != hashes[chosen]).sum())
+        if wrong:
+            self._refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} tell of other events")
+
+
+def _user_text_entries(dataset: PreparedDataset) -> pa.Table | None:
+    """The entries of user texts with their hashes; None where there are none."""
+    if not dataset.manifest.text.get("users"):
+        return None
+    table = dataset.table(ENTRIES)
+    return table if "hash" in table.column_names else None
+
+
+class _Auditor(_Checks):
+    """What all shards say together, and the artefacts that are made of them."""
+
+    def __init__(self, dataset: PreparedDataset) -> None:
+        super().__init__(dataset)
+        self.home_U = np.full(dataset.num_users, -1, dtype=np.int32)  # the shard of a user
+        self.counts_3N = np.zeros((len(_PARTS), dataset.num_items), dtype=np.int64)
+        self.num_alone = 0
+        self.found = Audit()
+        self.codes: list[set[int]] = [set() for _ in dataset.context]
+
+    def run(self, findings: Sequence[ShardFindings]) -> Audit:
+        checks = ["vocabulary", "ids", "order_of_parts", "queries"]
+        self._vocabulary()
+        for number, (name, shard) in enumerate(zip(self.dataset.manifest.shards, findings, strict=True)):
+            self._users(name, number, shard.users_U)
+            self.counts_3N.reshape(-1)[shard.cells_X] += shard.counts_X
+            self.num_alone += shard.num_alone
+            self.found.events += shard.num_events
+            for codes, more in zip(self.codes, shard.codes, strict=True):
+                codes.update(more)
+        self._counts()
+        checks += ["popularity", "cold_users"] if self.newcomers else ["popularity"]
+        checks += self._context() + self._user_texts()
+        self.found.checks = checks + self._text() + self._social() + self._facts()
+        return self.found
+
+    def _users(self, name: str, number: int, users_U: Array) -> None:
+        again = len(users_U) - len(np.unique(users_U)) + int((self.home_U[users_U] >= 0).sum())
+        if again:
+            self._refuse(
+                "ids", f"{again:,} users of histories/{name} have another row, so one may see the other's test"
+            )
+        self.home_U[users_U] = number
+
+    # --------------------------------------------------------------------------------------------------- histories
+
+    def _vocabulary(self) -> None:
+        """Every id once, and attributes in the order of the ids."""
+        for what, ids, table in (
+            ("user", self.dataset.user_ids, self.dataset.user_features),
+            ("item", self.dataset.item_ids, self.dataset.features),
+        ):
+            repeated = len(ids) - pc.count_distinct(ids).as_py()
+            if repeated:
+                self._refuse("vocabulary", f"{repeated:,} {what} ids stand twice in vocab/{what}s.parquet")
+            aligned = table.column(f"{what}_id").combine_chunks()
+            if not aligned.equals(ids):
+                self._refuse("vocabulary", f"the rows of {what}s/features.parquet are not those of the {what} ids")
 
     def _counts(self) -> None:
         """Popularity, from which baselines, negatives and "new to training" are taken."""
@@ -244,43 +336,13 @@ class _Auditor:
                 self._refuse("context_values", text)
         return ["context_values"] if self.codes else []
 
-    def _user_texts(self) -> pa.Table | None:
-        """The entries of user texts with their hashes; None where there are none."""
+    def _user_texts(self) -> list[str]:
         if not self.dataset.manifest.text.get("users"):
-            return None
-        table = self.dataset.table(ENTRIES)
-        if "hash" not in table.column_names:
-            self.found.unaudited.append("user_texts")
-            return None
-        return table
-
-    def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
-        """Texts of users tell the first events of their part and nothing else: a fixed sample of them, composed again
-        from the histories."""
-        manifest = self.dataset.manifest
-        described = manifest.text["users"]
-        rules = TextRules(tuple(manifest.event_types), manifest.ordered, described["max_items"], 1, described["folds"])
-        users, through, places, hashes = (
-            entries.column(key).to_numpy() for key in ("user", "through", "place", "hash")
-        )
-        row_of = {user: row for row, user in enumerate(shard.users_U.tolist())}
-        chosen = np.flatnonzero(np.isin(users, shard.users_U))
-        chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _TEXTS_A_SHARD), dtype=np.int64)]
-        texts = []
-        for entry in chosen.tolist():
-            row, place = row_of[int(users[entry])], int(places[entry])
-            span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
-            kept_E = shard.splits_E[span] <= through[entry]
-            items, types = shard.items_E[span][kept_E], shard.types_E[span][kept_E]
-            if place != WHOLE and rules.ordered:
-                items, types = items[:place], types[:place]
-            elif place != WHOLE:
-                hidden = Hidden.fold(place, rules.folds).of(np.full(len(items), users[entry]), items)
-                items, types = items[~hidden], types[~hidden]
-            texts.append(compose(items.tolist(), types.tolist(), self.titles, rules))
-        wrong = int((string_hashes(pa.array(texts, pa.string())) != hashes[chosen]).sum())
-        if wrong:
-            self._refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} tell of other events")
+            return []
+        if _user_text_entries(self.dataset) is not None:
+            return ["user_texts"]
+        self.found.unaudited.append("user_texts")
+        return []
 
     # --------------------------------------------------------------------------------------------------- text, graphs
 

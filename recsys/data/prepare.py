@@ -27,7 +27,7 @@ import ray
 
 from recsys import schema
 from recsys.config import Config
-from recsys.data.audit import Audit, audit
+from recsys.data.audit import Audit, ShardFindings, audit, audit_shard
 from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
 from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
@@ -98,16 +98,21 @@ def prepare(
         except BaseException:
             preparation.quarantine.abandon()
             raise
-        found = fetch(task(_audit).remote(folder, manifest))
+        shards = [task(_audit_shard).remote(folder, manifest, name) for name in manifest.shards]
+        found = fetch(task(_audit).remote(folder, manifest, *shards))
         progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
         destination.commit(manifest)
     progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
     return PreparedDataset(config.dataset_dir)
 
 
-def _audit(folder: Folder, manifest: Manifest) -> Audit:
-    """In a task, as it reads every event."""
-    return audit(PreparedDataset.being_written(folder.filesystem, folder.path, manifest))
+def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:
+    return audit_shard(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), name)
+
+
+def _audit(folder: Folder, manifest: Manifest, *findings: ShardFindings) -> Audit:
+    """In a task, as it may read all rows of text."""
+    return audit(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), findings)
 
 
 def _existing(root: str, digest: str) -> PreparedDataset | None:
