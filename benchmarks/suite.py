@@ -55,7 +55,8 @@ BENCHMARKS: Final = {
     "ranking": Benchmark("ranking_speed --data beauty"),
     "ranking-sizes": Benchmark("ranking_speed --items 10000 100000 1000000 --rounds 1"),
     "ray": Benchmark("ray_overhead --data beauty --epochs 8 --rounds 1"),
-    "workers": Benchmark("worker_scaling --data beauty --epochs 2 --rounds 1"),
+    "workers": Benchmark("worker_scaling --data ml-100k --epochs 3 --rounds 1"),
+    "workers-beauty": Benchmark("worker_scaling --data beauty --epochs 2 --rounds 1"),
     "serving": Benchmark("serving items --num 1000000"),
     "gpu": Benchmark("gpu"),
 }
@@ -132,14 +133,17 @@ ROWS: Final = [
         most=0.05,
     ),
     Row("ray", "the same, start-up in seconds", "start_s/ray", "start_s/bare", "bare loop"),
-    Row(
-        "workers",
-        "one worker to two, seconds an epoch",
-        "epoch_s/2 workers",
-        "epoch_s/1 workers",
-        "one worker",
-        "times",
-        least=1.8,
+    *(
+        Row(
+            name,
+            f"one worker to two, seconds an epoch, {data}",
+            "epoch_s/2 workers",
+            "epoch_s/1 workers",
+            "one worker",
+            "times",
+            least=1.8,
+        )
+        for name, data in (("workers", "ml-100k"), ("workers-beauty", "beauty"))
     ),
     Row("serving", "top-100 of 10⁶ items, exact, p50 ms", "items/1000000/exact/p50_ms"),
     Row("serving", "the same, p99 ms", "items/1000000/exact/p99_ms"),
