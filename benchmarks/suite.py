@@ -46,8 +46,8 @@ class Row(NamedTuple):
 
 BENCHMARKS: Final = {
     "training": Benchmark("training_speed --data ml-100k --peers rectools"),
-    "training-beauty": Benchmark("training_speed --data beauty --epochs 1 --rounds 1 --peers rectools", True),
-    "training-recbole": Benchmark("training_speed --data ml-100k --epochs 1 --rounds 1 --peers recbole", True),
+    "training-beauty": Benchmark("training_speed --data beauty --epochs 2 --rounds 1 --peers rectools", True),
+    "training-recbole": Benchmark("training_speed --data ml-100k --epochs 2 --rounds 1 --peers recbole", True),
     "step": Benchmark("step_profile", True),
     "text": Benchmark("text_encoding"),
     "prepare": Benchmark("prepare_speed --events 1000000"),

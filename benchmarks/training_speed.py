@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=["rectools", "recbole"])
     parser.add_argument("--ours", metavar="FILE", help=argparse.SUPPRESS)  # the side of ours, in a process of its own
     options = parser.parse_args()
+    if options.epochs < 2:
+        parser.error("--epochs: at least 2, as ours are timed without the last one, which holds a validation")
     if options.ours:
         print(json.dumps(train_ours(options.ours, options.epochs)))
         return
