@@ -138,9 +138,55 @@ def sampled_softmax(
     the sum over negatives estimates the sum over the catalogue (Bengio & Senécal 2008). The target keeps its own
     logit, and a negative that is the pair's target is left out, so the estimate never counts it twice.
     """
-    chosen_PD = users_BD[pairs_P]
-    hit_P = (chosen_PD * items_SD[targets_P]).sum(1).float()
-    logits_BM = (users_BD @ items_SD[negatives_M].T).float() - log_q_M
-    logits_PM = logits_BM[pairs_P].masked_fill(targets_P[:, None] == negatives_M, float("-inf"))
-    log_z_P = torch.logaddexp(torch.logsumexp(logits_PM, dim=1), hit_P)
-    return (weights_P * (log_z_P - hit_P)).sum()
+    found: Tensor = _SampledSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """Chunks of pairs, the gradient in the same pass: no [P, M] matrix is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users_BD: Tensor,
+        items_SD: Tensor,
+        pairs_P: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        negatives_M: Tensor,
+        log_q_M: Tensor,
+    ) -> Tensor:
+        ctx.kinds = users_BD.dtype, items_SD.dtype
+        narrow_MD = _as_autocast(items_SD[negatives_M])
+        users_BD, items_SD = users_BD.float(), items_SD.float()
+        chosen_PD, target_PD = users_BD[pairs_P], items_SD[targets_P]
+        hit_P, narrow_PD = (chosen_PD * target_PD).sum(1), _as_autocast(chosen_PD)
+        negative_grad, chosen_grad = torch.zeros(narrow_MD.shape, device=items_SD.device), torch.empty_like(chosen_PD)
+        log_z_P, less_P = torch.empty_like(hit_P), torch.empty_like(hit_P)
+        num_rows = _num_rows(narrow_MD)
+        for start in range(0, len(pairs_P), num_rows):
+            rows = slice(start, start + num_rows)
+            logits_pM = (narrow_PD[rows] @ narrow_MD.T).float().sub_(log_q_M)
+            logits_pM.masked_fill_(targets_P[rows, None] == negatives_M, float("-inf"))
+            top_p = torch.maximum(logits_pM.amax(1), hit_P[rows])
+            exp_pM = logits_pM.sub_(top_p[:, None]).exp_()
+            hit_p = (hit_P[rows] - top_p).exp()
+            z_p = exp_pM.sum(1) + hit_p
+            log_z_P[rows] = z_p.log() + top_p
+            share_p = weights_P[rows] / z_p  # of the softmax, on the small side of both products
+            less_P[rows] = weights_P[rows] - share_p * hit_p
+            exp_pM = exp_pM.to(narrow_MD.dtype)
+            chosen_grad[rows] = share_p[:, None] * (exp_pM @ narrow_MD)
+            negative_grad += exp_pM.T @ (share_p[:, None] * narrow_PD[rows]).to(narrow_MD.dtype)
+        chosen_grad -= less_P[:, None] * target_PD
+        user_grad, item_grad = torch.zeros_like(users_BD), torch.zeros_like(items_SD)
+        user_grad.index_add_(0, pairs_P, chosen_grad)
+        item_grad.index_add_(0, negatives_M, negative_grad)
+        item_grad.index_add_(0, targets_P, less_P[:, None] * chosen_PD, alpha=-1)
+        ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
+        return (weights_P * (log_z_P - hit_P)).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        user_grad, item_grad = ctx.saved_tensors
+        return grads[0] * user_grad, grads[0] * item_grad, None, None, None, None, None

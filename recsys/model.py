@@ -118,20 +118,21 @@ class MultigrainModel(nn.Module):
         return any(module.is_sampled for _, module in self.encoders.each())
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
-        """The sorted items that a step must view to speak of the given ones; None: all."""
+        """The items that a step must view to speak of the given ones, which come first; None: all."""
         for _, module in self.encoders.each():
             ids_S = module.widen(ids_S, graphs, key)
         return ids_S
 
     def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
-        """The items in view and the states of the granularities; all items unless ``ids_S`` names some."""
+        """The items in view and the states of the granularities; all items, or the first of ``ids_S``, those that were
+        to be spoken of."""
         vectors_SD = self.tower(ids_S)
         for name, module in self.encoders.each():
             refined_SD = module.refine_items(vectors_SD, graphs)  # some keep what their state is made of
-            vectors_SD = vectors_SD if name in self.silent else refined_SD
+            vectors_SD = vectors_SD[: len(refined_SD)] if name in self.silent else refined_SD
         if self.config.unit_vectors:
             vectors_SD = normalize(vectors_SD, dim=-1)
-        items = ItemView(vectors_SD, self.tower.text(ids_S))
+        items = ItemView(vectors_SD, self.tower.text(None if ids_S is None else ids_S[: len(vectors_SD)]))
         return items, {name: module.state(items, graphs) for name, module in self.encoders.each()}
 
     def forward(self, batch: Batch, items: ItemView, states: States) -> Tensor:

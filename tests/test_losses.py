@@ -78,6 +78,25 @@ def test_sampled_softmax_with_every_item_once_is_the_full_loss() -> None:
     torch.testing.assert_close(found, full_softmax(users, items, pairs, targets, torch.ones(4)))
 
 
+@pytest.mark.parametrize("length", [1.0, 60.0])
+def test_gradients_of_the_sampled_loss_are_those_of_autograd(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a negative is the target of a pair, a query has two pairs, and exponentials would overflow."""
+    monkeypatch.setattr(losses, "_MAX_LOGITS", 10)  # two pairs a chunk
+    users, items, pairs, targets = setup()
+    users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
+    weights, negatives = torch.tensor([1.0, 0.5, 2.0, 1.0]), torch.tensor([1, 4, 4, 0, 6])
+    log_q = torch.randn(5, generator=torch.Generator().manual_seed(1))
+    found = sampled_softmax(users, items, pairs, targets, weights, negatives_M=negatives, log_q_M=log_q)
+    logits = ((users @ items[negatives].T)[pairs] - log_q).masked_fill(targets[:, None] == negatives, -torch.inf)
+    hits = (users @ items.T)[pairs, targets]
+    naive = (weights * (torch.logsumexp(torch.cat([logits, hits[:, None]], 1), 1) - hits)).sum()
+    torch.testing.assert_close(found, naive)
+    for got, expected in zip(
+        torch.autograd.grad(2 * found, [users, items]), torch.autograd.grad(2 * naive, [users, items]), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
 def test_log_q_correction_makes_the_partition_function_unbiased() -> None:
     """Mean over many draws of Σ_negatives exp(s − log Mq) comes to Σ_items exp(s), for a skewed q."""
     generator = torch.Generator().manual_seed(1)

@@ -168,11 +168,13 @@ class Graphs:
 Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values
 
 
-def adjacency(rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int]) -> Adjacency:
-    """A sparse matrix [rows, columns] for :func:`spread`."""
+def adjacency(
+    rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int], is_sorted: bool = False
+) -> Adjacency:
+    """A sparse matrix [rows, columns] for :func:`spread`; ``is_sorted`` says that the rows ascend."""
     from torch_geometric import EdgeIndex
 
-    edges = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape)
+    edges = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape, sort_order="row" if is_sorted else None)
     ordered, permutation = edges.sort_by("row")
     return ordered.fill_cache_(), values_E[permutation] if permutation is not None else values_E
 
@@ -209,7 +211,8 @@ class Granularity(nn.Module):
         return cls(config, sizes)
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
-        """Item vectors as this granularity would have them; the default leaves them as they are."""
+        """Item vectors as this granularity would have them, of those it was asked for in :meth:`widen`; the default
+        leaves them as they are."""
         return base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
@@ -231,8 +234,8 @@ class Granularity(nn.Module):
         """
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
-        """The sorted items that the next view must have, so that this granularity can speak of the given ones; None:
-        all of them. Where it samples a graph for a step, it does so here, by the step's key."""
+        """The items that the next view must have, so that this granularity can speak of the given ones, which come
+        first; None: all of them. Where it samples a graph for a step, it does so here, by the step's key."""
         return ids_S
 
     is_sampled = False  # whether a step samples the graph of users and items instead

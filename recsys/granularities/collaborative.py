@@ -57,9 +57,9 @@ class Collaborative(Granularity):
             return ids_S
         assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
         device = graphs.users_E.device
-        ids_S, self._hops = sample_hops(graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device)
         self._ids_S = ids_S
-        return ids_S
+        wide_S, self._hops = sample_hops(graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device)
+        return wide_S
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         if self.is_sampled:
@@ -90,12 +90,13 @@ class Collaborative(Granularity):
         hops, degree_S = self._hops, graphs.degree_N
         if hops is not None and self._ids_S is not None:
             degree_S = degree_S[self._ids_S]
-        total_SD = fold_SD = layer_SD = base_SD
+        layer_SD = base_SD
+        total_SD = fold_SD = base_SD[: len(degree_S)]
         for depth in range(1, self.layers // 2 + 1):
             if hops is None:
                 layer_SD = convolve(graphs.neighbours, layer_SD)
             else:
-                layer_SD = base_SD
+                layer_SD = base_SD[: hops[depth - 1].reach]
                 for hop in reversed(hops[:depth]):
                     layer_SD = hop(layer_SD)
             total_SD = total_SD + layer_SD

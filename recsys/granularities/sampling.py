@@ -8,7 +8,7 @@ f users of each item and f items of each of these users (Hamilton et al. 2017), 
 the expectation of which is Ã e; with f not below the degrees it is Ã e itself. Samples are of seed, epoch, step and
 node, so that workers agree on them and a resumed step draws the same.
 
-Legend: N items, V users, S items in view, T items of a hop, U users of a hop, D width.
+Legend: N items, V users, S items asked for, T items of a hop, W of the next one, U users of a hop, D width.
 """
 
 from __future__ import annotations
@@ -26,54 +26,53 @@ from recsys.granularities.base import Adjacency, StepKey, adjacency, spread
 
 @dataclass(frozen=True)
 class Hop:
-    """One sampled convolution: the items of a set from those of the next, wider one."""
+    """One sampled convolution: the items of a set T from those of the next, wider one W, of which T are the first."""
 
-    to_users: Adjacency  # [U, S]
-    to_items: Adjacency  # [S, U]; rows outside the set are empty
+    to_users: Adjacency  # [U, W]
+    to_items: Adjacency  # [T, U]
 
-    def __call__(self, layer_SD: Tensor) -> Tensor:
-        return spread(self.to_items, spread(self.to_users, layer_SD))
+    def __call__(self, layer_WD: Tensor) -> Tensor:
+        return spread(self.to_items, spread(self.to_users, layer_WD))
+
+    @property
+    def reach(self) -> int:
+        """The number of items that it reads."""
+        return int(self.to_users[0].sparse_size(1))
 
 
 def sample_hops(
     neighbours: Neighbours, ids_S: Tensor | None, num_hops: int, fanout: int, key: StepKey, device: torch.device
 ) -> tuple[Tensor | None, list[Hop]]:
-    """The items that a step needs beside ``ids_S``, all of them sorted, and its convolutions, the first to apply last.
+    """The items that a step needs, ``ids_S`` (no item twice) first, and its convolutions, the first to apply last.
 
     ``None`` stands for the whole catalogue, which has all that is needed.
     """
+
+    def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:
+        rows_E, columns_E = (torch.from_numpy(part).to(device) for part in (rows, columns))
+        return adjacency(rows_E, columns_E, torch.from_numpy(values.astype(np.float32)).to(device), shape, True)
+
     seed = ((key[0] * 1_000_003 + key[1]) * 1_000_003 + key[2]) * 64
     num_items = len(neighbours.users_of_N.degree_X)
     items_T = np.arange(num_items) if ids_S is None else ids_S.cpu().numpy()
-    drawn = []
+    number_N = np.full(num_items, -1)  # the place in T of its items
+    number_N[items_T] = np.arange(len(items_T))
+    hops = []
     for hop in range(num_hops):
         rows_E, users_E, weight_E = neighbours.users_of_N.sample(items_T, fanout, seed + 2 * hop)
         users_U, number_E = np.unique(users_E, return_inverse=True)
         rows_F, items_F, weight_F = neighbours.items_of_V.sample(users_U, fanout, seed + 2 * hop + 1)
         weight_E *= _symmetric(neighbours, users_E, items_T[rows_E])
         weight_F *= _symmetric(neighbours, users_U[rows_F], items_F)
-        drawn.append((items_T[rows_E], number_E, weight_E, rows_F, items_F, weight_F, len(users_U)))
-        items_T = items_T if ids_S is None else _union(items_T, items_F, num_items)
-
-    def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:
-        rows_E, columns_E = (torch.from_numpy(part).to(device) for part in (rows, columns))
-        return adjacency(rows_E, columns_E, torch.from_numpy(values.astype(np.float32)).to(device), shape)
-
-    hops, size = [], len(items_T)
-    number_N = np.empty(num_items, dtype=np.int64)  # of the items of T alone
-    number_N[items_T] = np.arange(size)
-    for items_E, number_E, weight_E, rows_F, items_F, weight_F, num_users in drawn:
-        to_users = matrix(rows_F, number_N[items_F], weight_F, (num_users, size))
-        to_items = matrix(number_N[items_E], number_E, weight_E, (size, num_users))
-        hops.append(Hop(to_users, to_items))
+        num_before = len(items_T)
+        if ids_S is not None:
+            is_more_N = np.zeros(num_items, dtype=bool)
+            is_more_N[items_F] = True
+            items_T = np.concatenate([items_T, np.flatnonzero(is_more_N & (number_N < 0))])
+            number_N[items_T[num_before:]] = np.arange(num_before, len(items_T))
+        to_users = matrix(rows_F, number_N[items_F], weight_F, (len(users_U), len(items_T)))
+        hops.append(Hop(to_users, matrix(rows_E, number_E, weight_E, (num_before, len(users_U)))))
     return None if ids_S is None else torch.from_numpy(items_T).to(device), hops
-
-
-def _union(items_T: Array, more: Array, num_items: int) -> Array:
-    """All items of either, sorted; by a mark an item, which sorts nothing."""
-    is_in_N = np.zeros(num_items, dtype=bool)
-    is_in_N[items_T] = is_in_N[more] = True
-    return np.flatnonzero(is_in_N)
 
 
 def convolve(neighbours: Neighbours, layer_ND: Tensor) -> Tensor:
