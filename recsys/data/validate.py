@@ -100,7 +100,8 @@ def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]
     """Add file, row, order and raw text to checked rows, in the order of the layout; what is absent is null."""
     count = checked.num_rows
     arrays = {**{name: checked.column(name) for name in checked.column_names}, **provenance}
-    return pa.table([arrays.get(f.name, pa.nulls(count, f.type)) for f in layout.arrow], schema=layout.arrow)
+    columns = [arrays[f.name] if f.name in arrays else pa.nulls(count, f.type) for f in layout.arrow]
+    return pa.table(columns, schema=layout.arrow)
 
 
 def bad_rows(layout: Layout, reason: str, file: str, rows: list[int], texts: list[str], order: list[int]) -> pa.Table:
