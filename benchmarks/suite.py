@@ -48,6 +48,7 @@ BENCHMARKS: Final = {
     "training": Benchmark("training_speed --data ml-100k --peers rectools"),
     "training-beauty": Benchmark("training_speed --data beauty --epochs 2 --rounds 1 --peers rectools", True),
     "training-recbole": Benchmark("training_speed --data ml-100k --epochs 2 --rounds 1 --peers recbole", True),
+    "training-beauty-recbole": Benchmark("training_speed --data beauty --epochs 2 --rounds 1 --peers recbole", True),
     "step": Benchmark("step_profile", True),
     "text": Benchmark("text_encoding"),
     "prepare": Benchmark("prepare_speed --events 1000000"),
@@ -70,6 +71,7 @@ ROWS: Final = [
             ("training", "ml-100k", "rectools", "RecTools SASRec", 8.0),
             ("training-beauty", "beauty", "rectools", "RecTools SASRec", 8.0),
             ("training-recbole", "ml-100k", "recbole", "RecBole SASRec", 50.0),
+            ("training-beauty-recbole", "beauty", "recbole", "RecBole SASRec", 50.0),
         )
     ),
     Row(
