@@ -27,7 +27,8 @@ import ray
 
 from recsys import schema
 from recsys.config import Config
-from recsys.data.audit import Audit, ShardFindings, audit, audit_shard
+from recsys.data.audit import Audit, audit
+from recsys.data.audit_shard import ShardFindings, audit_shard
 from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
 from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset

@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from recsys.data.audit import Audit, refuse
+from recsys.data.audit import Audit
+from recsys.data.audit_shard import refuse
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baselines import Baseline

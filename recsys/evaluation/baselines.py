@@ -174,7 +174,7 @@ class Ease(Baseline):
             return
         gram_MM = torch.from_numpy((self._kept_UM.T @ self._kept_UM).toarray().astype(np.float32, copy=False))
         gram_MM.diagonal().add_(self._l2)
-        # symmetric, and LAPACK's columns are rows of the transpose: scipy would copy what is stored by columns each time
+        # symmetric, so LAPACK's columns serve as rows; scipy copies what is stored by columns at every product
         self._inverse_MM = torch.cholesky_inverse(torch.linalg.cholesky(gram_MM)).mT.numpy()
         self._diagonal_M = np.diagonal(self._inverse_MM).copy()
 

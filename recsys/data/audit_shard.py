@@ -1,0 +1,210 @@
+"""What the leak auditor looks at in one shard alone, see :mod:`recsys.data.audit`.
+
+Legend: U users, E events of a shard, N items, X cells of a sparse table of counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.data.batches import Hidden
+from recsys.data.dataset import PreparedDataset
+from recsys.data.hashing import string_hashes
+from recsys.data.histories import VALID_ALONE, Array, Histories, Split
+from recsys.data.newcomers import Newcomers
+from recsys.data.split import parse_time
+from recsys.data.titles import item_titles
+from recsys.data.user_text_reader import ENTRIES, WHOLE, TextRules, compose
+from recsys.errors import DataError
+
+_PLACE: Final = np.array([0, 1, 2, 1])  # of a part in time: validation is between training and test
+_SECOND: Final = 1_000_000
+_TEXTS_A_SHARD: Final = 500
+
+
+@dataclass(frozen=True)
+class ShardFindings:
+    """What the checks of all shards together need of one that is in order in itself."""
+
+    users_U: Array  # dense ids
+    cells_X: Array  # int64, part × N + item, …
+    counts_X: Array  # … and its events
+    num_alone: int
+    num_events: int
+    codes: list[set[int]]  # of context columns in training events
+
+
+def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
+    """The part of :func:`recsys.data.audit.audit` that looks at one shard alone.
+
+    Raises:
+        DataError: as :func:`recsys.data.audit.audit`.
+    """
+    return ShardAuditor(dataset).run(name)
+
+
+def refuse(dataset: str, check: str, found: str) -> NoReturn:
+    """Refuse a dataset or what was made of it."""
+    raise DataError(
+        f"the audit of {dataset} refuses it, check {check.replace('_', ' ')}: {found}. What is evaluated on it would "
+        "be wrong: delete the dataset and run `recsys prepare` and `recsys train` again; if it comes back, report it"
+    )
+
+
+class Checks:
+    """What both auditors know."""
+
+    def __init__(self, dataset: PreparedDataset) -> None:
+        self.dataset, self.split = dataset, dataset.manifest.split
+        self.newcomers = Newcomers.of(self.split)
+
+    def refuse(self, check: str, found: str) -> NoReturn:
+        refuse(self.dataset.root, check, found)
+
+
+class ShardAuditor(Checks):
+    """One shard at a time, each alone."""
+
+    def __init__(self, dataset: PreparedDataset) -> None:
+        super().__init__(dataset)
+        self.user_texts = user_text_entries(dataset)
+        self.titles = item_titles(dataset.features) if self.user_texts is not None else []
+
+    def run(self, name: str) -> ShardFindings:
+        shard = self.dataset.shard(name)
+        self._ids(name, shard)
+        self._order(name, shard)
+        self._queries(name, shard)
+        self._cold(name, shard)
+        if self.user_texts is not None:
+            self._texts_of_users(name, shard, self.user_texts)
+        return self._count(shard)
+
+    def _ids(self, name: str, shard: Histories) -> None:
+        wrong = int((shard.splits_E > VALID_ALONE).sum())
+        wrong += int(((shard.items_E < 0) | (shard.items_E >= self.dataset.num_items)).sum())
+        wrong += int(((shard.users_U < 0) | (shard.users_U >= self.dataset.num_users)).sum())
+        if wrong:
+            self.refuse("ids", f"{wrong:,} users, items or parts in histories/{name} do not exist")
+
+    def _order(self, name: str, shard: Histories) -> None:
+        """No training event behind a held-out one, and each kind's own rule; random splits have no order to check."""
+        kind = self.split.get("kind")
+        if kind == "temporal":
+            self._cut_offs(name, shard)
+        if not self.dataset.manifest.ordered or kind not in ("leave-last", "ratio", "given"):
+            return
+        if kind == "given" and self.split.get("given_valid", True):
+            return  # the source says what is what
+        rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
+        place_E = _PLACE[shard.splits_E]
+        if kind == "given":  # validation is ours, the latest of the events that the source gives for training
+            ours_E = place_E < 2
+            rows_E, place_E = rows_E[ours_E], place_E[ours_E]
+        back = int(((np.diff(place_E) < 0) & (np.diff(rows_E) == 0)).sum())
+        if kind == "leave-last":
+            held = [np.bincount(rows_E[place_E == place], minlength=len(shard)) for place in (1, 2)]
+            back += int(sum((number > 1).sum() for number in held))
+        if back:
+            self.refuse("order_of_parts", f"{back:,} users in histories/{name} train on what follows a held-out event")
+
+    def _cut_offs(self, name: str, shard: Histories) -> None:
+        """Times are whole seconds, the cut-offs are not: an event is misplaced when no moment of its second fits."""
+        valid_from = parse_time(str(self.split["valid_from"]), "split.valid_from")
+        test_from = parse_time(str(self.split["test_from"]), "split.test_from")
+        starts_E = shard.times_E * _SECOND
+        below_E = np.array([valid_from, test_from, np.iinfo(np.int64).max])[_PLACE[shard.splits_E]]
+        from_E = np.array([np.iinfo(np.int64).min, valid_from, test_from])[_PLACE[shard.splits_E]]
+        late = int((starts_E >= below_E).sum())
+        if late:
+            self.refuse(
+                "order_of_parts", f"{late:,} events in histories/{name} are later than the cut-off of their part"
+            )
+        early = int((starts_E + _SECOND <= from_E).sum())
+        if early:
+            self.refuse("order_of_parts", f"{early:,} events in histories/{name} are earlier than their part begins")
+
+    def _queries(self, name: str, shard: Histories) -> None:
+        """A query sees the parts before its own and nothing else; what is fitted on ends where it must."""
+        rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
+        for target, asked in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
+            is_target_E = np.isin(shard.splits_E, asked)
+            has_U = np.bincount(rows_E[is_target_E], minlength=len(shard)) > 0
+            visible_E = (shard.splits_E < target) & has_U[rows_E]
+            queries = shard.queries(target)
+            same = np.array_equal(queries.histories.items_E, shard.items_E[visible_E])
+            if not same or not np.array_equal(queries.target_items, shard.items_E[is_target_E]):
+                extra = len(queries.histories.items_E) - int(visible_E.sum())
+                self.refuse("queries", f"{target.name.lower()} queries of histories/{name} see {extra:+,} events")
+        for through in (Split.TRAIN, Split.VALID):
+            beyond = len(shard.through(through).items_E) - int((shard.splits_E <= through).sum())
+            if beyond:
+                self.refuse(
+                    "queries", f"fits through {through.name.lower()} on histories/{name} see {beyond:+,} events"
+                )
+
+    def _cold(self, name: str, shard: Histories) -> None:
+        """Cold users keep their few events, and their validation stands alone; nobody else's does."""
+        rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
+        cold_U = np.zeros(len(shard), dtype=bool)
+        if self.newcomers:
+            cold_U = self.newcomers.among(self.dataset.user_ids.take(pa.array(shard.users_U)))
+            kept_U = np.bincount(rows_E[shard.splits_E == Split.TRAIN], minlength=len(shard))
+            many = int((kept_U[cold_U] > self.newcomers.keep).sum())
+            joined = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
+            if many or joined:
+                text = f"{many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
+                self.refuse("cold_users", f"{text}, and {joined:,} of their validation events would be trained on")
+        alone = int((shard.splits_E[~cold_U[rows_E]] == VALID_ALONE).sum())
+        if alone:
+            self.refuse("cold_users", f"{alone:,} validation events of other users in histories/{name} stand alone")
+
+    def _count(self, shard: Histories) -> ShardFindings:
+        counted_E = shard.splits_E != VALID_ALONE
+        cells_E = shard.splits_E[counted_E].astype(np.int64) * self.dataset.num_items + shard.items_E[counted_E]
+        counts = np.bincount(cells_E)
+        cells_X = np.flatnonzero(counts)
+        train_EC = shard.context_EC[shard.splits_E == Split.TRAIN]
+        codes = [set(np.unique(train_EC[:, place]).tolist()) for place in range(len(self.dataset.context))]
+        alone = len(counted_E) - int(counted_E.sum())
+        return ShardFindings(shard.users_U, cells_X, counts[cells_X], alone, len(shard.items_E), codes)
+
+    def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
+        """Texts of users tell the first events of their part and nothing else: a fixed sample of them, composed again
+        from the histories."""
+        manifest = self.dataset.manifest
+        described = manifest.text["users"]
+        rules = TextRules(tuple(manifest.event_types), manifest.ordered, described["max_items"], 1, described["folds"])
+        users, through, places, hashes = (
+            entries.column(key).to_numpy() for key in ("user", "through", "place", "hash")
+        )
+        row_of = {user: row for row, user in enumerate(shard.users_U.tolist())}
+        chosen = np.flatnonzero(np.isin(users, shard.users_U))
+        chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _TEXTS_A_SHARD), dtype=np.int64)]
+        texts = []
+        for entry in chosen.tolist():
+            row, place = row_of[int(users[entry])], int(places[entry])
+            span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
+            kept_E = shard.splits_E[span] <= through[entry]
+            items, types = shard.items_E[span][kept_E], shard.types_E[span][kept_E]
+            if place != WHOLE and rules.ordered:
+                items, types = items[:place], types[:place]
+            elif place != WHOLE:
+                hidden = Hidden.fold(place, rules.folds).of(np.full(len(items), users[entry]), items)
+                items, types = items[~hidden], types[~hidden]
+            texts.append(compose(items.tolist(), types.tolist(), self.titles, rules))
+        wrong = int((string_hashes(pa.array(texts, pa.string())) != hashes[chosen]).sum())
+        if wrong:
+            self.refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} tell of other events")
+
+
+def user_text_entries(dataset: PreparedDataset) -> pa.Table | None:
+    """The entries of user texts with their hashes; None where there are none."""
+    if not dataset.manifest.text.get("users"):
+        return None
+    table = dataset.table(ENTRIES)
+    return table if "hash" in table.column_names else None
