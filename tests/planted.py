@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.config import Config, SyntheticSource, build_config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.graphs import SocialRules, facts, social_edges
+from recsys.data.friends import SocialRules, merge_part, number_rows
+from recsys.data.graphs import facts
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.items import align, compose_text, feature_table
 from recsys.data.media import media_table
@@ -58,7 +59,7 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
     write_dataset(folder, histories, len(item_ids), event_types=EVENT_TYPES, text_width=TEXT_WIDTH, num_shards=1)
     features = align(tables["items"], item_ids, schema.ITEM_ID)
     text = compose_text(features, TEXT_FIELDS, None, "")
-    edges, _, _ = social_edges(user_ids, SocialRules(), tables["social"])
+    edges, _ = merge_part(user_ids, number_rows(user_ids, SocialRules(), 1, tables["social"])[2])
     files, _, _ = facts(features, tables["knowledge"])
     image_N = tables["items"].column("image").combine_chunks()
     images = np.asarray(image_N.flatten(), dtype=np.float16).reshape(len(item_ids), -1)

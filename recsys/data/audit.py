@@ -225,17 +225,21 @@ class _Auditor(Checks):
         """Friends are users, and none was made after the validation cut-off."""
         if not self.dataset.manifest.counts.get("social_edges"):
             return []
-        table = self.dataset.table("graphs/social.parquet")
-        for end in ("src", "dst"):
-            self._in_range("friendships", table, end, self.dataset.num_users, "social")
-        if self.split.get("kind") == "temporal":
-            if "time" not in table.column_names:
+        temporal, number, late = self.split.get("kind") == "temporal", self.dataset.num_users, 0
+        outside = {"src": 0, "dst": 0}
+        for table in self.dataset.row_groups("graphs/social.parquet"):
+            for end in outside:
+                outside[end] += _outside(table, end, number)
+            if temporal and "time" not in table.column_names:
                 self.found.unaudited.append("friendships_in_time")
-                return ["friendships"]
-            times = np.asarray(table.column("time"))
-            late = int((times >= parse_time(str(self.split["valid_from"]), "split.valid_from")).sum())
-            if late:
-                self.refuse("friendships", f"{late:,} edges of graphs/social.parquet are later than the cut-off")
+                temporal = False
+            if temporal:
+                times = np.asarray(table.column("time"))
+                late += int((times >= parse_time(str(self.split["valid_from"]), "split.valid_from")).sum())
+        for end, wrong in outside.items():
+            self._refuse_outside("friendships", wrong, end, "social")
+        if late:
+            self.refuse("friendships", f"{late:,} edges of graphs/social.parquet are later than the cut-off")
         return ["friendships"]
 
     def _facts(self) -> list[str]:
@@ -245,13 +249,17 @@ class _Auditor(Checks):
         number = self.dataset.table("vocab/entities.parquet").num_rows
         table = self.dataset.table("graphs/knowledge.parquet")
         for end in ("head", "tail"):
-            self._in_range("facts", table, end, number, "knowledge")
+            self._refuse_outside("facts", _outside(table, end, number), end, "knowledge")
         entities = self.dataset.item_entities()
-        self._in_range("facts", pa.table({"entity": entities[entities >= 0]}), "entity", number, "knowledge")
+        linked = pa.table({"entity": entities[entities >= 0]})
+        self._refuse_outside("facts", _outside(linked, "entity", number), "entity", "knowledge")
         return ["facts"]
 
-    def _in_range(self, check: str, table: pa.Table, column: str, size: int, graph: str) -> None:
-        values: Array = np.asarray(table.column(column))
-        outside = int(((values < 0) | (values >= size)).sum())
-        if outside:
-            self.refuse(check, f"{outside:,} values of {column} in graphs/{graph}.parquet are outside the vocabulary")
+    def _refuse_outside(self, check: str, wrong: int, column: str, graph: str) -> None:
+        if wrong:
+            self.refuse(check, f"{wrong:,} values of {column} in graphs/{graph}.parquet are outside the vocabulary")
+
+
+def _outside(table: pa.Table, column: str, size: int) -> int:
+    values: Array = np.asarray(table.column(column))
+    return int(((values < 0) | (values >= size)).sum())

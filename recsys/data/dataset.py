@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -284,10 +285,21 @@ class PreparedDataset:
         """One file of the dataset as it stands there, for the audit."""
         return self._table(name)
 
+    def row_groups(self, name: str) -> Iterator[pa.Table]:
+        """One file of the dataset as it stands there, some rows at a time."""
+        with self._reading(name), pq.ParquetFile(f"{self._base}/{name}", filesystem=self.filesystem) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number)
+
     def _table(self, name: str) -> pa.Table:
+        with self._reading(name):
+            return pq.read_table(f"{self._base}/{name}", filesystem=self.filesystem)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
         try:
             with reaching(self.root):
-                return pq.read_table(f"{self._base}/{name}", filesystem=self.filesystem)
+                yield
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise ArtifactError(
                 f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,10 +45,17 @@ class Folder:
 
         Numbers repeat too little for a dictionary: histories without take less room and a fraction of the time.
         """
-        path, texts = f"{self.path}/{name}", [field.name for field in table.schema if pa.types.is_string(field.type)]
+        self.write_parts(name, table.schema, [table])
+
+    def write_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+        """:meth:`write_table` of tables that follow each other, one at a time."""
+        path, texts = f"{self.path}/{name}", [field.name for field in schema if pa.types.is_string(field.type)]
+        how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
         with reaching(self.place, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])
-            pq.write_table(table, path, filesystem=self.filesystem, compression="zstd", use_dictionary=texts)
+            with pq.ParquetWriter(path, schema, **how) as writer:
+                for part in parts:
+                    writer.write_table(part)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         with reaching(self.place, "write to"):

@@ -1,4 +1,4 @@
-"""Friends and facts as edge tables with dense ids, sorted by source."""
+"""Facts as a table of edges with dense ids, sorted by source."""
 
 from __future__ import annotations
 
@@ -13,26 +13,11 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.config import ItemFactsConfig
 from recsys.data.destination import Folder
-from recsys.data.events import NO_TIME
 from recsys.data.histories import Array
-from recsys.data.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
-from recsys.data.split import NEVER
+from recsys.data.quarantine import DUPLICATE, bad_rows, mark
 from recsys.data.vocabulary import Vocabulary, extend, union
 from recsys.errors import ConfigError, choices
 
-EDGE_SCHEMA: Final = pa.schema(
-    [("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32()), ("time", pa.int64())]  # time: for the audit
-)
-_ROW_SCHEMA: Final = pa.schema(
-    [
-        *schema.SOCIAL.columns.items(),
-        (schema.FILE, pa.string()),
-        (schema.ROW, pa.int64()),
-        (schema.REASON, pa.string()),
-        (schema.RAW, pa.string()),
-    ]
-)
-_SOCIAL_TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
 _FACT_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]
 _FACT_SCHEMA: Final = pa.schema(
     [
@@ -43,14 +28,6 @@ _FACT_SCHEMA: Final = pa.schema(
         (schema.RAW, pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class SocialRules:
-    """Which friendships become which edges."""
-
-    directed: bool = False
-    before: int = NEVER  # microseconds; friendships from this time on are left out
 
 
 @dataclass(frozen=True)
@@ -85,84 +62,6 @@ class FactRules:
         return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations)
 
 
-@dataclass
-class SocialReport:
-    """Numbers of friend rows, and of the edges made of them."""
-
-    read: int
-    timed: int  # good rows with a timestamp
-    late: int  # good rows left out for their time
-    edges: int
-
-    def note(self, temporal: bool, events_timed: bool) -> str:
-        """What a person should know of time and friendships; "" when there is nothing to say."""
-        if temporal and self.late:
-            return f"{self.late:,} friendships from the validation cut-off on were left out"
-        if not temporal and events_timed and self.timed:
-            return (
-                f"{self.timed:,} friendships have a timestamp, but only a temporal split has a cut-off in time: all of "
-                "them are in the graph, also those later than held-out events"
-            )
-        return ""
-
-
-def social_edges(users: pa.Array, rules: SocialRules, *blocks: pa.Table) -> tuple[pa.Table, pa.Table, SocialReport]:
-    """Edges between known users (:data:`EDGE_SCHEMA`), the bad rows, and the numbers.
-
-    A row is bad when an end is not a known user, or when an earlier row (by file and row) has the same source and
-    destination. Undirected: a friend row counts both ways, and a pair named from both sides takes the larger weight.
-    Rows that are too late neither make an edge nor count as an earlier row; rows without a timestamp are never late.
-    """
-    table = pa.concat_tables([_social_rows(block) for block in blocks if block.num_rows] or [_ROW_SCHEMA.empty_table()])
-    table = table.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
-    ends = [pc.index_in(table.column(name), value_set=users) for name in (schema.SRC_USER_ID, schema.DST_USER_ID)]
-    src, dst = (np.asarray(end.fill_null(-1)).astype(np.int64) for end in ends)
-    good = np.asarray(pc.is_null(table.column(schema.REASON)))
-    unknown = good & ((src < 0) | (dst < 0))
-    times = np.asarray(table.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME))
-    late = good & ~unknown & (times >= rules.before)
-    duplicate = _repeats(src * max(len(users), 1) + dst, good & ~unknown & ~late)
-    marked = mark(mark(table, unknown, UNKNOWN_USER), duplicate, DUPLICATE)
-    kept = good & ~unknown & ~late & ~duplicate
-    weights = np.asarray(table.column(schema.WEIGHT).fill_null(1.0)).astype(np.float32)
-    edges = _sorted_edges(src[kept], dst[kept], weights[kept], times[kept], rules.directed)
-    timed = good & ~unknown & (times != NO_TIME)
-    report = SocialReport(table.num_rows, int(timed.sum()), int(late.sum()), edges.num_rows)
-    return edges, bad_rows(marked, _SOCIAL_TEXT), report
-
-
-def _social_rows(block: pa.Table) -> pa.Table:
-    arrays = [
-        block.column(field.name).cast(field.type)
-        if field.name in block.column_names
-        else pa.nulls(block.num_rows, field.type)
-        for field in _ROW_SCHEMA
-    ]
-    return pa.table(arrays, schema=_ROW_SCHEMA)
-
-
-def _repeats(keys: Array, among: Array) -> Array:
-    """Rows of ``among`` whose key an earlier row of it has."""
-    rows = np.flatnonzero(among)
-    _, first = np.unique(keys[rows], return_index=True)
-    repeated = among.copy()
-    repeated[rows[first]] = False
-    return repeated
-
-
-def _sorted_edges(src: Array, dst: Array, weights: Array, times: Array, directed: bool) -> pa.Table:
-    if not directed:
-        src, dst, weights = np.append(src, dst), np.append(dst, src), np.append(weights, weights)
-        times = np.append(times, times)
-    position = np.lexsort((-weights, dst, src))
-    src, dst, weights, times = src[position], dst[position], weights[position], times[position]
-    first = np.ones(len(src), dtype=bool)
-    first[1:] = (src[1:] != src[:-1]) | (dst[1:] != dst[:-1])
-    arrays = [pa.array(src[first].astype(np.int32)), pa.array(dst[first].astype(np.int32)), pa.array(weights[first])]
-    arrays.append(pa.array(times[first]))
-    return pa.table(arrays, schema=EDGE_SCHEMA)
-
-
 def facts(
     features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None, base: Vocabulary | None = None
 ) -> tuple[dict[str, pa.Table], pa.Table, int]:
@@ -185,7 +84,7 @@ def facts(
     relations = extend(base.relations if base else None, union([given[1], told[1]]))
     keys = _fact_keys(given, entities, relations)
     repeated = good.copy()
-    repeated[good] = _repeats(keys, np.ones(len(keys), dtype=bool))
+    repeated[good] = _repeats(keys)
     unique = np.unique(np.concatenate([keys, _fact_keys(told, entities, relations)]))
     bad = bad_rows(mark(rows, repeated, DUPLICATE), _FACT_TEXT)
     if not len(unique):
@@ -200,6 +99,13 @@ def facts(
         "items/entities.parquet": pa.table({"entity": pc.index_in(item_entities, value_set=entities)}),
     }
     return files, bad, read
+
+
+def _repeats(keys: Array) -> Array:
+    """Rows whose key an earlier row has."""
+    repeated = np.ones(len(keys), dtype=bool)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    return repeated
 
 
 def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
@@ -257,15 +163,6 @@ def _values(column: pa.Array, separator: str) -> tuple[pa.Array, pa.Array]:
     values = pc.utf8_trim_whitespace(column.cast(pa.string()))
     kept = pc.fill_null(pc.not_equal(values, ""), False)
     return rows.filter(kept), values.filter(kept)
-
-
-def write_social(
-    folder: Folder, users: pa.Array, rules: SocialRules, *blocks: pa.Table
-) -> tuple[pa.Table, SocialReport]:
-    """Write ``graphs/social.parquet``: the bad rows and the numbers. Runs in one task, not in the driver."""
-    edges, bad, report = social_edges(users, rules, *blocks)
-    folder.write_table("graphs/social.parquet", edges)
-    return bad, report
 
 
 def write_facts(

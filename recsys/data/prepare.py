@@ -35,7 +35,8 @@ from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
 from recsys.data.finetune import finetune
-from recsys.data.graphs import FactRules, SocialRules, write_facts, write_social
+from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
+from recsys.data.graphs import FactRules, write_facts
 from recsys.data.histories import Array
 from recsys.data.item_text import ItemText, compose_groups, write_vectors
 from recsys.data.items import align, count_table, feature_table, text_groups
@@ -226,11 +227,12 @@ class _Preparation:
         self._quarantined(name, table.num_rows, bad_rows(marked, [key]))
         return table.filter(pa.array(is_first))
 
-    def _quarantined(self, name: str, read: int, bad: pa.Table) -> None:
+    def _quarantined(self, name: str, read: int, *bad: pa.Table) -> None:
         self.quarantine.start(name, read)
-        self.quarantine.add(name, bad)
+        for part in bad:
+            self.quarantine.add(name, part)
         self.quarantine.check(name)
-        self.progress(f"read {name}: {read:,} rows, {bad.num_rows:,} quarantined")
+        self.progress(f"read {name}: {read:,} rows, {self.quarantine.number(name):,} quarantined")
 
     def _read_events(self, pieces: list[Piece], items: pa.Table | None) -> tuple[list[list[Any]], list[BucketSummary]]:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
@@ -413,10 +415,11 @@ class _Preparation:
     def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan) -> None:
         self.counts["social_edges"] = 0
         if "social" in tables:
-            blocks = list(block_refs(tables["social"]))
             rules = SocialRules(self.config.data.social_directed, plan.valid_from)
-            bad, report = fetch(task(write_social).remote(self.folder, user_ids, rules, *blocks))
-            self._quarantined("social", report.read, bad)
+            friendships = Friendships(user_ids, rules, list(block_refs(tables["social"])))
+            report = friendships.report
+            self._quarantined("social", report.read, *friendships.bad())
+            self.folder.write_parts("graphs/social.parquet", EDGE_SCHEMA, friendships.edges())
             temporal = plan.kind == "temporal"
             self.counts.update(social_edges=report.edges, **({"social_rows_late": report.late} if temporal else {}))
             if note := report.note(temporal, self.timed):
