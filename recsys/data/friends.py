@@ -35,7 +35,7 @@ _ROW_SCHEMA: Final = pa.schema(
     ]
 )
 _TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
-_MAX_PARTS: Final = 64
+_MAX_PARTS: Final = 16  # more would be objects so small that the driver held them
 
 
 @dataclass(frozen=True)
