@@ -1,93 +1,213 @@
-"""Friendships made in parts against the same by hand, all at once."""
+"""Answers without retraining: the newest events of a request, and friends that a request names."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 
-from recsys import schema
-from recsys.data.friends import EDGE_SCHEMA, SocialRules, merge_part, number_rows
+from pipelines.recommend import read_requests
+from recsys.config import build_config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Histories, Split
+from recsys.errors import RequestError
+from recsys.model import FrozenModel
+from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.serving.batch import recommend_all
+from recsys.serving.recommender import Recommender, as_queries
+from recsys.serving.requests import Answer, parse_requests
+from recsys.training.build import build_graphs, build_model
 
-USERS = pa.array([f"u{number:02}" for number in range(12)])
-BEFORE = 900
+FRIENDS = ((0, 1), (0, 2), (0, 3), (1, 2), (2, 4))
+READERS = {
+    "behaviour": {"input": "text"},
+    "evolution attention": {"cell": "attention"},
+    "evolution gru": {"cell": "gru"},
+    "evolution lstm": {"cell": "lstm"},
+    "collaborative": {},
+}
 
 
-def friend_rows(seed: int) -> pa.Table:
-    """Rows of two files with repeats, pairs named from both sides, strangers, bad rows and times, some too late."""
-    random = np.random.default_rng(seed)
-    count = 160
-    ends = random.integers(0, 14, (2, count))  # 12 and 13 are nobody
-    return pa.table(
-        {
-            schema.SRC_USER_ID: [f"u{end:02}" for end in ends[0]],
-            schema.DST_USER_ID: [f"u{end:02}" for end in ends[1]],
-            schema.WEIGHT: random.integers(1, 4, count).astype(np.float64),
-            schema.TIMESTAMP: pa.array(random.integers(0, 1000, count), mask=random.random(count) < 0.3).cast(
-                pa.timestamp("us", "UTC")
-            ),
-            schema.FILE: [f"f{number}" for number in random.integers(0, 2, count)],
-            schema.ROW: random.permutation(count),
-            schema.REASON: pa.array(["bad weight"] * count, mask=random.random(count) > 0.1),
-            schema.RAW: pa.nulls(count, pa.string()),
-        }
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return small_world(tmp_path_factory.mktemp("world") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model") / "bundle"
+    write_bundle(place, small_model(dataset, fusion="learned"), dataset, {})
+    return place
+
+
+@pytest.fixture(scope="module")
+def recommender(folder: Path) -> Recommender:
+    return Recommender.load(folder)
+
+
+def ask(recommender: Recommender, **request: Any) -> Answer:
+    return recommender.recommend(parse_requests([request]))[0]
+
+
+def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
+    """A model of random weights with one granularity."""
+    torch.manual_seed(0)
+    granularities = {name: {"enabled": True, **options}}
+    config = build_config({"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": granularities}})
+    model = build_model(config, dataset, Split.VALID)
+    with torch.no_grad():
+        for parameter in model.encoders.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.freeze(build_graphs(dataset, Split.VALID))
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_newest_events_count_as_if_they_had_been_stored(dataset: PreparedDataset, tmp_path: Path, reader: str) -> None:
+    write_bundle(tmp_path / "bundle", frozen(dataset, reader.split()[0], **READERS[reader]), dataset, {})
+    bundle = read_bundle(tmp_path / "bundle")
+    newest = {"item_id": "i9", "event_type": "buy", "timestamp": 9 * DAY}
+    recommender = Recommender(bundle)
+    before, after = ask(recommender, user_id="u0", k=ITEMS), ask(recommender, user_id="u0", history=[newest], k=ITEMS)
+    assert "i9" in before.item_ids and "i9" not in after.item_ids
+    gained = dict(zip(after.item_ids, after.scores, strict=True))
+    moved = [
+        abs(gained[item] - score) for item, score in zip(before.item_ids, before.scores, strict=True) if item in gained
+    ]
+    assert max(moved) > 1e-3, "every score would be as before"
+
+    old = bundle.histories.take(np.array([0]))
+    stored = Histories(
+        old.users_U,
+        old.offsets_U1 + np.array([0, 1]),
+        np.append(old.items_E, 9).astype(np.int32),
+        np.append(old.types_E, 1).astype(np.uint8),
+        np.append(old.times_E, 9 * DAY),
+        np.append(old.values_E, 1.0).astype(np.float32),
+        np.append(old.splits_E, 0).astype(np.uint8),
     )
+    rest = bundle.histories.take(np.arange(1, len(bundle.histories)))
+    kept = Recommender(replace(bundle, histories=Histories.concat([stored, rest])))
+    again = ask(kept, user_id="u0", k=ITEMS)
+    assert again.item_ids == after.item_ids and again.scores == pytest.approx(after.scores, abs=1e-6)
 
 
-def by_hand(rows: pa.Table, directed: bool) -> tuple[dict[tuple[str, str], float], set[tuple[str, int, str]]]:
-    """Weights of the edges, and file, row and reason of the bad rows."""
-    seen, bad, weights = set(), set(), dict[tuple[str, str], float]()
-    known = set(USERS.to_pylist())
-    for row in sorted(rows.to_pylist(), key=lambda row: (row[schema.FILE], row[schema.ROW])):
-        pair, place = (row[schema.SRC_USER_ID], row[schema.DST_USER_ID]), (row[schema.FILE], row[schema.ROW])
-        time = row[schema.TIMESTAMP]
-        if row[schema.REASON]:
-            bad.add((*place, row[schema.REASON]))
-        elif not known.issuperset(pair):
-            bad.add((*place, "unknown user"))
-        elif time is not None and time.microsecond >= BEFORE:
-            continue
-        elif pair in seen:
-            bad.add((*place, "duplicate"))
-        else:
-            seen.add(pair)
-            for edge in [pair] if directed else [pair, pair[::-1]]:
-                weights[edge] = max(weights.get(edge, 0.0), row[schema.WEIGHT])
-    return weights, bad
+@pytest.mark.parametrize(
+    ("conv", "layers"), [("light", 1), ("light", 2), ("sage", 1), ("sage", 2), ("gat", 1), ("gat", 2)]
+)
+def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers: int) -> None:
+    """A known user who names the friends of training is who they were; so is a stranger but for what gat asks with."""
+    histories = [train_events(0, 1), train_events(2, 3, 4), train_events(5), [], train_events(6, 7), [], []]
+    dataset = write_dataset(tmp_path / "dataset", histories, ITEMS, friends=FRIENDS, text_width=6)
+    model = frozen(dataset, "social", conv=conv, layers=layers)
+    model = FrozenModel.from_tensors(model.config, model.sizes, model.tensors())
+    friends_of = {0: [1, 2, 3], 1: [0, 2], 3: [0], 4: [2], 5: []}
+    width = max(map(len, friends_of.values()))
+    named_BF = torch.tensor([friends + [-1] * (width - len(friends)) for friends in friends_of.values()])
+    users = list(friends_of)
+    known = as_queries(Histories.of_items([[] for _ in users], users))
+    stored, present = model.encode(known)
+    assert present[:, 0].tolist() == [True, True, True, True, False]
+    told, told_present = model.encode(known, named_BF)
+    torch.testing.assert_close(told, stored, rtol=1e-4, atol=1e-5)
+    assert torch.equal(told_present, present)
+    strangers, _ = model.encode(as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))), named_BF)
+    if conv != "gat":
+        torch.testing.assert_close(strangers, stored, rtol=1e-4, atol=1e-5)
+    else:  # one friend leaves nothing to weigh
+        torch.testing.assert_close(strangers[2:], stored[2:], rtol=1e-4, atol=1e-5)
+    silent, silent_present = model.encode(known, torch.tensor([[3]] * len(users)))
+    assert not silent_present.any() and not silent.any(), "u3 has no event, so nothing to say"
 
 
-@pytest.mark.parametrize("directed", [True, False])
-@pytest.mark.parametrize(("num_blocks", "num_parts"), [(1, 1), (3, 4)])
-def test_edges_and_bad_rows_are_those_by_hand(num_blocks: int, num_parts: int, directed: bool) -> None:
-    for seed in range(20):
-        rows = friend_rows(seed)
-        cuts = np.linspace(0, rows.num_rows, num_blocks + 1).astype(int)
-        rules = SocialRules(directed, BEFORE)
-        numbered = [number_rows(USERS, rules, num_parts, rows[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
-        merged = [merge_part(USERS, *(parts[2 + part] for parts in numbered)) for part in range(num_parts)]
-        edges = pa.concat_tables([part for part, _ in merged])
-        bad = pa.concat_tables([parts[1] for parts in numbered] + [repeated for _, repeated in merged])
-        weights, expected_bad = by_hand(rows, directed)
-        assert edges.schema == EDGE_SCHEMA
-        ends = list(zip(edges.column("src").to_pylist(), edges.column("dst").to_pylist(), strict=True))
-        assert ends == sorted(set(ends))
-        named = {
-            (USERS[src].as_py(), USERS[dst].as_py()): weight
-            for (src, dst), weight in zip(ends, edges.column("weight").to_pylist(), strict=True)
-        }
-        assert named == weights
-        found = list(zip(*(bad.column(name).to_pylist() for name in ("file", "row", "reason")), strict=True))
-        assert set(found) == expected_bad and len(found) == len(expected_bad)
-        assert {reason for _, _, reason in found} == {"bad weight", "unknown user", "duplicate"}
-        raws = [
-            raw
-            for raw, reason in zip(bad.column("raw").to_pylist(), bad.column("reason").to_pylist(), strict=True)
-            if reason == "duplicate"
-        ]
-        assert all(raw.startswith("src_user_id=u") and "weight=" in raw for raw in raws)
+def test_a_mean_of_friends_by_hand(tmp_path: Path) -> None:
+    """Light: the mean over friends of the mean of their items, through the output layer."""
+    dataset = write_dataset(
+        tmp_path / "d", [train_events(0, 1), train_events(2), train_events(4, 5)], 6, friends=((0, 1),)
+    )
+    model = frozen(dataset, "social", conv="light")
+    items_ND = model.item_vectors_ND
+    taste = torch.stack([items_ND[[0, 1]].mean(0), items_ND[2]]).mean(0)
+    output = model.encoders.granularities["social"].output
+    found, _ = model.encode(as_queries(Histories.of_items([[]])), torch.tensor([[0, 1, -1]]))
+    with torch.no_grad():
+        torch.testing.assert_close(found[0, 0], output(taste), rtol=1e-4, atol=1e-5)
 
 
-def test_no_friendships_are_no_edges() -> None:
-    parts = number_rows(USERS, SocialRules(), 2, friend_rows(0)[:0])
-    edges, repeated = merge_part(USERS, *parts[2:])
-    assert edges.num_rows == repeated.num_rows == 0 and edges.schema == EDGE_SCHEMA
+def test_a_newcomer_with_friends_goes_through_the_model(recommender: Recommender) -> None:
+    answer = ask(recommender, user_id="newcomer", friends=["u0", "zoe", "u1", "u0"], k=4)
+    assert (answer.source, answer.unknown_friends) == ("model", ["zoe"])
+    assert answer.shares["social"] == answer.scores
+    nameless = ask(recommender, friends=["u1", "u0"], k=4)
+    assert nameless.item_ids == answer.item_ids and nameless.scores == pytest.approx(answer.scores, rel=1e-5)
+    both = ask(recommender, friends=["u1", "u0"], history=["i9"], k=4)
+    assert {name for name, shares in both.shares.items() if any(shares)} == set(recommender.names)
+    alone = ask(recommender, history=["i9"], k=4)
+    assert not any(alone.shares["social"])
+    for nobody in (["zoe"], ["u3"], []):  # unknown; without events; nobody
+        assert ask(recommender, friends=nobody).source == "popularity"
+
+
+def test_named_friends_replace_the_stored_ones(recommender: Recommender) -> None:
+    """u0's friend in the graph is u3, u1's is u2."""
+    stored = ask(recommender, user_id="u1", k=ITEMS)
+    same, other = (ask(recommender, user_id="u1", friends=[name], k=ITEMS) for name in ("u2", "u0"))
+    assert same.item_ids == stored.item_ids and same.scores == pytest.approx(stored.scores, rel=1e-4, abs=1e-5)
+    assert other.scores != stored.scores
+    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)  # nobody known, and oneself
+    assert unknown.scores == stored.scores and unknown.unknown_friends == ["zoe"]
+
+
+def test_requests_with_and_without_friends_do_not_disturb_each_other(recommender: Recommender) -> None:
+    rows: list[dict[str, Any]] = [
+        {"user_id": "u0"},
+        {"friends": ["u0", "u1", "u2"]},
+        {"user_id": "u2", "friends": ["u4"]},
+        {"history": ["i1"]},
+    ]
+    together = recommender.recommend(parse_requests(rows))
+    for row, answer in zip(rows, together, strict=True):
+        alone = ask(recommender, **row)
+        assert alone.item_ids == answer.item_ids
+        assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
+
+
+def test_requests_in_a_batch(ray_local: None, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    rows = [
+        {"user_id": "newcomer", "friends": ["u0", "u1"], "k": 2},
+        {"user_id": "u0", "history": ["i9"]},
+        {"user_id": "reader", "history": [{"item_id": "i1", "event_type": "buy"}]},
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    summary = recommend_all(folder, tmp_path / "out.parquet", k=3, requests=read_requests(str(path)))
+    found = pq.read_table(summary.path).to_pylist()
+    assert [row["user_id"] for row in found] == ["newcomer"] * 2 + ["u0"] * 3 + ["reader"] * 3
+    recommender = Recommender.load(folder)
+    direct = [answer.item_ids for answer in recommender.recommend(parse_requests([{"k": 3} | row for row in rows]))]
+    assert [row["item_id"] for row in found] == sum(direct, [])
+    assert summary.num_fallback == 0
+
+
+def test_bad_requests_of_a_batch(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+    for rows, message in [
+        ([{"history": ["i1"]}], "request 0: user_id: missing"),
+        ([{"user_id": "a"}, {"user_id": "a"}], "'a' is named twice"),
+        ([{"user_id": "a", "friend": []}], "request 0: friend: unknown field"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            recommend_all(folder, output, requests=rows)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"user_id": "a"}\n{')
+    with pytest.raises(RequestError, match="line 2 is no JSON"):
+        read_requests(str(bad))
+    with pytest.raises(RequestError, match="cannot be read"):
+        read_requests(str(tmp_path / "nowhere"))
+    assert not output.exists()
