@@ -18,7 +18,8 @@ import ray
 from recsys import schema
 from recsys.data.blocks import fetch, task
 from recsys.data.events import NO_TIME
-from recsys.data.keys import coded, lex_order, own_codes
+from recsys.data.histories import Array
+from recsys.data.keys import coded, lex_order, own_codes, parts_of
 from recsys.data.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
 from recsys.data.split import NEVER
 
@@ -35,6 +36,7 @@ _ROW_SCHEMA: Final = pa.schema(
     ]
 )
 _TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
+_MAX_PIECES: Final = 64  # each looks at all users once
 _MAX_PARTS: Final = 16  # more would be objects so small that the driver held them
 
 
@@ -78,8 +80,9 @@ class Friendships:
     def __init__(self, users: pa.Array, rules: SocialRules, blocks: Sequence[Any]) -> None:
         num_parts = min(max(len(blocks), 1), _MAX_PARTS)
         splitter, merger = task(number_rows, 2 + num_parts), task(merge_part, 2)
-        known = ray.put(users)
-        numbered = [splitter.remote(known, rules, num_parts, block) for block in blocks]
+        known, step = ray.put(users), -(-len(blocks) // _MAX_PIECES) or 1
+        pieces = [blocks[start : start + step] for start in range(0, len(blocks), step)]
+        numbered = [splitter.remote(known, rules, num_parts, *piece) for piece in pieces]
         self._merged = [merger.remote(known, *(refs[2 + part] for refs in numbered)) for part in range(num_parts)]
         self._bad = [refs[1] for refs in numbered] + [refs[1] for refs in self._merged]
         reports = fetch([refs[0] for refs in numbered])
@@ -97,11 +100,10 @@ class Friendships:
             yield part
 
 
-def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, block: pa.Table) -> list[Any]:
-    """The numbers of a block, its rows that are bad in themselves, and its edges for every part of the users."""
-    table = _as_rows(block)
-    ends = [pc.index_in(table.column(name), value_set=users) for name in (schema.SRC_USER_ID, schema.DST_USER_ID)]
-    src, dst = (np.asarray(end.fill_null(-1)).astype(np.int32) for end in ends)
+def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa.Table) -> list[Any]:
+    """The numbers of some blocks, the rows that are bad in themselves, and the edges for every part of the users."""
+    table = pa.concat_tables([_as_rows(block) for block in blocks]).combine_chunks()
+    src, dst = _dense_ends(table, users)
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
     unknown = good & ((src < 0) | (dst < 0))
     times = np.asarray(table.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME))
@@ -127,6 +129,18 @@ def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, block: pa.T
     part = np.asarray(rows.column("src")).astype(np.int64) * num_parts // max(len(users), 1)
     parts = [rows.filter(pa.array(part == number)) for number in range(num_parts)]
     return [report, bad_rows(mark(table, unknown, UNKNOWN_USER), _TEXT), *parts]
+
+
+def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array]:
+    """The dense ids of source and destination, -1 where nobody is known by the name. The few texts of the rows are
+    hashed and the many users looked up among them, not the reverse."""
+    columns = [table.column(name).combine_chunks() for name in (schema.SRC_USER_ID, schema.DST_USER_ID)]
+    texts, codes = parts_of(pa.chunked_array([pa.concat_arrays(columns).dictionary_encode()]))
+    place_V = pc.index_in(users, value_set=texts)
+    number = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last is of rows without a text
+    number[np.asarray(place_V.drop_null())] = np.flatnonzero(np.asarray(place_V.is_valid()))
+    src, dst = np.split(number[codes], 2)
+    return src, dst
 
 
 def merge_part(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -170,4 +184,4 @@ def _as_rows(block: pa.Table) -> pa.Table:
         else pa.nulls(block.num_rows, field.type)
         for field in _ROW_SCHEMA
     ]
-    return pa.table(arrays, schema=_ROW_SCHEMA).combine_chunks()
+    return pa.table(arrays, schema=_ROW_SCHEMA)
