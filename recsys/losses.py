@@ -30,7 +30,16 @@ def full_softmax(
     return found
 
 
-class _FullSoftmax(torch.autograd.Function):
+class _SoftmaxLoss(torch.autograd.Function):
+    """A loss that makes the gradients of users and items, its first two inputs, in the forward pass."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        user_grad, item_grad = ctx.saved_tensors
+        return grads[0] * user_grad, grads[0] * item_grad, *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+class _FullSoftmax(_SoftmaxLoss):
     @staticmethod
     def forward(
         ctx: Any,
@@ -78,11 +87,6 @@ class _FullSoftmax(torch.autograd.Function):
             item_grad -= smoothing / len(items_SD) * weighted_D
         ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
         return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        user_grad, item_grad = ctx.saved_tensors
-        return grads[0] * user_grad, grads[0] * item_grad, None, None, None, None
 
 
 def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:
@@ -142,7 +146,7 @@ def sampled_softmax(
     return found
 
 
-class _SampledSoftmax(torch.autograd.Function):
+class _SampledSoftmax(_SoftmaxLoss):
     """Chunks of pairs, the gradient in the same pass: no [P, M] matrix is kept."""
 
     @staticmethod
@@ -159,8 +163,8 @@ class _SampledSoftmax(torch.autograd.Function):
         ctx.kinds = users_BD.dtype, items_SD.dtype
         narrow_MD = _as_autocast(items_SD[negatives_M])
         users_BD, items_SD = users_BD.float(), items_SD.float()
-        chosen_PD, target_PD = users_BD[pairs_P], items_SD[targets_P]
-        hit_P, narrow_PD = (chosen_PD * target_PD).sum(1), _as_autocast(chosen_PD)
+        chosen_PD = users_BD[pairs_P]
+        hit_P, narrow_PD = (chosen_PD * items_SD[targets_P]).sum(1), _as_autocast(chosen_PD)
         negative_grad, chosen_grad = torch.zeros(narrow_MD.shape, device=items_SD.device), torch.empty_like(chosen_PD)
         log_z_P, less_P = torch.empty_like(hit_P), torch.empty_like(hit_P)
         num_rows = _num_rows(narrow_MD)
@@ -178,15 +182,8 @@ class _SampledSoftmax(torch.autograd.Function):
             exp_pM = exp_pM.to(narrow_MD.dtype)
             chosen_grad[rows] = share_p[:, None] * (exp_pM @ narrow_MD)
             negative_grad += exp_pM.T @ (share_p[:, None] * narrow_PD[rows]).to(narrow_MD.dtype)
-        chosen_grad -= less_P[:, None] * target_PD
-        user_grad, item_grad = torch.zeros_like(users_BD), torch.zeros_like(items_SD)
-        user_grad.index_add_(0, pairs_P, chosen_grad)
-        item_grad.index_add_(0, negatives_M, negative_grad)
-        item_grad.index_add_(0, targets_P, less_P[:, None] * chosen_PD, alpha=-1)
+        user_grad = torch.zeros_like(users_BD).index_add_(0, pairs_P, chosen_grad)
+        item_grad = torch.zeros_like(items_SD).index_add_(0, negatives_M, negative_grad)
+        _pull_targets(users_BD, items_SD, pairs_P, targets_P, less_P, user_grad, item_grad)
         ctx.save_for_backward(user_grad.to(ctx.kinds[0]), item_grad.to(ctx.kinds[1]))
         return (weights_P * (log_z_P - hit_P)).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        user_grad, item_grad = ctx.saved_tensors
-        return grads[0] * user_grad, grads[0] * item_grad, None, None, None, None, None

@@ -87,7 +87,8 @@ def test_edges_and_bad_rows_are_those_by_hand(num_blocks: int, num_parts: int, d
         assert all(raw.startswith("src_user_id=u") and "weight=" in raw for raw in raws)
 
 
-def test_no_friendships_are_no_edges() -> None:
-    parts = number_rows(USERS, SocialRules(), 2, friend_rows(0)[:0])
+@pytest.mark.parametrize("num_blocks", [0, 1])
+def test_no_friendships_are_no_edges(num_blocks: int) -> None:
+    parts = number_rows(USERS, SocialRules(), 2, *[friend_rows(0)[:0]] * num_blocks)
     edges, repeated = merge_part(USERS, *parts[2:])
     assert edges.num_rows == repeated.num_rows == 0 and edges.schema == EDGE_SCHEMA

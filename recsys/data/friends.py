@@ -80,8 +80,8 @@ class Friendships:
     def __init__(self, users: pa.Array, rules: SocialRules, blocks: Sequence[Any]) -> None:
         num_parts = min(max(len(blocks), 1), _MAX_PARTS)
         splitter, merger = task(number_rows, 2 + num_parts), task(merge_part, 2)
-        known, step = ray.put(users), -(-len(blocks) // _MAX_PIECES) or 1
-        pieces = [blocks[start : start + step] for start in range(0, len(blocks), step)]
+        known, num_pieces = ray.put(users), min(max(len(blocks), 1), _MAX_PIECES)
+        pieces = [blocks[piece::num_pieces] for piece in range(num_pieces)]
         numbered = [splitter.remote(known, rules, num_parts, *piece) for piece in pieces]
         self._merged = [merger.remote(known, *(refs[2 + part] for refs in numbered)) for part in range(num_parts)]
         self._bad = [refs[1] for refs in numbered] + [refs[1] for refs in self._merged]
@@ -102,7 +102,7 @@ class Friendships:
 
 def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa.Table) -> list[Any]:
     """The numbers of some blocks, the rows that are bad in themselves, and the edges for every part of the users."""
-    table = pa.concat_tables([_as_rows(block) for block in blocks]).combine_chunks()
+    table = pa.concat_tables([_as_rows(block) for block in blocks] or [_ROW_SCHEMA.empty_table()]).combine_chunks()
     src, dst = _dense_ends(table, users)
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
     unknown = good & ((src < 0) | (dst < 0))

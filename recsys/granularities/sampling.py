@@ -50,7 +50,8 @@ def sample_hops(
 
     def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:
         rows_E, columns_E = (torch.from_numpy(part).to(device) for part in (rows, columns))
-        return adjacency(rows_E, columns_E, torch.from_numpy(values.astype(np.float32)).to(device), shape, True)
+        values_E = torch.from_numpy(values.astype(np.float32)).to(device)
+        return adjacency(rows_E, columns_E, values_E, shape, is_sorted=True)
 
     seed = ((key[0] * 1_000_003 + key[1]) * 1_000_003 + key[2]) * 64
     num_items = len(neighbours.users_of_N.degree_X)
