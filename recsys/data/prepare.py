@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -224,10 +224,10 @@ class _Preparation:
         is_first = np.zeros(table.num_rows, dtype=bool)
         is_first[first_rows] = True
         marked = mark(table, ~is_first, DUPLICATE)
-        self._quarantined(name, table.num_rows, bad_rows(marked, [key]))
+        self._quarantined(name, table.num_rows, [bad_rows(marked, [key])])
         return table.filter(pa.array(is_first))
 
-    def _quarantined(self, name: str, read: int, *bad: pa.Table) -> None:
+    def _quarantined(self, name: str, read: int, bad: Iterable[pa.Table]) -> None:
         self.quarantine.start(name, read)
         for part in bad:
             self.quarantine.add(name, part)
@@ -418,7 +418,7 @@ class _Preparation:
             rules = SocialRules(self.config.data.social_directed, plan.valid_from)
             friendships = Friendships(user_ids, rules, list(block_refs(tables["social"])))
             report = friendships.report
-            self._quarantined("social", report.read, *friendships.bad())
+            self._quarantined("social", report.read, friendships.bad())
             self.folder.write_parts("graphs/social.parquet", EDGE_SCHEMA, friendships.edges())
             temporal = plan.kind == "temporal"
             self.counts.update(social_edges=report.edges, **({"social_rows_late": report.late} if temporal else {}))
@@ -435,7 +435,7 @@ class _Preparation:
         blocks = list(block_refs(knowledge)) if knowledge is not None else []
         sizes, bad, read = fetch(task(write_facts).remote(self.folder, columns, rules, self.base, *blocks))
         if knowledge is not None:
-            self._quarantined("knowledge", read, bad)
+            self._quarantined("knowledge", read, [bad])
         self.counts.update(sizes)
         self.progress(f"facts: {sizes['facts']:,} about {sizes['entities']:,} entities")
 
@@ -477,8 +477,9 @@ class _Preparation:
         found = read_media(items, self.config.data.media, folders_of(self.source))
         if not found or items is None:
             return {}
-        bad = pa.concat_tables([medium.bad for medium in found.values()])
-        self._quarantined("media", sum(medium.read for medium in found.values()), bad)
+        self._quarantined(
+            "media", sum(medium.read for medium in found.values()), (medium.bad for medium in found.values())
+        )
         vectors = {name: aligned(medium, items, item_ids) for name, medium in found.items()}
         self.folder.write_table("items/media.parquet", media_table(vectors))
         for name, medium in found.items():
