@@ -135,8 +135,15 @@ class ItemFactsConfig(Section):
     )
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class QuarantineConfig(Section):
-    max_share: float = Field(0.01, ge=0, le=1, description="a table with a larger share of bad rows stops the run")
+    """Rows that cannot be used are set aside with file, row and reason."""
+
+    max_share: Share | dict[Literal["events", "items", "users", "social", "knowledge"], Share] = Field(
+        0.01, description="a table with a larger share of bad rows stops the run; {TABLE: share} for single tables"
+    )
 
 
 class DataConfig(Section):
@@ -149,6 +156,18 @@ class DataConfig(Section):
     )
     context_numbers: list[str] = Field([], description="those of data.context that are numbers instead")
     social_directed: bool = False
+    duplicates: Literal["drop", "keep", "refuse"] = Field(
+        "drop", description="events that repeat user, item, type and time; rows of other tables with the same key"
+    )
+    unknown_ids: Literal["drop", "refuse"] = Field(
+        "drop", description="friendships of users, and facts of items, that have no events"
+    )
+    min_overlap: float = Field(
+        0.1, ge=0, le=1, description="warn when fewer of the ids of a side table than this share occur in the events"
+    )
+    min_value: float | None = Field(None, description="events of a smaller value are left out, e.g. ratings below 4")
+    min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")
+    min_item_events: int = Field(0, ge=0, description="items with fewer events are left out (k-core); 0: none")
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -11,3 +13,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", validate_assignment=True, protected_namespaces=(), coerce_numbers_to_str=True
     )
+
+
+def as_word(value: Any) -> Any:
+    """YAML reads a bare yes as true."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

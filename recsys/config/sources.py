@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from recsys.config.section import Section
+from recsys.config.section import Section, as_word
+
+ABSENT_TEXTS: Final = (
+    *("NaN", "nan", "NAN", "None", "none", "NONE", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A"),
+    *("<NA>", "NaT", "\\N"),
+)
+"""Texts that programs write where a value is missing; an empty cell is always missing."""
 
 
-class CanonicalSource(Section):
+class CellSource(Section):
+    """What every source of files has: how the text of a cell is understood."""
+
+    absent: list[str] = Field(
+        list(ABSENT_TEXTS),
+        description="texts that mean a missing value in every table, beside an empty cell; [] keeps them all as values",
+    )
+    time_format: str = Field(
+        "", description="strptime form of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601, YYYYMMDD …"
+    )
+    decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
+
+
+class CanonicalSource(CellSource):
     """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps others)."""
 
     kind: Literal["canonical"] = "canonical"
@@ -18,15 +37,27 @@ class CanonicalSource(Section):
     users: list[str] = []
     social: list[str] = []
     knowledge: list[str] = []
-    rename: dict[str, str] = Field({}, description="column in the files → canonical column")
+    rename: dict[str, str | dict[str, str]] = Field(
+        {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for one table only"
+    )
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    separator: str = Field(
+        "", description="between cells of text tables, e.g. ';', '|', '::'; ' ' is a run of spaces; empty: by format"
+    )
+    columns: list[str] | dict[str, list[str]] = Field(
+        [], description="column names of files without a header: a list for the events, or {TABLE: [names]}"
+    )
+    header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
+        "auto", description="whether text files begin with column names; auto: yes, unless columns are given"
+    )
+    comment: str = Field("", description="lines of text files that begin with this are skipped, e.g. '#'")
     encoding: str = Field("utf-8", min_length=1, description="of CSV and TSV files, e.g. latin-1")
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
         {}, description="event files by split, instead of a split column"
     )
 
 
-class RecBoleSource(Section):
+class RecBoleSource(CellSource):
     """RecBole atomic files: FOLDER/NAME.inter, .user, .item, .kg, .link, .net."""
 
     kind: Literal["recbole"] = "recbole"
@@ -35,7 +66,7 @@ class RecBoleSource(Section):
     rename: dict[str, str] = Field({}, description="atomic field → canonical column, e.g. rating → value")
 
 
-class HetRecLastFmSource(Section):
+class HetRecLastFmSource(CellSource):
     """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are ``tag`` events."""
 
     kind: Literal["hetrec-lastfm"] = "hetrec-lastfm"
@@ -43,7 +74,7 @@ class HetRecLastFmSource(Section):
     test_pairs: str = Field("", description="file of held-out (userID, artistID) pairs, read as the given split")
 
 
-class SequencesSource(Section):
+class SequencesSource(CellSource):
     """Plain text, one line a user: ``user item item …`` in order; optionally a table of items."""
 
     kind: Literal["sequences"] = "sequences"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from recsys.config.section import Section
+from recsys.config.section import Section, as_word
 
 
 class LossConfig(Section):
@@ -32,14 +32,9 @@ class LossConfig(Section):
     )
 
 
-def _as_word(value: Any) -> Any:
-    """YAML reads a bare yes as true."""
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-
-
 class TrainConfig(Section):
     num_workers: int = Field(1, ge=1)
-    use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_word)] = "auto"
+    use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = "auto"
     threads: int = Field(0, ge=0, description="CPU threads a worker; 0: the cores shared evenly")
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     epochs: int = Field(20, ge=1)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.config.sources import ABSENT_TEXTS, CellSource
 
 UNREADABLE: Final = "unreadable row"
 BAD_TIMESTAMP: Final = "bad timestamp"
@@ -42,11 +43,26 @@ _PROVENANCE: Final = {
 
 
 @dataclass(frozen=True)
+class CellRules:
+    """How the text of a cell is understood; see :class:`recsys.config.sources.CellSource`."""
+
+    absent: tuple[str, ...] = ABSENT_TEXTS
+    time_format: str = ""
+    decimal: str = "."
+
+    @classmethod
+    def of(cls, source: CellSource) -> CellRules:
+        """Those of a source's configuration."""
+        return cls(tuple(source.absent), source.time_format, source.decimal)
+
+
+@dataclass(frozen=True)
 class Layout:
     """The columns of one table as a source gives it: known ones, its own extra ones, provenance."""
 
     table: schema.TableSchema
     extras: tuple[tuple[str, pa.DataType], ...] = ()
+    rules: CellRules = CellRules()
 
     @property
     def arrow(self) -> pa.Schema:
