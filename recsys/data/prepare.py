@@ -150,6 +150,9 @@ class _Preparation:
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
         pieces = self.source.pieces()
+        for note in self.source.notes:
+            self.notes.append(note)
+            self.progress(note)
         events = pieces.pop("events")
         tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):

@@ -38,6 +38,7 @@ class SourceAdapter(ABC):
 
     def __init__(self, config: Section) -> None:
         self.config = config
+        self.notes: list[str] = []  # what :meth:`check` and :meth:`pieces` decided and a user should know
 
     @property
     @abstractmethod
@@ -59,6 +60,16 @@ class SourceAdapter(ABC):
         Raises:
             SourceError: a table is empty, lacks a column, or is not the format it claims to be.
         """
+
+    def check(self) -> None:
+        """Find the mistakes that need no rows: missing files, headers without the required columns, wrong renames.
+
+        Why: a dry run calls it. It reads the heads of files only and starts no Ray.
+
+        Raises:
+            SourceError: what :meth:`files` and the headers tell.
+        """
+        self.files()
 
     def fingerprint(self) -> str:
         """Hash over the configuration and every input file: equal hash, equal tables."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import CanonicalSource
-from recsys.data.validate import Layout
+from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter, require_columns
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces, read_header
@@ -46,6 +46,7 @@ class TableFiles:
     encoding: str = "utf-8"
     constants: Mapping[str, dict[str, str]] = field(default_factory=dict)  # path → column → value
     chunk_bytes: int = CHUNK_BYTES
+    rules: CellRules = CellRules()
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -86,7 +87,15 @@ class CanonicalAdapter(SourceAdapter):
                 files = list({f.path: f for f in [*files, *(f for group in splits.values() for f in group)]}.values())
             if files:
                 given = constants if table is schema.EVENTS else {}
-                tables[name] = TableFiles(table, tuple(files), config.rename, config.format, config.encoding, given)
+                tables[name] = TableFiles(
+                    table,
+                    tuple(files),
+                    config.rename,
+                    config.format,
+                    config.encoding,
+                    given,
+                    rules=CellRules.of(config),
+                )
         return tables
 
 
@@ -177,7 +186,7 @@ def _layout(source: TableFiles, heads: list[_Head]) -> Layout:
             if name in source.table.columns:
                 continue
             extras[name] = _common_type(extras.get(name, kind), kind, f"{head.file.path}: column {name!r}")
-    return Layout(source.table, tuple(extras.items()))
+    return Layout(source.table, tuple(extras.items()), source.rules)
 
 
 def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:

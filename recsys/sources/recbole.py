@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import RecBoleSource
-from recsys.data.validate import Layout
+from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter, require_columns
 from recsys.sources.canonical import check_rename
@@ -90,9 +90,8 @@ class RecBoleAdapter(SourceAdapter):
         cure = "name the right fields with data.source.rename"
         require_columns(required if file.suffix == ".link" else table, names, file.path, cure)
         extras = tuple((rename.get(n, n), kind) for n, kind in typed.items() if rename.get(n, n) not in table.columns)
-        pattern = DelimitedPiece(
-            file, 0, tuple(names), Layout(table, extras), TSV, header.end, chunk_bytes=self.chunk_bytes
-        )
+        layout = Layout(table, extras, CellRules.of(self.config))
+        pattern = DelimitedPiece(file, 0, tuple(names), layout, TSV, header.end, chunk_bytes=self.chunk_bytes)
         return delimited_pieces(pattern), list(typed)
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import SequencesSource
-from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
+from recsys.data.validate import UNREADABLE, CellRules, Layout, bad_rows, check_rows, finish, raw_text
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.canonical import TableFiles, check_rename, table_pieces
 from recsys.sources.delimited import check_encoding
@@ -24,7 +24,6 @@ from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 LINE_STRIDE: Final = 2**24  # longer sequences would run into the next line's order
 _LINES: Final = Dialect(" ", quoted=False)
-_LAYOUT: Final = Layout(schema.EVENTS)
 _RAW_LIMIT: Final = 2000
 
 
@@ -48,13 +47,15 @@ class SequencesAdapter(SourceAdapter):
         with events.stream() as stream:
             check_encoding(events, bytes(stream.read(1 << 20)), "utf-8")
         found = [span for span, _ in spans(events, 0, _LINES, self.chunk_bytes)]
-        whole = SequencePiece(events, None, self.chunk_bytes)
+        rules = CellRules.of(self.config)
+        whole = SequencePiece(events, None, self.chunk_bytes, Layout(schema.EVENTS, rules=rules))
         tables: dict[str, list[Piece]] = {
             "events": [whole] if events.compressed else [replace(whole, span=span) for span in found]
         }
         columns: set[str] = set()
         if items:
-            tables["items"], columns = table_pieces(TableFiles(schema.ITEMS, tuple(items), self.config.rename))
+            of_items = TableFiles(schema.ITEMS, tuple(items), self.config.rename, rules=rules)
+            tables["items"], columns = table_pieces(of_items)
         check_rename(self.config.rename, columns)
         return tables
 
@@ -66,18 +67,18 @@ class SequencePiece:
     file: InputFile
     span: Span | None
     chunk_bytes: int = CHUNK_BYTES
+    layout: Layout = Layout(schema.EVENTS)
 
     def read(self) -> Iterator[pa.Table]:
         if self.span is not None:
-            yield sequence_events(
-                self.file.read(self.span.start, self.span.length), self.span.first_row, self.file.name
-            )
+            data = self.file.read(self.span.start, self.span.length)
+            yield sequence_events(data, self.span.first_row, self.file.name, self.layout)
             return
         for span, data in spans(self.file, 0, _LINES, self.chunk_bytes):
-            yield sequence_events(data, span.first_row, self.file.name)
+            yield sequence_events(data, span.first_row, self.file.name, self.layout)
 
 
-def sequence_events(data: bytes, first_row: int, file: str) -> pa.Table:
+def sequence_events(data: bytes, first_row: int, file: str, layout: Layout) -> pa.Table:
     """The events of some lines; blank lines are skipped, a line without items is a bad row."""
     lines = data.removesuffix(b"\n").split(b"\n")
     try:
@@ -92,15 +93,15 @@ def sequence_events(data: bytes, first_row: int, file: str) -> pa.Table:
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
     words = pc.utf8_split_whitespace(text)
-    events = _events(words, text, given + first_row, file)
+    events = _events(words, text, given + first_row, file, layout)
     if not broken:
         return events
     rows = [first_row + row for row in broken]
-    lost = bad_rows(_LAYOUT, UNREADABLE, file, rows, unreadable, [row * LINE_STRIDE for row in rows])
+    lost = bad_rows(layout, UNREADABLE, file, rows, unreadable, [row * LINE_STRIDE for row in rows])
     return pa.concat_tables([events, lost]).sort_by(schema.ORDER).combine_chunks()
 
 
-def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str) -> pa.Table:
+def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str, layout: Layout) -> pa.Table:
     """One event an item; a line of a user alone gives one row without item."""
     offsets = words.offsets.to_numpy()
     lengths = np.diff(offsets)
@@ -113,7 +114,7 @@ def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file:
     source = np.where(is_empty, 0, offsets[:-1][line] + 1 + position)
     items = flat.take(pa.array(source, mask=is_empty))
     raw = pa.table({schema.USER_ID: users.take(pa.array(line)), schema.ITEM_ID: items})
-    checked = check_rows(raw, _LAYOUT)
+    checked = check_rows(raw, layout)
     rows = line_numbers[line]
     shown = (
         pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))}) if is_empty.any() else raw
@@ -124,7 +125,7 @@ def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file:
         schema.ORDER: pa.array(rows * LINE_STRIDE + position, pa.int64()),
         schema.RAW: raw_text(shown, checked.column(schema.REASON), " "),
     }
-    return finish(checked, _LAYOUT, provenance)
+    return finish(checked, layout, provenance)
 
 
 def _is_utf8(line: bytes) -> bool:
