@@ -11,14 +11,12 @@ import hashlib
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 import ray.data
 
-from recsys import schema
 from recsys.config import Section
-from recsys.errors import SourceError
 from recsys.sources.files import InputFile
 
 FILE_STRIDE: Final = 2**40  # ``_order`` = index of the file × stride + row
@@ -100,30 +98,6 @@ def _read(batch: pa.Table) -> Iterator[pa.Table]:
         yield from pickle.loads(pickled).read()
 
 
-def require_columns(table: schema.TableSchema, found: Sequence[str], where: str, cure: str) -> None:
-    """Check that all required columns of the table are there, each once.
-
-    Raises:
-        SourceError: naming what was found, what was expected and the cure.
-    """
-    absent = [name for name in table.required if name not in found]
-    if absent:
-        raise SourceError(
-            f"{where}: the {table.name} table lacks {_listed(absent)}; found {_listed(found)}, "
-            f"expected at least {_listed(table.required)}; {cure}"
-        )
-    twice = sorted({name for name in found if list(found).count(name) > 1})
-    if twice:
-        raise SourceError(f"{where}: column {_listed(twice)} occurs twice (after rename); drop or rename one of them")
-    reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(found)
-    if reserved:
-        raise SourceError(f"{where}: column {_listed(sorted(reserved))} is reserved for provenance; rename it")
-
-
 def read_all(pieces: Sequence[Piece]) -> pa.Table:
     """All rows in this process: for small side tables only (tags, links, held-out pairs)."""
     return pa.concat_tables([block for piece in pieces for block in piece.read()])
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names)

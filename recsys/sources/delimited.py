@@ -24,20 +24,13 @@ from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finis
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.files import InputFile
+from recsys.sources.separators import plain
 from recsys.sources.spans import CHUNK_BYTES, Dialect, OpenQuoteError, Span, open_after, spans
 
-_HEAD_BYTES: Final = 1 << 20
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
+_MAX_COUNTED: Final = 8  # cells too many or too few that are told apart
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-
-
-@dataclass(frozen=True)
-class Header:
-    """The names in the first line, and where the rows begin."""
-
-    columns: tuple[str, ...]
-    end: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,10 @@ class DelimitedPiece:
         """The text cells alone, for adapters that derive columns before the rows are checked."""
         if self.span is not None:
             data = self.file.read(self.span.start, self.span.length)
-            yield parse(data, self.span, len(self.columns), self.dialect)
+            yield translated(data, self.span, len(self.columns), self.dialect)
             return
         for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes):
-            yield parse(data, span, len(self.columns), self.dialect)
+            yield translated(data, span, len(self.columns), self.dialect)
 
     def named(self, cells: pa.Table) -> pa.Table:
         """The cells under their canonical names, without those to drop."""
@@ -85,6 +78,7 @@ class Cells:
     rows: np.ndarray[Any, np.dtype[np.int64]]  # row number of every good row
     broken_rows: list[int]
     broken_texts: list[str]
+    broken_reasons: list[str] = field(default_factory=list)  # empty: nothing but that they cannot be read
 
 
 @dataclass(frozen=True)
@@ -119,27 +113,13 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
         return good
     order = [base + row for row in cells.broken_rows]
     broken = bad_rows(layout, UNREADABLE, origin.file, cells.broken_rows, cells.broken_texts, order)
+    if cells.broken_reasons:
+        place = broken.schema.get_field_index(schema.REASON)
+        broken = broken.set_column(place, broken.schema.field(place), [pa.array(cells.broken_reasons, pa.string())])
     return pa.concat_tables([good, broken]).sort_by(schema.ROW).combine_chunks()
 
 
 # ---------------------------------------------------------------------------------------------------------- driver
-
-
-def read_header(file: InputFile, dialect: Dialect) -> Header:
-    """The column names of the first line.
-
-    Raises:
-        SourceError: the head of the file is not text in this encoding, or there is no row below the header.
-    """
-    head = _head(file)
-    check_encoding(file, head, dialect.encoding)
-    line, newline, rest = head.partition(b"\n")
-    if not rest.strip():
-        found = "only a header" if newline or line.strip() else "nothing"
-        raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
-    text = line.decode(dialect.encoding).removeprefix("\ufeff").rstrip("\r").replace("\r", " ")
-    names = _split(text, dialect)
-    return Header(tuple(name.strip() for name in names), len(line) + 1)
 
 
 def check_codec(encoding: str) -> str:
@@ -194,6 +174,40 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
+
+
+def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
+    """The cells of a span in any dialect, with the reason of every row that could not be parsed."""
+    data, simple = plain(data, dialect)
+    if len(simple.delimiter) == 1 and simple.delimiter.isascii():
+        cells = parse(data, span, num_columns, simple)
+    else:
+        cells = _parse_rows(data, span, num_columns, simple)
+    if not cells.broken_rows:
+        return cells
+    reasons = [_why(text, num_columns, simple) for text in cells.broken_texts]
+    texts = cells.broken_texts
+    if simple.delimiter != dialect.delimiter:
+        texts = [text.replace(simple.delimiter, dialect.delimiter) for text in texts]
+    return replace(cells, broken_texts=texts, broken_reasons=reasons)
+
+
+def _why(text: str, num_columns: int, dialect: Dialect) -> str:
+    """The reason of a row that is not one of this many cells; there are few different ones, as they are counted.
+
+    >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect()), _why('1,"2', 2, Dialect())
+    ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable row: open quote')
+    """
+    if dialect.quoted and open_after(text.encode(), dialect.delimiter.encode(), False):
+        return f"{UNREADABLE}: open quote"
+    count = len(_split(text, dialect))
+    if count == num_columns:
+        return f"{UNREADABLE}: not text in this encoding" if "\ufffd" in text else UNREADABLE
+    if abs(count - num_columns) > _MAX_COUNTED:
+        many = count > num_columns
+        limit = num_columns + (_MAX_COUNTED if many else -_MAX_COUNTED)
+        return f"{UNREADABLE}: {'over' if many else 'under'} {limit} cells, expected {num_columns}"
+    return f"{UNREADABLE}: {count} cell{'' if count == 1 else 's'}, expected {num_columns}"
 
 
 def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
@@ -315,8 +329,3 @@ def decodable(line: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _head(file: InputFile) -> bytes:
-    with file.stream() as stream:
-        return bytes(stream.read(_HEAD_BYTES))

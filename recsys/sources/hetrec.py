@@ -25,8 +25,9 @@ from recsys.config import HetRecLastFmSource
 from recsys.data.validate import CellRules, Layout
 from recsys.errors import DataError, SourceError
 from recsys.sources.base import Piece, SourceAdapter, read_all
-from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces, read_header
+from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
+from recsys.sources.headers import data_start, read_header
 from recsys.sources.links import linked
 from recsys.sources.spans import TSV
 
@@ -200,7 +201,7 @@ def _open(
 
 def _open_bare(file: InputFile, columns: tuple[str, ...], layout: Layout) -> list[DelimitedPiece]:
     """The pieces of a file without a header."""
-    return delimited_pieces(DelimitedPiece(file, 0, columns, layout, TSV, header_end=0))
+    return delimited_pieces(DelimitedPiece(file, 0, columns, layout, TSV, header_end=data_start(file)))
 
 
 def _keys(block: pa.Table) -> pa.ChunkedArray:

@@ -26,6 +26,7 @@ class Dialect:
     quoted: bool = True
     encoding: str = "utf-8"
     multiline: bool = True  # quoted cells may hold line breaks
+    comment: str = ""  # lines that begin with this are skipped
 
 
 CSV: Final = Dialect()
