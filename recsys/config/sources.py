@@ -106,6 +106,9 @@ class CanonicalSource(CellSource):
         "auto", description="whether text files begin with column names; auto: yes, unless columns are given"
     )
     comment: Comment = ""
+    constants: dict[str, dict[str, str]] = Field(
+        {}, description="{TABLE: {column: value}}: columns that the files lack and that hold one value in every row"
+    )
     encoding: str = Field("utf-8", min_length=1, description="of CSV and TSV files, e.g. latin-1")
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
         {}, description="event files by split, instead of a split column"
@@ -116,6 +119,7 @@ class CanonicalSource(CellSource):
         check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
         columns = self.columns if isinstance(self.columns, dict) else {"events": self.columns}
         check_tables("columns", set(columns))
+        check_tables("constants", set(self.constants))
         for table, names in columns.items():
             given = [name.strip() for name in names if name.strip() not in ("", "_")]
             if twice := sorted({name for name in given if given.count(name) > 1}):

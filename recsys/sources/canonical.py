@@ -20,7 +20,7 @@ from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.files import InputFile, find
-from recsys.sources.headers import Form, Header, dialect_of, first_row_is_data, read_header
+from recsys.sources.headers import Form, Header, dialect_of, first_row_is_data, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, read_keys
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
@@ -38,6 +38,7 @@ _FORMATS: Final = {
     ".json": "jsonl",
 }
 _TEXTS: Final = ("csv", "tsv")
+_OR_COLUMNS: Final = ", or, if the file has no header, all of them with data.source.columns"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class TableFiles:
     format: str = "auto"
     form: Form = Form()
     constants: Mapping[str, dict[str, str]] = field(default_factory=dict)  # path → column → value
+    fixed: Mapping[str, str] = field(default_factory=dict)  # column → value of every file
     chunk_bytes: int = CHUNK_BYTES
     rules: CellRules = CellRules()
 
@@ -98,9 +100,13 @@ class CanonicalAdapter(SourceAdapter):
                     f"{choices({head.format for heads in found.values() for head in heads})}: remove it, or set "
                     "data.source.format; names of columns are changed by data.source.rename"
                 )
-        for name in config.columns if isinstance(config.columns, dict) else []:
-            if name not in found:
-                raise SourceError(f"data.source.columns names columns of {name}, but data.source.{name} lists no file")
+        columns = [*config.columns] if isinstance(config.columns, dict) else []
+        for key, tables in (("columns", columns), ("constants", [*config.constants])):
+            for name in tables:
+                if name not in found:
+                    raise SourceError(
+                        f"data.source.{key} names columns of {name}, but data.source.{name} lists no file"
+                    )
 
     def _tables(self) -> dict[str, TableFiles]:
         config = self.config
@@ -130,6 +136,7 @@ class CanonicalAdapter(SourceAdapter):
                     config.format,
                     replace(form, columns=tuple(columns.get(name, ())), table=name),
                     constants if table is schema.EVENTS else {},
+                    config.constants.get(name, {}),
                     rules=CellRules.of(config),
                 )
         return tables
@@ -223,15 +230,22 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
     values = dict(zip(of_folders, head.folders.values(), strict=True))
     inside = {name: value for name, value in values.items() if name in of_file and value}
     constants = {name: value for name, value in values.items() if name not in of_file}
+    if both := sorted(set(source.fixed) & {*of_file, *constants}):
+        raise SourceError(
+            f"{head.file.path} has a column {both[0]!r}, and data.source.constants gives it one value "
+            f"({source.fixed[both[0]]!r}) for every row; remove the constant, or rename the column"
+        )
+    constants |= source.fixed
     constants |= source.constants.get(head.file.path, {})
     inside = {name: value for name, value in inside.items() if name not in constants}
     header = head.header
     require_columns(
         source.table,
-        head.names,
-        [*of_file, *("" if name in of_file else name for name in of_folders)],
+        [*head.names, *source.fixed],
+        [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
         head.file.path,
         header.cure if header else "",
+        _OR_COLUMNS if header else "",
     )
     if header is not None and not header.is_given and source.form.header == "auto":
         renamed = [place for place, (name, _) in enumerate(head.columns) if name in rename]
@@ -266,7 +280,7 @@ def _format(file: InputFile, source: TableFiles) -> str:
     raise SourceError(
         f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
         f"{choices(_FORMATS)} (text also with .gz), or set data.source.format to one of: "
-        f"{choices(set(_FORMATS.values()))}; for text with other separators data.source.separator"
+        f"{choices(set(_FORMATS.values()))}; {format_hint(file) or 'text with other separators: data.source.separator'}"
     )
 
 
@@ -311,7 +325,10 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
         case "csv" | "tsv":
             assert head.header is not None
             dialect, end = head.header.dialect, head.header.end
-            pattern = DelimitedPiece(head.file, index, named.names, layout, dialect, end, None, constants, chunk_bytes)
+            titles = () if head.header.is_given else head.header.columns
+            pattern = DelimitedPiece(
+                head.file, index, named.names, layout, dialect, end, None, constants, chunk_bytes, titles
+            )
             return [*delimited_pieces(pattern)]
         case _:
             assert_never(head.format)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from recsys import schema
@@ -28,6 +29,7 @@ from recsys.sources.separators import plain
 from recsys.sources.spans import CHUNK_BYTES, Dialect, OpenQuoteError, Span, open_after, spans
 
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
+REPEATED_HEADER: Final = "the header again"
 _MAX_COUNTED: Final = 8  # cells too many or too few that are told apart
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -46,6 +48,7 @@ class DelimitedPiece:
     span: Span | None = None  # None: the whole file, in one go
     constants: dict[str, str] = field(default_factory=dict)
     chunk_bytes: int = CHUNK_BYTES
+    titles: tuple[str, ...] = ()  # the header's cells, which are no row where they occur again
 
     def read(self) -> Iterator[pa.Table]:
         for cells in self.cells():
@@ -56,10 +59,14 @@ class DelimitedPiece:
         """The text cells alone, for adapters that derive columns before the rows are checked."""
         if self.span is not None:
             data = self.file.read(self.span.start, self.span.length)
-            yield translated(data, self.span, len(self.columns), self.dialect)
+            yield self._cells(data, self.span)
             return
         for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes):
-            yield translated(data, span, len(self.columns), self.dialect)
+            yield self._cells(data, span)
+
+    def _cells(self, data: bytes, span: Span) -> Cells:
+        cells = translated(data, span, len(self.columns), self.dialect)
+        return without_headers(cells, self.titles, self.dialect.delimiter) if self.titles else cells
 
     def named(self, cells: pa.Table) -> pa.Table:
         """The cells under their canonical names, without those to drop."""
@@ -174,6 +181,26 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
+
+
+def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
+    """Rows that hold the header again, as in files that were joined, among the rows that could not be parsed."""
+    again = np.ones(cells.table.num_rows, dtype=bool)
+    for place, title in enumerate(titles):
+        if not title:
+            continue
+        again &= np.asarray(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(cells.table.column(place)), title), False))
+        if not again.any():
+            return cells
+    rows, kept = cells.rows[again], pa.array(~again)
+    reasons = cells.broken_reasons or [UNREADABLE] * len(cells.broken_rows)
+    return Cells(
+        cells.table.filter(kept),
+        cells.rows[~again],
+        [*cells.broken_rows, *rows.tolist()],
+        [*cells.broken_texts, *[delimiter.join(titles)] * len(rows)],
+        [*reasons, *[REPEATED_HEADER] * len(rows)],
+    )
 
 
 def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
@@ -110,9 +111,9 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     if form is not None and form.header == "no":
         raise SourceError(
             f"{file.path}: data.source.header is no, so the columns need names: set data.source.columns, "
-            f"e.g. {{{form.table}: {_example(first)}}}"
+            f"e.g. {{{form.table}: {_example(first, form.table)}}}"
         )
-    names = _sized(file, tuple(name.strip() for name in first), below)
+    names = _sized(file, tuple(name.strip() for name in first), below, _comment(rows[0].text, dialect))
     cure = _cure(rows, names, below, dialect, form)
     notes += _unnamed(file, names, below)
     return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure)
@@ -153,6 +154,18 @@ def cells_of(text: str, dialect: Dialect) -> list[str]:
         return next(csv.reader([text], delimiter=dialect.delimiter), [])
     except csv.Error:
         return [text]
+
+
+def format_hint(file: InputFile) -> str:
+    """What to set for a file whose name does not tell its format, after a look at its first rows; may be empty."""
+    head = _head(file)
+    if b"\0" in head:
+        return ""
+    rows = [row.text for row in _rows(head, TSV)]
+    found = _consistent(rows, replace(TSV, delimiter="\0"))
+    if len(found) != 1:
+        return ""
+    return f"the cells look separated by {shown(found[0])} ({_NAMES[found[0]]}): set data.source.separator to it"
 
 
 def data_start(file: InputFile) -> int:
@@ -201,7 +214,7 @@ def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
         yield _Row(row.decode(dialect.encoding, errors="replace").rstrip("\r\n").replace("\r", " "), begin, end)
 
 
-def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]) -> tuple[str, ...]:
+def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]], comment: str) -> tuple[str, ...]:
     """The names, one for every cell of the rows below.
 
     Raises:
@@ -215,6 +228,8 @@ def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]
         return (*names, "")  # every row ends with a separator, the header does not
     if size == 1:
         return names  # another separator in the header than below: single rows say so
+    if comment:
+        raise SourceError(f"{file.path}: {comment}")
     raise SourceError(
         f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}), but the rows below "
         f"have {_cells(size)}; correct the header, or name all {size} with data.source.columns ('_' leaves one "
@@ -274,12 +289,8 @@ def _given(
     if not sampled:
         raise SourceError(f"{file.path} holds only a header; expected at least one row below it")
     sizes = [len(row) for row in sampled]
-    mark = next((c for c in COMMENTS if rows[0].text.startswith(c)), "")
-    if mark and len(first) != len(names) and not dialect.comment:
-        raise SourceError(
-            f"{file.path}: the first line ({rows[0].text[:60]!r}) looks like a comment; set data.source.comment to "
-            f"{mark!r} to skip such lines, or remove them"
-        )
+    if len(first) != len(names) and (comment := _comment(rows[0].text, dialect)):
+        raise SourceError(f"{file.path}: {comment}")
     if len(names) not in sizes:
         if len(set(sizes)) == 1 and sizes[0] == len(names) + 1 and not any(row[-1].strip() for row in sampled):
             names = (*names, "")
@@ -316,12 +327,8 @@ def _cure(
 ) -> str:
     """What helps where the names are not the ones that a table needs; empty: a rename."""
     text = rows[0].text
-    mark = next((mark for mark in COMMENTS if text.startswith(mark)), "")
-    if mark and dialect.comment != mark:
-        return (
-            f"the first line ({text[:60]!r}) looks like a comment: set data.source.comment to {mark!r} to skip such "
-            "lines, and data.source.columns if no line names the columns"
-        )
+    if comment := _comment(text, dialect):
+        return comment
     header = Header(names, 0, dialect, tuple(below))
     if len(names) == 1 and (others := _consistent([row.text for row in rows], dialect)):
         cells = cells_of(text, replace(dialect, delimiter=others[0], quoted=False))
@@ -330,25 +337,42 @@ def _cure(
         if any(map(is_value, cells)):
             cure += (
                 "; the first row looks like data, not like a header: name the columns with data.source.columns, e.g. "
-                + _example(cells)
+                + _example(cells, form.table if form else schema.EVENTS.name)
             )
         return cure
     if len(names) == 1 and form is None:
         return ""
     reason = first_row_is_data(header, range(len(names))) or _repeated(names)
-    if not reason:
+    if not reason or form is None:
         return ""
     return (
         f"the first row looks like data ({reason}): if the file has no header, name its columns with "
-        f"data.source.columns, e.g. {{{form.table if form else 'events'}: {_example(names)}}}; if it is a header, "
+        f"data.source.columns, e.g. {{{form.table}: {_example(names, form.table)}}}; if it is a header, "
         "rename its columns with data.source.rename and set data.source.header to yes"
     )
 
 
-def _example(cells: Sequence[str]) -> str:
-    usual = ["user_id", "item_id", "value", "timestamp"]
-    named = usual if len(cells) >= 4 else [*usual[: min(len(cells), 2)], *usual[3:][: len(cells) - 2]]
-    return f"[{', '.join([*named[: len(cells)], *[DROP] * (len(cells) - len(named))])}]"
+def _comment(line: str, dialect: Dialect) -> str:
+    """What to set where the first line looks like a comment; empty: it does not."""
+    mark = next((mark for mark in COMMENTS if line.startswith(mark)), "")
+    if not mark or dialect.comment == mark:
+        return ""
+    return (
+        f"the first line ({line[:60]!r}) looks like a comment: set data.source.comment to {mark!r} to skip such lines, "
+        "and data.source.columns if no line names the columns"
+    )
+
+
+def _example(cells: Sequence[str], table: str) -> str:
+    """Names for the cells of a row, as they often are: the ids of the table, then numbers and times."""
+    kinds, names = schema.TABLES[table], list[str]()
+    number = next((name for name in (schema.VALUE, schema.WEIGHT) if name in kinds.optional), DROP)
+    for cell in cells:
+        is_time = _TIME.fullmatch(cell) or (_NUMBER.fullmatch(cell) and len(cell.split(".")[0]) >= 9)
+        rest = schema.TIMESTAMP if is_time else number if _NUMBER.fullmatch(cell) else DROP
+        wanted = next((name for name in kinds.required if name not in names and not is_time), rest)
+        names.append(wanted if wanted in kinds.columns and wanted not in names else DROP)
+    return f"[{', '.join(names)}]"
 
 
 def _repeated(names: Sequence[str]) -> str:

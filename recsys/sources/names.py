@@ -10,11 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from recsys import schema
 from recsys.errors import SourceError, choices
 
-_BLANKS = re.compile(r"[\s\-]+")
+_BLANKS: Final = re.compile(r"[\s\-]+")
+_WORDS: Final = {
+    schema.USER_ID: ("user", "member", "customer", "person", "people", "visitor", "reviewer", "client"),
+    schema.ITEM_ID: ("item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock", "artist",
+                     "track", "song", "asin", "place", "business"),
+    schema.SRC_USER_ID: ("src", "source", "from", "follower", "truster"),
+    schema.DST_USER_ID: ("dst", "target", "to_", "friend", "followee", "trust"),
+}  # fmt: skip
+"""What the columns are often called; for suggestions only."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ def canonical_names(columns: Sequence[str], rename: Mapping[str, str], table: sc
 
 
 def require_columns(
-    table: schema.TableSchema, columns: Sequence[str], names: Sequence[str], where: str, cure: str = ""
+    table: schema.TableSchema, columns: Sequence[str], names: Sequence[str], where: str, cure: str = "", more: str = ""
 ) -> None:
     """Check that all required columns of the table are there, each once.
 
@@ -114,6 +123,7 @@ def require_columns(
         names: the canonical names they have got.
         where: the file.
         cure: what to do; empty: a rename, as the columns suggest.
+        more: another way beside such a rename.
 
     Raises:
         SourceError: naming what was found, what was expected and the cure.
@@ -126,14 +136,16 @@ def require_columns(
             if column != name and fold(column) in absent
         ]
         if taken:
-            example = ", ".join(f"{c}: {n}" for c, n in zip(columns, names, strict=True) if fold(c) in absent)
+            moved = {c: n for c, n in zip(columns, names, strict=True) if fold(c) in absent and c != n}
+            meant = next((t.name for t in schema.TABLES.values() if set(moved.values()) & set(t.columns)), "social")
+            example = ", ".join(f"{column}: {name}" for column, name in moved.items())
             cure = (
                 f"data.source.rename renamed {', '.join(taken)} in this table too; to rename in one table only, write "
-                f"the name of that table around it, e.g. rename: {{social: {{{example}}}}}"
+                f"the name of that table around it, e.g. rename: {{{meant}: {{{example}}}}}"
             )
         raise SourceError(
             f"{where}: the {table.name} table lacks {_listed(absent)}; found {_listed(c for c in columns if c)}, "
-            f"expected at least {_listed(table.required)}; {cure or suggestion(columns, names, absent)}"
+            f"expected at least {_listed(table.required)}; {cure or suggestion(columns, names, absent) + more}"
         )
     twice = sorted(name for name, count in Counter(name for name in names if name).items() if count > 1)
     if twice:
@@ -152,15 +164,10 @@ def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[st
     free = [c for c, n in zip(columns, names, strict=True) if c == n and c]
     pairs = []
     for wanted in absent:
-        letters = wanted.replace("_", "")
-        stem = wanted.removesuffix("_id")
-        alike = [c for c in free if re.sub(r"[^a-z]", "", c.casefold()) in (letters, stem)]
-        pairs += [f"{alike[0]}: {wanted}"] if len(alike) == 1 else []
-    example = ", ".join(pairs) or "uid: user_id"
-    return (
-        f"name the right ones with data.source.rename, e.g. {{{example}}}, or, if the file has no header, all of them "
-        "with data.source.columns"
-    )
+        alike = [c for c in free if any(word in c.casefold() for word in _WORDS.get(wanted, (wanted,)))]
+        alike.sort(key=lambda column: "id" not in column.casefold())
+        pairs += [f"{alike[0]}: {wanted}"] if alike else []
+    return f"name the right ones with data.source.rename, e.g. {{{', '.join(pairs) or 'uid: user_id'}}}"
 
 
 def _listed(names: Iterable[str]) -> str:
