@@ -149,7 +149,7 @@ class _Preparation:
 
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
-        pieces = self.source.pieces()
+        pieces = self.source.unchanged_pieces()
         events = pieces.pop("events")
         tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 import ray.data
@@ -20,6 +21,7 @@ from recsys import schema
 from recsys.config import Section
 from recsys.errors import SourceError
 from recsys.sources.files import InputFile
+from recsys.sources.limits import check_column_count, listed
 
 FILE_STRIDE: Final = 2**40  # ``_order`` = index of the file × stride + row
 _MAX_TASKS: Final = 4096
@@ -38,6 +40,7 @@ class SourceAdapter(ABC):
 
     def __init__(self, config: Section) -> None:
         self.config = config
+        self._fingerprinted: list[InputFile] = []
 
     @property
     @abstractmethod
@@ -63,9 +66,29 @@ class SourceAdapter(ABC):
     def fingerprint(self) -> str:
         """Hash over the configuration and every input file: equal hash, equal tables."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for file in self.files():
+        self._fingerprinted = self.files()
+        for file in self._fingerprinted:
             digest.update(f"\n{file.path} {file.size} {file.fingerprint()}".encode())
         return digest.hexdigest()
+
+    def unchanged_pieces(self) -> dict[str, list[Piece]]:
+        """The pieces, of the files that the last fingerprint is of.
+
+        Raises:
+            SourceError: as :meth:`pieces`; also where a file was changed, or came or went, since the fingerprint.
+        """
+        for file in self._fingerprinted:
+            file.check_unchanged()
+        pieces = self.pieces()
+        now = {file.path: file for file in self.files()}
+        for path in sorted({file.path for file in self._fingerprinted} ^ set(now)):
+            came = "came" if path in now else "went"
+            raise SourceError(
+                f"{path} {came} while the source was read; wait until its writer has ended, and run the command again"
+            )
+        for file in self._fingerprinted:
+            file.check_unchanged()
+        return pieces
 
     def size(self) -> int:
         """About how many bytes of input there are; equal for equal input."""
@@ -95,24 +118,21 @@ def require_columns(table: schema.TableSchema, found: Sequence[str], where: str,
     Raises:
         SourceError: naming what was found, what was expected and the cure.
     """
+    check_column_count(len(found), where)
     absent = [name for name in table.required if name not in found]
     if absent:
         raise SourceError(
-            f"{where}: the {table.name} table lacks {_listed(absent)}; found {_listed(found)}, "
-            f"expected at least {_listed(table.required)}; {cure}"
+            f"{where}: the {table.name} table lacks {listed(absent)}; found {listed([*found])}, "
+            f"expected at least {listed([*table.required])}; {cure}"
         )
-    twice = sorted({name for name in found if list(found).count(name) > 1})
+    twice = sorted(name for name, count in Counter(found).items() if count > 1)
     if twice:
-        raise SourceError(f"{where}: column {_listed(twice)} occurs twice (after rename); drop or rename one of them")
+        raise SourceError(f"{where}: column {listed(twice)} occurs twice (after rename); drop or rename one of them")
     reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(found)
     if reserved:
-        raise SourceError(f"{where}: column {_listed(sorted(reserved))} is reserved for provenance; rename it")
+        raise SourceError(f"{where}: column {listed(sorted(reserved))} is reserved for provenance; rename it")
 
 
 def read_all(pieces: Sequence[Piece]) -> pa.Table:
     """All rows in this process: for small side tables only (tags, links, held-out pairs)."""
     return pa.concat_tables([block for piece in pieces for block in piece.read()])
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names)
