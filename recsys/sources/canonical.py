@@ -19,7 +19,7 @@ from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter, require_columns
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces, read_header
 from recsys.sources.files import InputFile, find
-from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, read_keys
+from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
 from recsys.sources.spans import CHUNK_BYTES, CSV, TSV
 
@@ -198,6 +198,7 @@ def _pieces(index: int, head: _Head, layout: Layout, source: TableFiles) -> list
             return [*parquet_pieces(ParquetPiece(head.file, index, names, layout, constants=head.constants), head.rows)]
         case "jsonl":
             fields = tuple((name, canonical(name), kind) for name, kind in head.columns.items())
+            fields += tuple(late_fields(head.columns, source.rename, source.table))
             size = source.chunk_bytes
             return [*jsonl_pieces(JsonlPiece(head.file, index, fields, layout, None, head.constants, size))]
         case "csv" | "tsv":

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-import pyarrow as pa
 import pyarrow.fs
 
 from recsys.errors import SourceError
@@ -163,8 +162,8 @@ class InputFile:
         else:
             return
         raise SourceError(
-            f"{self.path} changed while it was read: it had {self.size:,} bytes when it was found and {now}; wait until "
-            "its writer has ended, or name a copy, and run the same command again"
+            f"{self.path} changed while it was read: it had {self.size:,} bytes when it was found and {now}; wait "
+            "until its writer has ended, or name a copy, and run the same command again"
         )
 
 

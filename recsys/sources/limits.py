@@ -34,8 +34,8 @@ def check_column_count(count: int, where: str) -> None:
 def row_too_long(where: str, row: int) -> SourceError:
     """The error for a row, JSON object or cell that is too large."""
     return SourceError(
-        f"{where}: row {row:,} is longer than {MAX_ROW_BYTES >> 20} MiB; expected one row a line: check the line ends, the "
-        "quotes and data.source.format"
+        f"{where}: row {row:,} is longer than {MAX_ROW_BYTES >> 20} MiB; expected one row a line: check the line ends, "
+        "the quotes and data.source.format"
     )
 
 
