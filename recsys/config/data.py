@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 from recsys.config.sources import Source, SyntheticSource
 
 
@@ -74,13 +74,13 @@ class TextConfig(Section):
     event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
     event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
     max_event_terms: int = Field(24, ge=1)
-    model: str = Field("all-MiniLM-L6-v2", description="packaged model, local folder or hub id")
+    model: Place = Field("all-MiniLM-L6-v2", description="packaged model, local folder or hub id")
     allow_download: bool = False
     max_tokens: int = Field(128, ge=8)
     batch_size: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_actors: int = Field(1, ge=1, description="language models that work side by side")
-    cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
+    cache_dir: Place = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
 
     @model_validator(mode="after")
     def _groups_or_fields(self) -> TextConfig:
@@ -94,8 +94,8 @@ class ImagesConfig(Section):
 
     column: str = Field("", description="column of items with an image's path or URI; empty: no images are read")
     name: str = Field("image", pattern=r"^[A-Za-z0-9_]+$", description="the medium's name")
-    root: str = Field("", description="where relative paths start; empty: the folder of the items' file")
-    model: str = Field("", description="local folder or hub id of a transformers vision model")
+    root: Place = Field("", description="where relative paths start; empty: the folder of the items' file")
+    model: Place = Field("", description="local folder or hub id of a transformers vision model")
     allow_download: bool = False
     pooling: Literal["auto", "pooled", "mean"] = Field(
         "auto", description="the model's pooled output, the mean of its patches, or whichever it was trained with"
@@ -103,7 +103,7 @@ class ImagesConfig(Section):
     batch_size: int = Field(32, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_actors: int = Field(1, ge=1, description="vision models that work side by side")
-    cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
+    cache_dir: Place = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
 
 
 class ItemMediaConfig(Section):
@@ -147,7 +147,7 @@ class QuarantineConfig(Section):
 
 
 class DataConfig(Section):
-    dir: str = Field("", description="prepared dataset; default: RUN_DIR/dataset")
+    dir: Place = Field("", description="prepared dataset; default: RUN_DIR/dataset")
     source: Source = Field(default_factory=SyntheticSource)
     order: Literal["auto", "time", "file", "none"] = "auto"
     interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")

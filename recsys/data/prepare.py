@@ -149,7 +149,7 @@ class _Preparation:
 
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
-        pieces = self.source.pieces()
+        pieces = self.source.unchanged_pieces()
         for note in self.source.notes:
             self.notes.append(note)
             self.progress(note)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray.data
 
 from recsys.config import Section
+from recsys.errors import SourceError
 from recsys.sources.files import InputFile
 
 FILE_STRIDE: Final = 2**40  # ``_order`` = index of the file × stride + row
@@ -37,6 +38,7 @@ class SourceAdapter(ABC):
     def __init__(self, config: Section) -> None:
         self.config = config
         self.notes: list[str] = []  # what :meth:`check` and :meth:`pieces` decided and a user should know
+        self._fingerprinted: list[InputFile] = []
 
     @property
     @abstractmethod
@@ -72,9 +74,29 @@ class SourceAdapter(ABC):
     def fingerprint(self) -> str:
         """Hash over the configuration and every input file: equal hash, equal tables."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for file in self.files():
+        self._fingerprinted = self.files()
+        for file in self._fingerprinted:
             digest.update(f"\n{file.path} {file.size} {file.fingerprint()}".encode())
         return digest.hexdigest()
+
+    def unchanged_pieces(self) -> dict[str, list[Piece]]:
+        """The pieces, of the files that the last fingerprint is of.
+
+        Raises:
+            SourceError: as :meth:`pieces`; also where a file was changed, or came or went, since the fingerprint.
+        """
+        for file in self._fingerprinted:
+            file.check_unchanged()
+        pieces = self.pieces()
+        now = {file.path: file for file in self.files()}
+        for path in sorted({file.path for file in self._fingerprinted} ^ set(now)):
+            came = "came" if path in now else "went"
+            raise SourceError(
+                f"{path} {came} while the source was read; wait until its writer has ended, and run the command again"
+            )
+        for file in self._fingerprinted:
+            file.check_unchanged()
+        return pieces
 
     def size(self) -> int:
         """About how many bytes of input there are; equal for equal input."""

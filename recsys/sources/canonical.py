@@ -21,7 +21,7 @@ from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.files import InputFile, find
 from recsys.sources.headers import Form, Header, dialect_of, first_row_is_data, format_hint, read_header
-from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, read_keys
+from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
 from recsys.sources.partitions import PieceInFolder, folder_values
@@ -320,8 +320,10 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
             names = tuple((name, to) for (name, _), to in zip(head.columns, named.names, strict=True) if to)
             return [*parquet_pieces(ParquetPiece(head.file, index, names, layout, constants=constants), head.rows)]
         case "jsonl":
-            fields = tuple((name, to, kind) for (name, kind), to in zip(head.columns, named.names, strict=True) if to)
-            return [*jsonl_pieces(JsonlPiece(head.file, index, fields, layout, None, constants, chunk_bytes))]
+            fields = [(name, to, kind) for (name, kind), to in zip(head.columns, named.names, strict=True) if to]
+            renamed = {name: to for name, to, _ in fields}
+            fields += late_fields(dict(head.columns), renamed, layout.table)
+            return [*jsonl_pieces(JsonlPiece(head.file, index, tuple(fields), layout, None, constants, chunk_bytes))]
         case "csv" | "tsv":
             assert head.header is not None
             dialect, end = head.header.dialect, head.header.end

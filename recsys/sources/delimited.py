@@ -5,7 +5,8 @@ Why: every bad row must be named by its row, and every core should parse. The dr
 wrong number of cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but
 counted.
 
-A quote that is never closed makes every line a row of its own, so that it costs one row and not the rest of the file.
+A quote that is never closed makes every line of its span a row of its own, so that it costs one row and not the rest of
+the file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.files import InputFile
 from recsys.sources.separators import plain
-from recsys.sources.spans import CHUNK_BYTES, Dialect, OpenQuoteError, Span, open_after, spans
+from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, open_after, spans
 
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
 REPEATED_HEADER: Final = "the header again"
@@ -61,7 +62,7 @@ class DelimitedPiece:
             data = self.file.read(self.span.start, self.span.length)
             yield self._cells(data, self.span)
             return
-        for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes):
+        for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes, len(self.columns)):
             yield self._cells(data, span)
 
     def _cells(self, data: bytes, span: Span) -> Cells:
@@ -171,13 +172,8 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     """The pieces of a file, from a pattern without span. Reads the file once; a compressed one stays in one piece."""
     if piece.file.compressed:
         return [piece]
-    start, dialect = piece.header_end, piece.dialect
-    try:
-        found = [span for span, _ in spans(piece.file, start, dialect, piece.chunk_bytes)]
-    except OpenQuoteError:
-        dialect = replace(dialect, multiline=False)
-        found = [span for span, _ in spans(piece.file, start, dialect, piece.chunk_bytes)]
-    return [replace(piece, span=span, dialect=dialect) for span in found]
+    found = spans(piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns))
+    return [replace(piece, span=span) for span, _ in found]
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
@@ -239,6 +235,7 @@ def _why(text: str, num_columns: int, dialect: Dialect) -> str:
 
 def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
     """Parse the bytes of a span into text cells; never raises because of what a row holds."""
+    dialect = replace(dialect, multiline=dialect.multiline and not span.by_line)
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
@@ -338,16 +335,20 @@ def _split(text: str, dialect: Dialect) -> list[str]:
 
 
 def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
-    """The rows of a span, those with line breaks in quotes in one."""
-    held = b""
-    for line in data.removesuffix(b"\n").split(b"\n"):
-        held = held + b"\n" + line if held else line
-        if dialect.quoted and dialect.multiline and open_after(held, dialect.delimiter.encode(), False):
+    """The rows of a span, those with line breaks in quotes in one; each byte is looked at once."""
+    lines = data.removesuffix(b"\n").split(b"\n")
+    if not (dialect.quoted and dialect.multiline):
+        yield from lines
+        return
+    delimiter = dialect.delimiter.encode()
+    held: list[bytes] = []  # the lines of a row that is still open
+    for line in lines:
+        held.append(line)
+        if open_after(line, delimiter, len(held) > 1):
             continue
-        yield held
-        held = b""
-    if held:
-        yield from held.split(b"\n")
+        yield b"\n".join(held)
+        held = []
+    yield from held
 
 
 def decodable(line: bytes, encoding: str) -> bool:

@@ -16,6 +16,7 @@ from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
+from recsys.sources.limits import check_column_count
 from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
 from recsys.sources.spans import CSV, TSV, Dialect, open_after
@@ -105,6 +106,7 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     if not rows or (len(rows) == 1 and not (form and form.columns)):
         found = "only a header" if rows else "nothing but blank lines and comments" if head.strip() else "nothing"
         raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
+    check_column_count(len(cells_of(rows[0].text, dialect)), file.path)
     first, *below = [tuple(cells_of(row.text, dialect)) for row in rows]
     if form is not None and form.columns:
         return _given(file, form, rows, first, below, dialect, notes)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from recsys import schema
 from recsys.errors import SourceError, choices
+from recsys.sources.limits import check_column_count, listed
 
 _BLANKS: Final = re.compile(r"[\s\-]+")
 _WORDS: Final = {
@@ -128,6 +129,7 @@ def require_columns(
     Raises:
         SourceError: naming what was found, what was expected and the cure.
     """
+    check_column_count(len(columns), where)
     absent = [name for name in table.required if name not in names]
     if absent:
         taken = [
@@ -144,19 +146,19 @@ def require_columns(
                 f"the name of that table around it, e.g. rename: {{{meant}: {{{example}}}}}"
             )
         raise SourceError(
-            f"{where}: the {table.name} table lacks {_listed(absent)}; found {_listed(c for c in columns if c)}, "
-            f"expected at least {_listed(table.required)}; {cure or suggestion(columns, names, absent) + more}"
+            f"{where}: the {table.name} table lacks {listed(absent)}; found {listed([c for c in columns if c])}, "
+            f"expected at least {listed([*table.required])}; {cure or suggestion(columns, names, absent) + more}"
         )
     twice = sorted(name for name, count in Counter(name for name in names if name).items() if count > 1)
     if twice:
         clash = [c for c, n in zip(columns, names, strict=True) if n in twice]
         raise SourceError(
-            f"{where}: column {_listed(twice)} occurs twice (after rename): it is made of {_listed(clash)}; drop one, "
+            f"{where}: column {listed(twice)} occurs twice (after rename): it is made of {listed(clash)}; drop one, "
             f"rename one to another name, or rename in one table only: {{{table.name}: {{{clash[0]}: {twice[0]}}}}}"
         )
     reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(names)
     if reserved:
-        raise SourceError(f"{where}: column {_listed(sorted(reserved))} is reserved for provenance; rename it")
+        raise SourceError(f"{where}: column {listed(sorted(reserved))} is reserved for provenance; rename it")
 
 
 def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[str]) -> str:
@@ -168,8 +170,3 @@ def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[st
         alike.sort(key=lambda column: "id" not in column.casefold())
         pairs += [f"{alike[0]}: {wanted}"] if alike else []
     return f"name the right ones with data.source.rename, e.g. {{{', '.join(pairs) or 'uid: user_id'}}}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = [repr(name) for name in names]
-    return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
