@@ -135,7 +135,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
     """The weights of the granularities alone, from feedback."""
     settings = config.update
     with folder.progress.stage("feedback"):
-        feedback = read_feedback(settings.feedback, settings.rewards, config.data.quarantine.max_share)
+        feedback = read_feedback(settings.feedback, settings.rewards, config.data.quarantine.limit("events"))
         parent = open_parent(parent_uri(config), tracking_uri(config))
         recommender = Recommender(parent.bundle)
         found = gather(recommender, feedback)

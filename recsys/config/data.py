@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -136,14 +136,21 @@ class ItemFactsConfig(Section):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+_MAX_BAD: Final = 0.01
 
 
 class QuarantineConfig(Section):
     """Rows that cannot be used are set aside with file, row and reason."""
 
     max_share: Share | dict[Literal["events", "items", "users", "social", "knowledge"], Share] = Field(
-        0.01, description="a table with a larger share of bad rows stops the run; {TABLE: share} for single tables"
+        _MAX_BAD, description="a table with a larger share of bad rows stops the run; {TABLE: share} for single tables"
     )
+
+    def limit(self, table: str) -> float:
+        """The share of bad rows that is accepted in a table."""
+        if isinstance(self.max_share, dict):
+            return next((share for name, share in self.max_share.items() if name == table), _MAX_BAD)
+        return self.max_share
 
 
 class DataConfig(Section):
@@ -165,6 +172,11 @@ class DataConfig(Section):
     min_overlap: float = Field(
         0.1, ge=0, le=1, description="warn when fewer of the ids of a side table than this share occur in the events"
     )
+    unknown_items: Literal["quarantine", "keep", "drop"] = Field(
+        "quarantine", description="events about items that are not in the table of items, where there is one"
+    )
+    from_: str = Field("", alias="from", description="time from which on events are used, ISO; empty: from the first")
+    until: str = Field("", description="time before which events are used, ISO; empty: to the last")
     min_value: float | None = Field(None, description="events of a smaller value are left out, e.g. ratings below 4")
     min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")
     min_item_events: int = Field(0, ge=0, description="items with fewer events are left out (k-core); 0: none")

@@ -16,7 +16,11 @@ class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment as well."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, protected_namespaces=(), coerce_numbers_to_str=True
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        serialize_by_alias=True,
     )
 
 

@@ -22,7 +22,8 @@ Layout::
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the entity that the item is, null where none)
     provenance/text-00000.parquet user, item, time, term: the rows of events that item text is made of, for the audit
-    quarantine/TABLE.parquet      file, row, reason, and the row as text
+    quarantine/TABLE.parquet      file, row, reason, and the row as text: rows in which something is wrong
+    dropped/TABLE.parquet         the same of harmless rows: repeats, friends without events
 
 The user–item graph is not stored again: the histories are its rows.
 """
@@ -88,6 +89,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     media: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → dimension, items, and where it is from
     context: list[str] = field(default_factory=list)  # context columns, in the order of their codes
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
 
     def dump(self) -> str:

@@ -28,7 +28,7 @@ from recsys.storage.uris import beside, is_remote, within
 
 MANIFEST: Final = "manifest.json"
 _LAYOUT: Final = frozenset(
-    {MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "provenance", "quarantine"}
+    {MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "provenance", "quarantine", "dropped"}
 )
 _STALE_S: Final = 24 * 3600.0
 

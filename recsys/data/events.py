@@ -8,6 +8,7 @@ object store (which spills to disk); only reports the size of the vocabularies r
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,6 +22,7 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.blocks import task
 from recsys.data.cells import DEFAULT_RULES, CellRules, ids, numbers
+from recsys.data.filters import OUTSIDE_CORE, EventFilters, within_core
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
 from recsys.data.keys import CODED, coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
@@ -44,6 +46,7 @@ _COLUMNS: Final[dict[str, pa.DataType]] = {
     TERM: pa.string(),
 }
 _CODED: Final = frozenset({name for name, kind in _COLUMNS.items() if pa.types.is_string(kind)})
+_MAX_UNKNOWN: Final = 100_000  # ids of unknown items of a bucket that are compared with the known ones
 _RADIX_LIMIT: Final = 1 << 16  # numpy sorts numbers of 16 bits in one pass
 _WITHIN: Final = {  # order of the data → that of a user's events: as it says, ties as they stand in the files
     "time": ("time", "order", "file", "row"),
@@ -77,6 +80,8 @@ class EventRules:
     context: tuple[str, ...] = ()  # context columns
     context_numbers: tuple[str, ...] = ()  # those of them that are numbers
     cells: CellRules = DEFAULT_RULES
+    filters: EventFilters = EventFilters()
+    keep_duplicates: bool = False
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
@@ -100,8 +105,8 @@ class EventRules:
         """The rules of a configuration.
 
         Raises:
-            ConfigError: types of text without their column (or the reverse), a type that is said to be both, or context
-                columns that contradict each other or the columns of the events.
+            ConfigError: types of text without their column (or the reverse), a type that is said to be both, context
+                columns that contradict each other or the columns of the events, or an impossible window of time.
         """
         text = config.text
         if bool(text.event_types) != bool(text.event_column):
@@ -120,6 +125,8 @@ class EventRules:
             tuple(config.context),
             tuple(config.context_numbers),
             CellRules.of(config.source),
+            EventFilters.of(config),
+            config.duplicates == "keep",
         )
 
     def is_text(self, types: pa.ChunkedArray) -> Array:
@@ -157,6 +164,8 @@ class BucketSummary:
     given: dict[str, int] = field(default_factory=dict)  # part → interactions; "" where the source names none
     first: int = 0  # of the timestamps, microseconds
     last: int = 0
+    unknown_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # some that the table lacks
+    dropped: Counter[str] = field(default_factory=Counter)  # reason → rows that the filters leave out
 
 
 # --------------------------------------------------------------------------------------------------------- exchange
@@ -211,17 +220,23 @@ def gather_bucket(
 ) -> tuple[pa.Table, pa.Table, BucketSummary]:
     """The good rows of a bucket, its bad ones as the quarantine keeps them, and a summary.
 
-    An event is bad when its source says so, or when there is a table of items and its item is not in it.
+    An event is bad when its source says so, or when there is a table of items and its item is not in it. Good ones that
+    the filters leave out are counted.
     """
     table = pa.concat_tables(parts, promote_options="default").unify_dictionaries().combine_chunks()
+    summary = BucketSummary(read=table.num_rows)
     if known_items is not None:
         unknown = codes_in(table.column(schema.ITEM_ID), known_items) < 0
-        table = mark(table, unknown, UNKNOWN_ITEM) if unknown.any() else table
+        if unknown.any():
+            summary.unknown_items = used_texts(table.column(schema.ITEM_ID).filter(pa.array(unknown)))[:_MAX_UNKNOWN]
+            table = mark(table, unknown, UNKNOWN_ITEM)
     is_good = table.column(schema.REASON).is_null()
     good = _where(table, np.asarray(is_good)).drop_columns([schema.RAW])
-    summary = BucketSummary(read=table.num_rows)
     if good.num_rows:
-        _summarise(good, rules, summary)
+        out, summary.dropped = rules.filters.left_out(good, rules.is_interaction(good.column(schema.EVENT_TYPE)))
+        good = _where(good, ~out) if summary.dropped else good
+    if good.num_rows:
+        summarise(good, rules, summary)
     bad = table.filter(pc.invert(is_good)) if good.num_rows < table.num_rows else table.slice(0, 0)
     return good, bad_rows(_written_out(bad), _TEXT_COLUMNS), summary
 
@@ -241,7 +256,8 @@ def _columns_of(table: pa.Table) -> zip[tuple[str, pa.ChunkedArray]]:
     return zip(table.column_names, table.columns, strict=True)
 
 
-def _summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None:
+def summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None:
+    """Note in the summary what the good rows of a bucket are."""
     summary.users = used_texts(good.column(schema.USER_ID))
     types = good.column(schema.EVENT_TYPE)
     summary.types = text_counts(types)
@@ -293,7 +309,10 @@ def encode_bucket(
     if coding.order == "none":
         keys["pair"] = _pair_hashes(good)
     position = lex_order([keys[name] for name in ("user", *_WITHIN[coding.order])])
-    is_duplicate = _duplicates(keys, position, coding.order == "file", is_text)
+    if coding.rules.keep_duplicates:
+        is_duplicate = np.zeros(len(position), dtype=bool)
+    else:
+        is_duplicate = _duplicates(keys, position, coding.order == "file", is_text)
     repeated = _written_out(good.filter(pa.array(is_duplicate)))
     repeated = repeated.append_column(schema.RAW, pa.nulls(repeated.num_rows, pa.string()))
     duplicates = bad_rows(mark(repeated, np.ones(repeated.num_rows, dtype=bool), DUPLICATE), _TEXT_COLUMNS)
@@ -302,6 +321,23 @@ def encode_bucket(
     text = _encoded_text(good, keys, position[of_text])
     events = _encoded_events(good, keys, position[~of_text], coding)
     return events, text, duplicates, int(of_text.sum()) - text.num_rows
+
+
+def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Array) -> pa.Table:
+    """User (place in ``users``) and item of every interaction of a bucket, without duplicates: what a k-core counts."""
+    return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(["user", "item"])
+
+
+def cut_to_core(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Array) -> list[Any]:
+    """The rows of a bucket that are of the k-core's users and about its items, and a summary of them."""
+    summary = BucketSummary(read=good.num_rows)
+    if good.num_rows:
+        kept = within_core(good, users, items)
+        summary.dropped = Counter({OUTSIDE_CORE: int((~kept).sum())}) if not kept.all() else Counter()
+        good = _where(good, kept)
+    if good.num_rows:
+        summarise(good, rules, summary)
+    return [good, summary]
 
 
 def _keys(good: pa.Table, users: pa.Array, dense_users: Array, item_ids: pa.Array) -> dict[str, Array]:

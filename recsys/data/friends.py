@@ -7,7 +7,7 @@ another drops the repeats of one part and sorts it; the parts follow each other 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +36,7 @@ _ROW_SCHEMA: Final = pa.schema(
     ]
 )
 _TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
+_MAX_COMPARED: Final = 10_000  # ids of a piece that are compared with those of the events
 _MAX_PIECES: Final = 64  # each looks at all users once
 _MAX_PARTS: Final = 16  # more would be objects so small that the driver held them
 
@@ -56,6 +57,8 @@ class SocialReport:
     timed: int = 0  # good rows with a timestamp
     late: int = 0  # good rows left out for their time
     edges: int = 0
+    known: set[str] = field(default_factory=set)  # some ends that are users, and some that are not
+    unknown: set[str] = field(default_factory=set)
 
     def note(self, temporal: bool, events_timed: bool) -> str:
         """What a person should know of time and friendships; "" when there is nothing to say."""
@@ -72,7 +75,7 @@ class SocialReport:
 class Friendships:
     """The edges between known users, and the bad rows, from the blocks of the table of friendships (references).
 
-    A row is bad when an end is not a known user, or when an earlier row (by file and row) has the same source and
+    A row is left out when an end is not a known user, or when an earlier row (by file and row) has the same source and
     destination. Undirected: a friend row counts both ways, and a pair named from both sides takes the larger weight.
     Rows that are too late neither make an edge nor count as an earlier row; rows without a timestamp are never late.
     """
@@ -87,6 +90,9 @@ class Friendships:
         self._bad = [refs[1] for refs in numbered] + [refs[1] for refs in self._merged]
         reports = fetch([refs[0] for refs in numbered])
         self.report = SocialReport(*(sum(getattr(r, name) for r in reports) for name in ("read", "timed", "late")))
+        self.report.known, self.report.unknown = (
+            set().union(*(getattr(r, name) for r in reports)) for name in ("known", "unknown")
+        )
 
     def bad(self) -> Iterator[pa.Table]:
         """The bad rows as the quarantine keeps them."""
@@ -103,13 +109,13 @@ class Friendships:
 def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa.Table) -> list[Any]:
     """The numbers of some blocks, the rows that are bad in themselves, and the edges for every part of the users."""
     table = pa.concat_tables([_as_rows(block) for block in blocks] or [_ROW_SCHEMA.empty_table()]).combine_chunks()
-    src, dst = _dense_ends(table, users)
+    src, dst, known, strange = _dense_ends(table, users)
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
     unknown = good & ((src < 0) | (dst < 0))
     times = np.asarray(table.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME))
     late = good & ~unknown & (times >= rules.before)
     timed = good & ~unknown & (times != NO_TIME)
-    report = SocialReport(table.num_rows, int(timed.sum()), int(late.sum()))
+    report = SocialReport(table.num_rows, int(timed.sum()), int(late.sum()), known=known, unknown=strange)
     kept = np.flatnonzero(good & ~unknown & ~late)
     rows = pa.table(
         {
@@ -131,16 +137,21 @@ def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa
     return [report, bad_rows(mark(table, unknown, UNKNOWN_USER), _TEXT), *parts]
 
 
-def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array]:
-    """The dense ids of source and destination, -1 where nobody is known by the name. The few texts of the rows are
-    hashed and the many users looked up among them, not the reverse."""
+def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array, set[str], set[str]]:
+    """The dense ids of source and destination, -1 for unknown users; some ids that are users, and some that are not.
+
+    The few texts of the rows are hashed and the many users looked up among them, not the reverse.
+    """
     columns = [table.column(name).combine_chunks() for name in (schema.SRC_USER_ID, schema.DST_USER_ID)]
     texts, codes = parts_of(pa.chunked_array([pa.concat_arrays(columns).dictionary_encode()]))
     place_V = pc.index_in(users, value_set=texts)
     number = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last is of rows without a text
     number[np.asarray(place_V.drop_null())] = np.flatnonzero(np.asarray(place_V.is_valid()))
     src, dst = np.split(number[codes], 2)
-    return src, dst
+    is_known = pa.array(number[:-1] >= 0)
+    some = (texts.filter(mask).slice(0, _MAX_COMPARED).to_pylist() for mask in (is_known, pc.invert(is_known)))
+    known, unknown = (set(names) for names in some)
+    return src, dst, known, unknown
 
 
 def merge_part(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:

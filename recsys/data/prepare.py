@@ -33,7 +33,17 @@ from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
 from recsys.data.content_hash import content_hash, settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
-from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
+from recsys.data.events import (
+    PARTS,
+    BucketSummary,
+    Coding,
+    EventRules,
+    core_pairs,
+    cut_to_core,
+    encode_bucket,
+    exchange,
+)
+from recsys.data.filters import find_core, only
 from recsys.data.finetune import finetune
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
@@ -42,7 +52,8 @@ from recsys.data.item_text import ItemText, compose_groups, write_vectors
 from recsys.data.items import align, count_table, feature_table, text_groups
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
 from recsys.data.newcomers import Newcomers
-from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
+from recsys.data.overlap import SideIds, compare
+from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, listed, mark
 from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins, with_context
 from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
 from recsys.data.titles import item_titles
@@ -140,7 +151,7 @@ class _Preparation:
     ) -> None:
         self.base = base
         self.config, self.source, self.rules, self.folder, self.progress = config, source, rules, folder, progress
-        self.quarantine = Quarantine(destination, config.data.quarantine.max_share)
+        self.quarantine = Quarantine(destination, config.data)
         self.counts: Counter[str] = Counter()
         self.timing: dict[str, float] = {}
         self.notes: list[str] = []
@@ -151,8 +162,7 @@ class _Preparation:
         started = time.perf_counter()
         pieces = self.source.unchanged_pieces()
         for note in self.source.notes:
-            self.notes.append(note)
-            self.progress(note)
+            self._note(note)
         events = pieces.pop("events")
         tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):
@@ -160,10 +170,12 @@ class _Preparation:
         with self._step("read_users"):
             users = self._read_ids("users", tables.get("users"), schema.USER_ID)
         with self._step("read_events"):
-            buckets, summaries = self._read_events(events, items)
-            self.timed = not any(summary.untimed for summary in summaries)
+            buckets, summaries = self._read_events(events, items, users)
         with self._step("encode"):
             coding = self._coding(summaries)
+            if self.config.data.min_user_events or self.config.data.min_item_events:
+                buckets, summaries, items, users = self._core(buckets, summaries, coding, items, users)
+            self.timed = not any(summary.untimed for summary in summaries)
             user_ids = union([*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])])
             item_ids = union([*(s.items for s in summaries), *([items.column(schema.ITEM_ID)] if items else [])])
             if self.base is not None:
@@ -195,6 +207,7 @@ class _Preparation:
             timed=self.timed,
             split=plan.describe(),
             quarantined={table: dict(reasons) for table, reasons in self.quarantine.counts.items()},
+            dropped={table: dict(reasons) for table, reasons in self.quarantine.dropped.items() if reasons},
             read=self.quarantine.read,
             shards=shards,
             text=text,
@@ -235,17 +248,76 @@ class _Preparation:
         for part in bad:
             self.quarantine.add(name, part)
         self.quarantine.check(name)
-        self.progress(f"read {name}: {read:,} rows, {self.quarantine.number(name):,} quarantined")
+        self.progress(self.quarantine.describe(name))
 
-    def _read_events(self, pieces: list[Piece], items: pa.Table | None) -> tuple[list[list[Any]], list[BucketSummary]]:
+    def _note(self, note: str) -> None:
+        """Say it now, and in the manifest."""
+        if note:
+            self.notes.append(note)
+            self.progress(note)
+
+    def _read_events(
+        self, pieces: list[Piece], items: pa.Table | None, users: pa.Table | None
+    ) -> tuple[list[list[Any]], list[BucketSummary]]:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
-        buckets = exchange(pieces, self._num_shards(), self.rules, known)
+        is_bound = self.config.data.unknown_items != "keep"
+        buckets = exchange(pieces, self._num_shards(), self.rules, known if is_bound else None)
         summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in buckets]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
-        for bucket in buckets:
+        for bucket, summary in zip(buckets, summaries, strict=True):
             self.quarantine.add("events", fetch(bucket[1]))
+            self.quarantine.drop("events", summary.dropped)
+        for name, key, table, found in (
+            ("items", schema.ITEM_ID, items, [*(s.items for s in summaries), *(s.unknown_items for s in summaries)]),
+            ("users", schema.USER_ID, users, [s.users for s in summaries]),
+        ):
+            if table is not None:
+                side = SideIds(name, key, table.column(key).combine_chunks())
+                self._note(compare(side, SideIds("events", key, union(found)), self.config.data.min_overlap))
         self.quarantine.check("events")
+        self._check_some_are_left(summaries)
         return buckets, summaries
+
+    def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
+        """Refuse filters that leave no event."""
+        dropped = self.quarantine.dropped["events"]
+        if dropped and not any(summary.interactions for summary in summaries):
+            raise DataError(
+                f"no event is left of {self.quarantine.read['events']:,}: {listed(dropped)}; change data.from, "
+                "data.until, data.min_value, data.min_user_events or data.min_item_events"
+            )
+
+    def _core(
+        self,
+        buckets: list[list[Any]],
+        summaries: list[BucketSummary],
+        coding: Coding,
+        items: pa.Table | None,
+        users: pa.Table | None,
+    ) -> tuple[list[list[Any]], list[BucketSummary], pa.Table | None, pa.Table | None]:
+        """Only the events, items and users of the k-core."""
+        data, base = self.config.data, self.base
+        item_ids = union([s.items for s in summaries])
+        encoder, known = task(core_pairs), ray.put(item_ids)
+        pairs = [encoder.remote(b[0], coding, s.users, known) for b, s in zip(buckets, summaries, strict=True)]
+        least, kept = (data.min_user_events, data.min_item_events), (base.users, base.items) if base else (None, None)
+        core = find_core(pairs, [s.users for s in summaries], item_ids, least, kept)
+        cutter, in_core = task(cut_to_core, 2), ray.put(core.items)
+        cut = [cutter.remote(b[0], self.rules, u, in_core) for b, u in zip(buckets, core.users, strict=True)]
+        fresh: list[BucketSummary] = [fetch(refs[1]) for refs in cut]
+        for summary in fresh:
+            self.quarantine.drop("events", summary.dropped)
+        self._check_some_are_left(fresh)
+        gone = sum(len(s.users) for s in summaries) - sum(map(len, core.users)), len(item_ids) - len(core.items)
+        self._note(
+            f"k-core of at least {least[0]} events a user and {least[1]} an item: {gone[0]:,} users and {gone[1]:,} "
+            f"items are left out ({core.rounds} rounds)"
+        )
+        if data.min_item_events:
+            items = only(items, schema.ITEM_ID, [core.items, *([base.items] if base else [])])
+        if data.min_user_events:
+            users = only(users, schema.USER_ID, [*core.users, *([base.users] if base else [])])
+        return [[refs[0], *b[1:]] for refs, b in zip(cut, buckets, strict=True)], fresh, items, users
 
     def _num_shards(self) -> int:
         return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
@@ -311,8 +383,7 @@ class _Preparation:
         ignored = sum(fetch([refs[3] for refs in encoded]))
         if ignored:
             self.notes.append(f"{ignored:,} rows of item text are empty or about items without any interaction")
-        read, bad = self.quarantine.read["events"], self.quarantine.number("events")
-        self.progress(f"read events: {read:,} rows, {bad:,} quarantined")
+        self.progress(self.quarantine.describe("events"))
         return encoded
 
     # ---------------------------------------------------------------------------------------------------- histories
@@ -421,6 +492,9 @@ class _Preparation:
             rules = SocialRules(self.config.data.social_directed, plan.valid_from)
             friendships = Friendships(user_ids, rules, list(block_refs(tables["social"])))
             report = friendships.report
+            ends = pa.array(sorted(report.known | report.unknown), pa.string())
+            side = SideIds("social", f"{schema.SRC_USER_ID}, {schema.DST_USER_ID}", ends)
+            self._note(compare(side, SideIds("events", schema.USER_ID, user_ids), self.config.data.min_overlap))
             self._quarantined("social", report.read, friendships.bad())
             self.folder.write_parts("graphs/social.parquet", EDGE_SCHEMA, friendships.edges())
             temporal = plan.kind == "temporal"

@@ -1,9 +1,9 @@
-"""Rows that cannot be used: kept with file, row and reason, counted, and too many of them stop the run."""
+"""Rows that are not used: kept with file, row and reason, and counted; too many bad ones stop the run."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys import schema
+from recsys.config import DataConfig
 from recsys.data.destination import Destination
 from recsys.data.histories import Array
+from recsys.data.validate import HINTS, NEGATIVE_WEIGHT, REPEATED_HEADER, SELF_LOOP
 from recsys.errors import DataError
 from recsys.storage.places import reaching
 from recsys.storage.uris import within
@@ -21,6 +23,8 @@ from recsys.storage.uris import within
 DUPLICATE: Final = "duplicate"
 UNKNOWN_ITEM: Final = "unknown item"
 UNKNOWN_USER: Final = "unknown user"
+HARMLESS: Final = (DUPLICATE, UNKNOWN_USER, SELF_LOOP, NEGATIVE_WEIGHT, REPEATED_HEADER)
+"""Reasons of rows that say nothing, but show no mistake."""
 
 QUARANTINE_SCHEMA: Final = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
@@ -69,59 +73,95 @@ def mark(table: pa.Table, is_bad: Array, reason: str) -> pa.Table:
 
 
 class Quarantine:
-    """The files ``quarantine/TABLE.parquet`` of a dataset while it is written; rows stream through, none is kept."""
+    """The rows of a dataset that are not used, while it is written; they stream through, none is kept in memory.
 
-    def __init__(self, destination: Destination, max_share: float) -> None:
+    Bad rows go to ``quarantine/TABLE.parquet``: something is wrong with them, and too many of them stop the run.
+    Harmless rows go to ``dropped/TABLE.parquet``: they repeat another row, or are about ids that have no events. They
+    are counted and reported; no number of them stops the run, unless ``data.duplicates`` or ``data.unknown_ids``
+    refuses them.
+    """
+
+    def __init__(self, destination: Destination, config: DataConfig) -> None:
         self._destination = destination
-        self._max_share = max_share
-        self._writers: dict[str, pq.ParquetWriter] = {}
-        self._examples: dict[str, list[dict[str, Any]]] = {}
+        self._limit = config.quarantine.limit
+        refused = {DUPLICATE: "data.duplicates"} if config.duplicates == "refuse" else {}
+        self._refused = {**refused, **({UNKNOWN_USER: "data.unknown_ids"} if config.unknown_ids == "refuse" else {})}
+        harmless = {*HARMLESS, *({UNKNOWN_ITEM} if config.unknown_items == "drop" else ())}
+        self._harmless = pa.array(sorted(harmless), pa.string())
+        self._writers: dict[tuple[str, str], pq.ParquetWriter] = {}
+        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.counts: dict[str, Counter[str]] = {}
+        self.dropped: dict[str, Counter[str]] = {}
         self.read: dict[str, int] = {}
 
     def start(self, table: str, read: int) -> None:
         """Note how many rows of a table were read, good and bad."""
         self.read[table] = read
-        self.counts[table] = Counter()
+        self.counts[table], self.dropped[table] = Counter(), Counter()
 
     def add(self, table: str, bad: pa.Table) -> None:
-        """Write some bad rows (see :func:`bad_rows`)."""
+        """Write some bad or harmless rows (see :func:`bad_rows`)."""
         if bad.num_rows == 0:
             return
-        folder = self._destination.folder
+        harmless = pc.is_in(bad.column("reason"), value_set=self._harmless)
+        for kind, rows in (("dropped", bad.filter(harmless)), ("quarantine", bad.filter(pc.invert(harmless)))):
+            if rows.num_rows:
+                self._write(kind, table, rows)
+
+    def drop(self, table: str, counts: Mapping[str, int]) -> None:
+        """Count rows that a filter leaves out; they are not written."""
+        self.dropped[table].update(counts)
+
+    def _write(self, kind: str, table: str, rows: pa.Table) -> None:
+        folder, key = self._destination.folder, (kind, table)
         with reaching(folder.place, "write to"):
-            if table not in self._writers:
-                folder.make_folder(f"{folder.path}/quarantine")
-                path = f"{folder.path}/quarantine/{table}.parquet"
-                self._writers[table] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
-            self._writers[table].write_table(bad)
-        for entry in pc.value_counts(bad.column("reason")).to_pylist():
-            self.counts[table][entry["values"]] += entry["counts"]
-        seen = self._examples.get(table, []) + bad.slice(0, _NUM_EXAMPLES).to_pylist()
-        self._examples[table] = sorted(seen, key=lambda row: (row["file"] or "", row["row"] or 0))[:_NUM_EXAMPLES]
+            if key not in self._writers:
+                folder.make_folder(f"{folder.path}/{kind}")
+                path = f"{folder.path}/{kind}/{table}.parquet"
+                self._writers[key] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
+            self._writers[key].write_table(rows)
+        counts = self.counts if kind == "quarantine" else self.dropped
+        for entry in pc.value_counts(rows.column("reason")).to_pylist():
+            counts[table][entry["values"]] += entry["counts"]
+        refused = [reason for reason in self._refused if counts[table][reason]] if kind == "dropped" else []
+        shown = rows.filter(pc.is_in(rows.column("reason"), value_set=pa.array(refused))) if refused else rows
+        seen = self._examples.get(key, []) + shown.slice(0, _NUM_EXAMPLES).to_pylist()
+        self._examples[key] = sorted(seen, key=lambda row: (row["file"] or "", row["row"] or 0))[:_NUM_EXAMPLES]
 
     def number(self, table: str) -> int:
         """Bad rows of a table so far."""
         return sum(self.counts[table].values())
 
+    def describe(self, table: str) -> str:
+        """How many rows of a table were read, are bad, and were dropped for which reasons."""
+        said = f"read {table}: {self.read[table]:,} rows, {self.number(table):,} quarantined"
+        dropped = {reason: count for reason, count in self.dropped[table].items() if count}
+        return f"{said}, {sum(dropped.values()):,} dropped ({listed(dropped)})" if dropped else said
+
     def check(self, table: str) -> None:
-        """Stop when too many rows of a table are bad.
+        """Stop when too many rows of a table are bad, or where rows are refused by a setting.
 
         Raises:
             DataError: with the counts, examples, the place of the bad rows, and the cure.
         """
-        bad, read = self.number(table), self.read[table]
-        if read == 0 or bad / read <= self._max_share:
+        for reason, key in self._refused.items():
+            if count := self.dropped[table][reason]:
+                found = [row for row in self._examples[("dropped", table)] if row["reason"] == reason]
+                self.close()
+                raise DataError(
+                    f"{key} is refuse, and {count:,} of {self.read[table]:,} rows of {table} are refused ({reason}); "
+                    f"for example\n{_shown(found)}\nremove them from the source, or set {key} to drop"
+                )
+        bad, read, limit = self.number(table), self.read[table], self._limit(table)
+        if read == 0 or bad / read <= limit:
             return
         self.close()
         kept = self._keep(table)
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.counts[table].most_common())
-        lines = [f"  {row['file']}, row {row['row']}: {row['reason']}: {row['raw']}" for row in self._examples[table]]
+        hints = [f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS]
         raise DataError(
-            f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {self._max_share:.2%} are "
-            f"accepted): {reasons}; for example\n"
-            + "\n".join(lines)
-            + f"\nall of them are in {kept}; mend the source, or raise data.quarantine.max_share"
+            f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%} are accepted): "
+            f"{listed(self.counts[table])}; for example\n{_shown(self._examples[('quarantine', table)])}"
+            f"{''.join(hints)}\nall of them are in {kept}; fix the source, or raise data.quarantine.max_share"
         )
 
     def close(self) -> None:
@@ -144,3 +184,17 @@ class Quarantine:
         target.make_folder(target.path)
         target.filesystem.copy_file(f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet")
         return within(self._destination.quarantine_root, f"{table}.parquet")
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Reasons with their counts, the most frequent first.
+
+    >>> listed({"duplicate": 2, "self-loop": 1000})
+    'self-loop: 1,000, duplicate: 2'
+    """
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{reason}: {count:,}" for reason, count in ordered)
+
+
+def _shown(rows: list[dict[str, Any]]) -> str:
+    return "\n".join(f"  {row['file']}, row {row['row']}: {row['reason']}: {row['raw']}" for row in rows)

@@ -29,8 +29,10 @@ UNREADABLE: Final = "unreadable row"
 BAD_TIMESTAMP: Final = "bad timestamp"
 BAD_VALUE: Final = "value is not a finite number"
 BAD_WEIGHT: Final = "bad weight"
+NEGATIVE_WEIGHT: Final = "negative weight (distrust)"
 BAD_SPLIT: Final = "bad split"
 SELF_LOOP: Final = "self-loop"
+REPEATED_HEADER: Final = "the header again"
 
 SPLITS: Final = ("train", "valid", "test")
 HINTS: Final = {
@@ -40,7 +42,7 @@ HINTS: Final = {
     ),
     BAD_VALUE: "expected a number such as 2.5; set data.source.decimal to ',' where the source writes 2,5, and add a "
     "text that means a missing value to data.source.absent",
-    BAD_WEIGHT: "expected a number from 0 on such as 2.5; set data.source.decimal to ',' where the source writes 2,5",
+    BAD_WEIGHT: "expected a number such as 2.5; set data.source.decimal to ',' where the source writes 2,5",
     BAD_SPLIT: f"expected {', '.join(SPLITS)} or an empty cell",
 }
 """What is expected where a reason does not say it, for messages."""
@@ -101,7 +103,9 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
         columns[name], verdict = _optional(name, given[name], layout.rules)
         if verdict is not None:
             verdicts.append(verdict)
-    if layout.table is schema.SOCIAL:
+    if layout.table == schema.SOCIAL:  # not "is": a piece that a task reads is a copy
+        distrust = pc.less(columns[schema.WEIGHT], 0.0)
+        verdicts.append((NEGATIVE_WEIGHT, pc.fill_null(distrust, False)))
         loops = pc.equal(columns[schema.SRC_USER_ID], columns[schema.DST_USER_ID])
         verdicts.append((SELF_LOOP, pc.fill_null(loops, False)))
     for name, kind in layout.extras:
@@ -156,8 +160,7 @@ def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, 
         return pc.fill_null(values, schema.DEFAULT_VALUE), (BAD_VALUE, wrong)
     if name == schema.WEIGHT:
         weights, wrong = numbers(column, rules)
-        negative = pc.fill_null(pc.less(weights, 0.0), False)
-        return pc.fill_null(weights, 1.0), (BAD_WEIGHT, pc.or_(wrong, negative))
+        return pc.fill_null(weights, 1.0), (BAD_WEIGHT, wrong)
     text = ids(column, rules)
     if name == schema.EVENT_TYPE:
         return pc.fill_null(text, schema.DEFAULT_EVENT_TYPE), None

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from recsys import schema
-from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
+from recsys.data.validate import REPEATED_HEADER, UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.files import InputFile
@@ -30,7 +30,6 @@ from recsys.sources.separators import plain
 from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, open_after, spans
 
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
-REPEATED_HEADER: Final = "the header again"
 _MAX_COUNTED: Final = 8  # cells too many or too few that are told apart
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
