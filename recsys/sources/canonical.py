@@ -327,7 +327,7 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
         case "csv" | "tsv":
             assert head.header is not None
             dialect, end = head.header.dialect, head.header.end
-            titles = () if head.header.is_given else head.header.columns
+            titles = head.header.titles
             pattern = DelimitedPiece(
                 head.file, index, named.names, layout, dialect, end, None, constants, chunk_bytes, titles
             )

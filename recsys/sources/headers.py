@@ -59,6 +59,7 @@ class Header:
     is_given: bool = False  # the names are those of data.source.columns
     notes: tuple[str, ...] = ()
     cure: str = field(default="", compare=False)  # what helps where required columns are missing
+    titles: tuple[str, ...] = ()  # the cells as they stand in the first row
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     names = _sized(file, tuple(name.strip() for name in first), below, _comment(rows[0].text, dialect))
     cure = _cure(rows, names, below, dialect, form)
     notes += _unnamed(file, names, below)
-    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure)
+    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure, first)
 
 
 def first_row_is_data(header: Header, places: Sequence[int]) -> str:
