@@ -171,6 +171,7 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     """The pieces of a file, from a pattern without span. Reads the file once; a compressed one stays in one piece."""
     if piece.file.compressed:
+        piece.file.check_unpacked()
         return [piece]
     found = spans(piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns))
     return [replace(piece, span=span) for span, _ in found]
