@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from recsys.config.section import Section, as_word
 
 ABSENT_TEXTS: Final = (
-    *("NaN", "nan", "NAN", "None", "none", "NONE", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A"),
-    *("<NA>", "NaT", "\\N"),
+    *("NaN", "nan", "NAN", "Nan", "-nan", "-NaN", "None", "none", "NONE", "null", "NULL", "Null", "(null)", "<null>"),
+    *("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "nil", "\\N"),
 )
 """Texts that programs write where a value is missing; an empty cell is always missing."""
+
+_PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000)
 
 
 TABLES: Final = ("events", "items", "users", "social", "knowledge")
@@ -77,6 +80,21 @@ class CellSource(Section):
         "", description="strptime form of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601, YYYYMMDD …"
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
+
+    @field_validator("time_format")
+    @classmethod
+    def _is_a_time_format(cls, form: str) -> str:
+        """A form that strptime knows and that gives a year; empty is none."""
+        if not form.strip():
+            return ""
+        expected = "expected a strptime form with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
+        try:
+            read = datetime.strptime(_PROBE.strftime(form), form)
+        except ValueError as error:
+            raise ValueError(f"{form!r} is no form of times ({error}); {expected}") from None
+        if read.year != _PROBE.year:
+            raise ValueError(f"{form!r} gives no year; {expected}")
+        return form
 
 
 class CanonicalSource(CellSource):

@@ -439,7 +439,7 @@ class _Preparation:
         self._write_facts(tables.get("knowledge"), features)
 
     def _write_facts(self, knowledge: Any, features: pa.Table) -> None:
-        rules = FactRules.of(self.config.data.knowledge, features)
+        rules = FactRules.of(self.config.data.knowledge, features, self.rules.cells)
         if knowledge is None and not rules.columns:
             return
         wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +16,12 @@ import numpy as np
 from recsys.config import SplitConfig
 from recsys.data.histories import Array, Split
 from recsys.data.newcomers import Newcomers
+from recsys.data.times import moment
 from recsys.errors import ConfigError, DataError
 
 NEVER: Final = np.iinfo(np.int64).max
 _BINS: Final = 1 << 14
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -150,17 +152,21 @@ def bin_counts(values: Array, start: int, width: int) -> Array:
 
 
 def parse_time(text: str, key: str) -> int:
-    """Microseconds since the epoch of an ISO time; a time without a zone is UTC.
+    """Microseconds since the epoch of a time in any form that sources may have; a time without a zone is UTC.
+
+    Raises:
+        ConfigError: the value of ``key`` is no time.
 
     >>> parse_time("1970-01-02", "data.split.test_from") == 24 * 3600 * 10**6
     True
     """
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{key}: {text!r} is not an ISO time such as 2024-03-01T12:00:00+00:00") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
+        found = moment(text)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {text!r} is not a time such as 2024-03-01T12:00:00+00:00; {error}") from None
+    if found is None:
+        raise ConfigError(f"{key}: {text!r} is not a time, expected one such as 2024-03-01T12:00:00+00:00")
+    return (found - _EPOCH) // timedelta(microseconds=1)
 
 
 def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConfig:
@@ -205,4 +211,4 @@ def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[s
 
 
 def _iso(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1_000_000, tz=UTC).isoformat()
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()
