@@ -187,13 +187,39 @@ def test_a_first_row_of_data_is_said(tmp_path: Path, row: str) -> None:
     assert "data.source.columns" in message
 
 
-@pytest.mark.parametrize(("first", "then"), [("1,19", "2,20"), ("u1,i1", "u1,i2"), ("2020-01-01,5", "2020-01-02,6")])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("1,19", "2,20"),
+        ("u1,i1", "u1,i2"),
+        ("2020-01-01,5", "2020-01-02,6"),
+        ("N19,U1", "N20,U2"),
+        ("anna,x7", "bert,x9"),
+    ],
+)
 def test_renaming_the_first_row_is_noticed(tmp_path: Path, first: str, then: str) -> None:
     path = write(tmp_path / "log.csv", f"{first}\n{then}\n{then}\n")
     rename = dict(zip(first.split(","), ("user_id", "item_id"), strict=True))
     message = refused(CanonicalSource(events=[path], rename=rename))
     assert "looks like data" in message
     assert "data.source.columns" in message
+
+
+def test_numbers_that_pandas_gives_to_columns_are_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", "0,1,2\nu1,i1,x\nu2,i2,y\n")
+    assert ids(events(path, rename={"0": "user_id", "1": "item_id"})) == [("u1", "i1"), ("u2", "i2")]
+
+
+def test_the_separator_line_of_a_spreadsheet_is_no_row(tmp_path: Path) -> None:
+    content = "\ufeffsep=;\r\n" + text(";", end="\r\n").replace(";4;", ";4,0;")
+    assert is_whole(events(write(tmp_path / "log.csv", content), decimal=","))
+    assert is_whole(events(write(tmp_path / "log.csv", content), separator=";", decimal=","))
+
+
+def test_one_row_without_a_header_is_told_what_to_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", "1,2\n")
+    assert "data.source.columns" in refused(CanonicalSource(events=[path]))
+    assert ids(events(path, columns=["user_id", "item_id"])) == [("1", "2")]
 
 
 def test_a_header_of_numbers_can_be_insisted_on(tmp_path: Path) -> None:
@@ -435,6 +461,7 @@ def test_sequences_with_marks_tabs_comments_and_separators(tmp_path: Path, end: 
         ("# two users\nu1 a b\n", "data.source.comment to '#'"),
         ("user_id item_id\nu1 a\n", "looks like a header"),
         ("u1,a,b\nu2,c\n", "separated by ',', set data.source.separator"),
+        ("u1 a b\ru2 c\r", "lone carriage return"),
     ],
 )
 def test_sequences_that_are_none_are_said(tmp_path: Path, content: str, message: str) -> None:

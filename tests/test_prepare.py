@@ -242,9 +242,25 @@ def test_orders(tmp_path: Path) -> None:
     assert histories(by_file)["u"] == [("c", "train"), ("a", "train"), ("a", "train"), ("b", "valid"), ("d", "test")]
     assert by_file.manifest.ordered and not by_file.manifest.timed
     with pytest.raises(DataError, match="needs an order"):
-        prepare(config(tmp_path / "none"), silent, MemorySource(events=untimed))
+        prepare(config(tmp_path / "none", split={"kind": "leave-last"}), silent, MemorySource(events=untimed))
     with pytest.raises(DataError, match="no timestamp"):
         prepare(config(tmp_path / "time", order="time"), silent, MemorySource(events=untimed))
+
+
+def test_a_split_by_default_is_random_only_where_no_event_has_a_time(tmp_path: Path) -> None:
+    untimed = [event(f"u{user}", f"i{item}") for user in range(4) for item in range(12)]
+    options: dict[str, Any] = {"split": {"kind": "auto"}}
+    drawn = []
+    for seed in (0, 1):
+        source = MemorySource(events=rows_of("events", untimed))
+        dataset = prepare(config(tmp_path / str(seed), **options).model_copy(update={"seed": seed}), silent, source)
+        assert dataset.manifest.split["kind"] == "ratio"
+        assert any("no event has a time" in note for note in dataset.manifest.notes)
+        drawn.append((dataset.manifest.content_hash, histories(dataset)))
+    assert drawn[0] == drawn[1]  # a seed of the model is no other dataset
+    some = rows_of("events", [*untimed, event("u0", "late", 10)])
+    with pytest.raises(DataError, match="needs an order"):
+        prepare(config(tmp_path / "some", **options), silent, MemorySource(events=some))
 
 
 def test_without_an_order_no_item_is_first_by_its_name(tmp_path: Path) -> None:

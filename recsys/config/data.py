@@ -15,6 +15,7 @@ class SplitConfig(Section):
 
     ``given``: the source's split column; when it names no validation, that is each user's latest training events, or
     random ones when the data has no order.
+    ``auto``: ``leave-last``, or ``ratio`` where no event has a time and the order of the file is not said to be one.
     ``leave-last``: each user's last event is test, the one before it validation.
     ``temporal``: one global cut-off in time for test and an earlier one for validation.
     ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
@@ -22,7 +23,7 @@ class SplitConfig(Section):
     With any kind, ``cold_users`` makes a share of the users newcomers: see :mod:`recsys.data.newcomers`.
     """
 
-    kind: Literal["given", "leave-last", "temporal", "ratio"] = "leave-last"
+    kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = "auto"
     valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
     valid_from: str = Field("", description="ISO time, instead of the share (temporal)")

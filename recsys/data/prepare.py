@@ -55,7 +55,7 @@ from recsys.data.newcomers import Newcomers
 from recsys.data.overlap import SideIds, compare
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, listed, mark
 from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins, with_context
-from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
+from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time, resolved
 from recsys.data.titles import item_titles
 from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
@@ -389,7 +389,14 @@ class _Preparation:
     # ---------------------------------------------------------------------------------------------------- histories
 
     def _plan(self, encoded: list[list[Any]], order: str, summaries: list[BucketSummary]) -> SplitPlan:
-        split = self.config.data.split
+        has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
+        split = resolved(self.config.data.split, order, has_times)
+        if split.kind != self.config.data.split.kind and split.kind == "ratio":
+            self.notes.append(
+                f"no event has a time: {split.valid:.0%} of each user's events, drawn at random, are validation and "
+                f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in order"
+            )
+            self.progress(self.notes[-1])
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
         check_split(split, order, self.timed, given)
@@ -439,7 +446,9 @@ class _Preparation:
         num_term_parts = 1
         if self.rules.text_types:
             num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
-        rules = ShardRules(plan, self.config.seed, num_term_parts)
+        split = self.config.data.split
+        seed = 0 if split.kind == "auto" and not split.cold_users else self.config.seed  # as the content hash counts it
+        rules = ShardRules(plan, seed, num_term_parts)
         rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids, self.base)
         written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
         encoded.clear()
@@ -452,19 +461,19 @@ class _Preparation:
             names += [report.name] if report.name else []
             self.provenance += [report.provenance] if report.provenance else []
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
-        self._check_parts()
+        self._check_parts(plan.kind)
         self.notes += [plan.newcomers.note(self.counts)] if plan.newcomers else []
         self.folder.write_table("items/counts.parquet", count_table(counts_N3))
         sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
         self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
         return names, self._merge_terms([refs[1:] for refs in written])
 
-    def _check_parts(self) -> None:
+    def _check_parts(self, kind: str) -> None:
         empty = [part for part in PARTS if not self.counts[part]]
         if empty:
             sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
             raise DataError(
-                f"data.split.kind {self.config.data.split.kind} leaves no {' and no '.join(empty)} events ({sizes}); "
+                f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}); "
                 "change data.split (kind, shares, cut-offs) or give more events a user"
             )
 

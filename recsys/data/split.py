@@ -169,6 +169,19 @@ def parse_time(text: str, key: str) -> int:
     return (found - _EPOCH) // timedelta(microseconds=1)
 
 
+def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConfig:
+    """The split with the kind that ``auto`` means: without any order there is no last event.
+
+    Events of which some have a time stay with leave-last, which then says that the others need one.
+
+    >>> resolved(SplitConfig(), "time", True).kind, resolved(SplitConfig(), "none", False).kind
+    ('leave-last', 'ratio')
+    """
+    if config.kind != "auto":
+        return config
+    return config.model_copy(update={"kind": "ratio" if ordered_by == "none" and not has_times else "leave-last"})
+
+
 def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:
     """Refuse a split that the data cannot give.
 

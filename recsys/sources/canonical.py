@@ -20,7 +20,8 @@ from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.files import InputFile, find
-from recsys.sources.headers import Form, Header, dialect_of, first_row_is_data, format_hint, read_header
+from recsys.sources.guesses import first_row_is_data
+from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
 from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
@@ -249,7 +250,7 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
     )
     if header is not None and not header.is_given and source.form.header == "auto":
         renamed = [place for place, (name, _) in enumerate(head.columns) if name in rename]
-        if reason := first_row_is_data(header, renamed):
+        if reason := first_row_is_data(header.columns, header.below, renamed):
             raise SourceError(
                 f"{head.file.path}: the first row was taken for a header, but looks like data ({reason}); if the file "
                 "has no header, name its columns with data.source.columns and not with data.source.rename; if it is "
@@ -327,7 +328,7 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
         case "csv" | "tsv":
             assert head.header is not None
             dialect, end = head.header.dialect, head.header.end
-            titles = () if head.header.is_given else head.header.columns
+            titles = head.header.titles
             pattern = DelimitedPiece(
                 head.file, index, named.names, layout, dialect, end, None, constants, chunk_bytes, titles
             )

@@ -80,8 +80,8 @@ class Unpacked:
         if self._count > max(FREE_BYTES, MAX_RATIO * self._size):
             raise SourceError(
                 f"{self._path} unpacks to more than {self._count >> 20:,} MiB, over {MAX_RATIO} times its "
-                f"{self._size:,} bytes; text is not packed so tightly, so it is not read: if it is right, unpack the file "
-                "and name that one"
+                f"{self._size:,} bytes; text is not packed so tightly, so it is not read: if it is right, unpack the "
+                "file and name that one"
             )
         return found
 

@@ -170,6 +170,7 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     """The pieces of a file, from a pattern without span. Reads the file once; a compressed one stays in one piece."""
     if piece.file.compressed:
+        piece.file.check_unpacked()
         return [piece]
     found = spans(piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns))
     return [replace(piece, span=span) for span, _ in found]
@@ -181,10 +182,10 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
 def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
     """Rows that hold the header again, as in files that were joined, among the rows that could not be parsed."""
     again = np.ones(cells.table.num_rows, dtype=bool)
-    for place, title in enumerate(titles):
+    for column, title in zip(cells.table.columns, titles, strict=False):
         if not title:
             continue
-        again &= np.asarray(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(cells.table.column(place)), title), False))
+        again &= np.asarray(pc.fill_null(pc.equal(column, title), False))
         if not again.any():
             return cells
     rows, kept = cells.rows[again], pa.array(~again)

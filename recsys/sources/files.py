@@ -25,6 +25,7 @@ from recsys.storage.uris import expanded, is_remote
 
 HASHED_WHOLE: Final = 64 << 20  # larger files are fingerprinted by size and modification time
 _BLOCK: Final = 4 << 20
+_SMALL: Final = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,17 @@ class InputFile:
                     "file and the disk"
                 )
         return found
+
+    def check_unpacked(self) -> None:
+        """Unpack a small file and throw the bytes away, so that a cut or absurd one is refused before any work.
+
+        Raises:
+            SourceError: it cannot be unpacked, or far too much comes out of it.
+        """
+        if self.compressed and self.size <= _SMALL:
+            with self.stream() as stream:
+                while stream.read(_BLOCK):
+                    pass
 
     def fingerprint(self) -> str:
         """Hash of the content, for large files of size and modification time."""

@@ -6,34 +6,36 @@ first lines decides, and where it cannot, the message names the settings that do
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
+from recsys.sources.guesses import (
+    DROP,
+    NAMES,
+    cells_of,
+    comment_hint,
+    consistent,
+    cure_of_names,
+    example_names,
+    is_value,
+    looks_like_names,
+    shown,
+)
 from recsys.sources.limits import check_column_count
 from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
 from recsys.sources.spans import CSV, TSV, Dialect, open_after
 
-DROP: Final = "_"
-"""A name in ``data.source.columns`` that leaves the cell out, as "" does."""
-
 _HEAD_BYTES: Final = 1 << 20
-_MAX_SAMPLE: Final = 100  # rows that are looked at
+_SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # of a spreadsheet
+_MAX_SAMPLE: Final = 1000  # rows that are looked at
 _MAX_JOINED: Final = 20  # lines of one row with line breaks in quotes
 _BOM: Final = b"\xef\xbb\xbf"
-COMMENTS: Final = ("#", "%", "//")
-_OTHERS: Final = (";", "\t", "|", "::", ",")
-_NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", "::": "two colons", BLANKS: "blanks"}
-_NUMBER: Final = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
-_TIME: Final = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?\b.*|\d\d?[/.]\d\d?[/.]\d{2,4}\b.*")
-_IDS: Final = {"user_id", "userid", "user", "item_id", "itemid", "item", "timestamp", "rating", "uid", "iid"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Header:
     is_given: bool = False  # the names are those of data.source.columns
     notes: tuple[str, ...] = ()
     cure: str = field(default="", compare=False)  # what helps where required columns are missing
+    titles: tuple[str, ...] = ()  # the cells as they stand in the first row
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,18 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     """
     head = _head(file)
     check_encoding(file, head, dialect.encoding)
-    if b"\n" not in head and b"\r" in head.strip():
-        raise SourceError(
-            f"{file.path}: the lines end with a lone carriage return (\\r), so that all of it reads as one header row; "
-            "expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' < OLD > NEW"
-        )
+    check_line_ends(file, head)
     rows = list(_rows(head, dialect))
+    if form is not None and rows and (told := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"'))):
+        form = replace(form, separator=form.separator or told[1])
+        dialect = dialect_of("csv", form)
+        rows = list(_rows(head, dialect))[1:]
     notes: tuple[str, ...] = ()
     if form is not None and not form.separator and rows:
         dialect, notes = _separator(file, rows, dialect, form)
         rows = list(_rows(head, dialect))
-    if not rows or (len(rows) == 1 and not (form and form.columns)):
-        found = "only a header" if rows else "nothing but blank lines and comments" if head.strip() else "nothing"
+    if not rows:
+        found = "nothing but blank lines and comments" if head.strip() else "nothing"
         raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
     check_column_count(len(cells_of(rows[0].text, dialect)), file.path)
     first, *below = [tuple(cells_of(row.text, dialect)) for row in rows]
@@ -113,49 +116,27 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     if form is not None and form.header == "no":
         raise SourceError(
             f"{file.path}: data.source.header is no, so the columns need names: set data.source.columns, "
-            f"e.g. {{{form.table}: {_example(first, form.table)}}}"
+            f"e.g. {{{form.table}: {example_names(first, form.table)}}}"
         )
-    names = _sized(file, tuple(name.strip() for name in first), below, _comment(rows[0].text, dialect))
-    cure = _cure(rows, names, below, dialect, form)
+    if not below:
+        hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
+        raise SourceError(f"{file.path} holds only a header; expected at least one row below it{hint}")
+    names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
+    cure = cure_of_names([row.text for row in rows], names, below, dialect, form.table if form else "")
     notes += _unnamed(file, names, below)
-    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure)
+    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure, first)
 
 
-def first_row_is_data(header: Header, places: Sequence[int]) -> str:
-    """Why the cells at these places of the header are no names of columns but data; empty: they may be names."""
-    for place in places:
-        name = header.columns[place]
-        if is_value(name):
-            return f"{name!r} is a number or a time"
-        if any(len(row) > place and row[place].strip() == name and _differs(row, header) for row in header.below):
-            return f"{name!r} is also a value in the rows below"
-    return ""
-
-
-def is_value(cell: str) -> bool:
-    """Whether a cell is a number or a time, which names of columns are not."""
-    return bool(_NUMBER.fullmatch(cell.strip()) or _TIME.fullmatch(cell.strip()))
-
-
-def is_name(cell: str) -> bool:
-    """Whether a cell is what people call a column of users, items or times.
-
-    >>> is_name("userID:token"), is_name("u17")
-    (True, False)
+def check_line_ends(file: InputFile, head: bytes) -> None:
     """
-    return fold(cell.partition(":")[0]) in _IDS
-
-
-def cells_of(text: str, dialect: Dialect) -> list[str]:
-    """The cells of one row; one cell with all of it where it is no row of this dialect."""
-    if dialect.delimiter == BLANKS and not dialect.quoted:
-        return text.split()
-    if not dialect.quoted:
-        return text.split(dialect.delimiter)
-    try:
-        return next(csv.reader([text], delimiter=dialect.delimiter), [])
-    except csv.Error:
-        return [text]
+    Raises:
+        SourceError: the lines end in a way of old systems, which would make one row of all.
+    """
+    if b"\n" not in head and b"\r" in head.strip():
+        raise SourceError(
+            f"{file.path}: the lines end with a lone carriage return (\\r), so that all of it reads as one row; "
+            "expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' < OLD > NEW"
+        )
 
 
 def format_hint(file: InputFile) -> str:
@@ -164,25 +145,16 @@ def format_hint(file: InputFile) -> str:
     if b"\0" in head:
         return ""
     rows = [row.text for row in _rows(head, TSV)]
-    found = _consistent(rows, replace(TSV, delimiter="\0"))
+    found = consistent(rows, replace(TSV, delimiter="\0"))
     if len(found) != 1:
         return ""
-    return f"the cells look separated by {shown(found[0])} ({_NAMES[found[0]]}): set data.source.separator to it"
+    return f"the cells look separated by {shown(found[0])} ({NAMES[found[0]]}): set data.source.separator to it"
 
 
 def data_start(file: InputFile) -> int:
     """Where the text begins: behind a byte-order mark."""
     with file.stream() as stream:
         return len(_BOM) if bytes(stream.read(len(_BOM))) == _BOM else 0
-
-
-def shown(separator: str) -> str:
-    """A separator for a message, as the configuration takes it.
-
-    >>> shown("::"), shown(chr(9))
-    ("'::'", "'\\\\t'")
-    """
-    return repr(separator)
 
 
 # -------------------------------------------------------------------------------------------------------- the rows
@@ -281,7 +253,7 @@ def _given(
             f"{file.path}: the first row holds the names of data.source.columns, and data.source.header is no: it "
             "would be an event; set data.source.header to auto or yes"
         )
-    if form.header == "auto" and not same and (found := _looks_like_names(first, below)):
+    if form.header == "auto" and not same and (found := looks_like_names(first, below)):
         raise SourceError(
             f"{file.path}: the first row ({_shown_cells(first)}) looks like a header: {found}; set data.source.header "
             "to yes to put data.source.columns in its place (no: it is a row), or remove data.source.columns"
@@ -291,7 +263,7 @@ def _given(
     if not sampled:
         raise SourceError(f"{file.path} holds only a header; expected at least one row below it")
     sizes = [len(row) for row in sampled]
-    if len(first) != len(names) and (comment := _comment(rows[0].text, dialect)):
+    if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
         raise SourceError(f"{file.path}: {comment}")
     if len(names) not in sizes:
         if len(set(sizes)) == 1 and sizes[0] == len(names) + 1 and not any(row[-1].strip() for row in sampled):
@@ -306,91 +278,15 @@ def _given(
     return Header(names, end, dialect, tuple(below), True, notes)
 
 
-def _looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> str:
-    """Why a row that should be data is a header; empty: it may be data."""
-    for place, cell in enumerate(first):
-        column = [row[place] for row in below if len(row) == len(first)]
-        if len(column) > 1 and cell.strip() and not is_value(cell) and all(map(is_value, column)):
-            return f"{cell.strip()!r} stands above numbers or times"
-        if is_name(cell) and cell not in column:
-            return f"{cell.strip()!r} is the name of a column"
-    return ""
-
-
 def _shown_cells(cells: Sequence[str]) -> str:
     return ", ".join(repr(cell[:40]) for cell in cells[:8]) + (" …" if len(cells) > 8 else "")
-
-
-# ----------------------------------------------------------------------------------------------------- what may help
-
-
-def _cure(
-    rows: list[_Row], names: tuple[str, ...], below: list[tuple[str, ...]], dialect: Dialect, form: Form | None
-) -> str:
-    """What helps where the names are not the ones that a table needs; empty: a rename."""
-    text = rows[0].text
-    if comment := _comment(text, dialect):
-        return comment
-    header = Header(names, 0, dialect, tuple(below))
-    if len(names) == 1 and (others := _consistent([row.text for row in rows], dialect)):
-        cells = cells_of(text, replace(dialect, delimiter=others[0], quoted=False))
-        cure = f"the cells look separated by {shown(others[0])} ({_NAMES[others[0]]}), not {shown(dialect.delimiter)}: "
-        cure += f"set data.source.separator to {shown(others[0])}"
-        if any(map(is_value, cells)):
-            cure += (
-                "; the first row looks like data, not like a header: name the columns with data.source.columns, e.g. "
-                + _example(cells, form.table if form else schema.EVENTS.name)
-            )
-        return cure
-    if len(names) == 1 and form is None:
-        return ""
-    reason = first_row_is_data(header, range(len(names))) or _repeated(names)
-    if not reason or form is None:
-        return ""
-    return (
-        f"the first row looks like data ({reason}): if the file has no header, name its columns with "
-        f"data.source.columns, e.g. {{{form.table}: {_example(names, form.table)}}}; if it is a header, "
-        "rename its columns with data.source.rename and set data.source.header to yes"
-    )
-
-
-def _comment(line: str, dialect: Dialect) -> str:
-    """What to set where the first line looks like a comment; empty: it does not."""
-    mark = next((mark for mark in COMMENTS if line.startswith(mark)), "")
-    if not mark or dialect.comment == mark:
-        return ""
-    return (
-        f"the first line ({line[:60]!r}) looks like a comment: set data.source.comment to {mark!r} to skip such lines, "
-        "and data.source.columns if no line names the columns"
-    )
-
-
-def _example(cells: Sequence[str], table: str) -> str:
-    """Names for the cells of a row, as they often are: the ids of the table, then numbers and times."""
-    kinds, names = schema.TABLES[table], list[str]()
-    number = next((name for name in (schema.VALUE, schema.WEIGHT) if name in kinds.optional), DROP)
-    for cell in cells:
-        is_time = _TIME.fullmatch(cell) or (_NUMBER.fullmatch(cell) and len(cell.split(".")[0]) >= 9)
-        rest = schema.TIMESTAMP if is_time else number if _NUMBER.fullmatch(cell) else DROP
-        wanted = next((name for name in kinds.required if name not in names and not is_time), rest)
-        names.append(wanted if wanted in kinds.columns and wanted not in names else DROP)
-    return f"[{', '.join(names)}]"
-
-
-def _repeated(names: Sequence[str]) -> str:
-    twice = sorted({name for name in names if name and list(names).count(name) > 1})
-    return f"{twice[0]!r} occurs twice" if twice else ""
-
-
-def _differs(row: Sequence[str], header: Header) -> bool:
-    return [cell.strip() for cell in row] != list(header.columns)
 
 
 def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) -> tuple[Dialect, tuple[str, ...]]:
     """The dialect with another separator, where the usual one separates nothing and exactly one other does."""
     if len(cells_of(rows[0].text, dialect)) > 1:
         return dialect, ()
-    fitting = _consistent([row.text for row in rows], dialect)
+    fitting = consistent([row.text for row in rows], dialect)
     found = [other for other in fitting if other != BLANKS]
     kind = "csv" if dialect.quoted or found[:1] == [","] else "tsv"
     quotable = dialect_of(kind, replace(form, separator=found[0])) if found else dialect
@@ -404,19 +300,6 @@ def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) 
     return quotable, (f"{used}; data.source.separator says it for good",)
 
 
-def _consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
-    """The other separators that give every row the same number of cells, two or more."""
-    found = []
-    for other in (*_OTHERS, BLANKS):
-        tried = replace(dialect, delimiter=other, quoted=dialect.quoted and len(other) == 1 and other != BLANKS)
-        sizes = {len(cells_of(text, tried)) for text in texts}
-        if other != dialect.delimiter and len(sizes) == 1 and min(sizes) > 1:
-            found.append(other)
-    if len(found) > 1 and BLANKS in found:
-        found.remove(BLANKS)
-    return found
-
-
 def _other_separator(cells: list[tuple[str, ...]], rows: list[_Row], dialect: Dialect) -> str:
-    found = _consistent([row.text for row in rows], dialect) if len(cells[0]) == 1 else []
+    found = consistent([row.text for row in rows], dialect) if len(cells[0]) == 1 else []
     return f"they look separated by {shown(found[0])}: set data.source.separator to it" if found else ""

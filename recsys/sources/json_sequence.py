@@ -51,8 +51,8 @@ def elements(file: InputFile) -> Iterator[str]:
                 return
             elif at_end or is_broken:
                 raise SourceError(
-                    f"{file.path} cannot be read: element {row:,} is not JSON, or the end of the file is missing; write "
-                    "or copy it again, best with one object a line"
+                    f"{file.path} cannot be read: element {row:,} is not JSON, or the end of the file is missing; "
+                    "write or copy it again, best with one object a line"
                 )
             else:
                 text, place = text[place:], 0

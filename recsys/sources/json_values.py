@@ -12,13 +12,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 import pyarrow as pa
 
+from recsys.sources.ids import id_of_number
+
 _EXACT: Final = 2**53  # floats hold every whole number up to here
-_MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as they are written
+_PLAIN: Final = {bool: "bool", str: "text", dict: "object", type(None): "null"}
 _SURROGATE: Final = b"\\ud"
 
 
@@ -47,12 +48,13 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
 
 def kind_of(value: Any) -> str:
     """What a value is, as far as the type of its column depends on it."""
+    plain = _PLAIN.get(type(value))
+    if plain is not None:
+        return plain
     if isinstance(value, list):
         inner = {kind_of(cell) for cell in value} - {"null"}
         is_numbers = inner <= {"int", "float", "nan"}
         return "empty" if not inner else "numbers" if is_numbers else "texts"
-    if isinstance(value, bool) or value is None or isinstance(value, (str, dict)):
-        return {bool: "bool", str: "text", dict: "object"}.get(type(value), "null")
     if isinstance(value, float):
         return "float" if math.isfinite(value) else "nan"
     return "int" if abs(value) < _EXACT else "big" if -(2**63) <= value < 2**63 else "huge"
@@ -76,28 +78,6 @@ def type_of(kinds: set[str]) -> pa.DataType:
 
 
 # ----------------------------------------------------------------------------------------------------------------- ids
-
-
-def id_of_number(literal: str) -> str | None:
-    """A JSON number as an id; None where it is none (NaN, Infinity).
-
-    >>> id_of_number("12.0"), id_of_number("1e5"), id_of_number("1234567890123456789.0"), id_of_number("2.50")
-    ('12', '100000', '1234567890123456789', '2.5')
-    >>> id_of_number("NaN"), id_of_number("-0"), id_of_number("1e999999")
-    (None, '0', '1e999999')
-    """
-    try:
-        number = Decimal(literal)
-    except InvalidOperation:
-        return literal
-    if not number.is_finite():
-        return None
-    if number == 0:
-        return "0"
-    if abs(number.adjusted()) > _MOST_DIGITS:
-        return literal
-    text = format(number, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def id_column(records: Sequence[Record], key: str) -> pa.Array:

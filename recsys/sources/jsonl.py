@@ -22,6 +22,7 @@ from recsys.data.validate import Layout
 from recsys.errors import SourceError
 from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, decodable, with_constants
 from recsys.sources.files import InputFile
+from recsys.sources.ids import is_id
 from recsys.sources.json_sequence import elements, is_sequence
 from recsys.sources.json_values import Record, column, id_column, kind_of, parse_object, quoted, text_of, type_of
 from recsys.sources.limits import check_column_count
@@ -29,8 +30,9 @@ from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
-_SAMPLES: Final = 8  # of what lies behind the head, where the file can be read at any place
-_SAMPLE_BYTES: Final = 1 << 18
+_FIRST_BYTES: Final = 2 << 20  # looked at where the rest can be sampled, as a plain file can be read at any place
+_SAMPLES: Final = 16
+_SAMPLE_BYTES: Final = 1 << 16
 _ELEMENTS: Final = 50_000  # of an array in a block
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -151,14 +153,9 @@ def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
     if not any(map(parse_object, head.split(b"\n"))) and is_sequence(head.decode(errors="replace")):
         return [JsonSequencePiece(piece)]
     if piece.file.compressed:
+        piece.file.check_unpacked()
         return [piece]
     return [replace(piece, span=span) for span, _ in spans(piece.file, 0, _LINES, piece.chunk_bytes)]
-
-
-def is_id(layout: Layout, name: str) -> bool:
-    """Whether a canonical column is text that identifies something: its digits must all stay."""
-    kind = layout.table.columns.get(name)
-    return kind is not None and pa.types.is_string(kind)
 
 
 def late_fields(
@@ -183,11 +180,12 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     """
     head = _head(file)
     check_encoding(file, head, "utf-8")
-    lines = head.split(b"\n")
+    is_sampled = not file.compressed and file.size > _HEAD_BYTES
+    lines = (head[:_FIRST_BYTES] if is_sampled else head).split(b"\n")
     lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(_BOM) and len(lines) > 1 else lines
     objects = [value for value in map(parse_object, lines) if value is not None]
     if objects:
-        objects += _samples(file)
+        objects += _samples(file) if is_sampled else []
     elif is_sequence(head.decode(errors="replace")):
         values = (parse_object(text.encode(errors="surrogatepass")) for text in islice(elements(file), _ELEMENTS))
         objects = [value for value in values if value is not None]
@@ -218,10 +216,8 @@ def _head(file: InputFile) -> bytes:
 
 def _samples(file: InputFile) -> list[dict[str, Any]]:
     """The objects in some runs of lines behind the head, evenly over the file."""
-    if file.compressed or file.size <= _HEAD_BYTES:
-        return []
     found: list[dict[str, Any]] = []
-    starts = np.linspace(_HEAD_BYTES, max(file.size - _SAMPLE_BYTES, _HEAD_BYTES), _SAMPLES).astype(int)
+    starts = np.linspace(_FIRST_BYTES, file.size - _SAMPLE_BYTES, _SAMPLES).astype(int)
     for start in dict.fromkeys(starts.tolist()):
         lines = file.read(start, min(_SAMPLE_BYTES, file.size - start)).split(b"\n")[1:]
         whole = lines if start + _SAMPLE_BYTES >= file.size else lines[:-1]

@@ -23,7 +23,8 @@ from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.canonical import TableFiles, read_heads, table_pieces
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile, find, input_file
-from recsys.sources.headers import COMMENTS, Form, data_start, is_name
+from recsys.sources.guesses import COMMENTS, is_name
+from recsys.sources.headers import Form, check_line_ends, data_start
 from recsys.sources.separators import without_comments
 from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
@@ -82,6 +83,7 @@ class SequencesAdapter(SourceAdapter):
         with file.stream() as stream:
             head = bytes(stream.read(_HEAD_BYTES))
         check_encoding(file, head, "utf-8")
+        check_line_ends(file, head)
         config, start = self.config, data_start(file)
         if config.rename and not config.items:
             raise SourceError("data.source.rename renames columns of the items, but data.source.items lists no file")
