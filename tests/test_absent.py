@@ -5,8 +5,11 @@ from __future__ import annotations
 import doctest
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys import schema
 from recsys.config import CanonicalSource, DataConfig, ItemFactsConfig, SyntheticSource
@@ -17,6 +20,7 @@ from recsys.data.cells import CellRules, extra, ids, is_absent, numbers
 from recsys.data.context import MISSING, UNKNOWN, ContextColumn
 from recsys.data.events import EventRules, project
 from recsys.data.graphs import FactRules, item_facts
+from recsys.data.times import timestamps
 from recsys.data.validate import Layout, check_rows
 
 COMMON = ["NaN", "nan", "None", "none", "null", "NULL", "NA", "N/A", "<NA>", "NaT", "\\N", "", " ", " nan "]
@@ -162,6 +166,43 @@ def test_columns_of_the_source_with_decimal_commas_become_numbers_with_points() 
     titles = ["Seven, the film", "3,5", "Paris, Texas"]
     assert extra(pa.array(titles), TEXTS, COMMA).to_pylist() == titles
     assert extra(pa.array(["1,5 2"]), pa.list_(pa.float64()), COMMA).to_pylist() == [[1.5, 2.0]]
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.text(max_size=12),
+    st.text("0123456789-:.,/ TZ+eE", max_size=20),
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(str),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ANYTHING, max_size=8), st.sampled_from([CellRules(), COMMA, CellRules((), "%d/%m/%Y %H:%M")]))
+def test_no_text_raises_and_every_row_stays(texts: list[str | None], rules: CellRules) -> None:
+    column = pa.array(texts, pa.string())
+    for found in (*numbers(column, rules), *timestamps(column, rules), ids(column, rules)):
+        assert len(found) == len(texts)
+    for kind in (TEXTS, pa.float64(), pa.list_(pa.float64())):
+        assert len(extra(column, kind, rules)) == len(texts)
+    assert len(extra(pa.array([texts, None], LISTS), LISTS, rules)) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.one_of(
+        st.lists(st.one_of(st.none(), st.floats()), max_size=6).map(lambda cells: pa.array(cells, pa.float64())),
+        st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6).map(lambda cells: pa.array(cells, pa.int64())),
+        st.lists(st.integers(0, 2**64 - 1), max_size=6).map(lambda cells: pa.array(cells, pa.uint64())),
+        st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6).map(lambda cells: pa.array(cells, pa.timestamp("us"))),
+        st.lists(st.floats(width=16), max_size=6).map(lambda cells: pa.array(np.array(cells, dtype=np.float16))),
+    ),
+    st.sampled_from([CellRules(), CellRules(time_format="%Y%m%d")]),
+)
+def test_no_typed_cell_raises(column: pa.Array, rules: CellRules) -> None:
+    kinds = {column.type, TEXTS} if pa.types.is_floating(column.type) else {TEXTS}
+    for found in (*numbers(column, rules), *timestamps(column, rules), *(extra(column, kind) for kind in kinds)):
+        assert len(found) == len(column)
 
 
 def test_one_text() -> None:

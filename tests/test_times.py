@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,11 @@ from recsys import schema
 from recsys.config import CanonicalSource
 from recsys.data import times as times_module
 from recsys.data.cells import CellRules
+from recsys.data.destination import Destination
+from recsys.data.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.data.times import moment, polars_form, timestamps
-from recsys.data.validate import HINTS, Layout, check_rows
+from recsys.data.validate import HINTS, Layout, check_rows, raw_text
+from recsys.errors import DataError
 
 SECONDS = 1_606_513_873  # 2020-11-27 21:51:13 UTC
 MICROS = SECONDS * 10**6
@@ -229,3 +233,18 @@ def test_polars_reads_a_format_as_python_does(when: datetime) -> None:
         expected = datetime.strptime(when.strftime(form), form).replace(tzinfo=UTC)
         micros = (expected - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
         assert _read([when.strftime(form)], CellRules(time_format=form)) == ([micros], [False])
+
+
+def test_too_many_bad_times_name_the_value_the_forms_and_the_key(tmp_path: Path) -> None:
+    raw = pa.table({"user_id": ["u"] * 2, "item_id": ["i"] * 2, "timestamp": ["27/11/2020", "28/11/2020"]})
+    checked = check_rows(raw, Layout(schema.EVENTS))
+    columns = {"file": ["e.csv"] * 2, "row": [1, 2], "reason": checked.column(schema.REASON)}
+    columns["raw"] = raw_text(raw, checked.column(schema.REASON), ",")
+    destination = Destination(str(tmp_path / "dataset"))
+    with pytest.raises(DataError) as caught, destination.writing():
+        quarantine = Quarantine(destination, 0.01)
+        quarantine.start("events", 2)
+        quarantine.add("events", pa.table(columns).cast(QUARANTINE_SCHEMA))
+        quarantine.check("events")
+    for part in ("e.csv, row 1", "27/11/2020", "ISO 8601", "YYYYMMDD", "data.source.time_format", "serial dates"):
+        assert part in str(caught.value)
