@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.signals import kept_from_ray
 from recsys.config import Config
 from recsys.errors import ConfigError, Unavailable
 
@@ -55,9 +56,10 @@ def ray_session(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _start(config.ray.address, cpus)
-    _quiet_data()
     try:
+        with kept_from_ray():
+            _start(config.ray.address, cpus)
+        _quiet_data()
         yield
     finally:
         ray.shutdown()
