@@ -64,7 +64,7 @@ def _of_training(config: Config) -> Iterator[str]:
     if evolution.enabled and data.order == "none":
         yield f"{where}.evolution needs events in order, and data.order is none; disable it, or set data.order auto"
     if evolution.enabled and evolution.states == "formula" and evolution.cell == "attention":
-        yield f"{where}.evolution.states formula needs cell lstm or gru, got attention; set states parallel, or the cell"
+        yield f"{where}.evolution.states formula needs cell lstm or gru, got attention; set another"
     unknown = sorted({*evolution.query_context} - {*data.context})
     if evolution.enabled and unknown:
         yield f"{where}.evolution.query_context names {', '.join(unknown)}, not in data.context; add it there"

@@ -44,7 +44,7 @@ class Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except ValueError as error:  # a day such as 2020-13-45
             raise _error(f"{node.value!r} is not what its form says ({error})", node.start_mark) from None
 
@@ -54,12 +54,12 @@ class Loader(yaml.SafeLoader):
             raise _error(f"values are nested more than {MAX_DEPTH} levels deep", event.start_mark)
         self._path.append(index.value if isinstance(index, yaml.ScalarNode) else "")
         try:
-            return super().compose_node(parent, index)  # type: ignore[no-untyped-call, no-any-return]
+            return super().compose_node(parent, index)
         finally:
             self._path.pop()
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[Any, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:

@@ -343,7 +343,7 @@ class Phase:
         for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
-            sums += values.sum(), len(values), np.count_nonzero(mine.num_targets_B)
+            sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
         if total[1] == 0:
             raise DataError(
