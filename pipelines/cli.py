@@ -19,14 +19,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.signals import Ended, ending_in_order
+from pipelines.signals import ending_in_order
 from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
-from pipelines.terminal import close_output, has_reader, printable, show_any_text
+from pipelines.terminal import close_output, has_reader, printable, printable_warnings, show_any_text
 
 if TYPE_CHECKING:
     from recsys.config import Config
 
-_ENDINGS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGHUP: "ended, as the terminal was closed"}
+_ENDINGS: dict[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "ended, as the terminal was closed",
+}
 USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
 
@@ -49,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     show_any_text()
     try:
-        with ending_in_order():
-            code = _command(words)
-            sys.stdout.flush()
-            return code
-    except KeyboardInterrupt:
-        return _end(130, "interrupted", words)
-    except Ended as end:
-        return _end(int(end.code or 1), _ENDINGS[end.number], words)
+        with ending_in_order() as ending, printable_warnings():
+            try:
+                code = _command(words)
+                sys.stdout.flush()
+                return code
+            except BaseException as error:
+                number = ending.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+                if number:
+                    return _end(number, words)
+                raise
     except UsageError as error:
         return _refuse(str(error))
     except Exception as error:
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = user_message(error)
         if message is not None:
             return _refuse(message)
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc()))
         return 1
 
 
@@ -312,16 +318,16 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _end(code: int, what: str, words: Sequence[str]) -> int:
+def _end(number: int, words: Sequence[str]) -> int:
     """Say how a signal has ended the command and how it goes on; the exit code."""
     verb = VERBS.get(words[0]) if words else None
     resumes = "train" in verb.stages if verb is not None else False
     how = "; --resume goes on" if resumes else "; the same command goes on" if words[:1] == ["tune"] else ""
     with suppress(OSError):  # a closed terminal takes no words
-        print(f"recsys: {what}{how}", file=sys.stderr, flush=True)
+        print(f"recsys: {_ENDINGS[number]}{how}", file=sys.stderr, flush=True)
     if not has_reader(sys.stdout):
         close_output()
-    return code
+    return 128 + number
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import os
 import re
 import select
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO
 
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -34,6 +36,23 @@ def show_any_text() -> None:
         if reconfigure is not None:
             with suppress(Exception):  # a stream of somebody else's
                 reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Our own warnings as one line of the command, those of libraries as they are; both without control characters."""
+    before = warnings.formatwarning
+
+    def shown(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if category is UserWarning and "site-packages" not in filename:
+            return f"recsys: warning: {printable(str(message))}\n"
+        return printable(before(message, category, filename, lineno, line))
+
+    warnings.formatwarning = shown
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def has_reader(stream: TextIO) -> bool:
