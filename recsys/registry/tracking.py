@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from recsys import __version__
 from recsys.config import Config, TrackingConfig, dump_config, redact
@@ -327,12 +328,31 @@ def _experiment(mlflow_client: Any, uri: str, settings: TrackingConfig) -> str:
                 raise
     if found.lifecycle_stage != "active":
         raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
+    if path is not None and not settings.artifacts:
+        _check_not_moved(path, name, found.artifact_location, str(location))
     if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
         raise ConfigError(
             f"tracking.artifacts: the experiment {name!r} keeps its artefacts at {redact(found.artifact_location)} for "
             f"good, not at {settings.artifacts}; give the new place a new tracking.experiment"
         )
     return str(found.experiment_id)
+
+
+def _check_not_moved(store: Path, experiment: str, kept: str, expected: str) -> None:
+    """Refuse a store that was moved with its artefacts: MLflow would look for them, and write, where they were.
+
+    Raises:
+        ConfigError: with the cures.
+    """
+    if not kept.startswith("file:"):
+        return
+    old, new = (Path(unquote(urlsplit(place).path)) for place in (kept, expected))
+    if old != new and new.is_dir() and not old.is_dir():
+        raise ConfigError(
+            f"tracking.uri: the store {store} was moved: its experiment {experiment!r} keeps artefacts in {old}, which "
+            f"is not there any more; move the folder back, link it (ln -s {new} {old}), or go on with another "
+            "tracking.experiment"
+        )
 
 
 def _git_tags() -> dict[str, str]:
