@@ -21,7 +21,8 @@ from tune import alive
 from tune.alive import Pulse, beating
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
-from tune.ray_tune import Place, PlannedSearch, run_trials
+from tune.ray_tune import run_trials
+from tune.search import Place, PlannedSearch
 from tune.slots import Slots
 from tune.space import load_space
 from tune.sweep import _all_failed, _reasons

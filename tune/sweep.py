@@ -35,8 +35,9 @@ from recsys.storage.uris import is_remote
 from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table
 from tune.plan import Plan
-from tune.ray_tune import Place, run_trials
+from tune.ray_tune import run_trials
 from tune.report import render_sweep
+from tune.search import Place
 from tune.slots import slots_of_cluster
 from tune.space import load_space
 from tune.watching import Children, Lines
