@@ -11,7 +11,9 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,45 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the public data sets; {folder} is no folder: set RECSYS_DATA")
     return folder
+
+
+@contextmanager
+def training_here() -> Iterator[list[str]]:
+    """Inside the block, what would train on the workers of Ray Train trains in this process, by the same loop.
+
+    Why: the processes of one Ray Train cost more than all else that such a test does. ``tests/test_pipeline.py`` trains
+    through Ray Train for real, and so do the slow tests. Gives the list of the folders of these trainings.
+    """
+    from recsys.training import ray_train
+    from recsys.training.context import TrainContext
+    from recsys.training.loop import fit
+
+    trained: list[str] = []
+
+    def here(config: Any, dataset: Any, validate: Any, report: Any, start: Any = None, stop: Any = None) -> Any:
+        trained.append(config.run.dir)
+        return fit(config, dataset, validate, TrainContext(report=lambda values, _: report(values)), start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_train, "train_on_ray", here)
+        yield trained
+
+
+@pytest.fixture
+def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is answered in this process and not by actors of Ray Data, each of which imports everything anew.
+
+    ``tests/test_batch.py`` and ``tests/test_pipeline.py`` answer through Ray Data for real.
+    """
+    from recsys.serving import batch
+    from recsys.serving.recommender import Recommender
+
+    def here(bundle: Any, k: int, exclude_seen: bool, batch_size: int, chosen: Any) -> Iterator[Any]:
+        worker = batch._Answering.__new__(batch._Answering)
+        worker.recommender, worker.k, worker.exclude_seen = Recommender(bundle), k, exclude_seen
+        yield from (worker(block) for table in chosen for block in batch._slices(table, batch_size))
+
+    monkeypatch.setattr(batch, "_answer_tables", here)
 
 
 @pytest.fixture(scope="module")
