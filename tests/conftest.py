@@ -11,11 +11,40 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
+
+DEAR_FILES: Final = (  # the longest first, so that no worker of pytest is left with one of them at the end
+    "test_update",
+    "test_determinism",
+    "test_pipeline",
+    "test_planted_worlds",
+    "test_sweep",
+    "test_training",
+    "test_alive",
+    "test_planted_systems",
+    "test_planted_media",
+    "test_planted_profile",
+    "test_finetune",
+    "test_text",
+    "test_planted_knowledge",
+    "test_optimizer",
+    "test_storage",
+    "test_pull",
+    "test_fusion_search",
+    "test_batch",
+    "test_promote",
+    "test_serving_ways",
+    "test_followed",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first; the order inside a file stays (`make test` hands out whole files in order)."""
+    rank = {name: place for place, name in enumerate(DEAR_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -83,28 +112,6 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the public data sets; {folder} is no folder: set RECSYS_DATA")
     return folder
-
-
-@contextmanager
-def training_here() -> Iterator[list[str]]:
-    """Inside the block, what would train on the workers of Ray Train trains in this process, by the same loop.
-
-    Why: the processes of one Ray Train cost more than all else that such a test does. ``tests/test_pipeline.py`` trains
-    through Ray Train for real, and so do the slow tests. Gives the list of the folders of these trainings.
-    """
-    from recsys.training import ray_train
-    from recsys.training.context import TrainContext
-    from recsys.training.loop import fit
-
-    trained: list[str] = []
-
-    def here(config: Any, dataset: Any, validate: Any, report: Any, start: Any = None, stop: Any = None) -> Any:
-        trained.append(config.run.dir)
-        return fit(config, dataset, validate, TrainContext(report=lambda values, _: report(values)), start)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_train, "train_on_ray", here)
-        yield trained
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from conftest import training_here
 from handmade import DAY, Event, leave_last, small_world, train_events, write_dataset
 
 from pipelines.cli import main
@@ -34,6 +33,7 @@ from recsys.training.build import model_sizes
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 from recsys.training.warm_start import Earlier, NewerOnly, grow, newer_users, warm_start
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 
