@@ -80,7 +80,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as file, subprocess.Popen(command, stderr=file, stdout=file) as server:
         try:
-            for _ in range(600):
+            until = time.monotonic() + 400
+            while time.monotonic() < until:
                 found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
                 if found or server.poll() is not None:
                     break
@@ -101,7 +102,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in {**known, "AWS_ENDPOINT_URL": s3_server, "AWS_EC2_METADATA_DISABLED": "true"}.items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT"), timeout=20).close()
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT"), timeout=200).close()
     return f"s3://{name}"
 
 

@@ -169,7 +169,7 @@ def test_a_stopped_trial_of_several_workers_gives_everything_back(
     assert "one trial after another: the cluster has 2 CPUs, a trial takes 2" in capsys.readouterr().out
     states = {line["trial"]: line["state"] for line in _lines(tmp_path) if line["event"] == "end"}
     assert states == {0: "finished", 1: "stopped", 2: "stopped"}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)  # processes that have ended are counted out a moment later
     assert ray.available_resources()["CPU"] == 2
@@ -185,7 +185,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     settings = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + 280
+        deadline = time.monotonic() + 600
         while not _in_the_middle(_lines(tmp_path)) and time.monotonic() < deadline and first.poll() is None:
             time.sleep(0.05)
         assert first.poll() is None, "the sweep ended before it could be killed"
@@ -195,7 +195,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     before = _lines(tmp_path)
     done = {(line["trial"], line["repeat"]) for line in before if line["event"] == "end"}
     assert done and _in_the_middle(before)
-    again = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
+    again = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1200)
     assert again.returncode == 0, again.stdout + again.stderr
     lines = _lines(tmp_path)
     assert lines[: len(before)] == before
