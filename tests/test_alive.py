@@ -250,12 +250,13 @@ def _dataset(folder: Path) -> str:
 
 
 def _with_trouble() -> Callable[[Mapping[str, Any]], None]:
-    """A trainable of which trial 1 ends too slowly for Tune after it was stopped, and trial 3 hangs."""
+    """A trainable: trial 1 ends too slowly for Tune after it was stopped, and trial 2, which Tune then drops, hangs."""
 
     def train(settings: Mapping[str, Any]) -> None:  # inside a function: Ray sends its code, not its module's name
         number = read_task(settings).number
-        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
-        if number == 3:
+        if number == 1:
+            os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
+        if number == 2:
             import tune.trial
 
             tune.trial.fit = lambda *_: time.sleep(3600)  # type: ignore[assignment]
@@ -276,8 +277,8 @@ def test_a_sweep_goes_on_after_a_dropped_and_after_a_hanging_trial(
     plan, seen = _plan(tmp_path, silent_s=10), Seen()
     run_trials(plan, Place(_dataset(tmp_path / "data"), tmp_path / "trials"), ONE_PROCESS, seen)
     trials = plan.ledger.searched()
-    assert [trial.state for trial in trials] == ["finished", "stopped", "stopped", "failed"]
-    assert "no sign of life" in trials[3].reason and "tune.silent_s" in trials[3].reason
-    assert trials[3].blame == "program" and any("trial 003 gives no sign of life" in words for words in seen.words)
+    assert [trial.state for trial in trials] == ["finished", "stopped", "failed", "stopped"]
+    assert "no sign of life" in trials[2].reason and "tune.silent_s" in trials[2].reason
+    assert trials[2].blame == "program" and any("trial 002 gives no sign of life" in words for words in seen.words)
     assert any("trial 002: the process of the trial before" in words for words in seen.words)
     assert Ledger(plan.ledger.path).trials == plan.ledger.trials
