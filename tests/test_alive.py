@@ -221,6 +221,25 @@ def test_a_trial_without_resources_says_what_it_waits_for(tmp_path: Path, monkey
     assert seen.words[-1] == "trial 000 waits for a process since 700 s; it needs CPU 1 (free: 0)"
 
 
+def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, _ = _search(tmp_path)
+    clock = Clock()
+    clock.now = 1.0
+    search.pulse = clock.pulse(100, beats=True)
+    monkeypatch.setattr("tune.search.time", SimpleNamespace(monotonic=lambda: clock.now))
+    killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    search.suggest("a")
+    for clock.now in (2.0, 5000.0, 5050.0, 5099.0):  # noqa: B020
+        search.look(_controller(("a", "RUNNING", "its process")))
+    assert killed == []
+    for clock.now in (5150.0, 5151.0):  # noqa: B020
+        search.look(_controller(("a", "RUNNING", "its process")))
+    assert killed == ["its process"], "once"
+
+
 def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
     failed = [Trial(3, 0, 1, {}, "failed", reason="no sign of life"), Trial(5, 0, 1, {}, "failed", reason="heads")]
     failed += [Trial(7, 0, 1, {}, "failed", reason="no sign of life")]

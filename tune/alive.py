@@ -95,6 +95,11 @@ class Pulse:
         """A trial is handed out."""
         self.seen[trial_id] = _Seen(key, self.clock())
 
+    def begin_anew(self) -> None:
+        """Count from now: the driver was stopped, so that no trial's silence is its own."""
+        for seen in self.seen.values():
+            seen.at = self.clock()
+
     def end(self, trial_id: str) -> None:
         """It is over."""
         self.seen.pop(trial_id, None)

@@ -28,6 +28,7 @@ from tune.trial import Task, forget_checkpoints, settings_of
 VALUES: Final = "valid.npy"
 _MOST_HAND_OUTS: Final = 5  # of one trial that no process takes
 _LOOK_S: Final = 1.0  # between two looks at the running trials
+_AWAY_S: Final = 60.0  # without a look: the driver itself stood still, and its trials may have waited for it
 
 
 class Watch(Protocol):
@@ -117,6 +118,8 @@ class PlannedSearch(Searcher):
         self.controller, now = controller, time.monotonic()
         if now - self.looked < _LOOK_S:
             return
+        if self.looked and now - self.looked > _AWAY_S:
+            self.pulse.begin_anew()
         self.looked = now
         for theirs in controller.get_live_trials():
             if theirs.trial_id not in self.running or theirs.trial_id in self.errors:
