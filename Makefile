@@ -37,7 +37,7 @@ demo: $(VENV)/installed ## the whole pipeline on the synthetic world, with local
 	$(BIN)/recsys run --config pipelines/configs/demo.yaml --run.dir $(DEMO_DIR)
 
 test: $(VENV)/installed-dev ## all fast tests, failing below 85 % coverage of recsys
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=85
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
 check: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -45,7 +45,7 @@ check: $(VENV)/installed-dev ## ruff and mypy
 	$(BIN)/mypy
 
 coverage: $(VENV)/installed-dev ## the same, with the lines that no test runs
-	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term-missing --cov-fail-under=85
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing --cov-fail-under=85
 
 slow: $(VENV)/installed-dev ## the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" --timeout 1800

@@ -47,7 +47,7 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
     assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # u5: nothing known
 
 
-def test_chosen_users_in_the_order_of_the_bundle(ray_local: None, folder: Path, tmp_path: Path) -> None:
+def test_chosen_users_in_the_order_of_the_bundle(answering_here: None, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "recommendations.parquet"
     output.write_text("of an earlier run")
     recommend_all(folder, output, k=2, exclude_seen=False, users=["zoe", "u4", "u1", "adam"])

@@ -82,7 +82,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     both = [subprocess.Popen(words, cwd=ROOT, env=e, stdout=pipe, stderr=pipe, text=True) for e in environments]
     found = []
     for process in both:
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
         found.append(json.loads(out.splitlines()[-1]))
     return found

@@ -178,7 +178,7 @@ def test_requests_with_and_without_friends_do_not_disturb_each_other(recommender
         assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
 
 
-def test_requests_in_a_batch(ray_local: None, folder: Path, tmp_path: Path) -> None:
+def test_requests_in_a_batch(answering_here: None, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     rows = [
         {"user_id": "newcomer", "friends": ["u0", "u1"], "k": 2},

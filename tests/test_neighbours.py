@@ -95,7 +95,7 @@ def test_a_fanout_beyond_the_degrees_is_the_convolution(
 def test_the_mean_of_many_samples_is_the_convolution(dataset: PreparedDataset, neighbours: Neighbours) -> None:
     layer_ND, ids_S = torch.randn(ITEMS, WIDTH), torch.tensor([0, 3, 9, 20])
     found = []
-    for step in range(4000):
+    for step in range(1500):
         wide_S, hops = sample_hops(neighbours, ids_S, 1, 3, (0, 0, step), CPU)
         assert wide_S is not None
         found.append(hops[0](layer_ND[wide_S]))

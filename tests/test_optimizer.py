@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from recsys.config import Config, TrainConfig, build_config
 from recsys.training.context import TrainContext
 from recsys.training.optimizer import build_optimizer, clip_gradients
-from tests.test_training import Interrupted, _worker, cycles, free_port, run, stop_inside
+from tests.test_training import Interrupted, cycles, of_two, run, stop_inside
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,13 +78,10 @@ def large(**train: Any) -> Config:
 def test_two_workers_touch_the_rows_of_one(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), large()
     alone = run(config, dataset)
-    out = str(tmp_path / "out.pt")
-    arguments = (2, free_port(), dataset.root, out, config.model_dump(mode="json"))
-    multiprocessing.spawn(_worker, arguments, nprocs=2)
-    together = torch.load(out, weights_only=True)
-    for one, two in zip(alone.history, together["history"], strict=True):
+    both = of_two(config, dataset, tmp_path)
+    for one, two in zip(alone.history, both["history"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    torch.testing.assert_close(together["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(both["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
 
 
 def test_resumed_inside_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:

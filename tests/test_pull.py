@@ -156,7 +156,7 @@ def ended(process: subprocess.Popen[bytes]) -> None:
     """The process and those it has started, of its own group."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(20)
+        process.wait(100)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
@@ -178,10 +178,10 @@ def serving(folder: Path, backend: str) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 500
             while True:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as response:
                         assert response.status == 200
                     break
                 except OSError:
@@ -270,7 +270,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
 def test_a_model_goes_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
     import psycopg2
 
-    place, until = postgres.partition("host=")[2], time.monotonic() + 60
+    place, until = postgres.partition("host=")[2], time.monotonic() + 300
     while True:
         try:
             psycopg2.connect(user="tester", dbname="postgres", host=place).close()

@@ -154,7 +154,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

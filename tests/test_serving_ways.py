@@ -152,14 +152,14 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def post(url: str, content: Any, timeout: float = 60) -> Any:
+def post(url: str, content: Any, timeout: float = 200) -> Any:
     request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         return json.loads(reply.read())
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as reply:
+    with urllib.request.urlopen(url, timeout=120) as reply:
         return json.loads(reply.read())
 
 
@@ -176,19 +176,16 @@ def started(words: list[str], log: Path, is_ready: Callable[[], bool], **environ
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         try:
-            for _ in range(600):
-                assert process.poll() is None, log.read_text()
-                if is_ready():
-                    break
+            until = time.monotonic() + 500
+            while not is_ready():
+                assert process.poll() is None and time.monotonic() < until, log.read_text()
                 time.sleep(0.3)
-            else:
-                raise AssertionError(log.read_text())
             yield process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(60)
+                    process.wait(200)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
 
@@ -196,7 +193,7 @@ def started(words: list[str], log: Path, is_ready: Callable[[], bool], **environ
 def answers_get(url: str) -> Callable[[], bool]:
     def is_ready() -> bool:
         try:
-            with urllib.request.urlopen(url, timeout=5) as reply:
+            with urllib.request.urlopen(url, timeout=30) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -275,8 +272,8 @@ def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_p
         children = _below(process.pid)
         assert len(children) > 3
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-    deadline = time.monotonic() + 20
+        assert process.wait(200) == 0
+    deadline = time.monotonic() + 120
     while (left := [pid for pid in children if _runs(pid)]) and time.monotonic() < deadline:
         time.sleep(0.3)
     assert left == [], "no process stays"
@@ -321,13 +318,13 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
         while not done.is_set():
             try:
                 request = urllib.request.Request(url, asked, {"Content-Type": "application/json"})
-                with urllib.request.urlopen(request, timeout=30) as reply:
+                with urllib.request.urlopen(request, timeout=120) as reply:
                     versions.append((reply.headers["X-Model-Version"], tuple(json.loads(reply.read())["item_ids"])))
             except Exception as error:
                 failed.append(repr(error))
 
     def wait_for(text: str) -> None:
-        for _ in range(300):
+        for _ in range(2000):
             if text in log.read_text():
                 return
             time.sleep(0.2)
@@ -355,7 +352,7 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
         assert {version for version, _ in versions} == {"1", "2"} and versions[-1][0] == "2"
         lists = {"1": tuple(before[0]["item_ids"]), "2": tuple(after[0]["item_ids"])}
         assert lists["1"] != lists["2"] and all(items == lists[version] for version, items in versions)
-        for _ in range(50):  # a replica tells the desk twice a second what it has counted
+        for _ in range(600):  # a replica tells the desk twice a second what it has counted
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
                 text = reply.read().decode()
             total = next(line for line in text.splitlines() if 'path="/recommend",status="200"' in line)
@@ -365,7 +362,7 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
         assert int(total.split()[-1]) == len(versions), "counts of both replicas, none lost"
         assert "recsys_swaps_total 2" in text and "recsys_replicas 2" in text
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(200) == 0
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
@@ -22,6 +20,7 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.kept import KEPT, choose_kept, silenced, transplant, without
 from recsys.training.selected import selected_model
 from tests.test_training import Interrupted, cycles, settings
+from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,14 +121,11 @@ def test_a_warm_start_is_checked_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     assert second.history[-1]["loss"] < first.history[-1]["loss"], "goes on where the first ended"
 
 
-def _worker(rank: int, world: int, port: int, folder: str, out: str, config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
     loop.choose_kept = silence  # type: ignore[assignment]
     result = run(build_config(config), PreparedDataset(folder), TrainContext(rank, world))
     if rank == 0:
         torch.save({"history": result.history, "items": result.frozen.item_vectors_ND}, out)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -139,13 +135,10 @@ def test_two_workers_silence_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config.model.granularities.stratum.enabled = False
     monkeypatch.setattr(loop, "choose_kept", silence)
     alone = run(config, dataset)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     out = str(tmp_path / "out.pt")
-    multiprocessing.spawn(_worker, (2, port, dataset.root, out, config.model_dump(mode="json")), nprocs=2)
-    together = torch.load(out, weights_only=True)
-    for one, two in zip(alone.history, together["history"], strict=True):
+    together(_worker, tmp_path, dataset.root, out, config.model_dump(mode="json"))
+    both = torch.load(out, weights_only=True)
+    for one, two in zip(alone.history, both["history"], strict=True):
         assert two["phase"] == one["phase"] and two["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 

@@ -168,7 +168,7 @@ def test_denied(bucket: str, s3_server: str) -> None:
     def asked_before_checking(number: str) -> None:
         plain = {"Content-Type": "text/plain"}
         request = urllib.request.Request(f"{s3_server}/moto-api/reset-auth", number.encode(), plain, method="POST")
-        urllib.request.urlopen(request, timeout=20).close()
+        urllib.request.urlopen(request, timeout=200).close()
 
     asked_before_checking("0")
     try:
@@ -298,7 +298,7 @@ def test_a_killed_writer_leaves_nothing_valid_and_the_next_one_takes_over(bucket
         "import os, sys\nfrom recsys.data.destination import Destination\n"
         "with Destination(sys.argv[1]).writing() as folder:\n    folder.write_text('vocab/x', 'x')\n    os._exit(9)"
     )
-    assert subprocess.run([sys.executable, "-c", code, place], timeout=120).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, place], timeout=500).returncode == 9
     assert names(bucket) == ["set.lock", "set/vocab/x"]
     with pytest.raises(ArtifactError, match="no manifest.json"):
         PreparedDataset(place)

@@ -267,7 +267,7 @@ def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, cap
         async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
             yield "one\n"
             os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.sleep(60)
+            await asyncio.sleep(500)
 
         def stop_job(self, job: str) -> None:
             self.stopped = True

@@ -94,10 +94,10 @@ class Cluster:
         import requests
 
         header = {"authorization": "Bearer " + (self.folder / "token").read_text()}
-        for _ in range(120):
+        for _ in range(600):
             assert self.nodes[-1].poll() is None, (self.folder / "node0.log").read_text()
             with suppress(requests.RequestException, KeyError, ValueError):
-                found = requests.get(f"{self.address}/nodes?view=summary", headers=header, timeout=5).json()
+                found = requests.get(f"{self.address}/nodes?view=summary", headers=header, timeout=30).json()
                 if len([n for n in found["data"]["summary"] if n["raylet"].get("state") == "ALIVE"]) >= number:
                     return
             time.sleep(0.5)
@@ -106,7 +106,7 @@ class Cluster:
     def submit(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         environment = {**self.environment, "PYTHONPATH": str(ROOT), "RAY_API_SERVER_ADDRESS": self.address}
         command = [sys.executable, "-m", "pipelines.cli", "submit", *words]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=800)
 
     def end(self) -> None:
         for node in reversed(self.nodes):
@@ -114,7 +114,7 @@ class Cluster:
                 os.kill(node.pid, signal.SIGTERM)
         for node in reversed(self.nodes):
             with suppress(subprocess.TimeoutExpired):
-                node.wait(timeout=20)
+                node.wait(timeout=100)
             with suppress(ProcessLookupError):
                 os.killpg(node.pid, signal.SIGKILL)  # whatever it left behind, and only that
         shutil.rmtree(self.temporary, ignore_errors=True)

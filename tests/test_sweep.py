@@ -18,6 +18,8 @@ import yaml
 
 from pipelines.cli import main
 from recsys.config import load_config
+from tune.ledger import Trial
+from tune.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +65,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     """A finished sweep with a trial that cannot be trained, an early stop, and other seeds for the best."""
     folder = tmp_path_factory.mktemp("swept")
     space = {**SPACE, "model.granularities.evolution.heads": [2, 3]}  # width 8 cannot be cut into 3
-    words = _world(folder, space, trials=8, min_epochs=1, reduction=2, best=1, seeds=2, final=False)
+    words = _world(folder, space, trials=6, min_epochs=1, reduction=2, best=1, seeds=2, final=False)
     assert main([*words, "--model.granularities.evolution.cell", "attention"]) == 0
     return folder
 
@@ -71,7 +73,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 def test_every_trial_ends_and_says_how(swept: Path) -> None:
     lines = _lines(swept)
     ends = [line for line in lines if line["event"] == "end"]
-    assert Counter(line["trial"] for line in ends if not line["repeat"]) == dict.fromkeys(range(8), 1)
+    assert Counter(line["trial"] for line in ends if not line["repeat"]) == dict.fromkeys(range(6), 1)
     states = Counter(line["state"] for line in ends)
     assert states["failed"] >= 1 and states["stopped"] >= 1 and states["finished"] >= 3
     failed = next(line for line in ends if line["state"] == "failed")
@@ -109,7 +111,7 @@ def test_trials_are_children_of_one_tracked_run(swept: Path) -> None:
     first = found["000"]
     assert first.data.params["train.lr"] == "0.001"
     assert len(client.get_metric_history(first.info.run_id, "valid.ndcg_at_5")) == 6
-    assert client.get_run(parent).data.metrics["sweep.trials"] == 8
+    assert client.get_run(parent).data.metrics["sweep.trials"] == 6
 
 
 def test_the_page_needs_nothing_from_outside(swept: Path) -> None:
@@ -130,13 +132,26 @@ def test_another_sweep_does_not_go_into_the_same_folder(swept: Path, capsys: pyt
     assert "holds a sweep with another" in capsys.readouterr().err
 
 
-def test_a_sweep_whose_trials_all_fail_is_a_users_mistake_where_the_settings_are_to_blame(
-    tmp_path: Path, swept: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("blame", "code"), [("user", 2), ("program", 1)])
+def test_a_sweep_whose_trials_all_fail_says_why_and_whose_mistake_it_is(
+    tmp_path: Path,
+    swept: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    blame: str,
+    code: int,
 ) -> None:
+    def fail(plan: Plan, *_: Any) -> None:
+        while isinstance(trial := plan.next(()), Trial):
+            plan.ledger.start(trial)
+            plan.ledger.end(plan.ledger.trials[(trial.number, 0)], "failed", reason="no luck", blame=blame)
+
+    monkeypatch.setattr("tune.sweep.run_trials", fail)
     words = _world(tmp_path, {"train.lr": {"uniform": [0.1, 0.2]}}, trials=2, seeds=1)
-    words += ["--model.granularities.evolution.cell", "attention", "--model.granularities.evolution.heads", "3"]
-    assert main([*words, "--data.dir", str(swept / "run" / "dataset"), "--tracking.enabled", "false"]) == 2
-    assert "every trial failed" in capsys.readouterr().err
+    words += ["--data.dir", str(swept / "run" / "dataset"), "--tracking.enabled", "false"]
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert "every trial failed:\n  trial 000, 001: no luck" in said and "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -154,7 +169,7 @@ def test_a_stopped_trial_of_several_workers_gives_everything_back(
     assert "one trial after another: the cluster has 2 CPUs, a trial takes 2" in capsys.readouterr().out
     states = {line["trial"]: line["state"] for line in _lines(tmp_path) if line["event"] == "end"}
     assert states == {0: "finished", 1: "stopped", 2: "stopped"}
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)  # processes that have ended are counted out a moment later
     assert ray.available_resources()["CPU"] == 2
@@ -170,7 +185,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     settings = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + 280
+        deadline = time.monotonic() + 600
         while not _in_the_middle(_lines(tmp_path)) and time.monotonic() < deadline and first.poll() is None:
             time.sleep(0.05)
         assert first.poll() is None, "the sweep ended before it could be killed"
@@ -180,7 +195,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     before = _lines(tmp_path)
     done = {(line["trial"], line["repeat"]) for line in before if line["event"] == "end"}
     assert done and _in_the_middle(before)
-    again = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=600)
+    again = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1200)
     assert again.returncode == 0, again.stdout + again.stderr
     lines = _lines(tmp_path)
     assert lines[: len(before)] == before

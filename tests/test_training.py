@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from recsys.config import Config, build_config
 from recsys.data.batches import Hidden, every_position, whole_history
@@ -29,6 +27,7 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.loop import fit
 from recsys.training.selected import selected_model
 from tests.handmade import leave_last, write_dataset
+from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,19 +83,18 @@ def test_learns_a_certain_next_item(tmp_path: Path) -> None:
     assert best > 0.9 and result.history[result.best_epoch - 1]["ndcg@5"] == best
 
 
-def _worker(rank: int, world: int, port: int, folder: str, out: str, config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
     result = run(build_config(config), PreparedDataset(folder), TrainContext(rank, world))
     if rank == 0:
         torch.save({"history": result.history, "items": result.frozen.item_vectors_ND}, out)
-    torch.distributed.destroy_process_group()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def of_two(config: Config, dataset: PreparedDataset, folder: Path) -> dict[str, Any]:
+    """History and item vectors of a training by two workers."""
+    out = folder / "out.pt"
+    together(_worker, folder, dataset.root, str(out), config.model_dump(mode="json"))
+    found: dict[str, Any] = torch.load(out, weights_only=True)
+    return found
 
 
 @pytest.mark.parametrize(("ordered", "loss"), [(True, "sampled_softmax"), (False, "full_softmax")])
@@ -108,14 +106,11 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: 
     config = settings(batch_size=15, loss={"kind": loss, "num_negatives": 8, "event_power": power}, **unordered)
     config.model.granularities.evolution.enabled = ordered
     alone = run(config, dataset)
-    port = free_port()
-    out = str(tmp_path / "out.pt")
-    multiprocessing.spawn(_worker, (2, port, dataset.root, out, config.model_dump(mode="json")), nprocs=2)
-    together = torch.load(out, weights_only=True)
-    for one, two in zip(alone.history, together["history"], strict=True):
+    both = of_two(config, dataset, tmp_path)
+    for one, two in zip(alone.history, both["history"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert two["ndcg@5"] == pytest.approx(one["ndcg@5"], abs=1e-3)
-    torch.testing.assert_close(together["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
+    torch.testing.assert_close(both["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
 
 
 class Interrupted(Exception):
@@ -180,20 +175,16 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(
     torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
 
 
-def _interrupted_worker(rank: int, world: int, port: int, folder: str, out: str, config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def _interrupted_worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
     context = replace(stop_inside(Path(out), 3), rank=rank, world_size=world)
     with contextlib.suppress(Interrupted):
         run(build_config(config), PreparedDataset(folder), context)
-    torch.distributed.destroy_process_group()
 
 
 def test_one_worker_goes_on_inside_an_epoch_from_where_two_were(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), settings(batch_size=8, checkpoint_steps=2)
     whole = run(config, dataset)
-    arguments = (2, free_port(), dataset.root, str(tmp_path), config.model_dump(mode="json"))
-    multiprocessing.spawn(_interrupted_worker, arguments, nprocs=2)
+    together(_interrupted_worker, tmp_path, dataset.root, str(tmp_path), config.model_dump(mode="json"))
     resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "inside-3"))
     assert [r["loss"] for r in resumed.history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-4)
     torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)

@@ -33,6 +33,7 @@ from recsys.training.build import model_sizes
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 from recsys.training.warm_start import Earlier, NewerOnly, grow, newer_users, warm_start
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 
@@ -227,11 +228,20 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 
 @pytest.fixture(scope="module")
 def updated(world: Path) -> Path:
-    """The run folder of the update; the new file is beside the old one from now on."""
-    (world / "later.csv").rename(world / "2-tuesday.csv")
-    assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "tuesday")]) == 0
-    (world / "2-tuesday.csv").rename(world / "later.csv")
+    """The run folder of an update whose training ran in this process."""
+    with training_here() as trained:
+        updates(world, "tuesday")
+    assert trained == [str(world / "tuesday")]
     return world / "tuesday"
+
+
+def updates(world: Path, name: str, *words: str) -> None:
+    """`recsys update` with Tuesday's file beside Monday's, into the run folder of that name."""
+    (world / "later.csv").rename(world / "2-tuesday.csv")
+    try:
+        assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / name), *words]) == 0
+    finally:
+        (world / "2-tuesday.csv").rename(world / "later.csv")
 
 
 def refused(capsys: Captured, world: Path, *words: str) -> str:
@@ -252,6 +262,16 @@ def test_old_users_items_and_types_keep_their_numbers(world: Path, updated: Path
             old.histories.take(np.array([user])).items_E.tolist()
             == new.histories.take(np.array([user])).items_E.tolist()
         )
+
+
+@pytest.mark.slow
+def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
+    """What an update begins with reaches the workers of Ray Train whole."""
+    updates(world, "by-ray", "--tracking.enabled", "false", "--update.model", str(world / "monday/bundle"))
+    one, other = (read_bundle(folder / "bundle").model.tensors() for folder in (updated, world / "by-ray"))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_the_version_names_its_parent(world: Path, updated: Path) -> None:

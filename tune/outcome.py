@@ -15,7 +15,7 @@ from recsys.data.histories import Array
 from recsys.evaluation.bootstrap import Comparison, compare
 from recsys.registry.tracking import flatten, tracking_uri
 from tune.plan import Plan, Standing
-from tune.ray_tune import VALUES
+from tune.search import VALUES
 from tune.watching import cell, short
 
 _RESAMPLES: Final = 2000

@@ -28,15 +28,16 @@ from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import ConfigError, TrainingError
+from recsys.errors import ConfigError, TrainingError, Unavailable
 from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import Tracker, flatten
 from recsys.storage.uris import is_remote
 from tune.ledger import Ledger, Trial
 from tune.outcome import best_config, best_yaml, comparison_words, trial_table
 from tune.plan import Plan
-from tune.ray_tune import Place, run_trials
+from tune.ray_tune import run_trials
 from tune.report import render_sweep
+from tune.search import Place
 from tune.slots import slots_of_cluster
 from tune.space import load_space
 from tune.watching import Children, Lines
@@ -55,7 +56,7 @@ def sweep(config: Config, folder: RunFolder) -> None:
     Raises:
         ConfigError: the space cannot be searched, or the run folder is remote or holds another sweep.
         TrainingError: every trial failed, for reasons that lie in data or settings.
-        RuntimeError: every trial failed otherwise.
+        Unavailable: every trial failed otherwise.
     """
     if is_remote(config.run.dir):
         raise ConfigError(
@@ -127,8 +128,11 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
         progress(f"beside its training a trial took {added:.1f} s (median)")
     if plan.exhausted:
         progress(f"the space has only {len(ledger.searched())} combinations that differ; all were tried")
+    failed = [trial for trial in ledger.trials.values() if trial.state == "failed"]
     if not plan.standings():
-        raise _all_failed(list(ledger.trials.values()))
+        raise _all_failed(failed, folder)
+    if failed:
+        progress(f"{len(failed)} of {len(ledger.trials)} trials failed:\n{_reasons(failed)}")
 
 
 def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
@@ -176,11 +180,19 @@ def _closing_words(plan: Plan, folder: RunFolder) -> str:
     return f"{said}sweep       {(folder.root / 'sweep.html').absolute()}\nbest        {folder.root / 'best.yaml'}"
 
 
-def _all_failed(trials: list[Trial]) -> Exception:
-    reasons = "\n  ".join(dict.fromkeys(f"trial {trial.name}: {trial.reason or trial.state}" for trial in trials))
-    message = f"every trial failed:\n  {reasons}"
-    user = all(trial.blame == "user" for trial in trials)
-    return TrainingError(f"{message}\nmend the configuration or the space") if user else RuntimeError(message)
+def _all_failed(failed: list[Trial], folder: RunFolder) -> Exception:
+    message = f"every trial failed:\n{_reasons(failed)}"
+    if all(trial.blame == "user" for trial in failed):
+        return TrainingError(f"{message}\nfix the configuration or the space")
+    return Unavailable(f"{message}\nwhat a program raised is in {folder.root / 'trials'}/NNN/error.txt")
+
+
+def _reasons(failed: list[Trial]) -> str:
+    """One line a reason, with the trials that failed for it."""
+    reasons: dict[str, list[str]] = {}
+    for trial in failed:
+        reasons.setdefault(trial.reason or trial.state, []).append(trial.name)
+    return "\n".join(f"  trial {', '.join(names)}: {reason}" for reason, names in reasons.items())
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:

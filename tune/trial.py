@@ -39,9 +39,11 @@ from recsys.model import FrozenModel
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import fit
+from tune.alive import beating
 
 MAX_VALUES: Final = 20_000  # validation queries whose values a trial hands over, for paired comparisons
 STOP_PATIENCE_S: Final = 300.0  # how long a stopped training of several workers may take to reach its next epoch
+_END_PATIENCE_S: Final = "60"  # how long Tune waits for a stopped trial before its process takes the next; Ray's own: 2
 _CHECKPOINT: Final = "checkpoint-"
 
 
@@ -57,6 +59,7 @@ class Task:
     threads: int
     use_gpu: bool
     best: float | None = None  # of the epochs that an interrupted trial has reported
+    pulse: str = ""  # the key of its signs of life, see tune.alive
 
 
 def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
@@ -64,6 +67,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
     Goes on from the trial's last checkpoint where there is one. ``report`` may raise ``SystemExit`` to stop it.
     """
+    gc.collect()  # the model of one trial is not kept through the next; here, as Tune waits for the end of a thread
     started = time.perf_counter()
     try:
         config = Config.model_validate(task.config)
@@ -88,7 +92,6 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
     except Exception as error:
         report(failed(error))
     finally:
-        gc.collect()  # the model of one trial is not kept through the next
         if task.use_gpu:
             torch.cuda.empty_cache()
 
@@ -137,7 +140,10 @@ def failed(error: Exception) -> dict[str, Any]:
 
 def train_in_process(settings: Mapping[str, Any]) -> None:
     """Trainable of Ray Tune: a plain function, so that its process serves the next trial as well."""
-    run_trial(read_task(settings), ray.tune.report)
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _END_PATIENCE_S)
+    task = read_task(settings)
+    with beating(task.pulse):
+        run_trial(task, ray.tune.report)
 
 
 class WorkersTrial(ray.tune.Trainable):

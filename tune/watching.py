@@ -112,6 +112,9 @@ class Lines:
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
         self.children.epoch(trial, history)
 
+    def said(self, words: str) -> None:
+        self.progress(words)
+
     def ended(self, trial: Trial) -> None:
         epochs = f"after epoch {max(trial.epochs)}" if trial.epochs else "before its first validation"
         if trial.state == "failed":

@@ -48,6 +48,12 @@ class TuneConfig(Section):
     cpus: int = Field(
         0, ge=0, description="of a one-process trial; 0: train.threads, or a node's when that is 0 as well (trials)"
     )
+    silent_s: float = Field(
+        600.0,
+        gt=0,
+        description="seconds without a report and without computing, after which a trial is ended as failed; longer "
+        "where the trials' own pauses are longer (trials)",
+    )
     best: int = Field(3, ge=1, description="trials that are trained again with other seeds (trials)")
     seeds: int = Field(3, ge=1, description="of each of them, its own included; the mean chooses (trials)")
     final: bool = Field(

@@ -1,0 +1,31 @@
+"""A training in the test's own process where a command would start the workers of Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from recsys.training import ray_train
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
+
+
+@contextmanager
+def training_here() -> Iterator[list[str]]:
+    """Inside the block, what would train on the workers of Ray Train trains in this process, by the same loop.
+
+    Why: the processes of one Ray Train cost more than all else that such a test does. ``tests/test_pipeline.py`` trains
+    through Ray Train for real, and so do the slow tests. Gives the list of the folders of these trainings.
+    """
+    trained: list[str] = []
+
+    def here(config: Any, dataset: Any, validate: Any, report: Any, start: Any = None, stop: Any = None) -> Any:
+        trained.append(config.run.dir)
+        return fit(config, dataset, validate, TrainContext(report=lambda values, _: report(values)), start)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_train, "train_on_ray", here)
+        yield trained

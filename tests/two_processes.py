@@ -1,0 +1,36 @@
+"""Two real processes over gloo, for tests that two workers do what one does.
+
+Why not ``spawn``: each process would import torch and PyG anew, eight seconds of computing. Here one process imports
+them, and the workers are forked from it. Why a file and no port: another program may take a free port before gloo does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.multiprocessing
+
+_HEAVY: Final = ("torch_geometric.nn", "sklearn.cluster", "torch._dynamo")  # what a training imports when it begins
+
+
+def together(train: Callable[..., Any], folder: Path, *arguments: Any) -> None:
+    """Call ``train(rank, 2, *arguments)`` in two processes of one group; ``folder`` is where they meet.
+
+    Raises:
+        ProcessRaisedException: one of them raised.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([train.__module__, *_HEAVY])
+    meeting = (folder / f"meeting-{uuid.uuid4().hex[:8]}").absolute().as_uri()
+    torch.multiprocessing.start_processes(_member, (train, meeting, arguments), nprocs=2, start_method="forkserver")
+
+
+def _member(rank: int, train: Callable[..., Any], meeting: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    train(rank, 2, *arguments)
+    torch.distributed.destroy_process_group()
