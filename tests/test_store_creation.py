@@ -130,18 +130,20 @@ def test_a_maker_that_never_ends_is_one_message(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
 def test_ten_commands_at_once_on_no_store_all_succeed(tmp_path: Path) -> None:
     assert race(tmp_path, "together", 10) == "10 of 10 commands succeeded, the store is usable"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
 def test_no_store_is_unusable_after_twenty_kills(tmp_path: Path) -> None:
     assert race(tmp_path, "kills", 20) == "20 kills, 0 stores unusable"
 
 
 def race(folder: Path, *words: object) -> str:
     command = [sys.executable, str(RACE), str(folder), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
     return (done.stdout.splitlines() or [done.stderr])[-1]
 
 
