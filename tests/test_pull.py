@@ -176,7 +176,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "a file less": (lambda model, _: (model / "python_env.yaml").unlink(), "missing: python_env.yaml"),
     "a link": (
         lambda model, _: (model / "code/evil.py").symlink_to("/etc/hostname"),
-        "evil.py, which is no plain file",
+        "code/evil.py",
     ),
 }
 
@@ -196,9 +196,7 @@ def test_a_tampered_model_is_refused_before_any_of_it_is_run(
             lambda: resolve("models:/pocket/1", uri),
             lambda: Followed("models:/pocket@champion", uri).load("models:/pocket/1"),
         ):
-            with pytest.raises(
-                ArtifactError, match="models:/pocket/1 is not what was registered|no plain file"
-            ) as error:
+            with pytest.raises(ArtifactError, match="is not what was registered|no plain file|cannot be read") as error:
                 load()
             assert said in str(error.value)
     finally:

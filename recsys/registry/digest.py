@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.sealed import entry_of
 
@@ -75,6 +76,8 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     version = registry.get_model_version(name, number)
     tags, uri = dict(version.tags), f"models:/{name}/{number}"
     files = listing(folder)
+    if not files:
+        raise unreadable(uri, number, FileNotFoundError(f"there are no files at {version.source}"))
     weights = [sha256 for path, sha256 in files.items() if path.endswith(f"/{_WEIGHTS}")]
     registered = tags.get(WEIGHTS_TAG)
     if registered is not None and weights != [registered]:
@@ -87,6 +90,15 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     if digest(files) != expected:
         raise _changed(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
     return ""
+
+
+def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
+    """The error of a version whose files are not where the registry says."""
+    return ArtifactError(
+        f"{uri} (version {number}) is registered, but its files cannot be read: {redact(' '.join(str(error).split()))}. "
+        "Where MLflow's store or the folder of its artefacts was moved, move it back or make a link at the old place; "
+        "otherwise register the model again"
+    )
 
 
 def _registered(registry: Any, run_id: str, expected: str) -> dict[str, str] | None:

@@ -12,8 +12,8 @@ from typing import Final
 from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import DESCRIPTION, BundleInfo, read_bundle
-from recsys.registry.digest import check_version
-from recsys.registry.register import active, bundle_in, pinned, unreadable
+from recsys.registry.digest import check_version, unreadable
+from recsys.registry.register import active, bundle_in, pinned
 from recsys.registry.sealed import check_file, writing_aside
 from recsys.registry.tracking import client
 

@@ -23,7 +23,7 @@ from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
 from recsys.registry.card import short_card
-from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing
+from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket
@@ -116,15 +116,6 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
         raise unreadable(uri, number, error) from None
     check_version(client(tracking_uri), name, number, Path(folder))
     return bundle_in(Path(folder), uri)
-
-
-def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
-    """The error of a version whose files are not where the registry says."""
-    return ArtifactError(
-        f"{uri} (version {number}) is registered, but its files cannot be read: {redact(str(error))}. Where MLflow's "
-        "store or the folder of its artefacts was moved, move it back or make a link at the old place; otherwise "
-        "register the model again"
-    )
 
 
 def pinned(uri: str, tracking_uri: str) -> str:
