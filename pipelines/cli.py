@@ -3,24 +3,34 @@
 Why by hand and not with argparse: every dotted path of the configuration is an option, and its checks, defaults and
 messages already live in :mod:`recsys.config`. Nothing heavy is imported before a stage really runs.
 
-Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130 interrupted; 1 a gate has
-refused (message and reasons, no traceback), and the rest.
+Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130 interrupted (Ctrl-C), 143
+terminated (SIGTERM), 129 the terminal was closed (SIGHUP); 1 a gate has refused (message and reasons, no traceback),
+and the rest.
 """
 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.signals import ending_in_order
 from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
+from pipelines.terminal import close_output, has_reader, printable, printable_warnings, show_any_text
 
 if TYPE_CHECKING:
     from recsys.config import Config
 
+_ENDINGS: dict[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "ended, as the terminal was closed",
+}
 USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
 
@@ -41,24 +51,31 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    show_any_text()
     try:
-        return _command(words)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        with ending_in_order() as ending, printable_warnings():
+            try:
+                code = _command(words)
+                sys.stdout.flush()
+                return code
+            except BaseException as error:
+                number = ending.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+                if number:
+                    return _end(number, words)
+                raise
     except UsageError as error:
         return _refuse(str(error))
-    except BrokenPipeError:  # the reader of our output went away, as in `recsys run --help | head`
-        sys.stderr.close()
-        return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not has_reader(sys.stdout):  # as in `recsys run --help | head`
+            close_output()
+            return 1
         if type(error).__name__ in ("Refusal", "Unavailable"):  # no class of ours is imported before a stage runs
-            print(f"recsys: {error}", file=sys.stderr)
+            print(f"recsys: {printable(str(error))}", file=sys.stderr)
             return 1
         message = user_message(error)
         if message is not None:
             return _refuse(message)
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc()))
         return 1
 
 
@@ -158,10 +175,14 @@ def _command(words: list[str]) -> int:
     if arguments.config is None:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
     from recsys.config import load_config
+    from recsys.config.contradictions import check_settings
 
-    config = load_config(config_file(arguments.config), arguments.overrides)
+    config = load_config(config_file(arguments.config), arguments.overrides, VERBS[verb].needs_model)
+    check_settings(config, _kind(verb, config).stages)
     if arguments.dry_run:
-        print(plan(verb, config))
+        said = plan(verb, config)
+        check_input(verb, config)
+        print(said)
         return 0
     _run(verb, config)
     return 0
@@ -193,18 +214,11 @@ def config_file(given: str) -> str:
     return str(shipped) if "/" not in given and not Path(given).exists() and shipped.exists() else given
 
 
-def config_of(path: str | None, overrides: Sequence[tuple[str, str]], without: dict[str, Any]) -> Config:
-    """The configuration of a verb that needs none: of the file, or ``without`` one, with what the command line says."""
-    from copy import deepcopy
+def config_of(path: str | None, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The configuration of a verb that needs no file, with what the command line says."""
+    from recsys.config import load_config
 
-    from recsys.config import build_config, load_config, parse_value, set_path
-
-    if path is not None:
-        return load_config(config_file(path), overrides)
-    tree = deepcopy(without)
-    for dotted, text in overrides:
-        set_path(tree, dotted, parse_value(dotted, text))
-    return build_config(tree, "command line")
+    return load_config(None if path is None else config_file(path), overrides, needs_model=False)
 
 
 def plan(verb: str, config: Config) -> str:
@@ -238,7 +252,24 @@ def plan(verb: str, config: Config) -> str:
         module, name = chosen.preview.split(":")
         said = getattr(importlib.import_module(module), name)(config)
         lines += ["#", *(f"# {line}".rstrip() for line in said.splitlines())]
-    return "\n".join([*lines, "# Nothing was done: this is a dry run."])
+    return redact("\n".join([*lines, "# Nothing was done: this is a dry run."]))
+
+
+def check_input(verb: str, config: Config) -> None:
+    """For a dry run: look for the input files of the verb, and at their column names where they can be read.
+
+    Raises:
+        UserError: a file is missing, or lacks a column that it must have.
+    """
+    stages = _kind(verb, config).stages
+    if "prepare" in stages or (verb == "tune" and "sweep" in stages):
+        from recsys.sources import open_source
+
+        open_source(config.data.source).check()
+    if verb == "recommend" and config.recommend.requests:
+        from pipelines.recommend import read_requests
+
+        read_requests(config.recommend.requests)
 
 
 def _kind(verb: str, config: Config) -> Verb:
@@ -270,7 +301,8 @@ def _overview() -> str:
         "  --help                after a verb: every key with its type, default and meaning\n"
         "  --version\n\n"
         f"{later}"
-        "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 1 refused by a gate, or anything else"
+        "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 143 terminated, 129 terminal closed,\n"
+        "            1 refused by a gate, or anything else"
     )
 
 
@@ -282,8 +314,20 @@ def _verb_help(verb: str) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"recsys: {message}", file=sys.stderr)
+    print(f"recsys: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def _end(number: int, words: Sequence[str]) -> int:
+    """Say how a signal has ended the command and how it goes on; the exit code."""
+    verb = VERBS.get(words[0]) if words else None
+    resumes = "train" in verb.stages if verb is not None else False
+    how = "; --resume goes on" if resumes else "; the same command goes on" if words[:1] == ["tune"] else ""
+    with suppress(OSError):  # a closed terminal takes no words
+        print(f"recsys: {_ENDINGS[number]}{how}", file=sys.stderr, flush=True)
+    if not has_reader(sys.stdout):
+        close_output()
+    return 128 + number
 
 
 if __name__ == "__main__":

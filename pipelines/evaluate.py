@@ -18,6 +18,7 @@ from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
+from recsys.data.repeats import repeats_line
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
@@ -65,9 +66,11 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         for path in (folder.metrics, folder.report):
             tracker.log_file(path)
         main_metric = config.train.metric
-        folder.progress(
-            f"{main_metric} {metrics['model'][main_metric]:.4f} on {metrics['data']['queries']:,} test users"
-        )
+        data = metrics["data"]
+        folder.progress(f"{main_metric} {metrics['model'][main_metric]:.4f} on {data['queries']:,} test users")
+        said = repeats_line("test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"])
+        if said:
+            folder.progress(said)
     return metrics
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pipelines.terminal import printable
+
 
 class Progress:
     """Writes ``MM:SS.s  stage  message`` to a stream and, when there is one, to a log file.
@@ -42,6 +44,7 @@ class Progress:
             self._stage = outer
 
     def _write(self, text: str) -> None:
+        text = printable(text)
         if self._stream is not None:
             print(text, file=self._stream, flush=True)
         if self._path is not None:

@@ -21,8 +21,6 @@ from recsys.registry.bundle import CARD
 from recsys.registry.pull import Pulled, pull_model
 from recsys.registry.tracking import tracking_uri
 
-_NO_CONFIG = {"model": {"granularities": {"evolution": {"enabled": True}}}}  # a pulled model has its own
-
 
 def command(words: Sequence[str]) -> int:
     """Read the words behind ``pull``: a model and a folder, or a configuration that names them.
@@ -37,7 +35,7 @@ def command(words: Sequence[str]) -> int:
     overrides = list(arguments.overrides)
     if places:
         overrides += [("pull.model", places[0]), ("pull.dir", places[1])]
-    config = config_of(arguments.config, overrides, _NO_CONFIG)
+    config = config_of(arguments.config, overrides)
     if arguments.config is None and not config.tracking.uri:
         config.tracking.uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if arguments.dry_run:

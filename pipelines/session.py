@@ -12,10 +12,12 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from pipelines.signals import kept_from_ray
 from recsys.config import Config
 from recsys.errors import ConfigError, Unavailable
 
@@ -29,6 +31,8 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+# A socket's path has at most 107 bytes, and Ray's is this folder and /ray/session_DATE_TIME_PID/sockets/plasma_store.
+_LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
 _LOUD = ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "sqlalchemy", "transformers", "matplotlib")
 
 
@@ -55,9 +59,10 @@ def ray_session(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _start(config.ray.address, cpus)
-    _quiet_data()
     try:
+        with kept_from_ray():
+            _start(config.ray.address, cpus)
+        _quiet_data()
         yield
     finally:
         ray.shutdown()
@@ -74,11 +79,20 @@ def _start(address: str, cpus: int) -> None:
                 f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
             ) from None
         return
-    if not _can_write_home():
+    if _can_keep_token():
+        keep_token_private()
+    else:
         keep_token_elsewhere()
+    place = short_temp_dir()
+    elsewhere: dict[str, Any] = {"_temp_dir": place} if place else {}
     try:
         ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **elsewhere,
         )
     except Exception as error:  # Ray says it in as many ways as it has processes
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -129,6 +143,53 @@ def keep_token_elsewhere() -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
-def _can_write_home() -> bool:
-    home = os.path.expanduser("~")
-    return os.path.isdir(home) and os.access(home, os.W_OK)
+def keep_token_private() -> None:
+    """Ray's access token of the home folder in a file for its owner alone; Ray makes one that everybody can read.
+
+    Why: who can read it can run any code in the clusters of this user.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    token = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    with suppress(OSError):  # another user's file, say: Ray itself says what it cannot read
+        token.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            if token.stat().st_mode & 0o077:
+                token.chmod(0o600)
+        else:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
+
+
+def _can_keep_token() -> bool:
+    """Whether Ray can write its token to the home folder, found by trying: root may all that ``os.access`` knows of."""
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def short_temp_dir(candidates: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm")) -> str:
+    """A folder for Ray's sockets where the usual one has too long a name for them; empty where it is short enough.
+
+    Raises:
+        Unavailable: ``RAY_TMPDIR`` itself is too long, or no folder with a short name can be written to.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(os.path.abspath(usual))) <= _LONGEST_TEMP_DIR:
+        return ""
+    if not os.environ.get("RAY_TMPDIR"):
+        for folder in candidates:
+            if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+                return os.path.join(folder, "ray")
+    raise Unavailable(
+        f"Ray keeps sockets in {usual}, whose name is longer than {_LONGEST_TEMP_DIR} bytes, more than a socket takes; "
+        "set RAY_TMPDIR to a folder with a short name"
+    )

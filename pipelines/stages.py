@@ -32,6 +32,7 @@ class Verb:
     preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
     usage: str = ""
     locks: bool = True  # whether no other command may be at work in the run folder meanwhile
+    needs_model: bool = True  # whether the section ``model`` must be given
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -72,7 +73,9 @@ VERBS: Final[dict[str, Verb]] = {
         ("prepare", "train", "evaluate", "register"),
         "pipelines.preflight:preview",
     ),
-    "prepare": Verb("pipelines.prepare:prepare", "read the source and write the prepared dataset", ("prepare",)),
+    "prepare": Verb(
+        "pipelines.prepare:prepare", "read the source and write the prepared dataset", ("prepare",), needs_model=False
+    ),
     "train": Verb(
         "pipelines.train:train",
         "train the model on the prepared dataset",
@@ -84,7 +87,10 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "register": Verb("pipelines.register:register", "put the trained model into the MLflow registry", ("register",)),
     "recommend": Verb(
-        "pipelines.recommend:recommend", "write the top items of every user to a Parquet file", ("recommend",)
+        "pipelines.recommend:recommend",
+        "write the top items of every user to a Parquet file",
+        ("recommend",),
+        needs_model=False,
     ),
     "update": Verb(
         "pipelines.update:update",
@@ -96,6 +102,7 @@ VERBS: Final[dict[str, Verb]] = {
         "answer over HTTP by Ray Serve until interrupted; follows the alias of the model",
         ("serve",),
         locks=False,
+        needs_model=False,
     ),
     "tune": Verb(
         "tune.sweep:tune",
@@ -120,6 +127,7 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.promote:promote",
         "make the challenger the champion if it is better beyond doubt; --rollback goes back",
         ("promote",),
+        needs_model=False,
     ),
     "pull": Verb(
         "pipelines.pull:command",

@@ -23,6 +23,7 @@ from pipelines.preflight import check_cluster, dashboard_nodes, preflight
 from pipelines.progress import table
 from pipelines.stages import VERBS
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
+from recsys.config.contradictions import check_settings
 from recsys.errors import ConfigError
 
 ABOUT_JOBS: Final = ("status", "logs", "stop", "list")
@@ -44,7 +45,8 @@ def command(words: Sequence[str]) -> int:
     if arguments.config is None:
         raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
     tree = read_tree(config_file(arguments.config), arguments.overrides)
-    config = build_config(tree, arguments.config)  # a mistake is known here, not minutes later on the cluster
+    config = build_config(tree, arguments.config, VERBS[first].needs_model)  # a mistake is known before it is sent
+    check_settings(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))
         return 0
@@ -148,14 +150,12 @@ def _section(words: Sequence[str]) -> SubmitConfig:
     """The section ``submit`` of a whole configuration, or of its keys alone."""
     arguments = parse(words)
     if arguments.config is not None:
-        return load_config(config_file(arguments.config), arguments.overrides).submit
+        return load_config(config_file(arguments.config), arguments.overrides, needs_model=False).submit
     strays = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
     if strays:
         raise UsageError(f"--{strays[0]}: only --submit.… and --config say something about jobs that are there")
     values = {name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides}
-    # any trained granularity makes the rest of a configuration whole
-    tree = {"model": {"granularities": {"behaviour": {"enabled": True}}}, "submit": values}
-    return build_config(tree, "command line").submit
+    return build_config({"submit": values}, "command line", needs_model=False).submit
 
 
 def _stop(client: Any, job: str) -> str:

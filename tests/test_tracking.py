@@ -15,7 +15,7 @@ from pipelines.cli import user_message
 from pipelines.progress import Progress
 from pipelines.tracking import EpochLog
 from recsys.config import Config, build_config
-from recsys.errors import StorageError
+from recsys.errors import ConfigError, StorageError
 from recsys.registry.tracking import Tracker, outage
 from recsys.storage.places import reaching
 
@@ -98,6 +98,22 @@ def test_without_tracking_nothing_is_logged(tmp_path: Path) -> None:
         log(HISTORY[0])
         log.complete(HISTORY)
     assert not said and not list(tmp_path.iterdir())
+
+
+def test_a_store_that_was_moved_with_its_artefacts_is_one_message(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    with Tracker(configured(before / "run")) as tracker:
+        tracker.client.log_text(tracker.run_id, "kept", "a.txt")
+    before.rename(after)
+    with pytest.raises(ConfigError, match=rf"was moved.*{before}/mlartifacts.*ln -s.*tracking\.experiment"):
+        Tracker(configured(after / "run")).__enter__()
+    before.symlink_to(after)
+    with Tracker(configured(after / "run")) as tracker:
+        assert tracker.run_id
+    (tmp_path / "elsewhere").mkdir()
+    (after / "run").rename(tmp_path / "elsewhere" / "run")
+    with Tracker(configured(tmp_path / "elsewhere" / "run")) as tracker:
+        assert tracker.run_id, "a run folder that was moved alone begins another store"
 
 
 def test_a_silent_server_is_one_message() -> None:

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-import yaml
-
 from recsys.config import Config, build_config, parse_yaml, set_path
+from recsys.config.yaml_reader import Loader
 from recsys.errors import ConfigError, choices
 
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
@@ -176,17 +175,6 @@ def preview(config: Config) -> str:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose mappings may not name a key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [str(key) for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is there twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _find(name: str) -> Path:
     """The file, or the shipped space of that name."""
     shipped = SHIPPED / f"{name}.yaml"
@@ -206,7 +194,7 @@ def _read(place: Path) -> dict[str, Any]:
         content = place.read_bytes()
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error.strerror}; check its permissions") from None
-    tree = parse_yaml(content, f"{place} is not valid YAML", _Loader)
+    tree = parse_yaml(content, f"{place} is not valid YAML", Loader)
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"{place}: expected dotted paths with their values, got {_kind_of(tree)}")
     strange = [key for key in tree if not isinstance(key, str)]

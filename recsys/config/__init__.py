@@ -35,7 +35,6 @@ from recsys.config.load import (
     dump_config,
     load_config,
     parse_value,
-    parse_yaml,
     read_tree,
     redacted,
     set_path,
@@ -60,6 +59,7 @@ from recsys.config.submit import SubmitConfig
 from recsys.config.train import LossConfig, TrainConfig
 from recsys.config.tune import FusionSearchConfig, TuneConfig
 from recsys.config.verbs import RecommendConfig, UpdateConfig
+from recsys.config.yaml_reader import parse_yaml
 
 __all__ = [
     "BehaviourConfig",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from recsys.config.section import Section
 from recsys.config.sources import Source, SyntheticSource
+from recsys.config.values import IsoTime, iso_microseconds
 
 
 class SplitConfig(Section):
@@ -25,14 +26,24 @@ class SplitConfig(Section):
     kind: Literal["given", "leave-last", "temporal", "ratio"] = "leave-last"
     valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
-    valid_from: str = Field("", description="ISO time, instead of the share (temporal)")
-    test_from: str = Field("", description="ISO time, instead of the share (temporal)")
+    valid_from: IsoTime = Field("", description="ISO time, instead of the share (temporal)")
+    test_from: IsoTime = Field("", description="ISO time, instead of the share (temporal)")
     cold_users: float = Field(
         0.0, ge=0, lt=1, description="share of users, by hash of id and seed, whose training events are cut"
     )
     cold_keep: int = Field(
         3, ge=0, description="training events that cold users keep: the latest, or random ones without order"
     )
+
+    @model_validator(mode="after")
+    def _times_make_a_split(self) -> SplitConfig:
+        both = self.valid_from and self.test_from
+        if both and iso_microseconds(self.valid_from) >= iso_microseconds(self.test_from):
+            raise ValueError(
+                f"valid_from {self.valid_from} is not before test_from {self.test_from}, which leaves no validation; "
+                "choose an earlier valid_from"
+            )
+        return self
 
 
 class UserTextConfig(Section):

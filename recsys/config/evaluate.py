@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recsys.config.section import Section
+from recsys.config.values import MAX_K
 
 
 class EvaluateConfig(Section):
-    ks: list[Annotated[int, Field(ge=1)]] = Field([10, 20], min_length=1)
+    ks: list[Annotated[int, Field(ge=1, le=MAX_K)]] = Field([10, 20], min_length=1)
     exclude_seen: bool = True
     chunk_users: int = Field(512, ge=1)
     max_users: int = Field(100_000, ge=1, description="ranked, validation included; an even sample of users beyond")

@@ -15,7 +15,9 @@ from pydantic import BaseModel
 
 from recsys.config.redaction import redacted_tree
 from recsys.config.root import Config
+from recsys.config.shape import shaped
 from recsys.config.sources import source_class
+from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import ConfigError, choices
 from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 
@@ -23,15 +25,23 @@ _VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
-def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+_NO_MODEL = """model: the section is missing or empty, and it says what is learned. The smallest one is:
+    model:
+      granularities:
+        evolution: {enabled: true}
+  (recsys prepare needs none)"""
+
+
+def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = (), needs_model: bool = True) -> Config:
     """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
 
-    Override texts are parsed as YAML scalars or lists. ``RECSYS_DATA`` defaults to ``data``.
+    Override texts are parsed as YAML scalars or lists. ``RECSYS_DATA`` defaults to ``data``. Without ``needs_model``
+    the section ``model`` may be left out, as for ``recsys prepare``.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
-    return build_config(read_tree(path, overrides), "command line" if path is None else str(path))
+    return build_config(read_tree(path, overrides), "command line" if path is None else str(path), needs_model)
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -42,10 +52,13 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
     return tree
 
 
-def build_config(tree: Mapping[str, Any], where: str = "configuration") -> Config:
+def build_config(tree: Mapping[str, Any], where: str = "configuration", needs_model: bool = True) -> Config:
     """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys."""
     try:
-        return Config.model_validate(_expand(tree, ""))
+        config = Config.model_validate(shaped(_expand(tree, ""), where))
+        if needs_model and not config.has_model:
+            raise ConfigError(f"wrong configuration in {where}:\n  {_NO_MODEL}")
+        return config
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, where)) from None
     except RecursionError:
@@ -103,20 +116,6 @@ def parse_value(dotted: str, text: str) -> Any:
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
-def parse_yaml(content: bytes | str, problem: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """What a text says; ``problem`` begins the message of the error.
-
-    Raises:
-        ConfigError: it is not YAML in UTF-8, or a value is not what its tag or form says, such as the day 2020-13-45.
-    """
-    try:
-        text = content.decode() if isinstance(content, bytes) else content
-        return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
-    except Exception as error:  # PyYAML lets through whatever int(), datetime and the depth of nesting raise
-        said = str(error) if isinstance(error, (yaml.YAMLError, ValueError)) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{problem}: {said}") from None
-
-
 def _read_yaml(path: str) -> dict[str, Any]:
     tree = parse_yaml(_content(path), f"{path} is not valid YAML")
     if tree is None:
@@ -171,12 +170,21 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
             lines.append(f"{dotted}: unknown key; valid keys here: {valid}")
         elif problem["type"] == "missing":
             lines.append(f"{dotted}: missing, and it has no default")
+        elif problem["type"] == "union_tag_not_found":
+            lines.append(f"{dotted}.kind: missing; expected one of {choices(_SOURCE_KINDS)}")
+        elif problem["input"] is None:
+            lines.append(f"{dotted}: is empty; give a value ([] for an empty list), or leave the key out")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             got = problem["input"]
-            shown = f" (got {got!r})" if not isinstance(got, (dict, BaseModel)) else ""
+            shown = f" (got {_short(got)})" if not isinstance(got, (dict, BaseModel)) else ""
             lines.append(f"{dotted or 'configuration'}: {message}{shown}")
     return f"wrong configuration in {where}:\n  " + "\n  ".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 _SOURCE_KINDS = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")

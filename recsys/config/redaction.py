@@ -1,8 +1,8 @@
 """Secrets out of texts, before they are written down or shown: what is written down is read by others.
 
 Found are: user and password of a URI; values whose name says that they are secret (``password=…``, ``PWD=…``,
-``?sig=…``, ``"api_key": …``); ``Authorization`` headers; keys and tokens of well-known forms (AWS, GitHub, JWT, PEM, …);
-and, wherever they stand, the values of environment variables with such a name. Names of ordinary settings that only
+``?sig=…``, ``"api_key": …``); ``Authorization`` headers; keys and tokens of well-known forms (AWS, GitHub, JWT, PEM,
+…); and, wherever they stand, the values of environment variables with such a name. Names of ordinary settings that only
 sound alike, such as ``max_tokens``, ``token_env`` or ``key``, are left alone.
 """
 
@@ -40,11 +40,10 @@ _ODBC: Final = re.compile(
 _PAIR: Final = re.compile(
     rf"(?P<name>{_END}[\"']?\s*+=\s*+){_UNMARKED}(?P<value>{_QUOTED}|[^\s;&,'\"(){{}}\[\]]+)", re.IGNORECASE
 )
-# A colon stands in prose as well: there the name stands at the start of its line, in quotes, or behind a brace or comma.
 _ENTRY: Final = re.compile(
-    rf"(?P<name>(?:^[ \t-]*+|[{{,][ \t]*+)?(?:(?<=\n)|(?<![^\s{{,\"'])|^)[\"']?[\w.-]{{0,60}}?{_END}[\"']?[ \t]*+:[ \t]*+)"
+    rf"(?P<name>(?:^|(?<=[\s{{,\"']))[\"']?[\w.-]{{0,60}}?{_END}[\"']?[ \t]*+:[ \t]*+)"
     rf"{_UNMARKED}(?!null\b|true\b|false\b)(?P<value>{_QUOTED}|[^\s,}}\]'\"]+)",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
 _HEADER: Final = re.compile(
     rf"(?P<name>authorization[\"']?\s*+[:=]\s*+[\"']?){_UNMARKED}(?P<value>[^\"'\n]+)", re.IGNORECASE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from recsys.config.data import DataConfig
 from recsys.config.evaluate import EvaluateConfig
@@ -35,10 +37,12 @@ class RayConfig(Section):
 class Config(Section):
     """The whole configuration of a pipeline run."""
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**63 - 1)
     run: RunConfig = Field(default_factory=RunConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    model: ModelConfig
+    model: ModelConfig = Field(
+        default_factory=ModelConfig.model_construct, description="needed by every verb that trains or evaluates"
+    )
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     recommend: RecommendConfig = Field(default_factory=RecommendConfig)
@@ -51,6 +55,18 @@ class Config(Section):
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     submit: SubmitConfig = Field(default_factory=SubmitConfig)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the section ``model`` was given; where it was not, its values mean nothing and are not dumped."""
+        return "model" in self.model_fields_set
+
+    @model_serializer(mode="wrap")
+    def _without_placeholder(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = handler(self)
+        if not self.has_model:
+            tree.pop("model", None)
+        return tree
 
     @property
     def dataset_dir(self) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from recsys.config.section import Section, as_word
+from recsys.config.values import MetricName
 
 
 class LossConfig(Section):
@@ -54,7 +55,7 @@ class TrainConfig(Section):
     )
     patience: int = Field(5, ge=1, description="evaluations without gain before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between validations")
-    metric: str = Field("ndcg@20", description="validation metric that chooses the epoch")
+    metric: MetricName = Field("ndcg@20", description="validation metric that chooses the epoch")
     refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
     ratings: bool = Field(
         False, description="foretell the values of events too, where they vary: RMSE and MAE beside the ranking"

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.config import SplitConfig
+from recsys.config.values import iso_microseconds
 from recsys.data.histories import Array, Split
 from recsys.data.newcomers import Newcomers
 from recsys.errors import ConfigError, DataError
@@ -156,11 +157,9 @@ def parse_time(text: str, key: str) -> int:
     True
     """
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{key}: {text!r} is not an ISO time such as 2024-03-01T12:00:00+00:00") from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1_000_000)
+        return iso_microseconds(text)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {text!r} is {error}") from None
 
 
 def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:

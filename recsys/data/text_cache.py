@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -66,7 +67,21 @@ class VectorCache:
         return {key: vectors_NT[row] for row, key in enumerate(keys) if usable_N[row]}
 
     def store(self, keys: Sequence[str], vectors_NT: Array) -> None:
-        """Add a file, under another name until it is whole."""
+        """Add a file, under another name until it is whole.
+
+        A folder that cannot be written to, as in a home that is read-only, costs time at the next run and nothing now:
+        it is a warning.
+        """
+        try:
+            self._write(keys, vectors_NT)
+        except OSError as error:
+            warnings.warn(
+                f"vectors are not kept for the next run: {self._folder} cannot be written to ({error}); set "
+                "data.text.cache_dir or data.media.images.cache_dir to a folder that can",
+                stacklevel=2,
+            )
+
+    def _write(self, keys: Sequence[str], vectors_NT: Array) -> None:
         self._filesystem.create_dir(self._folder, recursive=True)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
         table = pa.table({"key": pa.array(keys, pa.string()), "vector": column})

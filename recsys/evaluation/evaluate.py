@@ -269,6 +269,7 @@ def _data(
         "fitted_through": through.name.lower(),
         "exclude_seen": config.evaluate.exclude_seen,
         "asked_queries": len(queries),
+        "queries_with_targets": int(np.count_nonzero(queries.num_targets_B)),
         "queries": len(ranking),
         "targets": int(ranking.num_targets_B.sum()),
         "dropped_targets": ranking.dropped_targets,

@@ -94,8 +94,9 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
 
 def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
     """The error of a version whose files are not where the registry says."""
+    said = redact(" ".join(str(error).split()))
     return ArtifactError(
-        f"{uri} (version {number}) is registered, but its files cannot be read: {redact(' '.join(str(error).split()))}. "
+        f"{uri} (version {number}) is registered, but its files cannot be read: {said}. "
         "Where MLflow's store or the folder of its artefacts was moved, move it back or make a link at the old place; "
         "otherwise register the model again"
     )

@@ -60,6 +60,14 @@ class SourceAdapter(ABC):
             SourceError: a table is empty, lacks a column, or is not the format it claims to be.
         """
 
+    def check(self) -> None:
+        """Find what is wrong with the input without reading rows and without Ray.
+
+        Raises:
+            SourceError: a file, folder or glob is missing.
+        """
+        self.files()
+
     def fingerprint(self) -> str:
         """Hash over the configuration and every input file: equal hash, equal tables."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())

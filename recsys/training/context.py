@@ -22,13 +22,17 @@ def _ignore(report: Report, checkpoint: Path | None) -> None:
     return None
 
 
+def _unsaid(text: str) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class TrainContext:
     """One worker's view of its surroundings.
 
     ``report(values, checkpoint)`` is called by every rank equally often; only rank 0 gives a checkpoint folder.
     ``save(checkpoint)`` likewise, inside an epoch; None where nothing is kept. ``resume_from`` is such a folder of an
-    earlier, interrupted run.
+    earlier, interrupted run. ``note`` says a line to the person who waits.
     """
 
     rank: int = 0
@@ -37,6 +41,7 @@ class TrainContext:
     report: Callable[[Report, Path | None], None] = _ignore
     resume_from: Path | None = None
     save: Callable[[Path | None], None] | None = None
+    note: Callable[[str], None] = _unsaid
 
     @property
     def is_first(self) -> bool:

@@ -30,6 +30,7 @@ from recsys.data.bounded import asked_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
+from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
 from recsys.model import FrozenModel
 from recsys.training.build import Start, build_graphs, build_model
@@ -142,6 +143,7 @@ class Phase:
     ) -> None:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
         self.validate, self.starts_warm = validate, start is not None
+        self.says_repeats = context.resume_from is not None  # said by the training that was interrupted
         self.selects = progress.phase == "select"
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
@@ -337,17 +339,20 @@ class Phase:
     def _validate(self, epoch: int) -> float:
         """The mean validation metric over all workers' queries; keeps the state when it is the best so far."""
         frozen = self.model.freeze(self.graphs)
-        sums = np.zeros(2)
+        sums = np.zeros(3)
         for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
-            sums += values.sum(), len(values)
+            sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
         if total[1] == 0:
             raise DataError(
-                "no validation query has a target that counts: every one was seen before; set "
+                "no validation user has a target that counts: every one is an item that the user had before; set "
                 "evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
             )
+        if not self.says_repeats and (said := repeats_line("validation", int(total[2] - total[1]), int(total[2]))):
+            self.context.note(said)
+        self.says_repeats = True
         value = float(total[0] / total[1])
         if value > self.progress.best_value:
             self.progress.best_value, self.progress.best_epoch, self.best = value, epoch, self.state()

@@ -52,6 +52,7 @@ MODEL_FOLDER = "trained"
 PROGRESS_FOLDER = "progress"
 USER_ERROR = "user_error"
 NOTE = "note"
+_ABORT_S = 15.0
 
 
 def train_on_ray(
@@ -94,7 +95,7 @@ def train_on_ray(
     orders = None if stop is None else Queue(actor_options=beside)
     drain = _Drain(queue, report, stop, orders)
     drain.start()
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker,
         train_loop_config={
             "config": config.model_dump(mode="json"),
@@ -127,6 +128,7 @@ def train_on_ray(
         raise UserError(drain.user_error)
     if stop is not None and stop.is_set():
         raise Stopped
+    assert checkpoint is not None, "a training that ended well leaves its model in a checkpoint"
     if drain.failure is not None:
         warnings.warn(f"reports stopped reaching the driver's log: {drain.failure}", stacklevel=2)
     with checkpoint.as_directory() as folder:
@@ -135,8 +137,25 @@ def train_on_ray(
     return result
 
 
-def _fitted(trainer: TorchTrainer, storage: str, name: str) -> Checkpoint:
+class _Trainer(TorchTrainer):
+    """A trainer that leaves SIGINT to the command, whose exit code Ray Train's own handler would make 1."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+    def abort(self) -> None:
+        """Release the workers; without it, what waits for them would hold a cluster's machines."""
+        if self.controller is not None:
+            with suppress(Exception):  # the controller ends itself, and an answer then never comes
+                ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
+
+
+def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
     """The last checkpoint, which carries the trained model; what a failed training has left half-written is removed.
+
+    None where the workers ended before the first one, because of the user's mistake or because they were told to stop.
 
     Raises:
         StorageError: checkpoints cannot be written.
@@ -158,7 +177,9 @@ def _fitted(trainer: TorchTrainer, storage: str, name: str) -> Checkpoint:
             raise
         with reaching(storage, "write checkpoints to"):
             raise OSError(told.partition("OSError: ")[2]) from None
-    assert checkpoint is not None
+    except (KeyboardInterrupt, SystemExit):
+        trainer.abort()
+        raise
     return checkpoint
 
 
@@ -221,7 +242,8 @@ def _worker(settings: dict[str, Any]) -> None:
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
             device = ray.train.torch.get_device()
-            training = TrainContext(rank, world_size, device, report, resume_from, partial(hand_over, {"saved": 1}))
+            save = partial(hand_over, {"saved": 1})
+            training = TrainContext(rank, world_size, device, report, resume_from, save, note)
             start = ray.get(settings["start"][0]) if settings["start"] else None
             result = fit(config, dataset, settings["validate"], training, start)
         with tempfile.TemporaryDirectory() as parent:

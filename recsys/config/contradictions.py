@@ -1,0 +1,84 @@
+"""Settings that cannot all hold, whatever the data: found before a verb starts, and by its dry run.
+
+Why not when the configuration is read: a search space tries values one by one, and two that contradict each other may
+each be right beside another value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from recsys.config.root import Config
+from recsys.config.sources import SyntheticSource
+from recsys.errors import ConfigError
+
+_PREPARES: Final = "prepare"
+_TRAINS: Final = "train"
+
+
+def check_settings(config: Config, stages: tuple[str, ...]) -> None:
+    """Refuse settings that the stages of a verb cannot follow together.
+
+    Raises:
+        ConfigError: with every contradiction, one a line.
+    """
+    found = list(_of_data(config)) if _PREPARES in stages else []
+    found += list(_of_training(config)) if _TRAINS in stages else []
+    if found:
+        raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
+
+
+def _of_data(config: Config) -> Iterator[str]:
+    data, split = config.data, config.data.split
+    for key in ("valid_from", "test_from"):
+        if getattr(split, key) and split.kind != "temporal":
+            yield (
+                f"data.split.{key} is read by kind temporal only, and data.split.kind is {split.kind}; "
+                "set kind temporal, or leave the time out"
+            )
+    if data.order == "none" and split.kind == "leave-last":
+        yield "data.split.kind leave-last needs an order, and data.order is none; set data.split.kind ratio"
+    strays = sorted({*data.context_numbers} - {*data.context})
+    if strays:
+        yield f"data.context_numbers names {', '.join(strays)}, not in data.context; add it there too"
+    if data.text.event_types and not data.text.event_column:
+        yield "data.text.event_types is set and data.text.event_column is empty: name the column with their text"
+    both = sorted({*data.interactions} & {*data.text.event_types})
+    if both:
+        yield f"data.interactions and data.text.event_types both name {', '.join(both)}; leave it out of one"
+
+
+def _of_training(config: Config) -> Iterator[str]:
+    data, train, enabled = config.data, config.train, config.model.granularities.enabled()
+    where = "model.granularities"
+    evolution, behaviour = config.model.granularities.evolution, config.model.granularities.behaviour
+    ordered = data.order in ("time", "file")
+    if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
+        yield "train.loss.label_smoothing acts on full_softmax only; set it 0, or train.loss.kind full_softmax"
+    if ordered and (train.hide_history or train.loss.event_power != 1.0):
+        yield (
+            f"train.hide_history {train.hide_history} and train.loss.event_power {train.loss.event_power} act on "
+            f"unordered data only, and data.order is {data.order}: set them 0 and 1, or data.order none"
+        )
+    if evolution.enabled and data.order == "none":
+        yield f"{where}.evolution needs events in order, and data.order is none; disable it, or set data.order auto"
+    if evolution.enabled and evolution.states == "formula" and evolution.cell == "attention":
+        yield f"{where}.evolution.states formula needs cell lstm or gru, got attention; set another"
+    unknown = sorted({*evolution.query_context} - {*data.context})
+    if evolution.enabled and unknown:
+        yield f"{where}.evolution.query_context names {', '.join(unknown)}, not in data.context; add it there"
+    if "collaborative" in enabled and config.model.granularities.collaborative.user_embedding and ordered:
+        yield f"{where}.collaborative.user_embedding needs unordered data, and data.order is {data.order}; set it false"
+    if behaviour.reads_user_text and not data.text.users.enabled:
+        yield (
+            f"{where}.behaviour.input {behaviour.input} reads the text of users: set data.text.users.enabled true, or "
+            "input text"
+        )
+    if not (config.model.item.id or data.text.enabled):
+        yield "model.item.id and data.text.enabled are both false, which leaves nothing to tell items apart; set one"
+    if config.model.fusion.kind == "weighted" and not any(section.weight for section in enabled.values()):
+        yield f"model.fusion.kind is weighted and every {where}.NAME.weight is 0; give one of them a weight"
+    media = data.media.columns or data.media.images.column or isinstance(data.source, SyntheticSource)
+    if "media" in enabled and not media:
+        yield f"{where}.media needs data.media.columns or data.media.images; name columns of items there, or disable it"

@@ -1,0 +1,114 @@
+"""A dry run finds every mistake that needs no data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+from recsys.config import build_config
+from recsys.config.contradictions import check_settings
+from recsys.config.values import ACCURACY, iso_microseconds, metric_name
+from recsys.errors import ConfigError
+from recsys.evaluation.metrics import QUERY_METRICS
+
+Captured = pytest.CaptureFixture[str]
+MODEL = "model: {granularities: {collaborative: {enabled: true}}}\n"
+PREPARES, TRAINS = ("prepare",), ("prepare", "train", "evaluate")
+
+
+def test_metrics_are_those_of_the_evaluation_in_any_case() -> None:
+    assert set(ACCURACY) == set(QUERY_METRICS)
+    assert metric_name(" NDCG@10 ") == "ndcg@10"
+
+
+@pytest.mark.parametrize("name", ["ndcg", "ndgc@10", "ndcg@0", "ndcg@-1", "ndcg@10.5", "coverage@10", "ndcg@99999999"])
+def test_a_wrong_metric_is_refused_with_the_ones_there_are(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.metric.*ndcg@K"):
+        build_config({"model": {"granularities": {"evolution": {"enabled": True}}}, "train": {"metric": name}})
+
+
+@pytest.mark.parametrize("text", ["01.11.2020", "2020", "1604188800", "yesterday", "2020-02-30"])
+def test_a_time_that_is_not_iso_names_the_form(text: str) -> None:
+    split = {"kind": "temporal", "valid_from": text}
+    with pytest.raises(ConfigError, match=r"data\.split\.valid_from: not an ISO time; expected YYYY-MM-DD"):
+        build_config({"data": {"split": split}}, needs_model=False)
+
+
+def test_times_are_exact_microseconds() -> None:
+    assert iso_microseconds("2020-01-01T00:00:00.000001+01:00") == 1_577_833_200_000_001
+    assert iso_microseconds("20200101") == iso_microseconds("2020-01-01T00:00:00Z")
+
+
+def test_validation_after_test_is_refused() -> None:
+    split = {"kind": "temporal", "valid_from": "2020-12-01", "test_from": "2020-11-01"}
+    with pytest.raises(ConfigError, match="valid_from 2020-12-01 is not before test_from 2020-11-01"):
+        build_config({"data": {"split": split}}, needs_model=False)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"data": {"split": {"test_from": "2020-01-01"}}}, r"data\.split\.test_from is read by kind temporal only"),
+        ({"data": {"order": "none"}}, "leave-last needs an order"),
+        ({"data": {"context_numbers": ["a"]}}, r"data\.context_numbers names a"),
+        ({"data": {"text": {"event_types": ["tag"]}}}, "event_column is empty"),
+        ({"data": {"interactions": ["a"], "text": {"event_types": ["a"], "event_column": "b"}}}, "both name a"),
+        ({"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}, "full_softmax"),
+        ({"train": {"hide_history": 0.3}, "data": {"order": "time"}}, "hide_history.*order"),
+        ({"model": {"granularities": {"evolution": {"enabled": True, "states": "formula"}}}}, "states formula"),
+        ({"model": {"granularities": {"evolution": {"enabled": True, "query_context": ["a"]}}}}, "query_context"),
+        ({"model": {"granularities": {"behaviour": {"enabled": True, "input": "user_text"}}}}, "data.text.users"),
+        ({"model": {"item": {"id": False}}, "data": {"text": {"enabled": False}}}, "both false"),
+        (
+            {"model": {"fusion": {"kind": "weighted"}, "granularities": {"collaborative": {"weight": 0}}}},
+            "every model.granularities.NAME.weight is 0",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(tree: dict[str, dict[str, object]], said: str) -> None:
+    model = {"granularities": {"collaborative": {"enabled": True}}}
+    given = dict(tree.get("model", {}))
+    sections = dict(given.pop("granularities", {}))  # type: ignore[call-overload]
+    sections["collaborative"] = {"enabled": True, **sections.get("collaborative", {})}
+    config = build_config({**tree, "model": {**model, **given, "granularities": sections}})
+    with pytest.raises(ConfigError, match=said):
+        check_settings(config, TRAINS)
+    check_settings(config, ("recommend",))
+
+
+def test_settings_of_training_do_not_matter_to_prepare() -> None:
+    tree = {"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}
+    check_settings(build_config(tree, needs_model=False), PREPARES)
+
+
+def _file(tmp_path: Path, source: str, model: str = MODEL) -> list[str]:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{model}data:\n  source: {source}\n", encoding="utf-8")
+    return ["--config", str(path), "--run.dir", str(tmp_path / "run"), "--dry-run"]
+
+
+@pytest.mark.parametrize("verb", ["run", "prepare", "update"])
+def test_a_missing_file_is_found_by_every_verb_that_reads_the_source(
+    verb: str, tmp_path: Path, capsys: Captured
+) -> None:
+    words = _file(tmp_path, f"{{kind: canonical, events: [{tmp_path}/nowhere.csv]}}")
+    assert main([verb, *words]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_does_not_matter_to_a_verb_that_does_not_read_it(tmp_path: Path, capsys: Captured) -> None:
+    words = _file(tmp_path, f"{{kind: canonical, events: [{tmp_path}/nowhere.csv]}}")
+    assert main(["evaluate", *words]) == 0
+    assert "Nothing was done" in capsys.readouterr().out
+
+
+def test_prepare_needs_no_model_and_train_says_what_is_missing(tmp_path: Path, capsys: Captured) -> None:
+    words = _file(tmp_path, "{kind: synthetic}", model="")
+    assert main(["prepare", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "granularities" not in shown and "kind: synthetic" in shown
+    assert main(["train", *words]) == 2
+    assert "evolution: {enabled: true}" in capsys.readouterr().err
