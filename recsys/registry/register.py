@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import recsys
-from recsys.config import Config, redact
+from recsys.config import Config
 from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
-from recsys.registry.card import short_card
+from recsys.registry.card import short_card, shown_as_text
 from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.storage.mirror import download, downloaded, temporary_folder
@@ -253,7 +253,7 @@ def _description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> 
         lines.insert(1, ", ".join(f"{key} {value:.4f}" for key, value in list(headline.items())[:4]) + ".")
     if "lineage" in info.extra:
         lines += short_card(config, metrics, info.extra["lineage"])
-    return redact("\n".join(lines))
+    return shown_as_text("\n".join(lines))
 
 
 def _is_here(uri: str) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from recsys import __version__
 from recsys.config import Config, dump_config, redact
+from recsys.config.redaction import MARK
 from recsys.data.dataset import Manifest
 from recsys.errors import ConfigError, MultigrainError, StorageError
 from recsys.registry.experiments import experiment_id
@@ -237,10 +238,10 @@ def tracking_uri(config: Config) -> str:
         ConfigError: a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
     """
     uri = config.tracking.uri
-    if "://***@" in uri:
+    if MARK in uri:
         raise ConfigError(
-            f"tracking.uri: {uri} is without its user and password, which are never written down; give it whole with "
-            "--tracking.uri, or as $VARIABLE of the environment"
+            f"tracking.uri: {uri} is without its user and password, or another secret, which are never written down; "
+            "give it whole with --tracking.uri, or as $VARIABLE of the environment"
         )
     if not uri:
         if is_remote(config.run.dir):
