@@ -7,7 +7,6 @@ Why in the bundle: who deploys a model has the bundle and not the report. It is 
 from __future__ import annotations
 
 import re
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
