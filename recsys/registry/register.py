@@ -146,7 +146,7 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
     import mlflow
     import mlflow.pyfunc
 
-    from recsys.registry.pyfunc_model import BUNDLE, signature
+    from recsys.registry.pyfunc_model import BUNDLE, request_schema, signature
 
     with _joined(tracker):
         return mlflow.pyfunc.log_model(
@@ -155,6 +155,7 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             artifacts={BUNDLE: str(folder.absolute())},
             code_paths=[str(Path(recsys.__file__).parent)],
             signature=signature(),
+            metadata={"request": request_schema()},
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
