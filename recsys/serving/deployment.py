@@ -100,7 +100,7 @@ class Replica:
 
     async def answer(self, incoming: Incoming) -> Reply:
         """The reply to a call of any path."""
-        return await self._service.handle(incoming, self._batched)
+        return await self._service.handle(incoming, self._batched, self._one)
 
     async def about(self) -> tuple[dict[str, Any], int]:
         """What the model is, and how many items it scores for a list."""
@@ -109,6 +109,11 @@ class Replica:
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # as __init__ sets them
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, jobs)
+
+    async def _one(self, job: Job) -> Outcome:
+        """A slice of a large call, between two batches: small calls do not wait for it in their own batch."""
+        [outcome] = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, [job])
+        return outcome
 
     async def metrics(self, front: dict[str, Any]) -> Reply:
         """The counts of the front and of all replicas, this one's as of now."""

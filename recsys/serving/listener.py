@@ -93,6 +93,8 @@ class Listener:
 
     async def close(self) -> None:
         """Take what has connected, close the socket, and end the connections when their calls are answered."""
+        if self._socket.fileno() < 0:
+            return
         self._loop.remove_reader(self._socket.fileno())
         self._accept(_BACKLOG)
         self._socket.close()

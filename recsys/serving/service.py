@@ -168,12 +168,15 @@ class Service:
         except RequestError as error:
             return [error] if len(jobs) == 1 else [_alone(recommender, job, _version(about)) for job in jobs]
 
-    async def handle(self, incoming: Incoming, ask: Ask) -> Reply:
-        """The reply to a call; never raises. ``ask`` brings a job to :meth:`answer`."""
+    async def handle(self, incoming: Incoming, ask: Ask, ask_alone: Ask | None = None) -> Reply:
+        """The reply to a call; never raises.
+
+        ``ask`` brings a job to :meth:`answer`, together with others; ``ask_alone`` the slices of a large call.
+        """
         started = time.perf_counter()
         try:
             self._check(incoming)
-            reply = await self._reply(incoming, ask)
+            reply = await self._reply(incoming, ask, ask_alone or ask)
         except CallError as error:
             reply = refusal(incoming.path, error)
         except UserError as error:
@@ -194,16 +197,16 @@ class Service:
         if len(incoming.body) > self.limits.max_bytes:
             raise too_large(self.limits.max_bytes)
 
-    async def _reply(self, incoming: Incoming, ask: Ask) -> Reply:
+    async def _reply(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
         if incoming.path in (RECOMMEND, INVOCATIONS):
-            return await self._recommended(incoming, ask)
+            return await self._recommended(incoming, ask, ask_alone)
         if incoming.path == "/model":
             return reply_json(200, self.about)
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
         return health(self.about)
 
-    async def _recommended(self, incoming: Incoming, ask: Ask) -> Reply:
+    async def _recommended(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
         """The answers to a call, slice by slice, all by one version of the model."""
         found, bounds = incoming.slices, self.limits.bounds
         if found is None:
@@ -220,7 +223,7 @@ class Service:
         for _ in range(_TRIES):
             jobs = (requests[cut] for cut in cuts) if found is None else found.requests()
             number = len(cuts) if found is None else len(found.parts)
-            answered = await self._answered(jobs, number, ask)
+            answered = await self._answered(jobs, number > 1, ask_alone if number > 1 else ask)
             if answered is not None:
                 parts, version = answered
                 return replace(joined(form, parts), headers=((VERSION_HEADER, version),))
@@ -236,12 +239,12 @@ class Service:
         text = exposition(snapshots, model, replicas)
         return Reply(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answered(self, jobs: Iterator[Job], number: int, ask: Ask) -> tuple[list[bytes], str] | None:
+    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> tuple[list[bytes], str] | None:
         """The answers as JSON and the version that gave them; None where another version took over in between."""
         parts: list[bytes] = []
         version, first = "", 0
         for job in jobs:
-            async with self._lane.turn(is_large=number > 1):
+            async with self._lane.turn(is_large):
                 outcome = await ask(job)
                 if isinstance(outcome, RequestError):
                     raise _renumbered(outcome, first)

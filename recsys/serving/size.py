@@ -15,7 +15,7 @@ from recsys.serving.requests import Request
 
 # What a slice holds at most, so that it takes some milliseconds; one request alone is never cut.
 _REQUESTS: Final = 32
-_ANSWERS: Final = 1000
+_ANSWERS: Final = 500
 _EVENTS: Final = 1000
 _SCORES: Final = 2**21
 
@@ -60,15 +60,13 @@ class Bounds:
 
 
 def _too_much(asked: str, key: str, limit: int) -> CallError:
-    return CallError(
-        413, f"got {asked}, a call takes {limit:,}; send them in several calls, or raise serve.{key}"
-    )
+    return CallError(413, f"got {asked}, a call takes {limit:,}; send them in several calls, or raise serve.{key}")
 
 
 def slices(requests: Sequence[Request], num_scored: int) -> list[slice]:
     """Where a call is cut.
 
-    >>> slices([Request(user_id="u", k=400)] * 5, num_scored=100)
+    >>> slices([Request(user_id="u", k=200)] * 5, num_scored=100)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     most = max(1, min(_REQUESTS, _SCORES // max(num_scored, 1)))
