@@ -1,4 +1,4 @@
-"""The recommender on Ray Serve: replicas that answer, and a desk from which they take the model.
+"""The recommender on Ray Serve: a gate that takes calls, replicas that answer, a desk from which they take the model.
 
 Why a desk (an actor) and not Serve's own update of a deployment: a replica then loads the next model beside the one
 that answers and changes over between two batches, so no call waits or fails; and one that cannot load it goes on with
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ APP: Final = "recsys"
 _LOOK_S: Final = 0.5  # between looks of a replica at the desk
 _UNHEARD_S: Final = 15.0  # after which the front says that no replica answers
 _LARGE_BODY: Final = 64 << 10  # bytes; a smaller body is read by the replica in a few milliseconds
+_NICE: Final = 10  # of the process that reads large bodies: small calls go first
 _LAST_BODY_S: Final = 2.0  # for a body that is on its way when the server ends
 _MORE_ONGOING: Final = 100  # beside the calls that wait: those that ask how a replica is
 _SILENT_S: Final = 120.0  # without a look, as while it loads a model, after which a replica counts as gone
@@ -151,6 +153,9 @@ class Replica:
 
 class Reader:
     """Reads large bodies and cuts them, so that neither the front nor a replica stands still over one."""
+
+    def __init__(self) -> None:
+        os.nice(_NICE)
 
     def read(self, path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
         """As :func:`~recsys.serving.service.read_ahead`."""
