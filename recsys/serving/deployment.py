@@ -21,9 +21,11 @@ from uuid import uuid4
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recsys.config import ServeConfig
+from recsys.errors import ConfigError
 from recsys.registry.bundle import Bundle
 from recsys.serving.calls import CallError, Reply
 from recsys.serving.front import Front, limits_of
@@ -191,7 +193,7 @@ class Replicas:
                 incoming = replace(incoming, body=b"", slices=found)
             reply: Reply = await self._handle.answer.remote(incoming)
             return reply
-        except ray.exceptions.RayActorError:
+        except (ray.exceptions.RayActorError, RayServeException):
             raise CallError(503, "the process that answered has ended; ask again", (("Retry-After", "1"),)) from None
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
@@ -278,6 +280,7 @@ class Server:
         """Start the front and the replicas, and wait until they answer.
 
         Raises:
+            ConfigError: the port was taken meanwhile.
             RuntimeError: Serve could not start them.
         """
         settings = self._settings
@@ -312,7 +315,10 @@ class Server:
     def keep(self) -> bool:
         """Start another front where the one before has ended; whether that was needed."""
         try:
-            return not ray.get(self._gate.lives.remote())
+            ray.get(self._gate.lives.remote(), timeout=_UNHEARD_S)
+            return False
+        except ray.exceptions.GetTimeoutError:  # it is there, and busy
+            return False
         except ray.exceptions.RayActorError:
             self._gate = self._listening()
             ray.get(self._gate.open.remote(self._handle))
@@ -338,5 +344,11 @@ class Server:
         gate = made.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote(
             self._settings, self._port, self._token_sha256
         )
-        ray.get(gate.listen.remote())
+        try:
+            ray.get(gate.listen.remote())
+        except OSError as error:  # as Ray raises the error of an actor: of its class, and one of its own
+            raise ConfigError(
+                f"serve.host {self._settings.host}, serve.port {self._port}: cannot be used "
+                f"({getattr(error, 'cause', error)}); choose another port, or 0 for a free one"
+            ) from None
         return gate
