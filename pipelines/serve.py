@@ -2,7 +2,9 @@
 
 The registry is asked every ``serve.poll_seconds`` what the name means; another version is read and checked here, beside
 the one that answers, and handed to the replicas, which change over without losing a call. A version that cannot be
-loaded is reported once and the one before goes on.
+loaded is reported once, the one before goes on, and it is tried again after pauses that grow.
+
+At the end new calls are refused (503), those that were admitted are answered, and then the socket is closed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from pipelines.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.tracking import tracking_uri
+from recsys.serving.access import token_sha256
 from recsys.serving.followed import Followed
-from recsys.serving.service import token_sha256
 
 _LEAST_TOKEN: Final = 16  # characters; shorter ones are guessed
 
@@ -80,21 +82,25 @@ def _run(
         del bundle, first
         address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
         say(f"{settings.replicas} replica(s) answer at {address}/recommend; SIGINT or SIGTERM ends them")
-        _follow(server, followed, version, settings.poll_seconds, say, stopped)
+        _follow(server, followed, version, settings, say, stopped)
     except KeyboardInterrupt:
         pass
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # one is enough: the end itself is not to be interrupted
-        server.stop()
+        left = server.stop()
+        if left:
+            say(f"{left} call(s) took longer than serve.timeout_s and were given up")
 
 
 def _follow(
-    server: Any, followed: Followed, version: str, poll_seconds: float, say: Any, stopped: threading.Event
+    server: Any, followed: Followed, version: str, settings: ServeConfig, say: Any, stopped: threading.Event
 ) -> None:
-    """Hand over every other version, until the signal."""
-    refused, silent = "", False
-    while not stopped.wait(poll_seconds):
+    """Hand over every other version, until the signal; see to it that the front is there."""
+    refused, silent = _Refused(settings.poll_seconds, settings.max_retry_s), False
+    while not stopped.wait(settings.poll_seconds):
+        if server.keep():
+            say("the process that takes calls had ended; another one has taken its place")
         try:
             found = followed.version()
             silent = False
@@ -103,31 +109,58 @@ def _follow(
                 say(f"{followed.uri} cannot be looked up ({_why(error)}); {version} goes on")
             silent = True
             continue
-        if found in (version, refused):
+        if found == version or not refused.may_try(found):
             continue
         try:
             bundle, about = followed.load(found)
             serial = server.offer(bundle, about)
             del bundle
         except Exception as error:
-            say(f"{found} cannot be loaded ({_why(error)}); {version} goes on")
-            refused = found
+            if refused.again(found):
+                say(f"{found} cannot be loaded ({_why(error)}); {version} goes on; it is tried again from time to time")
             continue
-        version, refused = found, ""
-        _say_who_took(server, serial, version, say, stopped)
+        errors = _taken(server, serial, found, say, stopped)
+        if not errors:
+            version = found
+            refused.forget()
+        elif refused.again(found):
+            say(f"{found}: {errors}; it is offered again from time to time")
 
 
-def _say_who_took(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> None:
-    """Wait until every replica answers by the version or says why it cannot."""
+class _Refused:
+    """A version that could not be loaded, and when it may be tried again: after pauses that double up to a bound."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s, self._longest_s = first_s, max(first_s, longest_s)
+        self.forget()
+
+    def forget(self) -> None:
+        """All is well."""
+        self._version, self._pause_s, self._next = "", self._first_s, 0.0
+
+    def may_try(self, version: str) -> bool:
+        """Whether it is another version, or the time for another try has come."""
+        return version != self._version or time.monotonic() >= self._next
+
+    def again(self, version: str) -> bool:
+        """It could not be loaded (again); whether that is news."""
+        is_news = version != self._version
+        self._pause_s = self._first_s if is_news else min(2 * self._pause_s, self._longest_s)
+        self._version, self._next = version, time.monotonic() + self._pause_s
+        return is_news
+
+
+def _taken(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> str:
+    """Wait until every replica answers by the version; why some cannot, or nothing."""
     while not stopped.is_set():
         num_replicas, taken, errors = server.state(serial)
         if errors:
-            say(f"{version}: {taken} of {num_replicas} replicas answer by it, others could not: {'; '.join(errors)}")
-            return
+            return f"{taken} of {num_replicas} replicas answer by it, others could not: {'; '.join(errors)}"
         if num_replicas and taken == num_replicas:
             say(f"{version} answers now on {taken} replica(s)")
-            return
+            return ""
         time.sleep(0.2)
+    return ""
 
 
 @contextmanager

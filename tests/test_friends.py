@@ -13,7 +13,6 @@ import pytest
 import torch
 from handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 
-from pipelines.recommend import read_requests
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Split
@@ -22,6 +21,7 @@ from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.serving.batch import recommend_all
 from recsys.serving.recommender import Recommender, as_queries
+from recsys.serving.request_files import read_requests
 from recsys.serving.requests import Answer, parse_requests
 from recsys.training.build import build_graphs, build_model
 

@@ -134,13 +134,18 @@ frame = pd.DataFrame(rows[:2])
 found["frame"] = model.predict(frame, params={"k": 2}).to_dict("records")
 found["objects"] = model.predict([{"history": [{"item_id": "i1", "event_type": "buy"}], "k": 1}]).to_dict("records")
 found["errors"] = []
-for bad in ([{"user_id": "u0", "k": 0}], [{"user": "u0"}], [{"user_id": 5}], [{"history": "i1"}], [{"k": 3}], [3]):
+ids = pd.DataFrame({"user_id": [7, 8]})
+holes = pd.DataFrame({"user_id": [7, None], "history": [None, ["i1"]]})
+typo = {"user_id": "u0", "exclude_sen": False}
+bad_ones = [[{"user_id": "u0", "k": 0}], [{"user": "u0"}], [{"user_id": 5}], [{"history": "i1"}], [{"k": 3}], [3]]
+for bad in (*bad_ones, [typo], pd.DataFrame([typo]), ids, holes):
     try:
         model.predict(bad)
     except Exception as error:
         found["errors"].append(f"{type(error).__name__}: {error}")
 found["heavy"] = [name for name in ("ray", "transformers", "torch_geometric") if name in sys.modules]
-found["inputs"] = model.metadata.signature.inputs.input_names()
+found["request"] = list(model.metadata.metadata["request"]["properties"])
+found["signature"] = model.metadata.signature.to_dict()
 found["example"] = model.metadata.saved_input_example_info is not None
 print(json.dumps(found, allow_nan=False))
 """
@@ -174,12 +179,15 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert newcomer["shares"]["social"] == newcomer["scores"]
     assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
-    expected = ["k: got 0", "no column user_id, history, friends or attributes", "user_id", "history: got 'i1'", "", ""]
+    expected = ["k: got 0", "user: unknown field", "user_id: got 5", "history: got 'i1'", "needs user_id", "request 0"]
+    expected += ["exclude_sen: unknown field", "exclude_sen: unknown field"]
+    expected += ["user_id: the column holds numbers (int64), expected text", 'astype("Int64").astype("string")']
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []
     asked = ["user_id", "history", "friends", "attributes", "k", "exclude_seen", "context", "horizon"]
-    assert found["inputs"] == asked and found["example"]
+    assert sorted(found["request"]) == sorted(asked) and found["example"]
+    assert found["signature"]["inputs"] is None and "item_ids" in found["signature"]["outputs"]
 
 
 def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:

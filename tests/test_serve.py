@@ -16,7 +16,7 @@ from pipelines import serve
 from pipelines.cli import main, plan
 from pipelines.folder import open_run
 from pipelines.progress import Progress
-from recsys.config import Config, build_config
+from recsys.config import Config, ServeConfig, build_config
 from recsys.errors import ArtifactError, ConfigError
 
 
@@ -120,6 +120,11 @@ class Server:
 
     def __init__(self) -> None:
         self.offered: list[str] = []
+        self.num_kept = 0
+
+    def keep(self) -> bool:
+        self.num_kept += 1
+        return self.num_kept == 2
 
     def offer(self, bundle: str, about: dict[str, Any]) -> int:
         self.offered.append(bundle)
@@ -129,18 +134,54 @@ class Server:
         return (2, 2, []) if serial == 1 else (2, 1, ["MemoryError: no room"])
 
 
-def test_it_follows_what_the_name_means() -> None:
+def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, output, server = threading.Event(), io.StringIO(), Server()
     away = ConnectionError("refused")
     looks = ("1", "2", away, away, "2", "broken", "broken", "2", "3", "3")
     registry = Registry(stopped, *looks)
-    serve._follow(server, registry, "1", 0.001, Progress(output), stopped)
-    assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "a broken version is tried once"
+    settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
+    monkeypatch.setattr(serve._Refused, "may_try", lambda self, version: version != self._version)
+    serve._follow(server, registry, "1", settings, Progress(output), stopped)
+    assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
     said = output.getvalue()
     assert "2 answers now on 2 replica(s)" in said
     assert said.count("cannot be looked up (ConnectionError: refused); 2 goes on") == 1
     assert said.count("broken cannot be loaded (a file is damaged); 2 goes on") == 1
     assert "3: 1 of 2 replicas answer by it, others could not: MemoryError: no room" in said
+    assert said.count("another one has taken its place") == 1
+
+
+def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(serve.time, "monotonic", lambda: clock[0])
+    refused, tries, news = serve._Refused(first_s=10, longest_s=60), [], 0
+    for second in range(0, 400, 5):  # a look every five seconds
+        clock[0] = float(second)
+        if refused.may_try("broken"):
+            tries.append(second)
+            news += refused.again("broken")
+    assert tries == [0, 10, 30, 70, 130, 190, 250, 310, 370], "10, 20, 40, then 60 s at most"
+    assert news == 1, "it is said once"
+    assert refused.may_try("another"), "another version waits for nothing"
+    refused.again("another")
+    refused.forget()
+    assert refused.may_try("another")
+
+
+def test_a_version_that_is_repaired_takes_over(tmp_path: Path) -> None:
+    stopped, output, server = threading.Event(), io.StringIO(), Server()
+    registry = Registry(stopped, *["broken"] * 12)
+    first = registry.load
+
+    def load(version: str) -> tuple[Any, dict[str, Any]]:
+        return (version, {}) if len(registry.loaded) >= 2 else first(version)
+
+    registry.load = load  # type: ignore[method-assign]
+    settings = ServeConfig(poll_seconds=0.001, max_retry_s=0.001)
+    serve._follow(server, registry, "1", settings, Progress(output), stopped)
+    assert registry.loaded == ["broken", "broken"] and server.offered == ["broken"]
+    assert output.getvalue().count("cannot be loaded") == 1
+    assert "broken answers now on 2 replica(s)" in output.getvalue()
 
 
 def test_replicas_that_find_no_cpu(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,22 @@ from handmade import small_model, small_world
 
 from recsys.errors import RequestError
 from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.followed import Followed
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
-from recsys.serving.service import Answered, Incoming, Job, Limits, Outcome, Service, token_sha256
+from recsys.serving.service import (
+    Answered,
+    Incoming,
+    Job,
+    Limits,
+    Outcome,
+    Service,
+    Slices,
+    read_ahead,
+    token_sha256,
+)
 
 ABOUT = {"uri": "models:/pocket/3", "version": "3", "created": "2026-01-01"}
 
@@ -38,7 +50,7 @@ def bundle(folder: Path) -> Bundle:
 
 @pytest.fixture
 def service(bundle: Bundle) -> Service:
-    made = Service(Limits(max_bytes=2000, max_requests=3))
+    made = Service(Limits(max_bytes=2000, max_requests=3, max_answers=1500))
     made.adopt(bundle, ABOUT)
     return made
 
@@ -81,7 +93,18 @@ def test_all_forms_give_the_same_answers(service: Service, bundle: Bundle) -> No
 REFUSED = [
     ("/recommend", b"{nope", 400, "no JSON"),
     ("/recommend", b'{"user_id": NaN}', 400, "NaN is no number of JSON"),
-    ("/recommend", b"[" * 1900, 400, "no JSON"),
+    ("/recommend", b"[" * 1900, 400, "the body is no JSON: nested too deeply"),
+    ("/recommend", b'{"a":' * 300 + b"1" + b"}" * 300, 400, "unknown field"),
+    ("/recommend", b'{"user_id": "u0", "context": ' + b'{"a":' * 300 + b"1" + b"}" * 301, 400, "context"),
+    ("/recommend", b'{"user_id": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "user_id: got [[[["),
+    ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "1e999 is too large for a number"),
+    ("/recommend", b'{"user_id": "u0", "k": ' + b"9" * 1900 + b"}", 400, "k: got 999"),
+    ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' is given twice in one object"),
+    ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is no UTF-8"),
+    ("/recommend", {"user_id": "u0", "exclude_sen": False}, 400, "exclude_sen: unknown field"),
+    ("/invocations", {"inputs": [{"user_id": "u0", "exclude_sen": False}]}, 400, "exclude_sen: unknown field"),
+    ("/invocations", {"inputs": {"history": ["i1"], "friends": [7]}}, 400, "request 0: friends[0]: got 7"),
+    ("/recommend", [{"user_id": "u0", "k": 900}] * 2, 413, "lists of 1,800 items together (the sum of k)"),
     ("/recommend", "u0", 400, "request 0: expected an object with user_id, history, friends or attributes, got 'u0'"),
     ("/recommend", {"user_id": 7}, 400, "request 0: user_id: got 7"),
     ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs user_id"),
@@ -113,6 +136,102 @@ def test_methods_types_and_tokens(service: Service) -> None:
     for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "open sesame, please"}):
         assert call(service, "/model", method="GET", **given)[0] == 401
     assert call(service, "/model", method="GET", authorization="Bearer open sesame, please") == (200, ABOUT)
+
+
+def test_a_call_that_asks_more_scores_than_it_may_is_refused(service: Service) -> None:
+    rows = [{"user_id": "u0"}] * 3
+    service.limits = replace(service.limits, max_scores=3 * 12)
+    assert call(service, "/recommend", rows)[0] == 200, "three requests of twelve items"
+    service.limits = replace(service.limits, max_scores=3 * 12 - 1)
+    status, said = call(service, "/recommend", rows)
+    assert status == 413 and "36 scores (3 requests × 12 items)" in said["error"]
+    assert "serve.max_scores" in said["error"]
+
+
+LARGE: list[dict[str, Any]] = [{"user_id": f"u{row % 4}", "k": 3} for row in range(100)]
+
+
+def large_limits() -> Limits:
+    return Limits(max_bytes=1 << 20, max_requests=100)
+
+
+def test_a_large_call_is_answered_in_slices_and_small_ones_in_between(service: Service, bundle: Bundle) -> None:
+    service.limits = large_limits()
+    expected = [answer.to_dict() for answer in Recommender(bundle).recommend(parse_requests(LARGE))]
+    order: list[int] = []
+
+    async def ask(job: Job) -> Outcome:
+        order.append(len(job))
+        await asyncio.sleep(0)
+        return service.answer([job])[0]
+
+    async def both() -> list[Any]:
+        body = json.dumps(LARGE).encode()
+        large = [service.handle(Incoming("POST", "/recommend", {}, body), ask, ask) for _ in range(2)]
+        small = service.handle(Incoming("POST", "/recommend", {}, b'{"user_id": "u0"}'), ask, ask)
+        return list(await asyncio.gather(*large, small))
+
+    first, second, small = asyncio.run(both())
+    assert small.status == 200 and first.body == second.body
+    for found, answer in zip(json.loads(first.body), expected, strict=True):
+        assert found["item_ids"] == answer["item_ids"] and found["scores"] == pytest.approx(answer["scores"], rel=1e-4)
+    assert max(order) <= 32 and order.index(1) <= 2, "it waits for one slice at most, however many calls are large"
+
+
+def test_a_mistake_in_a_late_slice_is_counted_from_the_beginning(service: Service) -> None:
+    service.limits = large_limits()
+    rows = [*LARGE[:70], {"history": [{"item_id": "i1", "event_type": "x"}]}]
+    status, said = call(service, "/recommend", rows)
+    assert status == 400 and said["error"].startswith("request 70: history[0].event_type: got 'x'")
+
+
+def test_a_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> None:
+    service.limits = large_limits()
+    asked = 0
+
+    async def ask(job: Job) -> Outcome:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            service.adopt(bundle, {"version": "4"})
+        return service.answer([job])[0]
+
+    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, json.dumps(LARGE).encode()), ask, ask))
+    assert reply.status == 200 and dict(reply.headers)["X-Model-Version"] == "4"
+    assert asked == 3 + 4, "from the beginning once the other version answers"
+
+    async def changing(job: Job) -> Outcome:
+        nonlocal asked
+        asked += 1
+        service.adopt(bundle, {"version": str(asked)})
+        return service.answer([job])[0]
+
+    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, json.dumps(LARGE).encode()), changing))
+    assert reply.status == 503 and dict(reply.headers)["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/invocations"])
+def test_a_body_that_is_read_ahead_has_the_same_answer(service: Service, path: str) -> None:
+    service.limits = large_limits()
+    body = json.dumps({"inputs": LARGE} if path == "/invocations" else LARGE).encode()
+    slices = read_ahead(path, body, service.limits, service.num_scored(3))
+    assert isinstance(slices, Slices) and len(slices.parts) > 1 and slices.num_requests == 100
+
+    async def ask(job: Job) -> Outcome:
+        return service.answer([job])[0]
+
+    whole = asyncio.run(service.handle(Incoming("POST", path, {}, body), ask))
+    ahead = asyncio.run(service.handle(Incoming("POST", path, {}, slices=pickle.loads(pickle.dumps(slices))), ask))
+    assert whole.status == 200 and whole == ahead
+    for bad, status in (
+        (b"{", 400),
+        (json.dumps([*LARGE, {}]).encode(), 413),
+        (json.dumps([{"k": 5}]).encode(), 400),
+    ):
+        error = read_ahead("/recommend", bad, service.limits, 12)
+        assert isinstance(error, CallError) and error.status == status
+        again = pickle.loads(pickle.dumps(error))
+        assert (str(again), again.status) == (str(error), status)
 
 
 def test_an_error_of_ours_tells_the_caller_nothing(service: Service) -> None:

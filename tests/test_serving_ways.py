@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from handmade import HISTORIES, ITEMS, write_dataset
 from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
+from recsys.errors import RequestError
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
@@ -51,6 +53,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"user_id": "u2", "context": {"weather": "sun"}, "k": 5, "exclude_seen": False},
     {"user_id": "nobody", "k": 6},  # popular items
 ]
+MISTYPED = {"user_id": "u0", "exclude_sen": False}
 
 
 class Served:
@@ -158,6 +161,14 @@ def post(url: str, content: Any, timeout: float = 200) -> Any:
         return json.loads(reply.read())
 
 
+def refused(url: str, content: Any, status: int) -> Any:
+    """What a call that must fail is told."""
+    with pytest.raises(urllib.error.HTTPError) as found:
+        post(url, content)
+    assert found.value.code == status
+    return json.loads(found.value.read())
+
+
 def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=120) as reply:
         return json.loads(reply.read())
@@ -258,6 +269,11 @@ def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_p
         assert post(url, {"dataframe_records": REQUESTS})["predictions"] == expected
         for request, answer in zip(REQUESTS, expected, strict=True):
             assert_close(post(url, {"inputs": [request]})["predictions"][0], answer)
+        for form in ("dataframe_records", "inputs", "instances"):
+            assert "exclude_sen: unknown field" in refused(url, {form: [MISTYPED]}, 400)["message"]
+        assert "user_id: got 7" in refused(url, {"inputs": [{"user_id": 7}]}, 400)["message"]
+    with pytest.raises(RequestError, match="exclude_sen: unknown field"):
+        recommend_all(served.bundle, tmp_path / "refused.parquet", requests=[MISTYPED])
     port = free_port()
     with ray_server(served, tmp_path, port) as process:
         url = f"http://127.0.0.1:{port}"
@@ -266,9 +282,10 @@ def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_p
         for request, answer in zip(REQUESTS, expected, strict=True):
             assert_close(post(f"{url}/recommend", request), answer)
         assert (get(f"{url}/model")["name"], get(f"{url}/model")["alias"]) == ("pocket", "champion")
-        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
-            post(f"{url}/recommend", {"user_id": 7})
-        assert "request 0: user_id: got 7" in json.loads(refused.value.read())["error"]
+        assert "request 0: user_id: got 7" in refused(f"{url}/recommend", {"user_id": 7}, 400)["error"]
+        assert "exclude_sen: unknown field" in refused(f"{url}/recommend", MISTYPED, 400)["error"]
+        for form in ("dataframe_records", "inputs", "instances"):
+            assert "exclude_sen: unknown field" in refused(f"{url}/invocations", {form: [MISTYPED]}, 400)["message"]
         children = _below(process.pid)
         assert len(children) > 3
         process.send_signal(signal.SIGINT)
@@ -363,6 +380,52 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
         assert "recsys_swaps_total 2" in text and "recsys_replicas 2" in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(200) == 0
+
+
+@pytest.mark.slow
+def test_a_server_under_load_stays_reachable_and_ends_without_losing_a_call(served: Served, tmp_path: Path) -> None:
+    """Half-sent bodies and large calls beside small ones; then SIGTERM while clients ask."""
+    port = free_port()
+    address, url = ("127.0.0.1", port), f"http://127.0.0.1:{port}"
+    outcomes: Counter[str] = Counter()
+    with ray_server(served, tmp_path, port, "--serve.body_timeout_s", "60", "--serve.drain_s", "2") as process:
+        half = [socket.create_connection(address, timeout=30) for _ in range(130)]
+        for connection in half:
+            connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\n{")
+        for _ in range(5):
+            assert get(f"{url}/health")["ready"] and post(f"{url}/recommend", REQUESTS[0], 30)["item_ids"]
+        large = [{"user_id": f"u{row % 6}", "history": [f"i{row % 12}"] * 20, "k": 100} for row in range(1000)]
+        found = post(f"{url}/recommend", large, 120)
+        assert len(found) == 1000, "read in a process of its own, and answered in slices"
+        wrong = refused(f"{url}/recommend", [*large[:999], {"user_id": 7}], 400)["error"]
+        assert wrong.startswith("request 999: user_id: got 7")
+        assert "serve.max_answers" in refused(f"{url}/recommend", [{**row, "k": 101} for row in large], 413)["error"]
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
+            assert 'path="/health",status="200"' in reply.read().decode()
+
+        def ask() -> None:
+            while True:
+                try:
+                    post(f"{url}/recommend", REQUESTS[0])
+                    outcomes["200"] += 1
+                except urllib.error.HTTPError as error:
+                    outcomes[str(error.code)] += 1
+                    error.close()
+                except urllib.error.URLError as error:
+                    if isinstance(error.reason, ConnectionRefusedError):
+                        return  # it has ended
+                    outcomes[repr(error.reason)] += 1
+                except OSError as error:
+                    outcomes[repr(error)] += 1
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        [thread.start() for thread in threads]
+        time.sleep(2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+        [thread.join() for thread in threads]
+        [connection.close() for connection in half]
+    assert set(outcomes) == {"200", "503"}, outcomes
 
 
 @pytest.mark.slow

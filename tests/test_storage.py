@@ -25,7 +25,6 @@ from handmade import small_model, small_world
 
 from pipelines.cli import main, user_message
 from pipelines.folder import open_run
-from pipelines.recommend import read_requests
 from recsys import schema
 from recsys.config import (
     CanonicalSource,
@@ -46,6 +45,7 @@ from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.lineage import open_parent
 from recsys.registry.register import resolve
 from recsys.registry.tracking import Tracker, client
+from recsys.serving.request_files import read_requests
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.files import find, input_file

@@ -21,9 +21,29 @@ class ServeConfig(Section):
     batch_size: int = Field(64, ge=1, description="calls that one forward pass answers")
     batch_wait_ms: float = Field(0.0, ge=0, description="that a call waits for others; 0: those that wait anyway")
     poll_seconds: float = Field(10.0, gt=0, description="between looks for another version; it takes over in flight")
+    max_retry_s: float = Field(
+        600.0,
+        gt=0,
+        description="longest pause before another try at a version that could not be loaded; the first is "
+        "poll_seconds, each is twice the one before",
+    )
     timeout_s: float = Field(30.0, gt=0, description="after which a call is given up (408)")
+    body_timeout_s: float = Field(10.0, gt=0, description="in which a call's body must arrive, or it is refused (408)")
+    max_bodies: int = Field(
+        1000, ge=1, description="bodies that arrive at the same time; for one more the slowest is given up (408)"
+    )
+    max_waiting: int = Field(1000, ge=1, description="calls that wait for an answer; more are refused (503)")
     max_bytes: int = Field(4 << 20, ge=1, description="of a call's body; more is refused (413)")
     max_requests: int = Field(1000, ge=1, description="of a call; more are refused (413)")
+    max_answers: int = Field(
+        100_000, ge=1, description="items that the lists of a call hold, the sum of k; more are refused (413)"
+    )
+    max_scores: int = Field(
+        500_000_000, ge=1, description="requests of a call times items that the model scores; more are refused (413)"
+    )
+    drain_s: float = Field(
+        1.0, ge=0, description="after SIGINT or SIGTERM that new calls are refused (503) before the server ends"
+    )
     exact_items: int = Field(
         200_000, ge=0, description="items of a model up to which every one is scored; beyond, registering adds an index"
     )

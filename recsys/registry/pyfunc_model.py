@@ -18,7 +18,7 @@ from mlflow.pyfunc.model import PythonModel
 from recsys.errors import RequestError, choices
 from recsys.registry.sealed import check_description
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import SUBJECTS, Request, filled, one_of, parse_requests
+from recsys.serving.requests import SUBJECTS, Request, filled, one_of, parse_requests, rows_of_columns
 
 BUNDLE = "bundle"  # name of the artifact
 BUNDLE_SHA256 = "bundle_sha256"  # key of the model's configuration: the checksum of the bundle's description
@@ -54,7 +54,9 @@ class RecommenderModel(PythonModel):
             requests = parse_requests(_rows(model_input, params or {}))
             answers = [answer.to_dict() for answer in self.recommender.recommend(requests)]
         except RequestError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from error
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        except RecursionError:
+            raise MlflowException.invalid_parameter_value("a request is nested too deeply") from None
         columns = ["user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends"]
         return pd.DataFrame({name: pd.Series([a[name] for a in answers], dtype=object) for name in columns})
 
@@ -62,11 +64,10 @@ class RecommenderModel(PythonModel):
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
     """Requests as plain dictionaries without empty cells, defaults filled in."""
     if isinstance(model_input, pd.DataFrame):
-        if not {*SUBJECTS} & set(model_input.columns):  # MLflow has dropped other columns
-            raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(Request.model_fields)}")
+        _check_columns(model_input)
         model_input = model_input.astype(object).to_dict(orient="records")
     if isinstance(model_input, dict):
-        model_input = [model_input]
+        model_input = rows_of_columns(_plain(model_input), "the input")
     if not isinstance(model_input, (list, tuple)):
         raise RequestError(
             f"got {type(model_input).__name__}, expected a data frame or a list of requests with {one_of(SUBJECTS)}"
@@ -75,12 +76,39 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
     return filled((_plain(row) for row in model_input), {"k": 20} | defaults)
 
 
+def _check_columns(frame: pd.DataFrame) -> None:
+    """Fields that are columns, each once, and ids that are text.
+
+    Why numbers are refused: the ids of a model are text, and a number has lost what it was written as (``007``,
+    ``1e5``, ``7.0`` beside an empty cell).
+    """
+    names = [str(name) for name in frame.columns]
+    unknown = [name for name in names if name not in Request.model_fields]
+    if unknown:
+        raise RequestError(f"{choices(unknown)}: unknown field; there are: {choices(Request.model_fields)}")
+    if len(set(names)) != len(names):
+        raise RequestError(f"the columns {', '.join(names)} are not each named once")
+    if not {*SUBJECTS} & set(names):
+        raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(Request.model_fields)}")
+    kind = frame["user_id"].dtype if "user_id" in names else None
+    if kind is not None and pd.api.types.is_numeric_dtype(kind) and frame["user_id"].notna().any():
+        cure = 'astype("string")' if pd.api.types.is_integer_dtype(kind) else 'astype("Int64").astype("string")'
+        raise RequestError(
+            f"user_id: the column holds numbers ({kind}), expected text: read it as text (dtype=str), or convert it "
+            f'with frame["user_id"].{cure}, which loses leading zeros that the file had'
+        )
+
+
 def _plain(value: Any) -> Any:
     """Plain Python values of a cell; NaN, NA and NaT, which data frames put where a cell is empty, become None."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
-        return [_plain(inner) for inner in value.tolist()]
+        if value.dtype.kind == "U":
+            _check_unmixed(value)
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     if value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
@@ -88,16 +116,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def signature() -> Any:
-    """What goes in and what comes out, for MLflow."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
+    """MLflow's server makes an array of a list, in which numbers beside texts become texts: NumPy leaves room for the
+    longest number then, more than the longest text needs."""
+    longest = max((len(text) for text in texts.ravel().tolist()), default=0)
+    if texts.dtype.itemsize // 4 > max(longest, 1):
+        raise RequestError(
+            f"got a list that mixes text and numbers ({str(texts.tolist())[:60]}); ids are text: put numbers in quotes"
+        )
 
-    # MLflow cannot say "list or nothing" or "integer or nothing" of a column: a batch in which one row has no history
-    # would be refused. So these columns are any, and the request parser, which names row and field, checks them.
-    anything = AnyType()  # type: ignore[no-untyped-call]
-    kinds = {name: DataType.string if name == "user_id" else anything for name in Request.model_fields}
-    inputs = Schema([ColSpec(kind, name, required=False) for name, kind in kinds.items()])
+
+def signature() -> Any:
+    """The parameters and what comes out, for MLflow; what goes in is said by :func:`request_schema`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+
+    # With a schema of inputs MLflow drops the columns that it does not name before the model sees them, so that a
+    # mistyped field would be ignored. Without one all fields reach the request parser, which names row and field.
     outputs = Schema(
         [
             ColSpec(DataType.string, "user_id", required=False),
@@ -111,7 +146,12 @@ def signature() -> Any:
         ]
     )
     params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, True)])
-    return ModelSignature(inputs, outputs, params)
+    return ModelSignature(None, outputs, params)
+
+
+def request_schema() -> dict[str, Any]:
+    """The JSON schema of a request, which the registered model carries in its metadata."""
+    return Request.model_json_schema()
 
 
 set_model(RecommenderModel())

@@ -153,7 +153,7 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
     import mlflow
     import mlflow.pyfunc
 
-    from recsys.registry.pyfunc_model import BUNDLE, BUNDLE_SHA256, signature
+    from recsys.registry.pyfunc_model import BUNDLE, BUNDLE_SHA256, request_schema, signature
 
     with _joined(tracker):
         return mlflow.pyfunc.log_model(
@@ -163,6 +163,7 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             code_paths=[str(Path(recsys.__file__).parent)],
             model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
             signature=signature(),
+            metadata={"request": request_schema()},
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from recsys.errors import choices
-from recsys.serving.requests import Answer, Request, filled, parse_requests
+from recsys.serving.json_text import read_json
+from recsys.serving.requests import Answer, filled, rows_of_columns
 
 RECOMMEND: Final = "/recommend"
 INVOCATIONS: Final = "/invocations"
@@ -49,66 +50,59 @@ class CallError(Exception):
         super().__init__(message)
         self.status, self.headers = status, headers
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CallError, (self.status, str(self), self.headers)
+
 
 @dataclass(frozen=True)
-class Call:
-    """The requests of a call, and the form that its answers take."""
+class Rows:
+    """The rows of a body, not yet read as requests, and the form that their answers take."""
 
-    requests: list[Request]
+    rows: list[Any]
     form: Form
 
-    def reply(self, answers: Sequence[Answer]) -> Reply:
-        rows = [answer.to_dict() for answer in answers]
-        if self.form == "one":
-            return reply_json(200, rows[0])
-        return reply_json(200, rows if self.form == "list" else {"predictions": rows})
 
-
-def read_call(path: str, body: bytes, max_requests: int) -> Call:
-    """The requests of a body.
+def read_rows(path: str, body: bytes) -> Rows:
+    """The rows of a body.
 
     Raises:
-        CallError: not JSON, of another form, or with too many requests.
-        RequestError: a malformed request.
+        CallError: not JSON, or of another form.
+        RequestError: columns of different lengths.
     """
     try:
-        content = _json(body)
-    except (ValueError, RecursionError) as error:
-        raise CallError(400, f"the body is no JSON: {str(error) or 'nested too deeply'}") from None
-    rows = _invoked(content) if path == INVOCATIONS else content if isinstance(content, list) else [content]
-    if len(rows) > max_requests:
-        raise CallError(413, f"got {len(rows)} requests, a call takes {max_requests}; send them in several")
-    form: Form = "predictions" if path == INVOCATIONS else "list" if isinstance(content, list) else "one"
-    return Call(parse_requests(rows), form)
+        content = read_json(body)
+    except ValueError as error:
+        raise CallError(400, f"the body is no JSON: {error}") from None
+    if path == INVOCATIONS:
+        return Rows(_invoked(content), "predictions")
+    return Rows(content, "list") if isinstance(content, list) else Rows([content], "one")
+
+
+def answers_json(answers: Sequence[Answer]) -> bytes:
+    """Answers one after the other, as a list holds them."""
+    return json.dumps([answer.to_dict() for answer in answers], allow_nan=False, ensure_ascii=False)[1:-1].encode()
+
+
+def joined(form: Form, parts: Sequence[bytes]) -> Reply:
+    """The reply of parts that :func:`answers_json` made."""
+    answers = b", ".join(part for part in parts if part)
+    if form == "one":
+        return Reply(200, answers)
+    return Reply(200, b"[" + answers + b"]" if form == "list" else b'{"predictions": [' + answers + b"]}")
 
 
 def refusal(path: str, error: CallError) -> Reply:
     """An error in the form of the path."""
     if path != INVOCATIONS:
         return reply_json(error.status, {"error": str(error)}, error.headers)
-    code = {400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR"}.get(error.status, "BAD_REQUEST")
+    codes = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
+    code = codes.get(error.status, "BAD_REQUEST")
     return reply_json(error.status, {"error_code": code, "message": str(error)}, error.headers)
 
 
 def reply_json(status: int, content: Any, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
     """Numbers with all digits that they have, text as it is."""
     return Reply(status, json.dumps(content, allow_nan=False, ensure_ascii=False).encode(), headers=headers)
-
-
-def _json(body: bytes) -> Any:
-    """What a body says, of numbers and text that an answer can repeat."""
-    text = body.decode("utf-8-sig")
-    content = json.loads(text, parse_constant=_no_constant)
-    if "\\ud" in text.lower():
-        try:
-            json.dumps(content, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("a text holds half a character (a lone surrogate)") from None
-    return content
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _invoked(content: Any) -> list[Any]:
@@ -135,12 +129,8 @@ def _rows(kind: str, given: Any) -> list[Any]:
         if not isinstance(data, list) or any(not isinstance(row, list) or len(row) != len(columns) for row in data):
             raise CallError(400, f"dataframe_split: expected rows of {len(columns)} values, as there are columns")
         return [dict(zip(columns, row, strict=True)) for row in data]
-    if isinstance(given, Mapping) and given and all(isinstance(column, list) for column in given.values()):
-        if len({len(column) for column in given.values()}) != 1:
-            raise CallError(400, f"{kind}: the columns differ in length")
-        return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
     if isinstance(given, Mapping):
-        return [given]
+        return list(rows_of_columns(given, kind))
     if not isinstance(given, list):
         raise CallError(400, f"{kind}: expected a list of requests, got {type(given).__name__}")
     return given

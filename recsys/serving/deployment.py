@@ -1,4 +1,4 @@
-"""The recommender on Ray Serve: replicas that answer, and a desk from which they take the model.
+"""The recommender on Ray Serve: a gate that takes calls, replicas that answer, a desk from which they take the model.
 
 Why a desk (an actor) and not Serve's own update of a deployment: a replica then loads the next model beside the one
 that answers and changes over between two batches, so no call waits or fails; and one that cannot load it goes on with
@@ -10,25 +10,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
 
 import ray
 from ray import serve
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from ray.serve.exceptions import RayServeException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recsys.config import ServeConfig
+from recsys.errors import ConfigError
 from recsys.registry.bundle import Bundle
-from recsys.serving.calls import CallError, Reply, refusal
-from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, too_large
+from recsys.serving.calls import CallError, Reply
+from recsys.serving.front import Front, limits_of
+from recsys.serving.listener import Listener
+from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, Slices, read_ahead
 
 APP: Final = "recsys"
 _LOOK_S: Final = 0.5  # between looks of a replica at the desk
+_UNHEARD_S: Final = 15.0  # after which the front says that no replica answers
+_LARGE_BODY: Final = 64 << 10  # bytes; a smaller body is read by the replica in a few milliseconds
+_NICE: Final = 10  # of the process that reads large bodies: small calls go first
+_LAST_BODY_S: Final = 2.0  # for a body that is on its way when the server ends
+_MORE_ONGOING: Final = 100  # beside the calls that wait: those that ask how a replica is
 _SILENT_S: Final = 120.0  # without a look, as while it loads a model, after which a replica counts as gone
 _LOG = logging.getLogger(__name__)
 
@@ -80,11 +90,11 @@ class Desk:
 
 
 class Replica:
-    """One process that answers."""
+    """One process that answers; the front has looked at what it gets."""
 
     def __init__(self, desk: Any, limits: Limits, batch_size: int, batch_wait_s: float) -> None:
         self._desk, self._name = desk, uuid4().hex
-        self._service = Service(limits)
+        self._service = Service(replace(limits, token_sha256=""))
         self._serial, self._failed = 0, {}  # type: ignore[var-annotated]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
@@ -92,36 +102,28 @@ class Replica:
         self._change()
         threading.Thread(target=self._follow, daemon=True, name="following").start()
 
-    async def __call__(self, request: HttpRequest) -> Response:
-        """Any path."""
-        try:
-            body = await self._body(request)
-        except CallError as error:
-            return _response(refusal(request.url.path, error))
-        incoming = Incoming(request.method, request.url.path, dict(request.headers), body)
-        reply = await self._service.handle(incoming, self._batched)
-        if reply.status == 200 and incoming.path == "/metrics":
-            reply = await self._metrics()
-        return _response(reply)
+    async def answer(self, incoming: Incoming) -> Reply:
+        """The reply to a call of any path."""
+        return await self._service.handle(incoming, self._batched, self._one)
+
+    async def about(self) -> tuple[dict[str, Any], int]:
+        """What the model is, and how many items it scores for a list."""
+        return self._service.about, self._service.num_scored(1)
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # as __init__ sets them
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, jobs)
 
-    async def _body(self, request: HttpRequest) -> bytes:
-        """The body, no more of it than may be."""
-        limit, found = self._service.limits.max_bytes, bytearray()
-        async for chunk in request.stream():
-            found += chunk
-            if len(found) > limit:
-                raise too_large(limit)
-        return bytes(found)
+    async def _one(self, job: Job) -> Outcome:
+        """A slice of a large call, between two batches: small calls do not wait for it in their own batch."""
+        [outcome] = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, [job])
+        return outcome
 
-    async def _metrics(self) -> Reply:
-        """The counts of all replicas, this one's as of now."""
+    async def metrics(self, front: dict[str, Any]) -> Reply:
+        """The counts of the front and of all replicas, this one's as of now."""
         await self._desk.look.remote(self._name, self._serial, self._failed, self._service.counts.snapshot())
         snapshots, living = await self._desk.totals.remote()
-        return self._service.metrics(snapshots, living)
+        return self._service.metrics([front, *snapshots], living)
 
     def _follow(self) -> None:
         """Look at the desk again and again; while it does not answer, go on with what there is."""
@@ -151,41 +153,155 @@ class Replica:
         self._serial = serial
 
 
+class Reader:
+    """Reads large bodies and cuts them, so that neither the front nor a replica stands still over one."""
+
+    def __init__(self) -> None:
+        os.nice(_NICE)
+
+    def read(self, path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
+        """As :func:`~recsys.serving.service.read_ahead`."""
+        return read_ahead(path, body, limits, num_scored)
+
+
+class Replicas:
+    """The replicas as the front asks them."""
+
+    def __init__(self, handle: Any, limits: Limits) -> None:
+        self._handle, self._limits = handle, limits
+        self._reader: Any = ray.remote(num_cpus=0, max_restarts=-1)(Reader).remote()
+        self._about: dict[str, Any] = {}
+        self._num_scored = 0
+        self._seen = -_SILENT_S
+        self._looking = asyncio.ensure_future(self._look())
+
+    def about(self) -> dict[str, Any] | None:
+        """What a replica has said of its model lately; None when none has said anything."""
+        return self._about if time.monotonic() - self._seen < _UNHEARD_S else None
+
+    async def answer(self, incoming: Incoming) -> Reply:
+        """Ask a replica; a large body is read elsewhere before.
+
+        Raises:
+            CallError: the body is refused, or the replica ended (503).
+        """
+        try:
+            if len(incoming.body) > _LARGE_BODY:
+                found = await self._reader.read.remote(incoming.path, incoming.body, self._limits, self._num_scored)
+                if isinstance(found, CallError):
+                    raise found
+                incoming = replace(incoming, body=b"", slices=found)
+            reply: Reply = await self._handle.answer.remote(incoming)
+            return reply
+        except (ray.exceptions.RayActorError, RayServeException):
+            raise CallError(503, "the process that answered has ended; ask again", (("Retry-After", "1"),)) from None
+
+    async def metrics(self, own: dict[str, Any]) -> Reply:
+        """The counts of the front and the replicas."""
+        reply: Reply = await asyncio.wait_for(self._handle.metrics.remote(own), _UNHEARD_S)
+        return reply
+
+    async def _look(self) -> None:
+        """Ask a replica again and again what it answers by."""
+        while True:
+            with suppress(Exception):
+                about, self._num_scored = await asyncio.wait_for(self._handle.about.remote(), _UNHEARD_S)
+                self._about, self._seen = about, time.monotonic()
+            await asyncio.sleep(_LOOK_S)
+
+
+class _Nobody:
+    """The replicas before there are any."""
+
+    def about(self) -> None:
+        return None
+
+    async def answer(self, incoming: Incoming) -> Reply:
+        raise CallError(503, "no replica answers yet", (("Retry-After", "1"),))
+
+    async def metrics(self, own: dict[str, Any]) -> Reply:
+        raise CallError(503, "no replica answers yet", (("Retry-After", "1"),))
+
+
+class Gate:
+    """The process that callers reach: the front on its socket."""
+
+    def __init__(self, settings: ServeConfig, port: int, token_sha256: str) -> None:
+        limits, patience = limits_of(settings, token_sha256)
+        self._drain_s = settings.drain_s
+        self._front = Front(limits, patience, _Nobody())
+        self._host, self._port = settings.host, port
+        self._listener: Listener | None = None
+
+    async def listen(self) -> int:
+        """Take calls, which are refused until :meth:`open`; the port."""
+        self._listener = Listener(self._front, self._host, self._port)
+        return self._listener.port
+
+    async def open(self, handle: Any) -> None:
+        """Let the replicas behind the handle answer, and wait until one does."""
+        replicas = Replicas(handle, self._front.limits)
+        self._front.backend = replicas
+        while replicas.about() is None:
+            await asyncio.sleep(0.05)
+
+    async def lives(self) -> bool:
+        """Nothing more than that."""
+        return True
+
+    async def close(self) -> int:
+        """Refuse new calls, answer those that were admitted, and close the socket; the number of calls given up."""
+        if self._listener is None:
+            return 0
+        patience = self._front.patience
+        self._front.stop(min(patience.body_timeout_s, _LAST_BODY_S))
+        started = time.monotonic()
+        while time.monotonic() - started < self._drain_s or (
+            self._front.num_open() and time.monotonic() - started < patience.timeout_s + _LAST_BODY_S
+        ):
+            await asyncio.sleep(0.02)
+        left = self._front.num_open()
+        await self._listener.close()
+        return left
+
+
 class Server:
     """The application on the connected Ray cluster, from the first model to :meth:`stop`."""
 
     def __init__(self, settings: ServeConfig, port: int, token_sha256: str) -> None:
-        self._settings, self._port = settings, port
-        self._limits = Limits(settings.max_bytes, settings.max_requests, token_sha256)
+        self._settings, self._port, self._token_sha256 = settings, port, token_sha256
+        self._limits = limits_of(settings, token_sha256)[0]
         self._desk: Any = None
+        self._gate: Any = None
+        self._handle: Any = None
         self._started = False
 
     def start(self, bundle: Bundle, about: dict[str, Any]) -> None:
-        """Start the replicas and the HTTP server, and wait until they answer.
+        """Start the front and the replicas, and wait until they answer.
 
         Raises:
+            ConfigError: the port was taken meanwhile.
             RuntimeError: Serve could not start them.
         """
         settings = self._settings
         self._desk = ray.remote(num_cpus=0)(Desk).remote()
         self.offer(bundle, about)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": settings.host, "port": self._port, "request_timeout_s": settings.timeout_s},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
+        self._gate = self._listening()
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         self._started = True
         deployment: Any = serve.deployment(
             Replica,
             name="recommender",
             num_replicas=settings.replicas,
             ray_actor_options={"num_cpus": settings.cpus},
-            max_ongoing_requests=2 * settings.batch_size,
+            max_ongoing_requests=settings.max_waiting + _MORE_ONGOING,
             graceful_shutdown_timeout_s=settings.timeout_s,
             graceful_shutdown_wait_loop_s=0.1,
         )
         wait_s = settings.batch_wait_ms / 1000
-        serve.run(deployment.bind(self._desk, self._limits, settings.batch_size, wait_s), name=APP, route_prefix="/")
+        application = deployment.bind(self._desk, self._limits, settings.batch_size, wait_s)
+        self._handle = serve.run(application, name=APP, route_prefix=None)
+        ray.get(self._gate.open.remote(self._handle))
 
     def offer(self, bundle: Bundle, about: dict[str, Any]) -> int:
         """Let the replicas take another model; they do so within a second or the time it takes to load."""
@@ -196,13 +312,43 @@ class Server:
         found: tuple[int, int, list[str]] = ray.get(self._desk.state.remote(serial))
         return found
 
-    def stop(self) -> None:
-        """End the application when its calls are answered; Serve's own actors end with a local Ray."""
+    def keep(self) -> bool:
+        """Start another front where the one before has ended; whether that was needed."""
+        try:
+            ray.get(self._gate.lives.remote(), timeout=_UNHEARD_S)
+            return False
+        except ray.exceptions.GetTimeoutError:  # it is there, and busy
+            return False
+        except ray.exceptions.RayActorError:
+            self._gate = self._listening()
+            ray.get(self._gate.open.remote(self._handle))
+            return True
+
+    def stop(self) -> int:
+        """Answer what was admitted, refuse the rest, and end; the number of calls that were given up."""
+        left = 0
+        if self._gate is not None:
+            with suppress(ray.exceptions.RayError):
+                left = int(ray.get(self._gate.close.remote()))
+            ray.kill(self._gate)
         if self._started:
             serve.delete(APP)
         if self._desk is not None:
             ray.kill(self._desk)
+        return left
 
-
-def _response(reply: Reply) -> Response:
-    return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
+    def _listening(self) -> Any:
+        """A front on this machine, whose port was looked at."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        made: Any = ray.remote(Gate)
+        gate = made.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote(
+            self._settings, self._port, self._token_sha256
+        )
+        try:
+            ray.get(gate.listen.remote())
+        except OSError as error:  # as Ray raises the error of an actor: of its class, and one of its own
+            raise ConfigError(
+                f"serve.host {self._settings.host}, serve.port {self._port}: cannot be used "
+                f"({getattr(error, 'cause', error)}); choose another port, or 0 for a free one"
+            ) from None
+        return gate

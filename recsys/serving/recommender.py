@@ -178,10 +178,13 @@ class Recommender:
             found.of_model_B[rows_b] = usable_b
         return found
 
+    def num_scored(self, longest: int) -> int:
+        """Items that are scored exactly for a list of ``longest``."""
+        return self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
+
     def _chunk_size(self, longest: int) -> int:
         """Requests at a time, so that neither scores nor what is gathered of items or friends takes much memory."""
-        width = self.model.item_vectors_ND.shape[1]
-        scored = self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
+        width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
         return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
 
     def _see(self, index: int, request: Request) -> _Visible:

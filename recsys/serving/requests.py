@@ -7,8 +7,9 @@ data frame, JSON over HTTP), so all ways parse here.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -105,18 +106,18 @@ class Answer:
     unknown_friends: list[str]  # friends of the request that the model does not know, skipped
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; the lists are the answer's own."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
-def parse_requests(rows: Iterable[Any]) -> list[Request]:
-    """Check plain dictionaries into requests.
+def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
+    """Check plain dictionaries into requests; ``first`` is the number of the first row.
 
     Raises:
         RequestError: names the first bad row (counted from 0) and its bad fields.
     """
     found = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, start=first):
         if isinstance(row, Request):
             found.append(row)
             continue
@@ -126,7 +127,33 @@ def parse_requests(rows: Iterable[Any]) -> list[Request]:
             found.append(Request.model_validate(dict(row)))
         except pydantic.ValidationError as error:
             raise RequestError(f"request {index}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        except RecursionError:
+            raise RequestError(f"request {index}: nested too deeply") from None
     return found
+
+
+def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """Requests of an object that holds columns (a list of cells a field), or the one request that the object is.
+
+    It is one request where a field is no list, and where ``history`` or ``friends`` is a list of ids: the cells of
+    such a column would be lists themselves.
+
+    Raises:
+        RequestError: the columns differ in length.
+
+    >>> rows_of_columns({"user_id": ["a", "b"], "k": [1, 2]}, "inputs")
+    [{'user_id': 'a', 'k': 1}, {'user_id': 'b', 'k': 2}]
+    >>> rows_of_columns({"history": ["a", "b"]}, "inputs")
+    [{'history': ['a', 'b']}]
+    """
+    is_one = any(not isinstance(column, list) for column in given.values()) or any(
+        isinstance(cell, (str, Mapping)) for name in ("history", "friends") for cell in given.get(name, ())
+    )
+    if is_one or not given:
+        return [dict(given)]
+    if len({len(column) for column in given.values()}) != 1:
+        raise RequestError(f"{what}: the columns differ in length")
+    return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
 
 
 def filled(rows: Iterable[Any], defaults: Mapping[str, Any]) -> list[Any]:
@@ -180,6 +207,24 @@ def _explain(error: Any) -> str:
     return f"{path}: got {got}; {message[0].lower()}{message[1:]}"
 
 
+class _Shortened(reprlib.Repr):
+    """The beginning of a value, however large or deep it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxlong, self.maxother = 4, 6, 6, 60, 80
+
+    def repr_str(self, text: str, level: int) -> str:
+        return repr(text[:90])
+
+
+_SHORTENED: Final = _Shortened()
+
+
 def _short(value: Any) -> str:
-    text = f"{value!r} ({type(value).__name__})"
+    kind = type(value).__name__
+    try:
+        text = f"{_SHORTENED.repr(value)} ({kind})"
+    except ValueError:  # a whole number of thousands of digits
+        text = f"a value ({kind}) of thousands of digits"
     return text if len(text) <= 80 else text[:77] + "…"

@@ -6,20 +6,37 @@ and that no request is lost when the model changes can be tested in one process.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import json
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from recsys.errors import RequestError, UserError
 from recsys.registry.bundle import Bundle
-from recsys.serving.calls import INVOCATIONS, METHODS, RECOMMEND, Call, CallError, Reply, read_call, refusal, reply_json
+from recsys.serving.access import check_token, token_sha256
+from recsys.serving.calls import (
+    INVOCATIONS,
+    METHODS,
+    RECOMMEND,
+    CallError,
+    Form,
+    Reply,
+    answers_json,
+    joined,
+    read_rows,
+    refusal,
+    reply_json,
+)
 from recsys.serving.counts import Counts, exposition
+from recsys.serving.lane import Lane
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, Request
+from recsys.serving.requests import Answer, Request, parse_requests
+from recsys.serving.size import Bounds, slices
+
+__all__ = ["Answered", "Incoming", "Job", "Limits", "Outcome", "Service", "token_sha256"]
 
 Job = list[Request]
 
@@ -35,6 +52,9 @@ class Answered:
 Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
 VERSION_HEADER: Final = "X-Model-Version"
+OPEN_TO_ALL: Final = ("/health", "/ping")  # who looks whether it lives needs no token
+_TRIES: Final = 4  # at a call of several slices, when the model changes in the middle of it
+_NUMBER: Final = re.compile(r"^request (\d+)")
 _LOG = logging.getLogger(__name__)
 
 
@@ -43,18 +63,70 @@ class Limits:
     """What a caller must keep to."""
 
     max_bytes: int
-    max_requests: int
+    max_requests: int = 1000
     token_sha256: str = ""  # of the token that callers send; empty: none
+    max_answers: int = 100_000
+    max_scores: int = 500_000_000
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a call may ask."""
+        return Bounds(self.max_requests, self.max_answers, self.max_scores)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A call that another process has read and cut: its rows as JSON lists."""
+
+    form: Form
+    parts: tuple[bytes, ...]
+    num_requests: int
+    longest: int  # list
+
+    def requests(self) -> Iterator[Job]:
+        """One part after the other, read when it is asked for.
+
+        Raises:
+            RequestError: a malformed request.
+        """
+        first = 0
+        for part in self.parts:
+            rows = json.loads(part)
+            yield parse_requests(rows, first)
+            first += len(rows)
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """A call as it comes in."""
+    """A call as it comes in; ``slices`` instead of a body that was read already."""
 
     method: str
     path: str
     headers: Mapping[str, str]  # names in small letters
     body: bytes = b""
+    slices: Slices | None = None
+
+
+def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[bytes], limits: Limits) -> None:
+    """Whether a call may be answered at all: all that its head says, before a byte of its body is read.
+
+    Raises:
+        CallError: 400, 401, 404, 405, 413 or 415.
+    """
+    takes = METHODS.get(path)
+    if takes is None:
+        raise CallError(404, f"{path[:100]}: no such path; there are: {', '.join(METHODS)}")
+    if method != takes:
+        raise CallError(405, f"{path} takes {takes}, got {method[:20]}", (("Allow", takes),))
+    if path not in OPEN_TO_ALL:
+        check_token(tokens, limits.token_sha256)
+    if takes == "POST":
+        kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
+        if kind != "application/json":
+            raise CallError(415, f"Content-Type: got {kind[:80]}, expected application/json")
+    announced = headers.get("content-length", "0")
+    if announced.isascii() and announced.isdigit() and int(announced[:20]) > limits.max_bytes:
+        raise too_large(limits.max_bytes)
 
 
 @dataclass
@@ -67,6 +139,7 @@ class Service:
     limits: Limits
     counts: Counts = field(default_factory=Counts)
     _held: tuple[Recommender, dict[str, Any]] | None = None
+    _lane: Lane = field(default_factory=Lane)
 
     def adopt(self, bundle: Bundle, about: dict[str, Any]) -> None:
         """Make a recommender of a bundle and, when it has answered once, let it take over.
@@ -95,12 +168,15 @@ class Service:
         except RequestError as error:
             return [error] if len(jobs) == 1 else [_alone(recommender, job, _version(about)) for job in jobs]
 
-    async def handle(self, incoming: Incoming, ask: Ask) -> Reply:
-        """The reply to a call; never raises. ``ask`` brings a job to :meth:`answer`."""
+    async def handle(self, incoming: Incoming, ask: Ask, ask_alone: Ask | None = None) -> Reply:
+        """The reply to a call; never raises.
+
+        ``ask`` brings a job to :meth:`answer`, together with others; ``ask_alone`` the slices of a large call.
+        """
         started = time.perf_counter()
         try:
             self._check(incoming)
-            reply = await self._reply(incoming, ask)
+            reply = await self._reply(incoming, ask, ask_alone or ask)
         except CallError as error:
             reply = refusal(incoming.path, error)
         except UserError as error:
@@ -115,34 +191,47 @@ class Service:
 
     def _check(self, incoming: Incoming) -> None:
         """Whether the call may be answered at all."""
-        method = METHODS.get(incoming.path)
-        if method is None:
-            raise CallError(404, f"{incoming.path}: no such path; there are: {', '.join(METHODS)}")
-        if incoming.method != method:
-            raise CallError(405, f"{incoming.path} takes {method}, got {incoming.method}", (("Allow", method),))
-        if self.limits.token_sha256 and incoming.path not in ("/health", "/ping"):
-            _, _, token = incoming.headers.get("authorization", "").partition(" ")
-            if not hmac.compare_digest(token_sha256(token), self.limits.token_sha256):
-                raise CallError(401, "send the header Authorization: Bearer TOKEN", (("WWW-Authenticate", "Bearer"),))
+        given = incoming.headers.get("authorization")
+        tokens = [] if given is None else [given.encode("latin-1", "replace")]
+        admit(incoming.method, incoming.path, incoming.headers, tokens, self.limits)
         if len(incoming.body) > self.limits.max_bytes:
             raise too_large(self.limits.max_bytes)
 
-    async def _reply(self, incoming: Incoming, ask: Ask) -> Reply:
+    async def _reply(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
         if incoming.path in (RECOMMEND, INVOCATIONS):
-            kind = incoming.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-            if kind != "application/json":
-                raise CallError(415, f"Content-Type: got {kind}, expected application/json")
-            call = read_call(incoming.path, incoming.body, self.limits.max_requests)
-            answered = await self._answered(call, ask)
-            return replace(call.reply(answered.answers), headers=((VERSION_HEADER, answered.version),))
-        about = self.about
+            return await self._recommended(incoming, ask, ask_alone)
         if incoming.path == "/model":
-            return reply_json(200, about)
+            return reply_json(200, self.about)
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
-        return reply_json(
-            200, {"live": True, "ready": True, "model": about.get("uri"), "version": about.get("version")}
-        )
+        return health(self.about)
+
+    async def _recommended(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
+        """The answers to a call, slice by slice, all by one version of the model."""
+        found, bounds = incoming.slices, self.limits.bounds
+        if found is None:
+            rows = read_rows(incoming.path, incoming.body)
+            bounds.check_number(len(rows.rows))
+            requests = parse_requests(rows.rows)
+            longest = max((request.k for request in requests), default=1)
+            bounds.check(requests, self.num_scored(longest))
+            cuts = slices(requests, self.num_scored(longest))
+            form = rows.form
+        else:
+            bounds.check_scores(found.num_requests, self.num_scored(found.longest))
+            form = found.form
+        for _ in range(_TRIES):
+            jobs = (requests[cut] for cut in cuts) if found is None else found.requests()
+            number = len(cuts) if found is None else len(found.parts)
+            answered = await self._answered(jobs, number > 1, ask_alone if number > 1 else ask)
+            if answered is not None:
+                parts, version = answered
+                return replace(joined(form, parts), headers=((VERSION_HEADER, version),))
+        raise CallError(503, "the model changed again and again while the call was answered", (("Retry-After", "1"),))
+
+    def num_scored(self, longest: int) -> int:
+        """Items that the model scores for a list of ``longest``."""
+        return 0 if self._held is None else self._held[0].num_scored(longest)
 
     def metrics(self, snapshots: Sequence[dict[str, Any]], replicas: int) -> Reply:
         """Counts, of this service alone or of several, as Prometheus reads them."""
@@ -150,18 +239,47 @@ class Service:
         text = exposition(snapshots, model, replicas)
         return Reply(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answered(self, call: Call, ask: Ask) -> Answered:
-        outcome = await ask(call.requests) if call.requests else Answered([], _version(self.about))
-        if isinstance(outcome, RequestError):
-            raise outcome
-        for answer in outcome.answers:
-            self.counts.add("answers_total", source=answer.source)
-        return outcome
+    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> tuple[list[bytes], str] | None:
+        """The answers as JSON and the version that gave them; None where another version took over in between."""
+        parts: list[bytes] = []
+        version, first = "", 0
+        for job in jobs:
+            async with self._lane.turn(is_large):
+                outcome = await ask(job)
+                if isinstance(outcome, RequestError):
+                    raise _renumbered(outcome, first)
+                if parts and outcome.version != version:
+                    return None
+                version, first = outcome.version, first + len(job)
+                parts.append(answers_json(outcome.answers))
+            for answer in outcome.answers:
+                self.counts.add("answers_total", source=answer.source)
+        return parts, version or _version(self.about)
 
 
-def token_sha256(token: str) -> str:
-    """What is kept of a token."""
-    return hashlib.sha256(token.encode()).hexdigest()
+def health(about: Mapping[str, Any]) -> Reply:
+    """What GET /health says of a server that answers."""
+    return reply_json(200, {"live": True, "ready": True, "model": about.get("uri"), "version": about.get("version")})
+
+
+def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
+    """Read and check a large body away from the process that answers, and cut it; an error is returned, not raised."""
+    try:
+        rows = read_rows(path, body)
+        limits.bounds.check_number(len(rows.rows))
+        requests = parse_requests(rows.rows)
+        limits.bounds.check(requests, num_scored)
+    except CallError as error:
+        return error
+    except UserError as error:
+        return CallError(400, str(error))
+    parts = tuple(json.dumps(rows.rows[cut]).encode() for cut in slices(requests, num_scored))
+    return Slices(rows.form, parts, len(requests), max((request.k for request in requests), default=1))
+
+
+def _renumbered(error: RequestError, first: int) -> RequestError:
+    """The same error, its request counted from the beginning of the call."""
+    return RequestError(_NUMBER.sub(lambda found: f"request {int(found[1]) + first}", str(error)))
 
 
 def too_large(max_bytes: int) -> CallError:

@@ -1,0 +1,50 @@
+"""Who may ask: the token of a call, looked at before anything of its body is read."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import string
+from collections.abc import Sequence
+from typing import Final
+
+from recsys.serving.calls import CallError
+
+_CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="multigrain"'),)
+_SCHEME: Final = "bearer"
+_VISIBLE: Final = {*string.ascii_letters, *string.digits, *string.punctuation}
+
+
+def token_sha256(token: str) -> str:
+    """What is kept of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def check_token(given: Sequence[bytes], kept_sha256: str) -> None:
+    """Compare the values of a call's Authorization headers with the token that is kept, in constant time.
+
+    The scheme's name is of any case (RFC 9110). Bytes of the token are compared as they are, so that a token beyond
+    ASCII is one as well, sent as UTF-8.
+
+    Raises:
+        CallError: 401, or 400 where there are several headers; says how to send it, never what was got.
+    """
+    if not kept_sha256:
+        return
+    if len(given) > 1:
+        raise CallError(400, "got several headers Authorization, expected one", _CHALLENGE)
+    scheme, _, token = (given[0] if given else b"").strip(b" \t").partition(b" ")
+    sent = hashlib.sha256(token.strip(b" \t")).hexdigest()
+    is_same = hmac.compare_digest(sent, kept_sha256)
+    if not given or scheme.lower() != _SCHEME.encode() or not is_same:
+        raise CallError(401, _why(scheme if given else None), _CHALLENGE)
+
+
+def _why(scheme: bytes | None) -> str:
+    cure = "send the header Authorization: Bearer TOKEN"
+    if scheme is None:
+        return f"a token is needed: {cure}"
+    if scheme.lower() == _SCHEME.encode():
+        return f"this is not the token; {cure}"
+    name = "".join(letter for letter in scheme[:20].decode("latin-1") if letter in _VISIBLE)
+    return f"the scheme {name!r} is not taken; {cure}"

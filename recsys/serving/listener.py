@@ -1,0 +1,151 @@
+"""The socket of the server: connections in, none lost when it ends.
+
+Why not ``uvicorn.Server``: it closes the listening socket with connections in its queue, which are reset then; and it
+waits without end for the head of a call. The protocol itself is uvicorn's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import time
+from contextlib import suppress
+from email.utils import formatdate
+from typing import Any, Final
+
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+_HEAD_S: Final = 10.0  # in which the head of a call must arrive
+_HEAD_BYTES: Final = 64 << 10
+_AT_ONCE: Final = 64  # connections that are taken before others go on
+_CLOSING_S: Final = 0.5  # for a call on a connection that was taken last
+_BACKLOG: Final = 2048
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 of uvicorn, with a bound on the time and the size of a call's head."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._head_timer is None:
+            self._await_head()
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_there()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class Listener:
+    """An ASGI application on a host and a port, in the running event loop."""
+
+    def __init__(self, app: Any, host: str, port: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._config = Config(
+            app, http=BoundedProtocol, ws="none", lifespan="off", log_config=None, log_level=None, access_log=False
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what a caller does wrong is told to the caller
+        self._config.load()
+        self._state = ServerState()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        _allow_many_connections()
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.setblocking(False)
+        self._socket.bind((host, port))
+        self._socket.listen(_BACKLOG)
+        self._loop.add_reader(self._socket.fileno(), self._accept, _AT_ONCE)
+        self._keep(self._tell_the_date())
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self._socket.getsockname()[1])
+
+    async def close(self) -> None:
+        """Take what has connected, close the socket, and end the connections when their calls are answered."""
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._accept(_BACKLOG)
+        self._socket.close()
+        deadline = self._loop.time() + _CLOSING_S
+        while self._state.connections and self._loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        while self._state.tasks and self._loop.time() < deadline + 4 * _CLOSING_S:
+            await asyncio.sleep(0.05)
+        for task in self._tasks:
+            task.cancel()
+
+    def _accept(self, most: int) -> None:
+        for _ in range(most):
+            try:
+                connection, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:  # the caller is gone already
+                continue
+            except OSError:  # too many open files: look again when some are closed
+                self._loop.remove_reader(self._socket.fileno())
+                self._loop.call_later(_HEAD_S / 10, self._accept_again)
+                return
+            connection.setblocking(False)
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._keep(self._loop.connect_accepted_socket(self._protocol, connection))
+
+    def _accept_again(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket.fileno(), self._accept, _AT_ONCE)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return BoundedProtocol(self._config, self._state, {}, self._loop)
+
+    def _keep(self, awaitable: Any) -> None:
+        task = self._loop.create_task(awaitable)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_the_date(self) -> None:
+        while True:
+            self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+            await asyncio.sleep(1)
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the machine lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,76 @@
+"""Files of requests: JSON lines, a request a line, as they come from any editor or pipeline."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.errors import RequestError
+from recsys.serving.json_text import read_json
+from recsys.serving.requests import parse_requests
+from recsys.storage.places import read_bytes
+from recsys.storage.uris import is_remote
+
+KEY: Final = "recommend.requests"
+_GZIP: Final = b"\x1f\x8b"
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_MAX_BYTES: Final = 4 << 30
+_PIECE: Final = 1 << 20
+
+
+def read_requests(path: str) -> list[dict[str, Any]]:
+    """The requests of a file of JSON lines in UTF-8, plain or packed by gzip.
+
+    A byte-order mark at the beginning, CRLF at the ends of lines and empty lines are no part of the requests. Ids are
+    text, as over HTTP.
+
+    Raises:
+        RequestError: no such file, an empty one, or a line that is no request; names file and line.
+    """
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(_content(path).split(b"\n"), start=1):
+        line = line.strip(b" \t\r")
+        if not line:
+            continue
+        try:
+            row = read_json(line)
+            parse_requests([row])
+        except ValueError as error:
+            hint = "; the file holds a JSON list, expected one request a line" if number == 1 and line == b"[" else ""
+            raise RequestError(f"{KEY}: {path}, line {number} is no JSON ({error}){hint}") from None
+        except RequestError as error:
+            said = str(error).removeprefix("request 0: ")
+            hint = "; expected one request a line" if isinstance(row, list) else ""
+            raise RequestError(f"{KEY}: {path}, line {number}: {said}{hint}") from None
+        found.append(row)
+    if not found:
+        raise RequestError(f'{KEY}: {path} holds no request; expected JSON lines such as {{"user_id": "7"}}')
+    return found
+
+
+def _content(path: str) -> bytes:
+    try:
+        content = read_bytes(path) if is_remote(path) else Path(path).expanduser().read_bytes()
+        if content.startswith(_GZIP):
+            content = b"".join(_unpacked(path, content))
+    except (OSError, EOFError, zlib.error) as error:
+        raise RequestError(f"{KEY}: {path} cannot be read ({error}); give a file of JSON lines") from None
+    if content.startswith(_UTF16):
+        raise RequestError(f"{KEY}: {path} is UTF-16; write it as UTF-8")
+    return content.removeprefix(_BOM)
+
+
+def _unpacked(path: str, content: bytes) -> Iterator[bytes]:
+    """The text that gzip packed, no more of it than a request file may hold."""
+    total = 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while piece := file.read(_PIECE):
+            total += len(piece)
+            if total > max(_PIECE, min(_MAX_BYTES, 200 * len(content))):
+                raise RequestError(f"{KEY}: {path} unpacks to more than 200 times its size; give it unpacked")
+            yield piece

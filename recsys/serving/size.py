@@ -1,0 +1,83 @@
+"""How much a call asks: what is too much, and how a large call is cut so that small ones need not wait for it.
+
+Why: a server answers one batch after the other. A call of a thousand requests in one piece holds up every other call
+until it is done; in slices of some milliseconds each, the others are answered in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from recsys.serving.calls import CallError
+from recsys.serving.requests import Request
+
+# What a slice holds at most, so that it takes some milliseconds; one request alone is never cut.
+_REQUESTS: Final = 32
+_ANSWERS: Final = 500
+_EVENTS: Final = 1000
+_SCORES: Final = 2**21
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a call may ask; the names are those of the configuration (``serve.…``)."""
+
+    max_requests: int = 1000
+    max_answers: int = 100_000
+    max_scores: int = 500_000_000
+
+    def check_number(self, num_requests: int) -> None:
+        """Before the requests are read.
+
+        Raises:
+            CallError: too many (413).
+        """
+        if num_requests > self.max_requests:
+            raise _too_much(f"{num_requests:,} requests", "max_requests", self.max_requests)
+
+    def check(self, requests: Sequence[Request], num_scored: int) -> None:
+        """Whether a call keeps to the bounds; ``num_scored`` items are scored for each of its requests.
+
+        Raises:
+            CallError: it asks too much (413).
+        """
+        self.check_number(len(requests))
+        answers = sum(request.k for request in requests)
+        if answers > self.max_answers:
+            raise _too_much(f"lists of {answers:,} items together (the sum of k)", "max_answers", self.max_answers)
+        self.check_scores(len(requests), num_scored)
+
+    def check_scores(self, num_requests: int, num_scored: int) -> None:
+        """
+        Raises:
+            CallError: too many scores (413).
+        """
+        if num_requests * num_scored > self.max_scores:
+            asked = f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,} items)"
+            raise _too_much(asked, "max_scores", self.max_scores)
+
+
+def _too_much(asked: str, key: str, limit: int) -> CallError:
+    return CallError(413, f"got {asked}, a call takes {limit:,}; send them in several calls, or raise serve.{key}")
+
+
+def slices(requests: Sequence[Request], num_scored: int) -> list[slice]:
+    """Where a call is cut.
+
+    >>> slices([Request(user_id="u", k=200)] * 5, num_scored=100)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    most = max(1, min(_REQUESTS, _SCORES // max(num_scored, 1)))
+    found, start, answers, events = [], 0, 0, 0
+    for place, request in enumerate(requests):
+        brings = len(request.history or ()) + len(request.friends or ())
+        is_full = place - start >= most or answers + request.k > _ANSWERS or events + brings > _EVENTS
+        if place > start and is_full:
+            found.append(slice(start, place))
+            start, answers, events = place, 0, 0
+        answers, events = answers + request.k, events + brings
+    if start < len(requests):
+        found.append(slice(start, len(requests)))
+    return found

@@ -1,0 +1,141 @@
+"""What the registered model makes of requests: data frames, lists and MLflow's own server, without a registry."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import small_model, small_world
+from mlflow import MlflowException
+from mlflow.pyfunc.scoring_server import invocations
+
+from recsys.registry.bundle import write_bundle
+from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, request_schema, signature
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> RecommenderModel:
+    place = tmp_path_factory.mktemp("pyfunc")
+    dataset = small_world(place / "dataset")
+    write_bundle(place / "bundle", small_model(dataset), dataset, {})
+    loaded = RecommenderModel()
+    loaded.load_context(SimpleNamespace(artifacts={BUNDLE: str(place / "bundle")}))
+    return loaded
+
+
+def test_no_schema_drops_a_field_before_the_model_sees_it() -> None:
+    found = signature()
+    assert found.inputs is None and found.outputs is not None
+    assert [param.name for param in found.params.params] == ["k", "exclude_seen"]
+    schema = request_schema()
+    assert schema["additionalProperties"] is False and "horizon" in schema["properties"]
+    json.dumps(schema)
+
+
+def test_a_mixed_frame_with_empty_cells_is_the_same_requests_as_a_list(model: RecommenderModel) -> None:
+    rows: list[dict[str, Any]] = [
+        {"user_id": "u0", "k": 2},
+        {"history": ["i1", {"item_id": "i2", "event_type": "buy"}], "exclude_seen": False},
+        {"user_id": "new", "friends": ["u0"]},
+    ]
+    expected = model.predict(None, rows)
+    for frame in (
+        pd.DataFrame(rows),  # NaN where a field is absent, and k is a float
+        pd.DataFrame(rows).convert_dtypes(),
+        pd.DataFrame(rows, index=[7, 7, 7]),
+        pd.DataFrame([{**row, "context": None, "horizon": np.nan} for row in rows]),
+    ):
+        pd.testing.assert_frame_equal(model.predict(None, frame), expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (pd.DataFrame({"user_id": [7, 8]}), r'holds numbers \(int64\), expected text.*astype\("string"\)'),
+        (pd.DataFrame({"user_id": [7, None]}), r'holds numbers \(float64\).*astype\("Int64"\)\.astype\("string"\)'),
+        (pd.DataFrame({"user_id": pd.array([7, None], "Int64")}), r"holds numbers \(Int64\), expected text"),
+        (pd.DataFrame({"user_id": ["a", 8]}, dtype=object), r"request 1: user_id: got 8 \(int\).*ids are text"),
+        (pd.DataFrame({"user_id": ["a"], "exclude_sen": [True]}), "exclude_sen: unknown field; there are: attributes"),
+        (pd.DataFrame({"USER": ["a"]}), "USER: unknown field"),
+        (pd.DataFrame({"k": [3]}), "found no column user_id, history, friends or attributes"),
+        (pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"]), "not each named once"),
+        (pd.DataFrame([["a"]]), "0: unknown field"),
+        ([{"user_id": "u0", "exclude_sen": False}], "request 0: exclude_sen: unknown field"),
+        ({"user_id": "u0", "exclude_sen": False}, "request 0: exclude_sen: unknown field"),
+        ([{"user_id": 7}], r"user_id: got 7 \(int\)"),
+        ({"user_id": ["a"], "k": [1, 2]}, "the columns differ in length"),
+        ("u0", "got str, expected a data frame or a list"),
+        ([{"history": np.array(["i1", 5])}], "mixes text and numbers"),
+        ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. of thousands of digits"),
+    ],
+)
+def test_what_is_refused_says_why(model: RecommenderModel, asked: Any, message: str) -> None:
+    with pytest.raises(MlflowException, match=message) as found:
+        model.predict(None, asked)
+    assert found.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in str(found.value)
+
+
+def test_a_value_of_any_depth_is_refused(model: RecommenderModel) -> None:
+    deep: Any = "a"
+    for _ in range(100_000):
+        deep = [deep]
+    for row in ({"user_id": deep}, {"user_id": "u0", "context": {"a": deep}}, {"history": deep}):
+        with pytest.raises(MlflowException, match="nested too deeply"):
+            model.predict(None, [row])
+    while isinstance(deep, list):  # from the outside in: to free it at once would recurse as well
+        [deep] = deep
+
+
+def served(model: RecommenderModel, body: Any) -> tuple[int, Any]:
+    """Status and content, as MLflow's server answers the body; the model has no schema of inputs."""
+
+    class Loaded:
+        metadata = SimpleNamespace(get_params_schema=lambda: signature().params)
+
+        def predict(self, data: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+            return model.predict(None, data, params)
+
+    try:
+        reply = invocations(json.dumps(body).encode(), "application/json", Loaded(), None)
+    except MlflowException as error:
+        return error.get_http_status_code(), error.message
+    return reply.status, json.loads(reply.response)
+
+
+def test_all_forms_of_mlflows_server_reach_the_model(model: RecommenderModel) -> None:
+    rows = [{"user_id": "u0", "k": 2}, {"user_id": "new", "history": ["i1", "x"], "k": 3}]
+    expected = json.loads(model.predict(None, rows).to_json(orient="records"))
+    split = {"columns": ["user_id", "history", "k"], "data": [["u0", None, 2], ["new", ["i1", "x"], 3]]}
+    for body in ({"dataframe_records": rows}, {"dataframe_split": split}, {"inputs": rows}):
+        status, found = served(model, body)
+        assert status == 200
+        for answer, wanted in zip(found["predictions"], expected, strict=True):
+            assert answer["item_ids"] == wanted["item_ids"] and answer["unknown_items"] == wanted["unknown_items"]
+    status, found = served(model, {"inputs": {"user_id": "u0", "history": ["i1", "i2"]}})
+    assert status == 200 and len(found["predictions"]) == 1
+    status, found = served(model, {"inputs": {"user_id": ["u0", "u1"], "k": [1, 2]}})
+    assert status == 200 and [len(answer["item_ids"]) for answer in found["predictions"]] == [1, 2]
+    status, found = served(model, {"inputs": [{"user_id": "u0"}], "params": {"k": 4}})
+    assert status == 200 and len(found["predictions"][0]["item_ids"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"dataframe_records": [{"user_id": "u0", "exclude_sen": False}]}, "exclude_sen: unknown field"),
+        ({"inputs": [{"user_id": "u0", "exclude_sen": False}]}, "exclude_sen: unknown field"),
+        ({"instances": [{"user_id": "u0", "exclude_sen": False}]}, "exclude_sen: unknown field"),
+        ({"dataframe_split": {"columns": ["user_id", "q"], "data": [["u0", 1]]}}, "q: unknown field"),
+        ({"dataframe_records": [{"user_id": 7}]}, "user_id: the column holds numbers"),
+        ({"inputs": [{"user_id": 7}]}, "user_id: got 7"),
+        ({"inputs": [{"history": ["i1", 5]}]}, "mixes text and numbers"),
+        ({"inputs": [{"user_id": "u0", "k": 0}]}, "k: got 0"),
+    ],
+)
+def test_mlflows_server_refuses_what_ours_does(model: RecommenderModel, body: Any, message: str) -> None:
+    status, said = served(model, body)
+    assert status == 400 and message in said
