@@ -267,7 +267,7 @@ def check_input(verb: str, config: Config) -> None:
 
         open_source(config.data.source).check()
     if verb == "recommend" and config.recommend.requests:
-        from pipelines.recommend import read_requests
+        from recsys.serving.request_files import read_requests
 
         read_requests(config.recommend.requests)
 

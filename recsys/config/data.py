@@ -190,9 +190,9 @@ class DataConfig(Section):
         "quarantine", description="events about items that are not in the table of items, where there is one"
     )
     from_: IsoTime = Field(
-        "", alias="from", description="time from which on events are used, ISO; empty: from the first"
+        "", alias="from", description="ISO time from which on events are used; empty: from the first"
     )
-    until: IsoTime = Field("", description="time before which events are used, ISO; empty: to the last")
+    until: IsoTime = Field("", description="ISO time before which events are used; empty: to the last")
     min_value: float | None = Field(None, description="events of a smaller value are left out, e.g. ratings below 4")
     min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")
     min_item_events: int = Field(0, ge=0, description="items with fewer events are left out (k-core); 0: none")
