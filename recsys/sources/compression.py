@@ -122,7 +122,8 @@ def _said(path: str, kind: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
         raise SourceError(
-            f"{path} cannot be read: {error}; is it really {kind}-compressed, and whole? Write or copy it again ({READ})"
+            f"{path} cannot be read: {error}; is it really {kind}-compressed, and whole? Write or copy it again "
+            f"({READ})"
         ) from None
 
 

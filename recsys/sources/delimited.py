@@ -25,6 +25,7 @@ from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finis
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.files import InputFile
+from recsys.sources.limits import row_too_long
 from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, open_after, spans
 
 _HEAD_BYTES: Final = 1 << 20
@@ -321,4 +322,7 @@ def decodable(line: bytes, encoding: str) -> bool:
 
 def _head(file: InputFile) -> bytes:
     with file.stream() as stream:
-        return bytes(stream.read(_HEAD_BYTES))
+        head = bytes(stream.read(_HEAD_BYTES))
+    if len(head) == _HEAD_BYTES and b"\n" not in head:
+        raise row_too_long(file.path, 0, _HEAD_BYTES)
+    return head
