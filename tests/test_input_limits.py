@@ -15,7 +15,7 @@ from recsys import schema
 from recsys.config import CanonicalSource, SequencesSource
 from recsys.errors import SourceError
 from recsys.sources import compression, limits, open_source, parquet_bounds, spans
-from recsys.sources.base import read_all
+from recsys.sources.base import Piece, read_all
 
 HEADER = b"user_id,item_id,title\n"
 
@@ -201,9 +201,27 @@ def test_a_cell_of_parquet_has_a_bound(tmp_path: Path, monkeypatch: pytest.Monke
         events(str(tmp_path / "e.parquet"))
 
 
-def pieces(path: Path) -> list[object]:
-    return open_source(CanonicalSource(events=[str(path)])).pieces()["events"]  # type: ignore[return-value]
+def pieces(path: Path) -> list[Piece]:
+    return open_source(CanonicalSource(events=[str(path)])).pieces()["events"]
 
 
 def test_the_bounds_are_far_above_common_tables() -> None:
     assert limits.MAX_COLUMNS >= 1000 and limits.MAX_ROW_BYTES >= 32 << 20 and limits.FREE_BYTES >= 64 << 20
+
+
+@pytest.mark.parametrize("quote", [b"", b'"q"'])
+def test_very_short_rows_come_in_spans_of_bounded_rows(
+    quote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of sixteen million rows of a chunk may be a bad one, which is kept with its text."""
+    monkeypatch.setattr(spans, "_MOST_ROWS", 100)
+    rows = [b"u,i,t" if n % 3 else b"a" + quote for n in range(1000)]
+    found = pieces(Path(write(tmp_path / "e.csv", HEADER + b"\n".join(rows) + b"\n")))
+    table = pa.concat_tables([block for piece in found for block in piece.read()])
+    assert len(found) == 10 and table.column(schema.ROW).to_pylist() == list(range(1, 1001))
+    assert bad(table) == list(range(1, 1001, 3))
+
+
+def test_a_first_line_without_an_end_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="the first line is longer than 1 MiB"):
+        events(write(tmp_path / "e.csv", b"user_id,item_id," + b"x" * (3 << 20) + b"\nu,i,1\n"))

@@ -26,7 +26,7 @@ from recsys.sources.guesses import (
     looks_like_names,
     shown,
 )
-from recsys.sources.limits import check_column_count
+from recsys.sources.limits import check_column_count, row_too_long
 from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
 from recsys.sources.spans import CSV, TSV, Dialect, open_after
@@ -162,7 +162,10 @@ def data_start(file: InputFile) -> int:
 
 def _head(file: InputFile) -> bytes:
     with file.stream() as stream:
-        return bytes(stream.read(_HEAD_BYTES))
+        head = bytes(stream.read(_HEAD_BYTES))
+    if len(head) == _HEAD_BYTES and b"\n" not in head and b"\r" not in head:
+        raise row_too_long(file.path, 0, _HEAD_BYTES)
+    return head
 
 
 def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:

@@ -31,10 +31,11 @@ def check_column_count(count: int, where: str) -> None:
         )
 
 
-def row_too_long(where: str, row: int) -> SourceError:
-    """The error for a row, JSON object or cell that is too large."""
+def row_too_long(where: str, row: int, limit: int = MAX_ROW_BYTES) -> SourceError:
+    """The error for a row (0: the header) or JSON object that is too large."""
+    name = f"row {row:,}" if row else "the first line"
     return SourceError(
-        f"{where}: row {row:,} is longer than {MAX_ROW_BYTES >> 20} MiB; expected one row a line: check the line ends, "
+        f"{where}: {name} is longer than {limit >> 20} MiB; expected one row a line: check the line ends, "
         "the quotes and data.source.format"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from recsys.errors import SourceError
 from recsys.sources.delimited import Cells, Origin, assemble, with_constants
 from recsys.sources.files import InputFile
 from recsys.sources.ids import check_whole_in_float, is_id, typed_ids
+from recsys.sources.limits import listed
 from recsys.sources.parquet_bounds import (
     check_decoded,
     check_footer,
@@ -114,6 +116,9 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
         raise SourceError(
             f"{file.path} is not a Parquet file, or damaged ({error}); correct it or data.source.format"
         ) from None
+    twice = [name for name, count in Counter(arrow.names).items() if count > 1]
+    if twice:
+        raise SourceError(f"{file.path}: column {listed(twice)} occurs twice; drop or rename one of them")
     if metadata.num_rows == 0:
         raise SourceError(f"{file.path} has columns but no rows; expected at least one row")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]

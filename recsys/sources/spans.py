@@ -20,6 +20,8 @@ from recsys.sources.limits import MAX_ROW_BYTES, row_too_long
 
 CHUNK_BYTES: Final = 32 << 20
 _QUOTE: Final = b'"'
+_NEWLINE: Final = 10
+_MOST_ROWS: Final = 1 << 20  # in a span
 _MANY_LINES: Final = 100  # more in one row must be a row by the letter
 
 
@@ -69,15 +71,17 @@ def spans(
             buffer += block
             if start == 0 and buffer.startswith(codecs.BOM_UTF8):
                 start, buffer = len(codecs.BOM_UTF8), buffer[len(codecs.BOM_UTF8) :]
-            cut, count, is_sound = _last_row_end(buffer, dialect, num_columns)
-            by_line = not is_sound or (cut == 0 and len(buffer) > MAX_ROW_BYTES)
-            if by_line:
-                cut, count, _ = _last_row_end(buffer, lines, 0)
-                if cut == 0:
-                    raise row_too_long(file.path, row)
-            if cut:
-                yield Span(start, cut, row, count, by_line), buffer[:cut]
-                start, row, buffer = start + cut, row + count, buffer[cut:]
+            cut = count = -1
+            while cut < 0 or count == _MOST_ROWS:  # once, but for very short rows
+                cut, count, is_sound = _last_row_end(buffer, dialect, num_columns)
+                by_line = not is_sound or (cut == 0 and len(buffer) > MAX_ROW_BYTES)
+                if by_line:
+                    cut, count, _ = _last_row_end(buffer, lines, 0)
+                    if cut == 0:
+                        raise row_too_long(file.path, row)
+                if cut:
+                    yield Span(start, cut, row, count, by_line), buffer[:cut]
+                    start, row, buffer = start + cut, row + count, buffer[cut:]
     if buffer:
         cut, count, is_sound = _last_row_end(buffer + b"\n", dialect, num_columns)
         if cut <= len(buffer) or not is_sound:
@@ -89,11 +93,14 @@ def spans(
 def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int, int, bool]:
     """The byte after the last whole row, the number of whole rows, and whether all rows of very many lines are sound.
 
-    ``data`` begins outside of quotes.
+    ``data`` begins outside of quotes. At most ``_MOST_ROWS`` rows are counted: each of them may be a bad one.
     """
     end = data.rfind(b"\n") + 1
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
-        return end, data.count(b"\n", 0, end), True
+        count = data.count(b"\n", 0, end)
+        if count > _MOST_ROWS:
+            end, count = int(np.flatnonzero(_codes(data) == _NEWLINE)[_MOST_ROWS - 1]) + 1, _MOST_ROWS
+        return end, count, True
     ends, is_odd = _odd_lines(data[:end])
     inside = np.zeros(len(ends), dtype=bool)
     opened, is_sound = -1, True
@@ -109,7 +116,7 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
             opened = -1
     if opened >= 0:
         inside[opened:] = True
-    outside = np.flatnonzero(~inside)
+    outside = np.flatnonzero(~inside)[:_MOST_ROWS]
     return (int(ends[outside[-1]]) + 1, len(outside), is_sound) if len(outside) else (0, 0, is_sound)
 
 
@@ -125,10 +132,14 @@ def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
 
 def _odd_lines(data: bytes) -> tuple[Any, Any]:
     """The position of every line break, and whether its line holds an odd number of quotes."""
-    codes = np.frombuffer(data, dtype=np.uint8)
-    ends = np.flatnonzero(codes == 10)
+    codes = _codes(data)
+    ends = np.flatnonzero(codes == _NEWLINE)
     quotes = np.searchsorted(np.flatnonzero(codes == 34), ends)
     return ends, np.diff(quotes, prepend=0) % 2 == 1
+
+
+def _codes(data: bytes) -> Any:
+    return np.frombuffer(data, dtype=np.uint8)
 
 
 def open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
