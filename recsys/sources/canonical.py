@@ -246,7 +246,7 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
         [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
         head.file.path,
         header.cure if header else "",
-        _OR_COLUMNS if header else "",
+        _OR_COLUMNS if header and not header.is_given else "",
     )
     if header is not None and not header.is_given and source.form.header == "auto":
         renamed = [place for place, (name, _) in enumerate(head.columns) if name in rename]

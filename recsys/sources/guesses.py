@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from recsys import schema
-from recsys.sources.names import fold
+from recsys.sources.names import WORDS, fold
 from recsys.sources.separators import BLANKS
 from recsys.sources.spans import Dialect
 
@@ -49,6 +49,15 @@ def first_row_is_data(names: Sequence[str], below: Sequence[Sequence[str]], plac
     return ""
 
 
+def is_rule(cells: Sequence[str]) -> bool:
+    """Whether a row is a line of dashes, as tables for people have below their header.
+
+    >>> is_rule(["----", ":--:"]), is_rule(["-", "5"])
+    (True, False)
+    """
+    return any(cell.strip() for cell in cells) and all(not cell.strip(" -=:+") and len(cell) != 1 for cell in cells)
+
+
 def is_value(cell: str) -> bool:
     """Whether a cell is a number or a time, which names of columns are not."""
     return bool(_NUMBER.fullmatch(cell.strip()) or _TIME.fullmatch(cell.strip()))
@@ -60,7 +69,8 @@ def is_name(cell: str) -> bool:
     >>> is_name("userID:token"), is_name("u17")
     (True, False)
     """
-    return fold(cell.partition(":")[0]) in _IDS
+    name = fold(cell.partition(":")[0])
+    return name in _IDS or any(name in (f"{word}_id", f"{word}id") for words in WORDS.values() for word in words)
 
 
 def looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> str:

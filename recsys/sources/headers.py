@@ -22,6 +22,7 @@ from recsys.sources.guesses import (
     consistent,
     cure_of_names,
     example_names,
+    is_rule,
     is_value,
     looks_like_names,
     shown,
@@ -121,6 +122,11 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     if not below:
         hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
         raise SourceError(f"{file.path} holds only a header; expected at least one row below it{hint}")
+    if is_rule(below[0]):
+        raise SourceError(
+            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be a row of data; "
+            f"remove it, or set data.source.comment to {rows[1].text.strip()[:2]!r} to skip such lines"
+        )
     names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
     cure = cure_of_names([row.text for row in rows], names, below, dialect, form.table if form else "")
     notes += _unnamed(file, names, below)
@@ -206,7 +212,8 @@ def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]
         raise SourceError(f"{file.path}: {comment}")
     raise SourceError(
         f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}), but the rows below "
-        f"have {_cells(size)}; correct the header, or name all {size} with data.source.columns ('_' leaves one "
+        f"have {_cells(size)}; correct the header (data.source.comment skips a title above it), or "
+        f"name all {size} with data.source.columns ('_' leaves one "
         "out) and set data.source.header to yes"
     )
 
@@ -275,7 +282,18 @@ def _given(
                 f"({_shown_cells(sampled[0])}); {hint or 'name every cell, the ones to leave out _'}"
             )
     end = rows[0].end if has_header else rows[0].begin
-    return Header(names, end, dialect, tuple(below), True, notes)
+    if (
+        has_header
+        and len(below[0]) == len(names)
+        and all(fold(a) == b for a, b in zip(below[0], names, strict=True) if b)
+    ):
+        raise SourceError(
+            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) holds the names of "
+            "data.source.columns: it would be a row of data; remove what stands above it, or set "
+            "data.source.comment to skip that"
+        )
+    cure = f"data.source.columns names the cells {', '.join(form.columns)}: give the missing ones their names there"
+    return Header(names, end, dialect, tuple(below), True, notes, cure)
 
 
 def _shown_cells(cells: Sequence[str]) -> str:
