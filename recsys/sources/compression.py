@@ -5,7 +5,11 @@ Read are gzip, zstd and zip archives that hold one file. Several gzip or zstd fr
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import pyarrow as pa
@@ -66,16 +70,18 @@ class Unpacked:
     """
 
     def __init__(self, source: Any, kind: str, path: str, size: int) -> None:
-        self._path, self._size, self._count = path, size, 0
-        self._stream = (
-            _member(source, path)[1]
-            if kind == "zip"
-            else pa.CompressedInputStream(pa.BufferedInputStream(source, _BUFFER), kind)
-        )
+        self._path, self._kind, self._size, self._count = path, kind, size, 0
+        with _said(path, kind):
+            self._stream = (
+                _member(source, path)[1]
+                if kind == "zip"
+                else pa.CompressedInputStream(pa.BufferedInputStream(source, _BUFFER), kind)
+            )
 
     def read(self, count: int) -> bytes:
         """At most ``count`` bytes, none at the end."""
-        found = bytes(self._stream.read(count))
+        with _said(self._path, self._kind):
+            found = bytes(self._stream.read(count))
         self._count += len(found)
         if self._count > max(FREE_BYTES, MAX_RATIO * self._size):
             raise SourceError(
@@ -88,7 +94,8 @@ class Unpacked:
 
 def member_name(source: Any, path: str) -> str:
     """The name of the one file in a zip archive."""
-    return _member(source, path)[0]
+    with _said(path, "zip"):
+        return _member(source, path)[0]
 
 
 def _member(source: Any, path: str) -> tuple[str, Any]:
@@ -106,6 +113,17 @@ def _member(source: Any, path: str) -> tuple[str, Any]:
     if found[0].flag_bits & 1:
         raise SourceError(f"{path}: {found[0].filename} is locked by a password; unpack it and name that file")
     return found[0].filename, archive.open(found[0])
+
+
+@contextmanager
+def _said(path: str, kind: str) -> Iterator[None]:
+    """What a library raises for damaged bytes as one message."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
+        raise SourceError(
+            f"{path} cannot be read: {error}; is it really {kind}-compressed, and whole? Write or copy it again ({READ})"
+        ) from None
 
 
 def _is_hidden(name: str) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from typing import Any, Final
 import pyarrow.fs
 
 from recsys.errors import SourceError
-from recsys.sources.compression import READ, SNIFFED, Unpacked, compression_of, member_name, plain_name
+from recsys.sources.compression import SNIFFED, Unpacked, compression_of, member_name, plain_name
 from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
 from recsys.storage.uris import expanded, is_remote
 
@@ -54,7 +52,7 @@ class InputFile:
         """
         stem = plain_name(self.name).lower()
         if "." not in stem and self.name.lower().endswith(".zip"):
-            with self.opened() as source, self._unpacking("zip"):
+            with self.opened() as source:
                 stem = member_name(source, self.path).lower()
         return f".{stem.rsplit('.', 1)[1]}" if "." in stem else ""
 
@@ -103,22 +101,10 @@ class InputFile:
         """
         kind = self.compression
         try:
-            with self.opened() as source, self._unpacking(kind):
+            with self.opened() as source:
                 yield Unpacked(source, kind, self.path, self.size) if kind else source
         except OSError as error:
             raise SourceError(f"{self.path} cannot be read: {error}; check the file and the disk") from None
-
-    @contextmanager
-    def _unpacking(self, kind: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            if not kind:
-                raise
-            raise SourceError(
-                f"{self.path} cannot be read: {error}; is it really {kind}-compressed, and whole? Write or copy it "
-                f"again ({READ})"
-            ) from None
 
     def read(self, start: int, length: int) -> bytes:
         """Bytes ``[start, start + length)`` of the file as it is stored.
