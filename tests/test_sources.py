@@ -186,8 +186,8 @@ def test_parquet_row_groups_and_types(tmp_path: Path) -> None:
         {
             "user_id": pa.array([1.0, float("nan"), 3.0, 4.0, 5.0]),
             "item_id": pa.array(["a", "b", None, "d", "e"]).dictionary_encode(),
-            "timestamp": pa.array([10**9, 10**12, 10**15, -1, None]),
-            "value": [1.0, 1.0, 1.0, float("inf"), float("nan")],
+            "timestamp": pa.array([10**9, 10**12, 10**15, -2, None]),
+            "value": [1.0, 1.0, float("nan"), float("inf"), float("inf")],
             "place": pa.array(["x"] * 5, pa.large_string()),
         }
     )
@@ -211,7 +211,7 @@ def test_jsonl(tmp_path: Path, is_mixed: bool) -> None:
     ]
     lines = [json.dumps(record) for record in records]
     if is_mixed:
-        lines += ["{broken", "", "[1]", '{"user_id": "u", "item_id": 9, "value": NaN, "timestamp": "2001-09-09"}']
+        lines += ["{broken", "", "[1]", '{"user_id": "u", "item_id": 9, "value": Infinity, "timestamp": "2001-09-09"}']
     table = events(write(tmp_path / "log.jsonl", "\n".join(lines)))
     expected = [("log.jsonl", 3, "missing user_id")]
     if is_mixed:

@@ -26,8 +26,8 @@ class SplitConfig(Section):
     kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = "auto"
     valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
-    valid_from: str = Field("", description="ISO time, instead of the share (temporal)")
-    test_from: str = Field("", description="ISO time, instead of the share (temporal)")
+    valid_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
+    test_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
     cold_users: float = Field(
         0.0, ge=0, lt=1, description="share of users, by hash of id and seed, whose training events are cut"
     )
@@ -150,7 +150,9 @@ class QuarantineConfig(Section):
 class DataConfig(Section):
     dir: Place = Field("", description="prepared dataset; default: RUN_DIR/dataset")
     source: Source = Field(default_factory=SyntheticSource)
-    order: Literal["auto", "time", "file", "none"] = "auto"
+    order: Literal["auto", "time", "file", "none"] = Field(
+        "auto", description="auto: by time where most events have one (the others come first), else none"
+    )
     interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
     context: list[str] = Field(
         [], description="further columns of the events that models may read, e.g. weather, device; categories"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -15,7 +15,7 @@ ABSENT_TEXTS: Final = (
 )
 """Texts that programs write where a value is missing; an empty cell is always missing."""
 
-_PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000)
+_PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000, UTC)
 
 
 TABLES: Final = ("events", "items", "users", "social", "knowledge")

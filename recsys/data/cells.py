@@ -30,6 +30,11 @@ class CellRules:
     time_format: str = ""
     decimal: str = "."
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a text that means a missing value may be read as a number or time, such as -999."""
+        return any(character.isdigit() for text in self.absent for character in text)
+
     @classmethod
     def of(cls, source: Any) -> CellRules:
         """Those of a source's configuration; the defaults for a source without files."""
@@ -107,8 +112,9 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
         values = plain.cast(pl.Float64, strict=False)
         fine = values.is_finite().fill_null(False)
         present = series.is_not_null() & (series != "")
-        if (present & ~fine).any():  # "nan" is read as a number, but is none
+        if rules.has_numbers or (present & ~fine).any():  # "nan" is read as a number, but is none
             present &= ~series.is_in(list(rules.absent))
+            values = pl.select(pl.when(present).then(values)).to_series()
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         values = pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))).fill_nan(None)
         present = values.is_not_null()

@@ -56,6 +56,8 @@ _MAX_EVENT_TYPES: Final = 255
 _TERM_ROWS_A_TASK: Final = 2_000_000
 _SHARD_BYTES: Final = 64 << 20
 _MIN_SHARDS: Final = 4
+_FEW_UNTIMED: Final = 0.5  # share of the events without a timestamp up to which the others give the order
+_MANY_TIES: Final = 0.5  # share of events at the time of the one before, from which a note says so
 Progress = Callable[[str], None]
 
 
@@ -151,8 +153,7 @@ class _Preparation:
         started = time.perf_counter()
         pieces = self.source.unchanged_pieces()
         for note in self.source.notes:
-            self.notes.append(note)
-            self.progress(note)
+            self._note(note)
         events = pieces.pop("events")
         tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):
@@ -268,9 +269,11 @@ class _Preparation:
         left_out = {name: count for name, count in types.items() if name not in {*kept, *self.rules.text_types}}
         for name, count in sorted(left_out.items()):
             self.notes.append(f"{count:,} events of the type {name} are no interactions (data.interactions)")
-        return Coding(self.rules, tuple(kept), self._order(sum(summary.untimed for summary in summaries)))
+        untimed = sum(summary.untimed for summary in summaries)
+        interactions = sum(summary.interactions for summary in summaries)
+        return Coding(self.rules, tuple(kept), self._order(untimed, interactions))
 
-    def _order(self, untimed: int) -> str:
+    def _order(self, untimed: int, interactions: int) -> str:
         order = self.config.data.order
         if order == "time" and untimed:
             raise DataError(
@@ -280,6 +283,12 @@ class _Preparation:
         if order != "auto":
             return order
         if not untimed:
+            return "time"
+        if untimed <= _FEW_UNTIMED * interactions:
+            self._note(
+                f"{untimed:,} of {interactions:,} events have no timestamp; they count as each user's first "
+                "(data.order none: events without an order)"
+            )
             return "time"
         return "file" if self.config.data.source.kind == "sequences" else "none"
 
@@ -321,11 +330,10 @@ class _Preparation:
         has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
         split = resolved(self.config.data.split, order, has_times)
         if split.kind != self.config.data.split.kind and split.kind == "ratio":
-            self.notes.append(
+            self._note(
                 f"no event has a time: {split.valid:.0%} of each user's events, drawn at random, are validation and "
                 f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in order"
             )
-            self.progress(self.notes[-1])
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
         check_split(split, order, self.timed, given)
@@ -390,12 +398,25 @@ class _Preparation:
             names += [report.name] if report.name else []
             self.provenance += [report.provenance] if report.provenance else []
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
+        self._note_ties(self.counts.pop("ties", 0))
         self._check_parts(plan.kind)
         self.notes += [plan.newcomers.note(self.counts)] if plan.newcomers else []
         self.folder.write_table("items/counts.parquet", count_table(counts_N3))
         sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
         self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
         return names, self._merge_terms([refs[1:] for refs in written])
+
+    def _note_ties(self, ties: int) -> None:
+        if ties > _MANY_TIES * self.counts["events"]:
+            self._note(
+                f"{ties:,} of {self.counts['events']:,} events have the same time as the user's event before; "
+                "they keep the order of the files"
+            )
+
+    def _note(self, note: str) -> None:
+        """For the manifest and the user."""
+        self.notes.append(note)
+        self.progress(f"note: {note}")
 
     def _check_parts(self, kind: str) -> None:
         empty = [part for part in PARTS if not self.counts[part]]

@@ -14,6 +14,7 @@ Day and month in an order that only the writer knows (11/12/2020) need ``data.so
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -48,6 +49,12 @@ _ISO_START: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]|$)")
 _CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
 _FIELDS: Final = (2, 2, 2, 2, 2, 3)  # month, day, hour, minute, second, milliseconds
 _MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
+_ISO_FORMS: Final = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+_PLAIN_FORMS: Final = (
+    *("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z"),
+    *("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M%z"),
+    "%Y-%m-%d",
+)
 _NAMED_FORMS: Final = (  # weekday removed, upper case
     *("%b %d %H:%M:%S %z %Y", "%d %b %Y %H:%M:%S %z", "%b %d %Y %H:%M:%S GMT%z", "%d/%b/%Y:%H:%M:%S %z"),
     *("%b %d %H:%M:%S %Y", "%d %b %Y %H:%M:%S", "%b %d %Y %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y-%b-%d %H:%M:%S"),
@@ -162,23 +169,23 @@ def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Serie
     positive = values.filter(values > 0)
     if _is_refused(positive.min(), positive.max()):
         return _nothing(len(values)), present
-    micros, present = _whole_numbers(whole, present)
+    micros, present = _whole_numbers(whole, present, latest=values.max())
     fractions = pl.select(pl.when(is_fraction).then(values)).to_series()
     return micros.fill_null(_scaled(fractions)), present
 
 
-def _whole_numbers(whole: pl.Series, present: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Epoch numbers, and calendar numbers where they are some: microseconds, and ``present`` without unknown times."""
+def _whole_numbers(whole: pl.Series, present: pl.Series, latest: Any = None) -> tuple[pl.Series, pl.Series]:
+    """Epoch numbers, and calendar numbers where they are some: microseconds, and ``present`` without unknown times.
+
+    ``latest`` is the latest time (seconds) of the block's other cells, in the light of which small numbers are judged.
+    """
     lowest, highest = _span(whole)
     if lowest is None:
         return whole, present
-    if lowest <= 0:
-        unknown = whole == -1
-        if highest >= _MODERN:
-            unknown |= whole == 0
-        unknown = unknown.fill_null(False)
+    if lowest < 0:
+        unknown = (whole == -1).fill_null(False)
         present = present & ~unknown
-        whole = pl.select(pl.when(~unknown & (whole >= 0)).then(whole)).to_series()
+        whole = pl.select(pl.when(whole >= 0).then(whole)).to_series()
         lowest, highest = _span(whole)
         if lowest is None:
             return whole, present
@@ -189,7 +196,14 @@ def _whole_numbers(whole: pl.Series, present: pl.Series) -> tuple[pl.Series, pl.
         first, end = _calendar_range(digits)
         if highest >= first and lowest < end:
             micros = _with_calendar(micros, whole, digits)
-    return micros, present
+    if lowest > _SERIALS[1]:
+        return micros, present
+    found: Any = micros.max()
+    if max(found or 0, (latest or 0) * _SECOND) < _MODERN * _SECOND:
+        return micros, present
+    is_odd = whole.is_between(*_SERIALS) | whole.is_between(*_YEARS) | (whole == 0)
+    present = present & ~(whole == 0).fill_null(False)
+    return pl.select(pl.when(~is_odd).then(micros)).to_series(), present
 
 
 def _span(values: pl.Series) -> tuple[Any, Any]:
@@ -201,7 +215,10 @@ def _nothing(count: int) -> pl.Series:
 
 
 def _is_refused(lowest: Any, highest: Any) -> bool:
-    """Whether a block's numbers are all a spreadsheet's serial dates, or all years: neither is an epoch number."""
+    """Whether a block's numbers are all a spreadsheet's serial dates, or all years: neither is an epoch number.
+
+    Single ones among times of today are refused as well.
+    """
     return any(first <= lowest and highest <= last for first, last in (_SERIALS, _YEARS))
 
 
@@ -269,16 +286,16 @@ def _calendar_micros(numbers: Array, digits: int) -> tuple[Array, Array]:
 def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
     texts = texts.str.strip_chars()
     present = (texts.is_not_null() & (texts != "")).fill_null(False)
+    if rules.has_numbers:
+        present &= ~texts.is_in(list(rules.absent)).fill_null(False)
+        texts = pl.select(pl.when(present).then(texts)).to_series()
     if rules.time_format:
         micros = _of_format(texts, rules.time_format)
         return micros, _not_absent(texts, present, present & micros.is_null(), rules)
     whole = texts.cast(pl.Int64, strict=False)
-    left = present & whole.is_null()
-    if not left.any():
-        return _whole_numbers(whole, present)
-    present = _not_absent(texts, present, left, rules)
-    micros, present = _whole_numbers(whole, present)
     rows = (present & whole.is_null()).arg_true()
+    if not len(rows):
+        return _whole_numbers(whole, present)
     rest = texts.gather(rows)
     numbers = rest.str.replace(r"^(\d+),(\d+)$", "$1.$2") if rules.decimal == "," else rest
     numbers = numbers.cast(pl.Float64, strict=False)
@@ -288,7 +305,10 @@ def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]
         places = no_number.arg_true()
         times = times.scatter(places, _of_calendar_texts(rest.gather(places)))
     present = present.scatter(rows, is_given | no_number | numbers.is_nan().fill_null(False))
-    return micros.scatter(rows, times), present
+    latest: Any = times.max()
+    micros, present = _whole_numbers(whole, present, latest=(latest or 0) / _SECOND)
+    micros = micros.scatter(rows, times)
+    return micros, _not_absent(texts, present, present & micros.is_null(), rules)
 
 
 def _not_absent(texts: pl.Series, present: pl.Series, left: pl.Series, rules: CellRules) -> pl.Series:
@@ -313,18 +333,21 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
 
 
 def _of_iso(texts: pl.Series) -> pl.Series:
-    plain = texts.str.replace(r"^(\d{4})([/.])(\d{1,2})[/.](\d{1,2})", "${1}-${3}-${4}")
+    """The usual forms as they are; of the others the spelling is brought to one of those first."""
+    found = _first_fit(texts, _ISO_FORMS)
+    left = found.is_null()
+    if not left.any():
+        return found
+    rows = left.arg_true()
+    plain = texts.gather(rows).str.replace(r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "${1}-${2}-${3}")
     plain = plain.str.replace(r"^(\d{4})(\d\d)(\d\d)([T ])", "${1}-${2}-${3}${4}")
     plain = plain.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})T", "$1 ").str.replace(r"\[[A-Z_]+(?:/[A-Z_]+)*\]$", "")
-    plain = plain.str.replace(r"^([-\d]+ )(\d\d)(\d\d)(\d\d)?", "${1}${2}:${3}:${4}").str.replace(r":([^\d]|$)", "$1")
+    plain = plain.str.replace(r"^([-\d]+ \d\d)(\d\d)(\d\d)", "${1}:${2}:${3}")
+    plain = plain.str.replace(r"^([-\d]+ \d\d)(\d\d)([^:\d]|$)", "${1}:${2}${3}")
     plain = plain.str.replace(r"(:\d\d),(\d+)", "$1.$2").str.replace(r" ?(?:Z|UTC|GMT)$", "+00:00")
-    plain = plain.str.replace(r"(:\d\d(?:\.\d+)?) ?([+-]\d\d)$", "${1}${2}:00")
+    plain = plain.str.replace(r" ([+-]\d\d)", "$1").str.replace(r"(:\d\d(?:\.\d+)?[+-]\d\d)$", "$1:00")
     plain = plain.str.replace(r"^(\d{4}-\d{1,2})$", "$1-01")
-    found = pl.Series([None] * len(texts), dtype=pl.Int64)
-    for layout in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"):
-        found = found.fill_null(_read(plain, layout))
-        found = found.fill_null(_read(plain.str.replace(r" ([+-])", "$1"), layout + "%z"))
-    return found.fill_null(_read(plain, "%Y-%m-%d"))
+    return found.scatter(rows, _first_fit(plain, _PLAIN_FORMS))
 
 
 def _of_named_months(texts: pl.Series) -> pl.Series:
@@ -332,11 +355,17 @@ def _of_named_months(texts: pl.Series) -> pl.Series:
     plain = texts.str.replace(r"^(?:MON|TUE|WED|THU|FRI|SAT|SUN)[A-Z]*,? +", "").str.replace(r" *\([^)]*\)$", "")
     plain = plain.str.replace_all(rf"\b({_MONTHS})[A-Z]*\b", "$1").str.replace_all(r"[, ]+", " ")
     plain = plain.str.replace(r" (?:UTC|GMT|Z)( |$)", " +0000$1").str.replace(r"^(\d{1,2}) (\d)", "$1 $2")
-    found = pl.Series([None] * len(texts), dtype=pl.Int64)
-    for layout in (*_NAMED_FORMS, *_NAMED_DAYS):
-        if found.null_count() == 0:
+    return _first_fit(plain, (*_NAMED_FORMS, *_NAMED_DAYS))
+
+
+def _first_fit(texts: pl.Series, layouts: Sequence[str]) -> pl.Series:
+    """Every text by the first of Polars' forms that it fits as microseconds, null where it fits none."""
+    found = _read(texts, layouts[0])
+    for layout in layouts[1:]:
+        rows = found.is_null().arg_true()
+        if not len(rows):
             break
-        found = found.fill_null(_read(plain, layout))
+        found = found.scatter(rows, _read(texts.gather(rows), layout))
     return found
 
 
@@ -355,7 +384,7 @@ def _of_format(texts: pl.Series, form: str) -> pl.Series:
     """Texts in a strptime form as microseconds UTC: by Polars where it reads the form as Python does, else by Python's
     parser."""
     layout = polars_form(form)
-    found = _read(texts, layout) if layout else pl.Series([None] * len(texts), dtype=pl.Int64)
+    found = _read(texts, layout) if layout else _nothing(len(texts))
     left = found.is_null() & texts.is_not_null() & (texts != "")
     if not left.any():
         return found
