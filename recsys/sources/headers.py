@@ -7,7 +7,7 @@ first lines decides, and where it cannot, the message names the settings that do
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,6 +21,7 @@ from recsys.sources.guesses import (
     comment_hint,
     consistent,
     cure_of_names,
+    data_in_header,
     example_names,
     is_rule,
     is_value,
@@ -58,7 +59,7 @@ class Header:
     columns: tuple[str, ...]  # "" for a cell that is left out
     end: int  # bytes
     dialect: Dialect = CSV
-    below: tuple[tuple[str, ...], ...] = ()  # cells of the first rows
+    suspects: Mapping[str, str] = field(default_factory=dict)  # names that look like data → reason
     is_given: bool = False  # the names are those of data.source.columns
     notes: tuple[str, ...] = ()
     cure: str = field(default="", compare=False)  # what helps where required columns are missing
@@ -128,9 +129,10 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
             f"remove it, or set data.source.comment to {rows[1].text.strip()[:2]!r} to skip such lines"
         )
     names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
-    cure = cure_of_names([row.text for row in rows], names, below, dialect, form.table if form else "")
+    suspects = data_in_header(names, below)
+    cure = cure_of_names([row.text for row in rows], names, suspects, dialect, form.table if form else "")
     notes += _unnamed(file, names, below)
-    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure, first)
+    return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
 
 def check_line_ends(file: InputFile, head: bytes) -> None:
@@ -293,7 +295,7 @@ def _given(
             "data.source.comment to skip that"
         )
     cure = f"data.source.columns names the cells {', '.join(form.columns)}: give the missing ones their names there"
-    return Header(names, end, dialect, tuple(below), True, notes, cure)
+    return Header(names, end, dialect, {}, True, notes, cure)
 
 
 def _shown_cells(cells: Sequence[str]) -> str:
