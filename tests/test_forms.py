@@ -254,6 +254,14 @@ def test_the_header_again_is_no_event(tmp_path: Path) -> None:
         ({}, "% bip weighted\n" + text(","), "data.source.comment to '%'"),
         ({"comment": "#"}, "# only\n\n# comments\n", "nothing but blank lines and comments"),
         ({}, text(",").replace("\n", "\r"), "lone carriage return"),
+        ({}, text(",").replace("\n", "\n---,---,---,---\n", 1), "line of dashes"),
+        ({}, "My export\n" + text(","), "data.source.comment skips a title"),
+        ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "holds the names of data.source.columns"),
+        (
+            {"columns": ["user_id", "x", "y", "z"], "header": "no"},
+            text(",", header=False),
+            "names the cells user_id, x, y, z",
+        ),
         (
             {},
             "user_id,item_id\n1,2,3\n1,2,3\n",

@@ -402,11 +402,10 @@ class _Preparation:
         has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
         split = resolved(self.config.data.split, order, has_times)
         if split.kind != self.config.data.split.kind and split.kind == "ratio":
-            self.notes.append(
+            self._note(
                 f"no event has a time: {split.valid:.0%} of each user's events, drawn at random, are validation and "
                 f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in order"
             )
-            self.progress(self.notes[-1])
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
         check_split(split, order, self.timed, given)

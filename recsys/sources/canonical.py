@@ -20,7 +20,6 @@ from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.files import InputFile, find
-from recsys.sources.guesses import first_row_is_data
 from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
 from recsys.sources.names import Renames, canonical_names, require_columns
@@ -246,11 +245,11 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
         [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
         head.file.path,
         header.cure if header else "",
-        _OR_COLUMNS if header else "",
+        _OR_COLUMNS if header and not header.is_given else "",
     )
     if header is not None and not header.is_given and source.form.header == "auto":
-        renamed = [place for place, (name, _) in enumerate(head.columns) if name in rename]
-        if reason := first_row_is_data(header.columns, header.below, renamed):
+        reason = next((why for name, why in header.suspects.items() if name in rename), "")
+        if reason:
             raise SourceError(
                 f"{head.file.path}: the first row was taken for a header, but looks like data ({reason}); if the file "
                 "has no header, name its columns with data.source.columns and not with data.source.rename; if it is "

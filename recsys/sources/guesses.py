@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from recsys import schema
-from recsys.sources.names import fold
+from recsys.sources.names import WORDS, fold
 from recsys.sources.separators import BLANKS
 from recsys.sources.spans import Dialect
 
@@ -26,27 +26,41 @@ _TIME: Final = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?\b.*|\d\d?[/.]\d\d?[/.]\d{2,4
 _IDS: Final = {"user_id", "userid", "user", "item_id", "itemid", "item", "timestamp", "rating", "uid", "iid"}
 _DIGITS: Final = re.compile(r"\d+")
 _LOOKED_AT: Final = 100  # rows
+_FEW_ROWS: Final = 20
+_MAX_CELLS: Final = 20_000  # of the rows in which a name is looked for
 
 
-def first_row_is_data(names: Sequence[str], below: Sequence[Sequence[str]], places: Iterable[int]) -> str:
-    """Why the cells at these places of the first row are no names of columns but data; empty: they may be names.
+def data_in_header(names: Sequence[str], below: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The names that look like data and not like names of columns, each with the reason.
 
-    >>> first_row_is_data(["U1", "film"], [["U7", "a"], ["U8", "b"]], range(2))
-    "'U1' is of the form of the values below"
+    >>> data_in_header(["U1", "film"], [["U7", "a"], ["U8", "b"]])
+    {'U1': "'U1' is of the form of the values below"}
     """
     if len(names) > 2 and list(names) == [str(number) for number in range(len(names))]:
-        return ""  # what pandas writes for columns without names
-    others = [row for row in below if [cell.strip() for cell in row] != list(names)]
-    for place in places:
-        name, column = names[place], [row[place].strip() for row in others if len(row) > place]
+        return {}  # what pandas writes for columns without names
+    few = below[: max(_FEW_ROWS, _MAX_CELLS // len(names))]
+    others = [row for row in few if [cell.strip() for cell in row] != list(names)]
+    reasons = {}
+    for place, name in enumerate(names):
+        column = [row[place].strip() for row in others if len(row) > place]
         if is_value(name):
-            return f"{name!r} is a number or a time"
-        if name and name in column:
-            return f"{name!r} is also a value in the rows below"
-        forms = {_DIGITS.sub("0", cell) for cell in column if cell}
-        if len(column) > 1 and _DIGITS.search(name) and forms == {_DIGITS.sub("0", name)}:
-            return f"{name!r} is of the form of the values below"
-    return ""
+            reasons[name] = f"{name!r} is a number or a time"
+        elif name and name in column:
+            reasons[name] = f"{name!r} is also a value in the rows below"
+        elif _DIGITS.search(name) and len(column) > 1:
+            forms = {_DIGITS.sub("0", cell) for cell in column if cell}
+            if forms == {_DIGITS.sub("0", name)}:
+                reasons[name] = f"{name!r} is of the form of the values below"
+    return reasons
+
+
+def is_rule(cells: Sequence[str]) -> bool:
+    """Whether a row is a line of dashes, as tables for people have below their header.
+
+    >>> is_rule(["----", ":--:"]), is_rule(["-", "5"])
+    (True, False)
+    """
+    return any(cell.strip() for cell in cells) and all(not cell.strip(" -=:+") and len(cell) != 1 for cell in cells)
 
 
 def is_value(cell: str) -> bool:
@@ -60,7 +74,8 @@ def is_name(cell: str) -> bool:
     >>> is_name("userID:token"), is_name("u17")
     (True, False)
     """
-    return fold(cell.partition(":")[0]) in _IDS
+    name = fold(cell.partition(":")[0])
+    return name in _IDS or any(name in (f"{word}_id", f"{word}id") for words in WORDS.values() for word in words)
 
 
 def looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> str:
@@ -109,7 +124,7 @@ def consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
 
 
 def cure_of_names(
-    rows: Sequence[str], names: tuple[str, ...], below: Sequence[tuple[str, ...]], dialect: Dialect, table: str
+    rows: Sequence[str], names: tuple[str, ...], suspects: Mapping[str, str], dialect: Dialect, table: str
 ) -> str:
     """What helps where the names are not the ones that a table needs; empty: a rename."""
     text = rows[0]
@@ -125,7 +140,7 @@ def cure_of_names(
                 + example_names(cells, table or schema.EVENTS.name)
             )
         return cure
-    reason = table and (first_row_is_data(names, below, range(len(names))) or _repeated(names))
+    reason = table and (next(iter(suspects.values()), "") or _repeated(names))
     if not reason:
         return ""
     return (

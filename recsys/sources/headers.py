@@ -7,7 +7,7 @@ first lines decides, and where it cannot, the message names the settings that do
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,7 +21,9 @@ from recsys.sources.guesses import (
     comment_hint,
     consistent,
     cure_of_names,
+    data_in_header,
     example_names,
+    is_rule,
     is_value,
     looks_like_names,
     shown,
@@ -57,7 +59,7 @@ class Header:
     columns: tuple[str, ...]  # "" for a cell that is left out
     end: int  # bytes
     dialect: Dialect = CSV
-    below: tuple[tuple[str, ...], ...] = ()  # cells of the first rows
+    suspects: Mapping[str, str] = field(default_factory=dict)  # names that look like data → reason
     is_given: bool = False  # the names are those of data.source.columns
     notes: tuple[str, ...] = ()
     cure: str = field(default="", compare=False)  # what helps where required columns are missing
@@ -121,10 +123,16 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     if not below:
         hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
         raise SourceError(f"{file.path} holds only a header; expected at least one row below it{hint}")
+    if is_rule(below[0]):
+        raise SourceError(
+            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be a row of data; "
+            f"remove it, or set data.source.comment to {rows[1].text.strip()[:2]!r} to skip such lines"
+        )
     names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
-    cure = cure_of_names([row.text for row in rows], names, below, dialect, form.table if form else "")
+    suspects = data_in_header(names, below)
+    cure = cure_of_names([row.text for row in rows], names, suspects, dialect, form.table if form else "")
     notes += _unnamed(file, names, below)
-    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure, first)
+    return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
 
 def check_line_ends(file: InputFile, head: bytes) -> None:
@@ -209,7 +217,8 @@ def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]
         raise SourceError(f"{file.path}: {comment}")
     raise SourceError(
         f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}), but the rows below "
-        f"have {_cells(size)}; correct the header, or name all {size} with data.source.columns ('_' leaves one "
+        f"have {_cells(size)}; correct the header (data.source.comment skips a title above it), or "
+        f"name all {size} with data.source.columns ('_' leaves one "
         "out) and set data.source.header to yes"
     )
 
@@ -278,7 +287,18 @@ def _given(
                 f"({_shown_cells(sampled[0])}); {hint or 'name every cell, the ones to leave out _'}"
             )
     end = rows[0].end if has_header else rows[0].begin
-    return Header(names, end, dialect, tuple(below), True, notes)
+    if (
+        has_header
+        and len(below[0]) == len(names)
+        and all(fold(a) == b for a, b in zip(below[0], names, strict=True) if b)
+    ):
+        raise SourceError(
+            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) holds the names of "
+            "data.source.columns: it would be a row of data; remove what stands above it, or set "
+            "data.source.comment to skip that"
+        )
+    cure = f"data.source.columns names the cells {', '.join(form.columns)}: give the missing ones their names there"
+    return Header(names, end, dialect, {}, True, notes, cure)
 
 
 def _shown_cells(cells: Sequence[str]) -> str:

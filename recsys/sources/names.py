@@ -16,8 +16,9 @@ from recsys import schema
 from recsys.errors import SourceError, choices
 from recsys.sources.limits import check_column_count, listed
 
+_INVISIBLE: Final = " \t\r\n\u00a0\u200b\ufeff"
 _BLANKS: Final = re.compile(r"[\s\-]+")
-_WORDS: Final = {
+WORDS: Final = {
     schema.USER_ID: ("user", "member", "customer", "person", "people", "visitor", "reviewer", "client"),
     schema.ITEM_ID: ("item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock", "artist",
                      "track", "song", "asin", "place", "business"),
@@ -94,7 +95,7 @@ def fold(name: str) -> str:
     >>> fold(" User-ID "), fold("# item id")
     ('user_id', 'item_id')
     """
-    return _BLANKS.sub("_", name.strip().lstrip("#").strip().casefold())
+    return _BLANKS.sub("_", name.strip(_INVISIBLE).lstrip("#").strip(_INVISIBLE).casefold())
 
 
 def canonical_names(columns: Sequence[str], rename: Mapping[str, str], table: schema.TableSchema) -> tuple[str, ...]:
@@ -145,8 +146,9 @@ def require_columns(
                 f"data.source.rename renamed {', '.join(taken)} in this table too; to rename in one table only, write "
                 f"the name of that table around it, e.g. rename: {{{meant}: {{{example}}}}}"
             )
+        found = listed([column for column in columns if column]) or "no names"
         raise SourceError(
-            f"{where}: the {table.name} table lacks {listed(absent)}; found {listed([c for c in columns if c])}, "
+            f"{where}: the {table.name} table lacks {listed(absent)}; found {found}, "
             f"expected at least {listed([*table.required])}; {cure or suggestion(columns, names, absent) + more}"
         )
     twice = sorted(name for name, count in Counter(name for name in names if name).items() if count > 1)
@@ -166,7 +168,8 @@ def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[st
     free = [c for c, n in zip(columns, names, strict=True) if c == n and c]
     pairs = []
     for wanted in absent:
-        alike = [c for c in free if any(word in c.casefold() for word in _WORDS.get(wanted, (wanted,)))]
+        alike = [c for c in free if any(word in c.casefold() for word in WORDS.get(wanted, (wanted,)))]
         alike.sort(key=lambda column: "id" not in column.casefold())
         pairs += [f"{alike[0]}: {wanted}"] if alike else []
+        free = [column for column in free if column not in alike[:1]]
     return f"name the right ones with data.source.rename, e.g. {{{', '.join(pairs) or 'uid: user_id'}}}"
