@@ -15,8 +15,8 @@ import numpy as np
 
 from recsys.config import SplitConfig
 from recsys.data.histories import Array, Split
+from recsys.data.moment import moment
 from recsys.data.newcomers import Newcomers
-from recsys.data.times import moment
 from recsys.errors import ConfigError, DataError
 
 NEVER: Final = np.iinfo(np.int64).max

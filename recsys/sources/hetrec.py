@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource
-from recsys.data.validate import Layout
+from recsys.data.validate import CellRules, Layout
 from recsys.errors import DataError, SourceError
 from recsys.sources.base import Piece, SourceAdapter, read_all
 from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces, read_header
@@ -37,7 +37,9 @@ UNKNOWN_TAG: Final = "unknown tag"
 
 _EVENTS: Final = Layout(schema.EVENTS, ((TAG, pa.string()),))
 _ITEMS: Final = Layout(schema.ITEMS, (("name", pa.string()),))
-_TAGS: Final = Layout(schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()))
+_TAGS: Final = Layout(  # a tag may be "none"
+    schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()), rules=CellRules(absent=())
+)
 _LATIN: Final = replace(TSV, encoding="iso-8859-1")
 _COLUMNS: Final = {
     "user_artists.dat": ("userID", "artistID", "weight"),
