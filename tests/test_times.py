@@ -15,11 +15,13 @@ from pydantic import ValidationError
 
 from recsys import schema
 from recsys.config import CanonicalSource
+from recsys.data import moment as moment_module
 from recsys.data import times as times_module
 from recsys.data.cells import CellRules
 from recsys.data.destination import Destination
+from recsys.data.moment import moment
 from recsys.data.quarantine import QUARANTINE_SCHEMA, Quarantine
-from recsys.data.times import moment, polars_form, timestamps
+from recsys.data.times import polars_form, timestamps
 from recsys.data.validate import HINTS, Layout, check_rows, raw_text
 from recsys.errors import DataError
 
@@ -93,12 +95,14 @@ def _read(cells: Any, rules: CellRules | None = None) -> tuple[list[int | None],
 
 
 def test_doctests() -> None:
-    assert doctest.testmod(times_module).failed == 0
+    assert doctest.testmod(times_module).failed == 0 and doctest.testmod(moment_module).failed == 0
 
 
 @pytest.mark.parametrize("text", FORMS)
 def test_every_form_alone_and_between_others(text: str) -> None:
     assert _read([text]) == ([FORMS[text]], [False])
+    expected = None if FORMS[text] is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=FORMS[text])
+    assert moment(text) == expected  # the reader of requests and configurations
     company = ["2020-11-27 21:51:13", text, None, "soon"]
     assert _read(company) == ([MICROS, FORMS[text], None, None], [False, False, False, True])
 
@@ -114,6 +118,8 @@ def test_every_form_alone_and_between_others(text: str) -> None:
 def test_what_is_no_time_is_wrong(text: str) -> None:
     assert _read([text, "2020-11-27", "20201127"])[0][:2] == [None, DAY]
     assert _read([text, "2020-11-27", "20201127"])[1] == [True, False, False]
+    with pytest.raises(ValueError, match="expected a time: read are"):
+        moment(text)
 
 
 def test_typed_integers_that_read_as_dates_are_dates() -> None:
@@ -222,6 +228,7 @@ def test_every_form_of_a_moment_gives_that_moment(when: datetime, form: str) -> 
     written = when if "%f" in form else when.replace(microsecond=0)
     expected = (written - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert _read([written.strftime(form)]) == ([expected], [False])
+    assert moment(written.strftime(form)) == written
     assert _read([written.strftime(form)], CellRules(time_format=form)) == ([expected], [False])
 
 

@@ -169,6 +169,9 @@ class HetRecLastFmSource(CellSource):
 
     kind: Literal["hetrec-lastfm"] = "hetrec-lastfm"
     folder: str
+    absent: list[str] = Field(
+        [], description="texts that mean a missing value; the release has none, and an artist or tag may be called None"
+    )
     test_pairs: str = Field("", description="file of held-out (userID, artistID) pairs, read as the given split")
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.cells import DEFAULT_RULES, CellRules, as_text, is_absent, is_text
+from recsys.data.cells import DEFAULT_RULES, CellRules, as_text, is_text
 from recsys.data.histories import Array
 
 EARLIEST: Final = -5_364_662_400_000_000  # 1800-01-01 in microseconds
@@ -39,27 +39,25 @@ ACCEPTED: Final = (
 _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
 _ZEROS: Final = (-62_135_596_800_000_000, -2_209_161_600_000_000)  # 0001-01-01 and 1899-12-30, databases' "no date"
-_ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
+ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
 _MODERN: Final = 10**8  # seconds; columns with larger numbers do not count from 0
 _SERIALS: Final = (32_874, 58_440)  # days since 1899-12-30 of the years 1990 to 2059
-_YEARS: Final = (1900, 2100)
-_FIRST_YEAR, _END_YEAR = 1800, 2100
-_ISO_START: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]|$)")
+YEARS: Final = (1900, 2100)
 # Digits of a calendar number → how many of them its fields have, and whether it can be an epoch number as well.
-_CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
+CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
 _FIELDS: Final = (2, 2, 2, 2, 2, 3)  # month, day, hour, minute, second, milliseconds
-_MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
+MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
 _ISO_FORMS: Final = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
 _PLAIN_FORMS: Final = (
     *("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z"),
     *("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M%z"),
     "%Y-%m-%d",
 )
-_NAMED_FORMS: Final = (  # weekday removed, upper case
+NAMED_FORMS: Final = (  # weekday removed, upper case
     *("%b %d %H:%M:%S %z %Y", "%d %b %Y %H:%M:%S %z", "%b %d %Y %H:%M:%S GMT%z", "%d/%b/%Y:%H:%M:%S %z"),
     *("%b %d %H:%M:%S %Y", "%d %b %Y %H:%M:%S", "%b %d %Y %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y-%b-%d %H:%M:%S"),
 )
-_NAMED_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%d-%b-%Y", "%Y-%b-%d")
+NAMED_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%d-%b-%Y", "%Y-%b-%d")
 _DATE_DIRECTIVES: Final = ({"Y"}, {"m", "b", "B"}, {"d"})
 _SAME_IN_BOTH: Final = frozenset("YmdHMSbBzIp")  # Python's directives that Polars' parser reads in the same way
 
@@ -99,52 +97,6 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
     return cleaned.to_arrow().cast(schema.TIMESTAMP_TYPE), (present & ~fine).to_arrow()
 
 
-def moment(value: Any, rules: CellRules = DEFAULT_RULES) -> datetime | None:
-    """One time as :func:`timestamps` reads it; None where it is absent. A single number has no company to judge it by:
-    a small one counts seconds.
-
-    Raises:
-        ValueError: it is no time; the message names the forms that are read.
-
-    >>> moment("20011231").isoformat(), moment("0000-00-00")
-    ('2001-12-31T00:00:00+00:00', None)
-    """
-    if value is None or (isinstance(value, str) and is_absent(value, rules)):
-        return None
-    quick = _quick_moment(value) if not rules.time_format else None
-    if quick is not None:
-        return quick
-    wrong = ValueError(f"expected a time: {ACCEPTED}")
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value != value:
-        raise wrong
-    try:
-        times, is_wrong = timestamps(pa.array([value]), rules)
-    except (pa.ArrowInvalid, OverflowError):
-        raise wrong from None
-    if is_wrong[0].as_py():
-        raise wrong
-    found: datetime | None = times[0].as_py()
-    return found
-
-
-def _quick_moment(value: Any) -> datetime | None:
-    """The common forms without a table; None for all others."""
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, str) and _ISO_START.match(value):
-        try:
-            found = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)) if _FIRST_YEAR <= found.year < _END_YEAR else None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if _MODERN <= value < _YEARS[0] * 10**6 or (value > 0 and _is_refused(value, value)):
-            return datetime.fromtimestamp(value, UTC)
-        if 10**12 <= value < LATEST / 1000:
-            return datetime.fromtimestamp(value / 1000, UTC)
-    return None
-
-
 # --------------------------------------------------------------------------------------------------------- numbers
 
 
@@ -167,7 +119,7 @@ def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Serie
     if not is_fraction.any():
         return _whole_numbers(whole, present)
     positive = values.filter(values > 0)
-    if _is_refused(positive.min(), positive.max()):
+    if is_refused(positive.min(), positive.max()):
         return _nothing(len(values)), present
     micros, present = _whole_numbers(whole, present, latest=values.max())
     fractions = pl.select(pl.when(is_fraction).then(values)).to_series()
@@ -189,11 +141,11 @@ def _whole_numbers(whole: pl.Series, present: pl.Series, latest: Any = None) -> 
         lowest, highest = _span(whole)
         if lowest is None:
             return whole, present
-    if _is_refused(lowest, highest):
+    if is_refused(lowest, highest):
         return _nothing(len(whole)), present
     micros = _scaled(whole)
-    for digits in _CALENDAR:
-        first, end = _calendar_range(digits)
+    for digits in CALENDAR:
+        first, end = calendar_range(digits)
         if highest >= first and lowest < end:
             micros = _with_calendar(micros, whole, digits)
     if lowest > _SERIALS[1]:
@@ -201,7 +153,7 @@ def _whole_numbers(whole: pl.Series, present: pl.Series, latest: Any = None) -> 
     found: Any = micros.max()
     if max(found or 0, (latest or 0) * _SECOND) < _MODERN * _SECOND:
         return micros, present
-    is_odd = whole.is_between(*_SERIALS) | whole.is_between(*_YEARS) | (whole == 0)
+    is_odd = whole.is_between(*_SERIALS) | whole.is_between(*YEARS) | (whole == 0)
     present = present & ~(whole == 0).fill_null(False)
     return pl.select(pl.when(~is_odd).then(micros)).to_series(), present
 
@@ -214,12 +166,12 @@ def _nothing(count: int) -> pl.Series:
     return pl.Series([None], dtype=pl.Int64).new_from_index(0, count)
 
 
-def _is_refused(lowest: Any, highest: Any) -> bool:
+def is_refused(lowest: Any, highest: Any) -> bool:
     """Whether a block's numbers are all a spreadsheet's serial dates, or all years: neither is an epoch number.
 
     Single ones among times of today are refused as well.
     """
-    return any(first <= lowest and highest <= last for first, last in (_SERIALS, _YEARS))
+    return any(first <= lowest and highest <= last for first, last in (_SERIALS, YEARS))
 
 
 def _scaled(values: pl.Series) -> pl.Series:
@@ -232,10 +184,10 @@ def _scaled(values: pl.Series) -> pl.Series:
     return pl.select(micros).to_series()
 
 
-def _calendar_range(digits: int) -> tuple[int, int]:
-    """The smallest number of so many digits that begins with a year of :data:`_YEARS`, and the end of the last year."""
+def calendar_range(digits: int) -> tuple[int, int]:
+    """The smallest number of so many digits that begins with a year of :data:`YEARS`, and the end of the last year."""
     unit = 10 ** (digits - 4)
-    return _YEARS[0] * unit, (_YEARS[1] + 1) * unit
+    return YEARS[0] * unit, (YEARS[1] + 1) * unit
 
 
 def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Series:
@@ -245,12 +197,12 @@ def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Serie
     many digits in the block are valid dates.
     """
     numbers = whole.fill_null(0).to_numpy()
-    first, end = _calendar_range(digits)
+    first, end = calendar_range(digits)
     rows = np.flatnonzero((numbers >= first) & (numbers < end))
     if not len(rows):
         return micros
     times, is_valid = _calendar_micros(numbers[rows], digits)
-    if _CALENDAR[digits]:
+    if CALENDAR[digits]:
         of_that_size = (numbers >= 10 ** (digits - 1)) & (numbers < 10**digits)
         if 2 * int(is_valid.sum()) < int(of_that_size.sum()):
             return micros
@@ -317,7 +269,7 @@ def _not_absent(texts: pl.Series, present: pl.Series, left: pl.Series, rules: Ce
         return present
     rows = left.arg_true()
     rest = texts.gather(rows)
-    absent = rest.is_in([*rules.absent, "-1"]) | rest.str.contains(_ZERO_DATE)
+    absent = rest.is_in([*rules.absent, "-1"]) | rest.str.contains(ZERO_DATE)
     return present.scatter(rows, ~absent) if absent.any() else present
 
 
@@ -325,7 +277,7 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
     """ISO 8601 and forms with a month's name as microseconds UTC, null where a text is neither."""
     upper = texts.str.to_uppercase()
     found = _of_iso(upper)
-    named = found.is_null() & upper.str.contains(_MONTHS)
+    named = found.is_null() & upper.str.contains(MONTHS)
     if named.any():
         rows = named.arg_true()
         found = found.scatter(rows, _of_named_months(upper.gather(rows)))
@@ -353,9 +305,9 @@ def _of_iso(texts: pl.Series) -> pl.Series:
 def _of_named_months(texts: pl.Series) -> pl.Series:
     """``FRI NOV 27 21:51:13 +0000 2020`` and its kin; the weekday is not looked at."""
     plain = texts.str.replace(r"^(?:MON|TUE|WED|THU|FRI|SAT|SUN)[A-Z]*,? +", "").str.replace(r" *\([^)]*\)$", "")
-    plain = plain.str.replace_all(rf"\b({_MONTHS})[A-Z]*\b", "$1").str.replace_all(r"[, ]+", " ")
+    plain = plain.str.replace_all(rf"\b({MONTHS})[A-Z]*\b", "$1").str.replace_all(r"[, ]+", " ")
     plain = plain.str.replace(r" (?:UTC|GMT|Z)( |$)", " +0000$1").str.replace(r"^(\d{1,2}) (\d)", "$1 $2")
-    return _first_fit(plain, (*_NAMED_FORMS, *_NAMED_DAYS))
+    return _first_fit(plain, (*NAMED_FORMS, *NAMED_DAYS))
 
 
 def _first_fit(texts: pl.Series, layouts: Sequence[str]) -> pl.Series:

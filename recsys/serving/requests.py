@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
-from recsys.data.times import moment
+from recsys.data.moment import moment
 from recsys.errors import RequestError, choices
 
 MAX_K: Final = 1000

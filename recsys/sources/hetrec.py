@@ -36,7 +36,9 @@ LISTEN: Final = "listen"
 UNKNOWN_PAIR: Final = "unknown held-out pair"
 UNKNOWN_TAG: Final = "unknown tag"
 
-_TAGS: Final = Layout(schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()))
+_TAGS: Final = Layout(  # a tag may be "none"
+    schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()), rules=CellRules(absent=())
+)
 _LATIN: Final = replace(TSV, encoding="iso-8859-1")
 _COLUMNS: Final = {
     "user_artists.dat": ("userID", "artistID", "weight"),
@@ -82,7 +84,8 @@ class HetRecLastFmAdapter(SourceAdapter):
         known = tags.filter(pc.is_null(tags.column(schema.REASON)))
         tag_ids, tag_texts = (known.column(name).combine_chunks() for name in ("tag_id", TAG))
         columns = (schema.USER_ID, schema.ITEM_ID, "tag_id", "day", "month", "year")
-        events += [TagPiece(piece, tag_ids, tag_texts) for piece in _open(tagged_file, columns, tagged, index=1)]
+        layout = replace(tagged, rules=_TAGS.rules)
+        events += [TagPiece(piece, tag_ids, tag_texts) for piece in _open(tagged_file, columns, layout, index=1)]
         friends = _open(friends_file, (schema.SRC_USER_ID, schema.DST_USER_ID), Layout(schema.SOCIAL, rules=rules))
         named = Layout(schema.ITEMS, (("name", pa.string()),), rules)
         artists = _open(artists_file, (schema.ITEM_ID, "name", "", ""), named)
