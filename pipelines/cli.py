@@ -252,7 +252,7 @@ def plan(verb: str, config: Config) -> str:
         module, name = chosen.preview.split(":")
         said = getattr(importlib.import_module(module), name)(config)
         lines += ["#", *(f"# {line}".rstrip() for line in said.splitlines())]
-    return "\n".join([*lines, "# Nothing was done: this is a dry run."])
+    return redact("\n".join([*lines, "# Nothing was done: this is a dry run."]))
 
 
 def check_input(verb: str, config: Config) -> None:

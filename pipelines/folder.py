@@ -47,9 +47,7 @@ if TYPE_CHECKING:
 
 
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
-_REDACTED: Final = (
-    "# tracking.uri is without its user and password: give it whole with --tracking.uri, or as $VARIABLE\n"
-)
+_REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
 
 
 class RunFolder:
@@ -271,17 +269,11 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full.
     """
+    from recsys.storage.beside import writing_beside
     from recsys.storage.places import reaching
 
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with reaching(str(path), "write to"), os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with writing_beside(path) as aside, reaching(str(path), "write to"):
+        aside.write_text(text, encoding="utf-8")
 
 
 def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from recsys.config import redact
+from pipelines.parcel_files import Left, Sent, package_files
+from recsys.config.redaction import redacted_tree
 from recsys.errors import ConfigError
 
 CONFIG: Final = "job.yaml"
 PACKAGES: Final = ("recsys", "pipelines", "tune")
+_VARIABLE: Final = re.compile(r"\$\{?[A-Z_][A-Z0-9_]*\}?")
 MAX_BYTES: Final = 100 << 20  # Ray's own bound for a working directory
 
 # Places of the configuration: relative ones are of the folder in which the job is sent.
@@ -50,24 +54,69 @@ _PLACES_OR_NAMES: Final = (
 )
 
 
-def pack(tree: dict[str, Any], folder: Path) -> None:
-    """Write the parcel: the packages, and the configuration as :func:`job_config` makes it.
+@dataclass(frozen=True)
+class Parcel:
+    """What goes to the cluster beside the configuration, and what of the packages stays."""
+
+    sent: list[Sent]
+    left: list[Left]
+
+    @property
+    def summary(self) -> str:
+        """One line: how much is sent, and how much is left out."""
+        size = sum(file.size for file in self.sent)
+        more = f"; left out: {len(self.left)} (`--dry-run` names them)" if self.left else ""
+        return f"sends {len(self.sent)} files of {', '.join(PACKAGES)} ({size / (1 << 20):.1f} MiB) and {CONFIG}{more}"
+
+    def lines(self) -> list[str]:
+        """Every file with its size, then what is left out with the reason."""
+        return [
+            f"{len(self.sent)} files, {sum(file.size for file in self.sent):,} bytes:",
+            *(f"  {file.size:>9,}  {file.target}" for file in self.sent),
+            f"left out: {len(self.left) or 'nothing'}",
+            *(f"  {one.target}: {one.why}" for one in self.left),
+        ]
+
+
+def contents(homes: Sequence[Path] | None = None) -> Parcel:
+    """What a job takes of the packages, or of other folders."""
+    sent: list[Sent] = []
+    left: list[Left] = []
+    for home in _homes() if homes is None else homes:
+        more_sent, more_left = package_files(home)
+        sent, left = sent + more_sent, left + more_left
+    return Parcel(sent, left)
+
+
+def _homes() -> list[Path]:
+    """The folders of the packages."""
+    found = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, package
+        found.append(Path(spec.submodule_search_locations[0]))
+    return found
+
+
+def pack(tree: dict[str, Any], folder: Path) -> Parcel:
+    """Write the parcel: the packages, and the configuration as :func:`job_config` makes it; what is in it.
 
     Raises:
         ConfigError: a password in the configuration, or packages that somebody filled with more than code.
     """
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.submodule_search_locations, package
-        home = Path(spec.submodule_search_locations[0])
-        shutil.copytree(home, folder / home.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    parcel = contents()
+    for file in parcel.sent:
+        target = folder / file.target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.source, target)
     (folder / CONFIG).write_text(job_config(tree), encoding="utf-8")
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(file.size for file in parcel.sent)
     if size >= MAX_BYTES:
         raise ConfigError(
             f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
             "Ray hands to its nodes; move what is no code out of them"
         )
+    return parcel
 
 
 def job_config(tree: dict[str, Any]) -> str:
@@ -84,10 +133,11 @@ def job_config(tree: dict[str, Any]) -> str:
     if isinstance(uri, str) and uri.startswith("sqlite:///"):
         sent["tracking"] = {**sent["tracking"], "uri": f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'), False)}"}
     for dotted, text in _texts(sent):
-        if redact(text) != text:
+        public = redacted_tree(text, dotted.rpartition(".")[2])
+        if public != text and not _VARIABLE.fullmatch(text):
             raise ConfigError(
-                f"{dotted}: {redact(text)} has a user and password, and no secret is sent to a cluster; put the URI "
-                "into the environment of its nodes, say as TRACKING_URI, and write $TRACKING_URI here"
+                f"{dotted}: {public} has a password or another secret, and no secret is sent to a cluster; put "
+                "the value into the environment of its nodes, say as TRACKING_URI, and write $TRACKING_URI here"
             )
     return yaml.safe_dump(sent, sort_keys=False, allow_unicode=True)
 

@@ -77,6 +77,9 @@ def _words(found: Pulled, tracking: str) -> str:
         f"metrics     {', '.join(values[:5]) or 'none'}",
         f"checked     {len(info.files)} files by their checksums, and the model's test of itself",
     ]
+    lines[-1] += "" if found.note else ", and every file by what was registered"
+    if found.note:
+        lines.append(f"note        {found.note}")
     if CARD in info.files:
         lines.append(f"card        {found.bundle / CARD}")
     return "\n".join([*lines, f"folder      {found.folder}", f"serve it    mlflow models serve -m {found.folder}"])

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,9 @@ def _start(address: str, cpus: int) -> None:
                 f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
             ) from None
         return
-    if not _can_keep_token():
+    if _can_keep_token():
+        keep_token_private()
+    else:
         keep_token_elsewhere()
     place = short_temp_dir()
     elsewhere: dict[str, Any] = {"_temp_dir": place} if place else {}
@@ -139,6 +141,28 @@ def keep_token_elsewhere() -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+
+def keep_token_private() -> None:
+    """Ray's access token of the home folder in a file for its owner alone; Ray makes one that everybody can read.
+
+    Why: who can read it can run any code in the clusters of this user.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    token = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    with suppress(OSError):  # another user's file, say: Ray itself says what it cannot read
+        token.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            if token.stat().st_mode & 0o077:
+                token.chmod(0o600)
+        else:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
 
 
 def _can_keep_token() -> bool:

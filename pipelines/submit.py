@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from pipelines.cli import UsageError, config_file, parse, plan
 from pipelines.jobs import ENDED, LostError, address_of, connect, details, follow, nodes_summary
-from pipelines.parcel import CONFIG, job_config, pack
+from pipelines.parcel import CONFIG, contents, job_config, pack
 from pipelines.preflight import check_cluster, dashboard_nodes, preflight
 from pipelines.progress import table
 from pipelines.stages import VERBS
@@ -67,7 +67,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
         preflight(config, print, nodes, None)
     job = config.submit.id or f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
-        pack(tree, Path(folder))
+        print(pack(tree, Path(folder)).summary, flush=True)
         try:
             client.submit_job(
                 entrypoint=entrypoint(verb),
@@ -204,4 +204,5 @@ def _message(found: Any) -> str:
 def _dry_run(verb: str, config: Config, tree: dict[str, Any]) -> str:
     lines = [plan(verb, config), "#", f"# `recsys submit` would send it to {address_of(config.submit.address)}:"]
     lines += [f"#   command  {entrypoint(verb)}", f"#   {CONFIG}"]
-    return "\n".join([*lines, *(f"#     {line}" for line in job_config(tree).splitlines())])
+    lines += [f"#     {line}" for line in job_config(tree).splitlines()]
+    return "\n".join([*lines, *(f"#   {line}" for line in contents().lines())])

@@ -19,14 +19,16 @@ _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u
 
 
 def printable(text: str) -> str:
-    r"""The text with its control characters as escapes; line breaks stay.
+    r"""The text without secrets, and with its control characters as escapes; line breaks stay.
 
     Also escaped: characters that turn the direction of writing, and halves of surrogate pairs, which no terminal takes.
 
     >>> printable("a\x1b[2Jb\nc\td")
     'a\\x1b[2Jb\nc\\td'
     """
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
+    from recsys.config import redact  # a command that only shows its usage does without
+
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), redact(text))
 
 
 def show_any_text() -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.pull import pull_model
 from recsys.registry.register import register, resolve
 from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.serving.followed import Followed
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 
@@ -137,10 +138,117 @@ def test_a_damaged_copy_in_the_store_is_not_pulled(tmp_path: Path) -> None:
     """Also files that serving never reads."""
     uri = registered(tmp_path)
     place = resolve("models:/pocket@champion", uri)
+    client(uri).delete_model_version_tag("pocket", "1", "files.sha256")  # as of before: the bundle's own checksums
     (place / "MODEL_CARD.md").write_text("# Model card: another one\n")
     with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md"):
         pull_model("models:/pocket@champion", tmp_path / "deployed", uri)
     assert not (tmp_path / "deployed").exists()
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of another model, whose checksums are right."""
+    folder = tmp_path_factory.mktemp("another")
+    dataset = small_world(folder / "dataset")
+    write_bundle(folder / "bundle", small_model(dataset, fusion="weighted"), dataset, {"metrics": {}}, card="# Another")
+    return folder / "bundle"
+
+
+def appended(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def swapped(model: Path, other: Path) -> None:
+    shutil.rmtree(model / "artifacts/bundle")
+    shutil.copytree(other, model / "artifacts/bundle")
+
+
+TAMPERED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    "another model's bundle": (swapped, "its weights are not those that were registered"),
+    "the loader": (lambda model, _: appended(model / "pyfunc_model.py", "\nevil = 1\n"), "changed: pyfunc_model.py"),
+    "the code": (
+        lambda model, _: appended(model / "code/recsys/__init__.py", "\n"),
+        "changed: code/recsys/__init__.py",
+    ),
+    "what is loaded": (lambda model, _: appended(model / "MLmodel", "evil: 1\n"), "changed: MLmodel"),
+    "the requirements": (lambda model, _: appended(model / "requirements.txt", "evil\n"), "changed: requirements.txt"),
+    "a file more": (lambda model, _: (model / "code/evil.py").write_text(""), "added: code/evil.py"),
+    "a file less": (lambda model, _: (model / "python_env.yaml").unlink(), "missing: python_env.yaml"),
+    "a link": (
+        lambda model, _: (model / "code/evil.py").symlink_to("/etc/hostname"),
+        "code/evil.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_tampered_model_is_refused_before_any_of_it_is_run(
+    store: tuple[Path, str], another: Path, tmp_path: Path, what: str
+) -> None:
+    folder, uri = store
+    change, said = TAMPERED[what]
+    model = resolve("models:/pocket@champion", uri).parent.parent
+    shutil.copytree(model, tmp_path / "whole")
+    try:
+        change(model, another)
+        for load in (
+            lambda: pull_model("models:/pocket@champion", tmp_path / "deployed", uri),
+            lambda: resolve("models:/pocket/1", uri),
+            lambda: Followed("models:/pocket@champion", uri).load("models:/pocket/1"),
+        ):
+            with pytest.raises(ArtifactError, match="is not what was registered|no plain file|cannot be read") as error:
+                load()
+            assert said in str(error.value)
+    finally:
+        shutil.rmtree(model)
+        shutil.move(tmp_path / "whole", model)
+    assert not (tmp_path / "deployed").exists()
+
+
+def test_a_version_of_before_is_pulled_with_a_note(tmp_path: Path, capsys: Captured) -> None:
+    uri = registered(tmp_path)
+    client(uri).delete_model_version_tag("pocket", "1", "files.sha256")
+    assert main(["pull", "models:/pocket/1", str(tmp_path / "deployed"), "--tracking.uri", uri]) == 0
+    assert "note        models:/pocket/1 was registered without files.sha256" in capsys.readouterr().out
+    client(uri).set_model_version_tag("pocket", "1", "weights.sha256", "0" * 64)
+    with pytest.raises(ArtifactError, match="its weights are not those that were registered"):
+        pull_model("models:/pocket/1", tmp_path / "deployed", uri)
+
+
+def test_what_python_compiles_is_no_change_and_is_not_pulled(store: tuple[Path, str], tmp_path: Path) -> None:
+    _, uri = store
+    model = resolve("models:/pocket@champion", uri).parent.parent
+    (model / "code/recsys/__pycache__").mkdir(exist_ok=True)
+    (model / "code/recsys/__pycache__/x.cpython-311.pyc").write_bytes(b"evil")
+    assert pull_model("models:/pocket/1", tmp_path / "deployed", uri).note == ""
+    assert not [*(tmp_path / "deployed").rglob("__pycache__")]
+
+
+def test_mlflow_refuses_another_bundle_in_a_pulled_folder(
+    store: tuple[Path, str], another: Path, tmp_path: Path
+) -> None:
+    _, uri = store
+    pull_model("models:/pocket/1", tmp_path / "deployed", uri)
+    swapped(tmp_path / "deployed", another)
+    import mlflow
+
+    with pytest.raises(ArtifactError, match=r"bundle\.json is not the one that was registered with this model"):
+        mlflow.pyfunc.load_model(str(tmp_path / "deployed"))
+
+
+def test_artefacts_that_are_gone_are_one_message(store: tuple[Path, str], tmp_path: Path) -> None:
+    folder, uri = store
+    artefacts = folder / "runs/mlartifacts"
+    artefacts.rename(tmp_path / "moved")
+    try:
+        for load in (
+            lambda: pull_model("models:/pocket/1", tmp_path / "x", uri),
+            lambda: resolve("models:/pocket/1", uri),
+        ):
+            with pytest.raises(ArtifactError, match="its files cannot be read.*moved, move it back"):
+                load()
+    finally:
+        (tmp_path / "moved").rename(artefacts)
 
 
 # -------------------------------------------------------------------------------------------------------- real servers

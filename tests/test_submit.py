@@ -21,7 +21,7 @@ import yaml
 from pipelines import jobs, submit
 from pipelines.cli import main
 from pipelines.jobs import address_of, connect, follow
-from pipelines.parcel import CONFIG, PACKAGES, job_config, pack
+from pipelines.parcel import CONFIG, PACKAGES, contents, job_config, pack
 from pipelines.stages import VERBS
 from recsys.config import load_config, read_tree
 from recsys.errors import ConfigError
@@ -98,6 +98,54 @@ def test_the_parcel_is_the_project_and_the_configuration_and_works_by_itself(tmp
     done = subprocess.run([sys.executable, *words, "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "address: auto" in done.stdout and "writes  /shared/a/model/" in done.stdout
+
+
+def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Path) -> None:
+    home, outside = tmp_path / "tune", tmp_path / "outside.py"
+    outside.write_text("secret")
+    for name in (
+        "a.py",
+        "inner/b.py",
+        ".env",
+        ".env.local",
+        "x.pem",
+        "id_rsa",
+        "server.key",
+        ".aws/credentials",
+        "e.env",
+    ):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    (home / "runs").mkdir()
+    (home / "runs/one.txt").write_text("x")
+    (home / "mlflow.db").write_text("x")
+    (home / "notes.txt").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabc")
+    (home / "inner/__pycache__").mkdir()
+    (home / "inner/__pycache__/b.pyc").write_text("x")
+    (home / "link_out.py").symlink_to(outside)
+    (home / "link_in.py").symlink_to("a.py")
+    (home / "link_key.txt").symlink_to("x.pem")
+    (home / "link_folder").symlink_to(tmp_path)
+    (home / "broken.py").symlink_to("nothing.py")
+    os.mkfifo(home / "pipe")
+    found = contents([home])
+    assert [file.target for file in found.sent] == ["tune/a.py", "tune/link_in.py", "tune/inner/b.py"]
+    left = {one.target: one.why for one in found.left}
+    assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith("a link to what is left")
+    assert (
+        left["tune/link_out.py"] == f"a link out of the package, to {outside}" and left["tune/pipe"] == "no plain file"
+    )
+    assert {"tune/.env", "tune/.env.local", "tune/x.pem", "tune/id_rsa", "tune/server.key", "tune/.aws/"} <= left.keys()
+    assert {"tune/runs/", "tune/mlflow.db", "tune/link_folder/", "tune/broken.py", "tune/e.env"} <= left.keys()
+    assert not [name for name in left if "pycache" in name]
+    assert found.summary.startswith("sends 3 files of ") and f"left out: {len(left)}" in found.summary
+    assert "  tune/id_rsa: a key" in found.lines()
+
+
+def test_a_dry_run_says_what_would_be_sent(capsys: Captured) -> None:
+    assert main(["submit", "train", "--config", "demo", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "pipelines/submit.py" in shown and "recsys/data/prepare.py" in shown and "#   left out: nothing" in shown
 
 
 # ----------------------------------------------------------------------------------------------------------- grammar

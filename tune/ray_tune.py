@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from recsys.config import Config
+from recsys.config import Config, redact
 from recsys.errors import ConfigError
 from tune.ledger import Ledger, Trial
 from tune.plan import WAIT, Plan
@@ -154,7 +154,7 @@ class PlannedSearch(Searcher):
             self.ledger.end(trial, "finished", value=result["value"], seconds=round(result["seconds"], 2))
         elif state == "failed":
             if result["trace"]:
-                (self.place.of(trial) / "error.txt").write_text(result["trace"], encoding="utf-8")
+                (self.place.of(trial) / "error.txt").write_text(redact(result["trace"]), encoding="utf-8")
             self.ledger.end(trial, "failed", reason=result["reason"], blame=result["blame"])
 
 

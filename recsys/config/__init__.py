@@ -36,13 +36,13 @@ from recsys.config.load import (
     load_config,
     parse_value,
     read_tree,
-    redact,
     redacted,
     set_path,
 )
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import FusionConfig, ItemTowerConfig, ModelConfig
 from recsys.config.promote import PromoteConfig, PullConfig
+from recsys.config.redaction import redact
 from recsys.config.root import Config, RayConfig, RunConfig
 from recsys.config.section import Section
 from recsys.config.serve import ServeConfig

@@ -13,6 +13,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
+from recsys.config.redaction import redacted_tree
 from recsys.config.root import Config
 from recsys.config.shape import shaped
 from recsys.config.sources import source_class
@@ -21,9 +22,6 @@ from recsys.errors import ConfigError, choices
 from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 
 _VARIABLE = re.compile(r"\$(?:\$(?=\{?[A-Z_])|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)(\}?))")
-_QUERY_SECRET = re.compile(
-    r"(://\S+?[?&][\w-]*(?:key|secret|token|sig|signature|password|credential)=)[^&\s'\"]+", re.IGNORECASE
-)
 _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
@@ -91,22 +89,22 @@ def _escaped(node: Any) -> Any:
     return _DOLLAR.sub("$$", node) if isinstance(node, str) else node
 
 
-def redact(text: str) -> str:
-    """Without the user and password of URIs, and the secrets of their queries: what is written down is read by others.
-
-    >>> redact("at postgresql://me:p@ss/word@host/db")
-    'at postgresql://***@host/db'
-    >>> redact("https://host/a?X-Amz-Signature=0af3&part=1")
-    'https://host/a?X-Amz-Signature=***&part=1'
-    """
-    text = re.sub(r"(\w+://)(?!/)\S+@", r"\1***@", text)
-    return _QUERY_SECRET.sub(r"\1***", text)
-
-
 def redacted(config: Config) -> Config:
-    """A copy whose ``tracking.uri`` has no credentials; who runs it again gives the URI anew."""
-    tracking = config.tracking.model_copy(update={"uri": redact(config.tracking.uri)})
-    return config.model_copy(update={"tracking": tracking})
+    """A copy without secrets, whatever key they stand at; who runs it again gives them anew."""
+    found: Config = _without_secrets(config, "")
+    return found
+
+
+def _without_secrets(value: Any, name: str) -> Any:
+    if not isinstance(value, BaseModel):
+        return redacted_tree(value, name)
+    changed = {}
+    for key in type(value).model_fields:
+        before = getattr(value, key)
+        after = _without_secrets(before, key)
+        if after != before:
+            changed[key] = after
+    return value.model_copy(update=changed) if changed else value
 
 
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:

@@ -37,7 +37,6 @@ import pyarrow.parquet as pq
 import pydantic
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recsys import __version__
@@ -49,11 +48,12 @@ from recsys.data.titles import item_titles
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
-from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, writing_aside
+from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_parts
+from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
+from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, said_by, writing_aside
 from recsys.serving.retrieval import ItemIndex, can_index
 
 FORMAT_VERSION: Final = 3  # 2: what friends send, and the training weights; 3: the test of itself
-DESCRIPTION: Final = "bundle.json"
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
@@ -304,7 +304,23 @@ def read_bundle(folder: str | Path) -> Bundle:
     bundle = read_files(folder)
     check_file(folder, SELF_TEST, bundle.info.files.get(SELF_TEST))
     run_self_test(folder, bundle)
+    read_card(folder, bundle.info)
     return bundle
+
+
+def read_card(folder: Path, info: BundleInfo) -> str:
+    """The text of the model card; empty where there is none.
+
+    Raises:
+        ArtifactError: it is not the file that was written, or no text.
+    """
+    if CARD not in info.files:
+        return ""
+    check_file(folder, CARD, info.files[CARD])
+    try:
+        return (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{CARD}: {error}") from None
 
 
 def read_files(folder: Path) -> Bundle:
@@ -313,24 +329,31 @@ def read_files(folder: Path) -> Bundle:
     for name in (WEIGHTS, ITEMS, USERS):
         check_file(folder, name, info.files.get(name))
     try:
-        tensors = load_file(folder / WEIGHTS)
-        check_finite(tensors, str(folder / WEIGHTS))
-        model = FrozenModel.from_tensors(info.model, load_sizes(info.sizes), tensors)
-        items = pq.read_table(folder / ITEMS)
-        users = pq.read_table(folder / USERS)
-        bundle = Bundle(
-            info,
-            model,
-            items.column("item_id").to_pylist(),
-            items.column("title").to_pylist(),
-            items.column("popularity").to_numpy(),
-            users.column("user_id").to_pylist(),
-            _histories(users),
-            _index(folder, info),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, SafetensorError) as error:
-        raise damaged(folder, str(error)) from None
-    _check_sizes(folder, bundle)
+        return _read_parts(folder, info)
+    except ArtifactError:
+        raise
+    except Exception as error:  # a bundle that was changed and sealed anew fails in any library that reads it
+        raise damaged(folder, said_by(error)) from None
+
+
+def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
+    """The files as a bundle; fails in many ways where they do not belong together."""
+    items, users = pq.read_table(folder / ITEMS), pq.read_table(folder / USERS)
+    sizes = load_sizes(info.sizes)
+    check_counts(sizes, len(users), len(items))
+    tensors = load_file(folder / WEIGHTS)
+    check_finite(tensors, str(folder / WEIGHTS))
+    bundle = Bundle(
+        info,
+        FrozenModel.from_tensors(info.model, sizes, tensors),
+        items.column("item_id").to_pylist(),
+        items.column("title").to_pylist(),
+        items.column("popularity").to_numpy(),
+        users.column("user_id").to_pylist(),
+        _histories(users),
+        _index(folder, info),
+    )
+    check_parts(bundle)
     return bundle
 
 
@@ -348,17 +371,19 @@ def read_info(folder: str | Path) -> BundleInfo:
         raise ArtifactError(
             f"{folder} holds no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` make one"
         ) from None
-    except (OSError, ValueError) as error:
-        raise damaged(folder, f"{DESCRIPTION}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
     if version != FORMAT_VERSION:
         raise ArtifactError(
             f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
             "register the model again, or use the release that made it"
         )
     try:
-        return BundleInfo.model_validate(content)
-    except (pydantic.ValidationError, UserError) as error:
-        raise damaged(folder, f"{DESCRIPTION}: {error}") from None
+        info = BundleInfo.model_validate(content)
+        check_names(info)
+    except (pydantic.ValidationError, UserError, Inconsistent, RecursionError) as error:
+        raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
+    return info
 
 
 def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
@@ -384,14 +409,3 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
             raise ArtifactError(
                 f"{where}: tensor {name} has values that are not finite; the training diverged, train again"
             )
-
-
-def _check_sizes(folder: Path, bundle: Bundle) -> None:
-    sizes, items_E = bundle.model.sizes, bundle.histories.items_E
-    found = (len(bundle.user_ids), bundle.num_items, len(bundle.model.item_vectors_ND))
-    if found != (sizes.num_users, sizes.num_items, sizes.num_items):
-        raise damaged(folder, f"users, items and item vectors are {found}, expected {sizes}")
-    if bundle.index is not None and bundle.index.shape != tuple(bundle.model.item_vectors_ND.shape):
-        raise damaged(folder, f"{INDEX} is of {bundle.index.shape} vectors")
-    if len(items_E) and (items_E.min() < 0 or items_E.max() >= sizes.num_items):
-        raise damaged(folder, f"{USERS} names items outside 0 … {sizes.num_items - 1}")

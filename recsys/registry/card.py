@@ -6,10 +6,11 @@ Why in the bundle: who deploys a model has the bundle and not the report. It is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from recsys.config import Config
+from recsys.config import Config, redact
 from recsys.data.dataset import Manifest
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
@@ -33,12 +34,12 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
     """
     names = list(config.model.granularities.enabled())
     lines = [
-        f"# Model card: {config.registry.name}",
+        f"# Model card: {_text(config.registry.name)}",
         "",
         f"A recommender of {len(names)} granularities ({', '.join(names)}; fusion {config.model.fusion.kind}), made by "
         f"Multigrain {lineage['release']}. A user is one vector, a score is its product with an item's, and the share "
         "of every granularity explains it exactly.",
-        *_section("Intended use", [config.registry.intended_use or _USE]),
+        *_section("Intended use", [_text(config.registry.intended_use or _USE)]),
         *_section("Not for", [_NO_USE]),
         *_section("Data", _data(config, manifest)),
     ]
@@ -49,7 +50,28 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
         lines += _section("Granularities", _granularities(metrics))
     lines += _section("Limits", _limits(manifest, metrics))
     lines += _section("Lineage", lineage_lines(lineage))
-    return "\n".join([*lines, ""])
+    return shown_as_text("\n".join([*lines, ""]))
+
+
+def shown_as_text(card: str) -> str:
+    """Markdown in which no HTML is left, and no secret; a text that has been through here stays as it is.
+
+    Why: names, notes and labels come from data and configurations, and MLflow and others show a card as a page.
+
+    >>> shown_as_text("# A & B <img src=x onerror=alert(1)> &lt;")
+    '# A &amp; B &lt;img src=x onerror=alert(1)&gt; &lt;'
+    """
+    card = re.sub(r"&(?!(?:[a-z]+|#\d+);)", "&amp;", redact(card))
+    return card.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _text(value: Any) -> str:
+    """Text of others on one line, which is no link, picture or code of Markdown.
+
+    >>> _text("a [b](javascript:c)")
+    'a \\\\[b\\\\](javascript:c)'
+    """
+    return re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(str(value).split()))
 
 
 def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
@@ -66,7 +88,7 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     changed = " with changes" if lineage.get("git_changed") else ""
     return [
         *found,
-        f"Data licence: {config.registry.data_license or NOT_STATED}.",
+        f"Data licence: {_text(config.registry.data_license or NOT_STATED)}.",
         f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run {lineage.get('run_id')}.",
         "The whole model card is MODEL_CARD.md in the bundle and among the artefacts of the run.",
     ]
@@ -86,7 +108,7 @@ def refitted_card(
     if metrics:
         lines += _section("Measured", [f"- {name}: {value:.5f}" for name, value in metrics.items()])
     lines += _section("Lineage", lineage_lines(lineage))
-    return "\n".join([*lines, "", "---", "", parent_card or "(the parent has no card)", ""])
+    return shown_as_text("\n".join([*lines, "", "---", "", parent_card or "(the parent has no card)", ""]))
 
 
 def lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
@@ -106,17 +128,19 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 def _data(config: Config, manifest: Manifest) -> list[str]:
     counts = {name: f"{count:,}" for name, count in manifest.counts.items()}
-    split = ", ".join(f"{key} {value}" for key, value in manifest.split.items() if value not in (None, False, ""))
+    split = ", ".join(
+        f"{key} {_text(value)}" for key, value in manifest.split.items() if value not in (None, False, "")
+    )
     bad = sum(sum(reasons.values()) for reasons in manifest.quarantined.values())
     return [
-        f"- name: {manifest.name}, from a {config.data.source.kind} source",
-        f"- licence: {config.registry.data_license or NOT_STATED}",
+        f"- name: {_text(manifest.name)}, from a {config.data.source.kind} source",
+        f"- licence: {_text(config.registry.data_license or NOT_STATED)}",
         f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items, {counts.get('events', 0)} events "
-        f"({', '.join(manifest.event_types)}); {bad:,} bad rows left out",
+        f"({', '.join(_text(kind) for kind in manifest.event_types)}); {bad:,} bad rows left out",
         f"- split: {split}; {counts.get('train', 0)} events of training, {counts.get('valid', 0)} of validation, "
         f"{counts.get('test', 0)} of test",
-        f"- item text read by: {manifest.text.get('model') or 'nothing'}",
-        *(f"- note: {note}" for note in manifest.notes),
+        f"- item text read by: {_text(manifest.text.get('model') or 'nothing')}",
+        *(f"- note: {_text(note)}" for note in manifest.notes),
     ]
 
 
@@ -204,4 +228,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ['| a | b |', '|---|---|', '| 1 | 2 |']
     """
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
+    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    """A cell on one line, whose bars end no column."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -33,10 +33,11 @@ from recsys.registry.bundle import (
     check_finite,
     finish,
     read_bundle,
+    read_card,
 )
 from recsys.registry.item_index import measure_again
 from recsys.registry.register import pinned, resolve
-from recsys.registry.sealed import check_file, damaged, writing_aside
+from recsys.registry.sealed import check_file, damaged, said_by, writing_aside
 from recsys.storage.uris import is_remote
 
 _ENCODERS = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
@@ -53,7 +54,7 @@ class Parent:
     @property
     def card(self) -> str:
         """Its model card; empty where it has none."""
-        return (self.folder / CARD).read_text(encoding="utf-8") if CARD in self.bundle.info.files else ""
+        return read_card(self.folder, self.bundle.info)
 
     def describe(self) -> dict[str, Any]:
         """What a descendant says of it."""
@@ -90,11 +91,14 @@ class Parent:
         if VOCABULARY not in info.files:
             return Vocabulary(*known, tuple(info.event_types), context=self.bundle.context)
         check_file(self.folder, VOCABULARY, info.files[VOCABULARY])
-        table = pq.read_table(self.folder / VOCABULARY)
-        entities, relations = (
-            table.filter(pc.equal(table.column("kind"), kind)).column("id").combine_chunks()
-            for kind in ("entity", "relation")
-        )
+        try:
+            table = pq.read_table(self.folder / VOCABULARY)
+            entities, relations = (
+                table.filter(pc.equal(table.column("kind"), kind)).column("id").combine_chunks()
+                for kind in ("entity", "relation")
+            )
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise damaged(self.folder, f"{VOCABULARY}: {said_by(error)}") from None
         return Vocabulary(*known, tuple(info.event_types), entities, relations, self.bundle.context)
 
 

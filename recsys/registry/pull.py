@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import DESCRIPTION, BundleInfo, read_bundle
+from recsys.registry.digest import check_version, unreadable
 from recsys.registry.register import active, bundle_in, pinned
 from recsys.registry.sealed import check_file, writing_aside
 from recsys.registry.tracking import client
@@ -28,6 +30,7 @@ class Pulled:
     version: str
     aliases: tuple[str, ...]
     info: BundleInfo
+    note: str = ""  # what could not be compared
 
 
 def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
@@ -36,8 +39,8 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
     A folder with a pulled model is replaced; what is in use keeps its files until it lets go of them.
 
     Raises:
-        ArtifactError: there is no such model, its files cannot be read or are damaged, it does not answer as it did, or
-            ``folder`` holds something else that would be lost.
+        ArtifactError: there is no such model, its files cannot be read, are damaged or not those that were registered,
+            it does not answer as it did, or ``folder`` holds something else that would be lost.
     """
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts
@@ -51,14 +54,20 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             with active(tracking_uri):
                 download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(aside))
         except (MlflowException, OSError) as error:
-            raise ArtifactError(f"{uri} (version {version}) is registered, but cannot be downloaded: {error}") from None
+            raise unreadable(uri, version, error) from None
+        registry = client(tracking_uri)
+        note = check_version(registry, name, version, aside)
+        for compiled in [
+            *aside.rglob("__pycache__")
+        ]:  # no file of the model: Python would run it instead of the source
+            shutil.rmtree(compiled)
         place = bundle_in(aside, uri)
         bundle = read_bundle(place)
         for file, entry in bundle.info.files.items():
             check_file(place, file, entry)
         if not (aside / "MLmodel").is_file():
             raise ArtifactError(f"{uri} has no MLmodel: it is no MLflow model; register it with `recsys register`")
-        aliases = tuple(sorted(client(tracking_uri).get_model_version(name, version).aliases))
+        aliases = tuple(sorted(registry.get_model_version(name, version).aliases))
         origin = {
             "asked": uri,
             "name": name,
@@ -69,4 +78,4 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
         }
         (aside / ORIGIN).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         inside = place.relative_to(aside)
-    return Pulled(target, target / inside, name, version, aliases, bundle.info)
+    return Pulled(target, target / inside, name, version, aliases, bundle.info, note)

@@ -16,10 +16,12 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from recsys.errors import RequestError, choices
+from recsys.registry.sealed import check_description
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import SUBJECTS, Request, filled, one_of, parse_requests
 
 BUNDLE = "bundle"  # name of the artifact
+BUNDLE_SHA256 = "bundle_sha256"  # key of the model's configuration: the checksum of the bundle's description
 
 
 class RecommenderModel(PythonModel):
@@ -33,7 +35,12 @@ class RecommenderModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle, once."""
+        """Load the bundle, once.
+
+        Raises:
+            ArtifactError: it is damaged, or another bundle than the one that was registered.
+        """
+        check_description(context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256))
         self.recommender = Recommender.load(context.artifacts[BUNDLE])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

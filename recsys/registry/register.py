@@ -6,8 +6,10 @@ the bundle for batch recommendation, so both ways answer from the same files.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from recsys.config import Config
 from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
-from recsys.registry.card import short_card
+from recsys.registry.card import short_card, shown_as_text
+from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket
@@ -65,13 +68,15 @@ def register(
     if not number:
         with active(tracker.uri):
             logged = _log_model(tracker, Path(bundle_folder), bundle)
+            files = _logged_files(logged.model_uri)
+            registry.log_text(tracker.run_id, dump(files), LISTING)
             _ensure_name(registry, name)
             created = registry.create_model_version(
                 name,
                 source=logged.model_uri,
                 run_id=tracker.run_id,
                 model_id=logged.model_id,
-                tags=tags,
+                tags=tags | {FILES_TAG: digest(files)},
                 description=_description(bundle, config, metrics),
             )
         number = int(created.version)
@@ -89,7 +94,8 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     process. With ``into`` they, and models of a local store, are copied there, to a folder for the caller to remove.
 
     Raises:
-        ArtifactError: no such model, alias, version or bundle; lists what is registered.
+        ArtifactError: no such model, alias, version or bundle; lists what is registered. Or the files are not
+            those that were registered.
     """
     if is_remote(uri):
         return _bundle_at(uri, into)
@@ -107,7 +113,8 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
                 artifact_uri=f"models:/{name}/{number}", dst_path=None if into is None else str(into)
             )
     except (MlflowException, OSError) as error:
-        raise ArtifactError(f"{uri} (version {number}) is registered, but its files cannot be read: {error}") from None
+        raise unreadable(uri, number, error) from None
+    check_version(client(tracking_uri), name, number, Path(folder))
     return bundle_in(Path(folder), uri)
 
 
@@ -146,7 +153,7 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
     import mlflow
     import mlflow.pyfunc
 
-    from recsys.registry.pyfunc_model import BUNDLE, signature
+    from recsys.registry.pyfunc_model import BUNDLE, BUNDLE_SHA256, signature
 
     with _joined(tracker):
         return mlflow.pyfunc.log_model(
@@ -154,10 +161,19 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             python_model=str(MODEL_FILE),
             artifacts={BUNDLE: str(folder.absolute())},
             code_paths=[str(Path(recsys.__file__).parent)],
+            model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
             signature=signature(),
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
+
+
+def _logged_files(uri: str) -> dict[str, str]:
+    """The :func:`~recsys.registry.digest.listing` of a logged model, read back from where MLflow has put it."""
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+        return listing(Path(download_artifacts(artifact_uri=uri, dst_path=None if _is_here(uri) else into)))
 
 
 def requirements(bundle: Bundle) -> list[str]:
@@ -209,7 +225,7 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
     own = metrics.get("model", metrics)
     return {
         **{mlflow_name(f"metric.{key}"): f"{value:.6g}" for key, value in numbers(own).items()},
-        "weights.sha256": bundle.info.files[WEIGHTS].sha256,
+        WEIGHTS_TAG: bundle.info.files[WEIGHTS].sha256,
         "dataset.content_hash": str(bundle.info.dataset.get("content_hash", "")),
         "dataset.name": str(bundle.info.dataset.get("name", "")),
         "granularities": ", ".join(bundle.info.granularities),
@@ -237,7 +253,7 @@ def _description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> 
         lines.insert(1, ", ".join(f"{key} {value:.4f}" for key, value in list(headline.items())[:4]) + ".")
     if "lineage" in info.extra:
         lines += short_card(config, metrics, info.extra["lineage"])
-    return "\n".join(lines)
+    return shown_as_text("\n".join(lines))
 
 
 def _is_here(uri: str) -> bool:

@@ -8,11 +8,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel
 
 from recsys.errors import ArtifactError
 from recsys.storage.places import reaching
+
+DESCRIPTION: Final = "bundle.json"
 
 
 class FileEntry(BaseModel):
@@ -67,9 +70,25 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
         raise damaged(folder, f"{name} is not the file that was written (SHA-256 differs)")
 
 
+def check_description(folder: str | Path, sha256: str | None) -> None:
+    """Raise :class:`ArtifactError` unless a bundle's description, which has all other checksums, is the expected one.
+
+    ``sha256`` is None where nothing is known of it.
+    """
+    path = Path(folder) / DESCRIPTION
+    if sha256 is not None and (not path.is_file() or entry_of(path).sha256 != sha256):
+        raise damaged(Path(folder), f"{DESCRIPTION} is not the one that was registered with this model")
+
+
 def damaged(folder: Path, why: str) -> ArtifactError:
     """The error of a bundle that is not as it was written."""
     return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
+
+
+def said_by(error: BaseException) -> str:
+    """What an exception says, on one line that is not too long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
 
 
 def entry_of(path: Path) -> FileEntry:

@@ -19,12 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 from recsys import __version__
-from recsys.config import Config, TrackingConfig, dump_config, redact
+from recsys.config import Config, dump_config, redact
+from recsys.config.redaction import MARK
 from recsys.data.dataset import Manifest
-from recsys.errors import ConfigError, StorageError, UserError
+from recsys.errors import ConfigError, MultigrainError, StorageError
+from recsys.registry.experiments import experiment_id
+from recsys.registry.store import ready
 from recsys.storage.places import check_writable, require_s3_client
 from recsys.storage.uris import is_remote
 
@@ -39,6 +41,7 @@ _QUIET: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_LOCKED: Final = re.compile(r"database( table)? is locked")
 _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 
@@ -74,14 +77,14 @@ class Tracker:
             return self
         try:
             with impatient(retries=2):  # a wrong address should be said at once
-                self._client = client(self.uri)
+                self._client = client(self.uri, writes=True)
                 self._open()
-        except UserError:
+        except MultigrainError:
             raise
         except Exception as error:
             raise ConfigError(
                 f"tracking.uri {redact(self.uri)} cannot be used: {redact(_first_line(error))}; start the server, "
-                "mend the URI, or set tracking.enabled false"
+                "fix the URI, or set tracking.enabled false"
             ) from error
         self._log_config()
         self._remember()
@@ -157,7 +160,7 @@ class Tracker:
         if self._client is None:
             return
         for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, _text(value)[:_MAX_VALUE])
+            self._client.set_tag(self.run_id, key, redact(_text(value))[:_MAX_VALUE])
 
     @property
     def client(self) -> Any:
@@ -171,7 +174,7 @@ class Tracker:
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            self.experiment_id = _experiment(self._client, self.uri, self.config.tracking)
+            self.experiment_id = experiment_id(self._client, sqlite_path(self.uri), self.config.tracking)
             tags = {"multigrain.version": __version__, **_git_tags()}
             if self._parent_id:
                 tags["mlflow.parentRunId"] = self._parent_id
@@ -235,10 +238,10 @@ def tracking_uri(config: Config) -> str:
         ConfigError: a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
     """
     uri = config.tracking.uri
-    if "://***@" in uri:
+    if MARK in uri:
         raise ConfigError(
-            f"tracking.uri: {uri} is without its user and password, which are never written down; give it whole with "
-            "--tracking.uri, or as $VARIABLE of the environment"
+            f"tracking.uri: {uri} is without its user and password, or another secret, which are never written down; "
+            "give it whole with --tracking.uri, or as $VARIABLE of the environment"
         )
     if not uri:
         if is_remote(config.run.dir):
@@ -259,18 +262,31 @@ def tracking_uri(config: Config) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of a SQLite URI's file; None for other stores."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
 
 
-def client(uri: str) -> Any:
-    """An ``MlflowClient`` for tracking and registry at ``uri``, quiet."""
+def client(uri: str, writes: bool = False) -> Any:
+    """An ``MlflowClient`` for tracking and registry at ``uri``, quiet; the one way to open a store.
+
+    Why the one way: a SQLite store is made, upgraded and checked first, see :mod:`recsys.registry.store`.
+
+    Raises:
+        ConfigError, ArtifactError, Unavailable: as :func:`recsys.registry.store.ready`.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
+    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    for path in {sqlite_path(uri): None, sqlite_path(registry_uri): None}:
+        if path is not None:
+            ready(path, writes)
+    return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
 
 
 def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -303,58 +319,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _experiment(mlflow_client: Any, uri: str, settings: TrackingConfig) -> str:
-    """The experiment's id; a new one in SQLite keeps its artefacts beside the file, wherever a process works later.
-
-    Raises:
-        ConfigError: it was deleted, or keeps its artefacts elsewhere than at ``tracking.artifacts``.
-    """
-    from mlflow import MlflowException
-
-    name, location = settings.experiment, settings.artifacts or None
-    if location is not None and not is_remote(location):
-        location = Path(location).absolute().as_uri()
-    path = sqlite_path(uri)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        location = location or (path.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)).as_uri()
-    found = mlflow_client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(mlflow_client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another driver was faster
-            found = mlflow_client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
-    if path is not None and not settings.artifacts:
-        _check_not_moved(path, name, found.artifact_location, str(location))
-    if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
-        raise ConfigError(
-            f"tracking.artifacts: the experiment {name!r} keeps its artefacts at {redact(found.artifact_location)} for "
-            f"good, not at {settings.artifacts}; give the new place a new tracking.experiment"
-        )
-    return str(found.experiment_id)
-
-
-def _check_not_moved(store: Path, experiment: str, kept: str, expected: str) -> None:
-    """Refuse a store that was moved with its artefacts: MLflow would look for them, and write, where they were.
-
-    Raises:
-        ConfigError: with the cures.
-    """
-    if not kept.startswith("file:"):
-        return
-    old, new = (Path(unquote(urlsplit(place).path)) for place in (kept, expected))
-    if old != new and new.is_dir() and not old.is_dir():
-        raise ConfigError(
-            f"tracking.uri: the store {store} was moved: its experiment {experiment!r} keeps artefacts in {old}, which "
-            f"is not there any more; move the folder back, link it (ln -s {new} {old}), or go on with another "
-            "tracking.experiment"
-        )
-
-
 def _git_tags() -> dict[str, str]:
     """Commit of the code, when it runs from a working tree; nothing for an installed package."""
     here = Path(__file__).parent
@@ -383,9 +347,14 @@ def mlflow_name(key: str) -> str:
 
 
 def outage(error: BaseException) -> str | None:
-    """The message of an MLflow server that stopped answering; None for any other error."""
-    text = str(error)
-    if type(error).__module__.split(".")[0] != "mlflow" or "API request to" not in text:
+    """The message of an MLflow server or SQLite store that stopped answering; None for any other error."""
+    text, package = str(error), type(error).__module__.split(".")[0]
+    if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
+        return (
+            "MLflow's SQLite store is locked by another process, which did not let go of it in time; wait for that "
+            "process, or end it, and go on with the same command and --resume"
+        )
+    if package != "mlflow" or "API request to" not in text:
         return None
     return (
         f"the tracking server does not answer any more ({redact(_first_line(error))[:300]}); start it, and go on with "

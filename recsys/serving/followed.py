@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.registry.bundle import CARD, DESCRIPTION, Bundle, read_bundle
+from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle, read_card
 from recsys.registry.register import description_at, pinned, resolve
 from recsys.storage.uris import is_remote
 
@@ -43,7 +43,8 @@ class Followed:
         registered = self.uri.startswith("models:")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
             folder = resolve(version if registered else self.uri, self.tracking_uri, Path(into))
-            bundle, card = read_bundle(folder), _card(folder)
+            bundle = read_bundle(folder)
+            card = read_card(folder, bundle.info) or None
         info = bundle.info
         _, _, alias = self.uri.partition("@") if registered else ("", "", "")
         name, _, number = version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
@@ -61,9 +62,3 @@ class Followed:
             "card": card,
         }
         return bundle, about
-
-
-def _card(folder: Path) -> str | None:
-    """The model card as it is written for people."""
-    path = folder / CARD
-    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -13,8 +13,6 @@ Legend: B requests, R list length, C candidates, D width, N items.
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_by_vectors
+from recsys.storage.beside import writing_beside
 
 RECALL: Final = 0.99  # of the exact list that an index must find, at LIST places
 LIST: Final = 100
@@ -84,11 +83,8 @@ class ItemIndex:
     def write(self, path: Path) -> None:
         import faiss
 
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        faiss.write_index(self._index, name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        with writing_beside(path) as aside:
+            faiss.write_index(self._index, str(aside))
 
     def top(self, users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array) -> Array:
         """As :func:`exact_top`, of the items that the index names; of all items where it does not name enough, or

@@ -1,0 +1,127 @@
+"""Which files of the packages a job takes along, and which it leaves out, with the reason.
+
+Why: what is sent can be read by everyone on the cluster. A key, a ``.env`` file or a link to something outside that
+lies in a package's folder is not part of the program.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+_SNIFFED: Final = 64 << 10  # bytes of a file in which a private key is looked for
+_KEY: Final = re.compile(rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY")
+_COMPILED: Final = ("__pycache__", "*.pyc")  # left out without a word
+# By name, of files and folders, in lower case.
+_LEFT: Final = {
+    ".*": "hidden",
+    "*.env": "secrets of an environment",
+    "*.pem": "a key",
+    "*.key": "a key",
+    "*.p12": "a key",
+    "*.pfx": "a key",
+    "*.jks": "a key",
+    "*.keystore": "a key",
+    "*.ppk": "a key",
+    "*.kdbx": "a key",
+    "id_rsa*": "a key",
+    "id_dsa*": "a key",
+    "id_ecdsa*": "a key",
+    "id_ed25519*": "a key",
+    "_netrc": "credentials",
+    "credentials*": "credentials",
+    "secrets": "credentials",
+    "secrets.*": "credentials",
+    "service[-_]account*.json": "credentials",
+    "*.tfstate*": "credentials",
+    "*.db": "a database",
+    "*.db-*": "a database",
+    "*.sqlite*": "a database",
+    "mlruns": "runs",
+    "mlartifacts": "runs",
+    "runs": "runs",
+    "wandb": "runs",
+    "node_modules": "no code of ours",
+    "*.egg-info": "no code of ours",
+}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A file that goes along."""
+
+    source: Path
+    target: str  # its path in the parcel
+    size: int
+
+
+@dataclass(frozen=True)
+class Left:
+    """A file or folder that stays, and why."""
+
+    target: str
+    why: str
+
+
+def package_files(home: Path) -> tuple[list[Sent], list[Left]]:
+    """The files of a package's folder, in order: those that are sent, and those that are left out."""
+    sent: list[Sent] = []
+    left: list[Left] = []
+    root = home.resolve()
+    for path in _walk(home, root, left):
+        target = f"{home.name}/{path.relative_to(home).as_posix()}"
+        why = _why_not(path, root)
+        if why:
+            left.append(Left(target, why))
+        elif not _is_compiled(path):
+            sent.append(Sent(path, target, path.stat().st_size))
+    return sent, left
+
+
+def _walk(home: Path, root: Path, left: list[Left]) -> Iterator[Path]:
+    """Everything in a folder but for folders that are left out, which are noted; a linked folder is no folder."""
+    for place, folders, files in os.walk(home):
+        for name in sorted(folders):
+            path = Path(place) / name
+            why = _why_not(path, root)
+            if why or _is_compiled(path):
+                folders.remove(name)
+            if why:
+                left.append(Left(f"{home.name}/{path.relative_to(home).as_posix()}/", why))
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(files))
+
+
+def _why_not(path: Path, root: Path) -> str:
+    """The reason to leave a file or folder out; empty where there is none."""
+    name = path.name.lower()
+    for pattern, why in _LEFT.items():
+        if fnmatchcase(name, pattern):
+            return why
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))
+        if path.is_dir():
+            return "a link to a folder"
+        if not target.is_relative_to(root):
+            return f"a link out of the package, to {target}"
+        inside = _why_not(target, root)
+        if inside:
+            return f"a link to what is left out: {inside}"
+    if path.is_dir():
+        return ""
+    if not path.is_file():
+        return "no plain file"
+    try:
+        with path.open("rb") as stream:
+            return "a private key" if _KEY.search(stream.read(_SNIFFED)) else ""
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def _is_compiled(path: Path) -> bool:
+    return any(fnmatchcase(path.name, pattern) for pattern in _COMPILED)

@@ -1,0 +1,91 @@
+"""Whether the parts of a bundle that was read belong together.
+
+Why: checksums can be computed anew by whoever changes a file. A bundle whose ids, shapes or numbers do not fit would
+fail with an exception of a library somewhere in a request; here it is one message when it is read.
+
+Legend: U users, E events, N items, D width, C context columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recsys.data.histories import VALID_ALONE, Array
+from recsys.granularities.base import ModelSizes
+
+if TYPE_CHECKING:
+    from recsys.registry.bundle import Bundle, BundleInfo
+
+
+class Inconsistent(Exception):
+    """Parts of a bundle do not belong together."""
+
+
+def check_names(info: BundleInfo) -> None:
+    """Raise :class:`Inconsistent` for names of files that lead out of the bundle, or event types that do not fit."""
+    for name in info.files:
+        if not name or "/" in name or "\\" in name or name in (".", ".."):
+            raise Inconsistent(f"a file is called {name!r}, which is no plain name")
+    kinds = info.event_types
+    if len(set(kinds)) < len(kinds) or (kinds and info.default_event_type not in kinds):
+        raise Inconsistent(f"event types {kinds} with the default {info.default_event_type!r}")
+
+
+def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:
+    """Raise :class:`Inconsistent` unless the model is of as many users and items; before it takes their memory."""
+    if (num_users, num_items) != (sizes.num_users, sizes.num_items):
+        raise Inconsistent(
+            f"users and items are {(num_users, num_items)}, the model is of {(sizes.num_users, sizes.num_items)}"
+        )
+
+
+def check_parts(bundle: Bundle) -> None:
+    """Raise :class:`Inconsistent` where ids, vectors, events or context do not fit each other."""
+    num_users, num_items = len(bundle.user_ids), bundle.num_items
+    model, histories = bundle.model, bundle.histories
+    _check_ids("item_id", bundle.item_ids)
+    _check_ids("user_id", bundle.user_ids)
+    if any(not isinstance(title, str) for title in bundle.titles):
+        raise Inconsistent("an item has no title")
+    for what, shape in (
+        ("popularity", np.shape(bundle.popularity_N)),
+        ("the model's popularity", tuple(model.popularity_N.shape)),
+        ("item vectors", tuple(model.item_vectors_ND.shape)[:1]),
+        ("item text", tuple(model.items.text_ST.shape)[:1]),
+    ):
+        if shape != (num_items,):
+            raise Inconsistent(f"{what} has the shape {shape}, expected {num_items} items")
+    _check_range("popularity", bundle.popularity_N, 0, None)
+    if model.item_vectors_ND.ndim != 2:
+        raise Inconsistent(f"item vectors have {model.item_vectors_ND.ndim} dimensions, expected 2")
+    if list(bundle.info.granularities) != list(model.names):
+        raise Inconsistent(f"granularities {bundle.info.granularities}, the model has {model.names}")
+    if len(histories) != num_users or len(histories.items_E) != int(histories.offsets_U1[-1]):
+        raise Inconsistent(f"{len(histories)} histories of {num_users} users")
+    events = {len(column) for column in (histories.types_E, histories.times_E, histories.values_E, histories.splits_E)}
+    if events - {len(histories.items_E)}:
+        raise Inconsistent("lists of a user's events differ in length")
+    _check_range("items of events", histories.items_E, 0, num_items - 1)
+    _check_range("types of events", histories.types_E, 0, max(len(bundle.info.event_types), 1) - 1)
+    _check_range("splits of events", histories.splits_E, 0, VALID_ALONE)
+    if len(histories.items_E) and histories.context_EC.shape != (len(histories.items_E), len(bundle.context)):
+        raise Inconsistent(f"context of events has the shape {histories.context_EC.shape}")
+    if bundle.index is not None and bundle.index.shape != tuple(model.item_vectors_ND.shape):
+        raise Inconsistent(f"the index is of {bundle.index.shape} vectors")
+
+
+def _check_ids(column: str, ids: Sequence[Any]) -> None:
+    if not all(isinstance(one, str) and one for one in ids):
+        raise Inconsistent(f"{column}: an id is empty or no text")
+    if len(set(ids)) < len(ids):
+        raise Inconsistent(f"{column}: {len(ids) - len(set(ids))} ids are there twice")
+
+
+def _check_range(what: str, values: Array, low: int, high: int | None) -> None:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise Inconsistent(f"{what} are {values.dtype}, expected whole numbers")
+    if len(values) and (values.min() < low or (high is not None and values.max() > high)):
+        raise Inconsistent(f"{what} are from {values.min()} to {values.max()}, expected {low} to {high}")

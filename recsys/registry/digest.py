@@ -1,0 +1,136 @@
+"""The digest of every file of a registered version, kept in the registry, and compared before a file is used.
+
+Why: the checksums inside a bundle can be computed anew by whoever changes the bundle, and they do not cover the loader
+(``pyfunc_model.py``), the code beside it or ``MLmodel``, which decide what is run. The registry is another place than
+the files: who can change the artefacts alone is found out, before any of their code is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.config import redact
+from recsys.errors import ArtifactError
+from recsys.registry.sealed import entry_of
+
+FILES_TAG: Final = "files.sha256"  # of a version: the digest of the list of its files
+WEIGHTS_TAG: Final = "weights.sha256"
+LISTING: Final = "model_files.json"  # artefact of the run: the list itself, to name what differs
+_WEIGHTS: Final = "weights.safetensors"
+_BY_MLFLOW: Final = "registered_model_meta"  # put there by whatever loads or downloads it
+_NAMED: Final = 3
+
+_LOG = logging.getLogger(__name__)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of an MLflow model by its path in the folder.
+
+    What Python and MLflow put into a folder when they load it is left out.
+
+    Raises:
+        ArtifactError: a link, which leads to a file that may change, or something that is no file.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ArtifactError(f"{folder} holds {name}, which is no plain file; register the model again")
+        if path.is_file() and "__pycache__" not in name.split("/") and name != _BY_MLFLOW:
+            found[name] = entry_of(path).sha256
+    return found
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """SHA-256 of a :func:`listing`.
+
+    >>> digest({"b": "1", "a": "2"}) == digest({"a": "2", "b": "1"}) != digest({"a": "1", "b": "2"})
+    True
+    """
+    return hashlib.sha256(dump(files).encode()).hexdigest()
+
+
+def dump(files: Mapping[str, str]) -> str:
+    """A :func:`listing` as text that is always the same."""
+    return json.dumps(dict(sorted(files.items())), indent=0, ensure_ascii=False)
+
+
+def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
+    """Compare a version's files with what was registered; a note where the version says less than it should.
+
+    Args:
+        registry: the ``MlflowClient``.
+        name: of the registered model.
+        number: of the version.
+        folder: the MLflow model, on this machine.
+
+    Raises:
+        ArtifactError: a file was changed, added or removed since, or the weights are another model's.
+    """
+    version = registry.get_model_version(name, number)
+    tags, uri = dict(version.tags), f"models:/{name}/{number}"
+    files = listing(folder)
+    if not files:
+        raise unreadable(uri, number, FileNotFoundError(f"there are no files at {version.source}"))
+    weights = [sha256 for path, sha256 in files.items() if path.endswith(f"/{_WEIGHTS}")]
+    registered = tags.get(WEIGHTS_TAG)
+    if registered is not None and weights != [registered]:
+        raise _changed(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
+    expected = tags.get(FILES_TAG)
+    if expected is None:
+        note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be compared; register it again"
+        _LOG.warning("%s", note)
+        return note
+    if digest(files) != expected:
+        raise _changed(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
+    return ""
+
+
+def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
+    """The error of a version whose files are not where the registry says."""
+    said = redact(" ".join(str(error).split()))
+    return ArtifactError(
+        f"{uri} (version {number}) is registered, but its files cannot be read: {said}. "
+        "Where MLflow's store or the folder of its artefacts was moved, move it back or make a link at the old place; "
+        "otherwise register the model again"
+    )
+
+
+def _registered(registry: Any, run_id: str, expected: str) -> dict[str, str] | None:
+    """The list of what was registered; None where it cannot be had, or was changed as well."""
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+        try:
+            path = Path(registry.download_artifacts(run_id, LISTING, into))
+            files = dict(json.loads(path.read_text(encoding="utf-8")))
+        except Exception:  # whatever a store raises: it only helps to name files
+            return None
+    return files if digest(files) == expected else None
+
+
+def _differences(files: Mapping[str, str], registered: Mapping[str, str] | None) -> str:
+    if registered is None:
+        return "its files are not those that were registered"
+    words = {
+        "changed": [name for name in files if name in registered and files[name] != registered[name]],
+        "added": [name for name in files if name not in registered],
+        "missing": [name for name in registered if name not in files],
+    }
+    parts = []
+    for word, names in words.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        if names:
+            parts.append(f"{word}: {', '.join(names[:_NAMED])}{more}")
+    return "; ".join(parts)
+
+
+def _changed(uri: str, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{uri} is not what was registered ({why}). Somebody has changed it in the artefact store; nothing of it was "
+        "run. Find out who can write there, and register the model again, or use another version"
+    )

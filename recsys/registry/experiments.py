@@ -1,0 +1,75 @@
+"""The MLflow experiment of a run, and where it keeps artefacts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from recsys.config import TrackingConfig, redact
+from recsys.errors import ConfigError
+from recsys.storage.uris import is_remote
+
+
+def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConfig) -> str:
+    """The id of the experiment, which is made where there is none.
+
+    A new one of a SQLite store keeps its artefacts beside the file, wherever a process works later.
+
+    Args:
+        mlflow_client: of the store.
+        store: the file of a SQLite store; None for others.
+        settings: the section ``tracking``.
+
+    Raises:
+        ConfigError: it was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were moved.
+    """
+    from mlflow import MlflowException
+
+    name, location = settings.experiment, settings.artifacts or None
+    if location is not None and not is_remote(location):
+        location = Path(location).absolute().as_uri()
+    beside = None if store is None else store.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)
+    if beside is not None:
+        location = location or beside.as_uri()
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(mlflow_client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another driver was faster
+            found = mlflow_client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
+    if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
+        raise ConfigError(
+            f"tracking.artifacts: the experiment {name!r} keeps its artefacts at {redact(found.artifact_location)} for "
+            f"good, not at {settings.artifacts}; give the new place a new tracking.experiment"
+        )
+    if beside is not None and not settings.artifacts:
+        _check_not_moved(name, local_place(str(found.artifact_location)), beside)
+    return str(found.experiment_id)
+
+
+def local_place(location: str) -> Path | None:
+    """The folder of a ``file:`` URI or path; None for other places.
+
+    >>> str(local_place("file:///a%20b/c")), local_place("s3://bucket/key")
+    ('/a b/c', None)
+    """
+    if location.startswith("file:"):
+        return Path(unquote(urlparse(location).path))
+    return None if ":/" in location else Path(location)
+
+
+def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
+    """Raise where a store was moved with its artefacts: MLflow goes on looking for them at their old place."""
+    if place is None or place == beside or place.exists() or not beside.exists():
+        return
+    raise ConfigError(
+        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at {place}, which is "
+        f"gone, and they are at {beside} now. Move them back, make a link there (mkdir -p {place.parent} && ln -s "
+        f"{beside} {place}), or give another tracking.experiment"
+    )

@@ -1,0 +1,395 @@
+"""The SQLite file in which MLflow keeps runs and models: created whole or not at all, and checked before it is opened.
+
+Why: MLflow creates its tables by some fifty migrations, without a lock, in the final file. Two commands that open a new
+store together, or one that is killed meanwhile, leave a file that no command can open again. Here a new store is made
+beside its final place, under a file lock, and linked into place when it is finished. A store of an older MLflow is
+upgraded in a copy, which is poured back in one SQLite transaction. Every other state is one message with its cure.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import importlib
+import logging
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
+
+WAIT_S: float = 30.0  # for another process that holds the store locked
+MAKING_S: float = 300.0  # for another process that is making the store
+_SETTLE_S: Final = 10.0  # a store without all tables that changed within these seconds may still be in the making
+_POLL_S: Final = 0.1
+_TRIES: Final = 3
+_FULL: Final = sqlite3.SQLITE_FULL
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file is: ``absent``, ``empty``, ``current``, ``older``, ``newer``, ``partial`` or ``foreign``."""
+
+    kind: str
+    revision: str = ""  # of MLflow's schema
+    detail: str = ""
+
+
+def ready(path: Path, writes: bool = False) -> None:
+    """Make sure that MLflow can open the SQLite store at ``path``; make it where there is none.
+
+    Args:
+        path: the file.
+        writes: whether it is to be written to as well.
+
+    Raises:
+        ConfigError: no file can be made there, it is of something else, or it is read-only.
+        ArtifactError: the store is half-made, damaged, or of a newer MLflow.
+        Unavailable: another process keeps it locked.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ConfigError(
+            f"tracking.uri: {path} is a folder; expected the path of a SQLite file, such as {path}/mlflow.db"
+        )
+    if settled(path).kind in ("absent", "empty", "older"):
+        with _made_alone(path):
+            state = settled(path)  # another command may have been faster
+            if state.kind in ("absent", "empty"):
+                _make(path)
+            elif state.kind == "older":
+                _upgrade(path, state.revision)
+    state = settled(path)
+    if state.kind != "current":
+        raise _broken(path, state)
+    if writes:
+        _check_writable(path)
+
+
+def settled(path: Path) -> State:
+    """The :class:`State` of a file, when nobody is changing its tables any more."""
+    while True:
+        state = look(path)
+        if state.kind != "partial" or time.time() - _changed(path) > _SETTLE_S:
+            return state
+        time.sleep(_POLL_S)
+
+
+def look(path: Path) -> State:
+    """The :class:`State` of a file now.
+
+    Raises:
+        ConfigError: it cannot be opened.
+        ArtifactError: it is damaged.
+        Unavailable: it is locked for longer than :data:`WAIT_S`.
+    """
+    if not path.exists():
+        return State("absent")
+    if path.stat().st_size == 0 and not path.with_name(f"{path.name}-journal").exists():
+        return State("empty")
+    with _reading(path), closing(_connect(path)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        rows = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+        revisions = [str(revision) for (revision,) in rows]
+    named = {name for name in tables if not name.startswith(("alembic_", "sqlite_"))}
+    if not named:
+        return State("empty")
+    if not revisions:
+        kind = "partial" if "experiments" in named else "foreign"
+        return State(kind, detail="MLflow's note of its schema's version is missing")
+    revision, missing = revisions[0], sorted(_tables() - named)
+    if revision == _head():
+        detail = f"{len(missing)} of MLflow's tables are missing: {', '.join(missing[:3])}"
+        return State("partial", revision, detail) if missing else State("current", revision)
+    return State("older" if revision in _revisions() else "newer", revision)
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+@contextmanager
+def _made_alone(path: Path) -> Iterator[None]:
+    """Hold the lock beside a store that is being made or upgraded; it goes away with the process.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
+        Unavailable: another process holds the lock for longer than :data:`MAKING_S`.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("a", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"tracking.uri: cannot write in the folder {path.parent} ({error.strerror}), where MLflow's SQLite store "
+            f"{path.name} is to be; choose another place with tracking.uri, or set tracking.enabled false"
+        ) from None
+    last = time.monotonic() + MAKING_S
+    with file:
+        while not _taken(file.fileno()):
+            if time.monotonic() > last:
+                raise Unavailable(
+                    f"another process has been making MLflow's store {path} for {MAKING_S:.0f} s (it holds {place}); "
+                    "wait for it to end, or end it, and try again"
+                )
+            time.sleep(_POLL_S)
+        yield
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a filesystem without locks; nothing is overwritten there either
+        _LOG.warning("no file lock for MLflow's store: %s", error.strerror)
+    return True
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, of the mode that the umask asks for; it goes away with what SQLite puts beside it.
+
+    Raises:
+        ConfigError: none can be made.
+    """
+    stem = f".{path.name}.making-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*"):  # by a process that was killed; we hold the lock
+        left.unlink(missing_ok=True)
+    place = path.with_name(f"{stem}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        place.touch(mode=0o666, exist_ok=False)
+    except OSError as error:
+        raise ConfigError(f"tracking.uri: cannot write in the folder {path.parent} ({error.strerror})") from None
+    try:
+        yield place
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            with suppress(OSError):
+                place.with_name(place.name + suffix).unlink()
+
+
+def _make(path: Path) -> None:
+    """Make a store aside and move it to ``path``; one that is there is never overwritten."""
+    with _aside(path) as aside:
+        _migrate(aside, path.parent)
+        with closing(_connect(aside)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")  # all of it in the one file
+        _flush(aside)
+        if path.exists():  # an empty file, which another program may have open
+            _pour(aside, path)
+            return
+        try:
+            os.link(aside, path)
+        except FileExistsError:  # by a program that knows nothing of the lock
+            return
+        except OSError:  # a filesystem without links
+            if not path.exists():
+                os.rename(aside, path)
+
+
+def _upgrade(path: Path, revision: str) -> None:
+    """Bring a store of an older MLflow to this one's schema, in a copy; the store as it was stays beside it."""
+    for _ in range(_TRIES):
+        with _aside(path) as aside, _reading(path), closing(_connect(path)) as watch:
+            before = watch.execute("PRAGMA data_version").fetchone()
+            _pour(path, aside)
+            kept = path.with_name(f"{path.name}.before-{_head()}")
+            _pour(aside, kept)
+            try:
+                _migrate(aside, path.parent)
+            except MultigrainError:
+                raise
+            except Exception as error:
+                kept.unlink(missing_ok=True)
+                if _is_full(error):
+                    raise
+                why = f"MLflow cannot bring it from schema {revision} to {_head()} ({_first_line(error)})"
+                raise _broken(path, State("partial", revision, why)) from None
+            if watch.execute("PRAGMA data_version").fetchone() == before:  # nobody has written meanwhile
+                _pour(aside, path)
+                _LOG.warning("upgraded MLflow's store %s to this release of MLflow; as it was, it is %s", path, kept)
+                return
+    raise Unavailable(
+        f"MLflow's store {path} is of an older MLflow and is written to while it is being upgraded; end the commands "
+        "and servers that use it, and try again"
+    )
+
+
+def _migrate(file: Path, folder: Path) -> None:
+    """All of MLflow's migrations, and its default experiment, which keeps artefacts beside the store."""
+    from mlflow.store.tracking import sqlalchemy_store
+
+    database, Store = _database(), sqlalchemy_store.SqlAlchemyStore
+
+    uri = f"sqlite:///{file}"
+    try:
+        engine = database.create_sqlalchemy_engine(uri)
+        try:
+            if database._is_empty_database(engine):
+                database._initialize_tables(engine)
+            else:
+                database._upgrade_db(engine)
+        finally:
+            engine.dispose()
+        Store(uri, (folder / "mlartifacts").as_uri())  # type: ignore[no-untyped-call]
+    finally:
+        cached: dict[str, Any] = getattr(Store, "_engine_map", {})
+        kept = cached.pop(uri, None)
+        if kept is not None:
+            kept.dispose()
+
+
+def _pour(source: Path, target: Path) -> None:
+    """Make a SQLite file the copy of another one in one transaction of SQLite, which a kill leaves done or undone."""
+    last = time.monotonic() + WAIT_S
+
+    def check(status: int, remaining: int, total: int) -> None:
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > last:
+            raise _locked(target)
+
+    if not target.exists():
+        target.touch(mode=0o666)
+    with closing(_connect(source)) as origin, closing(_connect(target)) as copy:
+        origin.backup(copy, progress=check, sleep=_POLL_S)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+# ----------------------------------------------------------------------------------------------------------- checking
+
+
+def _check_writable(path: Path) -> None:
+    with _reading(path), closing(_connect(path)) as connection:
+        connection.execute("BEGIN IMMEDIATE")  # takes the lock for writing
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {int(version)}")  # opens the journal, which takes a writable folder
+        connection.rollback()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What SQLite says of a store in the block, as one message."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise _locked(path) from None
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            raise ConfigError(
+                f"tracking.uri: MLflow's store {path} cannot be written to ({error}): the file or its folder is "
+                "read-only for this user; correct their permissions, or choose another place with tracking.uri"
+            ) from None
+        if code == sqlite3.SQLITE_NOTADB:
+            raise ConfigError(
+                f"tracking.uri: {path} is no SQLite database ({error}); give the path of MLflow's store, or of a file "
+                "that does not exist yet"
+            ) from None
+        if code == _FULL:
+            raise
+        raise _broken(path, State("partial", "", f"SQLite says: {error}")) from None
+
+
+def _locked(path: Path) -> Unavailable:
+    return Unavailable(
+        f"MLflow's store {path} has been locked by another process for {WAIT_S:.0f} s; wait for that process, or end "
+        f"it (`lsof {path}` names it), and try again"
+    )
+
+
+def _broken(path: Path, state: State) -> MultigrainError:
+    """The error of a store that MLflow cannot open, with what would be lost and the cure."""
+    if state.kind == "foreign":
+        return ConfigError(
+            f"tracking.uri: {path} is a SQLite database of something else than MLflow; give the path of MLflow's "
+            "store, or of a file that does not exist yet"
+        )
+    if state.kind == "newer":
+        import mlflow
+
+        return ArtifactError(
+            f"MLflow's store {path} was made or upgraded by a newer MLflow than {mlflow.__version__} (its schema is "
+            f"{state.revision}); install that MLflow here, or choose another store with tracking.uri"
+        )
+    if state.kind in ("absent", "empty"):
+        return ArtifactError(f"MLflow's store {path} was removed while it was being opened; try again")
+    places = [path.with_name(path.name + end) for end in ("", "-journal", "-wal", "-shm")]
+    files, away = " ".join(str(place) for place in places if place.exists()), path.parent / "broken-store"
+    return ArtifactError(
+        f"MLflow's store {path} is half-made or damaged ({state.detail}); {_content(path)}. Restore a copy of the "
+        f"file, or move it away, and the next command makes a new one: mkdir {away} && mv {files} {away}/. Artefacts "
+        "and run folders stay as they are"
+    )
+
+
+def _content(path: Path) -> str:
+    """How many runs and models would be lost with a file."""
+    counts = []
+    with suppress(sqlite3.Error, MultigrainError), closing(_connect(path)) as connection:
+        for table, what in (("runs", "runs"), ("model_versions", "registered model versions")):
+            try:
+                counts.append(f"{connection.execute(f'SELECT count(*) FROM {table}').fetchone()[0]} {what}")
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    return "what it holds cannot be read"
+                counts.append(f"0 {what}")
+    return f"it holds {' and '.join(counts)}" if counts else "what it holds cannot be read"
+
+
+@lru_cache(maxsize=1)
+def _head() -> str:
+    """The schema of the installed MLflow."""
+    return str(_database()._get_latest_schema_revision())
+
+
+@lru_cache(maxsize=1)
+def _revisions() -> frozenset[str]:
+    """All schemas that the installed MLflow knows."""
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory.from_config(_database()._get_alembic_config(db_url=""))
+    return frozenset(one.revision for one in script.walk_revisions())
+
+
+def _tables() -> set[str]:
+    """The tables of a whole store."""
+    return set(_database().Base.metadata.tables)
+
+
+def _database() -> Any:
+    """MLflow's module of stores in databases; its import registers all tables."""
+    return importlib.import_module("mlflow.store.db.utils")
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written to."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_full(error: BaseException) -> bool:
+    return "disk is full" in str(error) or "No space left" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

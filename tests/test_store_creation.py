@@ -1,0 +1,291 @@
+"""MLflow's SQLite store: created whole or not at all, upgraded in a copy, and one message for every other state."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import user_message
+from recsys.config import Config, build_config
+from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
+from recsys.registry import store
+from recsys.registry.tracking import Tracker, client, outage
+from recsys.serving.followed import Followed
+
+RACE = Path(__file__).with_name("store_race.py")
+
+
+def configured(place: Path, **tracking: Any) -> Config:
+    model = {"granularities": {"evolution": {"enabled": True}}}
+    tree = {"run": {"dir": str(place.parent / "run")}, "data": {"source": {"kind": "synthetic"}}, "model": model}
+    return build_config({**tree, "tracking": {"uri": f"sqlite:///{place}", **tracking}})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one run, made beside what a killed command left, by a user whose umask is 027."""
+    place = tmp_path_factory.mktemp("made") / "mlflow.db"
+    place.with_name(".mlflow.db.making-1-abc").write_text("half")
+    before = os.umask(0o027)
+    try:
+        with Tracker(configured(place), apart=True) as tracker:
+            tracker.log_metrics({"loss": 0.5})
+    finally:
+        os.umask(before)
+    return place
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(made, tmp_path / "mlflow.db"))
+
+
+def changed(place: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(place)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def refused(place: Path, kind: type[MultigrainError], *words: str) -> str:
+    """What the tracker says of a store, which stays as it is."""
+    before = place.read_bytes()
+    with pytest.raises(kind) as error, Tracker(configured(place), apart=True):
+        pass
+    said = str(error.value)
+    for word in (*words, str(place.parent)):
+        assert word in said, said
+    assert "\n" not in said and place.read_bytes() == before
+    return said
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(place, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+def test_a_new_store_is_whole_and_leaves_nothing_beside_it(made: Path) -> None:
+    assert store.look(made).kind == "current"
+    names = {path.name for path in made.parent.iterdir()}
+    assert names <= {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}, names
+    experiment = client(f"sqlite:///{made}").get_experiment("0")
+    assert experiment.artifact_location == (made.parent / "mlartifacts/0").as_uri()
+
+
+def test_a_new_store_honours_the_umask(made: Path) -> None:
+    assert made.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_empty_file_is_filled_and_stays_the_same_file(tmp_path: Path) -> None:
+    """Another program may have it open, which would go on writing to a file that was replaced."""
+    place = tmp_path / "mlflow.db"
+    place.touch()
+    inode = place.stat().st_ino
+    store.ready(place, writes=True)
+    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+
+
+def test_a_store_that_appears_meanwhile_is_not_overwritten(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, link = tmp_path / "mlflow.db", os.link
+
+    def too_late(source: Path, target: Path) -> None:
+        shutil.copyfile(made, place)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", too_late)
+    store.ready(place)
+    assert place.read_bytes() == made.read_bytes() and len(list(tmp_path.glob(".mlflow.db.making-*"))) == 0
+
+
+def test_a_store_that_somebody_is_making_is_waited_for(copied: Path) -> None:
+    changed(copied, "ALTER TABLE runs RENAME TO unfinished")
+    finish = threading.Timer(0.5, changed, (copied, "ALTER TABLE unfinished RENAME TO runs"))
+    finish.start()
+    store.ready(copied)
+    finish.join()
+
+
+def test_a_maker_that_never_ends_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAKING_S", 0.2)
+    place = tmp_path / "mlflow.db"
+    with store._made_alone(place), pytest.raises(Unavailable, match=r"another process has been making .*mlflow\.db"):
+        store.ready(place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
+def test_ten_commands_at_once_on_no_store_all_succeed(tmp_path: Path) -> None:
+    assert race(tmp_path, "together", 10) == "10 of 10 commands succeeded, the store is usable"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
+def test_no_store_is_unusable_after_twenty_kills(tmp_path: Path) -> None:
+    assert race(tmp_path, "kills", 20) == "20 kills, 0 stores unusable"
+
+
+def race(folder: Path, *words: object) -> str:
+    command = [sys.executable, str(RACE), str(folder), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
+    return (done.stdout.splitlines() or [done.stderr])[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------- upgrading
+
+
+def of_an_older_mlflow(place: Path) -> str:
+    """A store without the last migration, with an experiment; its schema."""
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{place}")
+    Base.metadata.create_all(engine)
+    settings = utils._get_alembic_config(str(engine.url))
+    script = ScriptDirectory.from_config(settings)
+    before = script.get_revision(script.get_current_head()).down_revision
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, str(before))
+    engine.dispose()
+    changed(place, "INSERT INTO experiments VALUES (7, 'mine', '/mine', 'active', 0, 0, 'default')")
+    return str(before)
+
+
+def test_an_older_store_is_upgraded_and_kept_as_it_was(tmp_path: Path) -> None:
+    place = tmp_path / "mlflow.db"
+    revision = of_an_older_mlflow(place)
+    assert store.look(place) == store.State("older", revision)
+    inode = place.stat().st_ino
+    with Tracker(configured(place, experiment="mine"), apart=True) as tracker:
+        assert tracker.experiment_id == "7"
+    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+    [kept] = tmp_path.glob("mlflow.db.before-*")
+    assert store.look(kept) == store.State("older", revision)
+
+
+def test_an_older_store_that_cannot_be_upgraded_stays_as_it_is(made: Path, tmp_path: Path) -> None:
+    place = tmp_path / "mlflow.db"
+    shutil.copyfile(made, place)
+    changed(place, "UPDATE alembic_version SET version_num = '451aebb31d03'")  # an early one: later tables are there
+    refused(place, ArtifactError, "half-made", "cannot bring it from schema 451aebb31d03", "1 runs", "mv ")
+    assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
+
+
+# --------------------------------------------------------------------------------------------------- broken and locked
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without all tables is not waited for."""
+    monkeypatch.setattr(store, "_SETTLE_S", -1.0)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_store_without_a_table_says_what_it_holds_and_the_cure(copied: Path) -> None:
+    changed(copied, "DROP TABLE trace_info")
+    said = refused(copied, ArtifactError, "half-made", "trace_info", "it holds 1 runs and 0 registered model versions")
+    away = copied.parent / "broken-store"
+    assert f"mkdir {away} && mv {copied} {away}/" in said
+    subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
+    assert store.look(copied).kind == "absent"
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_store_without_its_version_is_half_made(copied: Path) -> None:
+    changed(copied, "DELETE FROM alembic_version")
+    refused(copied, ArtifactError, "half-made", "schema's version is missing")
+
+
+def test_a_store_of_a_newer_mlflow_names_the_cure(copied: Path) -> None:
+    changed(copied, "UPDATE alembic_version SET version_num = 'fedcba987654'")
+    refused(copied, ArtifactError, "newer MLflow than", "fedcba987654", "install that MLflow")
+
+
+def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
+    changed(tmp_path / "mlflow.db", "CREATE TABLE songs (title TEXT)")
+    refused(tmp_path / "mlflow.db", ConfigError, "of something else than MLflow")
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"user,item\n1,2\n" * 400)
+    refused(tmp_path / "mlflow.db", ConfigError, "is no SQLite database")
+
+
+def test_a_cut_store_is_damaged(copied: Path) -> None:
+    copied.write_bytes(copied.read_bytes()[:5000])
+    refused(copied, ArtifactError, "damaged", "malformed", "Restore a copy")
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; expected the path of a SQLite file"):
+        store.ready(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_one_message() -> None:
+    with pytest.raises(
+        ConfigError, match=r"cannot write in the folder /proc/none .*choose another place with tracking"
+    ):
+        store.ready(Path("/proc/none/mlflow.db"))
+
+
+def test_a_read_only_store_is_one_message(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened read-only, as SQLite does with a file that this user cannot write to."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
+    store.ready(copied)
+    with pytest.raises(ConfigError, match="cannot be written to .*correct their permissions"):
+        store.ready(copied, writes=True)
+
+
+def test_a_locked_store_is_one_message_after_a_bounded_wait(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "WAIT_S", 0.3)
+    with locked(copied):
+        refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
+        with pytest.raises(Unavailable, match="locked by another process"):
+            Followed("models:/none@champion", f"sqlite:///{copied}").version()
+
+
+def test_a_store_that_is_locked_later_is_one_message(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import OperationalError
+
+    engine = create_engine(f"sqlite:///{copied}", connect_args={"timeout": 0.1})
+    with locked(copied), pytest.raises(OperationalError) as error, engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM runs"))
+    said = user_message(error.value)
+    assert said == outage(error.value) and said is not None and "locked by another process" in said
+
+
+# -------------------------------------------------------------------------------------------------------------- moved
+
+
+def test_a_moved_store_says_where_its_artefacts_are(copied: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old folder", tmp_path / "mlartifacts/multigrain"
+    changed(copied, f"UPDATE experiments SET artifact_location = '{old.as_uri()}' WHERE name = 'multigrain'")
+    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts anywhere: they go to the old place
+        tracker.client.log_text(tracker.run_id, "text", "note.txt")
+    new.parent.mkdir()
+    old.rename(new)
+    refused(copied, ConfigError, "was moved", f"at {old}, which is gone", f"they are at {new}", "ln -s")
+    old.symlink_to(new)
+    with Tracker(configured(copied), apart=True):
+        pass
