@@ -1,7 +1,7 @@
 """One time, from a request or the configuration, as :mod:`recsys.data.times` reads columns of them.
 
-Why apart: a table of one cell costs milliseconds, and a request may hold ten thousand times. The tests hold both readers
-to the same table of forms.
+Why apart: a table of one cell costs milliseconds, and a request may hold ten thousand times. The tests hold both
+readers to the same table of forms.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import numpy as np
 from recsys.config import SplitConfig
 from recsys.config.values import iso_microseconds
 from recsys.data.histories import Array, Split
-from recsys.data.moment import moment
 from recsys.data.newcomers import Newcomers
 from recsys.errors import ConfigError, DataError
 
