@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from recsys.config.section import Place, Section
 from recsys.config.sources import Source, SyntheticSource
-from recsys.config.values import IsoTime, iso_microseconds
 
 
 class SplitConfig(Section):
@@ -27,24 +26,14 @@ class SplitConfig(Section):
     kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = "auto"
     valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
-    valid_from: IsoTime = Field("", description="ISO time, instead of the share (temporal)")
-    test_from: IsoTime = Field("", description="ISO time, instead of the share (temporal)")
+    valid_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
+    test_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
     cold_users: float = Field(
         0.0, ge=0, lt=1, description="share of users, by hash of id and seed, whose training events are cut"
     )
     cold_keep: int = Field(
         3, ge=0, description="training events that cold users keep: the latest, or random ones without order"
     )
-
-    @model_validator(mode="after")
-    def _times_make_a_split(self) -> SplitConfig:
-        both = self.valid_from and self.test_from
-        if both and iso_microseconds(self.valid_from) >= iso_microseconds(self.test_from):
-            raise ValueError(
-                f"valid_from {self.valid_from} is not before test_from {self.test_from}, which leaves no validation; "
-                "choose an earlier valid_from"
-            )
-        return self
 
 
 class UserTextConfig(Section):
@@ -189,10 +178,10 @@ class DataConfig(Section):
     unknown_items: Literal["quarantine", "keep", "drop"] = Field(
         "quarantine", description="events about items that are not in the table of items, where there is one"
     )
-    from_: IsoTime = Field(
+    from_: str = Field(
         "", alias="from", description="ISO time from which on events are used; empty: from the first"
     )
-    until: IsoTime = Field("", description="ISO time before which events are used; empty: to the last")
+    until: str = Field("", description="ISO time before which events are used; empty: to the last")
     min_value: float | None = Field(None, description="events of a smaller value are left out, e.g. ratings below 4")
     min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")
     min_item_events: int = Field(0, ge=0, description="items with fewer events are left out (k-core); 0: none")

@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.config import SplitConfig
-from recsys.config.values import iso_microseconds
 from recsys.data.histories import Array, Split
+from recsys.data.moment import moment
 from recsys.data.newcomers import Newcomers
 from recsys.errors import ConfigError, DataError
 
@@ -161,9 +161,12 @@ def parse_time(text: str, key: str) -> int:
     True
     """
     try:
-        return iso_microseconds(text)
+        found = moment(text)
     except ValueError as error:
-        raise ConfigError(f"{key}: {text!r} is {error}") from None
+        raise ConfigError(f"{key}: {text!r} is not a time such as 2024-03-01T12:00:00+00:00; {error}") from None
+    if found is None:
+        raise ConfigError(f"{key}: {text!r} is not a time, expected one such as 2024-03-01T12:00:00+00:00")
+    return (found - _EPOCH) // timedelta(microseconds=1)
 
 
 def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConfig:
