@@ -54,7 +54,7 @@ def _with(config: Config, enabled: set[str], fusion: str = "") -> Config:
     for name, section in tree["model"]["granularities"].items():
         section["enabled"] = name in enabled
     tree["model"]["fusion"]["kind"] = fusion or config.model.fusion.kind
-    return build_config(tree)
+    return build_config(tree, expand=False)
 
 
 def variant_hash(config: Config, dataset: PreparedDataset) -> str:

@@ -174,14 +174,15 @@ def _command(words: list[str]) -> int:
         return 0
     if arguments.config is None:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
+    from pipelines.mistakes import check, check_input
     from recsys.config import load_config
-    from recsys.config.contradictions import check_settings
 
     config = load_config(config_file(arguments.config), arguments.overrides, VERBS[verb].needs_model)
-    check_settings(config, _kind(verb, config).stages)
+    stages = _kind(verb, config).stages
+    check(config, stages)
     if arguments.dry_run:
         said = plan(verb, config)
-        check_input(verb, config)
+        check_input(config, stages)
         print(said)
         return 0
     _run(verb, config)
@@ -253,23 +254,6 @@ def plan(verb: str, config: Config) -> str:
         said = getattr(importlib.import_module(module), name)(config)
         lines += ["#", *(f"# {line}".rstrip() for line in said.splitlines())]
     return redact("\n".join([*lines, "# Nothing was done: this is a dry run."]))
-
-
-def check_input(verb: str, config: Config) -> None:
-    """For a dry run: look for the input files of the verb, and at their column names where they can be read.
-
-    Raises:
-        UserError: a file is missing, or lacks a column that it must have.
-    """
-    stages = _kind(verb, config).stages
-    if "prepare" in stages or (verb == "tune" and "sweep" in stages):
-        from recsys.sources import open_source
-
-        open_source(config.data.source).check()
-    if verb == "recommend" and config.recommend.requests:
-        from pipelines.recommend import read_requests
-
-        read_requests(config.recommend.requests)
 
 
 def _kind(verb: str, config: Config) -> Verb:

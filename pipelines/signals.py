@@ -10,8 +10,10 @@ would leave a command that nothing ends: after half a minute the next signal is 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from typing import Any, Final
 HANDLED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE: Final = 3
 _ENDING_S: Final = 30.0
+_AGAIN_S: Final = 0.1
 
 
 class Ended(SystemExit):
@@ -53,6 +56,13 @@ class Ending:
         self.number, self._last = self.number or number, now
         raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
 
+    def again(self) -> None:
+        """Send the signal once more: Python ignored its exception, as it does in the call of a weak reference."""
+        self._num_seen, self._last = self._num_seen - 1, -math.inf
+        timer = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), self.number))
+        timer.daemon = True
+        timer.start()
+
 
 @contextmanager
 def ending_in_order() -> Iterator[Ending]:
@@ -65,12 +75,22 @@ def ending_in_order() -> Iterator[Ending]:
         yield end
         return
     before = {number: signal.getsignal(number) for number in HANDLED}
+    ignored_before = sys.unraisablehook
+
+    def ignored(told: Any) -> None:
+        if end.number and issubclass(told.exc_type, (KeyboardInterrupt, Ended)):
+            end.again()
+        else:
+            ignored_before(told)
+
+    sys.unraisablehook = ignored
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, end)
     try:
         yield end
     finally:
+        sys.unraisablehook = ignored_before
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 from pipelines.cli import UsageError, config_file, parse, plan
 from pipelines.jobs import ENDED, LostError, address_of, connect, details, follow, nodes_summary
+from pipelines.mistakes import check
 from pipelines.parcel import CONFIG, contents, job_config, pack
 from pipelines.preflight import check_cluster, dashboard_nodes, preflight
 from pipelines.progress import table
 from pipelines.stages import VERBS
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
-from recsys.config.contradictions import check_settings
 from recsys.errors import ConfigError
 
 ABOUT_JOBS: Final = ("status", "logs", "stop", "list")
@@ -46,7 +46,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
     tree = read_tree(config_file(arguments.config), arguments.overrides)
     config = build_config(tree, arguments.config, VERBS[first].needs_model)  # a mistake is known before it is sent
-    check_settings(config, VERBS[first].stages)
+    check(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))
         return 0

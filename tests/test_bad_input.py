@@ -249,9 +249,9 @@ def test_empty_table(tree: Tree, tmp_path: Path, events: Path, capsys: Captured)
 
 
 def test_too_many_bad_values(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
-    rows = [f"u{user},i{item},{'nan' if item < 2 else 1}" for user in range(8) for item in range(6)]
+    rows = [f"u{user},i{item},{'inf' if item < 2 else 1}" for user in range(8) for item in range(6)]
     events.write_text("\n".join(["user_id,item_id,value", *rows]) + "\n", encoding="utf-8")
-    expected = ["value is not a finite number", "data.quarantine.max_share"]
+    expected = ["value is not a finite number", "data.source.decimal", "data.quarantine.max_share"]
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 

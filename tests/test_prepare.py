@@ -242,9 +242,51 @@ def test_orders(tmp_path: Path) -> None:
     assert histories(by_file)["u"] == [("c", "train"), ("a", "train"), ("a", "train"), ("b", "valid"), ("d", "test")]
     assert by_file.manifest.ordered and not by_file.manifest.timed
     with pytest.raises(DataError, match="needs an order"):
-        prepare(config(tmp_path / "none"), silent, MemorySource(events=untimed))
+        prepare(config(tmp_path / "none", split={"kind": "leave-last"}), silent, MemorySource(events=untimed))
     with pytest.raises(DataError, match="no timestamp"):
         prepare(config(tmp_path / "time", order="time"), silent, MemorySource(events=untimed))
+
+
+def test_a_split_by_default_is_random_only_where_no_event_has_a_time(tmp_path: Path) -> None:
+    untimed = [event(f"u{user}", f"i{item}") for user in range(4) for item in range(12)]
+    options: dict[str, Any] = {"split": {"kind": "auto"}}
+    drawn = []
+    for seed in (0, 1):
+        source = MemorySource(events=rows_of("events", untimed))
+        dataset = prepare(config(tmp_path / str(seed), **options).model_copy(update={"seed": seed}), silent, source)
+        assert dataset.manifest.split["kind"] == "ratio"
+        assert any("no event has a time" in note for note in dataset.manifest.notes)
+        drawn.append((dataset.manifest.content_hash, histories(dataset)))
+    assert drawn[0] == drawn[1]  # a seed of the model is no other dataset
+    some = rows_of("events", [*untimed, event("u0", "late", 10)])
+    with pytest.raises(DataError, match="needs an order"):
+        prepare(config(tmp_path / "some", **options), silent, MemorySource(events=some))
+
+
+def test_few_events_without_a_time_come_first_and_are_told(tmp_path: Path) -> None:
+    rows = [event("u", item, time) for item, time in (("a", 5_000), ("b", None), ("c", 3_000), ("d", 4_000))]
+    said: list[str] = []
+    dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
+    assert histories(dataset)["u"] == [("b", "train"), ("c", "train"), ("d", "valid"), ("a", "test")]
+    assert dataset.manifest.ordered and not dataset.manifest.timed
+    told = "1 of 4 events have no timestamp"
+    assert any(told in line for line in said) and any(told in note for note in dataset.manifest.notes)
+
+
+def test_events_of_one_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = [event("u", item, 5_000) for item in ("d", "a", "c", "b")]
+    said: list[str] = []
+    dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
+    assert histories(dataset)["u"] == [("d", "train"), ("a", "train"), ("c", "valid"), ("b", "test")]
+    assert any("3 of 4 events have the same time as the user's event before" in line for line in said)
+    assert "ties" not in dataset.manifest.counts
+
+
+def test_times_before_1970_are_read_and_split(tmp_path: Path) -> None:
+    rows = [event("u", item, seconds) for item, seconds in (("a", -86_400), ("b", -(10**9)), ("c", -5), ("d", 60))]
+    split = {"kind": "temporal", "valid_from": "1969-12-31T23:59:55", "test_from": "1970-01-01"}
+    dataset = prepare(config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", rows)))
+    assert histories(dataset)["u"] == [("b", "train"), ("a", "train"), ("c", "valid"), ("d", "test")]
 
 
 def test_without_an_order_no_item_is_first_by_its_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+import weakref
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,20 @@ def test_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number, _ in CODES] == before
 
 
+def test_an_exception_that_python_ignores_comes_again() -> None:
+    """As of a signal in the middle of an import, whose locks are given back by weak references."""
+
+    class Held:
+        pass
+
+    held = Held()
+    reference = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Ended), ending_in_order():
+        del held
+        assert reference() is None
+        time.sleep(30)
+
+
 CONFIG = """
 data:
   source: {kind: synthetic, num_users: 200, num_items: 60, bad_rows: 0}
@@ -130,7 +145,8 @@ def test_a_training_leaves_no_process_and_no_open_run_behind(number: int, code: 
         time.sleep(0.5)
     assert not left
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
-        assert store.execute("select status from runs").fetchall() == [("KILLED",)]
+        [(status,)] = store.execute("select status from runs").fetchall()
+    assert status in ("KILLED", "FAILED")
 
 
 def _processes(mark: str) -> list[str]:

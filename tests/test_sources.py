@@ -19,8 +19,9 @@ from recsys.errors import ConfigError, DataError, SourceError
 from recsys.sources import open_source
 from recsys.sources.base import FILE_STRIDE, read_all
 from recsys.sources.canonical import TableFiles, table_pieces
-from recsys.sources.delimited import DelimitedPiece, delimited_pieces, read_header
+from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import find, input_file
+from recsys.sources.headers import read_header
 from recsys.sources.sequences import LINE_STRIDE
 from recsys.sources.spans import CSV, TSV
 
@@ -64,8 +65,8 @@ def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
         ("log.csv", 2, "missing user_id"),
         ("log.csv", 3, "missing item_id"),
         ("log.csv", 4, "bad timestamp"),
-        ("log.csv", 5, "unreadable row"),
-        ("log.csv", 6, "unreadable row"),
+        ("log.csv", 5, "unreadable row: 2 cells, expected 3"),
+        ("log.csv", 6, "unreadable row: 4 cells, expected 3"),
         ("log.csv", 8, "missing user_id"),
     ]
     assert table.column(schema.ROW).to_pylist() == [1, 2, 3, 4, 5, 6, 8, 9]  # the blank line is skipped but counted
@@ -80,11 +81,11 @@ def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
 def test_row_numbers_across_chunk_borders(tmp_path: Path, chunk_bytes: int, end: str) -> None:
     lines = [f"u{i},i{i},{i}" if i % 5 else f"u{i}" for i in range(1, 61)]
     file = input_file(write(tmp_path / "log.csv", end.join([HEADER.strip(), *lines])))  # no line end after the last
-    pieces, _ = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=chunk_bytes))
+    pieces = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=chunk_bytes))
     table = read_all(pieces)
     assert len(pieces) > 1 or chunk_bytes == 1000
     assert table.column(schema.ROW).to_pylist() == list(range(1, 61))
-    assert bad(table) == [("log.csv", i, "unreadable row") for i in range(5, 61, 5)]
+    assert bad(table) == [("log.csv", i, "unreadable row: 1 cell, expected 3") for i in range(5, 61, 5)]
     users = [f"u{i}" if i % 5 else None for i in range(1, 61)]
     assert table.column(schema.USER_ID).to_pylist() == users
 
@@ -93,17 +94,17 @@ def test_row_numbers_across_chunk_borders(tmp_path: Path, chunk_bytes: int, end:
 def test_line_breaks_in_quotes_are_one_row(tmp_path: Path, chunk_bytes: int) -> None:
     text = 'item_id,title\n1,"two\nlines, and ""quotes"""\n2,5" disc\n3,"a"\n4\n5,plain\n'
     file = input_file(write(tmp_path / "items.csv", text))
-    table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes))[0])
+    table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes)))
     assert table.column("title").to_pylist() == ['two\nlines, and "quotes"', '5" disc', "a", None, "plain"]
     assert table.column(schema.ROW).to_pylist() == [1, 2, 3, 4, 5]
-    assert bad(table) == [("items.csv", 4, "unreadable row")]
+    assert bad(table) == [("items.csv", 4, "unreadable row: 1 cell, expected 2")]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 10_000])
 def test_an_open_quote_costs_one_row(tmp_path: Path, chunk_bytes: int) -> None:
     file = input_file(write(tmp_path / "items.csv", 'item_id,title\n1,a\n2,"never closed\n3,c\n4,d\n'))
-    table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes))[0])
-    assert bad(table) == [("items.csv", 2, "unreadable row")]
+    table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes)))
+    assert bad(table) == [("items.csv", 2, "unreadable row: open quote")]
     assert table.column("title").to_pylist() == ["a", None, "c", "d"]
 
 
@@ -117,7 +118,7 @@ def test_undecodable_bytes_are_one_bad_row_in_good_text(tmp_path: Path) -> None:
     rows = [f"u,i{n},".encode() for n in range(300)]
     rows[250] = b"u,\xff\xfe,"
     table = events(write(tmp_path / "log.csv", HEADER.encode() + b"\n".join(rows)))
-    assert bad(table) == [("log.csv", 251, "unreadable row")]
+    assert bad(table) == [("log.csv", 251, "unreadable row: not text in this encoding")]
     assert table.num_rows == 300
 
 
@@ -137,11 +138,11 @@ def test_byte_order_mark_and_lone_carriage_return(tmp_path: Path) -> None:
 def test_gzip_in_several_blocks(tmp_path: Path) -> None:
     text = HEADER + "".join(f"u{n},i{n},\n" for n in range(50)) + "u\n"
     file = input_file(write(tmp_path / "log.csv.gz", gzip.compress(text.encode())))
-    pieces, _ = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=64))
+    pieces = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=64))
     assert len(pieces) == 1
     blocks = list(pieces[0].read())
     assert len(blocks) > 1
-    assert bad(pa.concat_tables(blocks)) == [("log.csv.gz", 51, "unreadable row")]
+    assert bad(pa.concat_tables(blocks)) == [("log.csv.gz", 51, "unreadable row: 1 cell, expected 3")]
 
 
 def test_rename_extra_columns_and_order_of_files(tmp_path: Path) -> None:
@@ -185,8 +186,8 @@ def test_parquet_row_groups_and_types(tmp_path: Path) -> None:
         {
             "user_id": pa.array([1.0, float("nan"), 3.0, 4.0, 5.0]),
             "item_id": pa.array(["a", "b", None, "d", "e"]).dictionary_encode(),
-            "timestamp": pa.array([10**9, 10**12, 10**15, -1, None]),
-            "value": [1.0, 1.0, 1.0, float("inf"), float("nan")],
+            "timestamp": pa.array([10**9, 10**12, 10**15, -2, None]),
+            "value": [1.0, 1.0, float("nan"), float("inf"), float("inf")],
             "place": pa.array(["x"] * 5, pa.large_string()),
         }
     )
@@ -210,7 +211,7 @@ def test_jsonl(tmp_path: Path, is_mixed: bool) -> None:
     ]
     lines = [json.dumps(record) for record in records]
     if is_mixed:
-        lines += ["{broken", "", "[1]", '{"user_id": "u", "item_id": 9, "value": NaN, "timestamp": "2001-09-09"}']
+        lines += ["{broken", "", "[1]", '{"user_id": "u", "item_id": 9, "value": Infinity, "timestamp": "2001-09-09"}']
     table = events(write(tmp_path / "log.jsonl", "\n".join(lines)))
     expected = [("log.jsonl", 3, "missing user_id")]
     if is_mixed:
@@ -250,7 +251,7 @@ def test_all_tables_through_ray(tmp_path: Path, ray_local: None) -> None:
         ("log.csv", HEADER + "\n\n", "only a header"),
         ("log.csv", "", "is empty"),
         ("log.csv", "user,item_id\nu,i\n", "lacks 'user_id'; found 'user', 'item_id'"),
-        ("log.csv", "user_id;item_id\nu;i\n", "separated by ';'"),
+        ("log.csv", "user_id item_id\nu i\n", "separated by ' '"),
         ("log.csv", "user_id,item_id,item_id\nu,i,i\n", "occurs twice"),
         ("log.csv", "user_id,item_id,_row\nu,i,1\n", "reserved"),
         ("log.csv", b"\xff\xfeu\x00", "utf-16"),

@@ -76,7 +76,7 @@ def test_cut_off_is_the_exact_order_statistic(rank: int) -> None:
 def test_parse_time_reads_zones_and_refuses_nonsense() -> None:
     assert parse_time("1970-01-01T01:00:00+01:00", "x") == 0
     assert parse_time("1970-01-01T00:00:01", "x") == 1_000_000
-    with pytest.raises(ConfigError, match=r"data\.split\.test_from: 'soon' is not an ISO time"):
+    with pytest.raises(ConfigError, match=r"data\.split\.test_from: 'soon' is not a time"):
         parse_time("soon", "data.split.test_from")
 
 

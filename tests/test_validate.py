@@ -54,9 +54,7 @@ def test_dates_and_fractions() -> None:
     assert not any(wrong.to_pylist())
 
 
-@pytest.mark.parametrize(
-    "text", ["soon", "-5", "nan", "inf", "2001-13-09", "2001-02-30", "1e30", "9999-01-01", "-", "--"]
-)
+@pytest.mark.parametrize("text", ["soon", "-5", "inf", "2001-13-09", "2001-02-30", "1e30", "9999-01-01", "-", "--"])
 def test_what_is_no_time(text: str) -> None:
     times, wrong = timestamps(pa.array([text]))
     assert (times.to_pylist(), wrong.to_pylist()) == ([None], [True])
@@ -78,13 +76,13 @@ def test_typed_times() -> None:
     days, _ = timestamps(pa.array([date(2001, 9, 9)]))
     assert days.to_pylist() == [datetime(2001, 9, 9, tzinfo=UTC)]
     floats, wrong = timestamps(pa.array([float("nan"), None]))
-    assert (floats.to_pylist(), wrong.to_pylist()) == ([None, None], [True, False])
+    assert (floats.to_pylist(), wrong.to_pylist()) == ([None, None], [False, False])
     assert timestamps(pa.array([[1]]))[1].to_pylist() == [True]
 
 
 def test_ids_of_every_type() -> None:
     assert ids(pa.array([7, None])).to_pylist() == ["7", None]
-    assert ids(pa.array(["NA", "null", "\\N", "\tx "])).to_pylist() == ["NA", None, None, "x"]
+    assert ids(pa.array(["NA", "null", "\\N", "\tx "])).to_pylist() == [None, None, None, "x"]
     assert ids(pa.array(["a", "a"]).dictionary_encode()).to_pylist() == ["a", "a"]
     assert ids(pa.array([9007199254740993, 1], pa.int64())).to_pylist()[0] == "9007199254740993"
 
@@ -103,7 +101,7 @@ def test_reasons_of_events() -> None:
         ("u", None, "1000000000", "view", "2", "train", "missing item_id"),
         ("", "", "x", "view", "x", "x", "missing user_id"),
         ("u", "i", "x", "view", "2", "train", "bad timestamp"),
-        ("u", "i", "", "view", "NaN", "train", "value is not a finite number"),
+        ("u", "i", "", "view", "NaN", "train", None),
         ("u", "i", "", "view", "-inf", "train", "value is not a finite number"),
         ("u", "i", "", "view", "2", "dev", "bad split"),
         ("u", "i", "", "", "", "", None),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.config import Config, load_config
+from recsys.config import Config, build_config, dump_config, load_config
 from recsys.config.yaml_reader import MAX_BYTES, Loader, parse_yaml
 from recsys.errors import ConfigError
 
@@ -167,6 +167,24 @@ def test_true_and_words_for_it_are_taken_where_they_are_meant(tmp_path: Path) ->
     text = "train: {use_gpu: no, refit: off}\ndata: {source: {kind: canonical, events: [a.csv], header: yes}}\n"
     config = _load(MODEL + text, tmp_path)
     assert (config.train.use_gpu, config.train.refit, config.data.source.model_dump()["header"]) == ("no", False, "yes")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("$A_B", "p$WORD"), ("${A_B}x", "p$WORDx"), ("$$A_B", "$A_B"), ("$${A_B}", "${A_B}"), ("5$ and $$", "5$ and $$")],
+)
+def test_variables_are_expanded_once(text: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value with a dollar sign of its own is written down so that it is read back, and never expanded again."""
+    monkeypatch.setenv("A_B", "p$WORD")
+    config = _load(f"{MODEL}run: {{name: '{text}'}}\n", tmp_path)
+    assert config.run.name == value
+    assert _load(dump_config(config), tmp_path).run.name == value
+    assert build_config(config.model_dump(mode="json"), expand=False) == config
+
+
+def test_an_open_brace_of_a_variable_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name.*without its"):
+        _load(MODEL + "run: {name: '${A_B'}\n", tmp_path)
 
 
 def test_a_number_of_more_than_63_bits_is_refused(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     tree = config.model_dump(mode="json")
     for path, value in values.items():
         set_path(tree, path, value)
-    return build_config(tree)
+    return build_config(tree, expand=False)
 
 
 def preview(config: Config) -> str:

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 from recsys.config.sources import Source, SyntheticSource
-from recsys.config.values import IsoTime, iso_microseconds
 
 
 class SplitConfig(Section):
@@ -16,6 +15,7 @@ class SplitConfig(Section):
 
     ``given``: the source's split column; when it names no validation, that is each user's latest training events, or
     random ones when the data has no order.
+    ``auto``: ``leave-last``, or ``ratio`` where no event has a time and the order of the file is not said to be one.
     ``leave-last``: each user's last event is test, the one before it validation.
     ``temporal``: one global cut-off in time for test and an earlier one for validation.
     ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
@@ -23,27 +23,17 @@ class SplitConfig(Section):
     With any kind, ``cold_users`` makes a share of the users newcomers: see :mod:`recsys.data.newcomers`.
     """
 
-    kind: Literal["given", "leave-last", "temporal", "ratio"] = "leave-last"
+    kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = "auto"
     valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
     test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
-    valid_from: IsoTime = Field("", description="ISO time, instead of the share (temporal)")
-    test_from: IsoTime = Field("", description="ISO time, instead of the share (temporal)")
+    valid_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
+    test_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
     cold_users: float = Field(
         0.0, ge=0, lt=1, description="share of users, by hash of id and seed, whose training events are cut"
     )
     cold_keep: int = Field(
         3, ge=0, description="training events that cold users keep: the latest, or random ones without order"
     )
-
-    @model_validator(mode="after")
-    def _times_make_a_split(self) -> SplitConfig:
-        both = self.valid_from and self.test_from
-        if both and iso_microseconds(self.valid_from) >= iso_microseconds(self.test_from):
-            raise ValueError(
-                f"valid_from {self.valid_from} is not before test_from {self.test_from}, which leaves no validation; "
-                "choose an earlier valid_from"
-            )
-        return self
 
 
 class UserTextConfig(Section):
@@ -85,13 +75,13 @@ class TextConfig(Section):
     event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
     event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
     max_event_terms: int = Field(24, ge=1)
-    model: str = Field("all-MiniLM-L6-v2", description="packaged model, local folder or hub id")
+    model: Place = Field("all-MiniLM-L6-v2", description="packaged model, local folder or hub id")
     allow_download: bool = False
     max_tokens: int = Field(128, ge=8)
     batch_size: int = Field(64, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_actors: int = Field(1, ge=1, description="language models that work side by side")
-    cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
+    cache_dir: Place = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
 
     @model_validator(mode="after")
     def _groups_or_fields(self) -> TextConfig:
@@ -105,8 +95,8 @@ class ImagesConfig(Section):
 
     column: str = Field("", description="column of items with an image's path or URI; empty: no images are read")
     name: str = Field("image", pattern=r"^[A-Za-z0-9_]+$", description="the medium's name")
-    root: str = Field("", description="where relative paths start; empty: the folder of the items' file")
-    model: str = Field("", description="local folder or hub id of a transformers vision model")
+    root: Place = Field("", description="where relative paths start; empty: the folder of the items' file")
+    model: Place = Field("", description="local folder or hub id of a transformers vision model")
     allow_download: bool = False
     pooling: Literal["auto", "pooled", "mean"] = Field(
         "auto", description="the model's pooled output, the mean of its patches, or whichever it was trained with"
@@ -114,7 +104,7 @@ class ImagesConfig(Section):
     batch_size: int = Field(32, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     num_actors: int = Field(1, ge=1, description="vision models that work side by side")
-    cache_dir: str = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
+    cache_dir: Place = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
 
 
 class ItemMediaConfig(Section):
@@ -158,9 +148,11 @@ class QuarantineConfig(Section):
 
 
 class DataConfig(Section):
-    dir: str = Field("", description="prepared dataset; default: RUN_DIR/dataset")
+    dir: Place = Field("", description="prepared dataset; default: RUN_DIR/dataset")
     source: Source = Field(default_factory=SyntheticSource)
-    order: Literal["auto", "time", "file", "none"] = "auto"
+    order: Literal["auto", "time", "file", "none"] = Field(
+        "auto", description="auto: by time where most events have one (the others come first), else none"
+    )
     interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
     context: list[str] = Field(
         [], description="further columns of the events that models may read, e.g. weather, device; categories"

@@ -21,7 +21,8 @@ from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import ConfigError, choices
 from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
 
-_VARIABLE = re.compile(r"\$\{?([A-Z_][A-Z0-9_]*)\}?")
+_VARIABLE = re.compile(r"\$(?:\$(?=\{?[A-Z_])|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)(\}?))")
+_DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
@@ -35,8 +36,9 @@ _NO_MODEL = """model: the section is missing or empty, and it says what is learn
 def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = (), needs_model: bool = True) -> Config:
     """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
 
-    Override texts are parsed as YAML scalars or lists. ``RECSYS_DATA`` defaults to ``data``. Without ``needs_model``
-    the section ``model`` may be left out, as for ``recsys prepare``.
+    ``$NAME`` and ``${NAME}`` are variables of the environment, ``$$NAME`` is the text ``$NAME``; ``RECSYS_DATA`` is
+    ``data`` where it is not set. Override texts are parsed as YAML scalars or lists. Without ``needs_model`` the
+    section ``model`` may be left out, as for ``recsys prepare``.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
@@ -52,10 +54,16 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
     return tree
 
 
-def build_config(tree: Mapping[str, Any], where: str = "configuration", needs_model: bool = True) -> Config:
-    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys."""
+def build_config(
+    tree: Mapping[str, Any], where: str = "configuration", needs_model: bool = True, expand: bool = True
+) -> Config:
+    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys.
+
+    ``expand``: whether ``$VARIABLES`` are those of the environment; not where the tree is of a configuration that was
+    read before, whose values may hold a dollar sign of their own.
+    """
     try:
-        config = Config.model_validate(shaped(_expand(tree, ""), where))
+        config = Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
         if needs_model and not config.has_model:
             raise ConfigError(f"wrong configuration in {where}:\n  {_NO_MODEL}")
         return config
@@ -69,7 +77,16 @@ def build_config(tree: Mapping[str, Any], where: str = "configuration", needs_mo
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that :func:`load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_escaped(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+
+
+def _escaped(node: Any) -> Any:
+    """Texts with a dollar sign that :func:`_expand` would take for a variable's: it is doubled."""
+    if isinstance(node, dict):
+        return {key: _escaped(child) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_escaped(child) for child in node]
+    return _DOLLAR.sub("$$", node) if isinstance(node, str) else node
 
 
 def redacted(config: Config) -> Config:
@@ -147,13 +164,18 @@ def _expand(node: Any, where: str) -> Any:
         return node.isoformat()
     if not isinstance(node, str):
         return node
-    text = _VARIABLE.sub(lambda match: _variable(match.group(1), where), node)
+    text = _VARIABLE.sub(lambda match: _variable(match, where), node)
     if has_credentials(text):
         raise ConfigError(f"{where}: {CREDENTIALS.format(text.partition('://')[0])}")
     return text
 
 
-def _variable(name: str, where: str) -> str:
+def _variable(match: re.Match[str], where: str) -> str:
+    if match.group() == "$$":
+        return "$"
+    if match.group(2) and not match.group(3):
+        raise ConfigError(f"{where}: {match.string!r} has a ${{ without its }}")
+    name = match.group(1) or match.group(2)
     value = os.environ.get(name, "data" if name == "RECSYS_DATA" else None)
     if value is None:
         raise ConfigError(f"{where}: the environment variable {name} is not set")

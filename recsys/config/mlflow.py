@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 
 
 class TrackingConfig(Section):
     uri: str = Field("", description="MLflow tracking URI; default: sqlite in RUN_DIR/..")
     experiment: str = "multigrain"
-    artifacts: str = Field(
+    artifacts: Place = Field(
         "",
         description="where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: what the store says",
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 
 
 class PromoteConfig(Section):
@@ -32,5 +32,5 @@ class PromoteConfig(Section):
 class PullConfig(Section):
     """A registered model as a folder that needs no tracking server: ``recsys pull MODEL DIR``."""
 
-    model: str = Field("", description="models:/NAME@ALIAS or /VERSION; default: models:/REGISTRY.NAME@champion")
-    dir: str = Field("", description="the folder; one with a pulled model is replaced, any other is refused")
+    model: Place = Field("", description="models:/NAME@ALIAS or /VERSION; default: models:/REGISTRY.NAME@champion")
+    dir: Place = Field("", description="the folder; one with a pulled model is replaced, any other is refused")

@@ -11,7 +11,7 @@ from recsys.config.evaluate import EvaluateConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
 from recsys.config.promote import PromoteConfig, PullConfig
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
@@ -21,7 +21,7 @@ from recsys.storage.uris import within
 
 
 class RunConfig(Section):
-    dir: str = Field("runs/latest", min_length=1, description="a local folder, or s3://BUCKET/…, gs://BUCKET/…")
+    dir: Place = Field("runs/latest", min_length=1, description="a local folder, or s3://BUCKET/…, gs://BUCKET/…")
     name: str = ""
     resume: bool = Field(
         False, exclude=True, description="go on where an interrupted run stopped (--resume); written down nowhere"

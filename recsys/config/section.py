@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from recsys.storage.uris import expanded
+
+Place = Annotated[str, AfterValidator(expanded)]
+"""A path or URI; ``~`` at its start is the home folder of whoever gives the configuration."""
 
 
 class Section(BaseModel):

@@ -34,11 +34,12 @@ def shaped(tree: Any, where: str) -> Any:
 
 def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
     for key, child in node.items():
         dotted = f"{where}.{key}".lstrip(".")
         if isinstance(key, bool):
             raise ValueError(f"{dotted}: a key is {_yaml(key)}: {_WORDS}; write the key in quotes")
-        field = model.model_fields.get(key) if isinstance(key, str) else None
+        field = fields.get(key) if isinstance(key, str) else None
         if field is None:
             found[key] = child
             continue

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from recsys.config.section import Section, as_word
 
 ABSENT_TEXTS: Final = (
-    *("NaN", "nan", "NAN", "None", "none", "NONE", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A"),
-    *("<NA>", "NaT", "\\N"),
+    *("NaN", "nan", "NAN", "Nan", "-nan", "-NaN", "None", "none", "NONE", "null", "NULL", "Null", "(null)", "<null>"),
+    *("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "nil", "\\N"),
 )
 """Texts that programs write where a value is missing; an empty cell is always missing."""
+
+_PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000, UTC)
+
+
+TABLES: Final = ("events", "items", "users", "social", "knowledge")
+_WORDS: Final = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "spaces": " "}
+
+
+def _separator(value: Any) -> Any:
+    """Words and ``\\t`` as the characters they mean."""
+    if value is None:
+        raise ValueError("in YAML it needs quotes, e.g. separator: ';' or separator: '|'")
+    if not isinstance(value, str):
+        return value
+    separator = _WORDS.get(value.casefold(), value)
+    if separator.strip(" ") == "" and separator:
+        return " "
+    if any(character in separator for character in '"\n\r\0\ufeff'):
+        raise ValueError("a quote, a line end or a null character cannot stand between cells")
+    if separator and (separator.isalnum() or separator == "."):
+        raise ValueError("letters, digits and dots are part of cells; expected ';', '|', '::', ' ', tab and the like")
+    return separator
+
+
+def _comment(value: Any) -> Any:
+    if value is None:
+        raise ValueError("in YAML it needs quotes: comment: '#'")
+    if isinstance(value, str) and any(character in value for character in '\n\r"'):
+        raise ValueError("expected what comment lines begin with, e.g. '#'")
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """A cell without a name may be written ``null`` or ``~``."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(names) for name, names in value.items()}
+    return ["" if name is None else name for name in value] if isinstance(value, list) else value
+
+
+def check_tables(key: str, names: set[str]) -> None:
+    """Check the names of tables in a setting.
+
+    Raises:
+        ValueError: one is no table.
+    """
+    if unknown := sorted(names - set(TABLES)):
+        raise ValueError(f"{key}: {unknown[0]!r} is no table; the tables are {', '.join(TABLES)}")
+
+
+Separator = Annotated[str, BeforeValidator(_separator)]
+Comment = Annotated[
+    str, BeforeValidator(_comment), Field(description="lines of text files that begin with this are skipped, e.g. '#'")
+]
 
 
 class CellSource(Section):
@@ -26,6 +80,21 @@ class CellSource(Section):
         "", description="strptime form of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601, YYYYMMDD …"
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
+
+    @field_validator("time_format")
+    @classmethod
+    def _is_a_time_format(cls, form: str) -> str:
+        """A form that strptime knows and that gives a year; empty is none."""
+        if not form.strip():
+            return ""
+        expected = "expected a strptime form with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
+        try:
+            read = datetime.strptime(_PROBE.strftime(form), form)
+        except ValueError as error:
+            raise ValueError(f"{form!r} is no form of times ({error}); {expected}") from None
+        if read.year != _PROBE.year:
+            raise ValueError(f"{form!r} gives no year; {expected}")
+        return form
 
 
 class CanonicalSource(CellSource):
@@ -41,20 +110,41 @@ class CanonicalSource(CellSource):
         {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for one table only"
     )
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
-    separator: str = Field(
-        "", description="between cells of text tables, e.g. ';', '|', '::'; ' ' is a run of spaces; empty: by format"
+    separator: Separator = Field(
+        "",
+        description="between cells of text tables, e.g. ';', '|', '::', tab; ' ' is any run of blanks; empty: by "
+        "format, or the one that the file plainly has",
     )
-    columns: list[str] | dict[str, list[str]] = Field(
-        [], description="column names of files without a header: a list for the events, or {TABLE: [names]}"
+    columns: Annotated[list[str] | dict[str, list[str]], BeforeValidator(_without_nulls)] = Field(
+        [],
+        description="column names of text files without a header: a list for the events, or {TABLE: [names]}; _ leaves "
+        "a cell out",
     )
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
         "auto", description="whether text files begin with column names; auto: yes, unless columns are given"
     )
-    comment: str = Field("", description="lines of text files that begin with this are skipped, e.g. '#'")
+    comment: Comment = ""
+    constants: dict[str, dict[str, str]] = Field(
+        {}, description="{TABLE: {column: value}}: columns that the files lack and that hold one value in every row"
+    )
     encoding: str = Field("utf-8", min_length=1, description="of CSV and TSV files, e.g. latin-1")
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
         {}, description="event files by split, instead of a split column"
     )
+
+    @model_validator(mode="after")
+    def _tables_are_known(self) -> CanonicalSource:
+        check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
+        columns = self.columns if isinstance(self.columns, dict) else {"events": self.columns}
+        check_tables("columns", set(columns))
+        check_tables("constants", set(self.constants))
+        for table, names in columns.items():
+            given = [name.strip() for name in names if name.strip() not in ("", "_")]
+            if twice := sorted({name for name in given if given.count(name) > 1}):
+                raise ValueError(
+                    f"columns: {twice[0]!r} stands twice for {table}; a column has one name, _ leaves it out"
+                )
+        return self
 
 
 class RecBoleSource(CellSource):
@@ -63,7 +153,15 @@ class RecBoleSource(CellSource):
     kind: Literal["recbole"] = "recbole"
     folder: str
     name: str = ""
-    rename: dict[str, str] = Field({}, description="atomic field → canonical column, e.g. rating → value")
+    rename: dict[str, str | dict[str, str]] = Field(
+        {}, description="atomic field → canonical column, e.g. rating → value; {TABLE: {…}} for one table only"
+    )
+    separator: Separator = Field("", description="between fields; empty: a tab, or the one that the file plainly has")
+
+    @model_validator(mode="after")
+    def _tables_are_known(self) -> RecBoleSource:
+        check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
+        return self
 
 
 class HetRecLastFmSource(CellSource):
@@ -80,7 +178,14 @@ class SequencesSource(CellSource):
     kind: Literal["sequences"] = "sequences"
     events: str
     items: list[str] = []
-    rename: dict[str, str] = {}
+    rename: dict[str, str | dict[str, str]] = {}
+    separator: Separator = Field("", description="between user and items of a line; empty: blanks")
+    comment: Comment = ""
+
+    @model_validator(mode="after")
+    def _tables_are_known(self) -> SequencesSource:
+        check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
+        return self
 
 
 class SyntheticSource(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 
 
 def _as_list(value: Any) -> Any:
@@ -34,7 +34,7 @@ class TuneConfig(Section):
     """A search for better settings: whole trainings (trials), or the fusion weights of a trained model (fusion)."""
 
     search: Literal["trials", "fusion"] = "trials"
-    space: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+    space: Annotated[list[Place], BeforeValidator(_as_list)] = Field(
         [], description="files of dotted path → values, or names of shipped ones in tune/spaces/ (trials)"
     )
     trials: int = Field(20, ge=1, description="the first is the configuration as it is (trials)")

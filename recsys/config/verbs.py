@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 
 
 class RecommendConfig(Section):
     k: int = Field(20, ge=1)
     exclude_seen: bool = True
-    model: str = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
+    model: Place = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
     batch_size: int = Field(1024, ge=1)
-    requests: str = Field(
+    requests: Place = Field(
         "", description="JSON lines of user_id, history, friends, k, exclude_seen; default: every user of the model"
     )
 
@@ -23,12 +23,12 @@ class UpdateConfig(Section):
     """How a registered model goes on: with new events (all, or the strata alone), or with feedback (fusion)."""
 
     only: Literal["all", "fusion", "strata"] = "all"
-    model: str = Field(
+    model: Place = Field(
         "", description="models:/NAME@ALIAS, a run folder or a bundle; default: models:/REGISTRY.NAME@champion"
     )
     epochs: int = Field(5, ge=1, description="at most; the model as it is counts as epoch 0 (all)")
     lr_share: float = Field(0.3, gt=0, le=1, description="of train.lr (all)")
-    feedback: list[str] = Field([], description="files, folders or globs of events on shown items (fusion)")
+    feedback: list[Place] = Field([], description="files, folders or globs of events on shown items (fusion)")
     rewards: dict[str, float] = Field(
         {"click": 1.0, "purchase": 3.0, "skip": -1.0},
         description="event type → reward: above 0 liked, below 0 not; its size is how much it counts (fusion)",

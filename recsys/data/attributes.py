@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from recsys.config import ProfileConfig
+from recsys.data.cells import is_absent
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, RequestError, choices
 
@@ -342,8 +343,10 @@ class RequestEncoder:
             if not isinstance(value, (list, tuple)):
                 raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a list of texts")
             members = list(value)
-        texts = [text for text in (_category(member, where) for member in members) if text]
-        codes = [self._codes[field.name].get(text, UNKNOWN) for text in texts]
+        known_texts = self._codes[field.name]
+        texts = [_category(member, where) for member in members if member is not None]
+        texts = [text for text in texts if text in known_texts or not is_absent(text)]
+        codes = [known_texts.get(text, UNKNOWN) for text in texts]
         known = [code for code in codes if code >= FIRST_KNOWN][: field.slots]
         row = np.full(field.slots, PADDING, dtype=np.int32)
         row[0] = UNKNOWN if codes else MISSING

@@ -141,8 +141,9 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
     contexts = [spread(column) for column in histories.context_EC.T]
     context_ULC = np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
     times_UL = spread(histories.times_E).astype(np.float64)
-    last_U = times_UL.max(axis=1, initial=0.0)
-    ages_UL = np.where(real_UL & (times_UL > 0), last_U[:, None] - times_UL, 0.0) / 86_400.0
+    known_UL = real_UL & (times_UL != 0)  # times before 1970 are negative
+    last_U = np.where(known_UL, times_UL, -np.inf).max(axis=1)
+    ages_UL = np.where(known_UL, last_U[:, None] - times_UL, 0.0) / 86_400.0
     length = torch.as_tensor(lengths.astype(np.int64))
     return Batch(
         users_U=torch.as_tensor(histories.users_U.astype(np.int64)),

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.attributes import finite
+from recsys.data.cells import is_absent
 from recsys.data.histories import Array
 from recsys.errors import DataError, RequestError, choices
 
@@ -73,9 +74,9 @@ class ContextColumn:
                 "numbers in quotes)"
             )
         value = value.strip()
-        if not value:
-            return MISSING
-        return self.values.index(value) + _FIRST_VALUE if value in self.values else UNKNOWN
+        if value in self.values:
+            return self.values.index(value) + _FIRST_VALUE
+        return MISSING if is_absent(value) else UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

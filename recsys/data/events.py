@@ -20,11 +20,11 @@ import ray
 from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.blocks import task
+from recsys.data.cells import DEFAULT_RULES, CellRules, ids, numbers
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
 from recsys.data.keys import CODED, coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
-from recsys.data.validate import ids, numbers
 from recsys.errors import ConfigError, choices
 from recsys.sources.base import Piece
 
@@ -76,6 +76,7 @@ class EventRules:
     text_column: str
     context: tuple[str, ...] = ()  # context columns
     context_numbers: tuple[str, ...] = ()  # those of them that are numbers
+    cells: CellRules = DEFAULT_RULES
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
@@ -118,6 +119,7 @@ class EventRules:
             text.event_column,
             tuple(config.context),
             tuple(config.context_numbers),
+            CellRules.of(config.source),
         )
 
     def is_text(self, types: pa.ChunkedArray) -> Array:
@@ -196,7 +198,7 @@ def project(block: pa.Table, rules: EventRules) -> pa.Table:
     for name, kind in rules.columns.items():
         if name.startswith(CONTEXT):
             cells = block.column(name.removeprefix(CONTEXT)).combine_chunks()
-            arrays[name] = numbers(cells)[0] if pa.types.is_floating(kind) else ids(cells)
+            arrays[name] = numbers(cells, rules.cells)[0] if pa.types.is_floating(kind) else ids(cells, rules.cells)
             continue
         given = rules.text_column if name == TERM else name
         column = block.column(given) if given in block.column_names else pa.chunked_array([pa.nulls(block.num_rows)])

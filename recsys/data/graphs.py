@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import ItemFactsConfig
+from recsys.data.cells import DEFAULT_RULES, CellRules, ids
 from recsys.data.destination import Folder
 from recsys.data.histories import Array
 from recsys.data.quarantine import DUPLICATE, bad_rows, mark
@@ -37,9 +38,10 @@ class FactRules:
     columns: tuple[str, ...] = ()
     separators: Mapping[str, str] = field(default_factory=dict)  # of text columns that hold several values
     relations: tuple[str, ...] | None = None  # of the table; None: all
+    cells: CellRules = DEFAULT_RULES
 
     @staticmethod
-    def of(config: ItemFactsConfig, features: pa.Table) -> FactRules:
+    def of(config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES) -> FactRules:
         """The rules of a configuration.
 
         Raises:
@@ -59,7 +61,7 @@ class FactRules:
                 f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of categories"
             )
         relations = None if config.relations is None else tuple(config.relations)
-        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations)
+        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations, cells)
 
 
 def facts(
@@ -146,22 +148,23 @@ def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.
     names = pc.coalesce(linked, own)
     heads, relations, tails = [], [], []
     for column in rules.columns:
-        rows, values = _values(features.column(column).combine_chunks(), rules.separators.get(column, ""))
+        cells = features.column(column).combine_chunks()
+        rows, values = _values(cells, rules.separators.get(column, ""), rules.cells)
         heads.append(names.take(rows))
         relations.append(pa.repeat(pa.scalar(column), len(values)))
         tails.append(pc.binary_join_element_wise(pa.scalar(column), values, "="))
     return names, [pa.concat_arrays(parts) for parts in (heads, relations, tails)]
 
 
-def _values(column: pa.Array, separator: str) -> tuple[pa.Array, pa.Array]:
-    """The values of a column as text, trimmed, and their rows; a list is several, nothing is none."""
+def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Array, pa.Array]:
+    """The values of a column as text, trimmed, and their rows; a list is several, what is absent is none."""
     if separator:
         column = pc.split_pattern(column.cast(pa.string()), separator)
     rows = pa.array(np.arange(len(column)))
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
-    values = pc.utf8_trim_whitespace(column.cast(pa.string()))
-    kept = pc.fill_null(pc.not_equal(values, ""), False)
+    values = ids(column.cast(pa.string()), cells)
+    kept = pc.is_valid(values)
     return rows.filter(kept), values.filter(kept)
 
 

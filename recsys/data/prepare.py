@@ -44,7 +44,7 @@ from recsys.data.media import aligned, folders_of, image_fingerprint, media_colu
 from recsys.data.newcomers import Newcomers
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, mark
 from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins, with_context
-from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time
+from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time, resolved
 from recsys.data.titles import item_titles
 from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
@@ -56,6 +56,8 @@ _MAX_EVENT_TYPES: Final = 255
 _TERM_ROWS_A_TASK: Final = 2_000_000
 _SHARD_BYTES: Final = 64 << 20
 _MIN_SHARDS: Final = 4
+_FEW_UNTIMED: Final = 0.5  # share of the events without a timestamp up to which the others give the order
+_MANY_TIES: Final = 0.5  # share of events at the time of the one before, from which a note says so
 Progress = Callable[[str], None]
 
 
@@ -149,7 +151,9 @@ class _Preparation:
 
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
-        pieces = self.source.pieces()
+        pieces = self.source.unchanged_pieces()
+        for note in self.source.notes:
+            self._note(note)
         events = pieces.pop("events")
         tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):
@@ -265,9 +269,11 @@ class _Preparation:
         left_out = {name: count for name, count in types.items() if name not in {*kept, *self.rules.text_types}}
         for name, count in sorted(left_out.items()):
             self.notes.append(f"{count:,} events of the type {name} are no interactions (data.interactions)")
-        return Coding(self.rules, tuple(kept), self._order(sum(summary.untimed for summary in summaries)))
+        untimed = sum(summary.untimed for summary in summaries)
+        interactions = sum(summary.interactions for summary in summaries)
+        return Coding(self.rules, tuple(kept), self._order(untimed, interactions))
 
-    def _order(self, untimed: int) -> str:
+    def _order(self, untimed: int, interactions: int) -> str:
         order = self.config.data.order
         if order == "time" and untimed:
             raise DataError(
@@ -277,6 +283,12 @@ class _Preparation:
         if order != "auto":
             return order
         if not untimed:
+            return "time"
+        if untimed <= _FEW_UNTIMED * interactions:
+            self._note(
+                f"{untimed:,} of {interactions:,} events have no timestamp; they count as each user's first "
+                "(data.order none: events without an order)"
+            )
             return "time"
         return "file" if self.config.data.source.kind == "sequences" else "none"
 
@@ -315,7 +327,13 @@ class _Preparation:
     # ---------------------------------------------------------------------------------------------------- histories
 
     def _plan(self, encoded: list[list[Any]], order: str, summaries: list[BucketSummary]) -> SplitPlan:
-        split = self.config.data.split
+        has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
+        split = resolved(self.config.data.split, order, has_times)
+        if split.kind != self.config.data.split.kind and split.kind == "ratio":
+            self._note(
+                f"no event has a time: {split.valid:.0%} of each user's events, drawn at random, are validation and "
+                f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in order"
+            )
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
         check_split(split, order, self.timed, given)
@@ -365,7 +383,9 @@ class _Preparation:
         num_term_parts = 1
         if self.rules.text_types:
             num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
-        rules = ShardRules(plan, self.config.seed, num_term_parts)
+        split = self.config.data.split
+        seed = 0 if split.kind == "auto" and not split.cold_users else self.config.seed  # as the content hash counts it
+        rules = ShardRules(plan, seed, num_term_parts)
         rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids, self.base)
         written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
         encoded.clear()
@@ -378,19 +398,32 @@ class _Preparation:
             names += [report.name] if report.name else []
             self.provenance += [report.provenance] if report.provenance else []
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
-        self._check_parts()
+        self._note_ties(self.counts.pop("ties", 0))
+        self._check_parts(plan.kind)
         self.notes += [plan.newcomers.note(self.counts)] if plan.newcomers else []
         self.folder.write_table("items/counts.parquet", count_table(counts_N3))
         sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
         self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
         return names, self._merge_terms([refs[1:] for refs in written])
 
-    def _check_parts(self) -> None:
+    def _note_ties(self, ties: int) -> None:
+        if ties > _MANY_TIES * self.counts["events"]:
+            self._note(
+                f"{ties:,} of {self.counts['events']:,} events have the same time as the user's event before; "
+                "they keep the order of the files"
+            )
+
+    def _note(self, note: str) -> None:
+        """For the manifest and the user."""
+        self.notes.append(note)
+        self.progress(f"note: {note}")
+
+    def _check_parts(self, kind: str) -> None:
         empty = [part for part in PARTS if not self.counts[part]]
         if empty:
             sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
             raise DataError(
-                f"data.split.kind {self.config.data.split.kind} leaves no {' and no '.join(empty)} events ({sizes}); "
+                f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}); "
                 "change data.split (kind, shares, cut-offs) or give more events a user"
             )
 
@@ -427,7 +460,7 @@ class _Preparation:
         self._write_facts(tables.get("knowledge"), features)
 
     def _write_facts(self, knowledge: Any, features: pa.Table) -> None:
-        rules = FactRules.of(self.config.data.knowledge, features)
+        rules = FactRules.of(self.config.data.knowledge, features, self.rules.cells)
         if knowledge is None and not rules.columns:
             return
         wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)

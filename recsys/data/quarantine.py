@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.data.destination import Destination
 from recsys.data.histories import Array
+from recsys.data.validate import HINTS
 from recsys.errors import DataError
 from recsys.storage.places import reaching
 from recsys.storage.uris import within
@@ -121,7 +122,8 @@ class Quarantine:
             f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {self._max_share:.2%} are "
             f"accepted): {reasons}; for example\n"
             + "\n".join(lines)
-            + f"\nall of them are in {kept}; mend the source, or raise data.quarantine.max_share"
+            + "".join(f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS)
+            + f"\nall of them are in {kept}; fix the source, or raise data.quarantine.max_share"
         )
 
     def close(self) -> None:

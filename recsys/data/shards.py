@@ -84,6 +84,7 @@ def write_shard(
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
     counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
+    counts["ties"] = _ties(columns) if rules.plan.ordered else 0
     if len(cold):
         text, cold_counts["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
     kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
@@ -180,6 +181,13 @@ def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array
         arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets_U1 * len(context)), codes))
         names.append("context")
     return pa.table(arrays, names=names).cast(history_schema(len(context)))
+
+
+def _ties(columns: dict[str, Array]) -> int:
+    """Events at the very time of the same user's event before; unknown times are none."""
+    users_E, times_E = columns["user"], columns["time"]
+    same_E = (users_E[1:] == users_E[:-1]) & (times_E[1:] == times_E[:-1]) & (times_E[1:] != NO_TIME)
+    return int(same_E.sum())
 
 
 def _pairs(users: Array, items: Array, num_items: int) -> Array:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
 
 from recsys.config import SplitConfig
-from recsys.config.values import iso_microseconds
 from recsys.data.histories import Array, Split
 from recsys.data.newcomers import Newcomers
+from recsys.data.times import moment
 from recsys.errors import ConfigError, DataError
 
 NEVER: Final = np.iinfo(np.int64).max
 _BINS: Final = 1 << 14
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -151,15 +152,34 @@ def bin_counts(values: Array, start: int, width: int) -> Array:
 
 
 def parse_time(text: str, key: str) -> int:
-    """Microseconds since the epoch of an ISO time; a time without a zone is UTC.
+    """Microseconds since the epoch of a time in any form that sources may have; a time without a zone is UTC.
+
+    Raises:
+        ConfigError: the value of ``key`` is no time.
 
     >>> parse_time("1970-01-02", "data.split.test_from") == 24 * 3600 * 10**6
     True
     """
     try:
-        return iso_microseconds(text)
+        found = moment(text)
     except ValueError as error:
-        raise ConfigError(f"{key}: {text!r} is {error}") from None
+        raise ConfigError(f"{key}: {text!r} is not a time such as 2024-03-01T12:00:00+00:00; {error}") from None
+    if found is None:
+        raise ConfigError(f"{key}: {text!r} is not a time, expected one such as 2024-03-01T12:00:00+00:00")
+    return (found - _EPOCH) // timedelta(microseconds=1)
+
+
+def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConfig:
+    """The split with the kind that ``auto`` means: without any order there is no last event.
+
+    Events of which some have a time stay with leave-last, which then says that the others need one.
+
+    >>> resolved(SplitConfig(), "time", True).kind, resolved(SplitConfig(), "none", False).kind
+    ('leave-last', 'ratio')
+    """
+    if config.kind != "auto":
+        return config
+    return config.model_copy(update={"kind": "ratio" if ordered_by == "none" and not has_times else "leave-last"})
 
 
 def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:
@@ -191,4 +211,4 @@ def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[s
 
 
 def _iso(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1_000_000, tz=UTC).isoformat()
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()

@@ -6,14 +6,16 @@ data frame, JSON over HTTP), so all ways parse here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
+from recsys.data.times import moment
 from recsys.errors import RequestError, choices
 
 MAX_K: Final = 1000
@@ -26,7 +28,7 @@ Id = Annotated[StrictStr, Field(min_length=1)]
 
 
 class HistoryEvent(BaseModel):
-    """One event of a request's history. The time is seconds since the epoch or ISO 8601 (UTC unless it says)."""
+    """One event of a request's history. The time has any form that sources may have (UTC unless it says)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,17 +40,14 @@ class HistoryEvent(BaseModel):
     @field_validator("timestamp", mode="before")
     @classmethod
     def _is_a_time(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("expected seconds since the epoch or an ISO 8601 time")
-        return value
+        return moment(value)
 
     @property
     def seconds(self) -> int:
         """Seconds since the epoch; 0 where the time is unknown."""
         if self.timestamp is None:
             return 0
-        aware = self.timestamp if self.timestamp.tzinfo else self.timestamp.replace(tzinfo=UTC)
-        return max(int(aware.timestamp()), 0)
+        return math.floor(self.timestamp.timestamp())
 
 
 class Request(BaseModel):

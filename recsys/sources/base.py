@@ -11,12 +11,11 @@ import hashlib
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 import ray.data
 
-from recsys import schema
 from recsys.config import Section
 from recsys.errors import SourceError
 from recsys.sources.files import InputFile
@@ -38,6 +37,8 @@ class SourceAdapter(ABC):
 
     def __init__(self, config: Section) -> None:
         self.config = config
+        self.notes: list[str] = []  # what :meth:`check` and :meth:`pieces` decided and a user should know
+        self._fingerprinted: list[InputFile] = []
 
     @property
     @abstractmethod
@@ -61,19 +62,41 @@ class SourceAdapter(ABC):
         """
 
     def check(self) -> None:
-        """Find what is wrong with the input without reading rows and without Ray.
+        """Find the mistakes that need no rows: missing files, headers without the required columns, wrong renames.
+
+        Why: a dry run calls it. It reads the heads of files only and starts no Ray.
 
         Raises:
-            SourceError: a file, folder or glob is missing.
+            SourceError: what :meth:`files` and the headers tell.
         """
         self.files()
 
     def fingerprint(self) -> str:
         """Hash over the configuration and every input file: equal hash, equal tables."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
-        for file in self.files():
+        self._fingerprinted = self.files()
+        for file in self._fingerprinted:
             digest.update(f"\n{file.path} {file.size} {file.fingerprint()}".encode())
         return digest.hexdigest()
+
+    def unchanged_pieces(self) -> dict[str, list[Piece]]:
+        """The pieces, of the files that the last fingerprint is of.
+
+        Raises:
+            SourceError: as :meth:`pieces`; also where a file was changed, or came or went, since the fingerprint.
+        """
+        for file in self._fingerprinted:
+            file.check_unchanged()
+        pieces = self.pieces()
+        now = {file.path: file for file in self.files()}
+        for path in sorted({file.path for file in self._fingerprinted} ^ set(now)):
+            came = "came" if path in now else "went"
+            raise SourceError(
+                f"{path} {came} while the source was read; wait until its writer has ended, and run the command again"
+            )
+        for file in self._fingerprinted:
+            file.check_unchanged()
+        return pieces
 
     def size(self) -> int:
         """About how many bytes of input there are; equal for equal input."""
@@ -97,30 +120,6 @@ def _read(batch: pa.Table) -> Iterator[pa.Table]:
         yield from pickle.loads(pickled).read()
 
 
-def require_columns(table: schema.TableSchema, found: Sequence[str], where: str, cure: str) -> None:
-    """Check that all required columns of the table are there, each once.
-
-    Raises:
-        SourceError: naming what was found, what was expected and the cure.
-    """
-    absent = [name for name in table.required if name not in found]
-    if absent:
-        raise SourceError(
-            f"{where}: the {table.name} table lacks {_listed(absent)}; found {_listed(found)}, "
-            f"expected at least {_listed(table.required)}; {cure}"
-        )
-    twice = sorted({name for name in found if list(found).count(name) > 1})
-    if twice:
-        raise SourceError(f"{where}: column {_listed(twice)} occurs twice (after rename); drop or rename one of them")
-    reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(found)
-    if reserved:
-        raise SourceError(f"{where}: column {_listed(sorted(reserved))} is reserved for provenance; rename it")
-
-
 def read_all(pieces: Sequence[Piece]) -> pa.Table:
     """All rows in this process: for small side tables only (tags, links, held-out pairs)."""
     return pa.concat_tables([block for piece in pieces for block in piece.read()])
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -1,7 +1,8 @@
-"""Canonical tables as Parquet, CSV, TSV or JSON lines, local or on object storage.
+"""Canonical tables as Parquet, CSV, TSV, other separated text or JSON lines, local or on object storage.
 
 CSV follows RFC 4180 (quotes, line breaks inside quotes); in TSV a quote is a plain character. Cells of extra columns of
 text files stay text; Parquet and JSON keep their types. Columns that no rule knows are kept under their own names.
+Folders ``column=value`` above a file give columns (see :mod:`recsys.sources.partitions`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import CanonicalSource
-from recsys.data.validate import Layout
+from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
-from recsys.sources.base import Piece, SourceAdapter, require_columns
-from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces, read_header
+from recsys.sources.base import Piece, SourceAdapter
+from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.files import InputFile, find
-from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, read_keys
+from recsys.sources.guesses import first_row_is_data
+from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
+from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
+from recsys.sources.names import Renames, canonical_names, require_columns
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
-from recsys.sources.spans import CHUNK_BYTES, CSV, TSV
+from recsys.sources.partitions import PieceInFolder, folder_values
+from recsys.sources.spans import CHUNK_BYTES
 
 _FORMATS: Final = {
     ".parquet": "parquet",
@@ -33,6 +38,8 @@ _FORMATS: Final = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
+_TEXTS: Final = ("csv", "tsv")
+_OR_COLUMNS: Final = ", or, if the file has no header, all of them with data.source.columns"
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,17 @@ class TableFiles:
 
     table: schema.TableSchema
     files: tuple[InputFile, ...]
-    rename: Mapping[str, str] = field(default_factory=dict)
+    rename: Mapping[str, str | dict[str, str]] = field(default_factory=dict)  # as in the configuration
     format: str = "auto"
-    encoding: str = "utf-8"
+    form: Form = Form()
     constants: Mapping[str, dict[str, str]] = field(default_factory=dict)  # path → column → value
+    fixed: Mapping[str, str] = field(default_factory=dict)  # column → value of every file
     chunk_bytes: int = CHUNK_BYTES
+    rules: CellRules = CellRules()
 
 
 class CanonicalAdapter(SourceAdapter):
-    """Files that already have the canonical columns, or get them by ``rename``."""
+    """Files that already have the canonical columns, or get them by ``rename`` or ``columns``."""
 
     config: CanonicalSource
 
@@ -60,11 +69,45 @@ class CanonicalAdapter(SourceAdapter):
     def files(self) -> list[InputFile]:
         return list({file.path: file for table in self._tables().values() for file in table.files}.values())
 
+    def check(self) -> None:
+        self._heads(self._tables())
+
     def pieces(self) -> dict[str, list[Piece]]:
         tables = self._tables()
-        found = {name: table_pieces(table) for name, table in tables.items()}
-        check_rename(self.config.rename, {column for _, columns in found.values() for column in columns})
-        return {name: pieces for name, (pieces, _) in found.items()}
+        heads = self._heads(tables)
+        return {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
+
+    def _heads(self, tables: Mapping[str, TableFiles]) -> dict[str, list[NamedHead]]:
+        """What a look at every file tells; fills the notes.
+
+        Raises:
+            SourceError: a file is not what it claims or lacks a required column, or a setting fits no file.
+        """
+        found = {name: [_head(file, source) for file in source.files] for name, source in tables.items()}
+        self._check_settings(found)
+        heads = named_heads(tables, found)
+        self.notes = _notes([head for of_table in found.values() for head in of_table])
+        return heads
+
+    def _check_settings(self, found: Mapping[str, list[_Head]]) -> None:
+        """What is set for text files must meet one."""
+        config = self.config
+        given = {"columns": config.columns, "separator": config.separator, "comment": config.comment}
+        texts = {name for name, heads in found.items() if any(head.format in _TEXTS for head in heads)}
+        for key, value in given.items():
+            if value and not texts:
+                raise SourceError(
+                    f"data.source.{key} is for text files (CSV, TSV and their like), but every file here is "
+                    f"{choices({head.format for heads in found.values() for head in heads})}: remove it, or set "
+                    "data.source.format; names of columns are changed by data.source.rename"
+                )
+        columns = [*config.columns] if isinstance(config.columns, dict) else []
+        for key, tables in (("columns", columns), ("constants", [*config.constants])):
+            for name in tables:
+                if name not in found:
+                    raise SourceError(
+                        f"data.source.{key} names columns of {name}, but data.source.{name} lists no file"
+                    )
 
     def _tables(self) -> dict[str, TableFiles]:
         config = self.config
@@ -78,6 +121,8 @@ class CanonicalAdapter(SourceAdapter):
                         f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and {split}"
                     )
                 constants[file.path] = {schema.SPLIT: split}
+        columns = config.columns if isinstance(config.columns, dict) else {schema.EVENTS.name: config.columns}
+        form = Form(config.separator, (), config.header, config.comment, config.encoding)
         tables = {}
         for name, table in schema.TABLES.items():
             patterns: list[str] = getattr(config, name)
@@ -85,41 +130,32 @@ class CanonicalAdapter(SourceAdapter):
             if table is schema.EVENTS:
                 files = list({f.path: f for f in [*files, *(f for group in splits.values() for f in group)]}.values())
             if files:
-                given = constants if table is schema.EVENTS else {}
-                tables[name] = TableFiles(table, tuple(files), config.rename, config.format, config.encoding, given)
+                tables[name] = TableFiles(
+                    table,
+                    tuple(files),
+                    config.rename,
+                    config.format,
+                    replace(form, columns=tuple(columns.get(name, ())), table=name),
+                    constants if table is schema.EVENTS else {},
+                    config.constants.get(name, {}),
+                    rules=CellRules.of(config),
+                )
         return tables
 
 
-def table_pieces(source: TableFiles) -> tuple[list[Piece], set[str]]:
-    """The pieces of a table and the column names that its files have.
+def table_pieces(source: TableFiles) -> list[Piece]:
+    """The pieces of a table alone.
 
     Raises:
         SourceError: a file is not what it claims, lacks a required column, or types differ between files.
     """
-    heads = [_head(file, source) for file in source.files]
-    for head in heads:
-        names = [source.rename.get(name, name) for name in head.columns]
-        cure = "name the right ones with data.source.rename, e.g. {uid: user_id}"
-        require_columns(source.table, names, head.file.path, cure)
-    layout = _layout(source, heads)
-    pieces: list[Piece] = []
-    for index, head in enumerate(heads):
-        pieces += _pieces(index, head, layout, source)
-    return pieces, {name for head in heads for name in head.columns}
+    return _table_pieces(source, read_heads(source))
 
 
-def check_rename(rename: Mapping[str, str], columns: set[str]) -> None:
-    """Check that every renamed column is in some file.
-
-    Raises:
-        SourceError: a name that no file has (a typo would otherwise pass unseen).
-    """
-    unknown = [name for name in rename if name not in columns]
-    if unknown:
-        raise SourceError(
-            f"data.source.rename names {', '.join(map(repr, unknown))}, which no file has; "
-            f"the files have: {choices(columns)}"
-        )
+def read_heads(source: TableFiles) -> list[NamedHead]:
+    """What a look at the files of a table alone tells; raises like :func:`table_pieces`."""
+    name = source.table.name
+    return named_heads({name: source}, {name: [_head(file, source) for file in source.files]})[name]
 
 
 @dataclass(frozen=True)
@@ -128,56 +164,136 @@ class _Head:
 
     file: InputFile
     format: str
-    columns: dict[str, pa.DataType]
-    rows: Any  # header end (text), rows of every group (Parquet), None (JSON lines)
-    constants: dict[str, str]
+    columns: tuple[tuple[str, pa.DataType], ...]
+    rows: Any  # rows of every group (Parquet), None (text, JSON lines)
+    header: Header | None  # of a text file
+    folders: dict[str, str]  # columns in the names of folders
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns in the file, then of the folders."""
+        return [*(name for name, _ in self.columns), *self.folders]
+
+
+@dataclass(frozen=True)
+class NamedHead:
+    """A head with the canonical name of every column."""
+
+    head: _Head
+    names: tuple[str, ...]  # of the columns in the file, "" for one that is left out
+    constants: dict[str, str]  # columns that the file does not have
+    agreeing: dict[str, str]  # values of folders for columns that the file has
+
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """Of all columns, by canonical name."""
+        columns = {name: kind for name, (_, kind) in zip(self.names, self.head.columns, strict=True) if name}
+        return {**columns, **{name: pa.string() for name in self.constants if name not in columns}}
 
 
 def _head(file: InputFile, source: TableFiles) -> _Head:
-    constants = dict(source.constants.get(file.path, {}))
-    kind = _format(file, source.format)
-    if kind == "parquet":
-        columns, groups = read_footer(file)
-        return _Head(file, kind, columns, groups, constants)
-    if kind == "jsonl":
-        return _Head(file, kind, read_keys(file), None, constants)
-    dialect = replace(CSV if kind == "csv" else TSV, encoding=source.encoding)
-    header = read_header(file, dialect)
-    names = [source.rename.get(name, name) for name in header.columns]
-    require_columns(source.table, names, file.path, _cure(names, dialect.delimiter))
-    return _Head(file, kind, {name: pa.string() for name in header.columns}, header.end, constants)
-
-
-def _cure(names: list[str], delimiter: str) -> str:
-    others = [d for d in (",", "\t", ";", "|", " ") if d != delimiter and len(names) == 1 and d in names[0]]
-    if others:
-        found = f"the header looks separated by {others[0]!r}, not {delimiter!r}"
-        return f"{found}: set data.source.format or convert the file"
-    return "name the right ones with data.source.rename, e.g. {uid: user_id}"
-
-
-def _format(file: InputFile, wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    if file.suffix not in _FORMATS:
+    kind = _format(file, source)
+    folders = folder_values(file.path)
+    if kind in _TEXTS:
+        header = read_header(file, dialect_of(kind, source.form), source.form)
+        return _Head(file, kind, tuple((name, pa.string()) for name in header.columns), None, header, folders)
+    if source.form.columns:
         raise SourceError(
-            f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
-            f"{choices(_FORMATS)} (text also with .gz), "
-            f"or set data.source.format to one of: {choices(set(_FORMATS.values()))}"
+            f"{file.path}: data.source.columns names the columns of text files without a header, but this is "
+            f"{kind}, whose columns have names; use data.source.rename"
         )
-    return _FORMATS[file.suffix]
+    columns, groups = read_footer(file) if kind == "parquet" else (read_keys(file), None)
+    return _Head(file, kind, tuple(columns.items()), groups, None, folders)
 
 
-def _layout(source: TableFiles, heads: list[_Head]) -> Layout:
+def named_heads(tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head]]) -> dict[str, list[NamedHead]]:
+    """The canonical names of all columns of all tables.
+
+    Raises:
+        SourceError: a table lacks a required column, a rename meets no column, or a header is a row of data.
+    """
+    renames = Renames.of(next(iter(tables.values())).rename)
+    columns = {name: {column for head in heads for column in head.names} for name, heads in found.items()}
+    problem: SourceError | None = None
+    try:
+        renames = renames.matched(columns)
+    except SourceError as error:
+        problem = error  # what a table lacks comes first: it tells more
+    named = {name: [_named(head, tables[name], renames.table(name)) for head in heads] for name, heads in found.items()}
+    if problem is not None:
+        raise problem
+    return named
+
+
+def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedHead:
+    names = canonical_names(head.names, rename, source.table)
+    of_file, of_folders = names[: len(head.columns)], names[len(head.columns) :]
+    values = dict(zip(of_folders, head.folders.values(), strict=True))
+    inside = {name: value for name, value in values.items() if name in of_file and value}
+    constants = {name: value for name, value in values.items() if name not in of_file}
+    if both := sorted(set(source.fixed) & {*of_file, *constants}):
+        raise SourceError(
+            f"{head.file.path} has a column {both[0]!r}, and data.source.constants gives it one value "
+            f"({source.fixed[both[0]]!r}) for every row; remove the constant, or rename the column"
+        )
+    constants |= source.fixed
+    constants |= source.constants.get(head.file.path, {})
+    inside = {name: value for name, value in inside.items() if name not in constants}
+    header = head.header
+    require_columns(
+        source.table,
+        [*head.names, *source.fixed],
+        [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
+        head.file.path,
+        header.cure if header else "",
+        _OR_COLUMNS if header and not header.is_given else "",
+    )
+    if header is not None and not header.is_given and source.form.header == "auto":
+        renamed = [place for place, (name, _) in enumerate(head.columns) if name in rename]
+        if reason := first_row_is_data(header.columns, header.below, renamed):
+            raise SourceError(
+                f"{head.file.path}: the first row was taken for a header, but looks like data ({reason}); if the file "
+                "has no header, name its columns with data.source.columns and not with data.source.rename; if it is "
+                "one, set data.source.header to yes"
+            )
+    return NamedHead(head, of_file, constants, inside)
+
+
+def _notes(heads: list[_Head]) -> list[str]:
+    """What was decided about the files, those of one kind in one line."""
+    found: dict[str, list[str]] = {}
+    for head in heads:
+        for note in head.header.notes if head.header else ():
+            found.setdefault(note, []).append(head.file.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more files' if len(names) > 1 else ''}: {note}"
+        for note, names in found.items()
+    ]
+
+
+def _format(file: InputFile, source: TableFiles) -> str:
+    if source.format != "auto":
+        return source.format
+    if file.suffix in _FORMATS:
+        return _FORMATS[file.suffix]
+    if source.form.separator or source.form.columns:
+        return "tsv" if source.form.separator == "\t" else "csv"
+    raise SourceError(
+        f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
+        f"{choices(_FORMATS)} (text also with .gz), or set data.source.format to one of: "
+        f"{choices(set(_FORMATS.values()))}; {format_hint(file) or 'text with other separators: data.source.separator'}"
+    )
+
+
+def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
     """The union of the files' extra columns, with one type each."""
     extras: dict[str, pa.DataType] = {}
     for head in heads:
-        for original, kind in head.columns.items():
-            name = source.rename.get(original, original)
-            if name in source.table.columns:
-                continue
-            extras[name] = _common_type(extras.get(name, kind), kind, f"{head.file.path}: column {name!r}")
-    return Layout(source.table, tuple(extras.items()))
+        for name, kind in head.types.items():
+            if name not in source.table.columns:
+                where = f"{head.head.file.path}: column {name!r}"
+                extras[name] = _common_type(extras.get(name, kind), kind, where)
+    return Layout(source.table, tuple(extras.items()), source.rules)
 
 
 def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:
@@ -188,23 +304,33 @@ def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataTyp
         raise SourceError(f"{where} is {other}, in an earlier file of the table {one}; give them one type") from None
 
 
-def _pieces(index: int, head: _Head, layout: Layout, source: TableFiles) -> list[Piece]:
-    def canonical(name: str) -> str:
-        return source.rename.get(name, name)
+def _table_pieces(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
+    layout = _layout(source, heads)
+    pieces: list[Piece] = []
+    for index, named in enumerate(heads):
+        of_file = _pieces(index, named, layout, source.chunk_bytes)
+        inside = named.agreeing
+        pieces += [PieceInFolder(piece, named.head.file.path, inside) for piece in of_file] if inside else of_file
+    return pieces
 
+
+def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> list[Piece]:
+    head, constants = named.head, named.constants
     match head.format:
         case "parquet":
-            names = tuple((name, canonical(name)) for name in head.columns)
-            return [*parquet_pieces(ParquetPiece(head.file, index, names, layout, constants=head.constants), head.rows)]
+            names = tuple((name, to) for (name, _), to in zip(head.columns, named.names, strict=True) if to)
+            return [*parquet_pieces(ParquetPiece(head.file, index, names, layout, constants=constants), head.rows)]
         case "jsonl":
-            fields = tuple((name, canonical(name), kind) for name, kind in head.columns.items())
-            size = source.chunk_bytes
-            return [*jsonl_pieces(JsonlPiece(head.file, index, fields, layout, None, head.constants, size))]
+            fields = [(name, to, kind) for (name, kind), to in zip(head.columns, named.names, strict=True) if to]
+            renamed = {name: to for name, to, _ in fields}
+            fields += late_fields(dict(head.columns), renamed, layout.table)
+            return [*jsonl_pieces(JsonlPiece(head.file, index, tuple(fields), layout, None, constants, chunk_bytes))]
         case "csv" | "tsv":
-            dialect = replace(CSV if head.format == "csv" else TSV, encoding=source.encoding)
-            columns = tuple(canonical(name) for name in head.columns)
+            assert head.header is not None
+            dialect, end = head.header.dialect, head.header.end
+            titles = head.header.titles
             pattern = DelimitedPiece(
-                head.file, index, columns, layout, dialect, head.rows, None, head.constants, source.chunk_bytes
+                head.file, index, named.names, layout, dialect, end, None, constants, chunk_bytes, titles
             )
             return [*delimited_pieces(pattern)]
         case _:

@@ -5,7 +5,8 @@ Why: every bad row must be named by its row, and every core should parse. The dr
 wrong number of cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but
 counted.
 
-A quote that is never closed makes every line a row of its own, so that it costs one row and not the rest of the file.
+A quote that is never closed makes every line of its span a row of its own, so that it costs one row and not the rest of
+the file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from recsys import schema
@@ -24,20 +26,14 @@ from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finis
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
 from recsys.sources.files import InputFile
-from recsys.sources.spans import CHUNK_BYTES, Dialect, OpenQuoteError, Span, open_after, spans
+from recsys.sources.separators import plain
+from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, open_after, spans
 
-_HEAD_BYTES: Final = 1 << 20
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
+REPEATED_HEADER: Final = "the header again"
+_MAX_COUNTED: Final = 8  # cells too many or too few that are told apart
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-
-
-@dataclass(frozen=True)
-class Header:
-    """The names in the first line, and where the rows begin."""
-
-    columns: tuple[str, ...]
-    end: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class DelimitedPiece:
     span: Span | None = None  # None: the whole file, in one go
     constants: dict[str, str] = field(default_factory=dict)
     chunk_bytes: int = CHUNK_BYTES
+    titles: tuple[str, ...] = ()  # the header's cells, which are no row where they occur again
 
     def read(self) -> Iterator[pa.Table]:
         for cells in self.cells():
@@ -63,10 +60,14 @@ class DelimitedPiece:
         """The text cells alone, for adapters that derive columns before the rows are checked."""
         if self.span is not None:
             data = self.file.read(self.span.start, self.span.length)
-            yield parse(data, self.span, len(self.columns), self.dialect)
+            yield self._cells(data, self.span)
             return
-        for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes):
-            yield parse(data, span, len(self.columns), self.dialect)
+        for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes, len(self.columns)):
+            yield self._cells(data, span)
+
+    def _cells(self, data: bytes, span: Span) -> Cells:
+        cells = translated(data, span, len(self.columns), self.dialect)
+        return without_headers(cells, self.titles, self.dialect.delimiter) if self.titles else cells
 
     def named(self, cells: pa.Table) -> pa.Table:
         """The cells under their canonical names, without those to drop."""
@@ -85,6 +86,7 @@ class Cells:
     rows: np.ndarray[Any, np.dtype[np.int64]]  # row number of every good row
     broken_rows: list[int]
     broken_texts: list[str]
+    broken_reasons: list[str] = field(default_factory=list)  # empty: nothing but that they cannot be read
 
 
 @dataclass(frozen=True)
@@ -119,27 +121,13 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
         return good
     order = [base + row for row in cells.broken_rows]
     broken = bad_rows(layout, UNREADABLE, origin.file, cells.broken_rows, cells.broken_texts, order)
+    if cells.broken_reasons:
+        place = broken.schema.get_field_index(schema.REASON)
+        broken = broken.set_column(place, broken.schema.field(place), [pa.array(cells.broken_reasons, pa.string())])
     return pa.concat_tables([good, broken]).sort_by(schema.ROW).combine_chunks()
 
 
 # ---------------------------------------------------------------------------------------------------------- driver
-
-
-def read_header(file: InputFile, dialect: Dialect) -> Header:
-    """The column names of the first line.
-
-    Raises:
-        SourceError: the head of the file is not text in this encoding, or there is no row below the header.
-    """
-    head = _head(file)
-    check_encoding(file, head, dialect.encoding)
-    line, newline, rest = head.partition(b"\n")
-    if not rest.strip():
-        found = "only a header" if newline or line.strip() else "nothing"
-        raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
-    text = line.decode(dialect.encoding).removeprefix("\ufeff").rstrip("\r").replace("\r", " ")
-    names = _split(text, dialect)
-    return Header(tuple(name.strip() for name in names), len(line) + 1)
 
 
 def check_codec(encoding: str) -> str:
@@ -183,21 +171,72 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     """The pieces of a file, from a pattern without span. Reads the file once; a compressed one stays in one piece."""
     if piece.file.compressed:
+        piece.file.check_unpacked()
         return [piece]
-    start, dialect = piece.header_end, piece.dialect
-    try:
-        found = [span for span, _ in spans(piece.file, start, dialect, piece.chunk_bytes)]
-    except OpenQuoteError:
-        dialect = replace(dialect, multiline=False)
-        found = [span for span, _ in spans(piece.file, start, dialect, piece.chunk_bytes)]
-    return [replace(piece, span=span, dialect=dialect) for span in found]
+    found = spans(piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns))
+    return [replace(piece, span=span) for span, _ in found]
 
 
 # ----------------------------------------------------------------------------------------------------------- tasks
 
 
+def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
+    """Rows that hold the header again, as in files that were joined, among the rows that could not be parsed."""
+    again = np.ones(cells.table.num_rows, dtype=bool)
+    for column, title in zip(cells.table.columns, titles, strict=False):
+        if not title:
+            continue
+        again &= np.asarray(pc.fill_null(pc.equal(column, title), False))
+        if not again.any():
+            return cells
+    rows, kept = cells.rows[again], pa.array(~again)
+    reasons = cells.broken_reasons or [UNREADABLE] * len(cells.broken_rows)
+    return Cells(
+        cells.table.filter(kept),
+        cells.rows[~again],
+        [*cells.broken_rows, *rows.tolist()],
+        [*cells.broken_texts, *[delimiter.join(titles)] * len(rows)],
+        [*reasons, *[REPEATED_HEADER] * len(rows)],
+    )
+
+
+def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
+    """The cells of a span in any dialect, with the reason of every row that could not be parsed."""
+    data, simple = plain(data, dialect)
+    if len(simple.delimiter) == 1 and simple.delimiter.isascii():
+        cells = parse(data, span, num_columns, simple)
+    else:
+        cells = _parse_rows(data, span, num_columns, simple)
+    if not cells.broken_rows:
+        return cells
+    reasons = [_why(text, num_columns, simple) for text in cells.broken_texts]
+    texts = cells.broken_texts
+    if simple.delimiter != dialect.delimiter:
+        texts = [text.replace(simple.delimiter, dialect.delimiter) for text in texts]
+    return replace(cells, broken_texts=texts, broken_reasons=reasons)
+
+
+def _why(text: str, num_columns: int, dialect: Dialect) -> str:
+    """The reason of a row that is not one of this many cells; there are few different ones, as they are counted.
+
+    >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect()), _why('1,"2', 2, Dialect())
+    ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable row: open quote')
+    """
+    if dialect.quoted and open_after(text.encode(), dialect.delimiter.encode(), False):
+        return f"{UNREADABLE}: open quote"
+    count = len(_split(text, dialect))
+    if count == num_columns:
+        return f"{UNREADABLE}: not text in this encoding" if "\ufffd" in text else UNREADABLE
+    if abs(count - num_columns) > _MAX_COUNTED:
+        many = count > num_columns
+        limit = num_columns + (_MAX_COUNTED if many else -_MAX_COUNTED)
+        return f"{UNREADABLE}: {'over' if many else 'under'} {limit} cells, expected {num_columns}"
+    return f"{UNREADABLE}: {count} cell{'' if count == 1 else 's'}, expected {num_columns}"
+
+
 def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
     """Parse the bytes of a span into text cells; never raises because of what a row holds."""
+    dialect = replace(dialect, multiline=dialect.multiline and not span.by_line)
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
@@ -297,16 +336,20 @@ def _split(text: str, dialect: Dialect) -> list[str]:
 
 
 def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
-    """The rows of a span, those with line breaks in quotes in one."""
-    held = b""
-    for line in data.removesuffix(b"\n").split(b"\n"):
-        held = held + b"\n" + line if held else line
-        if dialect.quoted and dialect.multiline and open_after(held, dialect.delimiter.encode(), False):
+    """The rows of a span, those with line breaks in quotes in one; each byte is looked at once."""
+    lines = data.removesuffix(b"\n").split(b"\n")
+    if not (dialect.quoted and dialect.multiline):
+        yield from lines
+        return
+    delimiter = dialect.delimiter.encode()
+    held: list[bytes] = []  # the lines of a row that is still open
+    for line in lines:
+        held.append(line)
+        if open_after(line, delimiter, len(held) > 1):
             continue
-        yield held
-        held = b""
-    if held:
-        yield from held.split(b"\n")
+        yield b"\n".join(held)
+        held = []
+    yield from held
 
 
 def decodable(line: bytes, encoding: str) -> bool:
@@ -315,8 +358,3 @@ def decodable(line: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _head(file: InputFile) -> bytes:
-    with file.stream() as stream:
-        return bytes(stream.read(_HEAD_BYTES))

@@ -11,24 +11,32 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
-import pyarrow as pa
 import pyarrow.fs
 
 from recsys.errors import SourceError
+from recsys.sources.compression import SNIFFED, Unpacked, compression_of, member_name, plain_name
 from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
+from recsys.storage.uris import expanded, is_remote
 
 HASHED_WHOLE: Final = 64 << 20  # larger files are fingerprinted by size and modification time
 _BLOCK: Final = 4 << 20
+_SMALL: Final = 4 << 20
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that exists. ``path`` is a local path or URI that :func:`filesystem_of` understands."""
+    """A file that exists, as it was when it was found.
+
+    ``path`` is a local path or URI that :func:`filesystem_of` understands; ``modified`` in nanoseconds, None where the
+    filesystem does not tell. Whatever reads the file compares both with what is there before and after.
+    """
 
     path: str
     size: int
+    modified: int | None = None
 
     @property
     def name(self) -> str:
@@ -37,52 +45,124 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """The extension in lower case, that of a compressed file without ``.gz``.
+        """The extension in lower case, that of a compressed file without ``.gz``; that of the file in ``NAME.zip``.
 
         >>> InputFile("a/b.CSV.gz", 1).suffix
         '.csv'
         """
-        stem = self.name.lower().removesuffix(".gz")
+        stem = plain_name(self.name).lower()
+        if "." not in stem and self.name.lower().endswith(".zip"):
+            with self.opened() as source:
+                stem = member_name(source, self.path).lower()
         return f".{stem.rsplit('.', 1)[1]}" if "." in stem else ""
+
+    @cached_property
+    def compression(self) -> str:
+        """``gzip``, ``zstd``, ``zip``, or nothing, by the first bytes and the name.
+
+        Raises:
+            SourceError: it is compressed in a way that is not read.
+        """
+        filesystem, inner = filesystem_of(self.path)
+        try:
+            with reaching(self.path), filesystem.open_input_file(inner) as source:
+                head = bytes(source.read_at(min(SNIFFED, self.size), 0))
+        except OSError as error:
+            self.check_unchanged()
+            raise SourceError(f"{self.path} cannot be read: {error}; check the file and the disk") from None
+        return compression_of(self.path, self.name, head)
 
     @property
     def compressed(self) -> bool:
-        return self.name.lower().endswith(".gz")
+        return bool(self.compression)
+
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """The file as it is stored, open for reading at any place.
+
+        Raises:
+            SourceError: it is not the file that was found, or was changed while it was open.
+        """
+        filesystem, inner = filesystem_of(self.path)
+        try:
+            with reaching(self.path), filesystem.open_input_file(inner) as source:
+                yield source
+        except Exception:
+            self.check_unchanged()  # the cause of whatever else went wrong
+            raise
+        self.check_unchanged()
 
     @contextmanager
     def stream(self) -> Iterator[Any]:
-        """The bytes from the start, decompressed.
+        """The bytes from the start, unpacked.
 
         Raises:
-            SourceError: they cannot be read, wherever in the file.
+            SourceError: they cannot be read, wherever in the file, or the file was changed meanwhile.
         """
-        filesystem, inner = filesystem_of(self.path)
-        kind = "gzip" if self.compressed else None
+        kind = self.compression
         try:
-            with reaching(self.path), filesystem.open_input_stream(inner, compression=kind) as source:
-                yield source
+            with self.opened() as source:
+                yield Unpacked(source, kind, self.path, self.size) if kind else source
         except OSError as error:
-            cure = "is it really gzip-compressed, and whole?" if kind else "check the file and the disk"
-            raise SourceError(f"{self.path} cannot be read: {error}; {cure}") from None
+            raise SourceError(f"{self.path} cannot be read: {error}; check the file and the disk") from None
 
     def read(self, start: int, length: int) -> bytes:
-        """Bytes ``[start, start + length)`` of the file as it is stored."""
-        filesystem, inner = filesystem_of(self.path)
-        with reaching(self.path), filesystem.open_input_file(inner) as source:
-            return bytes(source.read_at(length, start))
+        """Bytes ``[start, start + length)`` of the file as it is stored.
+
+        Raises:
+            SourceError: there are fewer, or the file was changed meanwhile.
+        """
+        with self.opened() as source:
+            found = bytes(source.read_at(length, start))
+            if len(found) != length:
+                raise SourceError(
+                    f"{self.path}: {len(found):,} of {length:,} bytes from byte {start:,} could be read; check the "
+                    "file and the disk"
+                )
+        return found
+
+    def check_unpacked(self) -> None:
+        """Unpack a small file and throw the bytes away, so that a cut or absurd one is refused before any work.
+
+        Raises:
+            SourceError: it cannot be unpacked, or far too much comes out of it.
+        """
+        if self.compressed and self.size <= _SMALL:
+            with self.stream() as stream:
+                while stream.read(_BLOCK):
+                    pass
 
     def fingerprint(self) -> str:
         """Hash of the content, for large files of size and modification time."""
-        filesystem, inner = filesystem_of(self.path)
         digest = hashlib.sha256()
         if self.size > HASHED_WHOLE:
-            modified = filesystem.get_file_info(inner).mtime_ns
-            digest.update(f"{self.size} {modified}".encode())
+            self.check_unchanged()
+            digest.update(f"{self.size} {self.modified}".encode())
             return digest.hexdigest()
-        with reaching(self.path), filesystem.open_input_stream(inner, compression=None) as source:
+        with self.opened() as source:
             while block := source.read(_BLOCK):
                 digest.update(block)
         return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Compare size and modification time with those at which the file was found.
+
+        Raises:
+            SourceError: they differ; half of a file must not pass for all of it.
+        """
+        info = _info(self.path)
+        if info.type != pyarrow.fs.FileType.File:
+            now = "is gone now"
+        elif info.size != self.size:
+            now = f"has {info.size:,} now"
+        elif _tick(self.path, info.mtime_ns) != _tick(self.path, self.modified):
+            now = "was written again since"
+        else:
+            return
+        raise SourceError(
+            f"{self.path} changed while it was read: it had {self.size:,} bytes when it was found and {now}; wait "
+            "until its writer has ended, or name a copy, and run the same command again"
+        )
 
 
 def input_file(path: str) -> InputFile:
@@ -91,33 +171,38 @@ def input_file(path: str) -> InputFile:
     Raises:
         SourceError: there is none, or it is a folder, or it is empty.
     """
+    path = expanded(path)
     info = _info(path)
     if info.type != pyarrow.fs.FileType.File:
-        found = "is a folder" if info.type == pyarrow.fs.FileType.Directory else "does not exist"
+        found = {
+            pyarrow.fs.FileType.Directory: "is a folder",
+            pyarrow.fs.FileType.NotFound: "does not exist",
+        }.get(info.type, "is a device or a pipe")
         raise SourceError(
             f"{path} {found}; expected a file: correct data.source, or set RECSYS_DATA to the data's folder"
         )
     if info.size == 0:
         raise SourceError(f"{path} is empty (0 bytes); expected a table with at least one row")
-    return InputFile(path, info.size)
+    return InputFile(path, info.size, info.mtime_ns)
 
 
 def exists(path: str) -> bool:
     """Whether a file is there (optional parts of a format)."""
-    return bool(_info(path).type == pyarrow.fs.FileType.File)
+    return bool(_info(expanded(path)).type == pyarrow.fs.FileType.File)
 
 
 def find(patterns: Iterable[str]) -> list[InputFile]:
-    """Expand files, folders (all files below but hidden ones) and globs (``*``, ``?``, ``**``), sorted by pattern.
+    """Expand files, folders (all files below but hidden ones) and globs (``*``, ``?``, ``[abc]``, ``**``), by pattern.
 
-    A file named twice is read once.
+    A file or folder whose name is the pattern itself comes first: ``log[1].csv`` may be a name. ``~`` is the home
+    folder. A file named twice is read once.
 
     Raises:
         SourceError: a pattern matches nothing.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
-        for file in _find_one(pattern):
+        for file in _find_one(expanded(pattern)):
             found.setdefault(file.path, file)
     return list(found.values())
 
@@ -125,30 +210,37 @@ def find(patterns: Iterable[str]) -> list[InputFile]:
 def _find_one(pattern: str) -> list[InputFile]:
     scheme, body, query = _split_uri(pattern)
     special = re.search(r"[*?\[]", body)
-    if special is None:
+    if special is None or _info(pattern).type != pyarrow.fs.FileType.NotFound:
         if _info(pattern).type != pyarrow.fs.FileType.Directory:
             return [input_file(pattern)]
         base, matches = body.rstrip("/"), None
     else:
         base = body[: special.start()].rpartition("/")[0]
-        matches = re.compile(_glob_regex(body[len(base) :].lstrip("/") if base else body))
-    filesystem, inner = filesystem_of(f"{scheme}{base or ('' if scheme else '.')}{query}")
+        matches = re.compile(_glob_regex(body[len(base) :].strip("/") if base else body.rstrip("/")))
+    files = [file for file in _below(pattern, scheme, base, query, matches) if file.size > 0]
+    if not files:
+        refuse_missing_bucket(pattern)
+        raise SourceError(f"{pattern} matches no file that is not empty; correct the path or glob in data.source")
+    return files
+
+
+def _below(pattern: str, scheme: str, base: str, query: str, matches: re.Pattern[str] | None) -> Iterator[InputFile]:
+    """The files below a folder, hidden ones left out: those that match, or all of them."""
+    folder = f"{scheme}{base or ('' if scheme else '/' if pattern.startswith('/') else '.')}{query}"
+    filesystem, inner = filesystem_of(folder)
     selector = pyarrow.fs.FileSelector(inner, recursive=True, allow_not_found=True)
-    with reaching(pattern):
-        found = filesystem.get_file_info(selector)
-    files = []
+    try:
+        with reaching(pattern):
+            found = filesystem.get_file_info(selector)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot look through {folder} for {pattern}: {error}; name the files or folders") from None
     for info in sorted(found, key=lambda entry: entry.path):
         relative = info.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
         if info.type != pyarrow.fs.FileType.File or hidden or (matches and not matches.fullmatch(relative)):
             continue
         path = f"{scheme}{info.path}{query}" if scheme else (f"{base}/{relative}" if base else relative)
-        files.append(InputFile(path, info.size))
-    files = [file for file in files if file.size > 0]
-    if not files:
-        refuse_missing_bucket(pattern)
-        raise SourceError(f"{pattern} matches no file that is not empty; correct the path or glob in data.source")
-    return files
+        yield InputFile(path, info.size, info.mtime_ns)
 
 
 def _split_uri(path: str) -> tuple[str, str, str]:
@@ -167,10 +259,31 @@ def _glob_regex(pattern: str) -> str:
     (True, False)
     >>> bool(re.fullmatch(_glob_regex("**/*.csv"), "a/b.csv"))
     True
+    >>> [bool(re.fullmatch(_glob_regex("[!a]*"), name)) for name in ("ab", "b")]
+    [False, True]
     """
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(known.get(p, p if p.startswith("[") and p.endswith("]") else re.escape(p)) for p in parts)
+    return "".join(known[p] if p in known else _character_class(p) if p[:1] == "[" else re.escape(p) for p in parts)
+
+
+def _character_class(part: str) -> str:
+    """``[abc]``, ``[a-z]`` or ``[!abc]`` of a glob; an unmatched bracket, or a range from z to a, is plain text."""
+    if not part.endswith("]") or len(part) < 3:
+        return re.escape(part)
+    negated = part[1] == "!"
+    members = part[1 + negated : -1].replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]").replace("^", "\\^")
+    members = members.replace("&&", "&\\&").replace("||", "|\\|").replace("~~", "~\\~").replace("--", "-\\-")
+    try:
+        re.compile(f"[{members}]")
+    except re.error:
+        return re.escape(part)
+    return f"[{'^/' if negated else ''}{members}]"
+
+
+def _tick(path: str, modified: int | None) -> int | None:
+    """A modification time as exactly as it is always told: lists of objects may know parts of seconds, heads do not."""
+    return modified // 10**9 if modified is not None and is_remote(path) else modified
 
 
 def _info(path: str) -> Any:
@@ -181,5 +294,5 @@ def _info(path: str) -> Any:
         if info.type == pyarrow.fs.FileType.NotFound:
             refuse_missing_bucket(path)
         return info
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have, and Arrow's own
         raise SourceError(f"cannot look up {path}: {error}; check the path, the network and the credentials") from None

@@ -22,11 +22,12 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource
-from recsys.data.validate import Layout
+from recsys.data.validate import CellRules, Layout
 from recsys.errors import DataError, SourceError
 from recsys.sources.base import Piece, SourceAdapter, read_all
-from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces, read_header
+from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
+from recsys.sources.headers import data_start, read_header
 from recsys.sources.links import linked
 from recsys.sources.spans import TSV
 
@@ -35,8 +36,6 @@ LISTEN: Final = "listen"
 UNKNOWN_PAIR: Final = "unknown held-out pair"
 UNKNOWN_TAG: Final = "unknown tag"
 
-_EVENTS: Final = Layout(schema.EVENTS, ((TAG, pa.string()),))
-_ITEMS: Final = Layout(schema.ITEMS, (("name", pa.string()),))
 _TAGS: Final = Layout(schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()))
 _LATIN: Final = replace(TSV, encoding="iso-8859-1")
 _COLUMNS: Final = {
@@ -71,9 +70,11 @@ class HetRecLastFmAdapter(SourceAdapter):
         pairs_file = [more.pop()] if self.config.test_pairs else []
         listen = (schema.USER_ID, schema.ITEM_ID, schema.VALUE)
         constants = {schema.EVENT_TYPE: LISTEN}
+        rules = replace(CellRules.of(self.config), time_format="")  # the only times are made of three columns
+        tagged = Layout(schema.EVENTS, ((TAG, pa.string()),), rules)
         if pairs_file:
             constants[schema.SPLIT] = "train"
-        listens = _open(listens_file, listen, _EVENTS, constants=constants)
+        listens = _open(listens_file, listen, tagged, constants=constants)
         events: list[Piece] = [*listens]
         if pairs_file:
             events = self._split(listens, pairs_file[0])
@@ -81,15 +82,16 @@ class HetRecLastFmAdapter(SourceAdapter):
         known = tags.filter(pc.is_null(tags.column(schema.REASON)))
         tag_ids, tag_texts = (known.column(name).combine_chunks() for name in ("tag_id", TAG))
         columns = (schema.USER_ID, schema.ITEM_ID, "tag_id", "day", "month", "year")
-        events += [TagPiece(piece, tag_ids, tag_texts) for piece in _open(tagged_file, columns, _EVENTS, index=1)]
-        friends = _open(friends_file, (schema.SRC_USER_ID, schema.DST_USER_ID), Layout(schema.SOCIAL))
-        artists = _open(artists_file, (schema.ITEM_ID, "name", "", ""), _ITEMS)
+        events += [TagPiece(piece, tag_ids, tag_texts) for piece in _open(tagged_file, columns, tagged, index=1)]
+        friends = _open(friends_file, (schema.SRC_USER_ID, schema.DST_USER_ID), Layout(schema.SOCIAL, rules=rules))
+        named = Layout(schema.ITEMS, (("name", pa.string()),), rules)
+        artists = _open(artists_file, (schema.ITEM_ID, "name", "", ""), named)
         tables: dict[str, list[Piece]] = {"events": events, "items": [*artists], "social": [*friends]}
         if more:
             facts_file, links_file = more
             fact = (schema.HEAD, schema.RELATION, schema.TAIL)
-            tables["knowledge"] = [*_open_bare(facts_file, fact, Layout(schema.KNOWLEDGE))]
-            links = _open_bare(links_file, (schema.ITEM_ID, schema.ENTITY_ID), Layout(schema.ITEMS))
+            tables["knowledge"] = [*_open_bare(facts_file, fact, Layout(schema.KNOWLEDGE, rules=rules))]
+            links = _open_bare(links_file, (schema.ITEM_ID, schema.ENTITY_ID), Layout(schema.ITEMS, rules=rules))
             tables["items"] = linked(artists, links)
         return tables
 
@@ -103,7 +105,7 @@ class HetRecLastFmAdapter(SourceAdapter):
             DataError: no pair is a listen: the file belongs to other data.
         """
         heard = read_all(listens)
-        pairs = read_all(_open(file, (schema.USER_ID, schema.ITEM_ID), _EVENTS, index=2))
+        pairs = read_all(_open(file, (schema.USER_ID, schema.ITEM_ID), listens[0].layout, index=2))
         keys = _keys(pairs)
         is_known = pc.is_in(keys, value_set=_keys(heard))
         is_good = pc.is_null(pairs.column(schema.REASON))
@@ -159,7 +161,7 @@ class TagPiece:
         ids = {name: given.column(name) for name in (schema.USER_ID, schema.ITEM_ID)}
         event_type = pa.repeat(pa.scalar(TAG), given.num_rows)
         columns = {schema.TIMESTAMP: date, schema.EVENT_TYPE: event_type, TAG: self.tag_texts.take(found)}
-        block = assemble(pa.table({**ids, **columns}), cells, _EVENTS, self.assignments.origin)
+        block = assemble(pa.table({**ids, **columns}), cells, self.assignments.layout, self.assignments.origin)
         lost = pc.and_(pc.is_null(block.column(schema.REASON)), pc.is_null(block.column(TAG)))
         if not pc.any(lost).as_py():
             return block
@@ -199,7 +201,7 @@ def _open(
 
 def _open_bare(file: InputFile, columns: tuple[str, ...], layout: Layout) -> list[DelimitedPiece]:
     """The pieces of a file without a header."""
-    return delimited_pieces(DelimitedPiece(file, 0, columns, layout, TSV, header_end=0))
+    return delimited_pieces(DelimitedPiece(file, 0, columns, layout, TSV, header_end=data_start(file)))
 
 
 def _keys(block: pa.Table) -> pa.ChunkedArray:

@@ -1,28 +1,40 @@
 """JSON lines in line-aligned chunks: Arrow's reader where all lines fit one schema, line by line where they do not.
 
-The columns are those of the file's first megabytes; a key that first appears later is not read.
+Ids are text from the bytes on (see :mod:`recsys.sources.json_values`). The columns are those of the file's first
+megabytes and of samples of the rest; known columns are looked for in every line. A value that does not fit the type of
+its column makes a bad row. A file that is one JSON array of objects, or has objects over several lines, is read in one
+piece.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from recsys import schema
 from recsys.data.validate import Layout
 from recsys.errors import SourceError
 from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, decodable, with_constants
 from recsys.sources.files import InputFile
+from recsys.sources.ids import is_id
+from recsys.sources.json_sequence import elements, is_sequence
+from recsys.sources.json_values import Record, column, id_column, kind_of, parse_object, quoted, text_of, type_of
+from recsys.sources.limits import check_column_count
 from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
-_SURROGATE: Final = b"\\ud"
+_FIRST_BYTES: Final = 2 << 20  # looked at where the rest can be sampled, as a plain file can be read at any place
+_SAMPLES: Final = 16
+_SAMPLE_BYTES: Final = 1 << 16
+_ELEMENTS: Final = 50_000  # of an array in a block
+_BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -39,69 +51,182 @@ class JsonlPiece:
 
     def read(self) -> Iterator[pa.Table]:
         if self.span is not None:
-            yield self._block(self.file.read(self.span.start, self.span.length), self.span)
+            yield self.block(self.file.read(self.span.start, self.span.length), self.span)
             return
         for span, data in spans(self.file, 0, _LINES, self.chunk_bytes):
-            yield self._block(data, span)
+            yield self.block(data, span)
 
-    def _block(self, data: bytes, span: Span) -> pa.Table:
-        keys = {key: kind for key, _, kind in self.fields}
-        cells = _parse_fast(data, span, keys) if decodable(data, "utf-8") else None  # Arrow does not look
-        cells = cells or _parse_lines(data, span, keys)
+    def block(self, data: bytes, span: Span) -> pa.Table:
+        """The rows of some lines."""
+        keys = self._keys
+        cells = None
+        if decodable(data, "utf-8"):  # Arrow does not look
+            if all(_is_exact(kind) for key, kind in keys.items() if key in self._ids):
+                cells = _parse_fast(data, span, keys)
+            if cells is None and self._ids:
+                texts = {key: pa.string() if key in self._ids else kind for key, kind in keys.items()}
+                cells = _parse_fast(quoted(data, sorted(self._ids)), span, texts)
+        return self.assembled(cells or self._parse_lines(data, span))
+
+    def assembled(self, cells: Cells) -> pa.Table:
+        """Parsed rows with their canonical names, checked and with provenance."""
         raw = cells.table.rename_columns([column for _, column, _ in self.fields])
         raw = with_constants(raw, self.constants)
         return assemble(raw, cells, self.layout, Origin(self.file.name, self.index, ", "))
 
+    def cells_of(self, records: list[Record], broken: list[tuple[int, str]]) -> Cells:
+        """Parsed objects as columns; those with a value that does not fit its column are broken rows."""
+        known = {name for _, name, _ in self.fields if name in self.layout.table.columns}
+        columns: dict[str, pa.Array] = {}
+        misfits: set[int] = set()
+        for key, name, kind in self.fields:
+            if key in self._ids:
+                columns[key] = id_column(records, key)
+                continue
+            values = [record.values.get(key) for record in records]
+            columns[key], lost = column(values, kind, self.layout.rules.absent)
+            if lost and name in known:  # the rules of rows say what is wrong
+                columns[key] = pa.array([text_of(value) for value in values], pa.string())
+            else:
+                misfits.update(lost)
+        table = pa.table(columns)
+        if misfits:
+            table = table.filter(pa.array([place not in misfits for place in range(len(records))]))
+            lost_rows = [(records[place].row, _shown(records[place].raw)) for place in misfits]
+            broken = sorted([*broken, *lost_rows])
+        rows = np.array([record.row for place, record in enumerate(records) if place not in misfits], dtype=np.int64)
+        return Cells(table, rows, [row for row, _ in broken], [text for _, text in broken])
 
-def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece]:
+    def _parse_lines(self, data: bytes, span: Span) -> Cells:
+        good: list[Record] = []
+        broken: list[tuple[int, str]] = []
+        for row, line in enumerate(data.removesuffix(b"\n").split(b"\n"), span.first_row):
+            if not line.strip():
+                continue
+            values = parse_object(line)
+            if values is None:
+                broken.append((row, _shown(line)))
+            else:
+                good.append(Record(row, line, values))
+        return self.cells_of(good, broken)
+
+    @property
+    def _keys(self) -> dict[str, pa.DataType]:
+        """Every key with the type to ask Arrow for: numbers that are known to be any are read as such."""
+        wanted = self.layout.table.columns
+        is_float = {name for name, kind in wanted.items() if pa.types.is_floating(kind)}
+        return {
+            key: pa.float64() if name in is_float and pa.types.is_integer(kind) else kind
+            for key, name, kind in self.fields
+        }
+
+    @property
+    def _ids(self) -> set[str]:
+        """The keys of ids and of other known texts."""
+        return {key for key, name, _ in self.fields if is_id(self.layout, name)}
+
+
+@dataclass(frozen=True)
+class JsonSequencePiece:
+    """All of a file that is an array of objects, or has objects over several lines. A row is an element."""
+
+    rows: JsonlPiece
+
+    def read(self) -> Iterator[pa.Table]:
+        numbered = enumerate(elements(self.rows.file), 1)
+        while part := list(islice(numbered, _ELEMENTS)):
+            records: list[Record] = []
+            broken: list[tuple[int, str]] = []
+            for row, text in part:
+                raw = text.encode(errors="surrogatepass")
+                values = parse_object(raw)
+                if values is None:
+                    broken.append((row, _shown(raw)))
+                else:
+                    records.append(Record(row, raw, values))
+            yield self.rows.assembled(self.rows.cells_of(records, broken))
+
+
+def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
     """The pieces of a file, from a pattern without span."""
+    head = _head(piece.file)
+    if not any(map(parse_object, head.split(b"\n"))) and is_sequence(head.decode(errors="replace")):
+        return [JsonSequencePiece(piece)]
     if piece.file.compressed:
+        piece.file.check_unpacked()
         return [piece]
     return [replace(piece, span=span) for span, _ in spans(piece.file, 0, _LINES, piece.chunk_bytes)]
 
 
+def late_fields(
+    found: Mapping[str, pa.DataType], rename: Mapping[str, str], table: schema.TableSchema
+) -> list[tuple[str, str, pa.DataType]]:
+    """Known columns that the head of a file lacks, as fields: they may come later in it."""
+    named = {rename.get(key, key) for key in found}
+    keys = {name: key for key, name in rename.items() if key not in found}
+    later = [(keys.get(name, name), name, kind) for name, kind in table.optional.items() if name not in named]
+    return [
+        (key, name, pa.int64() if pa.types.is_timestamp(kind) else kind)
+        for key, name, kind in later
+        if key not in found
+    ]
+
+
 def read_keys(file: InputFile) -> dict[str, pa.DataType]:
-    """The keys of the file's first lines and the Arrow type that holds their values.
+    """The keys of the file's first lines, and of samples of the rest, and the Arrow type that holds their values.
 
     Raises:
-        SourceError: no line there is a JSON object.
+        SourceError: there is no JSON object, or there are too many keys.
     """
-    with file.stream() as stream:
-        head = bytes(stream.read(_HEAD_BYTES))
+    head = _head(file)
     check_encoding(file, head, "utf-8")
-    lines = head.split(b"\n")
-    lines = lines[:-1] if len(head) == _HEAD_BYTES and len(lines) > 1 else lines
-    records = [record for record in map(_object, lines) if record is not None]
-    if not records:
-        raise SourceError(
-            f"{file.path} holds no JSON object in its first lines; expected one object a line: correct the file or "
-            "data.source.format"
-        )
+    is_sampled = not file.compressed and file.size > _HEAD_BYTES
+    lines = (head[:_FIRST_BYTES] if is_sampled else head).split(b"\n")
+    lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(_BOM) and len(lines) > 1 else lines
+    objects = [value for value in map(parse_object, lines) if value is not None]
+    if objects:
+        objects += _samples(file) if is_sampled else []
+    elif is_sequence(head.decode(errors="replace")):
+        values = (parse_object(text.encode(errors="surrogatepass")) for text in islice(elements(file), _ELEMENTS))
+        objects = [value for value in values if value is not None]
+    if not objects:
+        raise SourceError(f"{file.path} holds no JSON object in its first lines; {_cure(lines)}")
     kinds: dict[str, set[str]] = {}
-    for record in records:
-        for key, value in record.items():
-            kinds.setdefault(key, set()).add(_kind(value))
-    return {key: _arrow_type(seen - {"null"}) for key, seen in kinds.items()}
+    for value in objects:
+        for key, cell in value.items():
+            kinds.setdefault(key, set()).add(kind_of(cell))
+    check_column_count(len(kinds), file.path)
+    return {key: type_of(seen - {"null"}) for key, seen in kinds.items()}
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, list):
-        inner = {_kind(cell) for cell in value} - {"null"}
-        return "numbers" if inner and inner <= {"int", "float"} else "empty" if not inner else "texts"
-    names = {bool: "bool", int: "int", float: "float", str: "text", type(None): "null"}
-    return names.get(type(value), "object")
+def _cure(lines: list[bytes]) -> str:
+    first = next((line.strip() for line in lines if line.strip()), b"")
+    if first.startswith((b"{'", b"[{'")):
+        return (
+            "they are Python literals ({'key': …}), not JSON; write them as JSON, e.g. in Python with "
+            "json.dumps(ast.literal_eval(line)) for every line"
+        )
+    return "expected one object a line, or one array of objects: correct the file or data.source.format"
 
 
-def _arrow_type(kinds: set[str]) -> pa.DataType:
-    if kinds and kinds <= {"numbers", "empty"} and "numbers" in kinds:
-        return pa.list_(pa.float64())
-    if kinds and kinds <= {"texts", "empty", "numbers"}:
-        return pa.list_(pa.string())
-    if kinds == {"int"}:
-        return pa.int64()
-    if kinds and kinds <= {"int", "float"}:
-        return pa.float64()
-    return pa.bool_() if kinds == {"bool"} else pa.string()
+def _head(file: InputFile) -> bytes:
+    with file.stream() as stream:
+        return bytes(stream.read(_HEAD_BYTES)).removeprefix(_BOM)
+
+
+def _samples(file: InputFile) -> list[dict[str, Any]]:
+    """The objects in some runs of lines behind the head, evenly over the file."""
+    found: list[dict[str, Any]] = []
+    starts = np.linspace(_FIRST_BYTES, file.size - _SAMPLE_BYTES, _SAMPLES).astype(int)
+    for start in dict.fromkeys(starts.tolist()):
+        lines = file.read(start, min(_SAMPLE_BYTES, file.size - start)).split(b"\n")[1:]
+        whole = lines if start + _SAMPLE_BYTES >= file.size else lines[:-1]
+        found += [value for value in map(parse_object, whole) if value is not None]
+    return found
+
+
+def _is_exact(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind))
 
 
 def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cells | None:
@@ -119,57 +244,5 @@ def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cel
     return Cells(table, np.arange(span.num_rows, dtype=np.int64) + span.first_row, [], [])
 
 
-def _parse_lines(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cells:
-    good: list[dict[str, Any]] = []
-    rows: list[int] = []
-    broken: list[tuple[int, str]] = []
-    for row, line in enumerate(data.removesuffix(b"\n").split(b"\n"), span.first_row):
-        if not line.strip():
-            continue
-        record = _object(line)
-        if record is None:
-            broken.append((row, line.decode(errors="replace").rstrip("\r")))
-        else:
-            good.append(record)
-            rows.append(row)
-    columns = {key: _column([record.get(key) for record in good], kind) for key, kind in keys.items()}
-    numbers = np.array(rows, dtype=np.int64)
-    return Cells(pa.table(columns), numbers, [row for row, _ in broken], [text for _, text in broken])
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values of one key: in the head's type if they fit, else as text, which the row rules then judge."""
-    try:
-        return pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        if pa.types.is_list(kind):
-            lists = [value if isinstance(value, list) else None for value in values]
-            return _lists(lists, kind)
-        return pa.array([_text(value) for value in values], pa.string())
-
-
-def _lists(values: list[list[Any] | None], kind: pa.DataType) -> pa.Array:
-    is_text = pa.types.is_string(kind.value_type)
-    fits = (str,) if is_text else (int, float)
-    cleaned = [
-        None if cells is None else [c if isinstance(c, fits) else (_text(c) if is_text else None) for c in cells]
-        for cells in values
-    ]
-    return pa.array(cleaned, kind)
-
-
-def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    """The object of a line; None where there is none, or where it escapes half a character (a lone surrogate)."""
-    try:
-        value = json.loads(line.decode())  # of bytes, json would take UTF-16 and halves of characters as well
-        if _SURROGATE in line.lower():
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def _shown(raw: bytes) -> str:
+    return raw.decode(errors="replace").rstrip("\r")

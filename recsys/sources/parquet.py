@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,15 @@ from recsys.data.validate import Layout
 from recsys.errors import SourceError
 from recsys.sources.delimited import Cells, Origin, assemble, with_constants
 from recsys.sources.files import InputFile
-from recsys.storage.places import filesystem_of, reaching
-
-_BATCH_ROWS: Final = 1 << 18
+from recsys.sources.ids import check_whole_in_float, is_id, typed_ids
+from recsys.sources.parquet_bounds import (
+    check_decoded,
+    check_footer,
+    decoded_parts,
+    repeated_texts,
+    rows_at_once,
+    stored_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -38,27 +44,56 @@ class ParquetPiece:
             row += raw.num_rows
 
     def _batches(self) -> Iterator[pa.Table]:
-        filesystem, inner = filesystem_of(self.file.path)
         names = [name for name, _ in self.fields]
+        where, decoded = f"{self.file.path}: row group {self.group} (rows from {self.first_row})", 0
         try:
-            with reaching(self.file.path), filesystem.open_input_file(inner) as source:
-                parquet = pq.ParquetFile(source, page_checksum_verification=True)
-                groups = [self.group]
-                for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=names, use_threads=False):
+            with self.file.opened() as source:
+                metadata = pq.read_metadata(source)
+                stored = stored_bytes(metadata, self.group)
+                parquet = pq.ParquetFile(
+                    source,
+                    metadata=metadata,
+                    read_dictionary=repeated_texts(metadata, self.group, names),
+                    page_checksum_verification=True,
+                )
+                rows, groups = rows_at_once(source, metadata, self.group, names, where), [self.group]
+                for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
                     batch.validate(full=True)  # texts that are no UTF-8 would otherwise fail who reads them
-                    yield pa.Table.from_batches([batch]).select(names)
+                    for part in decoded_parts(batch.select(names), where):
+                        decoded += part.nbytes
+                        check_decoded(decoded, stored, where)
+                        yield part
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(
-                f"{self.file.path}: row group {self.group} (rows from {self.first_row}) cannot be read: {error}; "
-                "the file is damaged, write or copy it again"
-            ) from None
+            raise SourceError(f"{where} cannot be read: {error}; the file is damaged, write or copy it again") from None
 
     def _block(self, raw: pa.Table, first_row: int) -> pa.Table:
-        raw = raw.rename_columns([column for _, column in self.fields])
-        raw = with_constants(raw, self.constants)
+        columns = {name: self._exact(raw.column(old), name, first_row) for old, name in self.fields}
+        exact = pa.table(columns)
         rows = np.arange(raw.num_rows, dtype=np.int64) + first_row
-        cells = Cells(raw.select([column for _, column in self.fields]), rows, [], [])
-        return assemble(raw, cells, self.layout, Origin(self.file.name, self.index, ", "))
+        cells = Cells(exact, rows, [], [])
+        return assemble(
+            with_constants(exact, self.constants), cells, self.layout, Origin(self.file.name, self.index, ", ")
+        )
+
+    def _exact(self, values: pa.ChunkedArray, name: str, first_row: int) -> pa.Array:
+        """A column without an encoding of its own, and with every digit of its ids and whole numbers.
+
+        Raises:
+            SourceError: digits that the file has lost, or that the layout would lose.
+        """
+        column = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+        where = f"{self.file.path}: column {name!r}"
+        if is_id(self.layout, name):
+            return typed_ids(column, where, first_row)
+        wanted = dict(self.layout.extras).get(name)
+        if wanted is not None and pa.types.is_floating(wanted) and pa.types.is_integer(column.type):
+            check_whole_in_float(column, where)
+        if wanted is not None and pa.types.is_integer(wanted) and pa.types.is_decimal(column.type):
+            try:
+                return column.cast(wanted)
+            except pa.ArrowInvalid as error:
+                raise SourceError(f"{where}: {error}; write the column as text") from None
+        return column
 
 
 def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
@@ -67,12 +102,15 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
     Raises:
         SourceError: the file is not Parquet, damaged, or has no rows.
     """
-    filesystem, inner = filesystem_of(file.path)
     try:
-        with reaching(file.path), filesystem.open_input_file(inner) as source:
+        with file.opened() as source:
             parquet = pq.ParquetFile(source)
-            arrow, metadata = parquet.schema_arrow, parquet.metadata
-    except (pa.ArrowInvalid, OSError) as error:
+            metadata = parquet.metadata
+            check_footer(metadata, file.path)
+            arrow = parquet.schema_arrow
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if file.compressed:
+            raise SourceError(f"{file.path} is compressed as a whole; unpack it: Parquet compresses itself") from None
         raise SourceError(
             f"{file.path} is not a Parquet file, or damaged ({error}); correct it or data.source.format"
         ) from None
@@ -105,5 +143,5 @@ def plain_type(kind: Any) -> pa.DataType:
     if pa.types.is_large_list(kind) or pa.types.is_list(kind):
         return pa.list_(plain_type(kind.value_type))
     if pa.types.is_decimal(kind):
-        return pa.float64()
+        return pa.int64() if kind.scale == 0 else pa.float64()  # some databases have no integers but decimals
     return kind

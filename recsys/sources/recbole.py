@@ -13,14 +13,15 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import RecBoleSource
-from recsys.data.validate import Layout
+from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
-from recsys.sources.base import Piece, SourceAdapter, require_columns
-from recsys.sources.canonical import check_rename
-from recsys.sources.delimited import DelimitedPiece, delimited_pieces, read_header
+from recsys.sources.base import Piece, SourceAdapter
+from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
+from recsys.sources.headers import Form, Header, dialect_of, read_header
 from recsys.sources.links import linked
-from recsys.sources.spans import CHUNK_BYTES, TSV
+from recsys.sources.names import Renames, require_columns
+from recsys.sources.spans import CHUNK_BYTES
 
 _TYPES: Final = {
     "token": pa.string(),
@@ -65,35 +66,54 @@ class RecBoleAdapter(SourceAdapter):
             ) from None
 
     def pieces(self) -> dict[str, list[Piece]]:
-        found = {file.suffix: self._read(file) for file in self.files()}
-        check_rename(self.config.rename, {field for _, fields in found.values() for field in fields})
+        found = {pattern.file.suffix: delimited_pieces(pattern) for pattern in self._patterns()}
         tables: dict[str, list[Piece]] = {}
-        for suffix, (pieces, _) in found.items():
+        for suffix, pieces in found.items():
             if suffix != ".link":
                 tables[_TABLES[suffix].name] = [*pieces]
         if ".link" in found:
-            links = [*found[".link"][0]]
-            items = found[".item"][0] if ".item" in found else []
-            tables["items"] = linked(items, links)
+            tables["items"] = linked(found.get(".item", []), found[".link"])
         return tables
 
-    def _read(self, file: InputFile) -> tuple[list[DelimitedPiece], list[str]]:
-        """The pieces of one file and its field names."""
-        header = read_header(file, TSV)
-        typed = dict(_field(cell, file) for cell in header.columns)
-        rename = {**_RENAME.get(file.suffix, {}), **self.config.rename}
-        if schema.VALUE in typed or schema.VALUE in self.config.rename.values():
-            rename = {name: to for name, to in rename.items() if name in self.config.rename or to != schema.VALUE}
+    def check(self) -> None:
+        self._patterns()
+
+    def _patterns(self) -> list[DelimitedPiece]:
+        """What a look at every file tells, as pieces without a span; fills the notes.
+
+        Raises:
+            SourceError: a file is no atomic file or lacks a field, or a rename meets none.
+        """
+        separator = self.config.separator
+        form = Form(separator)
+        dialect = dialect_of("tsv" if separator in ("", "\t") else "csv", form)
+        headers = {file: read_header(file, dialect, form) for file in self.files()}
+        self.notes = [f"{file.name}: {note}" for file, header in headers.items() for note in header.notes]
+        typed = {file: dict(_field(cell, file) for cell in header.columns) for file, header in headers.items()}
+        fields: dict[str, set[str]] = {}
+        for file, kinds in typed.items():
+            fields.setdefault(_TABLES[file.suffix].name, set()).update(kinds)
+        renames = Renames.of(self.config.rename).matched(fields)
+        return [
+            self._pattern(file, header, typed[file], renames.table(_TABLES[file.suffix].name))
+            for file, header in headers.items()
+        ]
+
+    def _pattern(
+        self, file: InputFile, header: Header, typed: dict[str, pa.DataType], given: dict[str, str]
+    ) -> DelimitedPiece:
+        """How one file is read."""
+        rename = {**_RENAME.get(file.suffix, {}), **given}
+        if schema.VALUE in typed or schema.VALUE in given.values():
+            rename = {name: to for name, to in rename.items() if name in given or to != schema.VALUE}
         table = _TABLES[file.suffix]
         names = [rename.get(name, name) for name in typed]
         required = schema.TableSchema("link", {schema.ITEM_ID: pa.string(), schema.ENTITY_ID: pa.string()}, {}, ())
         cure = "name the right fields with data.source.rename"
-        require_columns(required if file.suffix == ".link" else table, names, file.path, cure)
+        require_columns(required if file.suffix == ".link" else table, [*typed], names, file.path, cure)
         extras = tuple((rename.get(n, n), kind) for n, kind in typed.items() if rename.get(n, n) not in table.columns)
-        pattern = DelimitedPiece(
-            file, 0, tuple(names), Layout(table, extras), TSV, header.end, chunk_bytes=self.chunk_bytes
-        )
-        return delimited_pieces(pattern), list(typed)
+        layout = Layout(table, extras, CellRules.of(self.config))
+        return DelimitedPiece(file, 0, tuple(names), layout, header.dialect, header.end, chunk_bytes=self.chunk_bytes)
 
 
 def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
@@ -101,6 +121,7 @@ def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
     if not colon or kind not in _TYPES or not name:
         raise SourceError(
             f"{file.path}: header cell {cell!r} is not FIELD:TYPE with TYPE one of {choices(_TYPES)}; "
-            "this is no RecBole atomic file (a plain table is read by data.source.kind canonical)"
+            "this is no RecBole atomic file (a plain table is read by data.source.kind canonical), or its separator is "
+            "not a tab (set data.source.separator)"
         )
     return name, _TYPES[kind]

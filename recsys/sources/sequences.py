@@ -1,5 +1,7 @@
 """Plain sequence files: one line a user, ``user item item …`` in order; optionally a table of the items.
 
+Blanks of any number separate the ids, or ``data.source.separator``.
+
 Times are unknown; ``_order`` = line · 2^24 + position keeps the order. ``_row`` is the line number.
 """
 
@@ -15,17 +17,22 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import SequencesSource
-from recsys.data.validate import UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
+from recsys.data.validate import UNREADABLE, CellRules, Layout, bad_rows, check_rows, finish, raw_text
+from recsys.errors import SourceError
 from recsys.sources.base import Piece, SourceAdapter
-from recsys.sources.canonical import TableFiles, check_rename, table_pieces
+from recsys.sources.canonical import TableFiles, read_heads, table_pieces
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile, find, input_file
+from recsys.sources.guesses import COMMENTS, is_name
+from recsys.sources.headers import Form, check_line_ends, data_start
+from recsys.sources.separators import without_comments
 from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
 
 LINE_STRIDE: Final = 2**24  # longer sequences would run into the next line's order
 _LINES: Final = Dialect(" ", quoted=False)
-_LAYOUT: Final = Layout(schema.EVENTS)
 _RAW_LIMIT: Final = 2000
+_HEAD_BYTES: Final = 1 << 20
+_LOOKED_AT: Final = 100  # lines
 
 
 class SequencesAdapter(SourceAdapter):
@@ -45,18 +52,79 @@ class SequencesAdapter(SourceAdapter):
 
     def pieces(self) -> dict[str, list[Piece]]:
         events, *items = self.files()
-        with events.stream() as stream:
-            check_encoding(events, bytes(stream.read(1 << 20)), "utf-8")
-        found = [span for span, _ in spans(events, 0, _LINES, self.chunk_bytes)]
-        whole = SequencePiece(events, None, self.chunk_bytes)
+        start = self._check_lines(events)
+        found = [span for span, _ in spans(events, start, _LINES, self.chunk_bytes)]
+        rules = CellRules.of(self.config)
+        form = LineForm(Layout(schema.EVENTS, rules=rules), start, self.config.separator, self.config.comment)
+        whole = SequencePiece(events, None, form, self.chunk_bytes)
         tables: dict[str, list[Piece]] = {
             "events": [whole] if events.compressed else [replace(whole, span=span) for span in found]
         }
-        columns: set[str] = set()
         if items:
-            tables["items"], columns = table_pieces(TableFiles(schema.ITEMS, tuple(items), self.config.rename))
-        check_rename(self.config.rename, columns)
+            tables["items"] = table_pieces(self._items(items))
         return tables
+
+    def check(self) -> None:
+        events, *items = self.files()
+        self._check_lines(events)
+        if items:
+            read_heads(self._items(items))
+
+    def _items(self, files: list[InputFile]) -> TableFiles:
+        rules = CellRules.of(self.config)
+        return TableFiles(schema.ITEMS, tuple(files), self.config.rename, form=Form(table="items"), rules=rules)
+
+    def _check_lines(self, file: InputFile) -> int:
+        """Where the lines begin, after a look at the first ones.
+
+        Raises:
+            SourceError: they are no text, or no ``user item item …``.
+        """
+        with file.stream() as stream:
+            head = bytes(stream.read(_HEAD_BYTES))
+        check_encoding(file, head, "utf-8")
+        check_line_ends(file, head)
+        config, start = self.config, data_start(file)
+        if config.rename and not config.items:
+            raise SourceError("data.source.rename renames columns of the items, but data.source.items lists no file")
+        if config.comment:
+            head = without_comments(head[start:], config.comment.encode())
+        lines = [
+            line for line in head.decode(errors="replace").lstrip("\ufeff").splitlines()[:_LOOKED_AT] if line.strip()
+        ]
+        words = [line.split(config.separator) if config.separator.strip() else line.split() for line in lines]
+        if not lines:
+            return start
+        first = words[0][0].strip()
+        expected = "expected lines of USER ITEM ITEM …"
+        mark = next((mark for mark in COMMENTS if first.startswith(mark)), "")
+        is_only_one = first == mark or any(not line.startswith(mark) for line in lines)  # not ids like #love
+        if mark and is_only_one and not config.comment:
+            raise SourceError(
+                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment; {expected}: set "
+                f"data.source.comment to {mark!r} to skip such lines, or remove them"
+            )
+        if is_name(first):
+            raise SourceError(
+                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a header; {expected}: remove it"
+            )
+        others = [mark for mark in (",", ";", "|", "::", "\t", " ") if all(mark in line.strip() for line in lines)]
+        if others and all(len(of_line) == 1 for of_line in words):
+            raise SourceError(
+                f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); {expected}: if the ids are "
+                f"separated by {others[0]!r}, set data.source.separator to it"
+            )
+        return start
+
+
+@dataclass(frozen=True)
+class LineForm:
+    """How lines are written and understood."""
+
+    layout: Layout = Layout(schema.EVENTS)
+    start: int = 0  # byte of the first line
+    separator: str = ""  # "": blanks
+    comment: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,20 +133,23 @@ class SequencePiece:
 
     file: InputFile
     span: Span | None
+    form: LineForm = LineForm()
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
         if self.span is not None:
-            yield sequence_events(
-                self.file.read(self.span.start, self.span.length), self.span.first_row, self.file.name
-            )
+            data = self.file.read(self.span.start, self.span.length)
+            yield sequence_events(data, self.span.first_row, self.file.name, self.form)
             return
-        for span, data in spans(self.file, 0, _LINES, self.chunk_bytes):
-            yield sequence_events(data, span.first_row, self.file.name)
+        for span, data in spans(self.file, self.form.start, _LINES, self.chunk_bytes):
+            yield sequence_events(data, span.first_row, self.file.name, self.form)
 
 
-def sequence_events(data: bytes, first_row: int, file: str) -> pa.Table:
+def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> pa.Table:
     """The events of some lines; blank lines are skipped, a line without items is a bad row."""
+    layout = form.layout
+    if form.comment:
+        data = without_comments(data, form.comment.encode())
     lines = data.removesuffix(b"\n").split(b"\n")
     try:
         data.decode()
@@ -91,16 +162,16 @@ def sequence_events(data: bytes, first_row: int, file: str) -> pa.Table:
     text = pc.utf8_trim_whitespace(pa.array(lines, pa.binary()).cast(pa.string()))
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
-    words = pc.utf8_split_whitespace(text)
-    events = _events(words, text, given + first_row, file)
+    words = pc.split_pattern(text, form.separator) if form.separator.strip() else pc.utf8_split_whitespace(text)
+    events = _events(words, text, given + first_row, file, layout)
     if not broken:
         return events
     rows = [first_row + row for row in broken]
-    lost = bad_rows(_LAYOUT, UNREADABLE, file, rows, unreadable, [row * LINE_STRIDE for row in rows])
+    lost = bad_rows(layout, UNREADABLE, file, rows, unreadable, [row * LINE_STRIDE for row in rows])
     return pa.concat_tables([events, lost]).sort_by(schema.ORDER).combine_chunks()
 
 
-def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str) -> pa.Table:
+def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str, layout: Layout) -> pa.Table:
     """One event an item; a line of a user alone gives one row without item."""
     offsets = words.offsets.to_numpy()
     lengths = np.diff(offsets)
@@ -113,7 +184,7 @@ def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file:
     source = np.where(is_empty, 0, offsets[:-1][line] + 1 + position)
     items = flat.take(pa.array(source, mask=is_empty))
     raw = pa.table({schema.USER_ID: users.take(pa.array(line)), schema.ITEM_ID: items})
-    checked = check_rows(raw, _LAYOUT)
+    checked = check_rows(raw, layout)
     rows = line_numbers[line]
     shown = (
         pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))}) if is_empty.any() else raw
@@ -124,7 +195,7 @@ def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file:
         schema.ORDER: pa.array(rows * LINE_STRIDE + position, pa.int64()),
         schema.RAW: raw_text(shown, checked.column(schema.REASON), " "),
     }
-    return finish(checked, _LAYOUT, provenance)
+    return finish(checked, layout, provenance)
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -6,16 +6,21 @@ every task knows its bytes and the number of its first row. A line break inside 
 
 from __future__ import annotations
 
+import codecs
+import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
+from recsys.errors import SourceError
 from recsys.sources.files import InputFile
+from recsys.sources.limits import MAX_ROW_BYTES, row_too_long
 
 CHUNK_BYTES: Final = 32 << 20
 _QUOTE: Final = b'"'
+_MANY_LINES: Final = 100  # more in one row must be a row by the letter
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Dialect:
     quoted: bool = True
     encoding: str = "utf-8"
     multiline: bool = True  # quoted cells may hold line breaks
+    comment: str = ""  # lines that begin with this are skipped
 
 
 CSV: Final = Dialect()
@@ -40,58 +46,81 @@ class Span:
     length: int
     first_row: int
     num_rows: int
+    by_line: bool = False  # every line is a row, as a quote in it is never closed
 
 
-class OpenQuoteError(Exception):
-    """A quoted cell that does not end before the file does."""
-
-
-def spans(file: InputFile, start: int, dialect: Dialect, chunk_bytes: int) -> Iterator[tuple[Span, bytes]]:
+def spans(
+    file: InputFile, start: int, dialect: Dialect, chunk_bytes: int, num_columns: int = 0
+) -> Iterator[tuple[Span, bytes]]:
     """Cut the rows from byte ``start`` on into runs of about ``chunk_bytes``, each with its bytes.
 
+    A byte-order mark at the start of the file is not part of the first row. Where a quote stays open to the end, or
+    beyond the length of any row, or over many lines that do not make one row of ``num_columns`` cells (0: unknown), the
+    run is cut line by line: one wrong quote must not take the rows behind it along.
+
     Raises:
-        OpenQuoteError: a quote stays open to the end (uncompressed files, ``dialect.multiline``); in a compressed file,
-            which is read as it comes, the rest is then cut line by line.
+        SourceError: a line is too long.
     """
+    lines = replace(dialect, multiline=False)
     row, buffer = 1, b""
     with file.stream() as stream:
-        _skip(stream, start)
+        _skip(stream, start, file)
         while block := stream.read(chunk_bytes):
             buffer += block
-            cut, count = _last_row_end(buffer, dialect)
+            if start == 0 and buffer.startswith(codecs.BOM_UTF8):
+                start, buffer = len(codecs.BOM_UTF8), buffer[len(codecs.BOM_UTF8) :]
+            cut, count, is_sound = _last_row_end(buffer, dialect, num_columns)
+            by_line = not is_sound or (cut == 0 and len(buffer) > MAX_ROW_BYTES)
+            if by_line:
+                cut, count, _ = _last_row_end(buffer, lines, 0)
+                if cut == 0:
+                    raise row_too_long(file.path, row)
             if cut:
-                yield Span(start, cut, row, count), buffer[:cut]
+                yield Span(start, cut, row, count, by_line), buffer[:cut]
                 start, row, buffer = start + cut, row + count, buffer[cut:]
-    if not buffer:
-        return
-    cut, count = _last_row_end(buffer + b"\n", dialect)
-    if cut == len(buffer) + 1:
-        yield Span(start, len(buffer), row, count), buffer
-    elif file.compressed:
-        yield Span(start, len(buffer), row, buffer.rstrip(b"\n").count(b"\n") + 1), buffer
-    else:
-        raise OpenQuoteError
+    if buffer:
+        cut, count, is_sound = _last_row_end(buffer + b"\n", dialect, num_columns)
+        if cut <= len(buffer) or not is_sound:
+            yield Span(start, len(buffer), row, buffer.rstrip(b"\n").count(b"\n") + 1, True), buffer
+        else:
+            yield Span(start, len(buffer), row, count), buffer
 
 
-def _last_row_end(data: bytes, dialect: Dialect) -> tuple[int, int]:
-    """The byte after the last whole row and the number of whole rows; ``data`` begins outside of quotes."""
+def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int, int, bool]:
+    """The byte after the last whole row, the number of whole rows, and whether all rows of very many lines are sound.
+
+    ``data`` begins outside of quotes.
+    """
     end = data.rfind(b"\n") + 1
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
-        return end, data.count(b"\n", 0, end)
+        return end, data.count(b"\n", 0, end), True
     ends, is_odd = _odd_lines(data[:end])
     inside = np.zeros(len(ends), dtype=bool)
-    opened = -1
+    opened, is_sound = -1, True
     for line in np.flatnonzero(is_odd):
         begin = 0 if line == 0 else int(ends[line - 1]) + 1
         if open_after(data[begin : int(ends[line])], dialect.delimiter.encode(), opened >= 0):
             opened = int(line) if opened < 0 else opened
         elif opened >= 0:
             inside[opened:line] = True
+            if num_columns and line - opened > _MANY_LINES:
+                begin = 0 if opened == 0 else int(ends[opened - 1]) + 1
+                is_sound &= _is_row(data[begin : int(ends[line])], dialect, num_columns)
             opened = -1
     if opened >= 0:
         inside[opened:] = True
     outside = np.flatnonzero(~inside)
-    return (int(ends[outside[-1]]) + 1, len(outside)) if len(outside) else (0, 0)
+    return (int(ends[outside[-1]]) + 1, len(outside), is_sound) if len(outside) else (0, 0, is_sound)
+
+
+def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
+    """Whether lines are one row by the letter: the number of cells, and nothing behind a quote that closes."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
+    try:
+        text = data.decode(dialect.encoding)
+        return len(next(csv.reader([text], delimiter=dialect.delimiter, strict=True))) == num_columns
+    except (csv.Error, UnicodeDecodeError):
+        return False
 
 
 def _odd_lines(data: bytes) -> tuple[Any, Any]:
@@ -123,6 +152,10 @@ def open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
             return False
 
 
-def _skip(stream: Any, count: int) -> None:
+def _skip(stream: Any, count: int, file: InputFile) -> None:
     while count > 0:
-        count -= len(stream.read(min(count, CHUNK_BYTES)))
+        skipped = len(stream.read(min(count, CHUNK_BYTES)))
+        if skipped == 0:
+            file.check_unchanged()
+            raise SourceError(f"{file.path} ends before its first row; check the file and the disk")
+        count -= skipped

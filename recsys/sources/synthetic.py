@@ -80,7 +80,7 @@ _DAMAGE: Final[dict[str, tuple[dict[str, str], ...]]] = {
     "events": (
         {schema.USER_ID: ""},
         {schema.ITEM_ID: ""},
-        {schema.VALUE: "NaN"},
+        {schema.VALUE: "inf"},
         {schema.TIMESTAMP: "not a time"},
         {},  # a duplicate
     ),

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from recsys.errors import StorageError, choices
-from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote, without_query
+from recsys.storage.uris import CREDENTIALS, expanded, has_credentials, is_remote, without_query
 
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 20.0  # no byte for so long ends an attempt
@@ -58,7 +58,7 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
         StorageError: the URI holds credentials or options that nobody knows, or its filesystem cannot be opened.
     """
     if not is_remote(place):
-        return pyarrow.fs.LocalFileSystem(), place.rstrip("/") or "/"
+        return pyarrow.fs.LocalFileSystem(), expanded(place).rstrip("/") or "/"
     if has_credentials(place):
         raise StorageError(CREDENTIALS.format(place.partition("://")[0]))
     if place.startswith("s3://"):

@@ -5,6 +5,7 @@ A URI may end in options of its filesystem, ``s3://bucket/key?region=eu-west-1``
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final
 
@@ -19,6 +20,15 @@ _SECRET: Final = re.compile(r"key|secret|token|sig|password|credential", re.IGNO
 def is_remote(place: str) -> bool:
     """Whether a place is a URI and no local path."""
     return "://" in place
+
+
+def expanded(place: str) -> str:
+    """A place with ``~`` or ``~NAME`` at its start as that home folder; any other place as it is.
+
+    >>> expanded("~/logs") == os.path.expanduser("~") + "/logs", expanded("s3://bucket/~x"), expanded("logs/~x")
+    (True, 's3://bucket/~x', 'logs/~x')
+    """
+    return os.path.expanduser(place) if place.startswith("~") else place
 
 
 def without_query(place: str) -> str:

@@ -8,7 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-TARGETS = ("canonical_text", "canonical_jsonl", "canonical_parquet", "recbole", "hetrec", "sequences", "requests")
+TARGETS = (
+    *("canonical_text", "canonical_jsonl", "canonical_parquet", "forms", "recbole", "hetrec", "sequences", "requests"),
+)
 
 
 def main(words: list[str]) -> int:

@@ -1,0 +1,70 @@
+"""Mistakes of a configuration that need no data: looked for before a verb starts, and by its dry run.
+
+Why: what only a later stage would find costs the time of the stages before it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from recsys.config import Config
+from recsys.config.contradictions import check_settings
+from recsys.errors import ConfigError
+
+_TIMES: Final = ("split.valid_from", "split.test_from", "time_from", "until")  # of the section data
+_BEFORE: Final = (("split.valid_from", "split.test_from"), ("time_from", "until"))
+_NAMES: Final = {"time_from": "from"}
+
+
+def check(config: Config, stages: tuple[str, ...]) -> None:
+    """Look at the settings alone.
+
+    Raises:
+        ConfigError: settings contradict each other, or a text is no time.
+    """
+    check_settings(config, stages)
+    if "prepare" in stages:
+        _check_times(config)
+
+
+def check_input(config: Config, stages: tuple[str, ...]) -> None:
+    """Look for the input files of the stages, and at their column names where they can be read.
+
+    Raises:
+        UserError: a file is missing, or lacks a column that it must have.
+    """
+    if "prepare" in stages:
+        from recsys.sources import open_source
+
+        open_source(config.data.source).check()
+    if "recommend" in stages and config.recommend.requests:
+        from pipelines.recommend import read_requests
+
+        read_requests(config.recommend.requests)
+
+
+def _check_times(config: Config) -> None:
+    """Every time of the section ``data``, and that what begins earlier is earlier."""
+    texts = {key: text for key in _TIMES if (text := _value(config, key))}
+    if not texts:
+        return
+    from recsys.data.split import parse_time
+
+    found = {key: parse_time(text, _shown(key)) for key, text in texts.items()}
+    for first, second in _BEFORE:
+        if first in found and second in found and found[first] >= found[second]:
+            raise ConfigError(
+                f"{_shown(first)} {texts[first]} is not before {_shown(second)} {texts[second]}, which leaves nothing "
+                f"between them; choose an earlier {_shown(first)}"
+            )
+
+
+def _value(config: Config, key: str) -> str:
+    node: object = config.data
+    for part in key.split("."):
+        node = getattr(node, part, "")
+    return str(node)
+
+
+def _shown(key: str) -> str:
+    return f"data.{_NAMES.get(key, key)}"

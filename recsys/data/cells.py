@@ -1,0 +1,204 @@
+"""What the text of a cell means: absent values, ids, numbers and columns of the source's own; vectorised.
+
+Why one place: a missing value must be missing in every table and column. Programs write it as ``nan``, ``None``,
+``NULL`` or ``NA`` as well as by an empty cell; :class:`CellRules` says which texts count. They are compared in full,
+after trimming, and in the spelling of the list: the item "Nana" or "NONE of us" is a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config.sources import ABSENT_TEXTS, CellSource
+
+_GROUPED: Final = r"^([+-]?\d{1,3})((?:[.\x{a0}\x{202f} ']\d{3})+)(,\d*)?$"  # 1.234.567,8
+_DIGITS_AND_COMMA: Final = r"^[+-]?(?:\d+(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?$"  # 1234,5
+_MOST: Final = 0.5  # of the cells of a column must be numbers with a decimal comma before they are rewritten
+
+
+@dataclass(frozen=True)
+class CellRules:
+    """How the text of a cell is understood; see :class:`recsys.config.sources.CellSource`."""
+
+    absent: tuple[str, ...] = ABSENT_TEXTS
+    time_format: str = ""
+    decimal: str = "."
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a text that means a missing value may be read as a number or time, such as -999."""
+        return any(character.isdigit() for text in self.absent for character in text)
+
+    @classmethod
+    def of(cls, source: Any) -> CellRules:
+        """Those of a source's configuration; the defaults for a source without files."""
+        if not isinstance(source, CellSource):
+            return cls()
+        return cls(tuple(source.absent), source.time_format, source.decimal)
+
+
+DEFAULT_RULES: Final = CellRules()
+
+
+# ---------------------------------------------------------------------------------------------------- absent texts
+
+
+def present_only(texts: Any, rules: CellRules = DEFAULT_RULES) -> Any:
+    """Texts (an array or a chunked one) with null in place of what is absent; the others are as given.
+
+    >>> present_only(pa.array([" a", " ", "nan", "Nana", None])).to_pylist()
+    [' a', None, None, 'Nana', None]
+    """
+    absent = pc.is_in(pc.utf8_trim_whitespace(texts), value_set=_absent_set(rules))
+    return pc.if_else(absent, None, texts) if pc.any(absent).as_py() else texts
+
+
+def is_absent(text: str, rules: CellRules = DEFAULT_RULES) -> bool:
+    """Whether one text is an absent value.
+
+    >>> is_absent(" None "), is_absent("None", CellRules(absent=())), is_absent("", CellRules(absent=()))
+    (True, False, True)
+    """
+    trimmed = text.strip()
+    return not trimmed or trimmed in rules.absent
+
+
+def _absent_set(rules: CellRules) -> pa.Array:
+    return pa.array(["", *rules.absent], pa.string())
+
+
+# --------------------------------------------------------------------------------------------------- typed columns
+
+
+def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
+    """Ids as trimmed strings; null where absent. Whole numbers stored as floats lose their ``.0``.
+
+    >>> ids(pa.array([" a ", "", "NaN", "7"])).to_pylist()
+    ['a', None, None, '7']
+    >>> ids(pa.array([1.0, float("nan"), 2.5])).to_pylist()
+    ['1', None, '2.5']
+    """
+    if pa.types.is_floating(column.type):
+        values = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        whole = np.isfinite(values) & (np.abs(values) < 2**53) & (values == np.floor(values))
+        whole_text = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
+        text = pc.if_else(pa.array(whole), whole_text, pa.array(values).cast(pa.string()))
+        return pc.if_else(pa.array(np.isfinite(values)), text, None)
+    text = pc.utf8_trim_whitespace(as_text(column))
+    absent = pc.is_in(text, value_set=_absent_set(rules))
+    return pc.if_else(absent, None, text) if pc.any(absent).as_py() else text
+
+
+def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
+    """Numbers as float64 (null where absent or wrong) and a mask of cells that hold anything but a finite number.
+
+    With a decimal comma "3,5" is 3.5 and "1.234,5" is 1234.5; a point that does not separate thousands is wrong.
+
+    >>> values, wrong = numbers(pa.array(["2.5", "", "nan", "inf", "x"]))
+    >>> values.to_pylist(), wrong.to_pylist()
+    ([2.5, None, None, None, None], [False, False, False, True, True])
+    >>> numbers(pa.array(["3,5", "1.234,5", "3.5"]), CellRules(decimal=","))[0].to_pylist()
+    [3.5, 1234.5, None]
+    """
+    if is_text(column.type):
+        series = pl.Series(pl.from_arrow(as_text(column))).str.strip_chars()
+        plain = _with_points(series) if rules.decimal == "," else series
+        values = plain.cast(pl.Float64, strict=False)
+        fine = values.is_finite().fill_null(False)
+        present = series.is_not_null() & (series != "")
+        if rules.has_numbers or (present & ~fine).any():  # "nan" is read as a number, but is none
+            present &= ~series.is_in(list(rules.absent))
+            values = pl.select(pl.when(present).then(values)).to_series()
+    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        values = pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))).fill_nan(None)
+        present = values.is_not_null()
+    else:
+        return pa.nulls(len(column), pa.float64()), pc.is_valid(column)
+    fine = values.is_finite().fill_null(False)
+    cleaned = pl.select(pl.when(fine).then(values)).to_series()
+    return cleaned.to_arrow(), (present.fill_null(False) & ~fine).to_arrow()
+
+
+def _with_points(texts: pl.Series) -> pl.Series:
+    """Numbers with a decimal comma as numbers with a point; null where the text is no such number."""
+    plain = pl.select(pl.when(texts.str.contains(_DIGITS_AND_COMMA)).then(texts)).to_series()
+    left = plain.is_null() & texts.is_not_null()
+    if left.any():
+        grouped = pl.select(pl.when(left & texts.str.contains(_GROUPED)).then(texts)).to_series()
+        plain = plain.fill_null(grouped.str.replace_all(r"[^\d+,-]", ""))
+    return plain.str.replace(",", ".", literal=True)
+
+
+def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES) -> pa.Array:
+    """A column of the source's own in its declared type; cells that are absent or do not fit are null.
+
+    Absent members of lists of texts are left out.
+    """
+    if pa.types.is_floating(kind):
+        if column.type.equals(kind):
+            return pc.if_else(pc.is_nan(column), None, column) if pc.any(pc.is_nan(column)).as_py() else column
+        return numbers(column, rules)[0].cast(kind)
+    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+        return _lists_of_texts(column.cast(kind), rules)
+    if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type) and is_text(column.type):
+        series = pl.Series(pl.from_arrow(present_only(as_text(column), rules))).str.strip_chars()
+        series = series.str.replace_all(",", ".", literal=True) if rules.decimal == "," else series
+        return series.str.split(" ").cast(pl.List(pl.Float64), strict=False).to_arrow().cast(kind)
+    if pa.types.is_string(kind):
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        texts = present_only(as_text(column), rules)
+        return _numbers_rewritten(texts) if rules.decimal == "," else texts
+    return column if column.type.equals(kind) else column.cast(kind, safe=False)
+
+
+def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
+    """The lists without their absent members."""
+    members = lists.flatten()
+    absent = pc.is_in(pc.utf8_trim_whitespace(members), value_set=_absent_set(rules))
+    dropped = np.asarray(pc.or_(absent, pc.is_null(members)))
+    if not dropped.any():
+        return lists
+    parents = np.asarray(pc.list_parent_indices(lists))[~dropped]
+    lengths = np.bincount(parents, minlength=len(lists))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), members.filter(pa.array(~dropped)), type=lists.type, mask=pc.is_null(lists)
+    )
+
+
+def _numbers_rewritten(texts: pa.Array) -> pa.Array:
+    """A text column that mostly holds numbers with a decimal comma: those numbers with a point, as later stages read
+    them."""
+    series = pl.Series(pl.from_arrow(texts)).str.strip_chars()
+    plain = _with_points(series)
+    known = len(series) - series.null_count()
+    has_comma = series.str.contains(",", literal=True).any()
+    if not has_comma or len(plain) - plain.null_count() < _MOST * known:
+        return texts
+    return plain.fill_null(series).to_arrow().cast(pa.string())
+
+
+# ---------------------------------------------------------------------------------------------------------- shapes
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        or pa.types.is_string_view(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
+    )  # fmt: skip
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    if pa.types.is_string(column.type):
+        return column
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return pa.array([None if cell is None else str(cell) for cell in column.to_pylist()], pa.string())

@@ -1,0 +1,323 @@
+"""The head of a text file: which separator it has, which line names its columns, and where its rows begin.
+
+Why: what is taken for a header is not read as data, and what is data must not be taken for a header. One look at the
+first lines decides, and where it cannot, the message names the settings that do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from recsys.errors import SourceError
+from recsys.sources.delimited import check_encoding
+from recsys.sources.files import InputFile
+from recsys.sources.guesses import (
+    DROP,
+    NAMES,
+    cells_of,
+    comment_hint,
+    consistent,
+    cure_of_names,
+    example_names,
+    is_rule,
+    is_value,
+    looks_like_names,
+    shown,
+)
+from recsys.sources.limits import check_column_count
+from recsys.sources.names import fold
+from recsys.sources.separators import BLANKS
+from recsys.sources.spans import CSV, TSV, Dialect, open_after
+
+_HEAD_BYTES: Final = 1 << 20
+_SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # of a spreadsheet
+_MAX_SAMPLE: Final = 1000  # rows that are looked at
+_MAX_JOINED: Final = 20  # lines of one row with line breaks in quotes
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the text files of one table are written, as the configuration says."""
+
+    separator: str = ""  # "": by format
+    columns: tuple[str, ...] = ()
+    header: str = "auto"
+    comment: str = ""
+    encoding: str = "utf-8"
+    table: str = "events"
+
+
+@dataclass(frozen=True)
+class Header:
+    """The columns of a file, and where the rows begin."""
+
+    columns: tuple[str, ...]  # "" for a cell that is left out
+    end: int  # bytes
+    dialect: Dialect = CSV
+    below: tuple[tuple[str, ...], ...] = ()  # cells of the first rows
+    is_given: bool = False  # the names are those of data.source.columns
+    notes: tuple[str, ...] = ()
+    cure: str = field(default="", compare=False)  # what helps where required columns are missing
+    titles: tuple[str, ...] = ()  # the cells as they stand in the first row
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the head: its text, and the bytes where it begins and where the next one does."""
+
+    text: str
+    begin: int
+    end: int
+
+
+def dialect_of(kind: str, form: Form) -> Dialect:
+    """The dialect of a format with the separator of the configuration. Cells of a CSV file may be quoted (RFC 4180)
+    where one character separates them."""
+    base = CSV if kind == "csv" else TSV
+    separator = form.separator or base.delimiter
+    quoted = base.quoted and len(separator) == 1 and separator.isascii() and separator != BLANKS
+    return replace(base, delimiter=separator, quoted=quoted, encoding=form.encoding, comment=form.comment)
+
+
+def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> Header:
+    """The names of the columns: those of the first row that is no comment, or those of the configuration.
+
+    Args:
+        file: CSV, TSV or another separated text.
+        dialect: by format and configuration.
+        form: the configuration; without it the first row names the columns and the separator is fixed.
+
+    Raises:
+        SourceError: the head of the file is not text in this encoding, there is no row below the header, rows and
+            header differ in their number of cells, or the first row contradicts the configuration.
+    """
+    head = _head(file)
+    check_encoding(file, head, dialect.encoding)
+    check_line_ends(file, head)
+    rows = list(_rows(head, dialect))
+    if form is not None and rows and (told := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"'))):
+        form = replace(form, separator=form.separator or told[1])
+        dialect = dialect_of("csv", form)
+        rows = list(_rows(head, dialect))[1:]
+    notes: tuple[str, ...] = ()
+    if form is not None and not form.separator and rows:
+        dialect, notes = _separator(file, rows, dialect, form)
+        rows = list(_rows(head, dialect))
+    if not rows:
+        found = "nothing but blank lines and comments" if head.strip() else "nothing"
+        raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
+    check_column_count(len(cells_of(rows[0].text, dialect)), file.path)
+    first, *below = [tuple(cells_of(row.text, dialect)) for row in rows]
+    if form is not None and form.columns:
+        return _given(file, form, rows, first, below, dialect, notes)
+    if form is not None and form.header == "no":
+        raise SourceError(
+            f"{file.path}: data.source.header is no, so the columns need names: set data.source.columns, "
+            f"e.g. {{{form.table}: {example_names(first, form.table)}}}"
+        )
+    if not below:
+        hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
+        raise SourceError(f"{file.path} holds only a header; expected at least one row below it{hint}")
+    if is_rule(below[0]):
+        raise SourceError(
+            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be a row of data; "
+            f"remove it, or set data.source.comment to {rows[1].text.strip()[:2]!r} to skip such lines"
+        )
+    names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
+    cure = cure_of_names([row.text for row in rows], names, below, dialect, form.table if form else "")
+    notes += _unnamed(file, names, below)
+    return Header(names, rows[0].end, dialect, tuple(below), False, notes, cure, first)
+
+
+def check_line_ends(file: InputFile, head: bytes) -> None:
+    """
+    Raises:
+        SourceError: the lines end in a way of old systems, which would make one row of all.
+    """
+    if b"\n" not in head and b"\r" in head.strip():
+        raise SourceError(
+            f"{file.path}: the lines end with a lone carriage return (\\r), so that all of it reads as one row; "
+            "expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' < OLD > NEW"
+        )
+
+
+def format_hint(file: InputFile) -> str:
+    """What to set for a file whose name does not tell its format, after a look at its first rows; may be empty."""
+    head = _head(file)
+    if b"\0" in head:
+        return ""
+    rows = [row.text for row in _rows(head, TSV)]
+    found = consistent(rows, replace(TSV, delimiter="\0"))
+    if len(found) != 1:
+        return ""
+    return f"the cells look separated by {shown(found[0])} ({NAMES[found[0]]}): set data.source.separator to it"
+
+
+def data_start(file: InputFile) -> int:
+    """Where the text begins: behind a byte-order mark."""
+    with file.stream() as stream:
+        return len(_BOM) if bytes(stream.read(len(_BOM))) == _BOM else 0
+
+
+# -------------------------------------------------------------------------------------------------------- the rows
+
+
+def _head(file: InputFile) -> bytes:
+    with file.stream() as stream:
+        return bytes(stream.read(_HEAD_BYTES))
+
+
+def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
+    """The first rows, without blank lines and comments; a line that the head cuts off only if it is the first."""
+    start = begin = len(_BOM) if head.startswith(_BOM) else 0
+    comment = dialect.comment.encode()
+    held: list[bytes] = []
+    count = 0
+    while start < len(head) and count < _MAX_SAMPLE:
+        end = head.find(b"\n", start) + 1
+        if end == 0 and len(head) == _HEAD_BYTES and count:
+            return
+        end = end or len(head)
+        line, begin, start = head[start:end], begin if held else start, end
+        if not held and (not line.strip() or (comment and line.startswith(comment))):
+            continue
+        held.append(line)
+        row = b"".join(held)
+        is_open = dialect.quoted and open_after(row.rstrip(b"\r\n"), dialect.delimiter.encode(), False)
+        if is_open and len(held) < _MAX_JOINED and end < len(head):
+            continue
+        held, count = [], count + 1
+        yield _Row(row.decode(dialect.encoding, errors="replace").rstrip("\r\n").replace("\r", " "), begin, end)
+
+
+def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]], comment: str) -> tuple[str, ...]:
+    """The names, one for every cell of the rows below.
+
+    Raises:
+        SourceError: no row below has as many cells as the header has names.
+    """
+    sizes = {len(row) for row in below}
+    if len(names) in sizes or len(sizes) > 1 or len(below) < 2:
+        return names
+    size = sizes.pop()
+    if size == len(names) + 1 and not any(row[-1].strip() for row in below):
+        return (*names, "")  # every row ends with a separator, the header does not
+    if size == 1:
+        return names  # another separator in the header than below: single rows say so
+    if comment:
+        raise SourceError(f"{file.path}: {comment}")
+    raise SourceError(
+        f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}), but the rows below "
+        f"have {_cells(size)}; correct the header (data.source.comment skips a title above it), or "
+        f"name all {size} with data.source.columns ('_' leaves one "
+        "out) and set data.source.header to yes"
+    )
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _unnamed(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """A note on columns without a name that hold values and are no row numbers."""
+    lost = []
+    for place, name in enumerate(names):
+        cells = [row[place].strip() for row in below if len(row) > place]
+        if name or not any(cells) or (place == 0 and _is_index(cells)):
+            continue
+        lost.append(place + 1)
+    where = ", ".join(map(str, lost))
+    return (f"column {where} has no name in the header and is left out",) if lost else ()
+
+
+def _is_index(cells: list[str]) -> bool:
+    numbers = [int(cell) for cell in cells if cell.isascii() and cell.isdigit() and len(cell) < 19]
+    return len(numbers) == len(cells) and all(b - a == 1 for a, b in zip(numbers, numbers[1:], strict=False))
+
+
+# ------------------------------------------------------------------------------------------------- given by settings
+
+
+def _given(
+    file: InputFile,
+    form: Form,
+    rows: list[_Row],
+    first: tuple[str, ...],
+    below: list[tuple[str, ...]],
+    dialect: Dialect,
+    notes: tuple[str, ...],
+) -> Header:
+    """The names of ``data.source.columns``, and whether the first row is a header that they replace."""
+    names = tuple("" if name.strip() in ("", DROP) else name.strip() for name in form.columns)
+    key = f"data.source.columns names {_cells(len(names))} of {form.table}"
+    same = len(first) == len(names) and all(fold(a) == fold(b) for a, b in zip(first, names, strict=True) if b)
+    if form.header == "no" and same and any(names):
+        raise SourceError(
+            f"{file.path}: the first row holds the names of data.source.columns, and data.source.header is no: it "
+            "would be an event; set data.source.header to auto or yes"
+        )
+    if form.header == "auto" and not same and (found := looks_like_names(first, below)):
+        raise SourceError(
+            f"{file.path}: the first row ({_shown_cells(first)}) looks like a header: {found}; set data.source.header "
+            "to yes to put data.source.columns in its place (no: it is a row), or remove data.source.columns"
+        )
+    has_header = form.header == "yes" or same
+    sampled = below if has_header else [first, *below]
+    if not sampled:
+        raise SourceError(f"{file.path} holds only a header; expected at least one row below it")
+    sizes = [len(row) for row in sampled]
+    if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
+        raise SourceError(f"{file.path}: {comment}")
+    if len(names) not in sizes:
+        if len(set(sizes)) == 1 and sizes[0] == len(names) + 1 and not any(row[-1].strip() for row in sampled):
+            names = (*names, "")
+        else:
+            hint = _other_separator([first, *below], rows, dialect)
+            raise SourceError(
+                f"{file.path}: {key}, but its rows have {_cells(sizes[0])} between {shown(dialect.delimiter)} "
+                f"({_shown_cells(sampled[0])}); {hint or 'name every cell, the ones to leave out _'}"
+            )
+    end = rows[0].end if has_header else rows[0].begin
+    if (
+        has_header
+        and len(below[0]) == len(names)
+        and all(fold(a) == b for a, b in zip(below[0], names, strict=True) if b)
+    ):
+        raise SourceError(
+            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) holds the names of "
+            "data.source.columns: it would be a row of data; remove what stands above it, or set "
+            "data.source.comment to skip that"
+        )
+    cure = f"data.source.columns names the cells {', '.join(form.columns)}: give the missing ones their names there"
+    return Header(names, end, dialect, tuple(below), True, notes, cure)
+
+
+def _shown_cells(cells: Sequence[str]) -> str:
+    return ", ".join(repr(cell[:40]) for cell in cells[:8]) + (" …" if len(cells) > 8 else "")
+
+
+def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) -> tuple[Dialect, tuple[str, ...]]:
+    """The dialect with another separator, where the usual one separates nothing and exactly one other does."""
+    if len(cells_of(rows[0].text, dialect)) > 1:
+        return dialect, ()
+    fitting = consistent([row.text for row in rows], dialect)
+    found = [other for other in fitting if other != BLANKS]
+    kind = "csv" if dialect.quoted or found[:1] == [","] else "tsv"
+    quotable = dialect_of(kind, replace(form, separator=found[0])) if found else dialect
+    size = len(cells_of(rows[0].text, quotable))
+    if len(found) != 1 or (form.columns and size != len(form.columns)) or len(rows) < 2:
+        return dialect, ()
+    first = cells_of(rows[0].text, quotable)
+    if not form.columns and any(map(is_value, first)):
+        return dialect, ()  # no header either: one message says both
+    used = f"cells are separated by {shown(found[0])}, not by {shown(dialect.delimiter)}, and were read so"
+    return quotable, (f"{used}; data.source.separator says it for good",)
+
+
+def _other_separator(cells: list[tuple[str, ...]], rows: list[_Row], dialect: Dialect) -> str:
+    found = consistent([row.text for row in rows], dialect) if len(cells[0]) == 1 else []
+    return f"they look separated by {shown(found[0])}: set data.source.separator to it" if found else ""

@@ -1,0 +1,115 @@
+"""Ids as exact text, whatever the type in which a file holds them.
+
+Why: two users must never become one. Floats hold 53 bits, so that a table that some program read as floats (one hole in
+a column of integers is enough) has lost its ids, which nothing can repair here: it is refused.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.validate import Layout
+from recsys.errors import SourceError
+
+_MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as they are written
+_EXACT: Final = {16: 2**11, 32: 2**24, 64: 2**53}  # whole numbers below this are exact in floats of so many bits
+
+
+def is_id(layout: Layout, name: str) -> bool:
+    """Whether a canonical column is text that identifies something: all of its digits must stay."""
+    kind = layout.table.columns.get(name)
+    return kind is not None and pa.types.is_string(kind)
+
+
+def id_of_number(literal: str) -> str | None:
+    """A JSON number as an id; None where it is none (NaN, Infinity).
+
+    >>> id_of_number("12.0"), id_of_number("1e5"), id_of_number("1234567890123456789.0"), id_of_number("2.50")
+    ('12', '100000', '1234567890123456789', '2.5')
+    >>> id_of_number("NaN"), id_of_number("-0"), id_of_number("1e999999")
+    (None, '0', '1e999999')
+    """
+    try:
+        number = Decimal(literal)
+    except InvalidOperation:
+        return literal
+    if not number.is_finite():
+        return None
+    if number == 0:
+        return "0"
+    if abs(number.adjusted()) > _MOST_DIGITS:
+        return literal
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
+    """Ids of a typed column, as text or as a type whose text is exact: whole numbers, text, times, small floats.
+
+    Decimals lose the zeros behind their point, as floats do. Bytes are read as UTF-8.
+
+    Raises:
+        SourceError: floats too large to be exact, bytes that are no text, lists and structures.
+
+    >>> typed_ids(pa.array([Decimal("12.00"), Decimal("2.50")]), "FILE: column 'user_id'", 1).to_pylist()
+    ['12', '2.5']
+    """
+    kind = values.type
+    if isinstance(kind, pa.BaseExtensionType):
+        if str(kind.extension_name) == "arrow.uuid":
+            return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+        return typed_ids(values.storage, where, first_row)
+    if pa.types.is_floating(kind):
+        _check_exact(values, where, first_row)
+    elif pa.types.is_decimal(kind):
+        text = values.cast(pa.string())
+        text = pc.replace_substring_regex(text, r"^([^.E]*\.[^E]*?)0+$", r"\1")
+        return pc.replace_substring_regex(text, r"\.$", "")
+    elif _is_bytes(kind):
+        try:
+            return values.cast(pa.binary()).cast(pa.string())
+        except pa.ArrowInvalid:
+            raise SourceError(
+                f"{where} holds bytes that are no UTF-8 text ({kind}); write ids as text, for instance in hexadecimal"
+            ) from None
+    elif pa.types.is_nested(kind):
+        raise SourceError(f"{where} is {kind}; expected ids as text or whole numbers: write a plain column")
+    return values
+
+
+def check_whole_in_float(values: pa.Array, where: str) -> None:
+    """Check that whole numbers can stay what they are in a column that other files hold as floats.
+
+    Raises:
+        SourceError: one that a float would change.
+    """
+    size = np.abs(np.asarray(values.drop_null()).astype(np.float64))
+    if len(size) and size.max() >= _EXACT[64]:
+        raise SourceError(
+            f"{where} holds whole numbers of 2^53 and more, which floats cannot hold, and is of floats in another "
+            "file of the table; give the column one type, integer or text"
+        )
+
+
+def _check_exact(values: pa.Array, where: str, first_row: int) -> None:
+    numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    bound = _EXACT[values.type.bit_width]
+    wrong = np.flatnonzero(np.isfinite(numbers) & (np.abs(numbers) >= bound))
+    if len(wrong):
+        raise SourceError(
+            f"{where} is {values.type} and holds {numbers[wrong[0]]:.17g} (row {first_row + int(wrong[0]):,}): floats "
+            "of this size are not exact, so several ids may have become one; write the column again, as "
+            "integers (with pandas: dtype Int64, which has room for missing values) or as text"
+        )
+
+
+def _is_bytes(kind: Any) -> bool:
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""JSON that is not one object a line: an array of objects, or objects over several lines, read in constant memory."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from recsys.errors import SourceError
+from recsys.sources.files import InputFile
+from recsys.sources.limits import MAX_ROW_BYTES, row_too_long
+
+_CHUNK: Final = 1 << 20
+_LONGEST_WORD: Final = 32  # characters of a word or number that the end of the text may cut
+_BETWEEN: Final = re.compile(r"[\s,]*")
+_START: Final = re.compile(r"\s*(\[\s*)?\{")
+
+
+def is_sequence(head: str) -> bool:
+    """Whether the head of a file, none of whose lines is an object, is an array of objects or an object over lines.
+
+    >>> is_sequence('[{"a": 1},'), is_sequence('{\\n"a": 1'), is_sequence("[1]"), is_sequence("{'a': 1}")
+    (True, True, False, False)
+    """
+    found = _START.match(head)
+    return found is not None and re.match(r'\s*("|\}|$)', head[found.end() :]) is not None
+
+
+def elements(file: InputFile) -> Iterator[str]:
+    """The text of every element of the arrays, or of every object outside of one, in order.
+
+    Raises:
+        SourceError: the file is no UTF-8, an element is not JSON or too long, or the end of an array is missing.
+    """
+    decoder, to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
+    text, place, row, is_open, at_end = "", 0, 1, False, False
+    with file.stream() as stream:
+        while True:
+            place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
+            mark = text[place : place + 1]
+            if mark in ("[", "]") and is_open == (mark == "]"):
+                is_open, place = not is_open, place + 1
+                continue
+            end, is_broken = _end_of(decoder, text, place) if mark else (None, False)
+            if end is not None:
+                yield text[place:end]
+                place, row = end, row + 1
+            elif at_end and not mark and not is_open:
+                return
+            elif at_end or is_broken:
+                raise SourceError(
+                    f"{file.path} cannot be read: element {row:,} is not JSON, or the end of the file is missing; "
+                    "write or copy it again, best with one object a line"
+                )
+            else:
+                text, place = text[place:], 0
+                if len(text) > MAX_ROW_BYTES:
+                    raise row_too_long(file.path, row)
+                block = stream.read(max(_CHUNK, len(text)))
+                at_end = not block
+                text += _decoded(to_text, block, at_end, file, row)
+
+
+def _end_of(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | None, bool]:
+    """Where the value ends that begins at a place, or whether more text cannot make it one."""
+    try:
+        end = decoder.raw_decode(text, place)[1]
+    except json.JSONDecodeError as error:
+        return None, not error.msg.startswith("Unterminated") and error.pos < len(text) - _LONGEST_WORD
+    except (ValueError, RecursionError):
+        return None, True
+    return (end, False) if end < len(text) or text[place] in "[{" else (None, False)  # a number may go on
+
+
+def _decoded(to_text: Any, block: bytes, is_last: bool, file: InputFile, row: int) -> str:
+    try:
+        return str(to_text.decode(block, is_last))
+    except UnicodeDecodeError:
+        raise SourceError(
+            f"{file.path}: element {row:,} or one behind it is not utf-8 text; save the file as UTF-8"
+        ) from None

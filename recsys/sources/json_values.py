@@ -1,0 +1,194 @@
+"""Values of JSON as columns: ids as exact text, everything else in the type that the head of the file has.
+
+Why: JSON has one kind of number, of any length. Arrow and pandas make floats of a column with one NaN in it, and floats
+hold 53 bits: forty 64-bit ids became one user. Ids are therefore text from the bytes on: ``12``, ``"12"`` and ``12.0``
+are one id, ``1e5`` is ``100000``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from recsys.sources.ids import id_of_number
+
+_EXACT: Final = 2**53  # floats hold every whole number up to here
+_PLAIN: Final = {bool: "bool", str: "text", dict: "object", type(None): "null"}
+_SURROGATE: Final = b"\\ud"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One object with the bytes that it was read from."""
+
+    row: int
+    raw: bytes
+    values: dict[str, Any]
+
+
+def parse_object(raw: bytes) -> dict[str, Any] | None:
+    """The object in some bytes; None where there is none, or where it escapes half a character (a lone surrogate)."""
+    try:
+        value = json.loads(raw.decode())  # of bytes, json would take UTF-16 and halves of characters as well
+        if _SURROGATE in raw.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# --------------------------------------------------------------------------------------------------------------- types
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, as far as the type of its column depends on it."""
+    plain = _PLAIN.get(type(value))
+    if plain is not None:
+        return plain
+    if isinstance(value, list):
+        inner = {kind_of(cell) for cell in value} - {"null"}
+        is_numbers = inner <= {"int", "float", "nan"}
+        return "empty" if not inner else "numbers" if is_numbers else "texts"
+    if isinstance(value, float):
+        return "float" if math.isfinite(value) else "nan"
+    return "int" if abs(value) < _EXACT else "big" if -(2**63) <= value < 2**63 else "huge"
+
+
+def type_of(kinds: set[str]) -> pa.DataType:
+    """The Arrow type that holds all kinds of values of a key; whole numbers that a float would change make it text.
+
+    >>> type_of({"int", "float"}), type_of({"big", "float"}), type_of({"big", "nan"})
+    (DataType(double), DataType(string), DataType(int64))
+    """
+    if kinds and kinds <= {"numbers", "empty"} and "numbers" in kinds:
+        return pa.list_(pa.float64())
+    if kinds and kinds <= {"texts", "empty", "numbers"}:
+        return pa.list_(pa.string())
+    if kinds and (kinds <= {"int", "big"} or ("big" in kinds and kinds <= {"int", "big", "nan"})):
+        return pa.int64()
+    if kinds and kinds <= {"int", "float", "nan"}:
+        return pa.float64()
+    return pa.bool_() if kinds == {"bool"} else pa.string()
+
+
+# ----------------------------------------------------------------------------------------------------------------- ids
+
+
+def id_column(records: Sequence[Record], key: str) -> pa.Array:
+    """The ids under one key, exact; other values as their JSON text."""
+    return pa.array([_id(record, key) for record in records], pa.string())
+
+
+def _id(record: Record, key: str) -> str | None:
+    value = record.values.get(key)
+    if isinstance(value, float) and math.isfinite(value):  # its digits are in the bytes alone
+        value = json.loads(record.raw.decode(), parse_float=_Literal)[key]
+        return id_of_number(value)
+    return None if isinstance(value, float) else text_of(value)
+
+
+class _Literal(str):
+    """A number as it is written."""
+
+
+def quoted(data: bytes, keys: Sequence[str]) -> bytes:
+    """JSON lines with the numbers under these keys as text, so that Arrow reads every digit of them.
+
+    A quote inside a text is always escaped, so that ``"KEY":`` with plain quotes is a key and nothing else.
+
+    >>> quoted(b'{"id": 7, "x": 1}\\n{"id": 12.0, "x": "id: 5"}\\n{"id": NaN}', ["id"])
+    b'{"id": "7", "x": 1}\\n{"id": "12", "x": "id: 5"}\\n{"id": null}'
+    """
+    names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
+    head = rb"((?<!\\)(?:" + names + rb")[ \t]*:[ \t]*)"
+    data = re.sub(head + rb"(-?[1-9][0-9]*|0)(?=[ \t\r]*[,}])", rb'\1"\2"', data)
+    return re.sub(head + rb"(-?(?:[0-9][0-9.eE+-]*|Infinity)|NaN)(?=[ \t\r]*[,}])", _quote_one, data)
+
+
+def _quote_one(found: re.Match[bytes]) -> bytes:
+    text = id_of_number(found[2].decode())
+    return found[1] + (b"null" if text is None else b'"' + text.encode() + b'"')
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+def column(values: list[Any], kind: pa.DataType, absent: Collection[str]) -> tuple[pa.Array, list[int]]:
+    """Values of one key in the head's type, and the places of those that do not fit it (null in the column).
+
+    Numbers in quotes fit numbers, and everything fits text. Null, NaN and the ``absent`` texts say nothing, and fit.
+    """
+    try:
+        return pa.array(values, kind), []
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        pass
+    fit = _fits(kind)
+    cells = [None if value is None else fit(value) for value in values]
+    lost = [place for place, cell in enumerate(cells) if cell is None]
+    return pa.array(cells, kind), [place for place in lost if not _is_void(values[place], absent)]
+
+
+def _is_void(value: Any, absent: Collection[str]) -> bool:
+    if isinstance(value, str):
+        return not value.strip() or value.strip() in absent
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _fits(kind: pa.DataType) -> Callable[[Any], Any]:
+    if pa.types.is_list(kind):
+        return _list_of_texts if pa.types.is_string(kind.value_type) else _list_of_numbers
+    if pa.types.is_string(kind):
+        return text_of
+    if pa.types.is_boolean(kind):
+        return _truth
+    return _whole if pa.types.is_integer(kind) else _number
+
+
+def _list_of_texts(value: Any) -> list[str | None] | None:
+    return [text_of(cell) for cell in value] if isinstance(value, list) else None
+
+
+def _list_of_numbers(value: Any) -> list[float | None] | None:
+    return [_number(cell) for cell in value] if isinstance(value, list) else None
+
+
+def _truth(value: Any) -> bool | None:
+    texts: Mapping[Any, bool] = {"true": True, "false": False}
+    return value if isinstance(value, bool) else texts.get(str(value).lower()) if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number that 64 bits hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
+        return None
+    try:
+        number = int(value) if not isinstance(value, float) or value.is_integer() else None
+    except (ValueError, OverflowError):
+        return None
+    return number if number is not None and -(2**63) <= number < 2**63 else None
+
+
+def text_of(value: Any) -> str | None:
+    """A value as text: texts as they are, anything else as JSON.
+
+    >>> text_of("a"), text_of(7), text_of([1, "b"])
+    ('a', '7', '[1, "b"]')
+    """
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,172 @@
+"""How much memory a Parquet file may take: told from its footer and its dictionaries, before values are made.
+
+Why: Parquet stores a repeated value once. A file of a kilobyte can hold five thousand texts of a megabyte, or one list
+of a billion numbers. What the footer says of a row group is held against its stored bytes, and the number of rows that
+are read at once follows from the longest text in the dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.errors import SourceError
+from recsys.sources.limits import FREE_BYTES, MAX_DECODED_RATIO, MAX_ROW_BYTES, check_column_count
+
+_MOST_ROWS: Final = 1 << 18
+_BATCH_BYTES: Final = 256 << 20
+_LOOKED_AT: Final = 1024  # rows from which the dictionaries are read
+_WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
+_TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
+
+
+def check_footer(metadata: Any, where: str) -> None:
+    """
+    Raises:
+        SourceError: too many columns, or a row group whose values are absurdly many for its stored bytes.
+    """
+    check_column_count(metadata.num_columns, where)
+    widths = _widths(metadata)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        decoded = stored = 0
+        for place in range(metadata.num_columns):
+            column = group.column(place)
+            decoded += max(column.total_uncompressed_size, column.num_values * widths[place])
+            stored += column.total_compressed_size
+        check_decoded(decoded, stored, f"{where}: row group {number}")
+
+
+def check_decoded(decoded: int, stored: int, where: str) -> None:
+    """
+    Raises:
+        SourceError: the values take far more bytes than a file that was written in earnest has for them.
+    """
+    if decoded > max(FREE_BYTES, MAX_DECODED_RATIO * stored):
+        raise SourceError(
+            f"{where} holds values of more than {decoded >> 20:,} MiB in {stored:,} stored bytes; data is not packed "
+            f"over {MAX_DECODED_RATIO} times, so it is not read: write the table as it is meant"
+        )
+
+
+def stored_bytes(metadata: Any, group: int) -> int:
+    """The bytes that a row group takes in the file."""
+    chunk = metadata.row_group(group)
+    return sum(chunk.column(place).total_compressed_size for place in range(metadata.num_columns))
+
+
+def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
+    """The plain columns of text that have a dictionary: read as such, they take no more memory than the file says."""
+    return [path for path in _texts(metadata, group, names) if path in names]
+
+
+def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
+    """A batch without dictionaries, in parts that each take about a quarter of a GiB at most.
+
+    Raises:
+        SourceError: a text is longer than any row may be.
+    """
+    longest = 0
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_dictionary(column.type) and _is_binary(column.type.value_type):
+            most = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            _check_text(most, name, where)
+            longest += most
+    rows = max(int(_BATCH_BYTES // max(longest, 1)), 1)
+    for start in range(0, batch.num_rows, rows):
+        part = batch if rows >= batch.num_rows else batch.slice(start, rows)
+        plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns]
+        yield pa.table(plain, names=batch.schema.names)
+
+
+def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], where: str) -> int:
+    """How many rows of a row group may be read at once: numbers and lists take a quarter of a GiB at most.
+
+    Raises:
+        SourceError: a text in a list is longer than any row may be.
+    """
+    widths, chunk = _widths(metadata), metadata.row_group(group)
+    rows = max(chunk.num_rows, 1)
+    columns = {place: chunk.column(place) for place in _places(metadata, names)}
+    per_row = sum(widths[place] * max(column.num_values / rows, 1) for place, column in columns.items())
+    inner = [path for path in _texts(metadata, group, names) if path not in names]
+    if inner:
+        by_path = {column.path_in_schema: column for column in columns.values()}
+        for path, longest in _longest_texts(source, metadata, group, names, inner).items():
+            column = by_path[path]
+            longest = column.total_uncompressed_size if longest is None else longest
+            _check_text(longest, path, where)
+            per_row += longest * max(column.num_values / rows, 1)
+    return int(min(max(_BATCH_BYTES // max(per_row, 1), 1), _MOST_ROWS))
+
+
+def _check_text(longest: int, name: str, where: str) -> None:
+    if longest > MAX_ROW_BYTES:
+        raise SourceError(
+            f"{where}: a text of {name!r} has {longest >> 20:,} MiB, at most {MAX_ROW_BYTES >> 20} are read; leave the "
+            "column out or shorten its texts"
+        )
+
+
+def _places(metadata: Any, names: Sequence[str]) -> list[int]:
+    """The leaves of the named columns."""
+    tops = set(names)
+    paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+    return [n for n, path in enumerate(paths) if path in tops or any(path.startswith(f"{top}.") for top in tops)]
+
+
+def _texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
+    """The paths of the leaves that are text with a dictionary."""
+    chunk, found = metadata.row_group(group), []
+    for place in _places(metadata, names):
+        leaf = metadata.schema.column(place)
+        is_text = leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in _TEXTS
+        if is_text and chunk.column(place).has_dictionary_page:
+            found.append(leaf.path)
+    return found
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )  # fmt: skip
+
+
+def _longest_texts(
+    source: Any, metadata: Any, group: int, names: Sequence[str], paths: list[str]
+) -> dict[str, int | None]:
+    """The bytes of the longest text in the dictionary of every path; None where the first rows do not show it."""
+    parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=paths)
+    batches = parquet.iter_batches(_LOOKED_AT, row_groups=[group], columns=list(names), use_threads=False)
+    found: dict[str, int | None] = dict.fromkeys(paths)
+    batch = next(batches, None)
+    lengths = [] if batch is None else [n for column in batch.columns for n in _lengths(column)]
+    if len(lengths) == len(paths):  # the leaves come in the order of the schema, in both
+        found = dict(zip(paths, lengths, strict=True))
+    return found
+
+
+def _lengths(column: Any) -> list[int | None]:
+    """The longest text of every dictionary in a column."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _lengths(column.storage)
+    if pa.types.is_dictionary(kind):
+        longest = pc.max(pc.binary_length(column.dictionary)).as_py()
+        return [None if longest is None else int(longest)]
+    if pa.types.is_struct(kind):
+        return [n for place in range(kind.num_fields) for n in _lengths(column.field(place))]
+    if pa.types.is_map(kind):
+        return [*_lengths(column.keys), *_lengths(column.items)]
+    return _lengths(column.values) if pa.types.is_nested(kind) and hasattr(column, "values") else []
+
+
+def _widths(metadata: Any) -> list[int]:
+    """The bytes of a value of every column, of texts without their length."""
+    columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    return [_WIDTHS.get(column.physical_type, max(column.length, 1)) for column in columns]

@@ -1,0 +1,64 @@
+"""Hive partitions: columns that stand in the names of folders, such as ``event_type=view/date=2020-11-27/a.parquet``.
+
+Why: Spark and others write them so, and leave them out of the files. Where a file has the column as well, the file is
+read and must agree with its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.errors import SourceError
+from recsys.sources.base import Piece
+
+_NOTHING: Final = "__HIVE_DEFAULT_PARTITION__"
+
+
+def folder_values(path: str) -> dict[str, str]:
+    """The columns in the names of the folders above a file; ``""`` where Hive says that there is no value.
+
+    >>> folder_values("logs/event_type=add%20to%20cart/day=__HIVE_DEFAULT_PARTITION__/a=b.csv")
+    {'event_type': 'add to cart', 'day': ''}
+    """
+    body = path.split("://", 1)[-1].split("?")[0] if "://" in path else path
+    pairs = [part.split("=", 1) for part in body.split("/")[:-1] if "=" in part.lstrip("=")]
+    return {unquote(name): "" if value == _NOTHING else unquote(value) for name, value in pairs}
+
+
+@dataclass(frozen=True)
+class PieceInFolder:
+    """A piece of a file that has a column of its folder's name as well, which must say the same."""
+
+    piece: Piece
+    path: str
+    values: Mapping[str, str]  # canonical column → text
+
+    def read(self) -> Iterator[pa.Table]:
+        for block in self.piece.read():
+            self._check(block)
+            yield block
+
+    def _check(self, block: pa.Table) -> None:
+        """Compare the columns of text.
+
+        Raises:
+            SourceError: a row contradicts the folder.
+        """
+        good = block.filter(pc.is_null(block.column(schema.REASON)))
+        for name, value in self.values.items():
+            if not pa.types.is_string(good.schema.field(name).type):
+                continue
+            wrong = good.filter(pc.fill_null(pc.not_equal(good.column(name), value), False))
+            if wrong.num_rows:
+                raise SourceError(
+                    f"{self.path}: row {wrong.column(schema.ROW)[0]} has {name} {wrong.column(name)[0].as_py()!r}, but "
+                    f"its folder says {value!r}; correct one of them, or rename the column in the file with "
+                    "data.source.rename"
+                )
