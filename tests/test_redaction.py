@@ -106,6 +106,9 @@ def test_known_forms_of_keys_are_found() -> None:
 def test_the_values_of_secret_variables_are_found_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "horse-battery-9")
     monkeypatch.setenv("SERVE_MAX_TOKENS", "4096000")
+    monkeypatch.setenv("PWD", "/no/such/folder")  # where a shell works
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/proc/self/environ")
+    assert redact("in /no/such/folder and /proc/self/environ") == "in /no/such/folder and /proc/self/environ"
     assert redact("nobody takes horse-battery-9 for 4096000") == "nobody takes *** for 4096000"
 
 

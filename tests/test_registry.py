@@ -282,7 +282,7 @@ def test_stores_that_mlflow_has_not(tmp_path: Path, uri: str) -> None:
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, it is a poem")
     with (
-        pytest.raises(ConfigError, match=r"broken\.db cannot be used.*set tracking\.enabled false"),
+        pytest.raises(ConfigError, match=r"broken\.db is no SQLite database.*give the path of MLflow.s store"),
         Tracker(make_config(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/broken.db"})),
     ):
         raise AssertionError("must not be entered")

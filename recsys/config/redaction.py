@@ -17,6 +17,8 @@ from urllib.parse import unquote
 
 MARK: Final = "***"
 _LEAST: Final = 6  # characters of an environment variable that is looked for: shorter ones stand everywhere
+_WORD: Final = 12  # letters alone that are looked for: fewer may be any word
+_FOLDERS: Final = ("PWD", "OLDPWD")  # of a shell, the working directory
 
 # The end of a name decides. These may follow a letter, as in DBPASSWORD; those after them may not, as in "bypass".
 _GLUED: Final = (
@@ -146,5 +148,14 @@ def _without_environment(text: str) -> str:
 
 def _known_secrets() -> list[str]:
     """Values of environment variables whose name says that they are secret, the longest first."""
-    found = {value for name, value in os.environ.items() if len(value) >= _LEAST and is_secret_name(name)}
-    return sorted((value for value in found if not value.isalpha() or len(value) > 12), key=len, reverse=True)
+    found = {value for name, value in os.environ.items() if _is_secret_variable(name, value)}
+    return sorted(found, key=len, reverse=True)
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_variable(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret that can be known again: no word, no path, as PWD does."""
+    if len(value) < _LEAST or name in _FOLDERS or not is_secret_name(name):
+        return False
+    is_path = value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))
+    return not is_path and (not value.isalpha() or len(value) > _WORD)
