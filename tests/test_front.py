@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from recsys.errors import ConfigError
+from recsys.serving import front
 from recsys.serving.calls import Reply, reply_json
 from recsys.serving.front import Front, Patience
 from recsys.serving.listener import Listener
@@ -135,10 +138,10 @@ def test_half_sent_bodies_stop_neither_health_nor_other_calls() -> None:
         assert served.front.num_open() == 0
         [writer.close() for _, writer in half[130:]]
 
-    run(test, body_timeout_s=2)
+    run(test, body_timeout_s=5)
 
 
-def test_beyond_the_number_of_bodies_the_slowest_is_given_up() -> None:
+def test_beyond_the_number_of_bodies_the_slowest_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(served: Served) -> None:
         half = call(body=b"whole")[:-1]
         first = await served.send(half)
@@ -149,6 +152,7 @@ def test_beyond_the_number_of_bodies_the_slowest_is_given_up() -> None:
         assert (await read_reply(first[0]))[0] == 408
         second[1].write(b"e")
         assert (await read_reply(second[0]))[0] == 200
+        monkeypatch.setattr(front, "_LEAST_AGE_S", 60)
         young = [await served.send(half) for _ in range(2)]
         await asyncio.sleep(0.1)
         status, headers, body = await served.ask(call(body=b"whole"))
@@ -313,7 +317,7 @@ def test_answers_that_are_late_and_calls_that_are_too_many() -> None:
         assert status == 408 and b"serve.timeout_s" in body
         first[1].close()
 
-    run(test, max_waiting=1, timeout_s=1)
+    run(test, max_waiting=1, timeout_s=3)
 
 
 def test_replicas_that_are_away_and_errors_tell_what_may_be_told() -> None:
@@ -330,3 +334,40 @@ def test_replicas_that_are_away_and_errors_tell_what_may_be_told() -> None:
             assert (status, headers["retry-after"]) == (503, "1")
 
     run(test)
+
+
+def test_no_garbled_call_stops_the_server_or_is_an_error_of_ours() -> None:
+    """Bytes of good calls, some of them changed: each gets a status below 500, or its connection is closed."""
+    good = [
+        call(body=b'{"user_id": "u0"}', method="POST"),
+        call("/invocations", b'{"inputs": []}', "POST", "Content-Type: application/json", "Expect: 100-continue"),
+        call("/recommend", b"3\r\nabc\r\n0\r\n\r\n", "POST", "Transfer-Encoding: chunked", "Trailer: X"),
+        call("/health?x=%zz#f", b"", "GET", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x"),
+        call("/%2e%2e/model%00", b"", "GET", "Authorization: Bearer x", "Cookie: a=b", "Content-Length: 0"),
+    ]
+    pieces = (b"\r\n", b"\x00", b"\xff\xfe", b" ", b":", b"Content-Length: -1\r\n", b"HTTP/9.9", b"%", b"0" * 400)
+    rng = random.Random(7)
+
+    statuses: Counter[int] = Counter()
+
+    async def one(served: Served, content: bytes) -> None:
+        reader, writer = await served.send(content)
+        with suppress(ConnectionError, TimeoutError):  # what has no end yet has no answer yet
+            line = await asyncio.wait_for(reader.readline(), 5)
+            assert not line or int(line.split()[1]) < 500, (content, line)
+            statuses[int(line.split()[1]) if line else 0] += 1
+        writer.close()
+
+    async def test(served: Served) -> None:
+        contents = []
+        for _ in range(300):
+            content = bytearray(rng.choice(good))
+            for _ in range(rng.randint(1, 4)):
+                place = rng.randrange(len(content))
+                content[place : place + rng.randint(0, 3)] = rng.choice(pieces)
+            contents.append(bytes(content))
+        await asyncio.gather(*[one(served, content) for content in contents])
+        assert (await served.ask(call("/health", method="GET")))[0] == 200
+        assert {200, 400, 404, 408} <= set(statuses), statuses
+
+    run(test, body_timeout_s=1)
