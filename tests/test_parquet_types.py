@@ -103,3 +103,17 @@ def test_whole_numbers_are_not_made_floats_by_another_file(tmp_path: Path) -> No
         events(*files)
     small = [written(tmp_path / "a.parquet", ["u"], shop=[7]), files[1]]
     assert events(*small).column("shop").to_pylist() == [7.0, 0.5]
+
+
+def test_a_column_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.parquet", ["u"], value=[1.0])
+    path.write_bytes(path.read_bytes().replace(b"value", b"v\xf0lue"))
+    with pytest.raises(SourceError, match="is not a Parquet file, or damaged"):
+        events(path)
+
+
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["u"])] * 3, names=["user_id", "item_id", "item_id"])
+    pq.write_table(table, tmp_path / "e.parquet")
+    with pytest.raises(SourceError, match="column 'item_id' occurs twice"):
+        events(tmp_path / "e.parquet")

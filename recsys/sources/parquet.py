@@ -65,7 +65,7 @@ class ParquetPiece:
                         decoded += part.nbytes
                         check_decoded(decoded, stored, where)
                         yield part
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise SourceError(f"{where} cannot be read: {error}; the file is damaged, write or copy it again") from None
 
     def _block(self, raw: pa.Table, first_row: int) -> pa.Table:
@@ -110,7 +110,7 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
             metadata = parquet.metadata
             check_footer(metadata, file.path)
             arrow = parquet.schema_arrow
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if file.compressed:
             raise SourceError(f"{file.path} is compressed as a whole; unpack it: Parquet compresses itself") from None
         raise SourceError(
