@@ -37,9 +37,7 @@ UNKNOWN_TAG: Final = "unknown tag"
 
 _EVENTS: Final = Layout(schema.EVENTS, ((TAG, pa.string()),))
 _ITEMS: Final = Layout(schema.ITEMS, (("name", pa.string()),))
-_TAGS: Final = Layout(  # a tag may be "none"
-    schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()), rules=CellRules(absent=())
-)
+_TAGS: Final = Layout(schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()))
 _LATIN: Final = replace(TSV, encoding="iso-8859-1")
 _COLUMNS: Final = {
     "user_artists.dat": ("userID", "artistID", "weight"),
@@ -79,7 +77,7 @@ class HetRecLastFmAdapter(SourceAdapter):
         events: list[Piece] = [*listens]
         if pairs_file:
             events = self._split(listens, pairs_file[0])
-        tags = read_all(_open(tags_file, ("tag_id", TAG), _TAGS, latin=True))
+        tags = read_all(_open(tags_file, ("tag_id", TAG), replace(_TAGS, rules=CellRules(absent=())), latin=True))
         known = tags.filter(pc.is_null(tags.column(schema.REASON)))
         tag_ids, tag_texts = (known.column(name).combine_chunks() for name in ("tag_id", TAG))
         columns = (schema.USER_ID, schema.ITEM_ID, "tag_id", "day", "month", "year")
