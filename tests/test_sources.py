@@ -475,8 +475,7 @@ def test_lastfm_counts(real_data: Path) -> None:
     kinds = pc.value_counts(log.column(schema.EVENT_TYPE)).to_pylist()
     assert {kind["values"]: kind["counts"] for kind in kinds} == {"listen": 92_834, "tag": 186_479}
     assert pc.sum(pc.equal(log.column(schema.SPLIT), "test")).as_py() == 18_567
-    assert {reason for _, _, reason in bad(log)} == {"bad timestamp"}  # four tags of 1956 and 1957
-    assert len(bad(log)) == 4
+    assert bad(log) == []  # four tags of 1956 and 1957 are times too, and a tag may be called none
     items = read(source, "items")
     assert (items.num_rows, bad(items)) == (17_632, [])
     assert read(source, "social").num_rows == 25_434

@@ -95,7 +95,8 @@ def _of_digits(text: str) -> datetime | None:
     parts = [int(text[at : at + 2]) for at in range(4, min(len(text), 14), 2)]
     parts = parts if len(parts) > 1 else [*parts, 1]
     try:
-        return datetime(int(text[:4]), *parts, microsecond=int(text[14:] or 0) * 1000)  # type: ignore[arg-type]
+        found = datetime(int(text[:4]), *parts)  # type: ignore[arg-type]
+        return found + timedelta(milliseconds=int(text[14:] or 0))
     except ValueError:
         return None
 
@@ -114,9 +115,8 @@ def _of_text(text: str) -> datetime | None:
         return None
     upper = re.sub(r" ?(?:Z|UTC|GMT)$", "+00:00", re.sub(r"\[[A-Z_]+(?:/[A-Z_]+)*\]$", "", upper))
     upper = _CLOCK.sub(r"\1\2", upper)
-    upper = re.sub(
-        r"(T| )(\d\d)(\d\d)(\d\d)?(?=[^\d:]|$)", lambda m: ":".join(filter(None, (m[1] + m[2], m[3], m[4]))), upper
-    )
+    upper = re.sub(r"([T ]\d\d)(\d\d)(\d\d)(?=[^\d:]|$)", r"\1:\2:\3", upper)
+    upper = re.sub(r"([T ]\d\d)(\d\d)(?=[^\d:]|$)", r"\1:\2", upper)
     try:
         return datetime.fromisoformat(upper)
     except ValueError:
@@ -127,6 +127,8 @@ def _of_named_month(upper: str) -> datetime | None:
     plain = re.sub(r" *\([^)]*\)$", "", _WEEKDAY.sub("", upper, count=1))
     plain = re.sub(r"[, ]+", " ", _MONTH.sub(r"\1", plain))
     plain = re.sub(r" (?:UTC|GMT|Z)( |$)", r" +0000\1", plain)
+    if not re.search(r"\d{4}", plain):
+        return None
     for form in (*NAMED_FORMS, *NAMED_DAYS):
         try:
             return datetime.strptime(plain, form)
