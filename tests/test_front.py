@@ -279,6 +279,9 @@ def test_when_it_stops_admitted_calls_are_answered_and_new_ones_refused() -> Non
         port = served.listener.port
         last = [await served.send(call("/health", method="GET")) for _ in range(50)]  # in the queue of the socket
         await served.listener.close()
+        counted = served.front.counts.snapshot()["counters"]
+        key = ("calls_total", (("path", "/health"), ("status", "503")))
+        assert counted[key] == 51, "they are answered when it returns, as the process may end then"
         for reader, _ in last:
             assert (await read_reply(reader))[0] == 503, "none that had connected is reset"
         with pytest.raises(ConnectionRefusedError):
