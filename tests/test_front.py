@@ -288,6 +288,23 @@ def test_when_it_stops_admitted_calls_are_answered_and_new_ones_refused() -> Non
     run(test)
 
 
+def test_connections_in_the_queue_are_answered_before_closing_returns() -> None:
+    """The process may end right after it."""
+
+    async def test(served: Served) -> None:
+        served.front.stop(1)
+        asyncio.get_running_loop().remove_reader(served.listener._socket.fileno())  # so that all stay in the queue
+        last = [await served.send(call("/health", method="GET")) for _ in range(50)]
+        await served.listener.close()
+        key = ("calls_total", (("path", "/health"), ("status", "503")))
+        assert served.front.counts.snapshot()["counters"][key] == 50
+        for reader, writer in last:
+            assert (await read_reply(reader))[0] == 503
+            writer.close()
+
+    run(test)
+
+
 def test_a_caller_who_leaves_is_not_answered_on() -> None:
     async def test(served: Served) -> None:
         served.backend.may_answer.clear()

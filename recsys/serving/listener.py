@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 _HEAD_S: Final = 10.0  # in which the head of a call must arrive
 _HEAD_BYTES: Final = 64 << 10
 _AT_ONCE: Final = 64  # connections that are taken before others go on
-_CLOSING_S: Final = 0.5  # for a call on a connection that was taken last
+_CLOSING_S: Final = 2.0  # for a call on a connection that was taken last, and once more for its reply to leave
 _BACKLOG: Final = 2048
 
 
@@ -77,6 +77,7 @@ class Listener:
         self._config.load()
         self._state = ServerState()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._connecting: set[asyncio.Task[Any]] = set()  # connections that were taken and have no protocol yet
         _allow_many_connections()
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,12 +100,12 @@ class Listener:
         self._accept(_BACKLOG)
         self._socket.close()
         deadline = self._loop.time() + _CLOSING_S
-        while self._state.connections and self._loop.time() < deadline:
-            await asyncio.sleep(0.05)
+        while self._loop.time() < deadline and (self._connecting or any(map(_expects, self._state.connections))):
+            await asyncio.sleep(0.02)
         for connection in list(self._state.connections):
             connection.shutdown()
-        while self._state.tasks and self._loop.time() < deadline + 4 * _CLOSING_S:
-            await asyncio.sleep(0.05)
+        while self._loop.time() < deadline + _CLOSING_S and (self._state.connections or self._state.tasks):
+            await asyncio.sleep(0.02)
         for task in self._tasks:
             task.cancel()
 
@@ -123,7 +124,9 @@ class Listener:
             connection.setblocking(False)
             with suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._keep(self._loop.connect_accepted_socket(self._protocol, connection))
+            task = self._keep(self._loop.connect_accepted_socket(self._protocol, connection))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
 
     def _accept_again(self) -> None:
         if self._socket.fileno() >= 0:
@@ -132,15 +135,21 @@ class Listener:
     def _protocol(self) -> asyncio.Protocol:
         return BoundedProtocol(self._config, self._state, {}, self._loop)
 
-    def _keep(self, awaitable: Any) -> None:
+    def _keep(self, awaitable: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(awaitable)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _tell_the_date(self) -> None:
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             await asyncio.sleep(1)
+
+
+def _expects(connection: Any) -> bool:
+    """Whether a connection is new, or its call has no whole reply yet; others are kept for a next call only."""
+    return connection.cycle is None or not connection.cycle.response_complete
 
 
 def _allow_many_connections() -> None:
