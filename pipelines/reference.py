@@ -31,7 +31,7 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
     """Own keys first, then the sections below."""
     below: list[tuple[str, type[BaseModel]]] = []
     for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if _is_section(kind)]
         if not kinds:
             lines.append(_key(path, field))

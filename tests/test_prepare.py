@@ -192,18 +192,18 @@ def test_bad_rows_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> No
     items = rows_of("items", [{schema.ITEM_ID: i} for i in ("a", "b", "c", "d", "cold", "a")])
     dataset = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", BAD), items=items))
     assert dataset.manifest.quarantined["events"] == {
-        "duplicate": 1, "unknown item": 1, "bad timestamp": 1, "missing user_id": 1
+        "unknown item": 1, "bad timestamp": 1, "missing user_id": 1
     }  # fmt: skip
-    assert dataset.manifest.quarantined["items"] == {"duplicate": 1}
+    assert dataset.manifest.dropped == {"events": {"duplicate": 1}, "items": {"duplicate": 1}}
+    assert pq.read_table(f"{dataset.root}/dropped/events.parquet").to_pylist()[0]["row"] == 7
     assert dataset.manifest.read == {"events": 10, "items": 6}
     kept = pq.read_table(f"{dataset.root}/quarantine/events.parquet").sort_by("row").to_pylist()
     assert [(row["file"], row["row"], row["reason"]) for row in kept] == [
-        ("events.csv", 7, "duplicate"),
         ("events.csv", 8, "unknown item"),
         ("events.csv", 9, "bad timestamp"),
         ("events.csv", 10, "missing user_id"),
     ]
-    assert kept[2]["raw"] == "carl,a,never" and "user_id=anna, item_id=zz" in kept[1]["raw"]
+    assert kept[1]["raw"] == "carl,a,never" and "user_id=anna, item_id=zz" in kept[0]["raw"]
     assert dataset.user_ids.to_pylist() == ["anna", "bert"]
     assert dataset.item_ids.to_pylist() == ["a", "b", "c", "cold", "d"]  # an item that nobody met stays recommendable
     assert dataset.item_counts_N(Split.TEST).tolist() == [3, 1, 1, 0, 1]
@@ -404,13 +404,13 @@ def test_social_edges(tmp_path: Path) -> None:
         ("x", "anna", None),
     ]
     social = [{schema.SRC_USER_ID: s, schema.DST_USER_ID: d, schema.WEIGHT: w} for s, d, w in pairs]
-    users = rows_of("users", [{schema.USER_ID: "x"}])
+    users = rows_of("users", [{schema.USER_ID: "x"}, {schema.USER_ID: "anna"}])
     source = MemorySource(events=rows_of("events", TIMED), users=users, social=rows_of("social", social))
     dataset = prepare(config(tmp_path / "a"), silent, source)
     assert dataset.user_ids.to_pylist() == ["anna", "bert", "x"]
     src, dst, weight = dataset.social_edges()
     assert list(zip(src, dst, weight, strict=True)) == [(0, 1, 3.0), (0, 2, 1.0), (1, 0, 3.0), (2, 0, 1.0)]
-    assert dataset.manifest.quarantined["social"] == {"unknown user": 1, "duplicate": 1}
+    assert dataset.manifest.dropped["social"] == {"unknown user": 1, "duplicate": 1}
     directed = prepare(config(tmp_path / "b", social_directed=True), silent, source)
     assert [column.tolist() for column in directed.social_edges()] == [[0, 1, 2], [1, 0, 0], [2.0, 3.0, 1.0]]
 
@@ -431,7 +431,7 @@ def test_temporal_splits_drop_friendships_from_the_validation_on(tmp_path: Path)
     src, dst, _ = dataset.social_edges()
     assert list(zip(src, dst, strict=True)) == [(0, 1), (1, 0), (1, 2), (2, 1)]
     assert dataset.manifest.counts["social_rows_late"] == 2 and dataset.manifest.counts["social_edges"] == 4
-    assert dataset.manifest.quarantined["social"] == {"unknown user": 1}
+    assert dataset.manifest.dropped["social"] == {"unknown user": 1}
     assert "2 friendships from the validation cut-off on were left out" in dataset.manifest.notes
     kept = prepare(config(tmp_path / "last"), silent, source)
     assert kept.manifest.counts["social_edges"] == 6 and "social_rows_late" not in kept.manifest.counts

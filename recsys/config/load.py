@@ -221,8 +221,13 @@ def _keys_at(path: Sequence[str]) -> list[str]:
     model: Any = Config
     for i, part in enumerate(path):
         if part in _SOURCE_KINDS and i > 0 and path[i - 1] == "source":
-            return sorted(source_class(part).model_fields)
-        annotation = model.model_fields[part].annotation
+            return key_names(source_class(part))
+        annotation = next(f.annotation for n, f in model.model_fields.items() if (f.alias or n) == part)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
-    return sorted(model.model_fields)
+    return key_names(model)
+
+
+def key_names(model: type[BaseModel]) -> list[str]:
+    """The keys of a section as they are written, sorted: a field's alias where it has one."""
+    return sorted(field.alias or name for name, field in model.model_fields.items())

@@ -62,7 +62,7 @@ class Vocabulary:
                 raise DataError(
                     f"{len(lost):,} of the {len(base):,} {what} that the model knows are not in the data any more, "
                     f"e.g. {names}; an update reads old and new events: keep the old files in data.source beside the "
-                    "new ones, or train anew with `recsys run`"
+                    "new ones, widen data.from, data.until and data.min_value, or train anew with `recsys run`"
                 )
         return extend(self.users, users), extend(self.items, items)
 

@@ -356,14 +356,21 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
-    """Tables that were read: rows, bad rows, their share and reasons."""
+    """Tables that were read: rows, bad rows, their share and reasons, and the harmless rows that were left out."""
     rows = []
     for table, read in manifest.read.items():
         reasons = manifest.quarantined.get(table, {})
         bad = sum(reasons.values())
         ordered = sorted(reasons.items(), key=lambda reason: -reason[1])
         rows.append(
-            {"table": table, "read": read, "bad": bad, "share": bad / read if read else 0.0, "reasons": ordered}
+            {
+                "table": table,
+                "read": read,
+                "bad": bad,
+                "share": bad / read if read else 0.0,
+                "reasons": ordered,
+                "dropped": sorted(manifest.dropped.get(table, {}).items(), key=lambda reason: -reason[1]),
+            }
         )
     return rows
 

@@ -1,0 +1,286 @@
+"""Rows that are left out by rule: duplicates, filters, the k-core, and ids of tables that do not meet."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_prepare import MemorySource, event, rows_of
+
+from pipelines.reference import reference
+from recsys import schema
+from recsys.config import Config, build_config, dump_config, load_config
+from recsys.data import filters as filters_module
+from recsys.data.content_hash import settings_hash
+from recsys.data.events import Coding, EventRules, core_pairs, cut_to_core, encode_bucket, gather_bucket, project
+from recsys.data.filters import EventFilters, find_core
+from recsys.data.friends import SocialRules, number_rows
+from recsys.data.overlap import SideIds, compare
+from recsys.data.prepare import prepare
+from recsys.data.validate import Layout, check_rows
+from recsys.data.vocabulary import union
+from recsys.errors import ConfigError, DataError
+
+
+def config(**data: Any) -> Config:
+    model = {"granularities": {"evolution": {"enabled": True}}}
+    return build_config({"data": {"text": {"enabled": False}, **data}, "model": model})
+
+
+def gathered(rows: list[dict[str, Any]], known: list[str] | None = None, **data: Any) -> Any:
+    rules = EventRules.of(config(**data).data)
+    known_items = None if known is None else pa.array(known)
+    return rules, *gather_bucket(rules, known_items, project(rows_of("events", rows), rules))
+
+
+def items_of(good: pa.Table) -> list[str]:
+    return good.column(schema.ITEM_ID).to_pylist()
+
+
+# ------------------------------------------------------------------------------------------------------ filters
+
+
+def test_the_window_of_time_has_its_start_and_not_its_end() -> None:
+    rows = [event("u", "early", 9), event("u", "first", 10), event("u", "last", 19), event("u", "end", 20)]
+    rows.append(event("u", "untimed"))
+    window = {"from": "1970-01-01T00:00:10", "until": "1970-01-01T00:00:20"}
+    _, good, bad, summary = gathered(rows, **window)
+    assert items_of(good) == ["first", "last"] and bad.num_rows == 0 and summary.read == 5
+    assert dict(summary.dropped) == {
+        "before data.from": 1, "from data.until on": 1, "no time, and data.from or data.until is set": 1
+    }  # fmt: skip
+
+
+def test_smaller_values_are_left_out_but_bad_rows_stay_bad() -> None:
+    rows = [event("u", "a", 1, value=3.0), event("u", "b", 2, value=4.0), event("u", "c", 3)]
+    rows.append({**event("u", "d", 4, value=1.0), schema.REASON: "bad timestamp", schema.RAW: "u,d"})
+    _, good, bad, summary = gathered(rows, min_value=4)
+    assert items_of(good) == ["b"] and bad.column("raw").to_pylist() == ["u,d"]
+    assert dict(summary.dropped) == {"value below data.min_value": 2}
+
+
+def test_text_has_no_value_and_is_not_left_out_for_it() -> None:
+    filters = EventFilters(min_value=4)
+    table = rows_of("events", [event("u", "a", 1), event("u", "b", 1)])
+    out, counts = filters.left_out(table, np.array([False, True]))
+    assert out.tolist() == [False, True] and counts.total() == 1
+
+
+def test_an_empty_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="data.from '2020-02-01' is not before data.until '2020-01-01'"):
+        EventFilters.of(config(**{"from": "2020-02-01", "until": "2020-01-01"}).data)
+
+
+def test_unknown_items_are_named_to_compare_them() -> None:
+    rows = [event("u", "a", 1), event("u", "new", 2)]
+    _, good, bad_rows, summary = gathered(rows, ["a"])
+    assert items_of(good) == ["a"] and bad_rows.num_rows == 1 and summary.unknown_items.to_pylist() == ["new"]
+
+
+@pytest.mark.parametrize(("policy", "items", "bad", "dropped"), [
+    ("quarantine", 4, 4, 0), ("keep", 5, 0, 0), ("drop", 4, 0, 4),
+])  # fmt: skip
+def test_events_of_unknown_items_follow_the_setting(
+    policy: str, items: int, bad: int, dropped: int, tmp_path: Path, ray_local: None
+) -> None:
+    rows = [event(f"u{u}", f"i{i}", 10 * i) for u in range(4) for i in range(1, 5)]
+    rows += [event(f"u{u}", "new", 5) for u in range(4)]
+    source = MemorySource(
+        events=rows_of("events", rows), items=rows_of("items", [{schema.ITEM_ID: f"i{i}"} for i in range(1, 5)])
+    )
+    rules = {"unknown_items": policy, "quarantine": {"max_share": {"events": 0.3}}, "dir": str(tmp_path / "dataset")}
+    manifest = prepare(config(num_shards=2, **rules), lambda line: None, source).manifest
+    assert manifest.counts["items"] == items
+    assert manifest.quarantined["events"] == ({"unknown item": bad} if bad else {})
+    assert manifest.dropped == ({"events": {"unknown item": dropped}} if dropped else {})
+
+
+# --------------------------------------------------------------------------------------------------- duplicates
+
+
+@pytest.mark.parametrize(("policy", "events"), [("drop", 2), ("keep", 3)])
+def test_repeated_events_are_dropped_or_kept(policy: str, events: int) -> None:
+    rows = [event("u", "a", 1), event("u", "a", 1), event("u", "a", 2)]
+    rules, good, _, summary = gathered(rows, duplicates=policy)
+    coding = Coding(rules, ("interact",), "time")
+    encoded, _, dropped, _ = encode_bucket(good, coding, summary.users, np.array([0], dtype=np.int32), summary.items)
+    assert encoded.num_rows == events and dropped.num_rows == 3 - events
+
+
+def test_repeats_in_the_order_of_the_file_are_events_and_without_order_duplicates() -> None:
+    rules, good, _, summary = gathered([event("u", "a"), event("u", "a")])
+    users = np.array([0], dtype=np.int32)
+    for order, expected in (("file", 2), ("none", 1)):
+        encoded, *_ = encode_bucket(good, Coding(rules, ("interact",), order), summary.users, users, summary.items)
+        assert encoded.num_rows == expected
+
+
+@pytest.mark.parametrize(("data", "table", "match"), [
+    ({"duplicates": "refuse"}, "events", "data.duplicates is refuse, and 1 of 9 rows .*events.csv, row 9"),
+    ({"duplicates": "refuse"}, "items", "1 of 5 rows of items are refused .*set data.duplicates to drop"),
+    ({"unknown_ids": "refuse"}, "social", "data.unknown_ids is refuse, and 1 of 2 rows of social .*unknown user"),
+])  # fmt: skip
+def test_refused_rows_stop_prepare(
+    data: dict[str, str], table: str, match: str, tmp_path: Path, ray_local: None
+) -> None:
+    rows = [event(f"u{u}", f"i{i}", 10 * i) for u in range(2) for i in range(1, 5)]
+    tables = {
+        "events": rows_of("events", rows + ([rows[-1]] if table == "events" else [])),
+        "items": rows_of("items", [{schema.ITEM_ID: name} for name in ("i1", "i2", "i3", "i4")[:5]]),
+        "social": rows_of("social", [{schema.SRC_USER_ID: "u0", schema.DST_USER_ID: name} for name in ("u1", "zz")]),
+    }
+    if table == "items":
+        tables["items"] = rows_of("items", [{schema.ITEM_ID: name} for name in ("i1", "i2", "i3", "i4", "i4")])
+    with pytest.raises(DataError, match=f"(?s){match}"):
+        prepare(config(num_shards=2, dir=str(tmp_path / "dataset"), **data), lambda line: None, MemorySource(**tables))
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_negative_weights_self_loops_and_unknown_friends_are_told_apart() -> None:
+    pairs = {"src_user_id": ["a", "a", "a", "a", "b"], "dst_user_id": ["b", "a", "x", "b", "a"]}
+    raw = pa.table({**pairs, "weight": ["-1", "1", "1", "heavy", "2"]})
+    layout = pickle.loads(pickle.dumps(Layout(schema.SOCIAL)))  # as a task gets it: a copy of the schema
+    checked = check_rows(raw, layout)
+    provenance = {schema.FILE: ["f"] * 5, schema.ROW: list(range(5)), schema.RAW: pa.array(["raw"] * 5)}
+    for name, values in provenance.items():
+        checked = checked.append_column(name, pa.array(values))
+    report, bad, part = number_rows(pa.array(["a", "b"]), SocialRules(directed=True), 1, checked)
+    assert bad.column("reason").to_pylist() == [
+        "negative weight (distrust)", "self-loop", "unknown user", "bad weight"
+    ]  # fmt: skip
+    assert part.num_rows == 1 and (report.known, report.unknown) == ({"a", "b"}, {"x"})
+
+
+# ------------------------------------------------------------------------------------------------------- k-core
+
+
+def by_hand(pairs: set[tuple[str, str]], user: int, item: int) -> set[tuple[str, str]]:
+    """The k-core by definition."""
+    while True:
+        users, items = [u for u, _ in pairs], [i for _, i in pairs]
+        kept = {(u, i) for u, i in pairs if users.count(u) >= user and items.count(i) >= item}
+        if kept == pairs:
+            return kept
+        pairs = kept
+
+
+class AtOnce:
+    """A task that runs here when it is called."""
+
+    def __init__(self, function: Any, num_returns: int = 1) -> None:
+        self.function = function
+
+    def remote(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+@pytest.mark.parametrize(("user", "item"), [(2, 3), (3, 0), (0, 3)])
+def test_the_core_is_that_of_its_definition(user: int, item: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters_module, "task", AtOnce)
+    monkeypatch.setattr(filters_module, "fetch", lambda value: value)
+    monkeypatch.setattr(filters_module.ray, "put", lambda value: value)
+    random = np.random.default_rng(user)
+    pairs = {(f"u{u}", f"i{i}") for u, i in zip(random.integers(0, 14, 40), random.integers(0, 14, 40), strict=True)}
+    rows = [event(u, i, 1) for u, i in sorted(pairs)]
+    halves = [[row for row in rows if int(row["user_id"][1:]) % 2 == part] for part in (0, 1)]
+    found = [gathered([*half, half[0]]) for half in halves]  # a repeated event counts once
+    rules, coding = found[0][0], Coding(found[0][0], ("interact",), "time")
+    users, items = [s.users for *_, s in found], union([s.items for *_, s in found])
+    buckets = [core_pairs(good, coding, known, items) for (_, good, _, _), known in zip(found, users, strict=True)]
+    core = find_core(buckets, users, items, (user, item), (None, None))
+    cut = [cut_to_core(good, rules, kept, core.items) for (_, good, _, _), kept in zip(found, core.users, strict=True)]
+    kept = {(row["user_id"], row["item_id"]) for good, _ in cut for row in good.to_pylist()}
+    expected = by_hand(pairs, user, item)
+    assert kept == expected and expected != pairs
+    assert sum(good.num_rows + summary.dropped.total() for good, summary in cut) == len(rows) + 2
+    assert {name for _, summary in cut for name in summary.users.to_pylist()} == {u for u, _ in expected}
+
+
+def test_ids_of_a_model_that_is_continued_stay_in_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters_module, "task", AtOnce)
+    monkeypatch.setattr(filters_module, "fetch", lambda value: value)
+    monkeypatch.setattr(filters_module.ray, "put", lambda value: value)
+    rules, good, _, summary = gathered([event("old", "a", 1), event("new", "a", 1), event("new", "b", 2)])
+    pairs = core_pairs(good, Coding(rules, ("interact",), "time"), summary.users, summary.items)
+    core = find_core([pairs], [summary.users], summary.items, (2, 2), (pa.array(["old"]), pa.array(["b"])))
+    assert core.users[0].to_pylist() == ["new", "old"] and core.items.to_pylist() == ["a", "b"]
+    alone = find_core([pairs], [summary.users], summary.items, (2, 0), (None, None))
+    assert alone.users[0].to_pylist() == ["new"]
+
+
+# ------------------------------------------------------------------------------------------------------ overlap
+
+
+@pytest.mark.parametrize(("side", "events", "cause"), [
+    ("12", "12.0", "floating-point"), ("0108", "108", "leading zeros"), ("1e5", "100000", "scientific"),
+    ("abc", "ABC", "upper and lower case"), ('"7a"', "7a", "quotes"), ("user_12", "12", "prefix"),
+])  # fmt: skip
+def test_the_cause_of_different_forms_is_found(side: str, events: str, cause: str) -> None:
+    for one, other in ((side, events), (events, side)):
+        with pytest.raises(DataError, match=f"none of the 1 ids .* has {one!r}, the events have {other!r}.*{cause}"):
+            compared([one], [other])
+
+
+def compared(side: list[str], events: list[str]) -> str:
+    users, told = (
+        SideIds(name, "user_id", pa.array(ids, pa.string())) for name, ids in (("users", side), ("events", events))
+    )
+    return compare(users, told, 0.1)
+
+
+def test_no_id_in_common_stops_few_warn_and_two_forms_of_one_id_warn() -> None:
+    numbers = [str(number) for number in range(100)]
+    with pytest.raises(DataError, match=r"none of the 100 ids of users .*'0', '1', '10'.*'0\.0', '1\.0', '10\.0'"):
+        compared(numbers, [f"{number}.0" for number in numbers])
+    half = compared(numbers, [*numbers[:50], *(f"{number}.0" for number in numbers[50:])])
+    assert "only 50 of the 100 ids" in half and "'50', '51', '52'" in half and "'50.0', '51.0', '52.0'" in half
+    assert "that is fine if users lists more" in compared(numbers, numbers[:5])
+    assert compared(numbers, numbers[:20]) == compared(numbers[:20], numbers) == compared([], numbers) == ""
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+def test_the_key_from_works_in_yaml_on_the_command_line_and_in_dumps(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {from: 2020-01-01}\nmodel: {granularities: {evolution: {enabled: true}}}\n")
+    read = load_config(file)
+    assert read.data.from_ == "2020-01-01"
+    other = load_config(file, [("data.from", "2021-01-01")])
+    assert other.data.from_ == "2021-01-01" and settings_hash(other) != settings_hash(read)
+    file.write_text(dump_config(other))
+    assert "from: '2021-01-01'" in file.read_text() and load_config(file) == other
+    with pytest.raises(ConfigError, match=r"data\.from_: unknown key; valid keys here: .*from"):
+        load_config(file, [("data.from_", "2020-01-01")])
+    assert "--data.from " in reference() and "from_" not in reference()
+
+
+def test_the_quarantine_limit_is_per_table() -> None:
+    limits = config(quarantine={"max_share": {"events": 0.2}}).data.quarantine
+    assert (limits.limit("events"), limits.limit("items")) == (0.2, 0.01)
+    assert config(quarantine={"max_share": 0.3}).data.quarantine.limit("media") == 0.3
+
+
+def test_filters_act_before_the_split_and_are_reported(tmp_path: Path, ray_local: None) -> None:
+    rows = [event(f"u{u}", f"i{i}", 10 * i, value=5.0) for u in range(4) for i in range(1, 5)]
+    rows += [event("u0", "i1", 1), event("u0", "rare", 20, value=5.0), event("u1", "i2", 30, value=1.0)]
+    items = rows_of("items", [{schema.ITEM_ID: name} for name in ("i1", "i2", "i3", "i4", "rare", "never")])
+    rules = {"from": "1970-01-01T00:00:05", "min_value": 2, "min_item_events": 2, "dir": str(tmp_path / "dataset")}
+    lines: list[str] = []
+    source = MemorySource(events=rows_of("events", rows), items=items)
+    dataset = prepare(config(num_shards=2, **rules), lines.append, source)
+    assert dataset.item_ids.to_pylist() == ["i1", "i2", "i3", "i4"] and dataset.manifest.counts["events"] == 16
+    dropped = {
+        "before data.from": 1,
+        "value below data.min_value": 1,
+        "outside the k-core of data.min_user_events and data.min_item_events": 1,
+    }
+    assert dataset.manifest.dropped == {"events": dropped} and dataset.manifest.counts["test"] == 4
+    assert any(line.startswith("read events: 19 rows, 0 quarantined, 3 dropped (") for line in lines)
+    nothing = config(num_shards=2, **{**rules, "min_item_events": 5, "dir": str(tmp_path / "none")})
+    with pytest.raises(DataError, match="no event is left of 19: .*data.min_item_events"):
+        prepare(nothing, lines.append, source)
