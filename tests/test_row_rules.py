@@ -19,6 +19,7 @@ from recsys.data.content_hash import settings_hash
 from recsys.data.events import Coding, EventRules, core_pairs, cut_to_core, encode_bucket, gather_bucket, project
 from recsys.data.filters import EventFilters, find_core
 from recsys.data.friends import SocialRules, number_rows
+from recsys.data.graphs import FactRules, facts, write_facts
 from recsys.data.overlap import SideIds, compare
 from recsys.data.prepare import prepare
 from recsys.data.validate import Layout, check_rows
@@ -240,6 +241,24 @@ def test_no_id_in_common_stops_few_warn_and_two_forms_of_one_id_warn() -> None:
     assert "only 50 of the 100 ids" in half and "'50', '51', '52'" in half and "'50.0', '51.0', '52.0'" in half
     assert "that is fine if users lists more" in compared(numbers, numbers[:5])
     assert compared(numbers, numbers[:20]) == compared(numbers[:20], numbers) == compared([], numbers) == ""
+
+
+def knowledge(*triples: tuple[str, str, str]) -> pa.Table:
+    return rows_of("knowledge", [dict(zip(("head", "relation", "tail"), triple, strict=True)) for triple in triples])
+
+
+def test_facts_are_about_items_by_their_ids_where_no_item_names_its_entity() -> None:
+    features = pa.table({"item_id": ["a", "b", "c"]})
+    files, bad, read = facts(features, knowledge(("a", "is", "red"), ("c", "is", "red")))
+    entities = files["vocab/entities.parquet"].column("entity").to_pylist()
+    assert entities == ["a", "c", "red"] and (bad.num_rows, read) == (0, 2)
+    assert files["items/entities.parquet"].column("entity").to_pylist() == [0, None, 1]
+
+
+def test_facts_about_no_item_stop_prepare() -> None:
+    features = pa.table({"item_id": ["1", "2"], "entity_id": ["m.1", None]})
+    with pytest.raises(DataError, match=r"none of the 1 ids of items \(entity_id\) occurs in the knowledge .*'m\.1'"):
+        write_facts(None, features, FactRules(), None, knowledge(("M.1", "is", "red")))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------ configuration

@@ -15,6 +15,7 @@ from recsys.config import ItemFactsConfig
 from recsys.data.cells import DEFAULT_RULES, CellRules, ids
 from recsys.data.destination import Folder
 from recsys.data.histories import Array
+from recsys.data.overlap import SideIds, compare
 from recsys.data.quarantine import DUPLICATE, bad_rows, mark
 from recsys.data.vocabulary import Vocabulary, extend, union
 from recsys.errors import ConfigError, choices
@@ -71,7 +72,8 @@ def facts(
 
     The columns that the rules name become facts too: the item's entity —column→ ``COLUMN=VALUE``. An item that the
     table of items links with no entity is then one itself, ``item_id=ID``. ``items/entities.parquet`` has the entity of
-    every item, null where the graph does not know it. Entities and relations of ``base`` keep their numbers.
+    every item, null where the graph does not know it; where the table of items names no entity at all, an item is the
+    entity of its own id. Entities and relations of ``base`` keep their numbers.
     """
     rows = pa.concat_tables(
         [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
@@ -81,7 +83,7 @@ def facts(
     good = np.asarray(pc.is_null(rows.column(schema.REASON)))
     clean = rows.filter(pa.array(good))
     given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
-    item_entities, told = item_facts(features, rules or FactRules())
+    item_entities, told = item_facts(_with_entities(features, given), rules or FactRules())
     entities = extend(base.entities if base else None, union([given[0], given[2], told[0], told[2]]))
     relations = extend(base.relations if base else None, union([given[1], told[1]]))
     keys = _fact_keys(given, entities, relations)
@@ -101,6 +103,17 @@ def facts(
         "items/entities.parquet": pa.table({"entity": pc.index_in(item_entities, value_set=entities)}),
     }
     return files, bad, read
+
+
+def _with_entities(features: pa.Table, given: list[pa.Array]) -> pa.Table:
+    """Where no item names its entity, the ids of the items are those of entities: the table of facts is about items."""
+    links = features.column(schema.ENTITY_ID) if schema.ENTITY_ID in features.column_names else None
+    if not len(given[0]) or (links is not None and links.null_count < len(links)):
+        return features
+    ids = features.column(schema.ITEM_ID).combine_chunks().cast(pa.string())
+    told_of = pc.is_in(ids, value_set=pa.concat_arrays([given[0], given[2]]))
+    others = [name for name in features.column_names if name != schema.ENTITY_ID]
+    return features.select(others).append_column(schema.ENTITY_ID, pc.if_else(told_of, ids, None))
 
 
 def _repeats(keys: Array) -> Array:
@@ -168,11 +181,29 @@ def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Arra
     return rows.filter(kept), values.filter(kept)
 
 
+def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
+    """Refuse facts of which none is about an item.
+
+    Raises:
+        DataError: with the ids of both.
+    """
+    entities = files["items/entities.parquet"].column("entity")
+    if entities.null_count < len(entities):
+        return
+    linked = schema.ENTITY_ID in features.column_names and features.column(schema.ENTITY_ID).null_count < len(features)
+    key = schema.ENTITY_ID if linked else schema.ITEM_ID
+    ids = features.column(key).combine_chunks().cast(pa.string()).drop_null().unique()
+    known = files["vocab/entities.parquet"].column("entity").combine_chunks()
+    compare(SideIds("items", key, ids), SideIds("knowledge", f"{schema.HEAD}, {schema.TAIL}", known), 0.0)
+
+
 def write_facts(
     folder: Folder, features: pa.Table, rules: FactRules, base: Vocabulary | None, *blocks: pa.Table
 ) -> tuple[dict[str, int], pa.Table, int]:
     """Write the knowledge graph and its vocabularies: their sizes, bad rows, rows read."""
     files, bad, read = facts(features, *blocks, rules=rules, base=base)
+    if blocks and files:
+        _check_overlap(features, files)
     for name, table in files.items():
         folder.write_table(name, table)
     sources = {"facts": "graphs/knowledge", "entities": "vocab/entities", "relations": "vocab/relations"}
