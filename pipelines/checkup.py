@@ -354,6 +354,9 @@ def _sqlite(path: Path) -> str:
     with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # takes the lock for writing
         connection.rollback()
+    from recsys.registry.store import check
+
+    check(path)
     return "answers, writable"
 
 

@@ -54,6 +54,15 @@ def test_what_fails_is_one(tmp_path: Path, capsys: Captured) -> None:
     assert "fail  mlflow store" in shown and "→ check tracking.uri" in shown and "1 failure" in shown
 
 
+def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
+    store = tmp_path / "m.db"
+    with sqlite3.connect(store) as connection:
+        connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+    os.utime(store, (0, 0))  # nobody is making it now
+    found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))["mlflow store"]
+    assert found.state == "fail" and "half-made" in found.found
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

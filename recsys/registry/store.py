@@ -76,6 +76,18 @@ def ready(path: Path, writes: bool = False) -> None:
         _check_writable(path)
 
 
+def check(path: Path) -> None:
+    """Look whether MLflow can open the store, without making or upgrading it.
+
+    Raises:
+        ConfigError: the file is of something else.
+        ArtifactError: the store is half-made, damaged, or of a newer MLflow.
+    """
+    state = settled(path)
+    if state.kind in ("partial", "foreign", "newer"):
+        raise _broken(path, state)
+
+
 def settled(path: Path) -> State:
     """The :class:`State` of a file, when nobody is changing its tables any more."""
     while True:
