@@ -270,7 +270,8 @@ def test_given_split_that_is_not_given(tree: Tree, tmp_path: Path, events: Path,
 
 def test_histories_too_short_for_leave_last(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
     events.write_text("user_id,item_id\n" + "".join(f"u{u},i{u}\n" for u in range(8)), encoding="utf-8")
-    _refused(["prepare", "--config", _write(tree, tmp_path)], ["leave-last"], capsys)
+    words = ["prepare", "--config", _write(tree, tmp_path), "--data.order", "file"]
+    _refused([*words, "--data.split.kind", "leave-last"], ["leave-last"], capsys)
 
 
 def test_tag_column_without_tag_events(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:

@@ -16,7 +16,7 @@ from handmade import leave_last, small_model, small_world, train_events, write_d
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries
-from recsys.errors import ConfigError, DataError
+from recsys.errors import DataError
 from recsys.evaluation.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,10 +138,6 @@ def test_what_cannot_be_evaluated_is_said(tmp_path) -> None:
     with pytest.raises(DataError, match=r"2 targets were already seen.*exclude_seen"):
         evaluate(Oracle(3), repeats, config(), refit=True)
     assert evaluate(Oracle(3), repeats, config(exclude_seen=False), refit=True).data["targets"] == 2
-    wrong = config()
-    wrong.train.metric = "coverage@20"
-    with pytest.raises(ConfigError, match="coverage@20"):
-        evaluate(Oracle(3), repeats, wrong, refit=True)
 
 
 def test_a_frozen_model_of_ours_is_a_scored_model(tmp_path) -> None:

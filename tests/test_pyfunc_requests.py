@@ -23,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RecommenderModel:
     dataset = small_world(place / "dataset")
     write_bundle(place / "bundle", small_model(dataset), dataset, {})
     loaded = RecommenderModel()
-    loaded.load_context(SimpleNamespace(artifacts={BUNDLE: str(place / "bundle")}))
+    loaded.load_context(SimpleNamespace(artifacts={BUNDLE: str(place / "bundle")}, model_config=None))
     return loaded
 
 

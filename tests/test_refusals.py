@@ -129,7 +129,7 @@ def test_feedback(content: str | None, rewards: dict[str, float], says: str, tmp
         ("e.csv", b"PAR1", {}, "Parquet"),
         ("e.parquet", b"user_id,item_id\nu,i\n", {}, "not a Parquet file"),
         ("e.jsonl", b"[1]\n", {}, "no JSON object"),
-        ("e.csv", b"user_id;item_id\nu;i\n", {}, "separated by ';'"),
+        ("e.csv", b"user_id;item_id|x\nu;i|y\n", {}, "data.source.separator"),
         ("e.csv", b"user_id,item_id,user_id\nu,i,v\n", {}, "twice"),
         ("e.csv", b"user_id,item_id,_row\nu,i,v\n", {}, "reserved"),
         ("e.csv", b"user_id,item_id\nu,i\n", {"encoding": "utf-16"}, "not ASCII-compatible"),

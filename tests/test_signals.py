@@ -39,6 +39,12 @@ sys.exit(cli.main(["train", *sys.argv[2:]]))
 """
 
 
+def _handle_as_in_a_terminal(hangup: signal.Handlers) -> None:
+    """The tests themselves may run in the background, where the shell has Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, hangup)
+
+
 def _waiting(tmp_path: Path, ending_s: float = 0.0, ignored: bool = False) -> subprocess.Popen[str]:
     words = ["--config", "demo", "--run.dir", str(tmp_path / "run")]
     hangup = signal.SIG_IGN if ignored else signal.SIG_DFL
@@ -48,7 +54,7 @@ def _waiting(tmp_path: Path, ending_s: float = 0.0, ignored: bool = False) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
+        preexec_fn=lambda: _handle_as_in_a_terminal(hangup),
     )
     assert process.stdout is not None
     while (line := process.stdout.readline()) and "waiting" not in line:

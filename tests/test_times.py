@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from recsys import schema
-from recsys.config import CanonicalSource
+from recsys.config import CanonicalSource, DataConfig
 from recsys.data import moment as moment_module
 from recsys.data import times as times_module
 from recsys.data.cells import CellRules
@@ -249,7 +249,7 @@ def test_too_many_bad_times_name_the_value_the_forms_and_the_key(tmp_path: Path)
     columns["raw"] = raw_text(raw, checked.column(schema.REASON), ",")
     destination = Destination(str(tmp_path / "dataset"))
     with pytest.raises(DataError) as caught, destination.writing():
-        quarantine = Quarantine(destination, 0.01)
+        quarantine = Quarantine(destination, DataConfig())
         quarantine.start("events", 2)
         quarantine.add("events", pa.table(columns).cast(QUARANTINE_SCHEMA))
         quarantine.check("events")

@@ -127,7 +127,8 @@ def test_reasons_of_social_edges() -> None:
             "weight": ["", "1", "1", "1", "-1", "many"],
         }
     )
-    expected = [None, "self-loop", "missing src_user_id", "missing dst_user_id", "bad weight", "bad weight"]
+    reasons = ("self-loop", "missing src_user_id", "missing dst_user_id", "negative weight (distrust)", "bad weight")
+    expected = [None, *reasons]
     checked = check_rows(raw, SOCIAL)
     assert checked.column(schema.REASON).to_pylist() == expected
     assert checked.column(schema.WEIGHT).to_pylist()[0] == 1.0

@@ -178,9 +178,7 @@ class DataConfig(Section):
     unknown_items: Literal["quarantine", "keep", "drop"] = Field(
         "quarantine", description="events about items that are not in the table of items, where there is one"
     )
-    from_: str = Field(
-        "", alias="from", description="ISO time from which on events are used; empty: from the first"
-    )
+    from_: str = Field("", alias="from", description="ISO time from which on events are used; empty: from the first")
     until: str = Field("", description="ISO time before which events are used; empty: to the last")
     min_value: float | None = Field(None, description="events of a smaller value are left out, e.g. ratings below 4")
     min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")

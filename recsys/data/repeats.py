@@ -14,7 +14,7 @@ def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     """One line for the console; empty where nobody is left out.
 
     >>> repeats_line("test", 37, 40)[:62]
-    '37 of 40 test users have only targets that they had before and'
+    'warning: 37 of 40 test users have only targets that they had b'
     >>> repeats_line("test", 0, 40)
     ''
     """

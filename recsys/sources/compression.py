@@ -33,6 +33,7 @@ _NOT_READ: Final = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
 }
+_DOCUMENTS: Final = (".xlsx", ".xlsm", ".ods", ".docx")  # zip archives of many parts, none of them a table
 _BUFFER: Final = 4 << 20
 
 
@@ -48,6 +49,8 @@ def compression_of(path: str, name: str, head: bytes) -> str:
     for magic, kind in _NOT_READ.items():
         if head.startswith(magic):
             raise SourceError(f"{path} is compressed with {kind}, which is not read; unpack it ({READ})")
+    if name.lower().endswith(_DOCUMENTS):
+        return ""
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     return found or next((kind for ending, kind in ENDINGS.items() if name.lower().endswith(ending)), "")
 

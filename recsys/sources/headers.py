@@ -120,6 +120,8 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
             f"{file.path}: data.source.header is no, so the columns need names: set data.source.columns, "
             f"e.g. {{{form.table}: {example_names(first, form.table)}}}"
         )
+    if not below and rows[0].end < len(head) == _HEAD_BYTES:
+        below = [("",) * len(first)]  # the head ends within a long second row, which the reader of rows will split
     if not below:
         hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
         raise SourceError(f"{file.path} holds only a header; expected at least one row below it{hint}")
