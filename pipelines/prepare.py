@@ -50,14 +50,18 @@ def open_dataset(config: Config) -> PreparedDataset:
 
 def _say_what_there_is(dataset: PreparedDataset, folder: RunFolder) -> None:
     counts, manifest = dataset.manifest.counts, dataset.manifest
-    bad, dropped = (
-        sum(sum(of.values()) for of in table.values()) for table in (manifest.quarantined, manifest.dropped)
-    )
     named = ("users", "items", "train", "valid", "test", "social_edges", "items_with_text")
     shown = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in named if counts.get(name))
+    bad, dropped = (_total(reasons) for reasons in (manifest.quarantined, manifest.dropped))
     folder.progress(
-        f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows {bad:,} are in quarantine and {dropped:,} left out by rule"
+        f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows {bad:,} are in quarantine and {dropped:,} "
+        "left out by rule"
     )
+
+
+def _total(reasons: dict[str, dict[str, int]]) -> int:
+    """Rows of all tables."""
+    return sum(sum(of_table.values()) for of_table in reasons.values())
 
 
 if __name__ == "__main__":

@@ -222,6 +222,11 @@ def test_very_short_rows_come_in_spans_of_bounded_rows(
     assert bad(table) == list(range(1, 1001, 3))
 
 
+def test_a_long_first_row_is_read(tmp_path: Path) -> None:
+    found = events(write(tmp_path / "e.csv", b"user_id,item_id,note\nu,i," + b"x" * (3 << 20) + b"\n"))
+    assert found.column("user_id").to_pylist() == ["u"]
+
+
 def test_a_first_line_without_an_end_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="the first line is longer than 1 MiB"):
         events(write(tmp_path / "e.csv", b"user_id,item_id," + b"x" * (3 << 20) + b"\nu,i,1\n"))
