@@ -232,7 +232,7 @@ def gather_bucket(
             table = mark(table, unknown, UNKNOWN_ITEM)
     is_good = table.column(schema.REASON).is_null()
     good = _where(table, np.asarray(is_good)).drop_columns([schema.RAW])
-    if good.num_rows:
+    if good.num_rows and rules.filters.is_on:
         out, summary.dropped = rules.filters.left_out(good, rules.is_interaction(good.column(schema.EVENT_TYPE)))
         good = _where(good, ~out) if summary.dropped else good
     if good.num_rows:

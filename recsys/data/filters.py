@@ -63,6 +63,11 @@ class EventFilters:
         return cls(first, end, config.min_value)
 
     @property
+    def is_on(self) -> bool:
+        """Whether anything can be left out."""
+        return self.has_window or self.min_value is not None
+
+    @property
     def has_window(self) -> bool:
         return self.first != _ALWAYS or self.end != NEVER
 
