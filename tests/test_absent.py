@@ -29,6 +29,11 @@ TEXTS = pa.string()
 LISTS = pa.list_(TEXTS)
 
 
+def test_whole_numbers_are_absent_where_the_list_says_so() -> None:
+    assert ids(pa.array([7, -1])).to_pylist() == ["7", "-1"]
+    assert ids(pa.array([7, -1]), CellRules(absent=("-1",))).to_pylist() == ["7", None]
+
+
 def test_doctests() -> None:
     assert doctest.testmod(cells).failed == 0
 

@@ -90,7 +90,7 @@ def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
         whole_text = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
         text = pc.if_else(pa.array(whole), whole_text, pa.array(values).cast(pa.string()))
         return pc.if_else(pa.array(np.isfinite(values)), text, None)
-    if pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type) and not any(form.strip("+-").isdigit() for form in rules.absent):
         return column.cast(pa.string())
     text = pc.utf8_trim_whitespace(as_text(column))
     absent = pc.is_in(text, value_set=_absent_set(rules))
