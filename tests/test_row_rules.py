@@ -14,10 +14,11 @@ from test_prepare import MemorySource, event, rows_of
 from pipelines.reference import reference
 from recsys import schema
 from recsys.config import Config, build_config, dump_config, load_config
-from recsys.data import filters as filters_module
+from recsys.data import core as core_module
 from recsys.data.content_hash import settings_hash
-from recsys.data.events import Coding, EventRules, core_pairs, cut_to_core, encode_bucket, gather_bucket, project
-from recsys.data.filters import EventFilters, find_core
+from recsys.data.core import core_pairs, cut_bucket, find_core
+from recsys.data.events import Coding, EventRules, encode_bucket, gather_bucket, project
+from recsys.data.filters import EventFilters
 from recsys.data.friends import SocialRules, number_rows
 from recsys.data.graphs import FactRules, facts, write_facts
 from recsys.data.overlap import SideIds, compare
@@ -181,9 +182,9 @@ class AtOnce:
 
 @pytest.mark.parametrize(("user", "item"), [(2, 3), (3, 0), (0, 3)])
 def test_the_core_is_that_of_its_definition(user: int, item: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filters_module, "task", AtOnce)
-    monkeypatch.setattr(filters_module, "fetch", lambda value: value)
-    monkeypatch.setattr(filters_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(core_module, "task", AtOnce)
+    monkeypatch.setattr(core_module, "fetch", lambda value: value)
+    monkeypatch.setattr(core_module.ray, "put", lambda value: value)
     random = np.random.default_rng(user)
     pairs = {(f"u{u}", f"i{i}") for u, i in zip(random.integers(0, 14, 40), random.integers(0, 14, 40), strict=True)}
     rows = [event(u, i, 1) for u, i in sorted(pairs)]
@@ -193,7 +194,7 @@ def test_the_core_is_that_of_its_definition(user: int, item: int, monkeypatch: p
     users, items = [s.users for *_, s in found], union([s.items for *_, s in found])
     buckets = [core_pairs(good, coding, known, items) for (_, good, _, _), known in zip(found, users, strict=True)]
     core = find_core(buckets, users, items, (user, item), (None, None))
-    cut = [cut_to_core(good, rules, kept, core.items) for (_, good, _, _), kept in zip(found, core.users, strict=True)]
+    cut = [cut_bucket(good, rules, kept, core.items) for (_, good, _, _), kept in zip(found, core.users, strict=True)]
     kept = {(row["user_id"], row["item_id"]) for good, _ in cut for row in good.to_pylist()}
     expected = by_hand(pairs, user, item)
     assert kept == expected and expected != pairs
@@ -202,9 +203,9 @@ def test_the_core_is_that_of_its_definition(user: int, item: int, monkeypatch: p
 
 
 def test_ids_of_a_model_that_is_continued_stay_in_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filters_module, "task", AtOnce)
-    monkeypatch.setattr(filters_module, "fetch", lambda value: value)
-    monkeypatch.setattr(filters_module.ray, "put", lambda value: value)
+    monkeypatch.setattr(core_module, "task", AtOnce)
+    monkeypatch.setattr(core_module, "fetch", lambda value: value)
+    monkeypatch.setattr(core_module.ray, "put", lambda value: value)
     rules, good, _, summary = gathered([event("old", "a", 1), event("new", "a", 1), event("new", "b", 2)])
     pairs = core_pairs(good, Coding(rules, ("interact",), "time"), summary.users, summary.items)
     core = find_core([pairs], [summary.users], summary.items, (2, 2), (pa.array(["old"]), pa.array(["b"])))

@@ -22,7 +22,7 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.blocks import task
 from recsys.data.cells import DEFAULT_RULES, CellRules, ids, numbers
-from recsys.data.filters import OUTSIDE_CORE, EventFilters, within_core
+from recsys.data.filters import EventFilters
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
 from recsys.data.keys import CODED, coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
@@ -231,17 +231,17 @@ def gather_bucket(
             summary.unknown_items = used_texts(table.column(schema.ITEM_ID).filter(pa.array(unknown)))[:_MAX_UNKNOWN]
             table = mark(table, unknown, UNKNOWN_ITEM)
     is_good = table.column(schema.REASON).is_null()
-    good = _where(table, np.asarray(is_good)).drop_columns([schema.RAW])
+    good = where(table, np.asarray(is_good)).drop_columns([schema.RAW])
     if good.num_rows and rules.filters.is_on:
         out, summary.dropped = rules.filters.left_out(good, rules.is_interaction(good.column(schema.EVENT_TYPE)))
-        good = _where(good, ~out) if summary.dropped else good
+        good = where(good, ~out) if summary.dropped else good
     if good.num_rows:
         summarise(good, rules, summary)
     bad = table.filter(pc.invert(is_good)) if good.num_rows < table.num_rows else table.slice(0, 0)
     return good, bad_rows(_written_out(bad), _TEXT_COLUMNS), summary
 
 
-def _where(table: pa.Table, kept_E: Array) -> pa.Table:
+def where(table: pa.Table, kept_E: Array) -> pa.Table:
     """Only those rows; all of them are not copied."""
     return table if kept_E.all() else table.filter(pa.array(kept_E))
 
@@ -262,7 +262,7 @@ def summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None
     types = good.column(schema.EVENT_TYPE)
     summary.types = text_counts(types)
     summary.text_rows = int(rules.is_text(types).sum())
-    interactions = _where(good, rules.is_interaction(types))
+    interactions = where(good, rules.is_interaction(types))
     summary.interactions = interactions.num_rows
     summary.items = used_texts(interactions.column(schema.ITEM_ID))
     times = interactions.column(schema.TIMESTAMP)
@@ -304,7 +304,7 @@ def encode_bucket(
     types = good.column(schema.EVENT_TYPE)
     is_text = coding.rules.is_text(types)
     kept = coding.rules.is_interaction(types) | is_text
-    good, is_text = _where(good, kept), is_text[kept]
+    good, is_text = where(good, kept), is_text[kept]
     keys = _keys(good, users, dense_users, item_ids)
     if coding.order == "none":
         keys["pair"] = _pair_hashes(good)
@@ -321,23 +321,6 @@ def encode_bucket(
     text = _encoded_text(good, keys, position[of_text])
     events = _encoded_events(good, keys, position[~of_text], coding)
     return events, text, duplicates, int(of_text.sum()) - text.num_rows
-
-
-def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Array) -> pa.Table:
-    """User (place in ``users``) and item of every interaction of a bucket, without duplicates: what a k-core counts."""
-    return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(["user", "item"])
-
-
-def cut_to_core(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Array) -> list[Any]:
-    """The rows of a bucket that are of the k-core's users and about its items, and a summary of them."""
-    summary = BucketSummary(read=good.num_rows)
-    if good.num_rows:
-        kept = within_core(good, users, items)
-        summary.dropped = Counter({OUTSIDE_CORE: int((~kept).sum())}) if not kept.all() else Counter()
-        good = _where(good, kept)
-    if good.num_rows:
-        summarise(good, rules, summary)
-    return [good, summary]
 
 
 def _keys(good: pa.Table, users: pa.Array, dense_users: Array, item_ids: pa.Array) -> dict[str, Array]:

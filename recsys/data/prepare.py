@@ -31,6 +31,8 @@ from recsys.data.audit import Audit, audit
 from recsys.data.audit_shard import ShardFindings, audit_shard
 from recsys.data.blocks import block_refs, fetch, quiet, read_table, task
 from recsys.data.content_hash import content_hash, settings_hash
+from recsys.data.core import cut_to_core, only
+from recsys.data.cut_offs import cut_offs
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import (
@@ -38,24 +40,20 @@ from recsys.data.events import (
     BucketSummary,
     Coding,
     EventRules,
-    core_pairs,
-    cut_to_core,
     encode_bucket,
     exchange,
 )
-from recsys.data.filters import find_core, only
 from recsys.data.finetune import finetune
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
-from recsys.data.histories import Array
 from recsys.data.item_text import ItemText, compose_groups, write_vectors
 from recsys.data.items import align, count_table, feature_table, text_groups
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
 from recsys.data.newcomers import Newcomers
 from recsys.data.overlap import SideIds, compare
 from recsys.data.quarantine import DUPLICATE, Quarantine, bad_rows, listed, mark
-from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, time_bins, with_context
-from recsys.data.split import NEVER, SplitPlan, check_split, cut_off, parse_time, resolved
+from recsys.data.shards import ShardReport, ShardRules, merge_terms, start_shards, with_context
+from recsys.data.split import NEVER, SplitPlan, check_split, resolved
 from recsys.data.titles import item_titles
 from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
@@ -298,28 +296,16 @@ class _Preparation:
         users: pa.Table | None,
     ) -> tuple[list[list[Any]], list[BucketSummary], pa.Table | None, pa.Table | None]:
         """Only the events, items and users of the k-core."""
-        data, base = self.config.data, self.base
-        item_ids = union([s.items for s in summaries])
-        encoder, known = task(core_pairs), ray.put(item_ids)
-        pairs = [encoder.remote(b[0], coding, s.users, known) for b, s in zip(buckets, summaries, strict=True)]
-        least, kept = (data.min_user_events, data.min_item_events), (base.users, base.items) if base else (None, None)
-        core = find_core(pairs, [s.users for s in summaries], item_ids, least, kept)
-        cutter, in_core = task(cut_to_core, 2), ray.put(core.items)
-        cut = [cutter.remote(b[0], self.rules, u, in_core) for b, u in zip(buckets, core.users, strict=True)]
-        fresh: list[BucketSummary] = [fetch(refs[1]) for refs in cut]
-        for summary in fresh:
+        least = self.config.data.min_user_events, self.config.data.min_item_events
+        core, cut, summaries = cut_to_core(buckets, summaries, coding, least, self.base)
+        for summary in summaries:
             self.quarantine.drop("events", summary.dropped)
-        self._check_some_are_left(fresh)
-        gone = sum(len(s.users) for s in summaries) - sum(map(len, core.users)), len(item_ids) - len(core.items)
-        self._note(
-            f"k-core of at least {least[0]} events a user and {least[1]} an item: {gone[0]:,} users and {gone[1]:,} "
-            f"items are left out ({core.rounds} rounds)"
-        )
-        if data.min_item_events:
-            items = only(items, schema.ITEM_ID, [core.items, *([base.items] if base else [])])
-        if data.min_user_events:
-            users = only(users, schema.USER_ID, [*core.users, *([base.users] if base else [])])
-        return [[refs[0], *b[1:]] for refs, b in zip(cut, buckets, strict=True)], fresh, items, users
+        self._check_some_are_left(summaries)
+        self._note(core.note(least))
+        base_users, base_items = ([self.base.users], [self.base.items]) if self.base else ([], [])
+        items = only(items, schema.ITEM_ID, [core.items, *base_items]) if least[1] else items
+        users = only(users, schema.USER_ID, [*core.users, *base_users]) if least[0] else users
+        return cut, summaries, items, users
 
     def _num_shards(self) -> int:
         return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
@@ -411,42 +397,10 @@ class _Preparation:
         check_split(split, order, self.timed, given)
         if split.kind == "given" and unnamed:
             self.notes.append(f"{unnamed:,} events without a given split count as training")
-        valid_from, test_from = self._cut_offs(encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
+        valid_from, test_from = cut_offs(split, encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
         newcomers = Newcomers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
         named = given.get("valid", 0) > 0
         return SplitPlan(split.kind, split.valid, split.test, valid_from, test_from, order != "none", named, newcomers)
-
-    def _cut_offs(self, encoded: list[list[Any]], summaries: list[BucketSummary]) -> tuple[int, int]:
-        """Microseconds from which events are validation and test: given, or exact quantiles of the event times."""
-        split = self.config.data.split
-        counter = task(time_bins)
-        first = min(summary.first for summary in summaries if summary.interactions)
-        last = max(summary.last for summary in summaries if summary.interactions)
-
-        def bins(start: int, width: int, below: int) -> Array:
-            total: Array = np.sum(fetch([counter.remote(refs[0], start, width, below) for refs in encoded]), axis=0)
-            return total
-
-        everything = int(bins(first, last - first + 1, last + 1)[0])
-        if split.test_from:
-            test_from = parse_time(split.test_from, "data.split.test_from")
-        else:
-            rank = max(round(everything * split.test), 1)
-            test_from = cut_off(lambda start, width: bins(start, width, last + 1), first, last, rank)
-        before_test = int(bins(first, last - first + 1, test_from)[0])
-        if split.valid_from:
-            valid_from = parse_time(split.valid_from, "data.split.valid_from")
-        elif before_test == 0:
-            valid_from = test_from
-        else:
-            rank = min(max(round(everything * split.valid), 1), before_test)
-            valid_from = cut_off(lambda start, width: bins(start, width, test_from), first, last, rank)
-        if valid_from >= test_from:
-            raise DataError(
-                f"data.split: validation would start at {valid_from} and test at {test_from} (microseconds), which "
-                "leaves no validation; choose an earlier data.split.valid_from, or another data.split.test"
-            )
-        return valid_from, test_from
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
