@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-DEAR_FILES: Final = (  # the longest first, so that no worker of pytest is left with one of them at the end
+COSTLY_FILES: Final = (  # the longest first, so that no worker of pytest is left with one of them at the end
     "test_update",
     "test_determinism",
     "test_pipeline",
@@ -43,7 +43,7 @@ DEAR_FILES: Final = (  # the longest first, so that no worker of pytest is left 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first; the order inside a file stays (`make test` hands out whole files in order)."""
-    rank = {name: place for place, name in enumerate(DEAR_FILES)}
+    rank = {name: place for place, name in enumerate(COSTLY_FILES)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
