@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -129,3 +131,26 @@ def test_parquet_texts_that_are_no_text_are_refused() -> None:
     pq.write_table(pa.table({"user_id": wrong, "item_id": ["i", "i"]}), path)
     said = tables_of(CanonicalSource(events=[path]))
     assert isinstance(said, str) and "texts.parquet: row group 0" in said and "UTF8" in said
+
+
+DAMAGED_FOOTER = zlib.decompress(base64.b85decode(  # of a column whose histogram of repetition levels is too long
+    'c-pO1OK1~87@nDKw%br@S~|ln<dB0MDzr5zq@YCYBx+i1Yg^E?L6B{_roqI<ByII%6+tMTdJq(R90V^tDJW<Uq8IU?Jt%tUL3<Pr'
+    'dMgOx%s!HBlL!HS!u+%U<NId5+1ZS<$q<&X7q{V?pWnQbBN$=O0f5H`0RTD%xC0Y>?d6llil5i{u#9E@0P2Ri3ibAOUegjld~AXc'
+    'f&U2<z<cqFSFay<BK$!B`69qJXnPy;_sacJ1yWU<w5m7_1a#Mkx=1Amn~+U<edGO&rro4Jk63>DY8_IitTGd%)zKQHLb8WzA3k;B'
+    'J1fuscpc#szttlR+LYh!J^i)E&$Bx@rNPRq!s(8>IFY5Ub~X%DxtN+WaynK3ZtX&9^Fq-moXgC1ff2!M#WE!$=ZZ-@)>6vkjABX8'
+    '<-0mZZgu#3th4a)lxI=TE*OBwT8}nDfgiVOVIcdoGB!p;A}f%rLVB1g?&H^bgyI;9L-lbNAxM)oio~LKAlWN&A#Ff<7dC<=*;tjG'
+    'm}py&e1~)!(KXcATU5ojkFx>EX7g$TCYvRWi)l-ux248jo%&4Vi-$;5A=@5MS9)X%_DrVB{O*Bnm{MV?zF^=V;yYMxo9SwEBUm-X'
+    'N8}?Un~;80=p)6E1eRrnmiX1tx{{!>_~D)6J51|dy6kQ24plQz8EAruta}LJnvzYfzF%!+lar?s2d(R+{y_VMEv2K3u?c3`Nye5~'
+    'G|i4PmS(ZE8H@6QQ89@zHf#ne-foS}i`k4Aj+#)%#9)jId{HuL2IJ*=%c5dBl$@IxI+GR8!9}}19lIcwCQ4#+W@);@XW9ud%*L~&'
+    '<kVPjIuYVs(_(#b;Vm0x{bl~swfRLZo((1wq4RoTf?W~ymzmi7u)yK@QF}8^Q#3kh`qZxV44Lbh8q21#2l7d~#g#t<)IeS@Tv{+n'
+    'y{UY@S1%Oimja7Mp_rM!80Zi81^Ysp_?DG_pv?ooIR6*?3oj}m#s'
+))  # fmt: skip
+
+
+def test_a_footer_that_contradicts_itself_is_a_message_and_does_not_end_the_process() -> None:
+    """Arrow's ``RowGroupMetaData.column`` calls ``terminate`` for it, so this runs in a process of its own."""
+    path = write("damaged.parquet", DAMAGED_FOOTER)
+    code = "import sys; from recsys.config import CanonicalSource; from tests.fuzz.reading import tables_of; "
+    code += "print(tables_of(CanonicalSource(events=sys.argv[1:])))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "not a Parquet file, or damaged" in done.stdout, done.stderr[-2000:]

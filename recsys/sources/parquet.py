@@ -108,7 +108,7 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
         with file.opened() as source:
             parquet = pq.ParquetFile(source)
             metadata = parquet.metadata
-            check_footer(metadata, file.path)
+            check_footer(source, metadata, file.path, file.size)
             arrow = parquet.schema_arrow
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if file.compressed:

@@ -24,12 +24,16 @@ _WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, 
 _TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
 
 
-def check_footer(metadata: Any, where: str) -> None:
+def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     """
     Raises:
         SourceError: too many columns, or a row group whose values are absurdly many for its stored bytes.
+        pyarrow.ArrowException, OSError: the footer contradicts itself.
     """
     check_column_count(metadata.num_columns, where)
+    for number in range(metadata.num_row_groups):
+        check_decoded(metadata.row_group(number).total_byte_size, size, f"{where}: row group {number}")
+    _check_chunks(source, metadata)
     widths = _widths(metadata)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -39,6 +43,19 @@ def check_footer(metadata: Any, where: str) -> None:
             decoded += max(column.total_uncompressed_size, column.num_values * widths[place])
             stored += column.total_compressed_size
         check_decoded(decoded, stored, f"{where}: row group {number}")
+
+
+def _check_chunks(source: Any, metadata: Any) -> None:
+    """Let Arrow look at every column chunk where it raises: ``metadata.row_group(i).column(j)`` ends the process when
+    the footer is damaged. One row of the flat columns is read for it; lists are left out, as one row of them can be all.
+    """
+    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    flat = [leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name]
+    if not flat or not metadata.num_rows:
+        return
+    parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
+    groups = list(range(metadata.num_row_groups))
+    next(parquet.iter_batches(1, row_groups=groups, columns=flat, use_threads=False), None)
 
 
 def check_decoded(decoded: int, stored: int, where: str) -> None:
