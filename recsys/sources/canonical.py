@@ -91,8 +91,8 @@ class CanonicalAdapter(SourceAdapter):
             self.notes += [f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])]
             if any(head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16()) for head in of_table):
                 self.notes.append(
-                    f"{name}: the timestamps are 32-bit floats, in which seconds since the epoch are exact to 128 s only; "
-                    "write them again as integers or 64-bit floats"
+                    f"{name}: the timestamps are 32-bit floats, in which seconds since the epoch are exact to 128 s "
+                    "only; write them again as integers or 64-bit floats"
                 )
         return heads
 

@@ -93,14 +93,12 @@ class SequencesAdapter(SourceAdapter):
             line for line in head.decode(errors="replace").lstrip("\ufeff").splitlines()[:_LOOKED_AT] if line.strip()
         ]
         words = [line.split(config.separator) if config.separator.strip() else line.split() for line in lines]
+        expected = "expected lines of USER ITEM ITEM …"
         if not lines:
             if len(head) < _HEAD_BYTES:
-                raise SourceError(
-                    f"{file.path} holds nothing but blank lines and comments; expected lines of USER ITEM ITEM …"
-                )
+                raise SourceError(f"{file.path} holds nothing but blank lines and comments; {expected}")
             return start
         first = words[0][0].strip()
-        expected = "expected lines of USER ITEM ITEM …"
         mark = next((mark for mark in COMMENTS if first.startswith(mark)), "")
         is_only_one = first == mark or any(not line.startswith(mark) for line in lines)  # not ids like #love
         if mark and is_only_one and not config.comment:
@@ -118,7 +116,7 @@ class SequencesAdapter(SourceAdapter):
                 f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); {expected}: if the ids are "
                 f"separated by {others[0]!r}, set data.source.separator to it"
             )
-        self.notes += _odd_ids(file, words)
+        self.notes = _odd_ids(file, words)
         return start
 
 
