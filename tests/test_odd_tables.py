@@ -205,13 +205,6 @@ def test_odd_table_is_read_with_a_note(name: str, tmp_path: Path) -> None:
     assert len(notes) == 1 and note in notes[0]
 
 
-def test_cells_that_are_not_of_their_declared_type_make_bad_rows(tmp_path: Path) -> None:
-    items = "item_id:token\tp:float\tv:float_seq\n2\tcheap\t\n3\t1\t0.1 x\n4\t1\t0.1,0.2\n5\t1\t0.1 0.2\n"
-    rows = read(tmp_path, {"r.inter": INTER, "r.item": items}, kind="recbole")[0]["items"]
-    wrong = "v is no list of numbers separated by blanks"
-    assert rows.column(schema.REASON).to_pylist() == ["p is not a number", wrong, wrong, None]
-
-
 @pytest.mark.parametrize(("settings", "message"), [
     ({"separator": {"events": None}}, "data.source.separator.events: is empty"),
     ({"comment": {"events": '"'}}, "data.source.comment.events: expected what comment lines begin with"),

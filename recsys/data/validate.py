@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.cells import DEFAULT_RULES, CellRules, as_text, extra, ids, is_text, numbers, present_only
+from recsys.data.cells import DEFAULT_RULES, CellRules, as_text, extra, ids, numbers
 from recsys.data.times import ACCEPTED, timestamps
 
 __all__ = ["CellRules", "Layout", "check_rows", "extra", "ids", "numbers", "timestamps"]
@@ -110,8 +110,6 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
         verdicts.append((SELF_LOOP, pc.fill_null(loops, False)))
     for name, kind in layout.extras:
         columns[name] = extra(given[name], kind, layout.rules) if name in given else pa.nulls(count, kind)
-        if name in given and is_text(given[name].type) and not pa.types.is_string(kind):
-            verdicts.append(_unfit(name, given[name], columns[name], layout.rules))
     columns[schema.REASON] = _reasons(verdicts, count)
     return pa.table(columns)
 
@@ -170,18 +168,6 @@ def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, 
         known = pc.is_in(text, value_set=pa.array(SPLITS))
         return text, (BAD_SPLIT, pc.and_(pc.is_valid(text), pc.invert(known)))
     return text, None
-
-
-def _unfit(name: str, given: pa.Array, read: pa.Array, rules: CellRules) -> tuple[str, pa.Array]:
-    """Cells of a text file whose type is declared (RecBole), and that are there but not of it."""
-    if not pa.types.is_list(read.type):
-        absent = pc.is_null(present_only(as_text(given), rules))
-        return f"{name} is not a number", pc.and_(pc.invert(absent), pc.is_null(read))
-    members = read.flatten()
-    places = pc.list_parent_indices(read).filter(pc.is_null(members))
-    wrong = np.zeros(len(read), dtype=bool)
-    wrong[np.asarray(places)] = True
-    return f"{name} is no list of numbers separated by blanks", pa.array(wrong)
 
 
 def _default(name: str, kind: pa.DataType, count: int) -> pa.Array:
