@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.mistakes import check_input
 from recsys import schema
 from recsys.config import build_config
 from recsys.config.sources import source_class
@@ -224,6 +225,19 @@ def test_too_many_bad_rows_stop_with_the_setting_that_goes_on_without_them(tmp_p
     quarantine.add("events", pa.table(columns, schema=QUARANTINE_SCHEMA))
     with pytest.raises(DataError, match=r"(?s)guests.* set data.quarantine.max_share to \{events: 0.3\}"):
         quarantine.check("events")
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"context": ["weather"]}, "data.context: 'weather' is not a column of the events"),
+    ({"knowledge": {"item_columns": ["genre"]}}, "data.knowledge.item_columns: 'genre' is not a column of the items"),
+])  # fmt: skip
+def test_a_dry_run_finds_a_column_that_no_file_has(data: Any, message: str, tmp_path: Path) -> None:
+    source = {"kind": "canonical", "events": [str(tmp_path / "e.csv")], "items": [str(tmp_path / "i.csv")]}
+    (tmp_path / "e.csv").write_text(EVENTS)
+    (tmp_path / "i.csv").write_text("item_id,title\n1,A\n2,B\n")
+    config = build_config({"data": {"source": source, **data}, "model": _MODEL})
+    with pytest.raises(UserError, match=message):
+        check_input(config, ("prepare",))
 
 
 _MODEL = {"granularities": {"evolution": {"enabled": True}}}

@@ -88,6 +88,8 @@ class CanonicalAdapter(SourceAdapter):
         self.notes = _notes([head for of_table in found.values() for head in of_table])
         for name, of_table in heads.items():
             every = dict.fromkeys(column for head in of_table for column in head.types)
+            if all(head.head.format != "jsonl" for head in of_table):  # a key of JSON may come late
+                self.columns[name] = {*every, *schema.TABLES[name].columns}
             self.notes += [f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])]
             if any(head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16()) for head in of_table):
                 self.notes.append(
