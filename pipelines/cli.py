@@ -182,8 +182,9 @@ def _command(words: list[str]) -> int:
     check(config, stages)
     if arguments.dry_run:
         said = plan(verb, config)
-        check_input(config, stages)
+        notes = check_input(config, stages)
         print(said)
+        print("".join(f"# note: {note}\n" for note in notes), end="")
         return 0
     _run(verb, config)
     return 0

@@ -5,11 +5,12 @@ Why: what only a later stage would find costs the time of the stages before it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from recsys.config import Config
 from recsys.config.contradictions import check_settings
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, choices
 
 _TIMES: Final = ("split.valid_from", "split.test_from", "from_", "until")  # of the section data
 _BEFORE: Final = (("split.valid_from", "split.test_from"), ("from_", "until"))
@@ -27,20 +28,47 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
         _check_times(config)
 
 
-def check_input(config: Config, stages: tuple[str, ...]) -> None:
-    """Look for the input files of the stages, and at their column names where they can be read.
+def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
+    """Look for the input files of the stages, and at their column names where they can be read; what to know of them.
 
     Raises:
         UserError: a file is missing, or lacks a column that it must have.
     """
+    notes: list[str] = []
     if "prepare" in stages:
         from recsys.sources import open_source
 
-        open_source(config.data.source).check()
+        source = open_source(config.data.source)
+        source.check()
+        notes = source.notes
+        _check_columns(config, source.columns)
     if "recommend" in stages and config.recommend.requests:
         from recsys.serving.request_files import read_requests
 
         read_requests(config.recommend.requests)
+    return notes
+
+
+def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
+    """Every column that a setting names, in the tables whose columns are known.
+
+    Raises:
+        ConfigError: no file of the table has it.
+    """
+    data = config.data
+    named = (
+        ("events", "data.context", data.context),
+        ("events", "data.context_numbers", data.context_numbers),
+        ("items", "data.knowledge.item_columns", data.knowledge.item_columns),
+        ("items", "data.media.columns", [*data.media.columns.values()]),
+        ("items", "data.media.images.column", [data.media.images.column]),
+        ("items", "data.text.fields", (data.text.fields or []) if data.text.enabled else []),
+    )
+    for table, key, names in named:
+        for name in names:
+            if name and name not in columns.get(table, {name}):
+                have = choices(columns[table])
+                raise ConfigError(f"{key}: {name!r} is not a column of the {table}; columns: {have}")
 
 
 def _check_times(config: Config) -> None:

@@ -180,7 +180,9 @@ class DataConfig(Section):
     )
     from_: str = Field("", alias="from", description="ISO time from which on events are used; empty: from the first")
     until: str = Field("", description="ISO time before which events are used; empty: to the last")
-    min_value: float | None = Field(None, description="events of a smaller value are left out, e.g. ratings below 4")
+    min_value: float | None = Field(
+        None, allow_inf_nan=False, description="events of a smaller value are left out, e.g. ratings below 4"
+    )
     min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")
     min_item_events: int = Field(0, ge=0, description="items with fewer events are left out (k-core); 0: none")
     split: SplitConfig = Field(default_factory=SplitConfig)

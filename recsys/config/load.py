@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pydantic
 import yaml
@@ -184,9 +184,9 @@ def _variable(match: re.Match[str], where: str) -> str:
 
 def _explain(error: pydantic.ValidationError, where: str) -> str:
     lines = []
-    for problem in error.errors(include_url=False):
+    for problem in _of_meant_form(error.errors(include_url=False)):
         path = [str(part) for part in problem["loc"]]
-        dotted = ".".join(_without_tags(path))
+        dotted = ".".join(part for part in _without_tags(path) if not _FORM.fullmatch(part))
         if problem["type"] == "extra_forbidden":
             valid = choices(_keys_at(path[:-1]))
             lines.append(f"{dotted}: unknown key; valid keys here: {valid}")
@@ -204,11 +204,28 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     return f"wrong configuration in {where}:\n  " + "\n  ".join(lines)
 
 
+def _of_meant_form(problems: list[Any]) -> list[Any]:
+    """The problems without those of a form that a value of several forms plainly does not have: where a table is
+    named, that it is no text."""
+
+    def of_value(problem: Any) -> tuple[Any, ...]:
+        place = next((i for i, part in enumerate(problem["loc"]) if _FORM.fullmatch(str(part))), len(problem["loc"]))
+        return tuple(problem["loc"][:place])
+
+    def is_other_form(problem: Any) -> bool:
+        return bool(_FORM.fullmatch(str(problem["loc"][-1]))) and problem["type"] in _TYPE_ERRORS
+
+    meant = {of_value(problem) for problem in problems if not is_other_form(problem)}
+    return [problem for problem in problems if not (is_other_form(problem) and of_value(problem) in meant)]
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
+_FORM: Final = re.compile(r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]")  # of values, by pydantic
+_TYPE_ERRORS: Final = ("string_type", "float_type", "list_type", "dict_type")
 _SOURCE_KINDS = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")
 
 

@@ -68,6 +68,8 @@ Comment = Annotated[
     str, BeforeValidator(_comment), Field(description="lines of text files that begin with this are skipped, e.g. '#'")
 ]
 
+Encoding = Annotated[str, Field(min_length=1)]
+
 
 class CellSource(Section):
     """What every source of files has: how the text of a cell is understood."""
@@ -110,10 +112,10 @@ class CanonicalSource(CellSource):
         {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for one table only"
     )
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
-    separator: Separator = Field(
+    separator: Separator | dict[str, Separator] = Field(
         "",
         description="between cells of text tables, e.g. ';', '|', '::', tab; ' ' is any run of blanks; empty: by "
-        "format, or the one that the file plainly has",
+        "format, or the one that the file plainly has; {TABLE: separator} for single tables",
     )
     columns: Annotated[list[str] | dict[str, list[str]], BeforeValidator(_without_nulls)] = Field(
         [],
@@ -123,11 +125,16 @@ class CanonicalSource(CellSource):
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
         "auto", description="whether text files begin with column names; auto: yes, unless columns are given"
     )
-    comment: Comment = ""
+    comment: Comment | dict[str, Comment] = Field(
+        "",
+        description="lines of text files that begin with this are skipped, e.g. '#'; {TABLE: '#'} for single tables",
+    )
     constants: dict[str, dict[str, str]] = Field(
         {}, description="{TABLE: {column: value}}: columns that the files lack and that hold one value in every row"
     )
-    encoding: str = Field("utf-8", min_length=1, description="of CSV and TSV files, e.g. latin-1")
+    encoding: Encoding | dict[str, Encoding] = Field(
+        "utf-8", description="of CSV and TSV files, e.g. latin-1; {TABLE: encoding} for single tables, others are utf-8"
+    )
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
         {}, description="event files by split, instead of a split column"
     )
@@ -138,6 +145,9 @@ class CanonicalSource(CellSource):
         columns = self.columns if isinstance(self.columns, dict) else {"events": self.columns}
         check_tables("columns", set(columns))
         check_tables("constants", set(self.constants))
+        for key in ("separator", "comment", "encoding"):
+            given = getattr(self, key)
+            check_tables(key, set(given) if isinstance(given, dict) else set())
         for table, names in columns.items():
             given = [name.strip() for name in names if name.strip() not in ("", "_")]
             if twice := sorted({name for name in given if given.count(name) > 1}):

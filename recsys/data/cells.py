@@ -108,7 +108,7 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     >>> numbers(pa.array(["3,5", "1.234,5", "3.5"]), CellRules(decimal=","))[0].to_pylist()
     [3.5, 1234.5, None]
     """
-    if is_text(column.type):
+    if is_text(column.type) or is_bytes(column.type):
         series = pl.Series(pl.from_arrow(as_text(column))).str.strip_chars()
         plain = _with_points(series) if rules.decimal == "," else series
         values = plain.cast(pl.Float64, strict=False)
@@ -195,6 +195,11 @@ def is_text(kind: pa.DataType) -> bool:
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
         or pa.types.is_string_view(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
     )  # fmt: skip
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes: texts of programs that do not mark them as such."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def as_text(column: pa.Array) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.destination import Destination
 from recsys.data.histories import Array
-from recsys.data.validate import HINTS, NEGATIVE_WEIGHT, REPEATED_HEADER, SELF_LOOP
+from recsys.data.validate import HINTS, NEGATIVE_WEIGHT, REPEATED_HEADER, SELF_LOOP, missing
 from recsys.errors import DataError
 from recsys.storage.places import reaching
 from recsys.storage.uris import within
@@ -158,10 +159,14 @@ class Quarantine:
         self.close()
         kept = self._keep(table)
         hints = [f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS]
+        if any(reason.startswith(missing("")) for reason in self.counts[table]):
+            hints.append(
+                "\nrows without an id, such as sales to guests, tell nothing about anybody and may be left out"
+            )
         raise DataError(
             f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%} are accepted): "
             f"{listed(self.counts[table])}; for example\n{_shown(self._examples[('quarantine', table)])}"
-            f"{''.join(hints)}\nall of them are in {kept}; fix the source, or raise data.quarantine.max_share"
+            f"{''.join(hints)}\nall of them are in {kept}; fix the source{accepting(table, bad / read)}"
         )
 
     def close(self) -> None:
@@ -184,6 +189,20 @@ class Quarantine:
         target.make_folder(target.path)
         target.filesystem.copy_file(f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet")
         return within(self._destination.quarantine_root, f"{table}.parquet")
+
+
+def accepting(table: str, share: float) -> str:
+    """What to set to go on without the bad rows; nothing where almost all rows are bad.
+
+    >>> accepting("events", 0.2493), accepting("items", 0.011)
+    (', or go on without them: set data.quarantine.max_share to {events: 0.3}', \
+', or go on without them: set data.quarantine.max_share to {items: 0.02}')
+    >>> accepting("events", 0.95)
+    ''
+    """
+    digit = 10.0 ** math.floor(math.log10(share))
+    accepted = math.ceil(share / digit) * digit
+    return f", or go on without them: set data.quarantine.max_share to {{{table}: {accepted:.6g}}}" * (accepted < 1)
 
 
 def listed(counts: Mapping[str, int]) -> str:

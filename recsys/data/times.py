@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.cells import DEFAULT_RULES, CellRules, as_text, is_text
+from recsys.data.cells import DEFAULT_RULES, CellRules, as_text, is_bytes, is_text
 from recsys.data.histories import Array
 
 EARLIEST: Final = -5_364_662_400_000_000  # 1800-01-01 in microseconds
@@ -78,7 +78,7 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
         naive = column.cast(pa.timestamp("us"), safe=False)
         micros = pl.Series(pl.from_arrow(naive.cast(pa.int64())))
         present = micros.is_not_null()
-    elif is_text(column.type):
+    elif is_text(column.type) or is_bytes(column.type):
         micros, present = _of_texts(pl.Series(pl.from_arrow(as_text(column))), rules)
     elif pa.types.is_integer(column.type):
         given = pl.Series(pl.from_arrow(column))

@@ -38,6 +38,7 @@ class SourceAdapter(ABC):
     def __init__(self, config: Section) -> None:
         self.config = config
         self.notes: list[str] = []  # what :meth:`check` and :meth:`pieces` decided and a user should know
+        self.columns: dict[str, set[str]] = {}  # of the tables of which :meth:`check` saw all columns
         self._fingerprinted: list[InputFile] = []
 
     @property

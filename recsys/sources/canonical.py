@@ -8,7 +8,7 @@ Folders ``column=value`` above a file give columns (see :mod:`recsys.sources.par
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_piec
 from recsys.sources.files import InputFile, find
 from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
-from recsys.sources.names import Renames, canonical_names, require_columns
+from recsys.sources.names import Renames, canonical_names, require_columns, unused_names
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
 from recsys.sources.partitions import PieceInFolder, folder_values
 from recsys.sources.spans import CHUNK_BYTES
@@ -86,12 +86,23 @@ class CanonicalAdapter(SourceAdapter):
         self._check_settings(found)
         heads = named_heads(tables, found)
         self.notes = _notes([head for of_table in found.values() for head in of_table])
+        for name, of_table in heads.items():
+            every = dict.fromkeys(column for head in of_table for column in head.types)
+            if all(head.head.format != "jsonl" for head in of_table):  # a key of JSON may come late
+                self.columns[name] = {*every, *schema.TABLES[name].columns}
+            self.notes += [f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])]
+            if any(head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16()) for head in of_table):
+                self.notes.append(
+                    f"{name}: the timestamps are 32-bit floats, in which seconds since the epoch are exact to 128 s "
+                    "only; write them again as integers or 64-bit floats"
+                )
         return heads
 
     def _check_settings(self, found: Mapping[str, list[_Head]]) -> None:
         """What is set for text files must meet one."""
         config = self.config
         given = {"columns": config.columns, "separator": config.separator, "comment": config.comment}
+        given = {key: value for key, value in given.items() if not isinstance(value, dict) or any(value.values())}
         texts = {name for name, heads in found.items() if any(head.format in _TEXTS for head in heads)}
         for key, value in given.items():
             if value and not texts:
@@ -100,17 +111,16 @@ class CanonicalAdapter(SourceAdapter):
                     f"{choices({head.format for heads in found.values() for head in heads})}: remove it, or set "
                     "data.source.format; names of columns are changed by data.source.rename"
                 )
-        columns = [*config.columns] if isinstance(config.columns, dict) else []
-        for key, tables in (("columns", columns), ("constants", [*config.constants])):
-            for name in tables:
+        for key in ("columns", "constants", "separator", "comment", "encoding"):
+            value = getattr(config, key)
+            for name in value if isinstance(value, dict) else ():
                 if name not in found:
-                    raise SourceError(
-                        f"data.source.{key} names columns of {name}, but data.source.{name} lists no file"
-                    )
+                    raise SourceError(f"data.source.{key} has an entry {name}, but data.source.{name} lists no file")
 
     def _tables(self) -> dict[str, TableFiles]:
         config = self.config
-        check_codec(config.encoding)
+        for encoding in config.encoding.values() if isinstance(config.encoding, dict) else [config.encoding]:
+            check_codec(encoding)
         splits = {split: find(patterns) for split, patterns in config.split_files.items()}
         constants: dict[str, dict[str, str]] = {}
         for split, files in splits.items():
@@ -120,8 +130,6 @@ class CanonicalAdapter(SourceAdapter):
                         f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and {split}"
                     )
                 constants[file.path] = {schema.SPLIT: split}
-        columns = config.columns if isinstance(config.columns, dict) else {schema.EVENTS.name: config.columns}
-        form = Form(config.separator, (), config.header, config.comment, config.encoding)
         tables = {}
         for name, table in schema.TABLES.items():
             patterns: list[str] = getattr(config, name)
@@ -134,12 +142,29 @@ class CanonicalAdapter(SourceAdapter):
                     tuple(files),
                     config.rename,
                     config.format,
-                    replace(form, columns=tuple(columns.get(name, ())), table=name),
+                    _form(config, name),
                     constants if table is schema.EVENTS else {},
                     config.constants.get(name, {}),
                     rules=CellRules.of(config),
                 )
         return tables
+
+
+def _form(config: CanonicalSource, table: str) -> Form:
+    """How the text files of one table are written."""
+
+    def of_table(setting: str | dict[str, str], default: str) -> str:
+        return setting.get(table, default) if isinstance(setting, dict) else setting
+
+    columns = config.columns if isinstance(config.columns, dict) else {schema.EVENTS.name: config.columns}
+    return Form(
+        of_table(config.separator, ""),
+        tuple(columns.get(table, ())),
+        config.header,
+        of_table(config.comment, ""),
+        of_table(config.encoding, "utf-8"),
+        table,
+    )
 
 
 def table_pieces(source: TableFiles) -> list[Piece]:
@@ -277,10 +302,12 @@ def _format(file: InputFile, source: TableFiles) -> str:
         return _FORMATS[file.suffix]
     if source.form.separator or source.form.columns:
         return "tsv" if source.form.separator == "\t" else "csv"
+    hint = format_hint(file) or "text with other separators: data.source.separator"
     raise SourceError(
         f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
         f"{choices(_FORMATS)} (text also with .gz), or set data.source.format to one of: "
-        f"{choices(set(_FORMATS.values()))}; {format_hint(file) or 'text with other separators: data.source.separator'}"
+        f"{choices(set(_FORMATS.values()))}; {hint}; a pattern such as "
+        "FOLDER/*.csv leaves other files out"
     )
 
 

@@ -146,6 +146,13 @@ def check_codec(encoding: str) -> str:
     )
 
 
+_NO_TABLES: Final = {
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs.github.com/spec": "a pointer of Git LFS to the file (git lfs pull)",
+}
+
+
 def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     """Check that nearly all lines of the file's head can be decoded (single bad rows are quarantined later).
 
@@ -158,6 +165,9 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     if b"\0" in head or head.startswith(b"PAR1"):
         kind = "a Parquet file" if head.startswith(b"PAR1") else "binary data"
         raise SourceError(f"{file.path} is {kind}, not delimited text; correct the file or data.source.format")
+    for start, what in _NO_TABLES.items():
+        if head.lstrip().lower().startswith(start):
+            raise SourceError(f"{file.path} is {what}, not a table; get the file itself")
     lines = head.split(b"\n")[:-1] or [head]
     wrong = [number for number, line in enumerate(lines, 1) if not decodable(line, encoding)]
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
@@ -133,6 +134,8 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
     suspects = data_in_header(names, below)
     cure = cure_of_names([row.text for row in rows], names, suspects, dialect, form.table if form else "")
+    if form is not None:
+        cure = _header_in_comment(head, dialect, form) or (cure and cure + _for_one_table(form, cure))
     notes += _unnamed(file, names, below)
     return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
@@ -153,7 +156,7 @@ def format_hint(file: InputFile) -> str:
     """What to set for a file whose name does not tell its format, after a look at its first rows; may be empty."""
     head = _head(file)
     if b"\0" in head:
-        return ""
+        return "this one is binary: unpack it if it is an archive, or write its table as Parquet or CSV"
     rows = [row.text for row in _rows(head, TSV)]
     found = consistent(rows, replace(TSV, delimiter="\0"))
     if len(found) != 1:
@@ -284,6 +287,7 @@ def _given(
             names = (*names, "")
         else:
             hint = _other_separator([first, *below], rows, dialect)
+            hint += _for_one_table(form, hint)
             raise SourceError(
                 f"{file.path}: {key}, but its rows have {_cells(sizes[0])} between {shown(dialect.delimiter)} "
                 f"({_shown_cells(sampled[0])}); {hint or 'name every cell, the ones to leave out _'}"
@@ -323,6 +327,28 @@ def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) 
         return dialect, ()  # no header either: one message says both
     used = f"cells are separated by {shown(found[0])}, not by {shown(dialect.delimiter)}, and were read so"
     return quotable, (f"{used}; data.source.separator says it for good",)
+
+
+def _header_in_comment(head: bytes, dialect: Dialect, form: Form) -> str:
+    """What to do where a line that ``data.source.comment`` skips names the columns; empty: none does."""
+    known = schema.TABLES[form.table].required
+    for row in _rows(head, replace(dialect, comment="")) if form.comment else ():
+        if not row.text.startswith(form.comment):
+            break
+        names = {fold(cell) for cell in cells_of(row.text.removeprefix(form.comment), dialect)}
+        if names >= set(known):
+            return (
+                f"the line {row.text[:60]!r}, which data.source.comment skips, names the columns: name them with "
+                "data.source.columns, or remove the mark from that line"
+            )
+    return ""
+
+
+def _for_one_table(form: Form, cure: str) -> str:
+    """How a separator is set for one table where it is set for all."""
+    if "data.source.separator" not in cure or not form.separator:
+        return ""
+    return f" (for this table alone: separator: {{{form.table}: …}})"
 
 
 def _other_separator(cells: list[tuple[str, ...]], rows: list[_Row], dialect: Dialect) -> str:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Final
 
 from recsys import schema
@@ -19,13 +20,22 @@ from recsys.sources.limits import check_column_count, listed
 _INVISIBLE: Final = " \t\r\n\u00a0\u200b\ufeff"
 _BLANKS: Final = re.compile(r"[\s\-]+")
 WORDS: Final = {
-    schema.USER_ID: ("user", "member", "customer", "person", "people", "visitor", "reviewer", "client"),
+    schema.USER_ID: ("user", "member", "customer", "person", "people", "visitor", "reviewer", "client", "uid"),
     schema.ITEM_ID: ("item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock", "artist",
-                     "track", "song", "asin", "place", "business"),
-    schema.SRC_USER_ID: ("src", "source", "from", "follower", "truster"),
-    schema.DST_USER_ID: ("dst", "target", "to_", "friend", "followee", "trust"),
+                     "track", "song", "asin", "place", "business", "iid"),
+    schema.SRC_USER_ID: ("src", "source", "from", "follower", "truster", "user", "member"),
+    schema.DST_USER_ID: ("dst", "target", "to_", "friend", "followee", "trust", "other"),
+    schema.TIMESTAMP: ("time", "date", "_at", "epoch"),
+    schema.RELATION: ("relation", "predicate", "property"),
 }  # fmt: skip
 """What the columns are often called; for suggestions only."""
+_MEANS: Final = {
+    schema.TIMESTAMP: ("time", "date", "datetime", "ts", "unixtime", "unix_time", "event_time", "created_at", "epoch"),
+    schema.VALUE: ("rating", "stars", "score"),
+    schema.EVENT_TYPE: ("event", "eventtype", "type", "action", "behavior"),
+    schema.WEIGHT: ("trust", "strength"),
+}
+_CLOSE: Final = 0.8  # of difflib: one or two letters apart
 
 
 @dataclass(frozen=True)
@@ -147,13 +157,19 @@ def require_columns(
                 f"the name of that table around it, e.g. rename: {{{meant}: {{{example}}}}}"
             )
         found = listed([column for column in columns if column]) or "no names"
+        cure = cure or suggestion(columns, names, absent, table.name) + more
         raise SourceError(
             f"{where}: the {table.name} table lacks {listed(absent)}; found {found}, "
-            f"expected at least {listed([*table.required])}; {cure or suggestion(columns, names, absent) + more}"
+            f"expected at least {listed([*table.required])}; {cure}"
         )
     twice = sorted(name for name, count in Counter(name for name in names if name).items() if count > 1)
     if twice:
-        clash = [c for c, n in zip(columns, names, strict=True) if n in twice]
+        clash = [c for c, n in zip(columns, names, strict=True) if n == twice[0]]
+        if len({*clash}) == 1:
+            raise SourceError(
+                f"{where}: column {clash[0]!r} occurs twice in the header; correct it, or name all columns with "
+                "data.source.columns ('_' leaves one out) and set data.source.header to yes"
+            )
         raise SourceError(
             f"{where}: column {listed(twice)} occurs twice (after rename): it is made of {listed(clash)}; drop one, "
             f"rename one to another name, or rename in one table only: {{{table.name}: {{{clash[0]}: {twice[0]}}}}}"
@@ -163,13 +179,46 @@ def require_columns(
         raise SourceError(f"{where}: column {listed(sorted(reserved))} is reserved for provenance; rename it")
 
 
-def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[str]) -> str:
-    """What to write for the columns that are missing, with the names that look like them."""
-    free = [c for c, n in zip(columns, names, strict=True) if c == n and c]
-    pairs = []
+def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[str], table: str = "events") -> str:
+    """What to write for the columns that are missing, with the names that look like them.
+
+    >>> suggestion(["user_id", "to"], ["user_id", "to"], ["src_user_id", "dst_user_id"], "social")
+    'name the right ones with data.source.rename, e.g. {social: {user_id: src_user_id, to: dst_user_id}}'
+    """
+    free = [c for c, n in zip(columns, names, strict=True) if c == n and c and n not in schema.TABLES[table].required]
+    pairs: dict[str, str] = {}
     for wanted in absent:
         alike = [c for c in free if any(word in c.casefold() for word in WORDS.get(wanted, (wanted,)))]
         alike.sort(key=lambda column: "id" not in column.casefold())
-        pairs += [f"{alike[0]}: {wanted}"] if alike else []
-        free = [column for column in free if column not in alike[:1]]
-    return f"name the right ones with data.source.rename, e.g. {{{', '.join(pairs) or 'uid: user_id'}}}"
+        if alike:
+            pairs[alike[0]] = wanted
+            free.remove(alike[0])
+    left = [wanted for wanted in absent if wanted not in pairs.values()]
+    if pairs and len(left) == len(free) == 1:
+        pairs[free[0]] = left[0]
+    example = ", ".join(f"{column}: {name}" for column, name in (pairs or {"OLD_NAME": left[0]}).items())
+    if any(fold(column) in other.columns for column in pairs for other in schema.TABLES.values()):
+        example = f"{table}: {{{example}}}"  # a rename of all tables would take the name from another one
+    constant = f" or give every row one with data.source.constants, e.g. {{{table}: {{{schema.RELATION}: has}}}}"
+    return f"name the right ones with data.source.rename, e.g. {{{example}}}" + constant * (schema.RELATION in left)
+
+
+def unused_names(names: Sequence[str], table: schema.TableSchema) -> list[str]:
+    """Notes on columns that look like a known column that the table does not have: a typing error, or another name.
+
+    >>> unused_names(["user_id", "item_id", "timestmap"], schema.EVENTS)
+    ["column 'timestmap' is no timestamp by its name; data.source.rename {timestmap: timestamp} makes it one"]
+    """
+    notes = []
+    for wanted in table.optional:
+        if wanted in names:
+            continue
+        free = [name for name in names if name and name not in table.columns]
+        alike = [name for name in free if fold(name) in _MEANS.get(wanted, ())]
+        alike = alike or get_close_matches(wanted, free, 1, _CLOSE)
+        if alike:
+            notes.append(
+                f"column {alike[0]!r} is no {wanted} by its name; data.source.rename {{{alike[0]}: {wanted}}} makes "
+                "it one"
+            )
+    return notes

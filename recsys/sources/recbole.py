@@ -108,9 +108,8 @@ class RecBoleAdapter(SourceAdapter):
             rename = {name: to for name, to in rename.items() if name in given or to != schema.VALUE}
         table = _TABLES[file.suffix]
         names = [rename.get(name, name) for name in typed]
-        required = schema.TableSchema("link", {schema.ITEM_ID: pa.string(), schema.ENTITY_ID: pa.string()}, {}, ())
-        cure = "name the right fields with data.source.rename"
-        require_columns(required if file.suffix == ".link" else table, [*typed], names, file.path, cure)
+        required = schema.TableSchema("items", {schema.ITEM_ID: pa.string(), schema.ENTITY_ID: pa.string()}, {}, ())
+        require_columns(required if file.suffix == ".link" else table, [*typed], names, file.path)
         extras = tuple((rename.get(n, n), kind) for n, kind in typed.items() if rename.get(n, n) not in table.columns)
         layout = Layout(table, extras, CellRules.of(self.config))
         return DelimitedPiece(file, 0, tuple(names), layout, header.dialect, header.end, chunk_bytes=self.chunk_bytes)

@@ -93,10 +93,12 @@ class SequencesAdapter(SourceAdapter):
             line for line in head.decode(errors="replace").lstrip("\ufeff").splitlines()[:_LOOKED_AT] if line.strip()
         ]
         words = [line.split(config.separator) if config.separator.strip() else line.split() for line in lines]
+        expected = "expected lines of USER ITEM ITEM …"
         if not lines:
+            if len(head) < _HEAD_BYTES:
+                raise SourceError(f"{file.path} holds nothing but blank lines and comments; {expected}")
             return start
         first = words[0][0].strip()
-        expected = "expected lines of USER ITEM ITEM …"
         mark = next((mark for mark in COMMENTS if first.startswith(mark)), "")
         is_only_one = first == mark or any(not line.startswith(mark) for line in lines)  # not ids like #love
         if mark and is_only_one and not config.comment:
@@ -114,7 +116,17 @@ class SequencesAdapter(SourceAdapter):
                 f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); {expected}: if the ids are "
                 f"separated by {others[0]!r}, set data.source.separator to it"
             )
+        self.notes = _odd_ids(file, words)
         return start
+
+
+def _odd_ids(file: InputFile, words: list[list[str]]) -> list[str]:
+    """A note where punctuation of another form of the file is part of the ids."""
+    if all(of_line[0].endswith(":") for of_line in words):
+        odd = words[0][0]
+    else:
+        odd = next((word for word in words[0][1:] if word.startswith("[") or "," in word), "")
+    return [f"{file.name}: ids such as {odd!r} are read with their punctuation; is that meant?"] if odd else []
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,8 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
     text = pc.utf8_trim_whitespace(pa.array(lines, pa.binary()).cast(pa.string()))
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
+    if len(form.separator.strip()) == 1:
+        text = pc.utf8_rtrim(text, form.separator)  # a line may end with a separator, as cells of a spreadsheet do
     words = pc.split_pattern(text, form.separator) if form.separator.strip() else pc.utf8_split_whitespace(text)
     events = _events(words, text, given + first_row, file, layout)
     if not broken:
