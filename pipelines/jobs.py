@@ -51,7 +51,7 @@ def connect(given: str) -> Any:
     """A ``JobSubmissionClient`` whose requests end in time.
 
     Raises:
-        ConfigError: nobody answers at the address, it is no Ray cluster, or it wants another token.
+        ConfigError: nothing answers at the address, it is no Ray cluster, or it wants another token.
     """
     address = address_of(given)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which would win over the argument

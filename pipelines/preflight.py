@@ -367,7 +367,7 @@ def described(config: Config, sizes: Sizes) -> str:
     largest = ", ".join(f"{name} {_gib(size)}" for name, size in parts)
     return (
         f"estimate: {_gib(wanted.total)} a worker ({largest}){known}\n"
-        f"estimate: at most {wanted.steps:,} steps, {_time(wanted.hours)} or a few times more or less; "
+        f"estimate: at most {wanted.steps:,} steps, about {_time(wanted.hours)}, perhaps a few times more or less; "
         f"{_gib(wanted.shuffle)} through the object store in prepare"
     )
 
@@ -399,4 +399,5 @@ def _time(hours: float) -> str:
     >>> _time(0.5), _time(30.0)
     ('30 minutes', '30 hours')
     """
-    return f"{hours:.0f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"
+    minutes = max(1, round(hours * 60))
+    return f"{hours:.0f} hours" if hours >= 2 else f"{minutes} {'minute' if minutes == 1 else 'minutes'}"

@@ -114,7 +114,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     if findings.reasons and config.promote.force and challenger.bundle is not None:
         decision = "forced"
     elif findings.reasons and config.promote.force:
-        findings.notes.append("promote.force does not help: a model that cannot be loaded would answer nobody")
+        findings.notes.append("promote.force does not help: a model that cannot be loaded would answer no call")
     return record | {
         "decision": decision,
         "promoted": decision != "refused",
@@ -275,12 +275,12 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
 
 def _closing(record: dict[str, Any]) -> str:
     name, version, champion = record["model"], record["challenger"]["version"], record["champion"]
-    holder = f"version {champion['version']}" if champion else "nobody"
+    holder = f"version {champion['version']}" if champion else "no version"
     return {
         "promoted": f"{name} version {version} is champion now, {holder} before",
         "forced": f"{name} version {version} is champion now by force ({record['rules']['force']}), {holder} before",
         "refused": f"{name} version {version} is not promoted, {holder} stays champion",
-        "rolled back": f"{name} version {version} is champion again, {holder} no more",
+        "rolled back": f"{name} version {version} is champion again, {holder} before",
         "unchanged": f"{name} version {version} is the champion already",
     }[record["decision"]]
 

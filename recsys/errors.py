@@ -26,7 +26,7 @@ class MultigrainError(Exception):
 
 
 class Refusal(MultigrainError):
-    """The answer is no, with reasons. The command line prints them alone and exits with 1: nobody made a mistake."""
+    """The answer is no, with reasons. The command line prints them alone and exits with 1: it is no mistake."""
 
 
 class Unavailable(MultigrainError):
@@ -34,7 +34,7 @@ class Unavailable(MultigrainError):
 
 
 class UserError(MultigrainError):
-    """Something the user can mend. The command line prints the message alone and exits with 2."""
+    """Something the user can fix. The command line prints the message alone and exits with 2."""
 
 
 class ConfigError(UserError):

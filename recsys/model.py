@@ -370,7 +370,7 @@ class FrozenModel:
             RequestError: the model has no rating head.
         """
         if self.rating_head is None:
-            raise RequestError("this model foretells no ratings; train it with train.ratings true on values that vary")
+            raise RequestError("this model predicts no ratings; train it with train.ratings true on values that vary")
         items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
         return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
 

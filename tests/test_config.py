@@ -146,3 +146,20 @@ def test_a_time_is_text_whatever_yaml_reads(text: str) -> None:
     tree = copy.deepcopy(SMALLEST)
     set_path(tree, "data.split.valid_from", parse_value("data.split.valid_from", text))
     assert build_config(tree).data.split.valid_from == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("evaluate.ks", "10,x", "expected a list, such as [10, 20] (got '10,x')"),
+        ("train.epochs", "many", "expected a whole number (got 'many')"),
+        ("train.epochs", "0", "expected greater than or equal to 1 (got 0)"),
+        ("train.lr", "fast", "expected a number (got 'fast')"),
+        ("train.refit", "perhaps", "expected true or false (got 'perhaps')"),
+        ("train.use_gpu", "maybe", "expected 'auto', 'yes' or 'no' (got 'maybe')"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_expected(key: str, value: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("pipelines/configs/demo.yaml", [(key, value)])
+    assert f"{key}: {expected}" in str(error.value)

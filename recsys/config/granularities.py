@@ -66,7 +66,7 @@ class CollaborativeConfig(GranularityConfig):
 
 
 class SocialConfig(GranularityConfig):
-    conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat heed the friends' weights")
+    conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat use the friends' weights")
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)

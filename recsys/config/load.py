@@ -199,6 +199,7 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             got = problem["input"]
+            message = _PLAIN.get(problem["type"], message).replace("Input should be ", "expected ")
             shown = f" (got {_short(got)})" if not isinstance(got, (dict, BaseModel)) else ""
             lines.append(f"{dotted or 'configuration'}: {message}{shown}")
     return f"wrong configuration in {where}:\n  " + "\n  ".join(lines)
@@ -217,6 +218,18 @@ def _of_meant_form(problems: list[Any]) -> list[Any]:
 
     meant = {of_value(problem) for problem in problems if not is_other_form(problem)}
     return [problem for problem in problems if not (is_other_form(problem) and of_value(problem) in meant)]
+
+
+_PLAIN: Final = {  # messages of pydantic's that do not say how the value is written
+    "list_type": "expected a list, such as [10, 20]",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+}
 
 
 def _short(value: Any) -> str:

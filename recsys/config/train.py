@@ -58,7 +58,7 @@ class TrainConfig(Section):
     metric: MetricName = Field("ndcg@20", description="validation metric that chooses the epoch")
     refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
     ratings: bool = Field(
-        False, description="foretell the values of events too, where they vary: RMSE and MAE beside the ranking"
+        False, description="predict the values of events too, where they vary: RMSE and MAE beside the ranking"
     )
     max_failures: int = Field(2, ge=0)
     checkpoint_steps: int = Field(

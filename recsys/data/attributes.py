@@ -248,7 +248,7 @@ class FieldFitter:
             if is_wanted or name in self.config.numeric:
                 raise self._error(
                     f"{name} is read as numbers, but {len(known)} of {len(column) - column.null_count} values of the "
-                    f"training part are some; take it out of numeric, or mend the column"
+                    f"training part are some; take it out of numeric, or fix the column"
                 )
             return None
         low, center, high = np.quantile(known, [0.25, 0.5, 0.75])

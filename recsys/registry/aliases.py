@@ -40,7 +40,7 @@ class Aliases:
 
         Args:
             version: the new champion.
-            champion: who was champion when the decision was made; empty for nobody.
+            champion: who was champion when the decision was made; empty for none.
 
         Raises:
             ArtifactError: somebody else is champion by now.
@@ -102,4 +102,4 @@ class Aliases:
 
 
 def _named(version: str) -> str:
-    return f"version {version}" if version else "nobody"
+    return f"version {version}" if version else "no version"

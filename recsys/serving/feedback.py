@@ -69,7 +69,7 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
         reasons = pc.value_counts(table.column(schema.REASON).drop_null()).to_pylist()
         worst = max(reasons, key=lambda entry: entry["counts"])
         raise DataError(
-            f"update.feedback: {num_bad:,} of {table.num_rows:,} rows are bad, most of them: {worst['values']}; mend "
+            f"update.feedback: {num_bad:,} of {table.num_rows:,} rows are bad, most of them: {worst['values']}; fix "
             "the files, or raise data.quarantine.max_share"
         )
     if good.num_rows == 0:

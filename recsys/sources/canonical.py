@@ -289,10 +289,11 @@ def _notes(heads: list[_Head]) -> list[str]:
     for head in heads:
         for note in head.header.notes if head.header else ():
             found.setdefault(note, []).append(head.file.name)
-    return [
-        f"{names[0]}{f' and {len(names) - 1} more files' if len(names) > 1 else ''}: {note}"
-        for note, names in found.items()
-    ]
+    return [f"{names[0]}{_others(len(names) - 1)}: {note}" for note, names in found.items()]
+
+
+def _others(count: int) -> str:
+    return f" and {count} more {'file' if count == 1 else 'files'}" if count else ""
 
 
 def _format(file: InputFile, source: TableFiles) -> str:
