@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
@@ -181,6 +182,27 @@ def test_odd_globs_match_or_are_one_message(pattern: str, names: list[str], tmp_
     else:
         with pytest.raises(SourceError, match="matches no file|cannot look up|does not exist"):
             find([f"{tmp_path}/{pattern}"])
+
+
+def test_a_glob_looks_only_into_the_folders_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose first folder is a pattern must not walk the disk; the files below ``other`` stay unread."""
+    write(tmp_path / "logs1/day=1/a.csv", CONTENT)
+    write(tmp_path / "other/deep/b.csv", CONTENT)
+    listed: list[str] = []
+    selector = pyarrow.fs.FileSelector
+    monkeypatch.setattr(pyarrow.fs, "FileSelector", lambda path, **more: listed.append(path) or selector(path, **more))
+    assert [file.path for file in find([f"{tmp_path}/l*/day=?/*.csv"])] == [f"{tmp_path}/logs1/day=1/a.csv"]
+    assert listed == [str(tmp_path), f"{tmp_path}/logs1", f"{tmp_path}/logs1/day=1"]
+    monkeypatch.chdir(tmp_path)
+    assert [file.path for file in find(["l*/*/a.csv"])] == ["logs1/day=1/a.csv"]
+    with pytest.raises(SourceError, match="^/no-such-folder-.* matches no file"):
+        find(["/no-such-folder-*/x.csv"])
+
+
+def test_a_glob_that_begins_at_the_root_folder_gives_whole_paths(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", CONTENT)
+    pattern = f"/[{tmp_path.parts[1][0]}]{path[2:]}"
+    assert [file.path for file in find([pattern])] == [path]
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:

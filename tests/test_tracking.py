@@ -18,6 +18,8 @@ from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
 from recsys.registry.tracking import Tracker, outage
 from recsys.storage.places import reaching
+from tune.ledger import Trial
+from tune.watching import Children
 
 DOWN = MlflowException("API request to http://user:word@host:1/api failed with exception: refused\nand more")
 
@@ -151,3 +153,25 @@ def test_what_a_worker_knows_is_said_and_not_what_ray_quotes() -> None:
     for failure in (known, UserExceptionWithTraceback(known, quoted)):
         assert user_message(WorkerGroupError(quoted, {0: failure})) == str(known)
     assert "the disk is full (OSError: " in str(user_message(WorkerGroupError(quoted, {0: RuntimeError(quoted)})))
+
+
+@pytest.mark.parametrize(("error", "state"), [(SystemExit(143), "KILLED"), (OSError("disk full"), "FAILED")])
+def test_an_interrupted_sweep_leaves_no_trial_running(error: BaseException, state: str, tmp_path: Path) -> None:
+    config = configured(tmp_path / "run")
+    done, cut = Trial(0, 0, 1, {}), Trial(1, 0, 1, {})
+    with Tracker(config) as tracker:
+        with pytest.raises(type(error)), Children(tracker, Progress(None)) as children:
+            for trial in (done, cut):
+                children.started(trial, config)
+            done.state = "finished"
+            children.ended(done)
+            raise error
+        with Children(tracker, Progress(None)) as children:
+            known = children.known
+        states = {name: tracker.client.get_run(run_id).info.status for name, run_id in known.items()}
+        assert states == {"000": "FINISHED", "001": state}
+        with Children(tracker, Progress(None)) as children:  # the same command goes on with the same run
+            children.started(cut, config)
+            cut.state = "finished"
+            children.ended(cut)
+        assert tracker.client.get_run(known["001"]).info.status == "FINISHED"

@@ -36,8 +36,9 @@ class Children:
         self.thread.start()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        """Everything that is waiting is written before the sweep goes on."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Everything that is waiting is written before the sweep goes on; an interrupted sweep leaves no run open."""
+        self._later(lambda: self._close(kind, error))
         self.jobs.put(None)
         self.thread.join()
 
@@ -67,6 +68,12 @@ class Children:
             tracker.log_metrics({"sweep": {"value": value}})
         error = RuntimeError(reason) if state == "failed" else None
         tracker.__exit__(type(error) if error else None, error, None)
+
+    def _close(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        """End the runs of trials that did not end: as killed after an interrupt, as failed after an error."""
+        while self.open:
+            _, tracker = self.open.popitem()
+            tracker.__exit__(kind, error, None)
 
     def _later(self, job: Callable[[], Any]) -> None:
         if self.parent.enabled:
