@@ -47,7 +47,7 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
 
 def _check_chunks(source: Any, metadata: Any) -> None:
     """Let Arrow look at every column chunk where it raises: ``metadata.row_group(i).column(j)`` ends the process when
-    the footer is damaged. One row of the flat columns is read for it; lists are left out, as one row of them can be all.
+    the footer is damaged. One row of the flat columns is read for it; lists are left out, as one row can be all.
     """
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     flat = [leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name]
