@@ -275,11 +275,12 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
 
 def _closing(record: dict[str, Any]) -> str:
     name, version, champion = record["model"], record["challenger"]["version"], record["champion"]
-    holder = f"version {champion['version']}" if champion else "no version"
+    holder = f"version {champion['version']}" if champion else "none"
+    stays = f"{holder} stays champion" if champion else "and there is no champion"
     return {
         "promoted": f"{name} version {version} is champion now, {holder} before",
         "forced": f"{name} version {version} is champion now by force ({record['rules']['force']}), {holder} before",
-        "refused": f"{name} version {version} is not promoted, {holder} stays champion",
+        "refused": f"{name} version {version} is not promoted, {stays}",
         "rolled back": f"{name} version {version} is champion again, {holder} before",
         "unchanged": f"{name} version {version} is the champion already",
     }[record["decision"]]

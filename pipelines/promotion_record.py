@@ -27,7 +27,7 @@ def version_tags(record: Mapping[str, Any]) -> dict[str, str]:
 def to_markdown(record: Mapping[str, Any]) -> str:
     """The decision, the rules with their outcome, and the numbers."""
     challenger, champion = record["challenger"], record["champion"]
-    before = f"version {champion['version']}" if champion else "no version"
+    before = f"version {champion['version']}" if champion else "no champion"
     lines = [
         f"# {record['model']} version {challenger['version']}: {record['decision']}",
         "",
