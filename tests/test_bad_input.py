@@ -37,7 +37,10 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown section": (["run", "--config", "CONFIG", "--trian.lr", "1"], ["trian: unknown key", "train"]),
     "key below a value": (["run", "--config", "CONFIG", "--seed", "1", "--seed.x", "1"], ["'seed' is a value"]),
-    "wrong type": (["run", "--config", "CONFIG", "--train.epochs", "many"], ["train.epochs", "integer", "'many'"]),
+    "wrong type": (
+        ["run", "--config", "CONFIG", "--train.epochs", "many"],
+        ["train.epochs", "expected a whole number", "'many'"],
+    ),
     "out of range": (["run", "--config", "CONFIG", "--train.lr", "-1"], ["train.lr", "greater than 0", "-1"]),
     "unknown choice": (
         ["run", "--config", "CONFIG", "--model.granularities.evolution.cell", "rnn"],

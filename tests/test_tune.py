@@ -82,7 +82,7 @@ BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
     "option out of range": ({"train.lr": [0.1, -1]}, ["-1", "greater than 0"]),
     "low end": ({"model.granularities.evolution.dropout": {"uniform": [-0.1, 0.5]}}, ["-0.1", "greater than or equal"]),
     "high end": ({"model.granularities.social.weight": {"uniform": [0, 1.5]}}, ["1.5", "less than or equal to 1"]),
-    "fractions of a whole number": ({"model.width": {"uniform": [8, 64]}}, ["model.width", "integer", "use int"]),
+    "fractions of a whole number": ({"model.width": {"uniform": [8, 64]}}, ["model.width", "whole number", "use int"]),
     "swapped ends": ({"train.lr": {"uniform": [0.2, 0.1]}}, ["low < high", "[0.2, 0.1]"]),
     "one end": ({"train.lr": {"uniform": [0.2]}}, ["[low, high]"]),
     "ends that are no numbers": ({"train.lr": {"uniform": ["a", "b"]}}, ["[low, high]"]),

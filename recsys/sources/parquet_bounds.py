@@ -27,13 +27,12 @@ _TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
 def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     """
     Raises:
-        SourceError: too many columns, or a row group whose values are absurdly many for its stored bytes.
-        pyarrow.ArrowException, OSError: the footer contradicts itself.
+        SourceError: too many columns, a row group whose values are absurdly many for its stored bytes, or damage.
     """
     check_column_count(metadata.num_columns, where)
     for number in range(metadata.num_row_groups):
         check_decoded(metadata.row_group(number).total_byte_size, size, f"{where}: row group {number}")
-    _check_chunks(source, metadata)
+    _check_chunks(source, metadata, where)
     widths = _widths(metadata)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -45,9 +44,12 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
         check_decoded(decoded, stored, f"{where}: row group {number}")
 
 
-def _check_chunks(source: Any, metadata: Any) -> None:
+def _check_chunks(source: Any, metadata: Any, where: str) -> None:
     """Let Arrow look at every column chunk where it raises: ``metadata.row_group(i).column(j)`` ends the process when
     the footer is damaged. One row of the flat columns is read for it; lists are left out, as one row can be all.
+
+    Raises:
+        SourceError: the footer contradicts itself, or the first rows cannot be read.
     """
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     flat = [leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name]
@@ -55,7 +57,12 @@ def _check_chunks(source: Any, metadata: Any) -> None:
         return
     parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
     groups = list(range(metadata.num_row_groups))
-    next(parquet.iter_batches(1, row_groups=groups, columns=flat, use_threads=False), None)
+    try:
+        next(parquet.iter_batches(1, row_groups=groups, columns=flat, use_threads=False), None)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise SourceError(
+            f"{where}: row group 0 or the footer cannot be read: {error}; the file is damaged, write or copy it again"
+        ) from None
 
 
 def check_decoded(decoded: int, stored: int, where: str) -> None:
