@@ -330,7 +330,7 @@ def tracking(config: Config | None) -> Iterator[Finding]:
             yield Finding("mlflow store", "ok", "not needed: tracking.enabled is false")
         return
     from recsys.config import redact
-    from recsys.errors import ConfigError
+    from recsys.errors import ConfigError, first_line
     from recsys.registry.tracking import sqlite_path, tracking_uri
 
     try:
@@ -344,7 +344,7 @@ def tracking(config: Config | None) -> Iterator[Finding]:
         yield Finding("mlflow store", "ok", f"{redact(uri)}: {found}")
     except Exception as error:  # whatever a driver or a client raises
         cure = "check tracking.uri, and that the server runs and can be reached from here"
-        yield Finding("mlflow store", "fail", f"{redact(uri)}: {redact(_first_line(error))}", cure)
+        yield Finding("mlflow store", "fail", f"{redact(uri)}: {redact(first_line(error)[:300])}", cure)
 
 
 def _sqlite(path: Path) -> str:
@@ -423,10 +423,6 @@ def job_server(config: Config | None) -> Iterator[Finding]:
         yield Finding("job server", "ok", f"answers at {address_of(given)}")
     except ConfigError as error:
         yield Finding("job server", "fail", "submit.address", str(error))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 # In the order of the report.

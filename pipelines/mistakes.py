@@ -6,15 +6,10 @@ Why: what only a later stage would find costs the time of the stages before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from recsys.config import Config
 from recsys.config.contradictions import check_settings
 from recsys.errors import ConfigError, choices
-
-_TIMES: Final = ("split.valid_from", "split.test_from", "from_", "until")  # of the section data
-_BEFORE: Final = (("split.valid_from", "split.test_from"), ("from_", "until"))
-_NAMES: Final = {"from_": "from"}
 
 
 def check(config: Config, stages: tuple[str, ...]) -> None:
@@ -73,26 +68,18 @@ def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
 
 def _check_times(config: Config) -> None:
     """Every time of the section ``data``, and that what begins earlier is earlier."""
-    texts = {key: text for key in _TIMES if (text := _value(config, key))}
-    if not texts:
+    data, split = config.data, config.data.split
+    if not any((data.from_, data.until, split.valid_from, split.test_from)):
         return
+    from recsys.data.filters import EventFilters
     from recsys.data.split import parse_time
 
-    found = {key: parse_time(text, _shown(key)) for key, text in texts.items()}
-    for first, second in _BEFORE:
-        if first in found and second in found and found[first] >= found[second]:
-            raise ConfigError(
-                f"{_shown(first)} {texts[first]} is not before {_shown(second)} {texts[second]}, which leaves nothing "
-                f"between them; choose an earlier {_shown(first)}"
-            )
-
-
-def _value(config: Config, key: str) -> str:
-    node: object = config.data
-    for part in key.split("."):
-        node = getattr(node, part, "")
-    return str(node)
-
-
-def _shown(key: str) -> str:
-    return f"data.{_NAMES.get(key, key)}"
+    EventFilters.of(data)
+    texts = {f"data.split.{key}": text for key in ("valid_from", "test_from") if (text := getattr(split, key))}
+    times = [parse_time(text, key) for key, text in texts.items()]
+    if len(times) == 2 and times[0] >= times[1]:
+        (first, early), (second, late) = texts.items()
+        raise ConfigError(
+            f"{first} {early} is not before {second} {late}, which leaves nothing between them; "
+            f"choose an earlier {first}"
+        )

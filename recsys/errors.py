@@ -65,6 +65,15 @@ class RequestError(UserError):
     """A recommendation request is malformed."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its name where it says nothing.
+
+    >>> first_line(ValueError("no such table\\nmore")), first_line(KeyError())
+    ('no such table', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def choices(options: Iterable[str]) -> str:
     """Join the valid options for an error message.
 

@@ -47,6 +47,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+def _start_ray(attempts: int) -> None:
+    """Start a local Ray; again where another one that starts at this moment has taken its port."""
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=512 * 1024 * 1024,
+        )
+    except RuntimeError:
+        ray.shutdown()
+        if attempts == 1:
+            raise
+        _start_ray(attempts - 1)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A quiet local Ray of two CPUs for the whole session."""
@@ -57,14 +77,7 @@ def ray_local() -> Iterator[None]:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=512 * 1024 * 1024,
-        )
+        _start_ray(attempts=3)
     logging.getLogger("ray.data").setLevel("ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from recsys.config.section import Section, as_word
 
@@ -71,6 +71,15 @@ Comment = Annotated[
 Encoding = Annotated[str, Field(min_length=1)]
 
 
+def _of_known_tables(rename: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
+    check_tables("rename", {name for name, to in rename.items() if not isinstance(to, str)})
+    return rename
+
+
+Rename = Annotated[dict[str, str | dict[str, str]], AfterValidator(_of_known_tables)]
+"""Column in the files → canonical column, or table → those of this table only."""
+
+
 class CellSource(Section):
     """What every source of files has: how the text of a cell is understood."""
 
@@ -108,7 +117,7 @@ class CanonicalSource(CellSource):
     users: list[str] = []
     social: list[str] = []
     knowledge: list[str] = []
-    rename: dict[str, str | dict[str, str]] = Field(
+    rename: Rename = Field(
         {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for one table only"
     )
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
@@ -141,7 +150,6 @@ class CanonicalSource(CellSource):
 
     @model_validator(mode="after")
     def _tables_are_known(self) -> CanonicalSource:
-        check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
         columns = self.columns if isinstance(self.columns, dict) else {"events": self.columns}
         check_tables("columns", set(columns))
         check_tables("constants", set(self.constants))
@@ -163,15 +171,10 @@ class RecBoleSource(CellSource):
     kind: Literal["recbole"] = "recbole"
     folder: str
     name: str = ""
-    rename: dict[str, str | dict[str, str]] = Field(
+    rename: Rename = Field(
         {}, description="atomic field → canonical column, e.g. rating → value; {TABLE: {…}} for one table only"
     )
     separator: Separator = Field("", description="between fields; empty: a tab, or the one that the file plainly has")
-
-    @model_validator(mode="after")
-    def _tables_are_known(self) -> RecBoleSource:
-        check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
-        return self
 
 
 class HetRecLastFmSource(CellSource):
@@ -191,14 +194,9 @@ class SequencesSource(CellSource):
     kind: Literal["sequences"] = "sequences"
     events: str
     items: list[str] = []
-    rename: dict[str, str | dict[str, str]] = {}
+    rename: Rename = {}
     separator: Separator = Field("", description="between user and items of a line; empty: blanks")
     comment: Comment = ""
-
-    @model_validator(mode="after")
-    def _tables_are_known(self) -> SequencesSource:
-        check_tables("rename", {name for name, to in self.rename.items() if not isinstance(to, str)})
-        return self
 
 
 class SyntheticSource(Section):

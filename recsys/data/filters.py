@@ -1,8 +1,8 @@
-"""Which good events are used: a window of time, a smallest value, and a k-core; all off by default.
+"""Which good events are used by a window of time and a smallest value; both are off by default.
 
-Why here: users want "ratings from 4 on", "the last two years" or "users with five events" without rewriting their
-files. The order is fixed: first the window and the value (row by row, in the task that gathers a bucket), then
-duplicates, then the k-core, then the split. Each filter is counted in ``manifest.dropped``.
+Why here: users want "ratings from 4 on" or "the last two years" without rewriting their files. The order is fixed:
+first the window and the value (row by row, in the task that gathers a bucket), then duplicates, then the k-core
+(:mod:`recsys.data.core`), then the split. Each filter is counted in ``manifest.dropped``.
 
 An event without a time is outside every window. An absent value counts as 1. Text events (``data.text.event_types``)
 follow the window, but have no value; the k-core leaves out those of users and items that it leaves out. Users and items

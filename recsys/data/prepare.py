@@ -35,14 +35,7 @@ from recsys.data.core import cut_to_core, only
 from recsys.data.cut_offs import cut_offs
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
-from recsys.data.events import (
-    PARTS,
-    BucketSummary,
-    Coding,
-    EventRules,
-    encode_bucket,
-    exchange,
-)
+from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
 from recsys.data.finetune import finetune
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
@@ -273,7 +266,8 @@ class _Preparation:
         ):
             if table is not None:
                 side = SideIds(name, key, table.column(key).combine_chunks())
-                self._note(compare(side, SideIds("events", key, union(found)), self.config.data.min_overlap))
+                told = SideIds("events", key, pa.concat_arrays(found).unique())
+                self._note(compare(side, told, self.config.data.min_overlap))
         self.quarantine.check("events")
         self._check_some_are_left(summaries)
         return buckets, summaries

@@ -90,7 +90,7 @@ class Quarantine:
         harmless = {*HARMLESS, *({UNKNOWN_ITEM} if config.unknown_items == "drop" else ())}
         self._harmless = pa.array(sorted(harmless), pa.string())
         self._writers: dict[tuple[str, str], pq.ParquetWriter] = {}
-        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}  # table, reason → the first rows
         self.counts: dict[str, Counter[str]] = {}
         self.dropped: dict[str, Counter[str]] = {}
         self.read: dict[str, int] = {}
@@ -123,11 +123,10 @@ class Quarantine:
             self._writers[key].write_table(rows)
         counts = self.counts if kind == "quarantine" else self.dropped
         for entry in pc.value_counts(rows.column("reason")).to_pylist():
-            counts[table][entry["values"]] += entry["counts"]
-        refused = [reason for reason in self._refused if counts[table][reason]] if kind == "dropped" else []
-        shown = rows.filter(pc.is_in(rows.column("reason"), value_set=pa.array(refused))) if refused else rows
-        seen = self._examples.get(key, []) + shown.slice(0, _NUM_EXAMPLES).to_pylist()
-        self._examples[key] = sorted(seen, key=lambda row: (row["file"] or "", row["row"] or 0))[:_NUM_EXAMPLES]
+            reason = entry["values"]
+            counts[table][reason] += entry["counts"]
+            some = rows.filter(pc.equal(rows.column("reason"), reason)).slice(0, _NUM_EXAMPLES).to_pylist()
+            self._examples[table, reason] = _first(self._examples.get((table, reason), []) + some)
 
     def number(self, table: str) -> int:
         """Bad rows of a table so far."""
@@ -147,25 +146,26 @@ class Quarantine:
         """
         for reason, key in self._refused.items():
             if count := self.dropped[table][reason]:
-                found = [row for row in self._examples[("dropped", table)] if row["reason"] == reason]
                 self.close()
+                examples = _shown(self._examples[table, reason])
                 raise DataError(
                     f"{key} is refuse, and {count:,} of {self.read[table]:,} rows of {table} are refused ({reason}); "
-                    f"for example\n{_shown(found)}\nremove them from the source, or set {key} to drop"
+                    f"for example\n{examples}\nremove them from the source, or set {key} to drop"
                 )
         bad, read, limit = self.number(table), self.read[table], self._limit(table)
         if read == 0 or bad / read <= limit:
             return
         self.close()
         kept = self._keep(table)
+        rows = _first([row for reason in self.counts[table] for row in self._examples[table, reason]])
         hints = [f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS]
         if any(reason.startswith(missing("")) for reason in self.counts[table]):
             hints.append(
-                "\nrows without an id, such as sales to guests, tell nothing about anybody and may be left out"
+                "\nrows without an id, such as sales to guests, belong to no user or item; they may be left out"
             )
         raise DataError(
             f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%} are accepted): "
-            f"{listed(self.counts[table])}; for example\n{_shown(self._examples[('quarantine', table)])}"
+            f"{listed(self.counts[table])}; for example\n{_shown(rows)}"
             f"{''.join(hints)}\nall of them are in {kept}; fix the source{accepting(table, bad / read)}"
         )
 
@@ -213,6 +213,11 @@ def listed(counts: Mapping[str, int]) -> str:
     """
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{reason}: {count:,}" for reason, count in ordered)
+
+
+def _first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first few rows, by file and row."""
+    return sorted(rows, key=lambda row: (row["file"] or "", row["row"] or 0))[:_NUM_EXAMPLES]
 
 
 def _shown(rows: list[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
+from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable, first_line
 
 WAIT_S: float = 30.0  # for another process that holds the store locked
 MAKING_S: float = 300.0  # for another process that is making the store
@@ -226,7 +226,7 @@ def _upgrade(path: Path, revision: str) -> None:
                 kept.unlink(missing_ok=True)
                 if _is_full(error):
                     raise
-                why = f"MLflow cannot bring it from schema {revision} to {_head()} ({_first_line(error)})"
+                why = f"MLflow cannot bring it from schema {revision} to {_head()} ({first_line(error)[:200]})"
                 raise _broken(path, State("partial", revision, why)) from None
             if watch.execute("PRAGMA data_version").fetchone() == before:  # nobody has written meanwhile
                 _pour(aside, path)
@@ -401,7 +401,3 @@ def _changed(path: Path) -> float:
 
 def _is_full(error: BaseException) -> bool:
     return "disk is full" in str(error) or "No space left" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -24,7 +24,7 @@ from recsys import __version__
 from recsys.config import Config, dump_config, redact
 from recsys.config.redaction import MARK
 from recsys.data.dataset import Manifest
-from recsys.errors import ConfigError, MultigrainError, StorageError
+from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
 from recsys.registry.store import ready
 from recsys.storage.places import check_writable, require_s3_client
@@ -83,7 +83,7 @@ class Tracker:
             raise
         except Exception as error:
             raise ConfigError(
-                f"tracking.uri {redact(self.uri)} cannot be used: {redact(_first_line(error))}; start the server, "
+                f"tracking.uri {redact(self.uri)} cannot be used: {redact(first_line(error))}; start the server, "
                 "fix the URI, or set tracking.enabled false"
             ) from error
         self._log_config()
@@ -357,17 +357,13 @@ def outage(error: BaseException) -> str | None:
     if package != "mlflow" or "API request to" not in text:
         return None
     return (
-        f"the tracking server does not answer any more ({redact(_first_line(error))[:300]}); start it, and go on with "
+        f"the tracking server does not answer any more ({redact(first_line(error))[:300]}); start it, and go on with "
         "the same command and --resume"
     )
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

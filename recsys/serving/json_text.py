@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from codecs import BOM_UTF8
 from typing import Any
-
-_BOM = b"\xef\xbb\xbf"
 
 
 def read_json(content: bytes) -> Any:
@@ -20,7 +19,7 @@ def read_json(content: bytes) -> Any:
         ValueError: says in one line what is wrong.
     """
     try:
-        text = content.removeprefix(_BOM).decode("utf-8")
+        text = content.removeprefix(BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is no UTF-8; write the text as UTF-8") from None
     try:

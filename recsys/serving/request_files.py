@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,6 @@ from recsys.storage.uris import is_remote
 
 KEY: Final = "recommend.requests"
 _GZIP: Final = b"\x1f\x8b"
-_BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _MAX_BYTES: Final = 4 << 30
 _PIECE: Final = 1 << 20
@@ -62,7 +62,7 @@ def _content(path: str) -> bytes:
         raise RequestError(f"{KEY}: {path} cannot be read ({error}); give a file of JSON lines") from None
     if content.startswith(_UTF16):
         raise RequestError(f"{KEY}: {path} is UTF-16; write it as UTF-8")
-    return content.removeprefix(_BOM)
+    return content.removeprefix(BOM_UTF8)
 
 
 def _unpacked(path: str, content: bytes) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ first lines decides, and where it cannot, the message names the settings that do
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -38,7 +39,6 @@ _HEAD_BYTES: Final = 1 << 20
 _SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # of a spreadsheet
 _MAX_SAMPLE: Final = 1000  # rows that are looked at
 _MAX_JOINED: Final = 20  # lines of one row with line breaks in quotes
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def format_hint(file: InputFile) -> str:
 def data_start(file: InputFile) -> int:
     """Where the text begins: behind a byte-order mark."""
     with file.stream() as stream:
-        return len(_BOM) if bytes(stream.read(len(_BOM))) == _BOM else 0
+        return len(BOM_UTF8) if bytes(stream.read(len(BOM_UTF8))) == BOM_UTF8 else 0
 
 
 # -------------------------------------------------------------------------------------------------------- the rows
@@ -183,7 +183,7 @@ def _head(file: InputFile) -> bytes:
 
 def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
     """The first rows, without blank lines and comments; a line that the head cuts off only if it is the first."""
-    start = begin = len(_BOM) if head.startswith(_BOM) else 0
+    start = begin = len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0
     comment = dialect.comment.encode()
     held: list[bytes] = []
     count = 0

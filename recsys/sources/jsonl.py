@@ -8,6 +8,7 @@ piece.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -34,7 +35,6 @@ _FIRST_BYTES: Final = 2 << 20  # looked at where the rest can be sampled, as a p
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 1 << 16
 _ELEMENTS: Final = 50_000  # of an array in a block
-_BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     check_encoding(file, head, "utf-8")
     is_sampled = not file.compressed and file.size > _HEAD_BYTES
     lines = (head[:_FIRST_BYTES] if is_sampled else head).split(b"\n")
-    lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(_BOM) and len(lines) > 1 else lines
+    lines = lines[:-1] if len(head) >= _HEAD_BYTES - len(BOM_UTF8) and len(lines) > 1 else lines
     objects = [value for value in map(parse_object, lines) if value is not None]
     if objects:
         objects += _samples(file) if is_sampled else []
@@ -211,7 +211,7 @@ def _cure(lines: list[bytes]) -> str:
 
 def _head(file: InputFile) -> bytes:
     with file.stream() as stream:
-        return bytes(stream.read(_HEAD_BYTES)).removeprefix(_BOM)
+        return bytes(stream.read(_HEAD_BYTES)).removeprefix(BOM_UTF8)
 
 
 def _samples(file: InputFile) -> list[dict[str, Any]]:
