@@ -26,6 +26,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a training waits for this poll: 2 s by default
     "RAY_DEDUP_LOGS": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves a worker a thirtieth of a core beside any other busy process
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",

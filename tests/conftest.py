@@ -73,6 +73,7 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the commands do, else workers starve on a busy machine
     import ray
 
     started = not ray.is_initialized()
