@@ -43,7 +43,9 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
     sizes = model.sizes
     with_facts = config.model.granularities.knowledge.enabled
     with_media = bool(sizes.media)
-    graphs = build_graphs(dataset, Split.TRAIN, sizes.profile, with_facts, with_media=with_media, model=model)
+    graphs = build_graphs(
+        dataset, Split.TRAIN, sizes.profile, with_facts, with_media=with_media, model=model, config=config
+    )
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, trained.choices.get(KEPT, {}))
     return frozen
