@@ -121,6 +121,12 @@ class MultigrainModel(nn.Module):
         return any(module.reads_events for module in modules)
 
     @property
+    def reads_histories(self) -> bool:
+        """Whether any granularity needs the events in order, with times and repeats."""
+        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        return any(module.reads_histories for module in modules)
+
+    @property
     def is_sampled(self) -> bool:
         """Whether a step samples the graph of users and items."""
         return any(module.is_sampled for _, module in self.encoders.each())

@@ -156,7 +156,7 @@ class Phase:
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
         with_facts = config.model.granularities.knowledge.enabled
         sizes = self.model.sizes
-        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model)
+        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model, config)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
