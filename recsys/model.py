@@ -26,8 +26,8 @@ from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion, NoFusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
-from recsys.granularities.evolution import Evolution, Interest
-from recsys.granularities.rolling import expected_event, lengthen
+from recsys.granularities.evolution.model import Evolution, Interest
+from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.items import ItemTower
 from recsys.ratings import RatingHead, standardised
 

@@ -13,7 +13,7 @@ import torch
 from handmade import DAY, Event, leave_last, small_model, small_world, write_dataset
 from torch import Tensor
 
-from recsys.config import Config, EvolutionConfig, build_config
+from recsys.config import Config, build_config
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
@@ -22,7 +22,8 @@ from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import ItemView, ModelSizes
-from recsys.granularities.evolution import Evolution
+from recsys.granularities.evolution.model import Evolution
+from recsys.granularities.evolution.section import EvolutionConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext

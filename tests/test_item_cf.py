@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import Config, ItemCFConfig, build_config
+from recsys.config import Config, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.movement import movements
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
-from recsys.granularities.item_cf import ItemCF, rank_weights, training_matrix
+from recsys.granularities.item_cf.model import ItemCF, rank_weights, training_matrix
+from recsys.granularities.item_cf.section import ItemCFConfig
 from recsys.model import Encoders, FrozenModel
 from recsys.registry.bundle import write_bundle
 from recsys.serving.recommender import Recommender

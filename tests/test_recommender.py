@@ -252,7 +252,8 @@ def test_serving_is_light() -> None:
     import sys
 
     code = (
-        "import sys, recsys.serving.recommender, recsys.granularities.social, recsys.granularities.collaborative\n"
+        "import sys, recsys.serving.recommender\n"
+        "import recsys.granularities.social.model, recsys.granularities.collaborative.model\n"
         "heavy = ('ray', 'mlflow', 'transformers', 'torch_geometric', 'scipy', 'pandas')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
