@@ -92,7 +92,7 @@ def frozen_model(dataset: PreparedDataset, kind: str) -> FrozenModel:
     with torch.no_grad():
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.freeze(build_graphs(dataset, Split.TRAIN))
+    return model.freeze(build_graphs(dataset, Split.TRAIN, model))
 
 
 def trials_of(frozen: FrozenModel, dataset: PreparedDataset, best: int = 500) -> Trials:

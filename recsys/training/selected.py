@@ -39,9 +39,7 @@ def assemble(
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
     found = transplant(weights, [name for name in names if name not in model.silent], own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
-    sizes = model.sizes
-    with_facts = config.model.granularities.knowledge.enabled
-    graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), model, config)
+    graphs = build_graphs(dataset, through, model, config)
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
     return frozen
