@@ -124,7 +124,7 @@ def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers
         torch.testing.assert_close(strangers, stored, rtol=1e-4, atol=1e-5)
     else:  # one friend leaves nothing to weigh
         torch.testing.assert_close(strangers[2:], stored[2:], rtol=1e-4, atol=1e-5)
-    silent, silent_present = model.encode(known, torch.tensor([[3]] * len(users)))
+    silent, silent_present = model.encode(known, {"friends": torch.tensor([[3]] * len(users))})
     assert not silent_present.any() and not silent.any(), "u3 has no event, so nothing to say"
 
 

@@ -6,7 +6,6 @@ from recsys import schema
 from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.data.items import TEXT
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import ModelSizes
 from recsys.granularities.profile.section import ProfileConfig
@@ -18,6 +17,8 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
     Raises:
         ConfigError: a field that the configuration names is not there, or cannot be read as it says.
     """
+    from recsys.data.items import TEXT  # which brings Ray, and serving is light
+
     users = FieldFitter(
         dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)
     )
