@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,13 +10,30 @@ from recsys.config.section import Section
 
 
 def _as_list(value: Any) -> Any:
-    """One number where several may stand."""
-    return [value] if isinstance(value, int) else value
+    """One value where several may stand."""
+    return [value] if isinstance(value, (int, float, str)) else value
+
+
+Several = BeforeValidator(_as_list)
+Days = Annotated[float, Field(gt=0)]
+HalfLives = Annotated[list[Days | Literal["none"]], Several]
 
 
 class GranularityConfig(Section):
     enabled: bool = False
     weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
+
+    candidates: ClassVar[tuple[str, ...]] = ()
+    """Keys that may hold several values, of which a fitted granularity takes the one that validation chooses."""
+
+    @property
+    def open_keys(self) -> list[str]:
+        """The keys that hold several values."""
+        return [key for key in self.candidates if len(getattr(self, key)) > 1]
+
+    def with_values(self, values: dict[str, Any]) -> Self:
+        """The section with one value for each of these keys."""
+        return self.model_copy(update={key: [value] for key, value in values.items()})
 
     @property
     def by_counts(self) -> bool:
@@ -168,6 +185,18 @@ class UserCFConfig(GranularityConfig):
     max_users: int = Field(20_000, ge=1, description="training users kept as neighbours, an even sample beyond")
 
 
+class PopularityConfig(GranularityConfig):
+    candidates: ClassVar[tuple[str, ...]] = ("half_life", "counts")
+
+    half_life: HalfLives = Field(
+        ["none", 1, 3, 7, 30, 90, 365], min_length=1, description="days after which an event counts half"
+    )
+    counts: Annotated[list[Literal["users", "events"]], Several] = Field(
+        ["users", "events"], min_length=1, description="a user once an item, or once a day"
+    )
+    moments: int = Field(64, ge=1, description="times at which the counts are kept, for questions in the past")
+
+
 class GranularitiesConfig(Section):
     behaviour: BehaviourConfig = Field(default_factory=BehaviourConfig)
     evolution: EvolutionConfig = Field(default_factory=EvolutionConfig)
@@ -179,6 +208,7 @@ class GranularitiesConfig(Section):
     media: MediaConfig = Field(default_factory=MediaConfig)
     item_cf: ItemCFConfig = Field(default_factory=ItemCFConfig)
     user_cf: UserCFConfig = Field(default_factory=UserCFConfig)
+    popularity: PopularityConfig = Field(default_factory=PopularityConfig)
 
     def enabled(self) -> dict[str, GranularityConfig]:
         """The granularities that are switched on, by name, in the order of the design's table."""

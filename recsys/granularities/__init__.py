@@ -22,6 +22,7 @@ GRANULARITIES: Final = {
     "media": "recsys.granularities.media:Media",
     "item_cf": "recsys.granularities.item_cf:ItemCF",
     "user_cf": "recsys.granularities.user_cf:UserCF",
+    "popularity": "recsys.granularities.popularity:Popularity",
 }
 COUNTS: Final = {  # what a section's ``fit: counts`` asks for
     "knowledge": "recsys.granularities.knowledge_counts:KnowledgeCounts",

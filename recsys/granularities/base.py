@@ -6,6 +6,7 @@ V users of the dataset.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -244,6 +245,18 @@ class Granularity(nn.Module):
 
     reads_text = False  # whether ``forward`` looks at the items' text vectors
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
+
+    log_scale = False  # of a fitted granularity: its scores are logarithms of probabilities, up to a constant a query
+
+    @classmethod
+    def fits(
+        cls, sections: Sequence[Any], sizes: ModelSizes, items: ItemView, graphs: Graphs
+    ) -> Iterator[tuple[Granularity, State]]:
+        """Of a fitted granularity: a module and its state for each section in turn, all of which differ in one key;
+        overridden where they share work."""
+        for section in sections:
+            module = cls(section, sizes).eval()
+            yield module, module.state(items, graphs)
 
     weighed_last = False  # of a fitted granularity: side information, whose λ is chosen behind those of the histories
 

@@ -13,6 +13,7 @@ from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
+from recsys.training.constants import with_constants
 from recsys.training.kept import KEPT, scale, silenced, transplant
 from recsys.training.strata import STRATA
 
@@ -33,6 +34,7 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
             f"the model was trained again on validation events (train.refit), and the weights of before ({SELECTED}) "
             "are not there: an earlier release trained it; run `recsys train` again"
         )
+    config = with_constants(config, trained.choices)
     num_strata = int(trained.choices.get(STRATA, {}).get("chosen", 0))
     model = build_model(config, dataset, Split.TRAIN, num_strata)
     model.silent = silenced(trained.choices)
