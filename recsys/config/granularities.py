@@ -23,6 +23,8 @@ class GranularityConfig(Section):
     enabled: bool = False
     weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
 
+    always_fitted: ClassVar[bool] = False  # in closed form, whatever its keys say
+
     candidates: ClassVar[tuple[str, ...]] = ()
     """Keys that may hold several values, of which a fitted granularity takes the one that validation chooses."""
 
@@ -39,6 +41,11 @@ class GranularityConfig(Section):
     def by_counts(self) -> bool:
         """Whether it is fitted by counting instead of trained."""
         return getattr(self, "fit", "training") == "counts"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is fitted in closed form and has no part in training."""
+        return self.always_fitted or self.by_counts
 
 
 class BehaviourConfig(GranularityConfig):
@@ -170,6 +177,7 @@ class MediaConfig(GranularityConfig):
 
 
 class ItemCFConfig(GranularityConfig):
+    always_fitted: ClassVar[bool] = True
     rank: int = Field(256, ge=1, description="of the item–item model; exact when not below the users plus text width")
     regularisation: float = Field(100.0, gt=0)
     text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
@@ -177,6 +185,7 @@ class ItemCFConfig(GranularityConfig):
 
 
 class UserCFConfig(GranularityConfig):
+    always_fitted: ClassVar[bool] = True
     neighbours: int = Field(100, ge=1, description="nearest training users that a user is made of")
     power: float = Field(2.0, ge=0, description="a neighbour weighs cosine^power; 0: all alike")
     rank: int = Field(256, ge=1, description="of the space that tastes are compared in; exact when not below the users")
@@ -186,6 +195,7 @@ class UserCFConfig(GranularityConfig):
 
 
 class PopularityConfig(GranularityConfig):
+    always_fitted: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "counts")
 
     half_life: HalfLives = Field(
@@ -213,3 +223,8 @@ class GranularitiesConfig(Section):
     def enabled(self) -> dict[str, GranularityConfig]:
         """The granularities that are switched on, by name, in the order of the design's table."""
         return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name).enabled}
+
+    @property
+    def are_trained(self) -> bool:
+        """Whether any granularity that is switched on is trained; where none is, nothing is but the members' fits."""
+        return any(not section.is_fitted for section in self.enabled().values())
