@@ -130,9 +130,7 @@ class _Bench:
         merit = "mean log-likelihood of the validation targets" if by_likelihood else self.config.train.metric
         return {"chosen": values, "merit": merit, "candidates": tried}
 
-    def _fits(
-        self, cls: type[Granularity], sections: list[GranularityConfig]
-    ) -> Iterator[tuple[Granularity, State]]:
+    def _fits(self, cls: type[Granularity], sections: list[GranularityConfig]) -> Iterator[tuple[Granularity, State]]:
         with torch.no_grad():
             yield from cls.fits(sections, self.sizes, self.items, self.graphs)
 

@@ -34,7 +34,6 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
-from recsys.model import FrozenModel
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
