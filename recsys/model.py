@@ -26,9 +26,11 @@ from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion, NoFusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
-from recsys.granularities.evolution import Evolution, Interest
-from recsys.granularities.rolling import expected_event, lengthen
+from recsys.granularities.evolution.model import Evolution, Interest
+from recsys.granularities.evolution.rolling import expected_event, lengthen
+from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
+from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
 
 States = dict[str, State]
@@ -243,8 +245,8 @@ class FrozenModel:
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing.
+    ) -> Parts:
+        """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
 
         Args:
             queries: what is asked.
@@ -257,28 +259,30 @@ class FrozenModel:
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._weighed(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
 
-    def _weighed(
-        self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """λ_k z_k and λ of the trained granularities and, behind them, of the fitted ones, each in directions of its
-        own, as :attr:`item_vectors_ND` has them."""
-        parts_BKD = z_BKD * weights_BK[:, :, None]
+    def _weighed(self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor) -> Parts:
+        """The trained granularities and, behind them, the fitted ones, each in directions of its own, as
+        :attr:`item_vectors_ND` has them, or sparse."""
+        vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
         for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
-            z_BR, present_B = module(batch, self.items, self.states[name])
-            parts_BKD = pad(parts_BKD, (0, z_BR.shape[1], 0, 1))
-            parts_BKD[:, -1, -z_BR.shape[1] :] = weight * z_BR
+            if module.sparse:
+                scores = module.boost(batch, self.items, self.states[name])
+                present_B = scores.present(len(batch))
+                sparse[vectors_BKD.shape[1]] = scores.weighed(weight.expand(len(batch)))
+                vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
+            else:
+                z_BR, present_B = module(batch, self.items, self.states[name])
+                vectors_BKD = pad(vectors_BKD, (0, z_BR.shape[1], 0, 1))
+                vectors_BKD[:, -1, -z_BR.shape[1] :] = weight * z_BR
             weights_BK = torch.cat([weights_BK, (weight * present_B)[:, None]], dim=1)
-        return parts_BKD, weights_BK
+        return Parts(vectors_BKD, weights_BK, sparse)
 
     @torch.inference_mode()
-    def unweighted(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """z_k of every query in the directions of :attr:`item_vectors_ND`, the fitted granularities behind the trained,
-        and where it is present [B, K]."""
+    def unweighted(self, queries: Queries) -> Parts:
+        """The parts of every query as if every λ were 1: z_k, and 1 where it is present."""
         batch = self._batch(queries, None, None, None)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
-        z_BKD, weights_BK = self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones)
-        return z_BKD, weights_BK > 0
+        return self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones)
 
     @torch.inference_mode()
     def parts_ahead(
@@ -288,7 +292,7 @@ class FrozenModel:
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Parts:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
 
@@ -314,8 +318,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
         """:meth:`scores` for the event ``steps`` after the next one."""
-        parts_BKD, weights_BK = self.parts_ahead(queries, steps)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        return self._scored(self.parts_ahead(queries, steps))
 
     @torch.inference_mode()
     def interest_path(self, query: Queries) -> Interest:
@@ -341,16 +344,15 @@ class FrozenModel:
         return module
 
     @torch.inference_mode()
-    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """The user vector of every query [B, D], and where any granularity is present [B]."""
-        parts_BKD, weights_BK = self.parts(queries)
-        return parts_BKD.sum(1), weights_BK.any(1)
+    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor, SparseScores]:
+        """The user vector of every query [B, D], where any granularity is present [B], and what the sparse ones add."""
+        parts = self.parts(queries)
+        return parts.users_BD, parts.weights_BK.any(1), parts.added
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
-        """u · a_i for every query and item: [B, N]; the popularity for a query in which no granularity is present."""
-        parts_BKD, weights_BK = self.parts(queries)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        """The score of every query and item: [B, N]; the popularity for a query in which no granularity is present."""
+        return self._scored(self.parts(queries))
 
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
@@ -360,9 +362,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
         """Scores [B, N] with only these granularities at their weights, the others at zero."""
-        parts_BKD, weights_BK = self.parts(queries)
-        chosen = [k for k, name in enumerate(self.names) if name in kept]
-        return self._or_popularity(parts_BKD[:, chosen].sum(1) @ self.item_vectors_ND.T, weights_BK[:, chosen])
+        return self._scored(self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept]))
 
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
@@ -371,8 +371,7 @@ class FrozenModel:
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
-        parts_BKD, weights_BK = self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        return self._scored(self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K))
 
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
@@ -388,8 +387,9 @@ class FrozenModel:
         items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
         return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
 
-    def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
-        scores_BN[~weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
+    def _scored(self, parts: Parts) -> Tensor:
+        scores_BN = parts.scores(self.item_vectors_ND)
+        scores_BN[~parts.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 
     def tensors(self) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from recsys.config import GranularitiesConfig
+from recsys.config import SECTIONS, GranularitiesConfig, section_class
 from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
-from recsys.granularities import GRANULARITIES, granularity_class
+from recsys.granularities import granularity_class
 from recsys.granularities.base import (
     Facts,
     Granularity,
@@ -75,7 +75,9 @@ CASES = [
     ("profile", {"fit": "counts", "crosses": [["age", "city"], ["city"]]}),
     ("user_cf", {"rank": 8}),
     ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
+    ("popularity", {}),
 ]
+ALWAYS_THERE = {"popularity"}  # they need nothing of the user
 
 
 def make(name: str, **options: object) -> Granularity:
@@ -139,7 +141,8 @@ class TestContract:
         z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
         width = module.own_items(state).shape[1] if module.fitted else WIDTH
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
-        assert present.any() and not present[2], "user 2 has no event, no friend and no known attribute"
+        has_nothing = name not in ALWAYS_THERE
+        assert present.any() and present[2] != has_nothing, "user 2 has no event, no friend and no known attribute"
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
@@ -339,4 +342,11 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 def test_unknown_granularity_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match="behaviour, collaborative, evolution"):
         granularity_class("behavior")
-    assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)
+    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the order of the table is that of the keys"
+
+
+def test_a_section_says_of_its_module_what_the_module_says() -> None:
+    for name, options in CASES:
+        section = section_class(name)(enabled=True, **options)
+        assert granularity_class(name, section).fitted == section.is_fitted, name
+    assert {name for name, _ in CASES} == set(SECTIONS)

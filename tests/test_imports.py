@@ -17,7 +17,7 @@ LEVELS = [
     {"recsys", "recsys.errors", "recsys.schema", "recsys.config", "recsys.storage"},
     {"recsys.sources", "recsys.data"},
     {"recsys.granularities"},
-    {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.ratings"},
+    {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings"},
     {"recsys.model"},
     {"recsys.training", "recsys.evaluation"},
     {"recsys.registry", "recsys.serving"},

@@ -54,11 +54,13 @@ class Alone:
     def scores(self, queries: Queries) -> Tensor:
         """Scores [B, N] float32."""
         batch = last_position(queries, self.max_history).to(self.popularity_N.device)
-        z_BR, present_B = self.module(batch, self.items, self.state)
-        scores_BN = z_BR @ self.module.own_items(self.state).T
-        if getattr(self.module, "sparse", False):
-            found = self.module.boost(batch, self.items, self.state)
-            scores_BN.index_put_((found.rows_P, found.items_P), found.values_P, accumulate=True)
+        if self.module.sparse:
+            added = self.module.boost(batch, self.items, self.state)
+            present_B = added.present(len(queries))
+            scores_BN = added.add_to(torch.zeros(len(queries), len(self.popularity_N), device=present_B.device))
+        else:
+            z_BR, present_B = self.module(batch, self.items, self.state)
+            scores_BN = z_BR @ self.module.own_items(self.state).T
         scores_BN[~present_B] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 

@@ -4,11 +4,11 @@ With C_i(t) = Σ_e 2^(−(t − t_e) / h) over the events e of item i before t, 
 
     a_i(t) = log((1 − ρ) C_i(t) / Σ C(t) + ρ (A_i(t) + 1) / (Σ A(t) + N)),      A: the same without decay.
 
-The second part ranks what had no event lately. It is kept at T moments between the first event and the last, more of
-them near the end; a question reads the newest moment before it, so that no event at or behind the question counts, and
-the score is z · a with a z of one 1. In evaluation the question's moment is that of its target; in serving it is now, or
-behind the last event, hence the last moment: the registered model's counts are as fresh as the events it was fitted on.
-Inside the history the counts are as old as the moments are apart.
+The second part ranks what had no event lately. The counts are kept at T moments between the first event and the last,
+more of them near the end. A question reads the newest moment before it, so that no event at or behind the question
+counts, and the score is z · a, where z has a single 1. Inside the history the counts are as old as the moments are
+apart. In serving a question comes behind the last event and reads the last moment: the counts of a registered model are
+as fresh as the events it was fitted on.
 
 Where data has no times, a_i = log((A_i + 1) / (Σ A + N)) for everybody.
 
@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import PopularityConfig
 from recsys.data.batches import Batch
 from recsys.data.histories import Array, Histories
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import DAY
+from recsys.granularities.popularity.section import PopularityConfig
 
 _REST: Final = 0.1  # ρ
 _MAX_NUMBERS: Final = 2**25  # of the table [N, T]: 128 MB
-_NEAR_THE_END: Final = 16  # moments in the last of the even parts
+_NEAR_THE_END: Final = 8  # moments in the last of the even parts
 
 
 class Popularity(Granularity):
@@ -127,4 +127,5 @@ def at_moments(items_E: Array, times_E: Array, moments_T: Array, num_items: int,
 
 def _log_share(recent_N: Array, all_N: Array) -> Array:
     rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
-    return np.log((1 - _REST) * recent_N / max(recent_N.sum(), 1e-30) + _REST * rest_N).astype(np.float32)
+    share_N: Array = (1 - _REST) * recent_N / max(recent_N.sum(), 1e-30) + _REST * rest_N
+    return np.asarray(np.log(share_N), dtype=np.float32)
