@@ -32,7 +32,7 @@ class Verb:
     preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
     usage: str = ""
     locks: bool = True  # whether no other command may be at work in the run folder meanwhile
-    needs_model: bool = True  # whether the section ``model`` must be given
+    needs_model: bool = True  # whether it reads the section ``model``, which auto chooses where it is missing
 
 
 STAGES: Final[dict[str, Stage]] = {

@@ -26,6 +26,7 @@ _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
+AUTO: Final = "auto"  # the section model, chosen by the product; the same as no section
 _NO_MODEL = """model: the section is missing or empty, and it says what is learned. The smallest one is:
     model:
       granularities:
@@ -62,6 +63,8 @@ def build_config(
     ``expand``: whether ``$VARIABLES`` are those of the environment; not where the tree is of a configuration that was
     read before, whose values may hold a dollar sign of their own.
     """
+    if isinstance(tree.get("model"), str) and tree["model"].strip().lower() == AUTO:
+        tree = {key: value for key, value in tree.items() if key != "model"}
     try:
         config = Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
         if needs_model and not config.has_model:
