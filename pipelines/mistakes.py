@@ -21,6 +21,10 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
     check_settings(config, stages)
     if "prepare" in stages:
         _check_times(config)
+    if "recommend" in stages and config.recommend.at:
+        from recsys.data.split import parse_time
+
+        parse_time(config.recommend.at, "recommend.at")
 
 
 def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:

@@ -123,7 +123,7 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
     """The estimate for one worker of ``train.num_workers``."""
     train, model = config.train, config.model
     enabled = model.granularities.enabled()
-    width, workers = model.width, train.num_workers
+    width, workers = model.width * model.granularities.are_trained, train.num_workers
     tables = sizes.items * width * model.item.id
     tables += sizes.entities * width * ("knowledge" in enabled)
     tables += sizes.users * width * ("collaborative" in enabled and model.granularities.collaborative.user_embedding)
@@ -174,7 +174,7 @@ def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
     all_rows = sizes.users * windows
     batch = min(config.train.batch_size, all_rows)
     epochs = config.train.epochs * (2 if config.train.refit else 1)
-    steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs
+    steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs * config.model.granularities.are_trained
     # a batch is of rows of like length: few of them are long
     return steps, max(1.0, batch / config.train.num_workers), min(mean, longest)
 
@@ -182,6 +182,8 @@ def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
 def _step(config: Config, sizes: Sizes, rows: float, length: float) -> float:
     """Bytes of one training step: what the backward pass needs of every layer, and the softmax."""
     model, loss = config.model, config.train.loss
+    if not model.granularities.are_trained:
+        return 0.0
     width, enabled = model.width, model.granularities.enabled()
     queries = rows * length if sizes.ordered else rows
     pairs = rows * length

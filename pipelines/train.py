@@ -75,9 +75,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         folder.publish(folder.model)
         log_epoch.complete(result.history)
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
-        again = ", then trained again on training and validation" if result.refit else ""
-        as_is = ", the model as it was" if result.best_epoch == 0 else ""
-        folder.progress(f"chose epoch {result.best_epoch}{as_is} by {config.train.metric} on validation{again}")
+        folder.progress(chosen_line(result, config.train.metric))
     return result
 
 
@@ -125,11 +123,23 @@ def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
     return ""
 
 
+def chosen_line(result: TrainResult, metric: str) -> str:
+    """What was chosen, and on what the model rests."""
+    again = f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and validation"
+    if not result.frozen.trained_names:
+        what = "nothing is trained: chose the weights of the fitted granularities"
+    else:
+        what = f"chose epoch {result.best_epoch}{', the model as it was' if result.best_epoch == 0 else ''}"
+    return f"{what} by {metric} on validation{again if result.refit else ''}"
+
+
 def epoch_line(values: dict[str, Any]) -> str:
     """One epoch as one line.
 
     >>> epoch_line({"phase": "select", "epoch": 3, "epochs": 20, "loss": 5.125, "ndcg@20": 0.2, "seconds": 1.26})
     'epoch   3/20  loss 5.1250  ndcg@20 0.2000  1.3 s'
+    >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, "ndcg@20": 0.2, "seconds": 1.26})
+    'fitted  ndcg@20 0.2000  1.3 s'
     """
     known = ("phase", "epoch", "epochs", "loss", "lr", "seconds")
     again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
@@ -138,7 +148,8 @@ def epoch_line(values: dict[str, Any]) -> str:
     )
     rate = f"  lr {values['lr']:.2e}" if "lr" in values else ""
     took = f"  {values['seconds']:.1f} s" if "seconds" in values else ""
-    return f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}{metrics}{rate}{took}{again}"
+    what = f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}" if "loss" in values else "fitted"
+    return f"{what}{metrics}{rate}{took}{again}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Array, Queries
 from recsys.data.whitening import Whitening
 from recsys.errors import RequestError
-from recsys.fusion import FUSIONS, Fusion
+from recsys.fusion import FUSIONS, Fusion, NoFusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
 from recsys.granularities.evolution import Evolution, Interest
@@ -53,7 +53,11 @@ class Encoders(nn.Module):
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
         weights = {fitted: [enabled[name].weight for name, _ in self.each(fitted)] for fitted in (False, True)}
-        self.fusion: Fusion = FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
+        self.fusion: Fusion = (
+            FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
+            if weights[False]
+            else NoFusion(config.fusion)
+        )
         self.register_buffer("fitted_weights", torch.tensor(weights[True]))
         self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
 
@@ -64,6 +68,9 @@ class Encoders(nn.Module):
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD``, ``present_BK``; unit vectors where the model has them."""
+        if not self.each():
+            nothing_BK = torch.zeros(len(batch), 0, device=items.vectors_SD.device)
+            return nothing_BK[:, :, None].expand(-1, -1, items.vectors_SD.shape[1]), nothing_BK.bool()
         found = [module(batch, items, states[name]) for name, module in self.each()]
         z_BKD = torch.stack([z for z, _ in found], dim=1)
         present_BK = torch.stack([present for _, present in found], dim=1)
@@ -97,7 +104,8 @@ class MultigrainModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups, whitening)
+        width = config.width if config.granularities.are_trained else 0  # fitted members have item vectors of their own
+        self.tower = ItemTower(config.item, width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
         self.silent: frozenset[str] = frozenset()  # granularities that have no say in the items' vectors
         self._fitted_on: tuple[Graphs, States] | None = None
@@ -111,6 +119,12 @@ class MultigrainModel(nn.Module):
         """Whether any granularity needs the table of events."""
         modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
         return any(module.reads_events for module in modules)
+
+    @property
+    def reads_histories(self) -> bool:
+        """Whether any granularity needs the events in order, with times and repeats."""
+        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        return any(module.reads_histories for module in modules)
 
     @property
     def is_sampled(self) -> bool:

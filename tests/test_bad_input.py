@@ -53,7 +53,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown metric": (["run", "--config", "CONFIG", "--train.metric", "ndgc@20"], ["ndgc", "ndcg"]),
     "no granularity": (
         ["run", "--config", "CONFIG", "--model.granularities.evolution.enabled", "false"],
-        ["no granularity that is trained is enabled", "behaviour"],
+        ["no granularity is enabled", "behaviour"],
     ),
     "item without anything": (
         ["run", "--config", "CONFIG", "--model.item.id", "false", "--model.item.text", "false"],

@@ -137,10 +137,8 @@ def test_what_cannot_be_counted_is_told() -> None:
         Cells((AGE, many), [["age", "zip"]])
     with pytest.raises(ConfigError, match="needs facts about items"):
         KnowledgeCounts(KnowledgeConfig(fit="counts"), _sizes())
-    for section in ({"crosses": [["age"]]}, {"enabled": True, "fit": "counts"}):
-        message = "crosses are of fit counts" if "crosses" in section else "no granularity that is trained is enabled"
-        with pytest.raises(ConfigError, match=message):
-            build_config({"model": {"granularities": {"profile": section}}})
+    with pytest.raises(ConfigError, match="crosses are of fit counts"):
+        build_config({"model": {"granularities": {"profile": {"crosses": [["age"]]}}}})
 
 
 BASE: dict[str, Any] = {"social": {}}  # friends tell nothing in these worlds, and the history is not looked at

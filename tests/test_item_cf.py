@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import Config, GranularitiesConfig, ItemCFConfig, build_config
+from recsys.config import Config, ItemCFConfig, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
-from recsys.errors import ConfigError
 from recsys.evaluation.movement import movements
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
 from recsys.granularities.item_cf import ItemCF, rank_weights, training_matrix
@@ -178,9 +177,3 @@ def test_feedback_fits_its_weight_with_the_others(kind: str) -> None:
     used_K = encoders.fusion.lambdas(torch.zeros(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))[0].detach()
     used_K = torch.cat([used_K, encoders.fitted_weights]).double()
     torch.testing.assert_close(used_K / used_K.sum(), truth_K / truth_K.sum(), atol=0.03, rtol=0)
-
-
-def test_a_fitted_member_alone_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no granularity that is trained is enabled"):
-        build_config({"model": {"granularities": {"item_cf": {"enabled": True}}}})
-    assert not GranularitiesConfig().item_cf.enabled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -18,10 +18,17 @@ class GranularityConfig(Section):
     enabled: bool = False
     weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
 
+    always_fitted: ClassVar[bool] = False  # in closed form, whatever its keys say
+
     @property
     def by_counts(self) -> bool:
         """Whether it is fitted by counting instead of trained."""
         return getattr(self, "fit", "training") == "counts"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is fitted in closed form and has no part in training."""
+        return self.always_fitted or self.by_counts
 
 
 class BehaviourConfig(GranularityConfig):
@@ -153,6 +160,7 @@ class MediaConfig(GranularityConfig):
 
 
 class ItemCFConfig(GranularityConfig):
+    always_fitted: ClassVar[bool] = True
     rank: int = Field(256, ge=1, description="of the item–item model; exact when not below the users plus text width")
     regularisation: float = Field(100.0, gt=0)
     text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
@@ -160,6 +168,7 @@ class ItemCFConfig(GranularityConfig):
 
 
 class UserCFConfig(GranularityConfig):
+    always_fitted: ClassVar[bool] = True
     neighbours: int = Field(100, ge=1, description="nearest training users that a user is made of")
     power: float = Field(2.0, ge=0, description="a neighbour weighs cosine^power; 0: all alike")
     rank: int = Field(256, ge=1, description="of the space that tastes are compared in; exact when not below the users")
@@ -183,3 +192,8 @@ class GranularitiesConfig(Section):
     def enabled(self) -> dict[str, GranularityConfig]:
         """The granularities that are switched on, by name, in the order of the design's table."""
         return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name).enabled}
+
+    @property
+    def are_trained(self) -> bool:
+        """Whether any granularity that is switched on is trained; where none is, nothing is but the members' fits."""
+        return any(not section.is_fitted for section in self.enabled().values())

@@ -51,13 +51,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ModelConfig:
-        sections = self.granularities.enabled()
-        fitted = {"item_cf", "user_cf"} | {name for name, section in sections.items() if section.by_counts}
-        if not set(sections) - fitted:
-            names = choices(name for name in type(self.granularities).model_fields if name not in fitted)
-            raise ValueError(
-                f"no granularity that is trained is enabled; set granularities.NAME.enabled true for one of: {names}"
-            )
+        if not self.granularities.enabled():
+            names = choices(type(self.granularities).model_fields)
+            raise ValueError(f"no granularity is enabled; set granularities.NAME.enabled true for one of: {names}")
         if not (self.item.id or self.item.text):
             raise ValueError("an item needs item.id or item.text, both are false")
         return self

@@ -108,8 +108,12 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
     num_B = np.bincount(target_rows_P[keep_P], minlength=len(queries))
     rows_B = np.flatnonzero(num_B)
     offsets = np.concatenate([[0], np.cumsum(num_B[rows_B])]).astype(np.int64)
-    histories, asked_BC = queries.histories.take(rows_B), queries.context_BC[rows_B]
-    return Queries(histories, offsets, queries.target_items[keep_P], asked_BC), rows_B, dropped
+    histories, asked_BC, asked_at_B = (
+        queries.histories.take(rows_B),
+        queries.context_BC[rows_B],
+        queries.asked_at_B[rows_B],
+    )
+    return Queries(histories, offsets, queries.target_items[keep_P], asked_BC, asked_at_B), rows_B, dropped
 
 
 def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:

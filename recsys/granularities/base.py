@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recsys.data.attributes import ProfileEncoding, Profiles
 from recsys.data.batches import Batch, Hidden
+from recsys.data.histories import Histories
 from recsys.data.neighbours import Neighbours
 from recsys.errors import ConfigError
 
@@ -116,6 +117,7 @@ class Graphs:
     media: MediaVectors | None = None
     neighbours: Neighbours | None = None  # the training events as lists
     counted_N: Tensor | None = None  # float32, users of every item, where the events are not in the table
+    histories: Histories | None = None  # the events in order, repeated ones too, where a granularity reads them
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -125,14 +127,16 @@ class Graphs:
         """The same graphs without the hidden events; these themselves when nothing is hidden."""
         if not hidden.share:
             return self
+        histories = None if self.histories is None else _without(self.histories, hidden)
         if self.neighbours is not None and self.counted_N is not None:
             rest = self.neighbours.without(hidden)
             counted_N = torch.as_tensor(rest.users_of_N.degree_X).to(self.counted_N)
-            return replace(self, neighbours=rest, counted_N=counted_N)
-        users_E, items_E = self.users_E.cpu().numpy(), self.items_E.cpu().numpy()
-        kept_E = torch.as_tensor(~hidden.of(users_E.astype(np.int64), items_E), device=self.users_E.device)
+            return replace(self, neighbours=rest, counted_N=counted_N, histories=histories)
+        is_hidden_E = hidden.of(self.users_E.cpu().numpy().astype(np.int64), self.items_E.cpu().numpy())
+        kept_E = torch.as_tensor(~is_hidden_E, device=self.users_E.device)
         values_E = None if self.values_E is None else self.values_E[kept_E]
-        return replace(self, users_E=self.users_E[kept_E], items_E=self.items_E[kept_E], values_E=values_E)
+        users_E, items_E = self.users_E[kept_E], self.items_E[kept_E]
+        return replace(self, users_E=users_E, items_E=items_E, values_E=values_E, histories=histories)
 
     @cached_property
     def mean_of_items(self) -> Adjacency:
@@ -163,6 +167,11 @@ class Graphs:
     @staticmethod
     def _degree(ends_E: Tensor, size: int) -> Tensor:
         return torch.bincount(ends_E, minlength=size).to(torch.float32)
+
+
+def _without(histories: Histories, hidden: Hidden) -> Histories:
+    users_E = np.repeat(histories.users_U, histories.lengths_U)
+    return histories.where(~hidden.of(users_E, histories.items_E))
 
 
 Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values
@@ -241,6 +250,8 @@ class Granularity(nn.Module):
     is_sampled = False  # whether a step samples the graph of users and items instead
 
     reads_events = True  # whether it needs the events of the graphs, more than how many users an item has
+
+    reads_histories = False  # whether it needs the events of the graphs in order, with times and repeats
 
     reads_text = False  # whether ``forward`` looks at the items' text vectors
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own

@@ -36,8 +36,8 @@ def lengthen(batch: Batch, items: ItemView, event_BD: Tensor) -> tuple[Batch, It
     """The batch with one more event a row, and a view in which these events are items.
 
     The event has the type of the last one and comes as long after it as the user's events are apart on average; its
-    context, and that of asking, is missing. The batch must have one query a row that sees all of it; rows without
-    events keep none.
+    time and context, and those of asking, are missing. The batch must have one query a row that sees all of it; rows
+    without events keep none.
     """
     rows_U, last_U = torch.arange(len(batch), device=event_BD.device), batch.lengths_U
     grows_U = last_U > 0
@@ -55,11 +55,14 @@ def lengthen(batch: Batch, items: ItemView, event_BD: Tensor) -> tuple[Batch, It
         batch,
         history_UL=history_UL,
         types_UL=types_UL,
+        times_UL=longer(batch.times_UL),
         ages_UL=ages_UL,
         lengths_U=last_U + grows_U,
         seen_B=batch.seen_B + grows_U[batch.rows_B],
         context_ULC=longer(batch.context_ULC),
         asked_BC=torch.zeros_like(batch.asked_BC),
+        asked_at_B=torch.zeros_like(batch.asked_at_B),
+        whole=None,
     )
     no_text = items.text_ST.new_zeros(len(event_BD), items.text_ST.shape[1])
     return longer_batch, ItemView(torch.cat([items.vectors_SD, event_BD]), torch.cat([items.text_ST, no_text]))

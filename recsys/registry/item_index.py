@@ -6,6 +6,7 @@ replica and every swap of the model; and two indices of the same items need not 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,5 +73,6 @@ def _users(bundle: Bundle) -> Any:
     recommender = Recommender(bundle)
     known_U = np.flatnonzero(bundle.histories.lengths_U)
     chosen = known_U[:: max(1, len(known_U) // _ASKED)][:_ASKED]
-    queries = recommender.queries([Request(user_id=bundle.user_ids[user]) for user in chosen])
+    at = datetime.fromtimestamp(recommender.newest, UTC)
+    queries = recommender.queries([Request(user_id=bundle.user_ids[user], at=at) for user in chosen])
     return bundle.model.parts(queries)[0].sum(1)

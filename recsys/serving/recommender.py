@@ -9,6 +9,7 @@ Legend: B requests, K granularities, R list length, D width, N items, E events, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,6 +47,7 @@ class _Visible:
     values_E: Array  # NaN where the request does not say
     context_EC: Array
     asked_C: Array  # context at the moment of asking
+    asked_at: int  # that moment, in seconds since the epoch
     unknown: list[str]
     friends_F: list[int]  # dense ids, each once
     unknown_friends: list[str]
@@ -90,6 +92,17 @@ class Recommender:
         return cls(read_bundle(folder))
 
     @cached_property
+    def newest(self) -> int:
+        """The time of the newest event that is known of users, in seconds since the epoch; 0 where times are unknown.
+
+        Why: who is asked for without a question of their own is asked for as of the data, so that the lists of a model
+        do not change with the clock.
+        """
+        times_E = self._histories.times_E
+        known_E = times_E[times_E != 0]
+        return int(known_E.max()) if len(known_E) else 0
+
+    @cached_property
     def _user_rows(self) -> dict[str, int]:
         return {user: row for row, user in enumerate(self.bundle.user_ids)}
 
@@ -118,7 +131,7 @@ class Recommender:
         return self._item_rows.get(item_id, -1)
 
     def queries(self, requests: Sequence[Request]) -> Queries:
-        """What the model sees of every request: stored events, then the request's own.
+        """What the model sees of every request: stored events, then the request's own; asked now unless it says when.
 
         Raises:
             RequestError: as :meth:`recommend`.
@@ -145,14 +158,20 @@ class Recommender:
             answers += self._answer(requests[chunk], visible[chunk], attributes.take(chunk))
         return answers
 
-    def recommend_users(self, user_ids: Sequence[str], k: int, exclude_seen: bool = True) -> Lists:
-        """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user."""
+    def recommend_users(
+        self, user_ids: Sequence[str], k: int, exclude_seen: bool = True, at: int | None = None
+    ) -> Lists:
+        """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user.
+
+        ``at`` is the time of asking in seconds since the epoch, by default that of the newest event.
+        """
         users_B = np.array([self.user_row(user_id) for user_id in user_ids], dtype=np.int32)
         known = self._histories.take(users_B[users_B >= 0])
         lengths_B = np.zeros(len(users_B), dtype=np.int64)
         lengths_B[users_B >= 0] = known.lengths_U
         offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
-        queries = as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1))
+        asked_at_B = np.full(len(users_B), self.newest if at is None else at, dtype=np.int64)
+        queries = as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1), asked_at_B)
         nothing = self._attributes.encode([None])
         names, size = len(self.names), self._chunk_size(k)
         found = Lists(
@@ -216,6 +235,7 @@ class Recommender:
             np.append(stored.values_E[span], np.full(len(items), np.nan, dtype=np.float32)),
             np.concatenate([stored.context_EC[span], *(context_C[None] for context_C in contexts)]),
             encode_request(self.bundle.context, request.context, f"request {index}: context"),
+            request.seconds if request.at is not None else int(time.time()),
             unknown,
             [row for row in friends.values() if row >= 0],
             [name for name, row in friends.items() if row < 0],
@@ -338,7 +358,8 @@ def _queries(visible: list[_Visible]) -> Queries:
         np.zeros(int(lengths.sum()), dtype=np.uint8),
         np.concatenate([seen.context_EC for seen in visible]),
     )
-    return replace(as_queries(histories), context_BC=np.stack([seen.asked_C for seen in visible]))
+    asked_at_B = np.array([seen.asked_at for seen in visible], dtype=np.int64)
+    return replace(as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible]))
 
 
 def _friends(visible: list[_Visible]) -> Tensor | None:
@@ -349,6 +370,7 @@ def _friends(visible: list[_Visible]) -> Tensor | None:
     return torch.tensor([seen.friends_F + [-1] * (width - len(seen.friends_F)) for seen in visible])
 
 
-def as_queries(histories: Histories) -> Queries:
-    """Histories that ask without targets."""
-    return Queries(histories, np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+def as_queries(histories: Histories, asked_at_B: Array) -> Queries:
+    """Histories that ask without targets, at these times."""
+    nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
+    return Queries(histories, *nothing, asked_at_B=asked_at_B)

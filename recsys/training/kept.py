@@ -91,7 +91,7 @@ def transplant(
                     tensor[place] = other[names.index(name)]
             other = tensor
         found[key] = tensor if other is None else other
-    if f"{_FUSION}prior_K" in found and _FITTED in found:  # a gate's λ are K times a share
+    if names and f"{_FUSION}prior_K" in found and _FITTED in found:  # a gate's λ are K times a share
         found[_FITTED] = found[_FITTED] * (len(own_names) / len(names))
     return found
 

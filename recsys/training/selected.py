@@ -41,8 +41,7 @@ def assemble(
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     sizes = model.sizes
     with_facts = config.model.granularities.knowledge.enabled
-    with_media = bool(sizes.media)
-    graphs = build_graphs(dataset, through, sizes.profile, with_facts, with_media=with_media, model=model)
+    graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), model, config)
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
     return frozen
