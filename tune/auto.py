@@ -1,8 +1,8 @@
 """``model: auto`` with a budget: a portfolio of settings on Ray Tune, most of them stopped early, then the best one.
 
 The budget covers the whole of `recsys run`. A part of what is left after `prepare` goes to the search; the rest must
-hold the trainings of the chosen setting (select, refit, final), the fitted members and the evaluation. The epochs of the
-chosen setting are cut to what the search has measured of their cost, so that the run ends in time.
+hold the trainings of the chosen setting (select, refit, final), the fitted members and the evaluation. The epochs of
+the chosen setting are cut to what the search has measured of their cost, so that the run ends in time.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def search(
     left = deadline - time.monotonic()
     until = time.monotonic() + _SEARCH * left
     folder.progress(
-        f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, the "
-        "rest to train, evaluate and register"
+        f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, "
+        "the rest to train, evaluate and register"
     )
     plan = _try_all(config, dataset, folder, traits, portfolio, until)
     best = plan.best_trial()
@@ -118,7 +118,11 @@ def _try_all(
     names = [setting.name for setting in portfolio]
     plan = Portfolio(configs, names, Ledger(place), until)
     plan.ledger.begin({"dataset": dataset.manifest.content_hash, "portfolio": names})
-    with tracked(config, folder, fresh=True) as tracker, ray_session(config), Children(tracker, folder.progress) as kids:
+    with (
+        tracked(config, folder, fresh=True) as tracker,
+        ray_session(config),
+        Children(tracker, folder.progress) as kids,
+    ):
         slots = slots_of_cluster(plan.config)
         lines = Lines(folder.progress, kids, config.train.metric, len(portfolio))
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)

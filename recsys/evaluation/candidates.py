@@ -65,9 +65,7 @@ def groups_of(queries: Queries) -> Array:
     return np.searchsorted(np.array(BOUNDS), queries.histories.lengths_U, side="right")
 
 
-def _piece(
-    model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _piece(model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [b, P, M] with ties apart, hits [b, P] and which places hold a candidate [b, P]."""
     scores = [scores_bN - tie_N for scores_bN in model.member_scores(queries)]
     num_items = scores[0].shape[1]
