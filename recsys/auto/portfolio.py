@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.auto.traits import Traits
-from recsys.config import Config, build_config
+from recsys.config import Config, TrainConfig, build_config
+from recsys.granularities import COUNTS, GRANULARITIES
 
 Tree = dict[str, Any]
 
@@ -51,8 +52,8 @@ def members(traits: Traits) -> Tree:
         "place": traits.coordinates,
         "content": traits.text,
     }
-    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted}
-    if traits.friends and small:
+    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted and name in GRANULARITIES}
+    if traits.friends and small and "social" in COUNTS:
         found["social"] = {"enabled": True, "fit": "counts"}
     if traits.user_attributes:
         found["profile"] = {"enabled": True, "fit": "counts"}
@@ -79,7 +80,9 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
         model |= own
         granularities = granularities | setting.model["granularities"]
         tree["train"] = _merged(tree["train"], setting.train)
-    tree["train"] = _merged(tree["train"], {"final": True}, given)  # what the user says counts
+    tree["train"] = _merged(
+        tree["train"], {"final": True} if "final" in TrainConfig.model_fields else {}, given
+    )  # what the user says counts
     tree["model"] = model | {"granularities": granularities}
     return build_config(tree, "auto", expand=False)
 

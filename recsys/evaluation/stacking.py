@@ -121,6 +121,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
         if len(rest) and len(held):
             weights_GM = _choose(candidates.take(rest), measure, len(names), num_groups)
             crossed_Q[held] = measure(candidates.take(held), weights_GM)
+    chosen_GM /= chosen_GM.max()
     is_single = bool(crossed_Q.mean() < alone_QM[:, best].mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if is_single:
         chosen_GM = _one(best, len(names), num_groups)
