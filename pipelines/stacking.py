@@ -7,6 +7,9 @@ events through the last part that the training read, which is what is evaluated.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
+
+import numpy as np
 
 from pipelines.progress import Progress, table
 from recsys.config import Config
@@ -21,6 +24,8 @@ from recsys.stack import NUM_GROUPS
 from recsys.training.checkpoint import TrainResult
 from recsys.training.selected import STACK, assemble
 
+_SCALE_QUERIES: Final = 512
+
 
 def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, progress: Progress) -> TrainResult:
     """The training's result with all members of the configuration, weighed on validation.
@@ -31,7 +36,12 @@ def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, prog
     weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
     selected = assemble(config, dataset, Split.TRAIN, weights, trained.choices)
     found = weigh(config, dataset, selected)
-    choices = {**trained.choices, STACK: found.to_json(selected.members)}
+    stack = selected.encoders.stack
+    assert stack is not None, "of a model with model.fusion.stack"
+    described_stack = found.to_json(selected.members)
+    for name, scale in zip(selected.members, stack.scales_M.tolist(), strict=True):
+        described_stack["members"][name]["scale"] = scale
+    choices = {**trained.choices, STACK: described_stack}
     progress(described(found, selected.members, config.train.metric))
     through = Split.VALID if trained.refit else Split.TRAIN
     frozen = assemble(config, dataset, through, trained.weights, choices)
@@ -41,6 +51,7 @@ def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, prog
 def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel) -> Stacked:
     """The weights of the members of a model of training events alone."""
     queries = asked_queries(dataset, Split.VALID, config)
+    selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
     candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):
         raise DataError(

@@ -26,11 +26,13 @@ from recsys.errors import RequestError
 from recsys.fusion import FUSIONS, Fusion, NoFusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
-from recsys.granularities.evolution import Evolution, Interest
-from recsys.granularities.rolling import expected_event, lengthen
+from recsys.granularities.evolution.model import Evolution, Interest
+from recsys.granularities.evolution.rolling import expected_event, lengthen
+from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
+from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
-from recsys.stack import TRAINED, Stack, covariance, inverse, spread
+from recsys.stack import TRAINED, Stack, covariance, inverse, sparse_spread, spread
 
 States = dict[str, State]
 
@@ -255,8 +257,8 @@ class FrozenModel:
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing.
+    ) -> Parts:
+        """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
 
         Args:
             queries: what is asked.
@@ -271,26 +273,33 @@ class FrozenModel:
 
     def _weighed(
         self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor, stacks: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """λ_k z_k and λ of the trained granularities and, behind them, of the fitted ones, each in directions of its
-        own, as :attr:`item_vectors_ND` has them; with ``stacks`` as stacking weighs them, where the model has it."""
-        parts_BKD, shown_BK = z_BKD * weights_BK[:, :, None], weights_BK
+    ) -> Parts:
+        """The trained granularities and, behind them, the fitted ones, each in directions of its own, as
+        :attr:`item_vectors_ND` has them, or sparse; with ``stacks`` as stacking weighs them, where the model has it."""
+        vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
         weights = self._stack_weights(batch) if stacks else {}
         if TRAINED in weights:
-            factor_B = weights[TRAINED] * self._scale_free(TRAINED, parts_BKD.sum(1))
-            parts_BKD, shown_BK = parts_BKD * factor_B[:, None, None], weights_BK * weights[TRAINED][:, None]
+            factor_B = weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
+            vectors_BKD, weights_BK = vectors_BKD * factor_B[:, None, None], weights_BK * weights[TRAINED][:, None]
         fitted_batch = self._fitted_batch(batch)
         for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
+            weight_B = weights.get(name, weight.expand(len(batch)))
             if name not in self.states:  # stacking left it out
-                parts_BKD, shown_BK = pad(parts_BKD, (0, 0, 0, 1)), pad(shown_BK, (0, 1))
-                continue
-            z_BR, present_B = module(fitted_batch, self.items, self.states[name])
-            weight_B = weights.get(name, weight.expand(len(z_BR)))
-            factor_B = weight_B * self._scale_free(name, z_BR) if name in weights else weight_B
-            parts_BKD = pad(parts_BKD, (0, z_BR.shape[1], 0, 1))
-            parts_BKD[:, -1, -z_BR.shape[1] :] = factor_B[:, None] * z_BR
-            shown_BK = torch.cat([shown_BK, (weight_B * present_B)[:, None]], dim=1)
-        return parts_BKD, shown_BK
+                present_B = torch.zeros_like(weight_B)
+                vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
+            elif module.sparse:
+                scores = module.boost(fitted_batch, self.items, self.states[name])
+                present_B = scores.present(len(batch))
+                factor_B = weight_B * self._sparse_scale(name, scores, len(batch)) if name in weights else weight_B
+                sparse[vectors_BKD.shape[1]] = scores.weighed(factor_B)
+                vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
+            else:
+                z_BR, present_B = module(fitted_batch, self.items, self.states[name])
+                factor_B = weight_B * self._scale_free(name, z_BR) if name in weights else weight_B
+                vectors_BKD = pad(vectors_BKD, (0, z_BR.shape[1], 0, 1))
+                vectors_BKD[:, -1, -z_BR.shape[1] :] = factor_B[:, None] * z_BR
+            weights_BK = torch.cat([weights_BK, (weight_B * present_B)[:, None]], dim=1)
+        return Parts(vectors_BKD, weights_BK, sparse)
 
     def _fitted_batch(self, batch: Batch) -> Batch:
         """What fitted granularities read, which may be more of a history than the trained ones do."""
@@ -335,19 +344,45 @@ class FrozenModel:
             found.append((users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T)
         fitted_batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
-            z_BR, _ = module(fitted_batch, self.items, self.states[name])
-            found.append((z_BR * self._scale_free(name, z_BR)[:, None]) @ self._own_items(name).T)
+            if module.sparse:
+                scores = module.boost(fitted_batch, self.items, self.states[name])
+                scores_BN = scores.add_to(torch.zeros(len(batch), len(self.items.vectors_SD)))
+                found.append(scores_BN * self._sparse_scale(name, scores, len(batch))[:, None])
+            else:
+                z_BR, _ = module(fitted_batch, self.items, self.states[name])
+                found.append((z_BR * self._scale_free(name, z_BR)[:, None]) @ self._own_items(name).T)
         return found
 
+    def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:
+        """What the values of a sparse member are multiplied with: [B]; the same for every query where the values are
+        probabilities, whose size means something."""
+        stack, module = self.encoders.stack, dict(self.encoders.each(fitted=True))[member]
+        assert stack is not None, "asked of a model with stacking alone"
+        if module.calibrated:
+            return stack.scales_M[self.members.index(member)].expand(num_rows)
+        return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)))
+
     @torch.inference_mode()
-    def unweighted(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """z_k of every query in the directions of :attr:`item_vectors_ND`, the fitted granularities behind the trained,
-        and where it is present [B, K]."""
+    def choose_scales(self, queries: Queries) -> None:
+        """Set the constant by which values of calibrated members are multiplied: one over their mean spread, so that
+        their weights are of the size of other members'."""
+        stack = self.encoders.stack
+        assert stack is not None, "asked of a model with stacking alone"
+        batch = self._fitted_batch(self._batch(queries, None, None, None))
+        for name, module in self.encoders.each(fitted=True):
+            if module.sparse and module.calibrated and name in self.states:
+                scores = module.boost(batch, self.items, self.states[name])
+                spread_B = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
+                mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(1.0)
+                stack.scales_M[self.members.index(name)] = 1 / mean
+
+    @torch.inference_mode()
+    def unweighted(self, queries: Queries) -> Parts:
+        """The parts of every query as if every λ were 1: z_k, and 1 where it is present."""
         batch = self._batch(queries, None, None, None)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
-        z_BKD, weights_BK = self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stacks=False)
-        return z_BKD, weights_BK > 0
+        return self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stacks=False)
 
     @torch.inference_mode()
     def parts_ahead(
@@ -357,7 +392,7 @@ class FrozenModel:
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Parts:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
 
@@ -383,8 +418,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
         """:meth:`scores` for the event ``steps`` after the next one."""
-        parts_BKD, weights_BK = self.parts_ahead(queries, steps)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        return self._scored(self.parts_ahead(queries, steps))
 
     @torch.inference_mode()
     def interest_path(self, query: Queries) -> Interest:
@@ -410,16 +444,15 @@ class FrozenModel:
         return module
 
     @torch.inference_mode()
-    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """The user vector of every query [B, D], and where any granularity is present [B]."""
-        parts_BKD, weights_BK = self.parts(queries)
-        return parts_BKD.sum(1), weights_BK.any(1)
+    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor, SparseScores]:
+        """The user vector of every query [B, D], where any granularity is present [B], and what the sparse ones add."""
+        parts = self.parts(queries)
+        return parts.users_BD, parts.weights_BK.any(1), parts.added
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
-        """u · a_i for every query and item: [B, N]; the popularity for a query in which no granularity is present."""
-        parts_BKD, weights_BK = self.parts(queries)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        """The score of every query and item: [B, N]; the popularity for a query in which no granularity is present."""
+        return self._scored(self.parts(queries))
 
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
@@ -429,9 +462,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
         """Scores [B, N] with only these granularities at their weights, the others at zero."""
-        parts_BKD, weights_BK = self.parts(queries)
-        chosen = [k for k, name in enumerate(self.names) if name in kept]
-        return self._or_popularity(parts_BKD[:, chosen].sum(1) @ self.item_vectors_ND.T, weights_BK[:, chosen])
+        return self._scored(self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept]))
 
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
@@ -440,8 +471,7 @@ class FrozenModel:
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
-        parts_BKD, weights_BK = self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        return self._scored(self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False))
 
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
@@ -457,8 +487,9 @@ class FrozenModel:
         items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
         return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
 
-    def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
-        scores_BN[~weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
+    def _scored(self, parts: Parts) -> Tensor:
+        scores_BN = parts.scores(self.item_vectors_ND)
+        scores_BN[~parts.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 
     def tensors(self) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ member's item vectors,
 
     std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / std_m · z_m,    g: group of the history's length,
 
-so the factor belongs to the query, a user stays one vector and every share is exact. Scores that are not vectors
-(sparse members) are divided by a constant of the member.
+so the factor belongs to the query, a user stays one vector and every share is exact. Scores of sparse members are
+divided by their root mean square; where they are probabilities, by one constant for all queries.
 
 Legend: B queries, D width of a member, N items, M members, G groups of history length.
 """
@@ -19,6 +19,8 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+
+from recsys.granularities.sparse import SparseScores
 
 TRAINED: Final = "trained"  # the trained granularities as one member
 BOUNDS: Final = (1, 3, 6, 11, 21, 51)  # lengths of history at which the next group begins
@@ -36,7 +38,7 @@ class Stack(nn.Module):
     def __init__(self, num_members: int) -> None:
         super().__init__()
         self.register_buffer("weights_GM", torch.ones(NUM_GROUPS, num_members))
-        self.register_buffer("scales_M", torch.ones(num_members))  # of members that are not vectors
+        self.register_buffer("scales_M", torch.ones(num_members))  # of members whose values are probabilities
         self.register_buffer("bounds_G", torch.tensor(BOUNDS), persistent=False)
 
     def groups(self, lengths_B: Tensor) -> Tensor:
@@ -72,6 +74,13 @@ def spread(users_BD: Tensor, covariance_DD: Tensor) -> Tensor:
     """
     found_B = torch.einsum("bd,bd->b", users_BD.float() @ covariance_DD, users_BD.float())
     return found_B.clamp(min=0).sqrt()
+
+
+def sparse_spread(scores: SparseScores, num_rows: int, num_items: int) -> Tensor:
+    """Root mean square of a sparse member's scores over the catalogue: [B]."""
+    squares_P = scores.values_P.float() ** 2
+    sums_B = torch.zeros(num_rows, device=squares_P.device).index_add_(0, scores.rows_P, squares_P)
+    return (sums_B / max(num_items, 1)).sqrt()
 
 
 def inverse(spread_B: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
 from recsys.errors import ConfigError, RequestError
 from recsys.evaluation.ranking import countable
-from recsys.granularities.item_cf import ItemCF
+from recsys.granularities.item_cf.model import ItemCF
 from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender

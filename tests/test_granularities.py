@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from recsys.config import GranularitiesConfig
+from recsys.config import SECTIONS, GranularitiesConfig, section_class
 from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
-from recsys.granularities import GRANULARITIES, granularity_class
+from recsys.granularities import granularity_class
 from recsys.granularities.base import (
     Facts,
     Granularity,
@@ -339,4 +339,11 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 def test_unknown_granularity_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match="behaviour, collaborative, evolution"):
         granularity_class("behavior")
-    assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)
+    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the order of the table is that of the keys"
+
+
+def test_a_section_says_of_its_module_what_the_module_says() -> None:
+    for name, options in CASES:
+        section = section_class(name)(enabled=True, **options)
+        assert granularity_class(name, section).fitted == section.is_fitted, name
+    assert {name for name, _ in CASES} == set(SECTIONS)

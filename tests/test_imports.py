@@ -17,7 +17,7 @@ LEVELS = [
     {"recsys", "recsys.errors", "recsys.schema", "recsys.config", "recsys.storage"},
     {"recsys.sources", "recsys.data"},
     {"recsys.granularities"},
-    {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.ratings", "recsys.stack"},
+    {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
     {"recsys.model"},
     {"recsys.training", "recsys.evaluation", "recsys.auto"},
     {"recsys.registry", "recsys.serving"},

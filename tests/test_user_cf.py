@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import UserCFConfig, build_config
+from recsys.config import build_config
 from recsys.data.batches import last_position
 from recsys.data.histories import Histories, Queries, Split
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.user_cf import UserCF
+from recsys.granularities.user_cf.model import UserCF
+from recsys.granularities.user_cf.section import UserCFConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import small_world

@@ -13,6 +13,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
+from recsys.config.granularities import GranularitiesConfig
 from recsys.config.redaction import redacted_tree
 from recsys.config.root import Config
 from recsys.config.shape import shaped
@@ -91,7 +92,7 @@ def _without_secrets(value: Any, name: str) -> Any:
     if not isinstance(value, BaseModel):
         return redacted_tree(value, name)
     changed = {}
-    for key in type(value).model_fields:
+    for key in [*type(value).model_fields, *(value.model_extra or {})]:
         before = getattr(value, key)
         after = _without_secrets(before, key)
         if after != before:
@@ -244,10 +245,10 @@ def _keys_at(path: Sequence[str]) -> list[str]:
     for i, part in enumerate(path):
         if part in _SOURCE_KINDS and i > 0 and path[i - 1] == "source":
             return key_names(source_class(part))
-        annotation = next(f.annotation for n, f in model.model_fields.items() if (f.alias or n) == part)
+        annotation = next((f.annotation for n, f in model.model_fields.items() if (f.alias or n) == part), None)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
-    return key_names(model)
+    return model.valid_names() if issubclass(model, GranularitiesConfig) else key_names(model)
 
 
 def key_names(model: type[BaseModel]) -> list[str]:

@@ -19,6 +19,7 @@ from recsys.data.batches import Batch, Hidden
 from recsys.data.histories import Histories
 from recsys.data.neighbours import Neighbours
 from recsys.errors import ConfigError
+from recsys.granularities.sparse import SparseScores
 
 
 @dataclass(frozen=True)
@@ -256,10 +257,20 @@ class Granularity(nn.Module):
     reads_text = False  # whether ``forward`` looks at the items' text vectors
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
 
+    sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
+    calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
+
     weighed_last = False  # of a fitted granularity: side information, whose λ is chosen behind those of the histories
 
     def own_items(self, state: State) -> Tensor:
         """Of a fitted granularity: the item vectors [N, R] that its ``z_BR`` is multiplied with."""
+        raise NotImplementedError
+
+    def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Of a sparse granularity: what it adds to the scores of few items of each query; nothing where it is absent.
+
+        It reads ``batch.whole``, the queries uncut, where its items may lie further back than the model looks.
+        """
         raise NotImplementedError
 
     @property

@@ -75,4 +75,4 @@ def _users(bundle: Bundle) -> Any:
     chosen = known_U[:: max(1, len(known_U) // _ASKED)][:_ASKED]
     at = datetime.fromtimestamp(recommender.newest, UTC)
     queries = recommender.queries([Request(user_id=bundle.user_ids[user], at=at) for user in chosen])
-    return bundle.model.parts(queries)[0].sum(1)
+    return bundle.model.parts(queries).users_BD

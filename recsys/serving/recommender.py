@@ -23,9 +23,10 @@ from torch import Tensor
 
 from recsys.data.attributes import AttributeRows, RequestEncoder
 from recsys.data.context import encode_request
-from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.histories import NO_TIMES, Array, Histories, Queries, Split
 from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
+from recsys.parts import Parts
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.serving.requests import Answer, Request
 from recsys.serving.retrieval import exact_top
@@ -186,8 +187,8 @@ class Recommender:
             piece = queries.take(rows_b)
             attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
             with torch.inference_mode():
-                parts_bKD = self.model.parts(piece, None, attributes, None)[0]
-                top_bR, shares_bKR, usable_b = self._top(piece, parts_bKD, np.full(len(rows_b), exclude_seen), k)
+                parts = self.model.parts(piece, None, attributes, None)
+                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), exclude_seen), k)
             scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
             order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_list`
@@ -253,31 +254,33 @@ class Recommender:
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
         queries = _queries(visible)
-        parts_BKD = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
+        parts = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
         exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
         longest = max(request.k for request in requests)
-        top_BR, shares_BKR, usable_B = self._top(queries, parts_BKD, exclude_B, longest)
+        top_BR, shares_BKR, usable_B = self._top(queries, parts, exclude_B, longest)
         return [
             self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
             for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
         ]
 
-    def _top(self, queries: Queries, parts_BKD: Tensor, exclude_B: Array, k: int) -> tuple[Array, Array, Array]:
+    def _top(self, queries: Queries, parts: Parts, exclude_B: Array, k: int) -> tuple[Array, Array, Array]:
         """The k best items of every query [B, R], their shares [B, K, R], and where they are of the model [B]; the
         most popular items elsewhere."""
         # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
-        bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
+        added = parts.added
+        bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(len(queries))
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
-        parts_BKD = torch.where(usable_B[:, None, None], parts_BKD, 0.0)
+        parts, added = parts.where(usable_B), added.where(usable_B)
         histories = queries.histories
         is_hidden_E = np.repeat(exclude_B, histories.lengths_U)
         rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
         hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
         find = self.bundle.index.top if self.bundle.index is not None else exact_top
-        top_BR = find(parts_BKD.sum(1), self.model.item_vectors_ND, k, rows_E, hidden_E)
+        top_BR = find(parts.users_BD, self.model.item_vectors_ND, k, rows_E, hidden_E, added)
         for row in np.flatnonzero(~usable_B.numpy()):
             top_BR[row] = self._popular(k, hidden_E[rows_E == row])
-        return top_BR, self._shares(parts_BKD, top_BR), usable_B.numpy()
+        shares_BKR = parts.shares(self.model.item_vectors_ND, torch.from_numpy(top_BR).long())
+        return top_BR, shares_BKR.numpy(), usable_B.numpy()
 
     def _popular(self, k: int, hidden_E: Array) -> Array:
         """The k items that most users chose, −1 behind the end."""
@@ -292,19 +295,19 @@ class Recommender:
         friends_BF: Tensor | None,
         attributes: AttributeRows,
         text_BT: Tensor | None,
-    ) -> Tensor:
-        """λ_k z_k of every request, rolled forward to the horizon that it asks for: [B, K, D]."""
+    ) -> Parts:
+        """The parts of every request, rolled forward to the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
-            return self.model.parts(queries, friends_BF, attributes, text_BT)[0]
-        parts_BKD = torch.zeros(len(requests), len(self.names), self.model.item_vectors_ND.shape[1])
+            return self.model.parts(queries, friends_BF, attributes, text_BT)
+        pieces: list[tuple[Tensor, Parts]] = []
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
             friends_bF = None if friends_BF is None else friends_BF[rows_b]
             text_bT = None if text_BT is None else text_BT[rows_b]
             asked = queries.take(rows_b.numpy()), horizon - 1, friends_bF, attributes.take(rows_b), text_bT
-            parts_BKD[rows_b], _ = self.model.parts_ahead(*asked)
-        return parts_BKD
+            pieces.append((rows_b, self.model.parts_ahead(*asked)))
+        return Parts.gathered(pieces)
 
     def _past_texts(self, visible: list[_Visible]) -> Tensor | None:
         """Vectors of the pasts that the model has no text of: of new users, and of users with newer events."""
@@ -314,12 +317,6 @@ class Recommender:
         is_new = [seen.user < 0 or len(seen.items_E) > stored_U[seen.user] for seen in visible]
         pasts = [(s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)]
         return self._reader.vectors(pasts)
-
-    def _shares(self, parts_BKD: Tensor, top_BR: Array) -> Array:
-        """λ_k z_k · a_i as float32 numbers in float64: such numbers add without rounding, in whatever order."""
-        vectors_BRD = self.model.item_vectors_ND[torch.from_numpy(top_BR).long().clamp(min=0)].double()
-        shares_BKR = torch.einsum("bkd,brd->bkr", parts_BKD.double(), vectors_BRD)
-        return shares_BKR.float().double().numpy()
 
     def _list(self, request: Request, seen: _Visible, top_R: Array, shares_KR: Array | None) -> Answer:
         top_R = top_R[: request.k]
@@ -370,7 +367,7 @@ def _friends(visible: list[_Visible]) -> Tensor | None:
     return torch.tensor([seen.friends_F + [-1] * (width - len(seen.friends_F)) for seen in visible])
 
 
-def as_queries(histories: Histories, asked_at_B: Array) -> Queries:
-    """Histories that ask without targets, at these times."""
+def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
+    """Histories that ask without targets, at these times, by default unknown ones."""
     nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
     return Queries(histories, *nothing, asked_at_B=asked_at_B)

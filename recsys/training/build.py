@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys import schema
-from recsys.config import Config, ProfileConfig
+from recsys.config import Config
 from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
@@ -19,7 +19,8 @@ from recsys.data.neighbours import Neighbours
 from recsys.data.whitening import Whitening, whitened_width
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Facts, Graphs, MediaVectors, ModelSizes, UserTextVectors
-from recsys.granularities.collaborative import Collaborative
+from recsys.granularities.collaborative.model import Collaborative
+from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import MultigrainModel
 
 

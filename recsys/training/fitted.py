@@ -54,9 +54,10 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         weights[place] = 0.0
         best, best_value = 0.0, metric()
         weights[place] = 1.0
-        parts_BKD, _ = frozen.parts(probe)  # no scores of the model, which are popularity where nothing is present
-        own_BD = parts_BKD[:, frozen.names.index(name)]
-        own, others = (float((x_BD @ frozen.item_vectors_ND.T).std()) for x_BD in (own_BD, parts_BKD.sum(1) - own_BD))
+        parts = frozen.parts(probe)  # no scores of the model, which are popularity where nothing is present
+        rest = [k for k, other in enumerate(frozen.names) if other != name]
+        halves = (parts.of([frozen.names.index(name)]), parts.of(rest))
+        own, others = (float(half.scores(frozen.item_vectors_ND).std()) for half in halves)
         ratio = others / max(own, 1e-12)
         for factors in (_COARSE, _FINE):
             middle = best if factors is _FINE else ratio

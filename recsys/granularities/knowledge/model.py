@@ -27,9 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recsys.config import KnowledgeConfig
 from recsys.data.batches import Batch
-from recsys.errors import ConfigError
 from recsys.granularities.base import (
     Adjacency,
     Facts,
@@ -41,17 +39,9 @@ from recsys.granularities.base import (
     adjacency,
     spread,
 )
-from recsys.granularities.behaviour import Behaviour
+from recsys.granularities.behaviour.model import Behaviour
 from recsys.granularities.dropout import Dropout
-
-
-def check_facts(sizes: ModelSizes) -> None:
-    """Raises ConfigError where a dataset knows nothing of its items."""
-    if not sizes.num_relations:
-        raise ConfigError(
-            "model.granularities.knowledge needs facts about items, and this dataset has none; disable it, give "
-            "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"
-        )
+from recsys.granularities.knowledge.section import KnowledgeConfig
 
 
 class Knowledge(Granularity):
@@ -62,7 +52,7 @@ class Knowledge(Granularity):
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.pool = Behaviour.over("knowledge", config.heads, config.dropout, sizes)
-        check_facts(sizes)
+        config.check(sizes)
         self.config, self.scale = config, math.sqrt(sizes.width)
         self.graph = FactGraph(config, sizes) if config.layers else None
         self._enriched_ND: Tensor | None = None

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-from recsys.config import UserCFConfig
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.item_cf import spectrum
+from recsys.granularities.item_cf.model import spectrum
+from recsys.granularities.user_cf.section import UserCFConfig
 
 _LEAST_COSINE: Final = 1e-5  # below it, only rounding makes two tastes alike
 _QUERIES_AT_A_TIME: Final = 1024

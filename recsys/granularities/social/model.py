@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from recsys.config import SocialConfig
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error, spread
 from recsys.granularities.dropout import Dropout
+from recsys.granularities.social.section import SocialConfig
 
 
 class Social(Granularity):

@@ -6,7 +6,8 @@ events, as learned biases on the lag between two events and on the time between 
 both. An event is the sum of its item, its type, its context columns and (``time_gaps``) the time since the one before.
 
 ``states`` picks what comes of it: the cell's state behind the last event, which is the predicted next interest state
-H_{t+1}, or H_{t+1} and the immediate state i_t with a learned share (see :mod:`recsys.granularities.interest`).
+H_{t+1}, or H_{t+1} and the immediate state i_t with a learned share (see
+:mod:`~recsys.granularities.evolution.interest`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from recsys.config import EvolutionConfig
 from recsys.data.batches import Batch
-from recsys.errors import ConfigError
 from recsys.granularities.base import Granularity, ItemView, ModelSizes, State, gather_queries, heads_error
-from recsys.granularities.context import AskedContext, ContextVectors, hide
 from recsys.granularities.dropout import Dropout
-from recsys.granularities.interest import Fuse, InterestStates
+from recsys.granularities.evolution.context import AskedContext, ContextVectors, hide
+from recsys.granularities.evolution.interest import Fuse, InterestStates
+from recsys.granularities.evolution.section import EvolutionConfig
 
 NUM_TIME_BUCKETS = 16  # of attention's biases, log2 of minutes: under a minute … over three weeks
 NUM_GAP_BUCKETS = 20  # of the inputs: … over a year
@@ -54,7 +54,7 @@ class Evolution(Granularity):
 
     def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        _check(config, sizes)
+        config.check(sizes)
         self.config = config
         width = sizes.width
         self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
@@ -127,24 +127,6 @@ class Evolution(Granularity):
         else:
             both = self.states.sweep(events_ULD, cell, self.config.sweeps)
         return gather_queries(both[0], batch), gather_queries(both[1], batch)
-
-
-def _check(config: EvolutionConfig, sizes: ModelSizes) -> None:
-    where = "model.granularities.evolution"
-    if not sizes.ordered:
-        raise ConfigError(
-            f"{where} needs events in order, and this dataset has none; disable it, or set data.order to time or file "
-            "if the source has an order"
-        )
-    if config.time_gaps and not sizes.timed:
-        raise ConfigError(
-            f"{where}.time_gaps needs a timestamp of every event, and this dataset lacks some; set it false"
-        )
-    if config.states == "formula" and config.cell == "attention":
-        raise ConfigError(
-            f"{where}.states formula goes step by step, which attention over all steps does not; set states parallel, "
-            "or cell lstm or gru"
-        )
 
 
 def _one_query_a_row(batch: Batch) -> bool:

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import ProfileConfig
 from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field
 from recsys.data.batches import Batch
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
-from recsys.granularities.profile import known_rows, spans_of
+from recsys.granularities.profile.model import known_rows, spans_of
+from recsys.granularities.profile.section import ProfileConfig
 
 _MAX_CELLS: Final = 4096
 
@@ -49,11 +49,7 @@ class ProfileCounts(Granularity):
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
         fields = sizes.profile.users if sizes.profile else ()
-        if not fields:
-            raise ConfigError(
-                "model.granularities.profile.fit counts needs attributes of users, and there is no usable column; give "
-                "a table of users (data.source), name columns in user_fields, or disable the granularity"
-            )
+        config.check(sizes)
         self.cells, self.smoothing = Cells(fields, config.crosses), config.smoothing
 
     def state(self, items: ItemView, graphs: Graphs) -> State:

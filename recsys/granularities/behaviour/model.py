@@ -7,7 +7,7 @@ speaks. Pooling is an attention with one query a head, learned for all users:
     z_i  = norm(Σ_j w_ij V x_j)
 
 ``input`` item pools item vectors instead; user_text reads the past as one text of the language model instead of
-pooling (see :mod:`recsys.granularities.user_text`); both adds the two, each normed, where both are present.
+pooling (see :mod:`recsys.granularities.behaviour.user_text`); both adds the two, each normed, where both are present.
 Age is in days where times are known. Where the data has an order, the newest event x_i asks too, and the lag i − j
 counts. γ, δ ≥ 0.
 """
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from recsys.config import BehaviourConfig
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.behaviour.section import BehaviourConfig
+from recsys.granularities.behaviour.user_text import UserText
 from recsys.granularities.dropout import Dropout
-from recsys.granularities.user_text import UserText
 
 
 class Behaviour(Granularity):
@@ -35,6 +35,7 @@ class Behaviour(Granularity):
 
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
         super().__init__()
+        config.check(sizes)
         reads = config.input in ("user_text", "both")
         self.user_text = UserText(sizes, config.dropout, config.input == "both") if reads else None
         self.pools = config.input != "user_text"

@@ -22,12 +22,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recsys.config import MediaConfig
 from recsys.data.batches import Batch
 from recsys.data.whitening import Whitening, whitened_width
-from recsys.errors import ConfigError
 from recsys.granularities.base import Granularity, Graphs, ItemView, MediaVectors, ModelSizes, State
-from recsys.granularities.behaviour import Behaviour
+from recsys.granularities.behaviour.model import Behaviour
+from recsys.granularities.media.section import MediaConfig
 
 
 class Media(Granularity):
@@ -42,11 +41,7 @@ class Media(Granularity):
     def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.pool = Behaviour.over("media", config.heads, config.dropout, sizes)
-        if not sizes.media:
-            raise ConfigError(
-                "model.granularities.media needs vectors of what items look or sound like, and this dataset has none; "
-                "disable it, or name columns of items in data.media.columns or data.media.images and prepare again"
-            )
+        config.check(sizes)
         self.config, self.scale = config, math.sqrt(sizes.width)
         self.looks: Looks | None = Looks(config, sizes)
         self._looks_ND: Tensor | None = None

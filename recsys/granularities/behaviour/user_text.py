@@ -27,11 +27,6 @@ class UserText(nn.Module):
 
     def __init__(self, sizes: ModelSizes, dropout: float, optional: bool) -> None:
         super().__init__()
-        if not sizes.user_text_width:
-            raise ConfigError(
-                "model.granularities.behaviour.input reads the text of users, and the dataset has none: set "
-                "data.text.users.enabled true and run `recsys prepare`, or set input text"
-            )
         self.project = nn.Linear(sizes.user_text_width, sizes.width, bias=False)
         self.norm = nn.LayerNorm(sizes.width)
         self.dropout = Dropout(dropout)

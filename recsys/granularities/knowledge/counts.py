@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from recsys.config import KnowledgeConfig
 from recsys.data.batches import Batch
 from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.knowledge import check_facts
+from recsys.granularities.knowledge.section import KnowledgeConfig
 from recsys.granularities.log_odds import log_odds
 
 
@@ -37,7 +36,7 @@ class KnowledgeCounts(Granularity):
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        check_facts(sizes)
+        config.check(sizes)
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recsys.config import StratumConfig
 from recsys.data.batches import Batch
 from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.stratum.section import StratumConfig
 
 _INIT_STD = 0.05  # of prototypes before the first fit
 # What is fitted, and the shape of it.

@@ -22,11 +22,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from recsys.config import ProfileConfig
 from recsys.data.attributes import FIRST_KNOWN, MISSING, NOT_GIVEN, PADDING, AttributeRows, Field
 from recsys.data.batches import Batch
-from recsys.errors import ConfigError
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.profile.section import ProfileConfig
 
 
 class CrossLayer(nn.Module):
@@ -101,12 +100,8 @@ class Profile(Granularity):
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        if sizes.profile is None or not (sizes.profile.users or sizes.profile.items):
-            raise ConfigError(
-                "model.granularities.profile needs attributes, but neither users nor items have a usable column; "
-                "give a table of users or items with attributes (data.source), name columns in user_fields and "
-                "item_fields, or disable the granularity"
-            )
+        config.check(sizes)
+        assert sizes.profile is not None, "checked"
         self.width, self.fields = sizes.width, sizes.profile.users
         self.users = FieldCross(sizes.profile.users, config, sizes.width) if sizes.profile.users else None
         self.items = FieldCross(sizes.profile.items, config, sizes.width) if sizes.profile.items else None

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from recsys.config import ItemCFConfig
 from recsys.data.batches import Batch
 from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.item_cf.section import ItemCFConfig
 
 _OVERSAMPLE: Final = 32
 _ITERATIONS: Final = 6

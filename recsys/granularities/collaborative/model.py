@@ -7,7 +7,7 @@ so a user is a sum over their history,
 
 the same for a user who was in training and for one who came today; ``user_embedding`` adds a row for the former,
 which starts the propagation too. The convolution is torch-geometric's, with its transpose cached, once a step; on
-graphs beyond ``max_edges`` a step samples neighbours (see :mod:`recsys.granularities.sampling`).
+graphs beyond ``max_edges`` a step samples neighbours (see :mod:`recsys.granularities.collaborative.sampling`).
 
 Legend: N items, V users, E training events, D width.
 """
@@ -17,11 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recsys.config import CollaborativeConfig
 from recsys.data.batches import Batch
-from recsys.errors import ConfigError
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey, spread
-from recsys.granularities.sampling import Hop, convolve, sample_hops
+from recsys.granularities.collaborative.sampling import Hop, convolve, sample_hops
+from recsys.granularities.collaborative.section import CollaborativeConfig
 
 
 class Collaborative(Granularity):
@@ -29,11 +28,7 @@ class Collaborative(Granularity):
 
     def __init__(self, config: CollaborativeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        if config.user_embedding and sizes.ordered:
-            raise ConfigError(
-                "model.granularities.collaborative.user_embedding on ordered data would show every position of a "
-                "history the events behind it; set it false, or data.order none"
-            )
+        config.check(sizes)
         self.layers, self.fanout = config.layers, config.fanout
         self._hops: list[Hop] | None = None
         self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
