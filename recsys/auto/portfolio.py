@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.auto.traits import Traits
-from recsys.config import Config, TrainConfig, build_config
-from recsys.granularities import COUNTS, GRANULARITIES
+from recsys.config import Config, TrainConfig, build_config, section_class
+from recsys.config.granularities import SECTIONS
 
 Tree = dict[str, Any]
 
@@ -52,8 +52,8 @@ def members(traits: Traits) -> Tree:
         "place": traits.coordinates,
         "content": traits.text,
     }
-    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted and name in GRANULARITIES}
-    if traits.friends and small and "social" in COUNTS:
+    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted and name in SECTIONS}
+    if traits.friends and small and "fit" in section_class("social").model_fields:
         found["social"] = {"enabled": True, "fit": "counts"}
     if traits.user_attributes:
         found["profile"] = {"enabled": True, "fit": "counts"}

@@ -29,6 +29,7 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 AUTO: Final = "auto"  # the section model, chosen by the product; the same as no section
 
+
 def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
 

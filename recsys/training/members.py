@@ -7,14 +7,12 @@ weight that is chosen on validation needs all of them as they answer there.
 from __future__ import annotations
 
 from recsys.config import Config
-from recsys.granularities import granularity_class
 from recsys.training.kept import without
 
 
 def fitted_names(config: Config) -> list[str]:
     """The enabled granularities that are fitted, not trained."""
-    enabled = config.model.granularities.enabled()
-    return [name for name, section in enabled.items() if granularity_class(name, section).fitted]
+    return [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
 
 
 def trained_only(config: Config) -> Config:
