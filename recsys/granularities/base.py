@@ -259,6 +259,7 @@ class Granularity(nn.Module):
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
 
     sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
+    calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
 
     log_scale = False  # of a fitted granularity: its scores are logarithms of probabilities, up to a constant a query
 
