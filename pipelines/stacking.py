@@ -6,8 +6,9 @@ events through the last part that the training read, which is what is evaluated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from recsys.data.histories import Split
 from recsys.errors import DataError
 from recsys.evaluation.candidates import gather
 from recsys.evaluation.stacking import Stacked, choose_stack
+from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.stack import NUM_GROUPS
 from recsys.training.checkpoint import TrainResult
+from recsys.training.constants import CONSTANTS, choose_values
+from recsys.training.context import TrainContext
 from recsys.training.selected import STACK, assemble
 
 _SCALE_QUERIES: Final = 512
@@ -33,19 +37,33 @@ def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, prog
     Raises:
         DataError: no validation query has a target that counts.
     """
+    constants = choose_values(config, dataset, Validator.of(config), TrainContext())
+    if constants:
+        progress(chosen_constants(constants))
+    choices = {**trained.choices, CONSTANTS: constants}
     weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
-    selected = assemble(config, dataset, Split.TRAIN, weights, trained.choices)
+    selected = assemble(config, dataset, Split.TRAIN, weights, choices)
     found = weigh(config, dataset, selected)
     stack = selected.encoders.stack
     assert stack is not None, "of a model with model.fusion.stack"
     described_stack = found.to_json(selected.members)
     for name, scale in zip(selected.members, stack.scales_M.tolist(), strict=True):
         described_stack["members"][name]["scale"] = scale
-    choices = {**trained.choices, STACK: described_stack}
+    choices[STACK] = described_stack
     progress(described(found, selected.members, config.train.metric))
     through = Split.VALID if trained.refit else Split.TRAIN
     frozen = assemble(config, dataset, through, trained.weights, choices)
     return replace(trained, frozen=frozen, choices=choices)
+
+
+def chosen_constants(constants: Mapping[str, Any]) -> str:
+    """What the members chose on validation, as one line.
+
+    >>> chosen_constants({"popularity": {"chosen": {"half_life": 7.0, "counts": "users"}}})
+    'chosen on validation: popularity.half_life 7.0, popularity.counts users'
+    """
+    said = (f"{name}.{key} {value}" for name, found in constants.items() for key, value in found["chosen"].items())
+    return f"chosen on validation: {', '.join(said)}"
 
 
 def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel) -> Stacked:

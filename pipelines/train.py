@@ -25,6 +25,7 @@ from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
 from recsys.training.members import trained_only
 from recsys.training.resume import training_digest
@@ -121,7 +122,9 @@ def model_sha256(folder: RunFolder) -> str:
 
 
 def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
-    """The first key in which two ``model`` sections differ, with both values; empty when they are equal."""
+    """The first key in which two ``model`` sections differ, with both values; empty when they are equal, or differ in
+    what the training chose among candidates."""
+    asked = narrowed(asked, trained)
     before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
     for key, value in before.items():
         if after.get(key) != value:

@@ -1,4 +1,4 @@
-"""Popularity at the moment of asking: against sums by hand, no count from behind a question, constants from validation."""
+"""Popularity at the moment of asking: against sums by hand, no count from behind a question, and its constants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recsys.granularities.popularity.model import Popularity, moments
 from recsys.granularities.popularity.section import PopularityConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
-from recsys.training.constants import CONSTANTS, choose_values, with_constants
+from recsys.training.constants import CONSTANTS, choose_values, narrowed, with_constants
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 from recsys.training.selected import assemble
@@ -76,8 +76,8 @@ def test_decayed_counts_by_hand() -> None:
 
 def test_users_count_once() -> None:
     scores_BN, _ = _scores(_module(half_life="none", counts="users"), [21])
-    np.testing.assert_allclose(scores_BN[0], np.log(0.9 * np.array([2, 1, 1, 0]) / 4 + 0.1 * np.array([3, 2, 2, 1]) / 8),
-                               rtol=1e-5)  # fmt: skip
+    share = 0.9 * np.array([2, 1, 1, 0]) / 4 + 0.1 * np.array([3, 2, 2, 1]) / 8
+    np.testing.assert_allclose(scores_BN[0], np.log(share), rtol=1e-5)
 
 
 def test_later_events_change_no_earlier_question() -> None:
@@ -132,6 +132,10 @@ def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) ->
     assert trained.choices[CONSTANTS]["popularity"]["chosen"] == {"half_life": 2}
     served = trained.frozen.config.granularities.popularity
     assert served.half_life == [2], "the model knows its constants"
+    assert narrowed(config.model, trained.frozen.config) == trained.frozen.config
+    other = config.model.model_copy(deep=True)
+    other.granularities.popularity.half_life = [5, 9]
+    assert narrowed(other, trained.frozen.config) == other, "not what was among the candidates"
     model = build_model(with_constants(config, trained.choices), fashions, Split.VALID)
     again = model.freeze(build_graphs(fashions, Split.VALID, model=model))
     queries = fashions.histories().queries(Split.TEST)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config, GranularityConfig
+from recsys.config import Config, GranularityConfig, ModelConfig
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
@@ -102,6 +102,18 @@ def with_constants(config: Config, choices: Mapping[str, Any]) -> Config:
     for name, values in chosen.items():
         section = getattr(changed.model.granularities, name)
         setattr(changed.model.granularities, name, section.with_values(values))
+    return changed
+
+
+def narrowed(asked: ModelConfig, trained: ModelConfig) -> ModelConfig:
+    """The model section that is asked for with the values that a trained one has chosen among its candidates."""
+    changed = asked.model_copy(deep=True)
+    for name, section in asked.granularities.enabled().items():
+        other = trained.granularities.enabled().get(name)
+        if type(other) is type(section):
+            both = {key: (getattr(section, key), getattr(other, key)) for key in section.open_keys}
+            chosen = {key: one[0] for key, (several, one) in both.items() if len(one) == 1 and one[0] in several}
+            setattr(changed.granularities, name, section.with_values(chosen))
     return changed
 
 
