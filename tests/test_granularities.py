@@ -71,7 +71,9 @@ CASES = [
     ("profile", {"fit": "counts", "crosses": [["age", "city"], ["city"]]}),
     ("user_cf", {"rank": 8}),
     ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
+    ("popularity", {}),
 ]
+ALWAYS_THERE = {"popularity"}  # they need nothing of the user
 
 
 def make(name: str, **options: object) -> Granularity:
@@ -135,7 +137,8 @@ class TestContract:
         z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
         width = module.own_items(state).shape[1] if module.fitted else WIDTH
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
-        assert present.any() and not present[2], "user 2 has no event, no friend and no known attribute"
+        has_nothing = name not in ALWAYS_THERE
+        assert present.any() and present[2] != has_nothing, "user 2 has no event, no friend and no known attribute"
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
