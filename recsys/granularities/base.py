@@ -6,6 +6,7 @@ V users of the dataset.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -258,6 +259,19 @@ class Granularity(nn.Module):
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
 
     sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
+    calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
+
+    log_scale = False  # of a fitted granularity: its scores are logarithms of probabilities, up to a constant a query
+
+    @classmethod
+    def fits(
+        cls, sections: Sequence[Any], sizes: ModelSizes, items: ItemView, graphs: Graphs
+    ) -> Iterator[tuple[Granularity, State]]:
+        """Of a fitted granularity: a module and its state for each section in turn, all of which differ in one key;
+        overridden where they share work."""
+        for section in sections:
+            module = cls(section, sizes).eval()
+            yield module, module.state(items, graphs)
 
     weighed_last = False  # of a fitted granularity: side information, whose λ is chosen behind those of the histories
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
-from recsys.model import FrozenModel
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
+from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import Report, TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
@@ -45,7 +46,7 @@ from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
 
 RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
-Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
+Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
 
 
 def fit(
@@ -71,6 +72,9 @@ def fit(
     if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
         kept = {"chosen": start.num_strata, "candidates": {}} if start else None
         progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
+    if CONSTANTS not in progress.choices and (chosen := choose_values(config, dataset, validate, context, start)):
+        progress.choices[CONSTANTS] = chosen
+    config = with_constants(config, progress.choices)
     if progress.phase == "select":
         select = _select(config, dataset, validate, context, progress, start)
         if select.names:

@@ -6,6 +6,9 @@ have been; those that ``train`` keeps beside them (``selected.safetensors``) hav
 
 from __future__ import annotations
 
+from typing import Final
+
+import torch
 from torch import Tensor
 
 from recsys.config import Config
@@ -15,9 +18,12 @@ from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
+from recsys.training.constants import with_constants
 from recsys.training.context import Report
 from recsys.training.kept import KEPT, scale, silenced, transplant
 from recsys.training.strata import STRATA
+
+STACK: Final = "stack"  # the name of the members' weights among a training's choices
 
 
 def assemble(
@@ -30,8 +36,9 @@ def assemble(
         dataset: that the weights were trained on.
         through: the last part whose events are read.
         weights: the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
-        choices: of the training.
+        choices: of the training, and the weights of the members where stacking has chosen them.
     """
+    config = with_constants(config, choices)
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
     model = build_model(config, dataset, through, num_strata)
     model.silent = silenced(choices)
@@ -42,6 +49,11 @@ def assemble(
     sizes = model.sizes
     with_facts = config.model.granularities.knowledge.enabled
     graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), model, config)
+    if model.encoders.stack is not None and STACK in choices:
+        members = choices[STACK]["members"]
+        weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
+        model.encoders.stack.weights_GM.copy_(weights_GM)
+        model.encoders.stack.scales_M.copy_(torch.tensor([members[name]["scale"] for name in model.encoders.members]))
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
     return frozen

@@ -32,6 +32,6 @@ class RepeatConfig(GranularityConfig):
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        """The pairs with their features, and the events in order."""
+        """The pairs with their features, and the events in order instead of the table."""
         pairs = self.max_pairs * _FEATURES * 8 * 3
-        return Estimate(layers=0.0, holds_events=True, fitting=pairs + work.data.events * 60)
+        return Estimate(layers=0.0, fitting=pairs + work.data.events * 60)
