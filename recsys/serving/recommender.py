@@ -206,7 +206,7 @@ class Recommender:
     def _chunk_size(self, longest: int) -> int:
         """Requests at a time, so that neither scores nor what is gathered of items or friends takes much memory."""
         width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
-        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
+        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
 
     def _see(self, index: int, request: Request) -> _Visible:
         """The stored events of the user, then those of the request."""

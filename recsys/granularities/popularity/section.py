@@ -17,7 +17,7 @@ class PopularityConfig(GranularityConfig):
     smaller: ClassVar[str] = "moments"
 
     half_life: HalfLives = Field(
-        ["none", 1, 3, 7, 30, 90, 365], description="days after which an event counts half, one or several"
+        ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0], description="days after which an event counts half, one or several"
     )
     counts: Annotated[list[Literal["users", "events"]], Several, Field(min_length=1)] = Field(
         ["users", "events"], description="a user counts once an item, or once a day; one or both"
@@ -26,5 +26,5 @@ class PopularityConfig(GranularityConfig):
 
     def estimate(self, work: Workload) -> Estimate:
         """The table of the moments, and the events in order."""
-        fitting = work.data.items * self.moments * FLOAT * 2
-        return Estimate(layers=0.0, holds_events=True, fitting=fitting)
+        fitting = work.data.items * self.moments * FLOAT * 2 + work.data.events * 60
+        return Estimate(layers=0.0, fitting=fitting)
