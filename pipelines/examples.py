@@ -1,7 +1,7 @@
 """A few test users for the report: their items, what the model recommends, and the share of each granularity.
 
-Why drawn at random by the seed: picked examples always look good. The user vector is Σ_k λ_k z_k, so the shares
-λ_k z_k · a_i of the granularities add up to the score.
+Why drawn at random by the seed: picked examples always look good. The score is a sum over granularities, so their
+shares add up to it.
 
 Legend: E examples, K granularities, R recommendations, D width, N items.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
@@ -36,17 +37,19 @@ def example_users(
         return []
     rows_E = np.sort(np.random.default_rng(seed).choice(len(ranking), num_examples, replace=False))
     queries = ranking.queries.take(rows_E)
-    parts_EKD, _ = model.parts(queries)
+    parts = model.parts(queries)
+    items_ER = torch.from_numpy(ranking.items_BK[rows_E]).long()
+    shares_EKR = parts.shares(model.item_vectors_ND, items_ER.to(model.item_vectors_ND.device)).cpu()
     titles_N = item_titles(dataset.features)
     moves: list[dict[str, Any] | None] = [*movements(model, dataset, queries)] or [None] * num_examples
     strata = strata_of_users(model, queries)
     examples = []
-    for parts_KD, history, row, movement, of_user in zip(
-        parts_EKD, queries.chunks(1), rows_E, moves, strata, strict=True
+    for shares_KR, history, row, movement, of_user in zip(
+        shares_EKR, queries.chunks(1), rows_E, moves, strata, strict=True
     ):
         kept_R = ranking.items_BK[row] >= 0
         items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
-        shares_RK = (model.item_vectors_ND[items_R] @ parts_KD.T).tolist()
+        shares_RK = shares_KR.T[torch.from_numpy(kept_R)].tolist()
         scored_R = zip(items_R, shares_RK, ranking.scores_BK[row][kept_R], ranking.hits_BK[row][kept_R], strict=False)
         user = int(history.histories.users_U[0])
         examples.append(

@@ -11,25 +11,24 @@ Legend: B users of a step, L history length, D width, N items, V users, E events
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pipelines.checkup import available_memory
 from recsys.config import Config, SyntheticSource
+from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
 from recsys.data.content_hash import settings_hash
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.errors import ConfigError, UserError
 
 _GIB: Final = 1 << 30
 _PROGRAM: Final = 600 << 20  # Python, torch, Ray and what they allocate by themselves
-_FLOAT: Final = 4
 _COPIES: Final = 6  # of a parameter: itself, gradient, two moments, the best epoch's, the checkpoint's
 _TRAINED_COPIES: Final = 4  # without which there is no training
 _LOGITS: Final = 2**23  # held at a time by the full softmax
 _EVENT: Final = 60  # bytes of an event in a window, with the copies that cutting and sorting make
 _EDGE: Final = 90  # bytes of an edge user–item while the graphs are built
-_READ_EVENTS: Final = {"collaborative", "social", "stratum", "item_cf", "user_cf"}  # and those fitted by counts
 _SCORES: Final = 2**25  # held at a time by a ranking
 _SHUFFLED: Final = 120  # bytes of an event on its way through `prepare`, before and after the exchange
 _DOUBT: Final = 2.0  # the estimate may be so many times too high
@@ -45,37 +44,25 @@ _CURES: Final = {
     "events": "lower train.window_events",
     "step": "lower train.batch_size, raise train.num_workers, or set train.loss.kind sampled_softmax",
     "validation": "lower evaluate.chunk_users, or model.max_history",
-    "fitted": "lower model.granularities.item_cf.rank (user_cf.rank, user_cf.max_users)",
+    "fitted": "{smaller}",
 }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is known of the data."""
+Sizes = DataSizes  # what the preflight knows of the data
 
-    users: int
-    items: int
-    events: int  # of training and validation
-    text_width: int = 0
-    entities: int = 0
-    facts: int = 0
-    friends: int = 0
-    ordered: bool = True
-    exact: bool = True  # of a prepared dataset
 
-    @staticmethod
-    def of_manifest(manifest: Manifest) -> Sizes:
-        counts = manifest.counts
-        return Sizes(
-            counts.get("users", 0),
-            counts.get("items", 0),
-            counts.get("train", 0) + counts.get("valid", 0),
-            int(manifest.text.get("dimension", 0)),
-            counts.get("entities", 0),
-            counts.get("facts", 0),
-            counts.get("social_edges", 0),
-            manifest.ordered,
-        )
+def _of_manifest(manifest: Manifest) -> Sizes:
+    counts = manifest.counts
+    return Sizes(
+        counts.get("users", 0),
+        counts.get("items", 0),
+        counts.get("train", 0) + counts.get("valid", 0),
+        int(manifest.text.get("dimension", 0)),
+        counts.get("entities", 0),
+        counts.get("facts", 0),
+        counts.get("social_edges", 0),
+        manifest.ordered,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,11 +92,11 @@ class Need:
 def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
     """From the prepared dataset, else from the source where that says; None where nobody knows yet."""
     if manifest is not None:
-        return Sizes.of_manifest(manifest)
+        return _of_manifest(manifest)
     try:
         there = PreparedDataset(config.dataset_dir).manifest
         if there.settings_hash == settings_hash(config):
-            return Sizes.of_manifest(there)
+            return _of_manifest(there)
     except (UserError, OSError):
         pass
     source = config.data.source
@@ -120,50 +107,51 @@ def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
 
 
 def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
-    """The estimate for one worker of ``train.num_workers``."""
+    """The estimate for one worker of ``train.num_workers``: each granularity says what it adds."""
     train, model = config.train, config.model
-    enabled = model.granularities.enabled()
-    width, workers = model.width, train.num_workers
-    tables = sizes.items * width * model.item.id
-    tables += sizes.entities * width * ("knowledge" in enabled)
-    tables += sizes.users * width * ("collaborative" in enabled and model.granularities.collaborative.user_embedding)
-    dense = 12 * width**2 * (model.granularities.evolution.layers + len(enabled))
-    kept = min(model.item.text_whiten or sizes.text_width, sizes.text_width)
+    width, workers = model.width * model.granularities.are_trained, train.num_workers
     steps, rows, length = _steps(config, sizes)
+    parts = estimates(config, sizes)
+    tables = sizes.items * width * model.item.id + sum(part.parameters for part in parts.values())
+    dense = 12 * width**2 * sum(part.layers for part in parts.values())
+    kept = min(model.item.text_whiten or sizes.text_width, sizes.text_width)
     memory = {
         "program": float(_PROGRAM),
-        "tables": float((tables + dense) * _FLOAT * (_COPIES + (workers > 1))),
-        "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * _FLOAT)),
+        "tables": float((tables + dense) * FLOAT * (_COPIES + (workers > 1))),
+        "text": float(sizes.items * (sizes.text_width * 6 + kept * 2 * FLOAT)),
         "graph": float(
-            sizes.events * _EDGE * bool(_readers(config, sizes))
-            + (sizes.facts * ("knowledge" in enabled) + sizes.friends * ("social" in enabled)) * 64
+            sizes.events * _EDGE * any(part.holds_events for part in parts.values())
+            + sum(part.graph for part in parts.values())
         ),
         "events": float(min(train.window_events, sizes.events) * _EVENT),
     }
     phases = {
-        "step": _step(config, sizes, rows, length),
-        "validation": _validation(config, sizes, length),
-        "fitted": _fitted(config, sizes),
+        "step": _step(config, sizes, rows, length, parts),
+        "validation": _validation(config, sizes, parts),
+        "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
     largest = max(phases, key=lambda name: phases[name])  # one after the other: the largest counts
     memory[largest] = phases[largest]
-    seconds = _seconds(config, sizes, rows, length, gpu) * steps
-    return Need(memory, tables * _FLOAT * _TRAINED_COPIES, float(sizes.events * _SHUFFLED), steps, seconds / 3600)
+    seconds = _seconds(config, sizes, rows, length, parts, gpu) * steps
+    return Need(memory, tables * FLOAT * _TRAINED_COPIES, float(sizes.events * _SHUFFLED), steps, seconds / 3600)
 
 
-def _readers(config: Config, sizes: Sizes) -> list[str]:
-    """The granularities that hold all training events."""
-    found = [
-        name
-        for name, section in config.model.granularities.enabled().items()
-        if name in _READ_EVENTS or section.by_counts
-    ]
-    return [name for name in found if name != "collaborative" or not _is_sampled(config, sizes)]
-
-
-def _is_sampled(config: Config, sizes: Sizes) -> bool:
-    section = config.model.granularities.collaborative
-    return section.enabled and not section.user_embedding and sizes.events > section.max_edges
+def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
+    """What every granularity that is switched on says it adds."""
+    _, rows, length = _steps(config, sizes)
+    longest = config.model.max_history
+    work = Workload(
+        data=sizes,
+        width=config.model.width,
+        max_history=longest,
+        rows=rows,
+        length=length,
+        queries=rows * length if sizes.ordered else rows,
+        longest=min(longest, 2 * length) if sizes.ordered else length,
+        validation_rows=min(config.evaluate.chunk_users, sizes.users),
+        validation_length=min(longest, 4 * length),
+    )
+    return {name: section.estimate(work) for name, section in config.model.granularities.enabled().items()}
 
 
 def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
@@ -174,72 +162,41 @@ def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
     all_rows = sizes.users * windows
     batch = min(config.train.batch_size, all_rows)
     epochs = config.train.epochs * (2 if config.train.refit else 1)
-    steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs
+    steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs * config.model.granularities.are_trained
     # a batch is of rows of like length: few of them are long
     return steps, max(1.0, batch / config.train.num_workers), min(mean, longest)
 
 
-def _step(config: Config, sizes: Sizes, rows: float, length: float) -> float:
+def _step(config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate]) -> float:
     """Bytes of one training step: what the backward pass needs of every layer, and the softmax."""
     model, loss = config.model, config.train.loss
-    width, enabled = model.width, model.granularities.enabled()
-    queries = rows * length if sizes.ordered else rows
-    pairs = rows * length
-    longest = min(model.max_history, 2 * length) if sizes.ordered else length
-    found = queries * width * _FLOAT * 8 * len(enabled) + pairs * width * _FLOAT * 4
-    evolution = model.granularities.evolution
-    if "evolution" in enabled:
-        found += rows * length * width * _FLOAT * 16 * evolution.layers
-        if evolution.cell == "attention":
-            found += queries * longest * (evolution.heads * 16 * evolution.layers + 24)
-    if "behaviour" in enabled:
-        found += queries * (longest if sizes.ordered else 1) * model.granularities.behaviour.heads * 16
-        found += sizes.items * width * _FLOAT * 4
-    if "collaborative" in enabled or "knowledge" in enabled:
-        nodes = sizes.items + sizes.users + sizes.entities
-        layers = max(model.granularities.collaborative.layers, model.granularities.knowledge.layers)
-        found += nodes * width * _FLOAT * 2 * (layers + 2)
-        found += sizes.events * 32 * (not _is_sampled(config, sizes))
+    if not model.granularities.are_trained:
+        return 0.0
+    width, queries = model.width, rows * length if sizes.ordered else rows
+    found = sum(part.step for part in parts.values()) + rows * length * width * FLOAT * 4
     full = _is_full(config, sizes)
     logits = min(queries * sizes.items, _LOGITS) * 3 if full else queries * loss.num_negatives * 4
-    return found + logits * _FLOAT + sizes.items * width * _FLOAT * (4 if full else 2)
+    return found + logits * FLOAT + sizes.items * width * FLOAT * (4 if full else 2)
 
 
-def _validation(config: Config, sizes: Sizes, length: float) -> float:
-    """Bytes of a chunk of users that is ranked: attention over the longest histories, and scores of every item."""
-    evolution, model = config.model.granularities.evolution, config.model
-    rows = min(config.evaluate.chunk_users, sizes.users)
-    longest = min(model.max_history, 4 * length)
-    found = float(
-        min(rows * sizes.items, max(_SCORES, sizes.items)) * _FLOAT * 4 + sizes.items * model.width * _FLOAT * 2
-    )
-    if evolution.enabled and evolution.cell == "attention":
-        found += rows * longest**2 * (evolution.heads * 8 + 20)
-    return found
+def _validation(config: Config, sizes: Sizes, parts: Mapping[str, Estimate]) -> float:
+    """Bytes of a chunk of users that is ranked: scores of every item, and what a granularity looks at."""
+    scores = min(min(config.evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items)) * FLOAT * 4
+    return scores + sizes.items * config.model.width * FLOAT * 2 + sum(part.validation for part in parts.values())
 
 
-def _fitted(config: Config, sizes: Sizes) -> float:
-    """Bytes of the singular vectors of item_cf and user_cf, with the copies that QR makes."""
-    found = 0.0
-    for name in ("item_cf", "user_cf"):
-        section = getattr(config.model.granularities, name)
-        if section.enabled:
-            rank = min(section.rank + 32, sizes.items, sizes.users + sizes.text_width)
-            found = max(found, (sizes.items + sizes.users + sizes.text_width) * rank * 8 * 4)
-    return found
-
-
-def _seconds(config: Config, sizes: Sizes, rows: float, length: float, gpu: bool) -> float:
+def _seconds(
+    config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate], gpu: bool
+) -> float:
     """One step: multiplications of a forward and a backward pass over a declared speed."""
     model = config.model
     queries, width = (rows * length if sizes.ordered else rows), model.width
     candidates = sizes.items if _is_full(config, sizes) else config.train.loss.num_negatives
     flops = 6 * queries * candidates * width
-    layers = model.granularities.evolution.layers + len(model.granularities.enabled())
+    layers = sum(part.layers for part in parts.values())
     flops += 6 * rows * length * layers * (12 * width**2 + 2 * length * width)
     flops += 6 * sizes.items * min(model.item.text_whiten or sizes.text_width, sizes.text_width) * width
-    if model.granularities.collaborative.enabled:
-        flops += 12 * sizes.events * width * model.granularities.collaborative.layers
+    flops += sum(part.flops for part in parts.values())
     threads = config.train.threads or 1
     speed, least = (_GPU_FLOPS, _GPU_STEP_S) if gpu else (_CPU_FLOPS * threads, _CPU_STEP_S)
     return least + flops / speed
@@ -319,7 +276,12 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
     if least <= largest and least * workers <= sum(memories):
         return
     part = max((name for name in wanted.memory if name in _CURES), key=lambda name: wanted.memory[name])
-    cure = _CURES[part].format(readers=", ".join(_readers(config, sizes)) or "the friends and facts")
+    parts = estimates(config, sizes)
+    readers = [name for name, estimate in parts.items() if estimate.holds_events]
+    heaviest = max(parts, key=lambda name: parts[name].fitting)
+    key = config.model.granularities.enabled()[heaviest].smaller
+    smaller = f"lower model.granularities.{heaviest}.{key}" if key else f"disable model.granularities.{heaviest}"
+    cure = _CURES[part].format(readers=", ".join(readers) or "the friends and facts", smaller=smaller)
     raise ConfigError(
         f"preflight: {workers} training worker{'s' * (workers > 1)} of {_gib(least)} at the least (estimated "
         f"{_gib(wanted.total)}) cannot fit into {_gib(sum(memories))} of memory, {_gib(largest)} on the largest "
@@ -374,6 +336,8 @@ def described(config: Config, sizes: Sizes) -> str:
 
 def preview(config: Config) -> str:
     """For a dry run: the estimate, and what would be refused on this machine."""
+    if not config.has_model:
+        return "model auto: members and settings are chosen when the data is prepared, and said then"
     sizes = sizes_of(config)
     if sizes is None:
         return "estimate: memory and time are known once the data is prepared"

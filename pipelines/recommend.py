@@ -1,7 +1,8 @@
 """Stage ``recommend``: the top items of every user → RUN/recommendations.parquet, over Ray Data.
 
 The model is ``recommend.model`` of the registry, or by default RUN/bundle, the very files that this run registered.
-``recommend.requests`` asks for newcomers and newest events instead, one request a user.
+``recommend.requests`` asks for newcomers and newest events instead, one request a user. All is asked at
+``recommend.at``, by default at the time of the newest event that the model knows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pipelines.cli import main
 from pipelines.folder import RunFolder
 from pipelines.session import quiet, ray_session
 from recsys.config import Config
+from recsys.data.split import parse_time
 from recsys.registry.bundle import read_info
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
@@ -40,6 +42,7 @@ def recommend(config: Config, folder: RunFolder) -> Path:
                 settings.exclude_seen,
                 settings.batch_size,
                 requests=requests,
+                at=parse_time(settings.at, "recommend.at") // 1_000_000 if settings.at else None,
             )
         folder.publish(folder.recommendations)
         folder.progress(

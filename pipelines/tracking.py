@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from pipelines.folder import RunFolder
 from pipelines.session import quiet
 from recsys.config import Config, redact
 from recsys.registry.tracking import RUN_FILE, Tracker, impatient, remembered_run
+
+_PLAIN: Final = {"phase", "epoch", "epochs"}  # keys of an epoch's report that are no metric
+_OWN: Final = {"loss", "lr", "seconds"}  # and those that are no metric of validation
 
 
 @contextmanager
@@ -46,7 +49,7 @@ class EpochLog:
 
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._tracker, self._say = tracker, say
-        self._known = _logged_epochs(tracker)
+        self._known = _logged_epochs(tracker, {"train.loss", "refit.loss", "join.loss"})
         self._times: dict[tuple[str, int, float], int] = {}  # what arrived unanswered and is sent again is the same
         self._is_gone = False
 
@@ -72,7 +75,8 @@ class EpochLog:
             MlflowException: the server still does not answer.
         """
         if any(_identity(values) not in self._known for values in history):
-            self._known |= _logged_epochs(self._tracker)  # some may have arrived unanswered
+            names = {_identity(values)[0] for values in history}
+            self._known |= _logged_epochs(self._tracker, names)  # some may have arrived unanswered
         missing = [values for values in history if _identity(values) not in self._known]
         for values in missing:
             self._log(values)
@@ -88,9 +92,10 @@ class EpochLog:
 
 def log_epoch(tracker: Tracker, values: Mapping[str, Any], time_ms: int | None = None) -> None:
     """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``, ``join.loss``, …."""
-    plain, own = {"phase", "epoch", "epochs"}, {"loss", "lr", "seconds"}
     prefix = _prefix(values)
-    metrics = {f"{prefix if key in own else 'valid'}.{key}": value for key, value in values.items() if key not in plain}
+    metrics = {
+        f"{prefix if key in _OWN else 'valid'}.{key}": value for key, value in values.items() if key not in _PLAIN
+    }
     tracker.log_metrics(metrics, int(values["epoch"]), time_ms)
 
 
@@ -100,14 +105,17 @@ def _prefix(values: Mapping[str, Any]) -> str:
 
 
 def _identity(values: Mapping[str, Any]) -> tuple[str, int, float]:
-    """The metric of an epoch's loss, its step and value; an epoch that is trained again ends with the same loss."""
+    """The metric of an epoch's loss, its step and value; an epoch that is trained again ends with the same loss.
+    Where nothing is trained, the validation metric instead."""
+    if "loss" not in values:
+        name = next(key for key in values if key not in _PLAIN | _OWN)
+        return f"valid.{name}", int(values["epoch"]), float(values[name])
     return f"{_prefix(values)}.loss", int(values["epoch"]), float(values["loss"])
 
 
-def _logged_epochs(tracker: Tracker) -> set[tuple[str, int, float]]:
+def _logged_epochs(tracker: Tracker, names: set[str]) -> set[tuple[str, int, float]]:
     if not tracker.enabled:
         return set()
-    names = ("train.loss", "refit.loss", "join.loss")
     return {
         (name, int(metric.step), float(metric.value))
         for name in names

@@ -16,6 +16,7 @@ from pipelines.folder import RunFolder
 from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import open_dataset
 from pipelines.session import ray_session
+from pipelines.stacking import stacked
 from pipelines.tracking import EpochLog, tracked
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
@@ -24,7 +25,9 @@ from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
+from recsys.training.members import trained_only
 from recsys.training.resume import training_digest
 
 ORIGIN = "origin.json"
@@ -67,7 +70,11 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             folder.progress(epoch_line(values))
             log_epoch(values)
 
-        result = train_on_ray(config, dataset, validate, report, descent.start if descent else None)
+        stacks = config.model.fusion.stack
+        start = descent.start if descent else None
+        result = train_on_ray(trained_only(config) if stacks else config, dataset, validate, report, start)
+        if stacks:
+            result = stacked(config, dataset, result, folder.progress)
         folder.forget_model()
         save_trained(folder.model, result)
         origin = {"dataset": dataset.root, **identity, **({"parent": descent.parent} if descent else {})}
@@ -75,9 +82,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         folder.publish(folder.model)
         log_epoch.complete(result.history)
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
-        again = ", then trained again on training and validation" if result.refit else ""
-        as_is = ", the model as it was" if result.best_epoch == 0 else ""
-        folder.progress(f"chose epoch {result.best_epoch}{as_is} by {config.train.metric} on validation{again}")
+        folder.progress(chosen_line(result, config.train.metric))
     return result
 
 
@@ -117,7 +122,9 @@ def model_sha256(folder: RunFolder) -> str:
 
 
 def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
-    """The first key in which two ``model`` sections differ, with both values; empty when they are equal."""
+    """The first key in which two ``model`` sections differ, with both values; empty when they are equal, or differ in
+    what the training chose among candidates."""
+    asked = narrowed(asked, trained)
     before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
     for key, value in before.items():
         if after.get(key) != value:
@@ -125,11 +132,23 @@ def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
     return ""
 
 
+def chosen_line(result: TrainResult, metric: str) -> str:
+    """What was chosen, and on what the model rests."""
+    again = f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and validation"
+    if not result.frozen.trained_names:
+        what = "nothing is trained: chose the weights of the fitted granularities"
+    else:
+        what = f"chose epoch {result.best_epoch}{', the model as it was' if result.best_epoch == 0 else ''}"
+    return f"{what} by {metric} on validation{again if result.refit else ''}"
+
+
 def epoch_line(values: dict[str, Any]) -> str:
     """One epoch as one line.
 
     >>> epoch_line({"phase": "select", "epoch": 3, "epochs": 20, "loss": 5.125, "ndcg@20": 0.2, "seconds": 1.26})
     'epoch   3/20  loss 5.1250  ndcg@20 0.2000  1.3 s'
+    >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, "ndcg@20": 0.2, "seconds": 1.26})
+    'fitted  ndcg@20 0.2000  1.3 s'
     """
     known = ("phase", "epoch", "epochs", "loss", "lr", "seconds")
     again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
@@ -138,7 +157,8 @@ def epoch_line(values: dict[str, Any]) -> str:
     )
     rate = f"  lr {values['lr']:.2e}" if "lr" in values else ""
     took = f"  {values['seconds']:.1f} s" if "seconds" in values else ""
-    return f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}{metrics}{rate}{took}{again}"
+    what = f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}" if "loss" in values else "fitted"
+    return f"{what}{metrics}{rate}{took}{again}"
 
 
 if __name__ == "__main__":

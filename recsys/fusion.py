@@ -141,4 +141,21 @@ class GatedFusion(Fusion):
         return {"prior_K": self.prior_K.detach() + factors_K.clamp(min=_TRACE).log()}
 
 
+class NoFusion(Fusion):
+    """Of a model whose members are all fitted: nothing is trained, so there is nothing to weigh."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__(config, [], 0)
+        self.is_constant = config.kind == "weighted"
+
+    def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        return z_BKD.new_zeros(present_BK.shape)
+
+    def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
 FUSIONS = {"weighted": WeightedFusion, "learned": LearnedFusion, "gated": GatedFusion}

@@ -23,7 +23,8 @@ class ItemTower(nn.Module):
 
     ``trained_N`` marks the items with training events: the others have no id part, which would be noise.
     ``text_NT`` may hold the vectors of several groups of fields side by side, equally wide: each group is whitened for
-    itself and has a projection of its own (z_uk = f_k({x_k}) of S5), which are summed.
+    itself and has a projection of its own (z_uk = f_k({x_k}) of S5), which are summed. Of width 0 it has the texts
+    alone: nothing trained reads vectors of items.
     """
 
     text_NT: Tensor
@@ -51,11 +52,11 @@ class ItemTower(nn.Module):
             self.register_buffer("text_axes_GTW", torch.stack([white.axes_TW for white in whitening]))
         self.register_buffer("text_NT", text_NT, persistent=False)
         self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
-        self.id_ND = nn.Embedding(num_items, width) if config.id or not text_width else None
+        self.id_ND = nn.Embedding(num_items, width) if width and (config.id or not text_width) else None
         if self.id_ND is not None:
             nn.init.normal_(self.id_ND.weight, std=config.init_std)
         self.text_projection: nn.Module | None = None
-        if config.text and text_width:
+        if width and config.text and text_width:
             each = [_projection(config, text_width // num_groups, width) for _ in range(num_groups)]
             self.text_projection = each[0] if num_groups == 1 else GroupProjection(each)
 
@@ -71,6 +72,8 @@ class ItemTower(nn.Module):
             parts.append(rows_SD * known_S[:, None])
         if self.text_projection is not None:
             parts.append(self.text_projection(self.text(ids_S)))
+        if not parts:
+            return self.text(ids_S)[:, :0]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def update_rows(self, alone: bool) -> None:

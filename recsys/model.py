@@ -23,13 +23,16 @@ from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Array, Queries
 from recsys.data.whitening import Whitening
 from recsys.errors import RequestError
-from recsys.fusion import FUSIONS, Fusion
+from recsys.fusion import FUSIONS, Fusion, NoFusion
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey
-from recsys.granularities.evolution import Evolution, Interest
-from recsys.granularities.rolling import expected_event, lengthen
+from recsys.granularities.evolution.model import Evolution, Interest
+from recsys.granularities.evolution.rolling import expected_event, lengthen
+from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
+from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
+from recsys.stack import TRAINED, Stack, covariance, inverse, sparse_spread, spread
 
 States = dict[str, State]
 
@@ -53,8 +56,14 @@ class Encoders(nn.Module):
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
         weights = {fitted: [enabled[name].weight for name, _ in self.each(fitted)] for fitted in (False, True)}
-        self.fusion: Fusion = FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
+        self.fusion: Fusion = (
+            FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
+            if weights[False]
+            else NoFusion(config.fusion)
+        )
         self.register_buffer("fitted_weights", torch.tensor(weights[True]))
+        self.members = [TRAINED] * bool(weights[False]) + [name for name, _ in self.each(fitted=True)]
+        self.stack = Stack(len(self.members)) if config.fusion.stack else None
         self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
 
     def each(self, fitted: bool = False) -> list[tuple[str, Granularity]]:
@@ -64,6 +73,9 @@ class Encoders(nn.Module):
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD``, ``present_BK``; unit vectors where the model has them."""
+        if not self.each():
+            nothing_BK = torch.zeros(len(batch), 0, device=items.vectors_SD.device)
+            return nothing_BK[:, :, None].expand(-1, -1, items.vectors_SD.shape[1]), nothing_BK.bool()
         found = [module(batch, items, states[name]) for name, module in self.each()]
         z_BKD = torch.stack([z for z, _ in found], dim=1)
         present_BK = torch.stack([present for _, present in found], dim=1)
@@ -97,7 +109,8 @@ class MultigrainModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        self.tower = ItemTower(config.item, config.width, text_NT, trained_N, text_groups, whitening)
+        width = config.width if config.granularities.are_trained else 0  # fitted members have item vectors of their own
+        self.tower = ItemTower(config.item, width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
         self.silent: frozenset[str] = frozenset()  # granularities that have no say in the items' vectors
         self._fitted_on: tuple[Graphs, States] | None = None
@@ -111,6 +124,12 @@ class MultigrainModel(nn.Module):
         """Whether any granularity needs the table of events."""
         modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
         return any(module.reads_events for module in modules)
+
+    @property
+    def reads_histories(self) -> bool:
+        """Whether any granularity needs the events in order, with times and repeats."""
+        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        return any(module.reads_histories for module in modules)
 
     @property
     def is_sampled(self) -> bool:
@@ -177,13 +196,22 @@ class FrozenModel:
         self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
         self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
         self.rating_head = rating_head  # where train.ratings asked for one and values vary
-        own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True)]
+        self._covariances: dict[str, Tensor] = {}  # of item vectors, by member
+        silent = self.silent_members
+        self.states = {name: state for name, state in states.items() if name not in silent}
+        own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
 
     @property
     def names(self) -> list[str]:
         """The granularities, in the order of K."""
         return self.encoders.names
+
+    @property
+    def silent_members(self) -> set[str]:
+        """The fitted granularities that stacking gave no weight; nothing of them is kept."""
+        stack, members = self.encoders.stack, self.encoders.members
+        return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
 
     @property
     def trained_names(self) -> list[str]:
@@ -229,8 +257,8 @@ class FrozenModel:
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """λ_k z_k of every query [B, K, D], whose sum over K is the user vector, and λ [B, K]; zero where missing.
+    ) -> Parts:
+        """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
 
         Args:
             queries: what is asked.
@@ -244,27 +272,117 @@ class FrozenModel:
         return self._weighed(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
 
     def _weighed(
-        self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """λ_k z_k and λ of the trained granularities and, behind them, of the fitted ones, each in directions of its
-        own, as :attr:`item_vectors_ND` has them."""
-        parts_BKD = z_BKD * weights_BK[:, :, None]
+        self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor, stacks: bool = True
+    ) -> Parts:
+        """The trained granularities and, behind them, the fitted ones, each in directions of its own, as
+        :attr:`item_vectors_ND` has them, or sparse; with ``stacks`` as stacking weighs them, where the model has it."""
+        vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
+        weights = self._stack_weights(batch) if stacks else {}
+        if TRAINED in weights:
+            factor_B = weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
+            vectors_BKD, weights_BK = vectors_BKD * factor_B[:, None, None], weights_BK * weights[TRAINED][:, None]
+        fitted_batch = self._fitted_batch(batch)
         for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
-            z_BR, present_B = module(batch, self.items, self.states[name])
-            parts_BKD = pad(parts_BKD, (0, z_BR.shape[1], 0, 1))
-            parts_BKD[:, -1, -z_BR.shape[1] :] = weight * z_BR
-            weights_BK = torch.cat([weights_BK, (weight * present_B)[:, None]], dim=1)
-        return parts_BKD, weights_BK
+            weight_B = weights.get(name, weight.expand(len(batch)))
+            if name not in self.states:  # stacking left it out
+                present_B = torch.zeros_like(weight_B)
+                vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
+            elif module.sparse:
+                scores = module.boost(fitted_batch, self.items, self.states[name])
+                present_B = scores.present(len(batch))
+                factor_B = weight_B * self._sparse_scale(name, scores, len(batch)) if name in weights else weight_B
+                sparse[vectors_BKD.shape[1]] = scores.weighed(factor_B)
+                vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
+            else:
+                z_BR, present_B = module(fitted_batch, self.items, self.states[name])
+                factor_B = weight_B * self._scale_free(name, z_BR) if name in weights else weight_B
+                vectors_BKD = pad(vectors_BKD, (0, z_BR.shape[1], 0, 1))
+                vectors_BKD[:, -1, -z_BR.shape[1] :] = factor_B[:, None] * z_BR
+            weights_BK = torch.cat([weights_BK, (weight_B * present_B)[:, None]], dim=1)
+        return Parts(vectors_BKD, weights_BK, sparse)
+
+    def _fitted_batch(self, batch: Batch) -> Batch:
+        """What fitted granularities read, which may be more of a history than the trained ones do."""
+        if not self.config.fitted_history or batch.whole is None:
+            return batch
+        longer = last_position(batch.whole, self.config.fitted_history).to(batch.seen_B.device)
+        kept = {name: getattr(batch, name) for name in ("friends_UF", "attributes", "text_vectors_BT")}
+        return replace(longer, **kept)
+
+    def _stack_weights(self, batch: Batch) -> dict[str, Tensor]:
+        """The weight [B] of every member by stacking; empty where the model has none."""
+        if self.encoders.stack is None:
+            return {}
+        lengths_B = batch.seen_B if batch.whole is None else torch.as_tensor(batch.whole.histories.lengths_U)
+        weights_BM = self.encoders.stack.weights(lengths_B.to(batch.seen_B.device))
+        return dict(zip(self.encoders.members, weights_BM.unbind(1), strict=True))
+
+    def _scale_free(self, member: str, users_BD: Tensor) -> Tensor:
+        """What a member's scores are multiplied with to have the spread 1 over the catalogue: [B]."""
+        if member not in self._covariances:
+            self._covariances[member] = covariance(self._own_items(member))
+        return inverse(spread(users_BD, self._covariances[member]))
+
+    def _own_items(self, member: str) -> Tensor:
+        if member == TRAINED:
+            return self.items.vectors_SD
+        return dict(self.encoders.each(fitted=True))[member].own_items(self.states[member])
+
+    @property
+    def members(self) -> list[str]:
+        """What stacking weighs: the trained granularities together, and every fitted one."""
+        return self.encoders.members
 
     @torch.inference_mode()
-    def unweighted(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """z_k of every query in the directions of :attr:`item_vectors_ND`, the fitted granularities behind the trained,
-        and where it is present [B, K]."""
+    def member_scores(self, queries: Queries) -> list[Tensor]:
+        """Scores of every member alone, of spread 1 over the catalogue: M times [B, N]."""
+        batch = self._batch(queries, None, None, None)
+        found = []
+        if TRAINED in self.members:
+            z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+            users_BD, _ = self.encoders.fusion(z_BKD, present_BK)
+            found.append((users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T)
+        fitted_batch = self._fitted_batch(batch)
+        for name, module in self.encoders.each(fitted=True):
+            if module.sparse:
+                scores = module.boost(fitted_batch, self.items, self.states[name])
+                scores_BN = scores.add_to(torch.zeros(len(batch), len(self.items.vectors_SD)))
+                found.append(scores_BN * self._sparse_scale(name, scores, len(batch))[:, None])
+            else:
+                z_BR, _ = module(fitted_batch, self.items, self.states[name])
+                found.append((z_BR * self._scale_free(name, z_BR)[:, None]) @ self._own_items(name).T)
+        return found
+
+    def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:
+        """What the values of a sparse member are multiplied with: [B]; the same for every query where the values are
+        probabilities, whose size means something."""
+        stack, module = self.encoders.stack, dict(self.encoders.each(fitted=True))[member]
+        assert stack is not None, "asked of a model with stacking alone"
+        if module.calibrated:
+            return stack.scales_M[self.members.index(member)].expand(num_rows)
+        return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)))
+
+    @torch.inference_mode()
+    def choose_scales(self, queries: Queries) -> None:
+        """Set the constant by which values of calibrated members are multiplied: one over their mean spread, so that
+        their weights are of the size of other members'."""
+        stack = self.encoders.stack
+        assert stack is not None, "asked of a model with stacking alone"
+        batch = self._fitted_batch(self._batch(queries, None, None, None))
+        for name, module in self.encoders.each(fitted=True):
+            if module.sparse and module.calibrated and name in self.states:
+                scores = module.boost(batch, self.items, self.states[name])
+                spread_B = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
+                mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(1.0)
+                stack.scales_M[self.members.index(name)] = 1 / mean
+
+    @torch.inference_mode()
+    def unweighted(self, queries: Queries) -> Parts:
+        """The parts of every query as if every λ were 1: z_k, and 1 where it is present."""
         batch = self._batch(queries, None, None, None)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
-        z_BKD, weights_BK = self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones)
-        return z_BKD, weights_BK > 0
+        return self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stacks=False)
 
     @torch.inference_mode()
     def parts_ahead(
@@ -274,7 +392,7 @@ class FrozenModel:
         friends_BF: Tensor | None = None,
         attributes: AttributeRows | None = None,
         text_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Parts:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
 
@@ -300,8 +418,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
         """:meth:`scores` for the event ``steps`` after the next one."""
-        parts_BKD, weights_BK = self.parts_ahead(queries, steps)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        return self._scored(self.parts_ahead(queries, steps))
 
     @torch.inference_mode()
     def interest_path(self, query: Queries) -> Interest:
@@ -327,16 +444,15 @@ class FrozenModel:
         return module
 
     @torch.inference_mode()
-    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor]:
-        """The user vector of every query [B, D], and where any granularity is present [B]."""
-        parts_BKD, weights_BK = self.parts(queries)
-        return parts_BKD.sum(1), weights_BK.any(1)
+    def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor, SparseScores]:
+        """The user vector of every query [B, D], where any granularity is present [B], and what the sparse ones add."""
+        parts = self.parts(queries)
+        return parts.users_BD, parts.weights_BK.any(1), parts.added
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
-        """u · a_i for every query and item: [B, N]; the popularity for a query in which no granularity is present."""
-        parts_BKD, weights_BK = self.parts(queries)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        """The score of every query and item: [B, N]; the popularity for a query in which no granularity is present."""
+        return self._scored(self.parts(queries))
 
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
@@ -346,9 +462,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
         """Scores [B, N] with only these granularities at their weights, the others at zero."""
-        parts_BKD, weights_BK = self.parts(queries)
-        chosen = [k for k, name in enumerate(self.names) if name in kept]
-        return self._or_popularity(parts_BKD[:, chosen].sum(1) @ self.item_vectors_ND.T, weights_BK[:, chosen])
+        return self._scored(self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept]))
 
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
@@ -357,8 +471,7 @@ class FrozenModel:
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
-        parts_BKD, weights_BK = self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K)
-        return self._or_popularity(parts_BKD.sum(1) @ self.item_vectors_ND.T, weights_BK)
+        return self._scored(self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False))
 
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
@@ -374,8 +487,9 @@ class FrozenModel:
         items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
         return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
 
-    def _or_popularity(self, scores_BN: Tensor, weights_BK: Tensor) -> Tensor:
-        scores_BN[~weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
+    def _scored(self, parts: Parts) -> Tensor:
+        scores_BN = parts.scores(self.item_vectors_ND)
+        scores_BN[~parts.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 
     def tensors(self) -> dict[str, Tensor]:

@@ -145,5 +145,6 @@ def rated_queries(histories: Histories, split: Split) -> tuple[Queries, Tensor]:
         np.arange(len(rows_P) + 1),
         queries.target_items[known_P],
         queries.context_BC[rows_P],
+        queries.asked_at_B[rows_P],
     )
     return singles, torch.as_tensor(values_P[known_P])

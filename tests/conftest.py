@@ -138,9 +138,11 @@ def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from recsys.serving import batch
     from recsys.serving.recommender import Recommender
 
-    def here(bundle: Any, k: int, exclude_seen: bool, batch_size: int, chosen: Any) -> Iterator[Any]:
+    def here(bundle: Any, asked: Any, batch_size: int, chosen: Any) -> Iterator[Any]:
         worker = batch._Answering.__new__(batch._Answering)
-        worker.recommender, worker.k, worker.exclude_seen = Recommender(bundle), k, exclude_seen
+        worker.recommender = Recommender(bundle)
+        worker.k, worker.exclude_seen, at = asked
+        worker.at = worker.recommender.newest if at is None else at
         yield from (worker(block) for table in chosen for block in batch._slices(table, batch_size))
 
     monkeypatch.setattr(batch, "_answer_tables", here)

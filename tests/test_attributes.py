@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys.config import ProfileConfig
 from recsys.data.attributes import (
     MISSING,
     NOT_GIVEN,
@@ -24,6 +23,7 @@ from recsys.data.attributes import (
     encode_table,
 )
 from recsys.errors import ConfigError, RequestError
+from recsys.granularities.profile.section import ProfileConfig
 
 AGE = Field("age", "number", 1, (), (20.0, 40.0), center=30.0, scale=10.0)
 CITY = Field("city", "category", 1, ("rome", "oslo"))

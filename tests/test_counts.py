@@ -13,15 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.config import KnowledgeConfig, ProfileConfig, build_config
+from recsys.config import build_config
 from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
 from recsys.data.batches import Batch, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
 from recsys.granularities.base import Facts, Graphs, ItemView, ModelSizes
-from recsys.granularities.knowledge_counts import KnowledgeCounts
-from recsys.granularities.profile_counts import Cells, ProfileCounts
+from recsys.granularities.knowledge.counts import KnowledgeCounts
+from recsys.granularities.knowledge.section import KnowledgeConfig
+from recsys.granularities.profile.counts import Cells, ProfileCounts
+from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
 from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
@@ -137,10 +139,8 @@ def test_what_cannot_be_counted_is_told() -> None:
         Cells((AGE, many), [["age", "zip"]])
     with pytest.raises(ConfigError, match="needs facts about items"):
         KnowledgeCounts(KnowledgeConfig(fit="counts"), _sizes())
-    for section in ({"crosses": [["age"]]}, {"enabled": True, "fit": "counts"}):
-        message = "crosses are of fit counts" if "crosses" in section else "no granularity that is trained is enabled"
-        with pytest.raises(ConfigError, match=message):
-            build_config({"model": {"granularities": {"profile": section}}})
+    with pytest.raises(ConfigError, match="crosses are of fit counts"):
+        build_config({"model": {"granularities": {"profile": {"crosses": [["age"]]}}}})
 
 
 BASE: dict[str, Any] = {"social": {}}  # friends tell nothing in these worlds, and the history is not looked at

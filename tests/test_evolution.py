@@ -13,7 +13,7 @@ import torch
 from handmade import DAY, Event, leave_last, small_model, small_world, write_dataset
 from torch import Tensor
 
-from recsys.config import Config, EvolutionConfig, build_config
+from recsys.config import Config, build_config
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
@@ -22,7 +22,8 @@ from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import ItemView, ModelSizes
-from recsys.granularities.evolution import Evolution
+from recsys.granularities.evolution.model import Evolution
+from recsys.granularities.evolution.section import EvolutionConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
@@ -245,7 +246,7 @@ def test_rolling_needs_an_evolution_and_a_history(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset)
     nobody = Queries(Histories.of_items([[], [1, 2]]), np.zeros(3, np.int64), np.zeros(0, np.int32))
-    parts, _ = model.parts_ahead(nobody, 2)
+    parts, _, _ = model.parts_ahead(nobody, 2)
     assert torch.equal(parts[0], model.parts(nobody)[0][0]), "who has no history is not rolled"
     assert not torch.allclose(parts[1], model.parts(nobody)[0][1])
     with pytest.raises(RequestError, match=r"horizon of 5 is beyond model\.max_history 4"):
@@ -261,5 +262,5 @@ def test_the_path_of_interest_ends_in_the_users_vector(tmp_path: Path, states: s
     query = dataset.histories().queries(Split.TEST).take(np.array([0]))
     path = model.interest_path(query)
     assert path.long_BD.shape == (4, 16) and (path.immediate_BD is None) == (states == "cell")
-    parts, weights = model.parts(query)
+    parts, weights, _ = model.parts(query)
     torch.testing.assert_close(path.z_BD[-1] * weights[0, 0], parts[0, 0])

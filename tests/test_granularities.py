@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from recsys.config import GranularitiesConfig
+from recsys.config import SECTIONS, GranularitiesConfig, section_class
 from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
-from recsys.granularities import GRANULARITIES, granularity_class
+from recsys.granularities import granularity_class
 from recsys.granularities.base import (
     Facts,
     Granularity,
@@ -75,7 +75,10 @@ CASES = [
     ("profile", {"fit": "counts", "crosses": [["age", "city"], ["city"]]}),
     ("user_cf", {"rank": 8}),
     ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
+    ("popularity", {}),
+    ("repeat", {}),
 ]
+ALWAYS_THERE = {"popularity"}  # they need nothing of the user
 
 
 def make(name: str, **options: object) -> Granularity:
@@ -105,7 +108,13 @@ def graphs() -> Graphs:
     )
     audio[::2], image[3:7] = 0, 0  # items 4 and 6 have neither
     media = MediaVectors((audio, image))
-    side = {"profiles": profiles, "facts": facts, "user_texts": user_texts, "media": media}
+    side = {
+        "profiles": profiles,
+        "facts": facts,
+        "user_texts": user_texts,
+        "media": media,
+        "histories": histories([0, 1, 2, 3, 4]),
+    }
     return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), **side)  # type: ignore[arg-type]
 
 
@@ -131,22 +140,32 @@ def batch_of(users: list[int]) -> Batch:
     return last_position(Queries(asked, np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 6)
 
 
+def answers(module: Granularity, batch: Batch, items: ItemView, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+    """z and where it is present; of a sparse granularity, what it adds to all items."""
+    if not module.sparse:
+        z, present = module(batch, items, state)
+        return z, present
+    scores = module.boost(batch, items, state)
+    return scores.add_to(torch.zeros(len(batch), ITEMS)), scores.present(len(batch))
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 class TestContract:
     def test_shapes_and_absence(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
-        width = module.own_items(state).shape[1] if module.fitted else WIDTH
+        z, present = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
+        width = ITEMS if module.sparse else module.own_items(state).shape[1] if module.fitted else WIDTH
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
-        assert present.any() and not present[2], "user 2 has no event, no friend and no known attribute"
+        has_nothing = name not in ALWAYS_THERE
+        assert present.any() and present[2] != has_nothing, "user 2 has no event, no friend and no known attribute"
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
     def test_finite_gradients_also_where_absent(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        z, _ = module(batch_of([2, 0, 1]), items, state)
+        z, _ = answers(module, batch_of([2, 0, 1]), items, state)
         (z.square().sum() + items.vectors_SD.sum()).backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -154,34 +173,36 @@ class TestContract:
     def test_row_order_does_not_matter(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        straight, _ = module(batch_of([0, 1, 2, 3, 4]), items, state)
-        shuffled, _ = module(batch_of([3, 0, 4, 2, 1]), items, state)
+        straight, _ = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
+        shuffled, _ = answers(module, batch_of([3, 0, 4, 2, 1]), items, state)
         torch.testing.assert_close(shuffled, straight[[3, 0, 4, 2, 1]])
 
     def test_every_position_sees_its_past_only(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         if "user_embedding" in options:
             pytest.skip("a user's row is for unordered data, which has no positions")
         module = make(name, **options)
+        if module.sparse:
+            pytest.skip("a sparse granularity answers questions alone")
         items, state = view(module, graphs)
         whole = histories([3, 0])
         trained = every_position(whole, 6, np.array([0, 1]))
-        z, present = module(trained, items, state)
+        z, present = answers(module, trained, items, state)
         is_counted = options.get("fit") == "counts" and name == "knowledge"  # of facts that items share: not all do
         assert len(z) == 5 + 3 and (present.any() if is_counted else present.all())
         prefixes = [[2], [2, 7], [2, 7, 7], [2, 7, 7, 9], [2, 7, 7, 9, 1]]
         for query, prefix in enumerate(prefixes):
             asked = Histories.of_items([prefix], [3])
             asked = replace(asked, times_E=whole.times_E[: len(prefix)])
-            alone, _ = module(
-                last_position(Queries(asked, np.zeros(2, np.int64), np.zeros(0, np.int32)), 6), items, state
-            )
+            nothing, asked_at_B = (np.zeros(2, np.int64), np.zeros(0, np.int32)), whole.times_E[[len(prefix)]]
+            queries = Queries(asked, *nothing, asked_at_B=asked_at_B)
+            alone, _ = answers(module, last_position(queries, 6), items, state)
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
 
     def test_unknown_user_is_served_from_state(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
         stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
-        _, present = module(stranger, items, state)
+        _, present = answers(module, stranger, items, state)
         needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
         assert bool(present[0]) != needs_the_user, "a history is enough for all but these"
 
@@ -339,4 +360,11 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 def test_unknown_granularity_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match="behaviour, collaborative, evolution"):
         granularity_class("behavior")
-    assert set(GRANULARITIES) == set(GranularitiesConfig.model_fields)
+    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the order of the table is that of the keys"
+
+
+def test_a_section_says_of_its_module_what_the_module_says() -> None:
+    for name, options in CASES:
+        section = section_class(name)(enabled=True, **options)
+        assert granularity_class(name, section).fitted == section.is_fitted, name
+    assert {name for name, _ in CASES} == set(SECTIONS)

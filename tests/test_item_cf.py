@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import Config, GranularitiesConfig, ItemCFConfig, build_config
+from recsys.config import Config, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
-from recsys.errors import ConfigError
 from recsys.evaluation.movement import movements
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
-from recsys.granularities.item_cf import ItemCF, rank_weights, training_matrix
+from recsys.granularities.item_cf.model import ItemCF, rank_weights, training_matrix
+from recsys.granularities.item_cf.section import ItemCFConfig
 from recsys.model import Encoders, FrozenModel
 from recsys.registry.bundle import write_bundle
 from recsys.serving.recommender import Recommender
@@ -94,7 +94,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
     chosen = weights.tolist()
     choose_weights(frozen, lambda: float("nan"), queries)
     assert weights.tolist() == chosen, "a sample in which no query counts changes nothing"
-    parts, lambdas = frozen.parts(queries)
+    parts, lambdas, _ = frozen.parts(queries)
     torch.testing.assert_close(parts.sum(1) @ frozen.item_vectors_ND.T, frozen.scores(queries))
     assert torch.equal(lambdas[:, 1] > 0, parts[:, 1].abs().sum(1) > 0)
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
@@ -125,7 +125,7 @@ def test_constant_weights_are_the_models_where_they_are_its_own(
 ) -> None:
     _, dataset, frozen = beside
     queries = dataset.histories().queries(Split.TEST)
-    _, weights_BK = frozen.parts(queries)
+    _, weights_BK, _ = frozen.parts(queries)
     weights = dict(zip(frozen.names, weights_BK.amax(0).tolist(), strict=True))
     assert weights["item_cf"] == pytest.approx(0.7)
     torch.testing.assert_close(frozen.scores_at(queries, weights), frozen.scores(queries))
@@ -178,9 +178,3 @@ def test_feedback_fits_its_weight_with_the_others(kind: str) -> None:
     used_K = encoders.fusion.lambdas(torch.zeros(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))[0].detach()
     used_K = torch.cat([used_K, encoders.fitted_weights]).double()
     torch.testing.assert_close(used_K / used_K.sum(), truth_K / truth_K.sum(), atol=0.03, rtol=0)
-
-
-def test_a_fitted_member_alone_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no granularity that is trained is enabled"):
-        build_config({"model": {"granularities": {"item_cf": {"enabled": True}}}})
-    assert not GranularitiesConfig().item_cf.enabled

@@ -12,7 +12,7 @@ import pytest
 import torch
 from handmade import ITEMS, small_world
 
-from recsys.config import Config, GranularitiesConfig, MediaConfig, build_config
+from recsys.config import Config, GranularitiesConfig, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
@@ -22,7 +22,8 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Graphs, ItemView, MediaVectors, ModelSizes
-from recsys.granularities.media import Media
+from recsys.granularities.media.model import Media
+from recsys.granularities.media.section import MediaConfig
 from recsys.model import dump_sizes, load_sizes
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.training.build import build_graphs, build_model, model_sizes

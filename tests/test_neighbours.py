@@ -15,8 +15,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.neighbours import Neighbours
-from recsys.granularities.collaborative import Collaborative
-from recsys.granularities.sampling import convolve, sample_hops
+from recsys.granularities.collaborative.model import Collaborative
+from recsys.granularities.collaborative.sampling import convolve, sample_hops
 from recsys.model import MultigrainModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.step import StepLoss

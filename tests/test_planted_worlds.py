@@ -92,7 +92,7 @@ def test_who_lacks_the_signal_loses_nothing(up: tuple[str, Trained]) -> None:
         with_ = friendless(with_)
     else:  # no history; friends alone, or for evolution, whose base needs one as well, popularity
         queries = replace(queries, histories=past.where(np.zeros(len(past.items_E), dtype=bool)))
-    _, weights_BK = with_.parts(queries)
+    _, weights_BK, _ = with_.parts(queries)
     assert not weights_BK[:, with_.names.index(name)].any()
     assert is_no_loss(ndcg(with_, queries), ndcg(models.without, queries))
 
@@ -129,7 +129,7 @@ def test_friends_that_tell_nothing_leave_the_model_without_them(tmp_path: Path) 
         torch.testing.assert_close(model.scores(queries), without.scores(queries), rtol=0, atol=1e-6)
         assert np.array_equal(ndcg(model, queries), ndcg(without, queries))
     social = checked.names.index("social")
-    parts_BKD, weights_BK = checked.parts(queries)
+    parts_BKD, weights_BK, _ = checked.parts(queries)
     assert weights_BK[:, social].max() < 1e-9
     nobody = replace(queries, histories=queries.histories.where(np.zeros(len(queries.histories.items_E), dtype=bool)))
     scores_BN, friends_BN = checked.scores(nobody), parts_BKD[:, social] @ checked.item_vectors_ND.T

@@ -13,12 +13,13 @@ import pytest
 import torch
 from handmade import HISTORIES, ITEMS, write_dataset
 
-from recsys.config import Config, ProfileConfig, build_config
+from recsys.config import Config, build_config
 from recsys.data.attributes import AttributeRows, Field
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError, RequestError
-from recsys.granularities.profile import CrossLayer, FieldCross
+from recsys.granularities.profile.model import CrossLayer, FieldCross
+from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
 from recsys.registry.bundle import Bundle, read_bundle, write_bundle
 from recsys.serving.batch import answer_table

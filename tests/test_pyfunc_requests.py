@@ -59,7 +59,10 @@ def test_a_mixed_frame_with_empty_cells_is_the_same_requests_as_a_list(model: Re
         (pd.DataFrame({"user_id": [7, None]}), r'holds numbers \(float64\).*astype\("Int64"\)\.astype\("string"\)'),
         (pd.DataFrame({"user_id": pd.array([7, None], "Int64")}), r"holds numbers \(Int64\), expected text"),
         (pd.DataFrame({"user_id": ["a", 8]}, dtype=object), r"request 1: user_id: got 8 \(int\).*ids are text"),
-        (pd.DataFrame({"user_id": ["a"], "exclude_sen": [True]}), "exclude_sen: unknown field; there are: attributes"),
+        (
+            pd.DataFrame({"user_id": ["a"], "exclude_sen": [True]}),
+            "exclude_sen: unknown field; there are: at, attributes",
+        ),
         (pd.DataFrame({"USER": ["a"]}), "USER: unknown field"),
         (pd.DataFrame({"k": [3]}), "found no column user_id, history, friends or attributes"),
         (pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"]), "not each named once"),

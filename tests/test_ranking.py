@@ -12,6 +12,7 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation import ranking as ranking_module
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank, top_items
+from recsys.granularities.sparse import SparseScores
 
 
 class Table:
@@ -151,33 +152,38 @@ def test_histories_and_ranking_agree_on_the_split() -> None:
 
 
 class Vectors:
-    """Users and items as vectors; users of the last rows are unknown."""
+    """Users and items as vectors, and additions for some; users of the last rows are unknown."""
 
-    def __init__(self, num_users: int, num_items: int, unknown: int) -> None:
+    def __init__(self, num_users: int, num_items: int, unknown: int, additions: int = 0) -> None:
         generator = torch.Generator().manual_seed(0)
         users, items = (torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (num_users, num_items))
         self.users_UD, self.item_vectors_ND = users, items  # small whole numbers: exact products, many of them equal
         self.popularity_N = torch.randint(0, 50, (num_items,), generator=generator)
+        pairs_P = torch.randperm(num_users * num_items, generator=generator)[: additions * num_users]
+        values_P = torch.randint(-3, 9, pairs_P.shape, generator=generator).float()
+        self.added = SparseScores.of(pairs_P // num_items, pairs_P % num_items, values_P)
         self.known_U = torch.arange(num_users) < num_users - unknown
 
-    def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
+    def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor, SparseScores]:
         rows = torch.from_numpy(queries.histories.users_U.astype(np.int64))
-        return self.users_UD[rows], self.known_U[rows]
+        return self.users_UD[rows], self.known_U[rows], self.added.take(rows)
 
     def scores(self, queries: Queries) -> torch.Tensor:
-        users_bD, known_b = self.user_vectors(queries)
-        return torch.where(known_b[:, None], users_bD @ self.item_vectors_ND.T, self.popularity_N)
+        users_bD, known_b, added = self.user_vectors(queries)
+        scores_bN = added.add_to(users_bD @ self.item_vectors_ND.T)
+        return torch.where(known_b[:, None], scores_bN, self.popularity_N)
 
 
+@pytest.mark.parametrize("additions", [0, 4])
 @pytest.mark.parametrize("num_items", [7, 60, 999, 3210])
 @pytest.mark.parametrize(("exclude_seen", "chunk"), [(True, 7), (False, 7), (True, 1000)])
 def test_vectors_rank_as_their_scores_do(
-    monkeypatch: pytest.MonkeyPatch, num_items: int, exclude_seen: bool, chunk: int
+    monkeypatch: pytest.MonkeyPatch, num_items: int, exclude_seen: bool, chunk: int, additions: int
 ) -> None:
     """Also where lists are longer than the catalogue, equals are cut at the end of a list, and a user is unknown."""
     monkeypatch.setattr(ranking_module, "_NEAR_SCORES", 5 * num_items)
     monkeypatch.setattr(ranking_module, "_LEAST_ROWS", 1)
-    queries, model = random_queries(40, num_items), Vectors(40, num_items, unknown=3)
+    queries, model = random_queries(40, num_items), Vectors(40, num_items, 3, additions)
     assert isinstance(model, ranking_module.VectorScorer)
     found = rank(model, queries, 10, exclude_seen, chunk)
     expected = rank(Table(model.scores(queries)), queries, 10, exclude_seen)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
-from recsys.config import Config, StratumConfig, build_config
+from recsys.config import Config, build_config
 from recsys.data import strata as strata_module
 from recsys.data.batches import every_position, last_position
 from recsys.data.dataset import PreparedDataset
@@ -21,7 +21,8 @@ from recsys.errors import ConfigError
 from recsys.evaluation.strata import describe_strata, strata_of_users
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.stratum import Stratum
+from recsys.granularities.stratum.model import Stratum
+from recsys.granularities.stratum.section import StratumConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext

@@ -17,7 +17,7 @@ from handmade import DAY, Event, leave_last, small_world, train_events, write_da
 
 from pipelines.cli import main
 from pipelines.update import check_text
-from recsys.config import Config, StratumConfig, build_config, load_config
+from recsys.config import Config, build_config, load_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.graphs import facts
@@ -26,6 +26,7 @@ from recsys.data.prepare import prepare
 from recsys.data.vocabulary import Vocabulary, extend
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
+from recsys.granularities.stratum.section import StratumConfig
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker

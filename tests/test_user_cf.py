@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config import UserCFConfig, build_config
+from recsys.config import build_config
 from recsys.data.batches import last_position
 from recsys.data.histories import Histories, Queries, Split
-from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.user_cf import UserCF
+from recsys.granularities.user_cf.model import UserCF
+from recsys.granularities.user_cf.section import UserCFConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import small_world
@@ -100,11 +100,6 @@ def test_it_serves_frozen_beside_item_cf(tmp_path: object) -> None:
     queries = dataset.histories().queries(Split.TEST)
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))
-
-
-def test_fitted_members_alone_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no granularity that is trained is enabled"):
-        build_config({"model": {"granularities": {"item_cf": {"enabled": True}, "user_cf": {"enabled": True}}}})
 
 
 def test_planted_communities(tmp_path: object) -> None:

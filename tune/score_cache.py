@@ -1,9 +1,10 @@
 """Scores of every granularity for some queries, computed once, so that weights λ are tried in milliseconds.
 
-Scores are linear in λ ≥ 0: s(u, i) = Σ_k λ_k s_k(u, i) with s_k = z_k · a_i. An item that is among no granularity's M
-best has s_k ≤ t_k, the M-th best score, for every k, hence s ≤ Σ_k λ_k t_k whatever λ is (the threshold algorithm,
-Fagin et al. 2001). So only the union of these best items is kept; where the last item of a list does not beat the
-bound, that query is ranked over the whole catalogue. Lists are those of the evaluation, up to the rounding of a sum.
+Scores are linear in λ ≥ 0: s(u, i) = Σ_k λ_k s_k(u, i) with s_k = z_k · a_i, or what a sparse granularity adds. An
+item that is among no granularity's M best has s_k ≤ t_k, the M-th best score, for every k, hence s ≤ Σ_k λ_k t_k
+whatever λ is (the threshold algorithm, Fagin et al. 2001). So only the union of these best items is kept; where the
+last item of a list does not beat the bound, that query is ranked over the whole catalogue. Lists are those of the
+evaluation, up to the rounding of a sum.
 
 Legend: Q queries, q queries of a chunk, K granularities, D width, N items, M best kept, P items of a pool, L list
 length.
@@ -23,6 +24,7 @@ from recsys.data.histories import Array, Queries
 from recsys.evaluation.metrics import coverage_of, exposure, novelty_of
 from recsys.evaluation.ranking import mark_hits, mask_seen, tie_order, top_items
 from recsys.model import FrozenModel
+from recsys.parts import Parts
 
 _NEVER: Final = -1e30  # a score below all others that, unlike −inf, a weight of zero makes zero
 _ROUNDING: Final = 2e-6  # of the best score: closer ones are ranked as the evaluation adds them up
@@ -47,8 +49,7 @@ class ScoreCache:
 
     queries: Queries  # each with a target that counts
     exclude_seen: bool
-    z_QKD: Tensor  # zero where missing
-    present_QK: Tensor  # bool
+    parts: Parts  # of every query as if every λ were 1
     item_vectors_ND: Tensor
     popularity_N: Tensor
     pool_QP: Tensor  # int64, −1 behind the end
@@ -59,15 +60,18 @@ class ScoreCache:
     def __len__(self) -> int:
         return len(self.queries)
 
+    @property
+    def present_QK(self) -> Tensor:
+        """Where a query has a granularity: bool."""
+        return self.parts.weights_BK > 0
+
     def take(self, rows: Array) -> ScoreCache:
         """Some of the queries."""
         at = torch.as_tensor(rows)
         per_query = (self.pool_QP, self.scores_QKP, self.targets_QP, self.whole_Q)
         kept = [tensor[at] for tensor in per_query]
         shared = (self.item_vectors_ND, self.popularity_N)
-        return ScoreCache(
-            self.queries.take(rows), self.exclude_seen, self.z_QKD[at], self.present_QK[at], *shared, *kept
-        )
+        return ScoreCache(self.queries.take(rows), self.exclude_seen, self.parts.take(at), *shared, *kept)
 
     @torch.inference_mode()
     def lists(self, weights_QK: Tensor, length: int) -> tuple[Lists, int]:
@@ -98,9 +102,9 @@ class ScoreCache:
         found = []
         step = max(1, _CHUNK_SCORES // len(self.item_vectors_ND))
         for part in (slice(start, start + step) for start in range(0, len(rows_q), step)):
-            users_qD = torch.einsum("qk,qkd->qd", weights_qK[part], self.z_QKD[rows_q[part]])
             some_q1 = (weights_qK[part] > 0).any(1, keepdim=True)
-            scores_qN = torch.where(some_q1, users_qD @ self.item_vectors_ND.T, self.popularity_N)
+            scores_qN = self.parts.take(rows_q[part]).times(weights_qK[part]).scores(self.item_vectors_ND)
+            scores_qN = torch.where(some_q1, scores_qN, self.popularity_N)
             asked = self.queries.take(rows_q[part].numpy())
             if self.exclude_seen:
                 mask_seen(scores_qN, asked)
@@ -119,17 +123,20 @@ def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best:
     num_items, num_granularities = len(frozen.item_vectors_ND), len(frozen.names)
     order_N = torch.from_numpy(tie_order(num_items)).long().argsort()
     chunk = max(1, _CHUNK_SCORES // (num_items * num_granularities))
-    found: list[tuple[Tensor, ...]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    said: list[tuple[Tensor, Parts]] = []
     for asked in queries.chunks(chunk):
-        z_qKD, present_qK = (part.cpu() for part in frozen.unweighted(asked))
-        scores_qKN = z_qKD @ frozen.item_vectors_ND.cpu().T
-        found.append((z_qKD, present_qK, *_pool(scores_qKN, present_qK, asked, exclude_seen, best, order_N)))
-    longest = max(part[2].shape[1] for part in found)
+        parts = frozen.unweighted(asked).cpu()
+        scores_qKN = parts.each(frozen.item_vectors_ND.cpu())
+        said.append((torch.arange(len(asked)) + sum(len(rows) for rows, _ in said), parts))
+        found.append(_pool(scores_qKN, parts.weights_BK > 0, asked, exclude_seen, best, order_N))
+    longest = max(pool_qP.shape[1] for pool_qP, *_ in found)
     widened = [_widen(part, longest) for part in found]
-    z_QKD, present_QK, pool_QP, scores_QKP, whole_Q = (torch.cat(parts) for parts in zip(*widened, strict=True))
+    pool_QP, scores_QKP, whole_Q = (torch.cat(columns) for columns in zip(*widened, strict=True))
     targets_QP = torch.from_numpy(mark_hits(pool_QP.numpy(), queries))
     vectors = (frozen.item_vectors_ND.cpu(), frozen.popularity_N.cpu())
-    return ScoreCache(queries, exclude_seen, z_QKD, present_QK, *vectors, pool_QP, scores_QKP, targets_QP, whole_Q)
+    kept = (pool_QP, scores_QKP, targets_QP, whole_Q)
+    return ScoreCache(queries, exclude_seen, Parts.gathered(said), *vectors, *kept)
 
 
 def _pool(
@@ -159,12 +166,12 @@ def _pool(
     return pool_qP, torch.cat([kept_qKP, bound_qK[:, :, None]], dim=2), counts_q == allowed_qN.sum(1)
 
 
-def _widen(part: tuple[Tensor, ...], longest: int) -> tuple[Tensor, ...]:
+def _widen(part: tuple[Tensor, Tensor, Tensor], longest: int) -> tuple[Tensor, Tensor, Tensor]:
     """A chunk with pools of the length of the longest one."""
-    z_qKD, present_qK, pool_qP, scores_qKP, whole_q = part
+    pool_qP, scores_qKP, whole_q = part
     more = longest - pool_qP.shape[1]
     scores_qKP = torch.cat([pad(scores_qKP[:, :, :-1], (0, more), value=_NEVER), scores_qKP[:, :, -1:]], dim=2)
-    return z_qKD, present_qK, pad(pool_qP, (0, more), value=-1), scores_qKP, whole_q
+    return pad(pool_qP, (0, more), value=-1), scores_qKP, whole_q
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ def _check_rungs(space: Space, config: Config) -> None:
     While it trains, a learned or gated fusion leaves the fitted granularities out; a weighted one has them all along.
     """
     kinds = [option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options]
-    fitted = [name for name in ("item_cf", "user_cf") if getattr(config.model.granularities, name).enabled]
+    fitted = [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
     if config.tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
             f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot be compared: "

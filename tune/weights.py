@@ -108,7 +108,7 @@ class WeightSpace:
         if isinstance(fusion, GatedFusion):
             trained = fusion.names_K
             with torch.inference_mode():
-                gate_QK = fusion.gate_logits(cache.z_QKD[:, :trained, : frozen.config.width])
+                gate_QK = fusion.gate_logits(cache.parts.vectors_BKD[:, :trained, : frozen.config.width])
                 opened_QK = fusion.opened(gate_QK, fusion.prior_K, present_QK[:, :trained]) * present_QK[:, :trained]
             counts_K = present_QK[:, :trained].sum(0).clamp(min=1)
             mean_K[:trained] = (opened_QK.double().sum(0) / counts_K).numpy()
@@ -136,7 +136,7 @@ def _spreads(cache: ScoreCache) -> Array:
     found = []
     for granularity in range(cache.present_QK.shape[1]):
         rows = cache.present_QK[:, granularity].nonzero().squeeze(1)[:_PROBE]
-        scores = cache.z_QKD[rows, granularity] @ cache.item_vectors_ND.T
+        scores = cache.parts.take(rows).of([granularity]).scores(cache.item_vectors_ND)
         found.append(float(scores.std()) if scores.numel() > 1 else 0.0)
     return np.array([spread if spread > 0 else 1.0 for spread in found])
 

@@ -16,20 +16,8 @@ from recsys.config.data import (
     UserTextConfig,
 )
 from recsys.config.evaluate import EvaluateConfig
-from recsys.config.granularities import (
-    BehaviourConfig,
-    CollaborativeConfig,
-    EvolutionConfig,
-    GranularitiesConfig,
-    GranularityConfig,
-    ItemCFConfig,
-    KnowledgeConfig,
-    MediaConfig,
-    ProfileConfig,
-    SocialConfig,
-    StratumConfig,
-    UserCFConfig,
-)
+from recsys.config.granularities import SECTIONS, GranularitiesConfig, section_class
+from recsys.config.granularity import GranularityConfig
 from recsys.config.load import (
     build_config,
     dump_config,
@@ -62,13 +50,11 @@ from recsys.config.verbs import RecommendConfig, UpdateConfig
 from recsys.config.yaml_reader import parse_yaml
 
 __all__ = [
-    "BehaviourConfig",
+    "SECTIONS",
     "CanonicalSource",
-    "CollaborativeConfig",
     "Config",
     "DataConfig",
     "EvaluateConfig",
-    "EvolutionConfig",
     "FinetuneConfig",
     "FusionConfig",
     "FusionSearchConfig",
@@ -76,15 +62,11 @@ __all__ = [
     "GranularityConfig",
     "HetRecLastFmSource",
     "ImagesConfig",
-    "ItemCFConfig",
     "ItemFactsConfig",
     "ItemMediaConfig",
     "ItemTowerConfig",
-    "KnowledgeConfig",
     "LossConfig",
-    "MediaConfig",
     "ModelConfig",
-    "ProfileConfig",
     "PromoteConfig",
     "PullConfig",
     "QuarantineConfig",
@@ -96,10 +78,8 @@ __all__ = [
     "Section",
     "SequencesSource",
     "ServeConfig",
-    "SocialConfig",
     "Source",
     "SplitConfig",
-    "StratumConfig",
     "SubmitConfig",
     "SyntheticSource",
     "TextConfig",
@@ -107,7 +87,6 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "UpdateConfig",
-    "UserCFConfig",
     "UserTextConfig",
     "build_config",
     "dump_config",
@@ -117,6 +96,7 @@ __all__ = [
     "read_tree",
     "redact",
     "redacted",
+    "section_class",
     "set_path",
     "source_class",
 ]

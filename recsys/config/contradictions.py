@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from recsys.config.root import Config
-from recsys.config.sources import SyntheticSource
 from recsys.errors import ConfigError
 
 _PREPARES: Final = "prepare"
@@ -24,7 +23,7 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
         ConfigError: with every contradiction, one a line.
     """
     found = list(_of_data(config)) if _PREPARES in stages else []
-    found += list(_of_training(config)) if _TRAINS in stages else []
+    found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
     if found:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
 
@@ -52,7 +51,6 @@ def _of_data(config: Config) -> Iterator[str]:
 def _of_training(config: Config) -> Iterator[str]:
     data, train, enabled = config.data, config.train, config.model.granularities.enabled()
     where = "model.granularities"
-    evolution, behaviour = config.model.granularities.evolution, config.model.granularities.behaviour
     ordered = data.order in ("time", "file")
     if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
         yield "train.loss.label_smoothing acts on full_softmax only; set it 0, or train.loss.kind full_softmax"
@@ -61,24 +59,9 @@ def _of_training(config: Config) -> Iterator[str]:
             f"train.hide_history {train.hide_history} and train.loss.event_power {train.loss.event_power} act on "
             f"unordered data only, and data.order is {data.order}: set them 0 and 1, or data.order none"
         )
-    if evolution.enabled and data.order == "none":
-        yield f"{where}.evolution needs events in order, and data.order is none; disable it, or set data.order auto"
-    if evolution.enabled and evolution.states == "formula" and evolution.cell == "attention":
-        yield f"{where}.evolution.states formula needs cell lstm or gru, got attention; set another"
-    unknown = sorted({*evolution.query_context} - {*data.context})
-    if evolution.enabled and unknown:
-        yield f"{where}.evolution.query_context names {', '.join(unknown)}, not in data.context; add it there"
-    if "collaborative" in enabled and config.model.granularities.collaborative.user_embedding and ordered:
-        yield f"{where}.collaborative.user_embedding needs unordered data, and data.order is {data.order}; set it false"
-    if behaviour.reads_user_text and not data.text.users.enabled:
-        yield (
-            f"{where}.behaviour.input {behaviour.input} reads the text of users: set data.text.users.enabled true, or "
-            "input text"
-        )
+    for name, section in enabled.items():
+        yield from section.contradictions(config, f"{where}.{name}")
     if not (config.model.item.id or data.text.enabled):
         yield "model.item.id and data.text.enabled are both false, which leaves nothing to tell items apart; set one"
     if config.model.fusion.kind == "weighted" and not any(section.weight for section in enabled.values()):
         yield f"model.fusion.kind is weighted and every {where}.NAME.weight is 0; give one of them a weight"
-    media = data.media.columns or data.media.images.column or isinstance(data.source, SyntheticSource)
-    if "media" in enabled and not media:
-        yield f"{where}.media needs data.media.columns or data.media.images; name columns of items there, or disable it"

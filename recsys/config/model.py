@@ -27,6 +27,10 @@ class ItemTowerConfig(Section):
 class FusionConfig(Section):
     kind: Literal["weighted", "learned", "gated"] = "learned"
     signal_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a granularity of a user is masked")
+    stack: bool = Field(
+        False,
+        description="weigh all members on validation by stacking, never below the best single one; see docs/quality.md",
+    )
     check: bool = Field(
         False, description="train anew without a granularity whose silence makes validation better beyond noise"
     )
@@ -35,6 +39,9 @@ class FusionConfig(Section):
 class ModelConfig(Section):
     width: int = Field(64, ge=4)
     max_history: int = Field(50, ge=1)
+    fitted_history: int = Field(
+        0, ge=0, description="latest events of a user that fitted granularities read; 0: max_history"
+    )
     unit_vectors: bool = Field(
         False, description="items and granularities as unit vectors: cosine scores, λ comparable"
     )
@@ -44,13 +51,9 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> ModelConfig:
-        sections = self.granularities.enabled()
-        fitted = {"item_cf", "user_cf"} | {name for name, section in sections.items() if section.by_counts}
-        if not set(sections) - fitted:
-            names = choices(name for name in type(self.granularities).model_fields if name not in fitted)
-            raise ValueError(
-                f"no granularity that is trained is enabled; set granularities.NAME.enabled true for one of: {names}"
-            )
+        if not self.granularities.enabled():
+            names = choices(type(self.granularities).model_fields)
+            raise ValueError(f"no granularity is enabled; set granularities.NAME.enabled true for one of: {names}")
         if not (self.item.id or self.item.text):
             raise ValueError("an item needs item.id or item.text, both are false")
         return self

@@ -15,7 +15,10 @@ class RecommendConfig(Section):
     model: Place = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
     batch_size: int = Field(1024, ge=1)
     requests: Place = Field(
-        "", description="JSON lines of user_id, history, friends, k, exclude_seen; default: every user of the model"
+        "", description="JSON lines of user_id, history, friends, k, exclude_seen, at; default: every user of the model"
+    )
+    at: str = Field(
+        "", description="time of asking where a request says none; default: that of the model's newest event"
     )
 
 

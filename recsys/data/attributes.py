@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from recsys.config import ProfileConfig
 from recsys.data.cells import is_absent
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, RequestError, choices
@@ -186,6 +185,19 @@ def _members(column: pa.ChunkedArray) -> tuple[Any, Array]:
 # ------------------------------------------------------------------------------------------------------------- fitting
 
 
+class FieldSettings(Protocol):
+    """The keys of ``model.granularities.profile`` that say how columns are read."""
+
+    user_fields: list[str] | None
+    item_fields: list[str] | None
+    numeric: list[str]
+    categorical: list[str]
+    min_frequency: int
+    max_categories: int
+    max_members: int
+    bins: int
+
+
 @dataclass(frozen=True)
 class FieldFitter:
     """Makes the fields of a table from its ``active_X`` rows, those of users or items with training events.
@@ -195,7 +207,7 @@ class FieldFitter:
 
     table: pa.Table
     active_X: Array
-    config: ProfileConfig
+    config: FieldSettings
     key: Literal["user_fields", "item_fields"]
     left_out: tuple[str, ...]  # columns that are no attributes: ids, text
 

@@ -28,6 +28,7 @@ class Batch:
     users_U: Tensor  # int64 dense user ids, -1 where unknown
     history_UL: Tensor  # int64 item numbers, 0 behind the end
     types_UL: Tensor  # int64 event type ids
+    times_UL: Tensor  # int64 seconds since the epoch, 0 where unknown and behind the end
     ages_UL: Tensor  # float32 days before the last event of the row, 0 where times are unknown
     values_UL: Tensor  # float32, NaN where a request does not say
     lengths_U: Tensor  # int64 real events a row
@@ -35,12 +36,14 @@ class Batch:
     seen_B: Tensor  # int64 number of leading events that the query sees
     pairs_P: Tensor  # int64 query of each target
     targets_P: Tensor  # int64 target item number
+    asked_at_B: Tensor  # int64 seconds since the epoch at which each query is asked, 0 where unknown
     friends_UF: Tensor | None = None  # int64 dense user ids that a request names, -1 behind the end; see ``Social``
     attributes: AttributeRows | None = None  # what requests say about their users, a row each of U
     context_ULC: Tensor = NO_CONTEXT  # int16, 0 behind the end; C = 0 in data without context columns
     asked_BC: Tensor = NO_CONTEXT  # int16 context at the moment of asking
     texts_B: Tensor | None = None  # int64 row of the text of each query's past, -1 without (training)
     text_vectors_BT: Tensor | None = None  # float32 vectors of texts that requests brought, zero without (serving)
+    whole: Queries | None = None  # evaluation and serving: the queries uncut, beyond the last ``max_history`` events
 
     @property
     def mask_UL(self) -> Tensor:
@@ -52,7 +55,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        there = {name: part.to(device) for name, part in parts.items() if part is not None}
+        there = {name: part.to(device) for name, part in parts.items() if hasattr(part, "to")}
         return replace(self, **there)
 
     def renumber(self, numbers_N: Tensor) -> Batch:
@@ -100,6 +103,7 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
         seen_B=seen_B,
         pairs_P=torch.arange(num_queries),
         targets_P=padded.history_UL[rows_B, seen_B],
+        asked_at_B=padded.times_UL[rows_B, seen_B],
         asked_BC=padded.context_ULC[rows_B, seen_B],
     )
 
@@ -121,8 +125,14 @@ def last_position(queries: Queries, max_history: int) -> Batch:
     histories = queries.histories
     padded = _pad(histories, np.minimum(histories.lengths_U, max_history))
     pairs, targets = queries.target_rows(), queries.target_items.astype(np.int64)
-    asked_BC = torch.as_tensor(queries.context_BC)
-    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(targets), asked_BC=asked_BC)
+    return replace(
+        padded,
+        pairs_P=torch.as_tensor(pairs),
+        targets_P=torch.as_tensor(targets),
+        asked_BC=torch.as_tensor(queries.context_BC),
+        asked_at_B=torch.as_tensor(queries.asked_at_B),
+        whole=queries,
+    )
 
 
 def _pad(histories: Histories, lengths: Array) -> Batch:
@@ -140,7 +150,7 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
 
     contexts = [spread(column) for column in histories.context_EC.T]
     context_ULC = np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
-    times_UL = spread(histories.times_E).astype(np.float64)
+    times_UL = spread(histories.times_E).astype(np.int64)
     known_UL = real_UL & (times_UL != 0)  # times before 1970 are negative
     last_U = np.where(known_UL, times_UL, -np.inf).max(axis=1)
     ages_UL = np.where(known_UL, last_U[:, None] - times_UL, 0.0) / 86_400.0
@@ -149,6 +159,7 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
         users_U=torch.as_tensor(histories.users_U.astype(np.int64)),
         history_UL=torch.as_tensor(spread(histories.items_E).astype(np.int64)),
         types_UL=torch.as_tensor(spread(histories.types_E).astype(np.int64)),
+        times_UL=torch.as_tensor(times_UL),
         ages_UL=torch.as_tensor(ages_UL.astype(np.float32)),
         values_UL=torch.as_tensor(spread(histories.values_E).astype(np.float32)),
         lengths_U=length,
@@ -156,6 +167,7 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
         seen_B=length,
         pairs_P=torch.zeros(0, dtype=torch.int64),
         targets_P=torch.zeros(0, dtype=torch.int64),
+        asked_at_B=torch.zeros(num_rows, dtype=torch.int64),
         context_ULC=torch.as_tensor(context_ULC),
         asked_BC=torch.zeros((num_rows, len(contexts)), dtype=torch.int16),
     )
@@ -168,6 +180,7 @@ def _cut(batch: Batch, lengths_U: Tensor, width: int) -> Batch:
         batch,
         history_UL=batch.history_UL[:, :width] * real_UL,
         types_UL=batch.types_UL[:, :width] * real_UL,
+        times_UL=batch.times_UL[:, :width] * real_UL,
         ages_UL=batch.ages_UL[:, :width] * real_UL,
         values_UL=batch.values_UL[:, :width] * real_UL,
         lengths_U=lengths_U,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+NO_TIMES: Final[Array] = np.zeros(0, dtype=np.int64)  # of questions that say no time
 NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)  # of data without context columns, whatever its size
 
 
@@ -94,8 +95,10 @@ class Histories:
         )
         chosen = self.take(rows)
         targets = chosen.where(chosen._are_targets_E(target))
-        asked_BC = targets.context_EC[targets.offsets_U1[:-1]]  # every query has a target
-        return Queries(chosen.where(chosen.splits_E < target), targets.offsets_U1, targets.items_E, asked_BC)
+        firsts_B = targets.offsets_U1[:-1]  # every query has a target
+        asked_BC, asked_at_B = targets.context_EC[firsts_B], first_times(targets.times_E, firsts_B)
+        seen = chosen.where(chosen.splits_E < target)
+        return Queries(seen, targets.offsets_U1, targets.items_E, asked_BC, asked_at_B)
 
     def target_values(self, target: Split) -> Array:
         """The value of every target of :meth:`queries`, in their order: [P] float32."""
@@ -145,8 +148,11 @@ class Queries:
     target_offsets_B1: Array  # int64
     target_items: Array  # int32
     context_BC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16 when asked: in evaluation, the first target's
+    asked_at_B: Array = field(default_factory=lambda: NO_TIMES)  # int64 seconds since the epoch, 0 unknown
 
     def __post_init__(self) -> None:
+        if self.asked_at_B is NO_TIMES:
+            object.__setattr__(self, "asked_at_B", np.zeros(len(self.histories), dtype=np.int64))
         if self.context_BC is NO_CONTEXT:
             shape = (len(self.histories), self.histories.context_EC.shape[1])
             object.__setattr__(self, "context_BC", np.zeros(shape, dtype=np.int16))
@@ -163,7 +169,8 @@ class Queries:
         """The given queries in the given order."""
         lengths = self.num_targets_B[rows]
         targets = self.target_items[_ranges(self.target_offsets_B1[rows], lengths)]
-        return Queries(self.histories.take(rows), _offsets(lengths), targets, self.context_BC[rows])
+        asked_BC, asked_at_B = self.context_BC[rows], self.asked_at_B[rows]
+        return Queries(self.histories.take(rows), _offsets(lengths), targets, asked_BC, asked_at_B)
 
     @property
     def num_targets_B(self) -> Array:
@@ -172,6 +179,21 @@ class Queries:
     def target_rows(self) -> Array:
         """The query of every target: [P] int64."""
         return np.repeat(np.arange(len(self)), self.num_targets_B)
+
+
+def first_times(times_E: Array, starts_B: Array) -> Array:
+    """The earliest known time of each run of events that starts at ``starts_B``, none empty; 0 where none is known.
+
+    Why the earliest target's: a question is asked before any of its answers is known.
+
+    >>> first_times(np.array([30, 20, 0, 0]), np.array([0, 3]))
+    array([20,  0])
+    """
+    if not len(starts_B):
+        return np.zeros(0, dtype=np.int64)
+    latest = np.iinfo(np.int64).max
+    found_B = np.minimum.reduceat(np.where(times_E == 0, latest, times_E), starts_B)
+    return np.where(found_B == latest, 0, found_B)
 
 
 def _missing_or(context_EC: Array, width: int) -> Array:

@@ -21,6 +21,7 @@ from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
+from recsys.parts import Parts
 
 
 class AblatedModel(Protocol):
@@ -29,7 +30,7 @@ class AblatedModel(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
 
-    def parts(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def parts(self, queries: Queries) -> Parts: ...
 
     def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
         """Scores [b, N] with only these granularities at their trained weights, the others at zero."""

@@ -28,6 +28,7 @@ from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric,
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
 from recsys.evaluation.trust import trust_report
+from recsys.parts import Parts
 
 MODEL = "model"
 
@@ -45,8 +46,8 @@ class ScoredModel(Protocol):
         """The granularities, in the order of K."""
         ...
 
-    def parts(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
-        """λ_k z_k of every query [b, K, D] and λ [b, K], zero where a granularity is missing."""
+    def parts(self, queries: Queries) -> Parts:
+        """What every granularity says of every query, and λ [b, K], zero where it is missing."""
         ...
 
     def scores(self, queries: Queries) -> torch.Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from recsys.data.histories import Array, Queries
+from recsys.granularities.sparse import SparseScores
 
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32, and a few copies
 _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
@@ -38,13 +39,14 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class VectorScorer(Scorer, Protocol):
-    """A scorer whose scores are u · a_i, or the popularity for a user of whom nothing is known."""
+    """A scorer whose scores are u · a_i and additions to few items, or the popularity for a user of whom nothing is
+    known."""
 
     popularity_N: torch.Tensor
     item_vectors_ND: torch.Tensor
 
-    def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
-        """The users [b, D], and which of them something is known of [b]."""
+    def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor, SparseScores]:
+        """The users [b, D], which of them something is known of [b], and what is added to the scores of few items."""
         ...
 
 
@@ -108,8 +110,12 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
     num_B = np.bincount(target_rows_P[keep_P], minlength=len(queries))
     rows_B = np.flatnonzero(num_B)
     offsets = np.concatenate([[0], np.cumsum(num_B[rows_B])]).astype(np.int64)
-    histories, asked_BC = queries.histories.take(rows_B), queries.context_BC[rows_B]
-    return Queries(histories, offsets, queries.target_items[keep_P], asked_BC), rows_B, dropped
+    histories, asked_BC, asked_at_B = (
+        queries.histories.take(rows_B),
+        queries.context_BC[rows_B],
+        queries.asked_at_B[rows_B],
+    )
+    return Queries(histories, offsets, queries.target_items[keep_P], asked_BC, asked_at_B), rows_B, dropped
 
 
 def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
@@ -195,9 +201,15 @@ def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
 
 
 def top_by_vectors(
-    users_bD: torch.Tensor, vectors_ND: torch.Tensor, k: int, rows_E: Array, hidden_E: Array
+    users_bD: torch.Tensor,
+    vectors_ND: torch.Tensor,
+    k: int,
+    rows_E: Array,
+    hidden_E: Array,
+    added: SparseScores | None = None,
 ) -> tuple[Array, Array]:
-    """:func:`top_items` of u · a_i without the item ``hidden_E[e]`` for the user in row ``rows_E[e]``; rows ascend.
+    """:func:`top_items` of u · a_i, plus ``added``, without the item ``hidden_E[e]`` for the user in row ``rows_E[e]``;
+    rows ascend.
 
     Memory: a buffer of 4 MB, or of 16 rows where the catalogue is larger, not of all users.
     """
@@ -210,6 +222,8 @@ def top_by_vectors(
     for start in range(0, len(users_bD), max(1, size)):
         end = min(start + size, len(users_bD))
         scores_rN = torch.mm(users_bD[start:end], vectors_ND.T, out=buffer[: end - start])
+        if added is not None and len(added):
+            added.between(start, end).add_to(scores_rN)
         events = slice(*np.searchsorted(rows_E, [start, end]))
         _hide(scores_rN, rows_E[events] - start, hidden_E[events])
         items_bK[start:end], scores_bK[start:end] = top_items(scores_rN, k)
@@ -231,9 +245,9 @@ def _by_vectors(scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bo
     for start in range(0, len(queries), chunk):
         rows_b = order_B[start : start + chunk]
         piece = queries.take(rows_b)
-        users_bD, known_b = scorer.user_vectors(piece)
+        users_bD, known_b, added = scorer.user_vectors(piece)
         rows_E, hidden_E = _seen(piece, exclude_seen)
-        yield rows_b, *top_by_vectors(users_bD, scorer.item_vectors_ND, k, rows_E, hidden_E)
+        yield rows_b, *top_by_vectors(users_bD, scorer.item_vectors_ND, k, rows_E, hidden_E, added)
         for row in np.flatnonzero(~known_b.cpu().numpy()):
             scores_1N = scorer.popularity_N.to(torch.float32, copy=True)[None]
             _hide(scores_1N, rows_E[rows_E == row] - row, hidden_E[rows_E == row])

@@ -267,8 +267,8 @@ def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
-    """Curves of the epochs that were chosen from, the refit's loss beside them."""
-    if not history:
+    """Curves of the epochs that were chosen from, the refit's loss beside them; None where nothing is trained."""
+    if not any("loss" in row for row in history):
         return None
     refit = [row for row in history if row.get("phase") == "refit"]
     chosen_from = [row for row in history if row.get("phase", "select") == "select"]

@@ -20,7 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.titles import item_titles
 from recsys.evaluation.charts import axis
-from recsys.granularities.stratum import Stratum
+from recsys.granularities.stratum.model import Stratum
 from recsys.model import FrozenModel
 
 _NUM_ITEMS: Final = 8

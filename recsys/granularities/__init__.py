@@ -1,43 +1,39 @@
-"""One file a granularity: batch → user vectors and a mask of where they are present."""
+"""One folder a granularity: ``section.py`` says what it is, without torch; ``model.py`` does the work.
+
+The registry is :data:`recsys.config.granularities.SECTIONS`: the section of a granularity names its module.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+import recsys.config  # first, as it loads the sections one after the other
 from recsys.errors import ConfigError, choices
 
 if TYPE_CHECKING:
     from recsys.config import GranularityConfig
     from recsys.granularities.base import Granularity
 
-GRANULARITIES: Final = {
-    "behaviour": "recsys.granularities.behaviour:Behaviour",
-    "evolution": "recsys.granularities.evolution:Evolution",
-    "collaborative": "recsys.granularities.collaborative:Collaborative",
-    "social": "recsys.granularities.social:Social",
-    "knowledge": "recsys.granularities.knowledge:Knowledge",
-    "stratum": "recsys.granularities.stratum:Stratum",
-    "profile": "recsys.granularities.profile:Profile",
-    "media": "recsys.granularities.media:Media",
-    "item_cf": "recsys.granularities.item_cf:ItemCF",
-    "user_cf": "recsys.granularities.user_cf:UserCF",
-}
-COUNTS: Final = {  # what a section's ``fit: counts`` asks for
-    "knowledge": "recsys.granularities.knowledge_counts:KnowledgeCounts",
-    "profile": "recsys.granularities.profile_counts:ProfileCounts",
-}
-
 
 def granularity_class(name: str, section: GranularityConfig | None = None) -> type[Granularity]:
-    """The class of a granularity, imported when asked for; the section says which of several.
+    """The class of a granularity's module, imported when asked for; the section says which of several.
 
     Raises:
-        ConfigError: no such granularity.
+        ConfigError: no such granularity, or its module cannot be imported.
     """
-    if name not in GRANULARITIES:
-        raise ConfigError(f"unknown granularity {name!r}; there are: {choices(GRANULARITIES)}")
-    counts = section is not None and section.by_counts
-    module, cls = (COUNTS if counts else GRANULARITIES)[name].split(":")
-    found: type[Granularity] = getattr(importlib.import_module(module), cls)
+    if section is None:
+        try:
+            section = recsys.config.section_class(name)()
+        except KeyError:
+            raise ConfigError(
+                f"unknown granularity {name!r}; there are: {choices(recsys.config.GranularitiesConfig.model_fields)}"
+            ) from None
+    module, _, cls = section.target.partition(":")
+    try:
+        found: type[Granularity] = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"model.granularities.{name}: its module {section.target!r} cannot be imported ({error})"
+        ) from None
     return found

@@ -6,6 +6,7 @@ V users of the dataset.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from recsys.data.attributes import ProfileEncoding, Profiles
 from recsys.data.batches import Batch, Hidden
+from recsys.data.histories import Histories
 from recsys.data.neighbours import Neighbours
 from recsys.errors import ConfigError
+from recsys.granularities.sparse import SparseScores
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Graphs:
     media: MediaVectors | None = None
     neighbours: Neighbours | None = None  # the training events as lists
     counted_N: Tensor | None = None  # float32, users of every item, where the events are not in the table
+    histories: Histories | None = None  # the events in order, repeated ones too, where a granularity reads them
 
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -125,14 +129,16 @@ class Graphs:
         """The same graphs without the hidden events; these themselves when nothing is hidden."""
         if not hidden.share:
             return self
+        histories = None if self.histories is None else _without(self.histories, hidden)
         if self.neighbours is not None and self.counted_N is not None:
             rest = self.neighbours.without(hidden)
             counted_N = torch.as_tensor(rest.users_of_N.degree_X).to(self.counted_N)
-            return replace(self, neighbours=rest, counted_N=counted_N)
-        users_E, items_E = self.users_E.cpu().numpy(), self.items_E.cpu().numpy()
-        kept_E = torch.as_tensor(~hidden.of(users_E.astype(np.int64), items_E), device=self.users_E.device)
+            return replace(self, neighbours=rest, counted_N=counted_N, histories=histories)
+        is_hidden_E = hidden.of(self.users_E.cpu().numpy().astype(np.int64), self.items_E.cpu().numpy())
+        kept_E = torch.as_tensor(~is_hidden_E, device=self.users_E.device)
         values_E = None if self.values_E is None else self.values_E[kept_E]
-        return replace(self, users_E=self.users_E[kept_E], items_E=self.items_E[kept_E], values_E=values_E)
+        users_E, items_E = self.users_E[kept_E], self.items_E[kept_E]
+        return replace(self, users_E=users_E, items_E=items_E, values_E=values_E, histories=histories)
 
     @cached_property
     def mean_of_items(self) -> Adjacency:
@@ -163,6 +169,11 @@ class Graphs:
     @staticmethod
     def _degree(ends_E: Tensor, size: int) -> Tensor:
         return torch.bincount(ends_E, minlength=size).to(torch.float32)
+
+
+def _without(histories: Histories, hidden: Hidden) -> Histories:
+    users_E = np.repeat(histories.users_U, histories.lengths_U)
+    return histories.where(~hidden.of(users_E, histories.items_E))
 
 
 Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and its values
@@ -242,13 +253,37 @@ class Granularity(nn.Module):
 
     reads_events = True  # whether it needs the events of the graphs, more than how many users an item has
 
+    reads_histories = False  # whether it needs the events of the graphs in order, with times and repeats
+
     reads_text = False  # whether ``forward`` looks at the items' text vectors
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
+
+    sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
+    calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
+
+    log_scale = False  # of a fitted granularity: its scores are logarithms of probabilities, up to a constant a query
+
+    @classmethod
+    def fits(
+        cls, sections: Sequence[Any], sizes: ModelSizes, items: ItemView, graphs: Graphs
+    ) -> Iterator[tuple[Granularity, State]]:
+        """Of a fitted granularity: a module and its state for each section in turn, all of which differ in one key;
+        overridden where they share work."""
+        for section in sections:
+            module = cls(section, sizes).eval()
+            yield module, module.state(items, graphs)
 
     weighed_last = False  # of a fitted granularity: side information, whose λ is chosen behind those of the histories
 
     def own_items(self, state: State) -> Tensor:
         """Of a fitted granularity: the item vectors [N, R] that its ``z_BR`` is multiplied with."""
+        raise NotImplementedError
+
+    def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Of a sparse granularity: what it adds to the scores of few items of each query; nothing where it is absent.
+
+        It reads ``batch.whole``, the queries uncut, where its items may lie further back than the model looks.
+        """
         raise NotImplementedError
 
     @property

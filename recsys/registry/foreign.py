@@ -56,7 +56,8 @@ class ForeignScorer:
         """The same questions in the bundle's numbers; without targets, which scoring must not read."""
         histories = self.histories(queries.histories)
         asked_BC = self._recoded(queries.context_BC)
-        return Queries(histories, np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32), asked_BC)
+        nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
+        return Queries(histories, *nothing, asked_BC, queries.asked_at_B)
 
     def histories(self, histories: Histories) -> Histories:
         """The same events in the bundle's numbers, those on unknown items left out."""

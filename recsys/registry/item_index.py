@@ -6,6 +6,7 @@ replica and every swap of the model; and two indices of the same items need not 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
     """
     folder = Path(folder)
     bundle = read_bundle(folder)
-    if bundle.num_items <= exact_items or bundle.index is not None:
+    has_vectors = bundle.model.item_vectors_ND.shape[1] > 0  # none where every member is sparse
+    if bundle.num_items <= exact_items or bundle.index is not None or not has_vectors:
         return ""
     if not can_index():
         return (
@@ -72,5 +74,6 @@ def _users(bundle: Bundle) -> Any:
     recommender = Recommender(bundle)
     known_U = np.flatnonzero(bundle.histories.lengths_U)
     chosen = known_U[:: max(1, len(known_U) // _ASKED)][:_ASKED]
-    queries = recommender.queries([Request(user_id=bundle.user_ids[user]) for user in chosen])
-    return bundle.model.parts(queries)[0].sum(1)
+    at = datetime.fromtimestamp(recommender.newest, UTC)
+    queries = recommender.queries([Request(user_id=bundle.user_ids[user], at=at) for user in chosen])
+    return bundle.model.parts(queries).users_BD

@@ -30,7 +30,8 @@ class RecommenderModel(PythonModel):
     Input columns, all optional, a row needs one of the first four: ``user_id`` (string), ``history`` (list of item
     ids, oldest first, or of objects with item_id, event_type, timestamp, context), ``friends`` (list of user ids),
     ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool),
-    ``context`` (object: context column → value at the moment of asking), ``horizon`` (1 … 10 events ahead).
+    ``context`` (object: context column → value at the moment of asking), ``horizon`` (1 … 10 events ahead), ``at``
+    (time of asking, in any form that times of events have; now without it).
     Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
     """
 

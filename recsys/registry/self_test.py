@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +116,8 @@ def questions(bundle: Bundle) -> list[dict[str, Any]]:
     while unknown in ids:
         unknown += "?"
     rows.append({"user_id": unknown})
-    return [{**row, "k": _K} for row in rows]
+    at = datetime.fromtimestamp(Recommender(bundle).newest, UTC).isoformat()  # the same answer at any time
+    return [{**row, "k": _K, "at": at} for row in rows]
 
 
 def _known_users(bundle: Bundle) -> list[str]:

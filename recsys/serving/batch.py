@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,11 +53,14 @@ def recommend_all(
     batch_size: int = 1024,
     users: Sequence[str] | None = None,
     requests: Sequence[Mapping[str, Any]] | None = None,
+    at: int | None = None,
 ) -> BatchSummary:
     """Recommend for every user of the bundle, or for ``users``, or for ``requests``, on the connected Ray cluster.
 
     ``requests`` are what :class:`~recsys.serving.requests.Request` reads, each with a user id of its own: newest events
-    of known users, newcomers with a history or friends. ``k`` and ``exclude_seen`` hold where a request does not say.
+    of known users, newcomers with a history or friends. ``k``, ``exclude_seen`` and ``at`` hold where a request does
+    not say. ``at`` is the time of asking in seconds since the epoch, by default that of the newest event that the
+    bundle knows, not now: the same bundle gives the same lists at any time.
 
     The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (null for
     popular items), ``source``; users in the order of the bundle, those it does not know last, as given; requests as
@@ -78,7 +82,7 @@ def recommend_all(
     num_users = num_fallback = num_rows = 0
     try:
         with pq.ParquetWriter(aside, output_schema(names), compression="zstd") as writer:
-            for table in _answer_tables(bundle, k, exclude_seen, batch_size, chosen):
+            for table in _answer_tables(bundle, (k, exclude_seen, at), batch_size, chosen):
                 writer.write_table(table.cast(output_schema(names)), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
@@ -106,23 +110,28 @@ def output_schema(granularities: Sequence[str]) -> pa.Schema:
 class _Answering:
     """An actor of the pool: the recommender, made once; a batch of user ids → rows of recommendations."""
 
-    def __init__(self, bundle: list[Any], k: int, exclude_seen: bool) -> None:
+    def __init__(self, bundle: list[Any], k: int, exclude_seen: bool, at: int | None) -> None:
         held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
         self.recommender = Recommender(held)
         self.k, self.exclude_seen = k, exclude_seen
+        self.at = self.recommender.newest if at is None else at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if "request" not in batch.column_names:
-            return user_table(self.recommender, batch.column("user_id").combine_chunks(), self.k, self.exclude_seen)
-        defaults = {"k": self.k, "exclude_seen": self.exclude_seen}
+            users = batch.column("user_id").combine_chunks()
+            return user_table(self.recommender, users, self.k, self.exclude_seen, self.at)
+        asked = datetime.fromtimestamp(self.at, UTC)
+        defaults = {"k": self.k, "exclude_seen": self.exclude_seen, "at": asked}
         rows = [json.loads(text) for text in batch.column("request").to_pylist()]
         requests = parse_requests([defaults | row for row in rows])
         return answer_table(self.recommender.recommend(requests), self.recommender.names)
 
 
-def user_table(recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool) -> pa.Table:
-    """The lists of users as rows of :func:`output_schema`, column by column."""
-    found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen)
+def user_table(
+    recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool, at: int | None = None
+) -> pa.Table:
+    """The lists of users as rows of :func:`output_schema`, column by column; ``at`` in seconds since the epoch."""
+    found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen, at)
     rows_X, places_X = np.nonzero(found.items_BR >= 0)
     of_model_X = found.of_model_B[rows_X]
     shares_KX = found.shares_BKR[rows_X, :, places_X].astype(np.float32).T
@@ -159,7 +168,7 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
 
 
 def _answer_tables(
-    bundle: Bundle, k: int, exclude_seen: bool, batch_size: int, chosen: Iterator[pa.Table]
+    bundle: Bundle, asked: tuple[int, bool, int | None], batch_size: int, chosen: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
     """Tables of recommendations, user by user in order."""
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
@@ -170,7 +179,7 @@ def _answer_tables(
         reference = ray.put(bundle)
         found = dataset.map_batches(
             _Answering,
-            fn_constructor_args=([reference], k, exclude_seen),
+            fn_constructor_args=([reference], *asked),
             batch_format="pyarrow",
             batch_size=None,  # a block is a batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),

@@ -23,6 +23,7 @@ from recsys.config import CanonicalSource
 from recsys.data.histories import Array, Queries
 from recsys.errors import ConfigError, DataError, choices
 from recsys.fusion import GatedFusion
+from recsys.parts import Parts
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.refit_fusion import Evidence
@@ -124,14 +125,18 @@ def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
     items_R = np.array([recommender.item_row(item) for item in feedback.items], dtype=np.int64)
     asked, queries_R = _queries(recommender, feedback)
     chunks = [_encode(recommender, asked, start) for start in range(0, len(asked), _CHUNK)]
-    z_BKD, present_BK, gate_BK = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    encoded, gates = zip(*chunks, strict=True)
+    starts = range(0, len(asked), _CHUNK)
+    rows = [torch.arange(start, min(start + _CHUNK, len(asked))) for start in starts]
+    parts, gate_BK = Parts.gathered(list(zip(rows, encoded, strict=True))), torch.cat(gates)
+    present_BK = parts.weights_BK > 0
     usable_R = (items_R >= 0) & present_BK.any(1).numpy()[queries_R]
     num_unknown_items = int((items_R < 0).sum())
     _check(feedback.rewards_R[usable_R], len(feedback))
     rows_R, chosen_R = torch.as_tensor(queries_R[usable_R]), torch.as_tensor(items_R[usable_R])
     vectors_ND = recommender.model.item_vectors_ND
     shares = [
-        torch.einsum("rkd,rd->rk", z_BKD[rows], vectors_ND[items])
+        parts.take(rows).shares(vectors_ND, items[:, None])[:, :, 0]
         for rows, items in zip(torch.split(rows_R, _CHUNK), torch.split(chosen_R, _CHUNK), strict=True)
     ]
     rewards_R = torch.as_tensor(feedback.rewards_R[usable_R])
@@ -175,13 +180,13 @@ def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Arr
     return recommender.queries(parse_requests(rows)), queries_R
 
 
-def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[torch.Tensor, ...]:
-    """z, where it is present, and what a gate says of it, for the queries from ``start`` on."""
+def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[Parts, torch.Tensor]:
+    """The parts without their weights, and what a gate says of them, for the queries from ``start`` on."""
     model = recommender.model
     chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
-    z_BKD, present_BK = model.unweighted(chunk)
+    parts = model.unweighted(chunk)
     fusion = model.encoders.fusion
     with torch.inference_mode():
-        trained_BKD = z_BKD[:, : fusion.names_K, : model.config.width]
-        gate_BK = fusion.gate_logits(trained_BKD) if isinstance(fusion, GatedFusion) else torch.zeros(len(z_BKD), 0)
-    return z_BKD.clone(), present_BK.clone(), gate_BK.clone()
+        trained_BKD = parts.vectors_BKD[:, : fusion.names_K, : model.config.width]
+        gate_BK = fusion.gate_logits(trained_BKD) if isinstance(fusion, GatedFusion) else torch.zeros(len(chunk), 0)
+    return parts, gate_BK

@@ -9,6 +9,7 @@ Legend: B requests, K granularities, R list length, D width, N items, E events, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from recsys.data.attributes import AttributeRows, RequestEncoder
 from recsys.data.context import encode_request
-from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.histories import NO_TIMES, Array, Histories, Queries, Split
 from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
+from recsys.parts import Parts
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.serving.requests import Answer, Request
 from recsys.serving.retrieval import exact_top
@@ -46,6 +48,7 @@ class _Visible:
     values_E: Array  # NaN where the request does not say
     context_EC: Array
     asked_C: Array  # context at the moment of asking
+    asked_at: int  # that moment, in seconds since the epoch
     unknown: list[str]
     friends_F: list[int]  # dense ids, each once
     unknown_friends: list[str]
@@ -90,6 +93,17 @@ class Recommender:
         return cls(read_bundle(folder))
 
     @cached_property
+    def newest(self) -> int:
+        """The time of the newest event that is known of users, in seconds since the epoch; 0 where times are unknown.
+
+        Why: who is asked for without a question of their own is asked for as of the data, so that the lists of a model
+        do not change with the clock.
+        """
+        times_E = self._histories.times_E
+        known_E = times_E[times_E != 0]
+        return int(known_E.max()) if len(known_E) else 0
+
+    @cached_property
     def _user_rows(self) -> dict[str, int]:
         return {user: row for row, user in enumerate(self.bundle.user_ids)}
 
@@ -118,7 +132,7 @@ class Recommender:
         return self._item_rows.get(item_id, -1)
 
     def queries(self, requests: Sequence[Request]) -> Queries:
-        """What the model sees of every request: stored events, then the request's own.
+        """What the model sees of every request: stored events, then the request's own; asked now unless it says when.
 
         Raises:
             RequestError: as :meth:`recommend`.
@@ -145,14 +159,20 @@ class Recommender:
             answers += self._answer(requests[chunk], visible[chunk], attributes.take(chunk))
         return answers
 
-    def recommend_users(self, user_ids: Sequence[str], k: int, exclude_seen: bool = True) -> Lists:
-        """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user."""
+    def recommend_users(
+        self, user_ids: Sequence[str], k: int, exclude_seen: bool = True, at: int | None = None
+    ) -> Lists:
+        """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user.
+
+        ``at`` is the time of asking in seconds since the epoch, by default that of the newest event.
+        """
         users_B = np.array([self.user_row(user_id) for user_id in user_ids], dtype=np.int32)
         known = self._histories.take(users_B[users_B >= 0])
         lengths_B = np.zeros(len(users_B), dtype=np.int64)
         lengths_B[users_B >= 0] = known.lengths_U
         offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
-        queries = as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1))
+        asked_at_B = np.full(len(users_B), self.newest if at is None else at, dtype=np.int64)
+        queries = as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1), asked_at_B)
         nothing = self._attributes.encode([None])
         names, size = len(self.names), self._chunk_size(k)
         found = Lists(
@@ -167,8 +187,8 @@ class Recommender:
             piece = queries.take(rows_b)
             attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
             with torch.inference_mode():
-                parts_bKD = self.model.parts(piece, None, attributes, None)[0]
-                top_bR, shares_bKR, usable_b = self._top(piece, parts_bKD, np.full(len(rows_b), exclude_seen), k)
+                parts = self.model.parts(piece, None, attributes, None)
+                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), exclude_seen), k)
             scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
             order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_list`
@@ -185,7 +205,7 @@ class Recommender:
     def _chunk_size(self, longest: int) -> int:
         """Requests at a time, so that neither scores nor what is gathered of items or friends takes much memory."""
         width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
-        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
+        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
 
     def _see(self, index: int, request: Request) -> _Visible:
         """The stored events of the user, then those of the request."""
@@ -216,6 +236,7 @@ class Recommender:
             np.append(stored.values_E[span], np.full(len(items), np.nan, dtype=np.float32)),
             np.concatenate([stored.context_EC[span], *(context_C[None] for context_C in contexts)]),
             encode_request(self.bundle.context, request.context, f"request {index}: context"),
+            request.seconds if request.at is not None else int(time.time()),
             unknown,
             [row for row in friends.values() if row >= 0],
             [name for name, row in friends.items() if row < 0],
@@ -233,31 +254,33 @@ class Recommender:
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
         queries = _queries(visible)
-        parts_BKD = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
+        parts = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
         exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
         longest = max(request.k for request in requests)
-        top_BR, shares_BKR, usable_B = self._top(queries, parts_BKD, exclude_B, longest)
+        top_BR, shares_BKR, usable_B = self._top(queries, parts, exclude_B, longest)
         return [
             self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
             for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
         ]
 
-    def _top(self, queries: Queries, parts_BKD: Tensor, exclude_B: Array, k: int) -> tuple[Array, Array, Array]:
+    def _top(self, queries: Queries, parts: Parts, exclude_B: Array, k: int) -> tuple[Array, Array, Array]:
         """The k best items of every query [B, R], their shares [B, K, R], and where they are of the model [B]; the
         most popular items elsewhere."""
         # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
-        bound_B = parts_BKD.norm(dim=2).sum(1) * self._longest_item
+        added = parts.added
+        bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(len(queries))
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
-        parts_BKD = torch.where(usable_B[:, None, None], parts_BKD, 0.0)
+        parts, added = parts.where(usable_B), added.where(usable_B)
         histories = queries.histories
         is_hidden_E = np.repeat(exclude_B, histories.lengths_U)
         rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
         hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
         find = self.bundle.index.top if self.bundle.index is not None else exact_top
-        top_BR = find(parts_BKD.sum(1), self.model.item_vectors_ND, k, rows_E, hidden_E)
+        top_BR = find(parts.users_BD, self.model.item_vectors_ND, k, rows_E, hidden_E, added)
         for row in np.flatnonzero(~usable_B.numpy()):
             top_BR[row] = self._popular(k, hidden_E[rows_E == row])
-        return top_BR, self._shares(parts_BKD, top_BR), usable_B.numpy()
+        shares_BKR = parts.shares(self.model.item_vectors_ND, torch.from_numpy(top_BR).long())
+        return top_BR, shares_BKR.numpy(), usable_B.numpy()
 
     def _popular(self, k: int, hidden_E: Array) -> Array:
         """The k items that most users chose, −1 behind the end."""
@@ -272,19 +295,19 @@ class Recommender:
         friends_BF: Tensor | None,
         attributes: AttributeRows,
         text_BT: Tensor | None,
-    ) -> Tensor:
-        """λ_k z_k of every request, rolled forward to the horizon that it asks for: [B, K, D]."""
+    ) -> Parts:
+        """The parts of every request, rolled forward to the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
-            return self.model.parts(queries, friends_BF, attributes, text_BT)[0]
-        parts_BKD = torch.zeros(len(requests), len(self.names), self.model.item_vectors_ND.shape[1])
+            return self.model.parts(queries, friends_BF, attributes, text_BT)
+        pieces: list[tuple[Tensor, Parts]] = []
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
             friends_bF = None if friends_BF is None else friends_BF[rows_b]
             text_bT = None if text_BT is None else text_BT[rows_b]
             asked = queries.take(rows_b.numpy()), horizon - 1, friends_bF, attributes.take(rows_b), text_bT
-            parts_BKD[rows_b], _ = self.model.parts_ahead(*asked)
-        return parts_BKD
+            pieces.append((rows_b, self.model.parts_ahead(*asked)))
+        return Parts.gathered(pieces)
 
     def _past_texts(self, visible: list[_Visible]) -> Tensor | None:
         """Vectors of the pasts that the model has no text of: of new users, and of users with newer events."""
@@ -294,12 +317,6 @@ class Recommender:
         is_new = [seen.user < 0 or len(seen.items_E) > stored_U[seen.user] for seen in visible]
         pasts = [(s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)]
         return self._reader.vectors(pasts)
-
-    def _shares(self, parts_BKD: Tensor, top_BR: Array) -> Array:
-        """λ_k z_k · a_i as float32 numbers in float64: such numbers add without rounding, in whatever order."""
-        vectors_BRD = self.model.item_vectors_ND[torch.from_numpy(top_BR).long().clamp(min=0)].double()
-        shares_BKR = torch.einsum("bkd,brd->bkr", parts_BKD.double(), vectors_BRD)
-        return shares_BKR.float().double().numpy()
 
     def _list(self, request: Request, seen: _Visible, top_R: Array, shares_KR: Array | None) -> Answer:
         top_R = top_R[: request.k]
@@ -338,7 +355,8 @@ def _queries(visible: list[_Visible]) -> Queries:
         np.zeros(int(lengths.sum()), dtype=np.uint8),
         np.concatenate([seen.context_EC for seen in visible]),
     )
-    return replace(as_queries(histories), context_BC=np.stack([seen.asked_C for seen in visible]))
+    asked_at_B = np.array([seen.asked_at for seen in visible], dtype=np.int64)
+    return replace(as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible]))
 
 
 def _friends(visible: list[_Visible]) -> Tensor | None:
@@ -349,6 +367,7 @@ def _friends(visible: list[_Visible]) -> Tensor | None:
     return torch.tensor([seen.friends_F + [-1] * (width - len(seen.friends_F)) for seen in visible])
 
 
-def as_queries(histories: Histories) -> Queries:
-    """Histories that ask without targets."""
-    return Queries(histories, np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
+    """Histories that ask without targets, at these times, by default unknown ones."""
+    nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
+    return Queries(histories, *nothing, asked_at_B=asked_at_B)

@@ -28,6 +28,11 @@ MAX_HORIZON: Final = 10
 Id = Annotated[StrictStr, Field(min_length=1)]
 
 
+def seconds(time: datetime | None) -> int:
+    """Whole seconds since the epoch of a time; 0 without one."""
+    return 0 if time is None else math.floor(time.timestamp())
+
+
 class HistoryEvent(BaseModel):
     """One event of a request's history. The time has any form that sources may have (UTC unless it says)."""
 
@@ -46,9 +51,7 @@ class HistoryEvent(BaseModel):
     @property
     def seconds(self) -> int:
         """Seconds since the epoch; 0 where the time is unknown."""
-        if self.timestamp is None:
-            return 0
-        return math.floor(self.timestamp.timestamp())
+        return seconds(self.timestamp)
 
 
 class Request(BaseModel):
@@ -56,7 +59,8 @@ class Request(BaseModel):
 
     ``friends`` are user ids: those the model knows take the place of a known user's friendships, and are all there is
     of a newcomer's. ``attributes`` win over those known of the user; null is not given. ``context`` is that of the
-    moment of asking. ``horizon`` 1 asks for the next item, 2 for the one after it, …
+    moment of asking, and ``at`` is its time, in any form that times of events have; without it the question is asked
+    now. ``horizon`` 1 asks for the next item, 2 for the one after it, …
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +73,17 @@ class Request(BaseModel):
     exclude_seen: StrictBool = True
     context: dict[str, Any] | None = None
     horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)] = 1
+    at: datetime | None = None
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _is_a_time(cls, value: Any) -> Any:
+        return moment(value)
+
+    @property
+    def seconds(self) -> int:
+        """When it is asked, in seconds since the epoch; 0 where it does not say."""
+        return seconds(self.at)
 
     @field_validator("history", mode="before")
     @classmethod

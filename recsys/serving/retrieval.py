@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_by_vectors
+from recsys.granularities.sparse import SparseScores
 from recsys.storage.beside import writing_beside
 
 RECALL: Final = 0.99  # of the exact list that an index must find, at LIST places
@@ -31,12 +32,14 @@ _TRAINING_ITEMS: Final = 65_536
 _LONG_HISTORY: Final = 4096  # hidden items beyond which a request is answered exactly
 
 
-def exact_top(users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array) -> Array:
-    """The k best items of every user, −1 behind the end: [B, R] int32.
+def exact_top(
+    users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array, added: SparseScores | None = None
+) -> Array:
+    """The k best items of every user by u · a_i + ``added``, −1 behind the end: [B, R] int32.
 
     Of row ``rows_E[e]`` the item ``hidden_E[e]`` is left out; rows ascend.
     """
-    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E)[0]
+    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E, added)[0]
 
 
 class ItemIndex:
@@ -86,23 +89,39 @@ class ItemIndex:
         with writing_beside(path) as aside:
             faiss.write_index(self._index, str(aside))
 
-    def top(self, users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array) -> Array:
-        """As :func:`exact_top`, of the items that the index names; of all items where it does not name enough, or
-        where so many are hidden that it would have to name a large part of them."""
+    def top(
+        self,
+        users_BD: Tensor,
+        vectors_ND: Tensor,
+        k: int,
+        rows_E: Array,
+        hidden_E: Array,
+        added: SparseScores | None = None,
+    ) -> Array:
+        """As :func:`exact_top`, of the items that the index names and those that ``added`` adds to, which it knows
+        nothing of; of all items where it does not name enough, or where so many are hidden that it would have to name a
+        large part of them."""
         num_hidden_B = np.bincount(rows_E, minlength=len(users_BD))
         is_long_B = num_hidden_B > _LONG_HISTORY
         most = int(num_hidden_B[~is_long_B].max(initial=0))
         _, candidates_BC = self._index.search(users_BD.numpy(), min(self.wanted(k) + most, len(vectors_ND)))
         hidden_B = np.split(hidden_E, np.cumsum(num_hidden_B)[:-1])  # rows_E ascends
+        added_B = [added.between(row, row + 1) if added is not None else None for row in range(len(users_BD))]
         top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
         order_N, size = tie_order(len(vectors_ND)), min(k, len(vectors_ND))
         for row, (candidates_C, mine_E) in enumerate(zip(candidates_BC, hidden_B, strict=True)):
+            mine = added_B[row]
+            if mine is not None:
+                candidates_C = np.union1d(candidates_C, mine.items_P.numpy())
             candidates_C = candidates_C[(candidates_C >= 0) & ~np.isin(candidates_C, mine_E)]
             if is_long_B[row] or len(candidates_C) < size:
                 rows_e = np.zeros(len(mine_E), dtype=np.int64)
-                top_BR[row] = exact_top(users_BD[[row]], vectors_ND, k, rows_e, mine_E)[0]
+                top_BR[row] = exact_top(users_BD[[row]], vectors_ND, k, rows_e, mine_E, mine)[0]
                 continue
-            scores_C = (vectors_ND[torch.from_numpy(candidates_C)] @ users_BD[row]).numpy()
+            listed_C = torch.from_numpy(candidates_C)
+            scores_C = (vectors_ND[listed_C] @ users_BD[row]).numpy()
+            if mine is not None:
+                scores_C += mine.at(listed_C[None])[0].numpy()
             best_R = np.lexsort((order_N[candidates_C], -scores_C))[:size]
             top_BR[row, :size] = candidates_C[best_R]
         return top_BR

@@ -47,13 +47,17 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
     if np.isnan(metric()):
         return
+    if not frozen.trained_names:
+        first = _best_alone(weights, metric)
+        order = [each for each in order if each[0] != first]
     for place, (name, _) in order:
         weights[place] = 0.0
         best, best_value = 0.0, metric()
         weights[place] = 1.0
-        parts_BKD, _ = frozen.parts(probe)  # no scores of the model, which are popularity where nothing is present
-        own_BD = parts_BKD[:, frozen.names.index(name)]
-        own, others = (float((x_BD @ frozen.item_vectors_ND.T).std()) for x_BD in (own_BD, parts_BKD.sum(1) - own_BD))
+        parts = frozen.parts(probe)  # no scores of the model, which are popularity where nothing is present
+        rest = [k for k, other in enumerate(frozen.names) if other != name]
+        halves = (parts.of([frozen.names.index(name)]), parts.of(rest))
+        own, others = (float(half.scores(frozen.item_vectors_ND).std()) for half in halves)
         ratio = others / max(own, 1e-12)
         for factors in (_COARSE, _FINE):
             middle = best if factors is _FINE else ratio
@@ -63,3 +67,17 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
                 if value > best_value:
                     best, best_value = weight, value
         weights[place] = best
+
+
+def _best_alone(weights: torch.Tensor, metric: Callable[[], float]) -> int:
+    """Leave the member that ranks best by itself with λ 1, the others with 0: the scale that the search goes out from,
+    where nothing trained gives one."""
+    values = []
+    for place in range(len(weights)):
+        weights.zero_()
+        weights[place] = 1.0
+        values.append(metric())
+    weights.zero_()
+    best = int(np.argmax(values))
+    weights[best] = 1.0
+    return best

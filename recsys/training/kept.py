@@ -84,6 +84,8 @@ def transplant(
     found = {}
     for key, tensor in own.items():
         other = weights.get(key)
+        if key == _FITTED and other is not None and len(other) != len(tensor):
+            other = None  # the training knew no fitted granularities; stacking weighs them
         if other is not None and key.startswith(_FUSION) and key.endswith("_K"):
             tensor = tensor.clone()
             for place, name in enumerate(own_names):
@@ -91,7 +93,7 @@ def transplant(
                     tensor[place] = other[names.index(name)]
             other = tensor
         found[key] = tensor if other is None else other
-    if f"{_FUSION}prior_K" in found and _FITTED in found:  # a gate's λ are K times a share
+    if names and f"{_FUSION}prior_K" in found and _FITTED in found:  # a gate's λ are K times a share
         found[_FITTED] = found[_FITTED] * (len(own_names) / len(names))
     return found
 

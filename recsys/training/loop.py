@@ -4,6 +4,7 @@ Two phases. *select* trains on the training events, validates every few epochs a
 anew on training and validation events for that number of epochs under the same schedule, so that the newest events are
 not lost to the model; nothing is chosen in it. The test events are in neither. Where the check on validation silences
 granularities (see ``kept``), both are without them, and a third phase, *join*, trains them alone around the model.
+Where every granularity is fitted in closed form there are no epochs: *select* chooses their weights and validates once.
 
 Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
 targets of the whole batch, so that any number of workers takes the same step.
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +34,10 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
-from recsys.model import FrozenModel
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
-from recsys.training.context import TrainContext
+from recsys.training.constants import CONSTANTS, choose_values, with_constants
+from recsys.training.context import Report, TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
 from recsys.training.optimizer import build_optimizer, clip_gradients
@@ -44,7 +46,7 @@ from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
 
 RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
-Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
+Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
 
 
 def fit(
@@ -70,9 +72,13 @@ def fit(
     if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
         kept = {"chosen": start.num_strata, "candidates": {}} if start else None
         progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
+    if CONSTANTS not in progress.choices and (chosen := choose_values(config, dataset, validate, context, start)):
+        progress.choices[CONSTANTS] = chosen
+    config = with_constants(config, progress.choices)
     if progress.phase == "select":
         select = _select(config, dataset, validate, context, progress, start)
-        select.weigh_fitted()
+        if select.names:
+            select.weigh_fitted()
         progress = select.progress
         if config.train.ratings:
             progress.choices[RATINGS] = choose_constants(select.model.freeze(select.graphs), dataset)
@@ -154,7 +160,7 @@ class Phase:
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
         with_facts = config.model.granularities.knowledge.enabled
         sizes = self.model.sizes
-        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model)
+        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model, config)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
@@ -187,7 +193,7 @@ class Phase:
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
             self.loss.load_state_dict(state)
         self.step: nn.Module = self.loss
-        if context.world_size > 1:
+        if context.world_size > 1 and self.names:
             self.step = nn.parallel.DistributedDataParallel(
                 self.loss,
                 broadcast_buffers=False,
@@ -206,6 +212,10 @@ class Phase:
     def run(self) -> None:
         """Train to the end of the phase; the progress says how it went."""
         train, progress = self.config.train, self.progress
+        if not self.names:
+            if self.selects:
+                self._weigh_once()
+            return
         last = train.epochs if self.selects else progress.best_epoch
         if self.starts_warm and self.selects and not (progress.epoch or progress.step):
             self._validate(0)
@@ -245,6 +255,16 @@ class Phase:
             module.refit(self.graphs, items, self.config.seed)
             for tensor in module.state_dict().values():
                 tensor.copy_(self.context.from_first(tensor))
+
+    def _weigh_once(self) -> None:
+        """Of a model without a trained granularity: the λ of its members and one validation, reported as epoch 0."""
+        started = time.perf_counter()
+        self.progress.best_value = float("-inf")  # a resumed training fits and validates anew
+        self.weigh_fitted()
+        report: Report = {"phase": "select", "epoch": 0, "epochs": 0, self.config.train.metric: self._validate(0)}
+        report["seconds"] = round(time.perf_counter() - started, 3)
+        self.progress.history[:] = [report]
+        self._report(report, True)
 
     def weigh_fitted(self) -> None:
         """Choose the λ of the fitted granularities on validation; a weighted fusion keeps the configured ones."""

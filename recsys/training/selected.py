@@ -1,10 +1,15 @@
-"""The model as it was chosen on validation, before a refit gave it the validation events as well.
+"""A model made again from its trainable weights: as it was chosen on validation, or of the events through another part.
 
 Why: whatever is chosen or measured on validation needs a model that has not been trained on it. The refit's weights
 have been; those that ``train`` keeps beside them (``selected.safetensors``) have not.
 """
 
 from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
 
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -13,8 +18,45 @@ from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
+from recsys.training.constants import with_constants
+from recsys.training.context import Report
 from recsys.training.kept import KEPT, scale, silenced, transplant
 from recsys.training.strata import STRATA
+
+STACK: Final = "stack"  # the name of the members' weights among a training's choices
+
+
+def assemble(
+    config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
+) -> FrozenModel:
+    """The model of these weights, with its graphs and fitted granularities made of the events through ``through``.
+
+    Args:
+        config: of the model; it may have fitted granularities that the training did not know.
+        dataset: that the weights were trained on.
+        through: the last part whose events are read.
+        weights: the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
+        choices: of the training, and the weights of the members where stacking has chosen them.
+    """
+    config = with_constants(config, choices)
+    num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
+    model = build_model(config, dataset, through, num_strata)
+    model.silent = silenced(choices)
+    names = [name for name, _ in model.encoders.each()]
+    own = {f"model.{key}": value for key, value in model.state_dict().items()}
+    found = transplant(weights, [name for name in names if name not in model.silent], own, names)
+    model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
+    sizes = model.sizes
+    with_facts = config.model.granularities.knowledge.enabled
+    graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), model, config)
+    if model.encoders.stack is not None and STACK in choices:
+        members = choices[STACK]["members"]
+        weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
+        model.encoders.stack.weights_GM.copy_(weights_GM)
+        model.encoders.stack.scales_M.copy_(torch.tensor([members[name]["scale"] for name in model.encoders.members]))
+    frozen = model.freeze(graphs)
+    scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
+    return frozen
 
 
 def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResult) -> FrozenModel:
@@ -33,17 +75,4 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
             f"the model was trained again on validation events (train.refit), and the weights of before ({SELECTED}) "
             "are not there: an earlier release trained it; run `recsys train` again"
         )
-    num_strata = int(trained.choices.get(STRATA, {}).get("chosen", 0))
-    model = build_model(config, dataset, Split.TRAIN, num_strata)
-    model.silent = silenced(trained.choices)
-    names = [name for name, _ in model.encoders.each()]
-    own = {f"model.{key}": value for key, value in model.state_dict().items()}
-    found = transplant(trained.selected, [name for name in names if name not in model.silent], own, names)
-    model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
-    sizes = model.sizes
-    with_facts = config.model.granularities.knowledge.enabled
-    with_media = bool(sizes.media)
-    graphs = build_graphs(dataset, Split.TRAIN, sizes.profile, with_facts, with_media=with_media, model=model)
-    frozen = model.freeze(graphs)
-    scale(frozen.encoders.fusion, frozen.trained_names, trained.choices.get(KEPT, {}))
-    return frozen
+    return assemble(config, dataset, Split.TRAIN, trained.selected, trained.choices)

@@ -27,7 +27,7 @@ from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata
 from recsys.data.whitening import whiten
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ModelSizes
-from recsys.granularities.stratum import Stratum
+from recsys.granularities.stratum.model import Stratum
 from recsys.losses import full_softmax, sampled_softmax
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs

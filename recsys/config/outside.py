@@ -1,0 +1,121 @@
+"""Granularities, losses and sources from outside this package: by an entry point, or by ``module:Class``.
+
+An installed package offers a class by an entry point of the groups below; its name then stands for it. A configuration
+may also name any importable class as ``kind: module:Class``.
+
+Naming code is running code. A configuration is the word of whoever starts the command, so what it names is imported.
+A bundle, a checkpoint or a trained model is not: it may come from anywhere. While one is read (:func:`from_artifact`)
+only what an *installed* package offers by an entry point is imported, or what a configuration of this very process has
+named itself; a path that stands in the artifact alone is never followed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points, packages_distributions, version
+from typing import Any, Final
+
+GRANULARITIES: Final = "recsys.granularities"
+LOSSES: Final = "recsys.losses"
+SOURCES: Final = "recsys.sources"
+
+_PATH: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_named: set[str] = set()  # targets that configurations of this process have named
+_is_artifact: ContextVar[bool] = ContextVar("is_artifact", default=False)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A class that an installed package offers."""
+
+    name: str
+    target: str  # module:Class
+    package: str
+    version: str
+
+
+@contextmanager
+def from_artifact() -> Iterator[None]:
+    """While inside, configurations that are read name nothing: they came with an artifact."""
+    token = _is_artifact.set(True)
+    try:
+        yield
+    finally:
+        _is_artifact.reset(token)
+
+
+def offers(group: str) -> dict[str, Offer]:
+    """What installed packages offer, by name."""
+    return _offers(group, tuple(sys.path))
+
+
+@lru_cache(maxsize=16)
+def _offers(group: str, path: tuple[str, ...]) -> dict[str, Offer]:
+    found = {}
+    for point in entry_points(group=group):
+        package = point.dist
+        found[point.name] = Offer(
+            point.name, point.value, package.name if package else "", package.version if package else ""
+        )
+    return found
+
+
+def is_path(kind: str) -> bool:
+    """Whether a kind is ``module:Class``.
+
+    >>> is_path("weather.member:Weather"), is_path("weather")
+    (True, False)
+    """
+    return bool(_PATH.fullmatch(kind))
+
+
+def resolve(group: str, kind: str) -> Offer | None:
+    """The class behind a kind: the offer of that name, or the path itself with the package that it is of, if any; None
+    where nobody offers it.
+
+    Raises:
+        ValueError: a path that stands in an artifact alone.
+    """
+    known = offers(group)
+    if not is_path(kind):
+        return known.get(kind)
+    offered = next((offer for offer in known.values() if offer.target == kind), None)
+    if _is_artifact.get():
+        if offered is None and kind not in _named:
+            raise ValueError(
+                f"{kind!r} is named by a file that may come from anywhere, and no installed package offers it by an "
+                f"entry point of {group}; install the package that does, or give the configuration that names it"
+            )
+    else:
+        _named.add(kind)
+    return offered or Offer("", kind, *_package_of(kind))
+
+
+def _package_of(target: str) -> tuple[str, str]:
+    """The installed package that has a module, and its version; empty where it is a plain file."""
+    found = packages_distributions().get(target.split(":")[0].split(".")[0], [])
+    return (found[0], version(found[0])) if found else ("", "")
+
+
+def load(offer: Offer, base: type) -> type[Any]:
+    """The class of an offer.
+
+    Raises:
+        ValueError: it cannot be imported, or is no subclass of ``base``.
+    """
+    module, name = offer.target.split(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        cure = f"install {offer.package} again" if offer.package else "install its package, or put it on PYTHONPATH"
+        raise ValueError(f"{offer.target} cannot be imported ({error}); {cure}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{offer.target} is no subclass of {base.__module__}.{base.__qualname__}")
+    return found

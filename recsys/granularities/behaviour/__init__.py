@@ -1,0 +1,1 @@
+"""The text of what a user chose, attention-pooled."""

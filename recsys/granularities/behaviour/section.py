@@ -1,0 +1,48 @@
+"""What ``behaviour`` says of itself: the text of what a user chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig
+from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recsys.config.root import Config
+    from recsys.granularities.base import ModelSizes
+
+
+class BehaviourConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.behaviour.model:Behaviour"
+
+    input: Literal["text", "item", "user_text", "both"] = Field(
+        "text", description="pooled text vectors or item vectors, the text of the past, or pooled text and that text"
+    )
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def reads_user_text(self) -> bool:
+        return self.enabled and self.input in ("user_text", "both")
+
+    def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        if self.reads_user_text and not config.data.text.users.enabled:
+            yield (
+                f"{where}.input {self.input} reads the text of users: set data.text.users.enabled true, or input text"
+            )
+
+    def check(self, sizes: ModelSizes) -> None:
+        if self.input in ("user_text", "both") and not sizes.user_text_width:
+            raise ConfigError(
+                "model.granularities.behaviour.input reads the text of users, and the dataset has none: set "
+                "data.text.users.enabled true and run `recsys prepare`, or set input text"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        looked_at = work.longest if work.data.ordered else 1
+        step = work.queries * work.width * FLOAT * 8 + work.queries * looked_at * self.heads * 16
+        return Estimate(step=step + work.data.items * work.width * FLOAT * 4)

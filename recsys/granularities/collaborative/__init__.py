@@ -1,0 +1,1 @@
+"""The graph of users and items: light graph convolution."""

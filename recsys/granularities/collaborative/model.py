@@ -1,0 +1,126 @@
+"""Collaborative: who else chose these items, by light graph convolution over the user–item graph (S1, S3).
+
+LightGCN (He et al. 2020): e^(l+1) = D^-1/2 A D^-1/2 e^(l), items are the mean over the layers. Users start from zero,
+so a user is a sum over their history,
+
+    z_u = |H_u|^-1/2 Σ_{i ∈ H_u} f_i,      f_i = d_i^-1/2 (L + 1)^-1 Σ_{l < L} e_i^(l),
+
+the same for a user who was in training and for one who came today; ``user_embedding`` adds a row for the former,
+which starts the propagation too. The convolution is torch-geometric's, with its transpose cached, once a step; on
+graphs beyond ``max_edges`` a step samples neighbours (see :mod:`recsys.granularities.collaborative.sampling`).
+
+Legend: N items, V users, E training events, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey, spread
+from recsys.granularities.collaborative.sampling import Hop, convolve, sample_hops
+from recsys.granularities.collaborative.section import CollaborativeConfig
+
+
+class Collaborative(Granularity):
+    """Light graph convolution; refines the item vectors and folds users in from their histories."""
+
+    def __init__(self, config: CollaborativeConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        self.layers, self.fanout = config.layers, config.fanout
+        self._hops: list[Hop] | None = None
+        self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
+        if self.users_VD is not None:
+            nn.init.normal_(self.users_VD.weight, std=0.05)
+        self._ids_S: Tensor | None = None
+        self._fold_ND: Tensor | None = None
+        self._propagated_VD: Tensor | None = None
+
+    @classmethod
+    def for_serving(cls, config: CollaborativeConfig, sizes: ModelSizes) -> Collaborative:
+        """Without the users' embedding rows: the state has the propagated ones."""
+        return cls(config.model_copy(update={"user_embedding": False}), sizes)
+
+    @property
+    def needs_all_items(self) -> bool:
+        return not self.is_sampled
+
+    def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        if not self.is_sampled:
+            return ids_S
+        assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
+        device = graphs.users_E.device
+        self._ids_S = ids_S
+        wide_S, self._hops = sample_hops(graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device)
+        return wide_S
+
+    def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        if self.is_sampled:
+            return self._refine_by_parts(base_ND, graphs)
+        layer_VD = self.users_VD.weight if self.users_VD is not None else None
+        layer_ND: Tensor | None = base_ND
+        total_ND = fold_ND = base_ND
+        total_VD = layer_VD
+        for depth in range(self.layers):  # without user rows every other layer of a side is zero: None
+            unused = self.users_VD is None and depth + 1 == self.layers
+            next_VD = spread(graphs.users_from_items, layer_ND) if layer_ND is not None and not unused else None
+            next_ND = spread(graphs.items_from_users, layer_VD) if layer_VD is not None else None
+            layer_VD, layer_ND = next_VD, next_ND
+            if next_ND is not None:
+                total_ND = total_ND + next_ND
+                fold_ND = fold_ND + next_ND if depth + 1 < self.layers else fold_ND
+            if self.users_VD is not None and next_VD is not None and total_VD is not None:
+                total_VD = total_VD + next_VD
+        scale = 1 / (self.layers + 1)
+        self._fold_ND = fold_ND * (scale * graphs.degree_N.clamp(min=1).rsqrt())[:, None]
+        self._propagated_VD = total_VD * scale if total_VD is not None else None
+        return total_ND * scale
+
+    def _refine_by_parts(self, base_SD: Tensor, graphs: Graphs) -> Tensor:
+        """The same by the step's sample, or without one, exactly, of the whole catalogue; only every other layer of the
+        items is not zero."""
+        assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
+        hops, degree_S = self._hops, graphs.degree_N
+        if hops is not None and self._ids_S is not None:
+            degree_S = degree_S[self._ids_S]
+        layer_SD = base_SD
+        total_SD = fold_SD = base_SD[: len(degree_S)]
+        for depth in range(1, self.layers // 2 + 1):
+            if hops is None:
+                layer_SD = convolve(graphs.neighbours, layer_SD)
+            else:
+                layer_SD = base_SD[: hops[depth - 1].reach]
+                for hop in reversed(hops[:depth]):
+                    layer_SD = hop(layer_SD)
+            total_SD = total_SD + layer_SD
+            fold_SD = fold_SD + layer_SD if 2 * depth < self.layers else fold_SD
+        scale = 1 / (self.layers + 1)
+        self._fold_ND, self._hops, self._ids_S = fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None], None, None
+        return total_SD * scale
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        assert self._fold_ND is not None, "refine_items comes first"
+        found = {"fold_ND": self._fold_ND}
+        if self._propagated_VD is not None:
+            found["users_VD"] = self._propagated_VD
+            found["trained_V"] = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
+        self._fold_ND = self._propagated_VD = None
+        return found
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(items.vectors_SD.dtype)
+        present_B = batch.seen_B > 0
+        scale_B = batch.seen_B.clamp(min=1).to(fold_ULD.dtype).rsqrt() * present_B
+        if len(batch) > len(batch.users_U):
+            summed_BD = fold_ULD.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
+        else:
+            summed_BD = fold_ULD.sum(1)[batch.rows_B]
+        z_BD = summed_BD * scale_B[:, None]
+        if "users_VD" in state:
+            users_B = batch.users_U[batch.rows_B].clamp(min=0)
+            known_B = (batch.users_U[batch.rows_B] >= 0) & state["trained_V"][users_B]
+            z_BD = torch.where(known_B[:, None], state["users_VD"][users_B], z_BD)
+            present_B = present_B | known_B
+        return z_BD, present_B

@@ -1,0 +1,52 @@
+"""What ``collaborative`` says of itself: the graph of users and items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig
+from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recsys.config.root import Config
+    from recsys.granularities.base import ModelSizes
+
+
+class CollaborativeConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.collaborative.model:Collaborative"
+
+    layers: int = Field(3, ge=1)
+    user_embedding: bool = Field(False, description="a row per training user instead of the fold-in (unordered data)")
+    max_edges: int = Field(
+        4_000_000, ge=0, description="larger graphs are not held: a step samples neighbours (not with user_embedding)"
+    )
+    fanout: int = Field(8, ge=1, description="neighbours of a node that a step samples")
+
+    def is_sampled(self, num_events: int) -> bool:
+        """Whether a step samples the graph of so many events, which nobody then holds."""
+        return not self.user_embedding and num_events > self.max_edges
+
+    def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        if self.user_embedding and config.data.order in ("time", "file"):
+            yield f"{where}.user_embedding needs unordered data, and data.order is {config.data.order}; set it false"
+
+    def check(self, sizes: ModelSizes) -> None:
+        if self.user_embedding and sizes.ordered:
+            raise ConfigError(
+                "model.granularities.collaborative.user_embedding on ordered data would show every position of a "
+                "history the events behind it; set it false, or data.order none"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        data, is_held = work.data, not self.is_sampled(work.data.events)
+        graph = (data.items + data.users) * work.width * FLOAT * 2 * (self.layers + 2) + data.events * 32 * is_held
+        return Estimate(
+            parameters=data.users * work.width * self.user_embedding,
+            holds_events=is_held,
+            step=work.queries * work.width * FLOAT * 8 + graph,
+            flops=12 * data.events * work.width * self.layers,
+        )

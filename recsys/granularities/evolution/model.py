@@ -1,0 +1,254 @@
+"""Evolution: how a user's interest moves, read from the order and the times of the history (S4).
+
+A causal sequence model over the item vectors of the history, trained at every position. ``cell`` picks an LSTM or a
+GRU, or pre-norm causal attention (SASRec, Kang & McAuley 2018) whose positions enter as vectors added to the
+events, as learned biases on the lag between two events and on the time between them (as in HSTU, Zhai et al. 2024), or
+both. An event is the sum of its item, its type, its context columns and (``time_gaps``) the time since the one before.
+
+``states`` picks what comes of it: the cell's state behind the last event, which is the predicted next interest state
+H_{t+1}, or H_{t+1} and the immediate state i_t with a learned share (see
+:mod:`~recsys.granularities.evolution.interest`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.dropout import Dropout
+from recsys.granularities.evolution.context import AskedContext, ContextVectors, hide
+from recsys.granularities.evolution.interest import Fuse, InterestStates
+from recsys.granularities.evolution.section import EvolutionConfig
+
+NUM_TIME_BUCKETS = 16  # of attention's biases, log2 of minutes: under a minute … over three weeks
+NUM_GAP_BUCKETS = 20  # of the inputs: … over a year
+
+
+class Interest(NamedTuple):
+    """The two states behind every query, normed, and how they make z = (1 − share) long + share immediate."""
+
+    long_BD: Tensor  # the next interest state H_{t+1}
+    immediate_BD: Tensor | None  # None: the model has one state
+    share_B1: Tensor  # of the immediate state
+
+    @property
+    def z_BD(self) -> Tensor:
+        if self.immediate_BD is None:
+            return self.long_BD
+        return (1 - self.share_B1) * self.long_BD + self.share_B1 * self.immediate_BD
+
+
+class Evolution(Granularity):
+    """The state of a causal sequence model behind the last seen event.
+
+    Legend: U rows, L length, D width, H heads, B queries, C context columns.
+    """
+
+    reads_events = False
+
+    def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        self.config = config
+        width = sizes.width
+        self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
+        nn.init.zeros_(self.type_embedding.weight)
+        self.scale = math.sqrt(width)  # of item vectors, which are small beside the cell's weights
+        self.dropout = Dropout(config.input_dropout)
+        self.norm = nn.LayerNorm(width)
+        two = config.states != "cell"
+        self.cell: nn.Module
+        if config.cell == "attention":
+            self.cell = CausalAttention(config, sizes)
+        else:
+            kind = nn.LSTM if config.cell == "lstm" else nn.GRU
+            drop = config.dropout if config.layers > 1 else 0.0
+            self.cell = kind(2 * width if two else width, width, config.layers, batch_first=True, dropout=drop)
+        self.states = InterestStates(width) if two else None
+        self.enter = nn.Linear(2 * width, width) if two and config.cell == "attention" else None
+        self.fuse = Fuse(width) if two else None
+        self.gap_embedding = nn.Embedding(NUM_GAP_BUCKETS + 1, width) if config.time_gaps else None
+        if self.gap_embedding is not None:
+            nn.init.zeros_(self.gap_embedding.weight)
+        names = [name for name, _ in sizes.context]
+        self.context = ContextVectors(sizes, names, init_std=0.0) if names else None
+        asked = config.query_context
+        self.asked = AskedContext(sizes, asked, config.context_dropout) if asked else None
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        present_B = batch.seen_B > 0
+        z_BD = self.interest(batch, items).z_BD
+        return z_BD * present_B[:, None].to(z_BD.dtype), present_B
+
+    def interest(self, batch: Batch, items: ItemView) -> Interest:
+        """Long-term and immediate state of every query (of no meaning where a query sees no event)."""
+        next_BD, immediate_BD = self._run(self.dropout(self._events(batch, items)), batch)
+        if self.asked is not None:
+            next_BD = self.asked(next_BD, batch.asked_BC)
+        long_BD: Tensor = self.norm(next_BD)
+        if self.fuse is None or immediate_BD is None:
+            return Interest(long_BD, None, long_BD.new_zeros(len(long_BD), 1))
+        return Interest(long_BD, *self.fuse(long_BD, immediate_BD))
+
+    def _events(self, batch: Batch, items: ItemView) -> Tensor:
+        """What the cell reads of every event: [U, L, D]."""
+        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(batch.types_UL)
+        if self.gap_embedding is not None:
+            events_ULD = events_ULD + self.gap_embedding(_gap_buckets(batch.ages_UL))
+        if self.context is not None:
+            codes_ULC = hide(batch.context_ULC, self.config.context_dropout, self.training)
+            events_ULD = events_ULD + self.context(codes_ULC)
+        return self.cell.place(events_ULD) if isinstance(self.cell, CausalAttention) else events_ULD
+
+    def _run(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """H_{t+1} and i_t (None: one state) behind every query's last event: [B, D]."""
+
+        def cell(inputs_ULX: Tensor) -> Tensor:
+            if isinstance(self.cell, CausalAttention):
+                states_ULD: Tensor = self.cell(inputs_ULX if self.enter is None else self.enter(inputs_ULX), batch)
+            else:
+                states_ULD = self.cell(inputs_ULX)[0]
+            return states_ULD
+
+        if self.states is None:
+            if isinstance(self.cell, CausalAttention) and not self.training and _one_query_a_row(batch):
+                last_BD = self.cell.behind_last(events_ULD, batch)
+                return last_BD * (batch.seen_B > 0)[:, None].to(last_BD.dtype), None
+            return gather_queries(cell(events_ULD), batch), None
+        if self.config.states == "formula":
+            assert isinstance(self.cell, nn.LSTM | nn.GRU)
+            both = self.states.formula(events_ULD, self.cell)
+        else:
+            both = self.states.sweep(events_ULD, cell, self.config.sweeps)
+        return gather_queries(both[0], batch), gather_queries(both[1], batch)
+
+
+def _one_query_a_row(batch: Batch) -> bool:
+    rows_B = torch.arange(len(batch.users_U), device=batch.rows_B.device)
+    return torch.equal(batch.rows_B, rows_B)
+
+
+def _gap_buckets(ages_UL: Tensor) -> Tensor:
+    """log₂ of the minutes since the event before, one bucket more for a row's first event: [U, L] int64."""
+    gaps_UL = (ages_UL[:, :-1] - ages_UL[:, 1:]).clamp(min=0)
+    return nn.functional.pad(_buckets(gaps_UL, NUM_GAP_BUCKETS), (1, 0), value=NUM_GAP_BUCKETS)
+
+
+def _buckets(days: Tensor, number: int) -> Tensor:
+    """log₂ of the minutes of times between events, the last bucket open."""
+    return torch.log2(1 + days * 1440.0).long().clamp(max=number - 1)
+
+
+class CausalAttention(nn.Module):
+    """Pre-norm transformer blocks with learned lag and time-gap biases."""
+
+    def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        if sizes.width % config.heads:
+            raise heads_error("evolution", config.heads, sizes.width)
+        self.blocks = nn.ModuleList(Block(sizes.width, config) for _ in range(config.layers))
+        length, relative = sizes.max_history + 1, config.positions != "absolute"
+        self.lag_bias_LH = nn.Parameter(_older_is_fainter(length, config.heads)) if relative else None
+        self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
+        if self.gap_bias is not None:
+            nn.init.zeros_(self.gap_bias.weight)
+        absolute = config.positions != "relative"
+        self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
+
+    def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        states_ULD, bias_UHLL = self._enter_last(events_ULD, batch)
+        last_ULD: Tensor = self.blocks[-1](states_ULD, bias_UHLL)
+        return last_ULD
+
+    def behind_last(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        """Without dropout, the state behind the last event that each row's one query sees, [U, D]; of no meaning where
+        it sees none."""
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return last.at(*self._enter_last(events_ULD, batch), (batch.seen_B - 1).clamp(min=0))
+
+    def _enter_last(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        bias_UHLL = self._bias(batch, events_ULD.shape[1], events_ULD.device).to(events_ULD.dtype)
+        states_ULD = events_ULD
+        for block in self.blocks[:-1]:
+            states_ULD = block(states_ULD, bias_UHLL)
+        return states_ULD, bias_UHLL
+
+    def _bias(self, batch: Batch, length: int, device: torch.device) -> Tensor:
+        """What is added to the logits, U and H 1 where all rows and heads share it; minus infinity for later events.
+        Padding is later than every real event of its row, so that nothing else needs to hide it."""
+        places_L = torch.arange(length, device=device)
+        lag_LL = places_L[:, None] - places_L
+        bias_UHLL = torch.zeros(1, 1, length, length, device=device)
+        if self.lag_bias_LH is not None:
+            bias_UHLL = self.lag_bias_LH[lag_LL.clamp(min=0)].permute(2, 0, 1)[None]
+        if self.gap_bias is not None:
+            gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0)
+            bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(0, 3, 1, 2)
+        return bias_UHLL.masked_fill(lag_LL < 0, float("-inf"))
+
+    def place(self, events_ULD: Tensor) -> Tensor:
+        """Events with their positions, counted from the row's first."""
+        return events_ULD if self.position_LD is None else events_ULD + self.position_LD[: events_ULD.shape[1]]
+
+
+def _older_is_fainter(length: int, heads: int) -> Tensor:
+    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1."""
+    lag_L1 = torch.arange(length, dtype=torch.float32)[:, None]
+    return -torch.linspace(0, 1, heads) * torch.log1p(lag_L1)
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward of ``inner`` times width D, each behind a norm and a residual."""
+
+    def __init__(self, width: int, config: EvolutionConfig) -> None:
+        super().__init__()
+        self.heads, self.rate, inner = config.heads, config.dropout, config.feed_forward * width
+        self.norm_attention, self.norm_forward = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mix = nn.Linear(width, width)
+        self.dropout = Dropout(config.dropout)
+        self.feed_forward = nn.Sequential(nn.Linear(width, inner), nn.GELU(), self.dropout, nn.Linear(inner, width))
+
+    def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm_attention(states_ULD)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        mixed_UHLX = self._attend(q, k, v, bias_UHLL)
+        return self._leave(states_ULD, mixed_UHLX.transpose(1, 2).flatten(2))
+
+    def at(self, states_ULD: Tensor, bias_UHLL: Tensor, place_U: Tensor) -> Tensor:
+        """The next state of one place of every row, [U, D], without dropout.
+
+        With one question a row it is cheaper to carry the question to the events, and their mean to the values, than
+        to make keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w (W_v x) = W_v Σ w x.
+        """
+        rows_U = torch.arange(len(place_U), device=place_U.device)
+        normed_ULD = self.norm_attention(states_ULD)
+        to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])  # [H, X, D] each
+        bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)  # that of the keys is the same for all
+        q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q
+        question_UHD = torch.einsum("uhx,hxd->uhd", q_UHX * q_UHX.shape[-1] ** -0.5, to_k)
+        bias_UHL = bias_UHLL.expand(len(rows_U), -1, -1, -1)[rows_U, :, place_U]
+        weights_UHL = (question_UHD @ normed_ULD.transpose(1, 2) + bias_UHL).softmax(-1)
+        mixed_UHX = torch.einsum("uhd,hxd->uhx", weights_UHL @ normed_ULD, to_v) + bias_v
+        return self._leave(states_ULD[rows_U, place_U], mixed_UHX.flatten(1))
+
+    def _leave(self, states_XD: Tensor, mixed_XD: Tensor) -> Tensor:
+        states_XD = states_XD + self.dropout(self.mix(mixed_XD))
+        forward: Tensor = self.dropout(self.feed_forward(self.norm_forward(states_XD)))
+        return states_XD + forward
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_UHLL: Tensor) -> Tensor:
+        """Attention of every head, [U, H, L, X]; on a CPU torch's own has no kernel with dropout, and a slow detour."""
+        rate = self.rate if self.training else 0.0
+        if not rate or q.device.type != "cpu":
+            return scaled_dot_product_attention(q, k, v, attn_mask=bias_UHLL, dropout_p=rate)
+        logits_UHLL = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + bias_UHLL
+        weights_UHLL: Tensor = self.dropout(logits_UHLL.softmax(-1))
+        return weights_UHLL @ v

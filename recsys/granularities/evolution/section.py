@@ -1,0 +1,71 @@
+"""What ``evolution`` says of itself: the order and times of what a user chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig
+from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recsys.config.root import Config
+    from recsys.granularities.base import ModelSizes
+
+
+class EvolutionConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
+
+    cell: Literal["lstm", "gru", "attention"] = "attention"
+    positions: Literal["absolute", "relative", "both"] = Field("both", description="how attention knows the order")
+    layers: int = Field(1, ge=1)
+    heads: int = Field(2, ge=1)
+    feed_forward: int = Field(4, ge=1, description="inner width of attention's blocks, in widths of the model")
+    dropout: float = Field(0.3, ge=0, lt=1)
+    input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
+    states: Literal["cell", "parallel", "formula"] = Field(
+        "cell",
+        description="cell: the cell's state alone; else long-term and immediate state, in sweeps or step by step",
+    )
+    sweeps: int = Field(2, ge=1, description="parallel passes over the recurrence of the states")
+    time_gaps: bool = Field(False, description="the time since the event before as an input of the cell")
+    query_context: list[str] = Field(
+        [], description="context columns known at the moment of asking (a column that tells of the answer is a leak)"
+    )
+    context_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows and queries without context in training")
+
+    def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        if config.data.order == "none":
+            yield f"{where} needs events in order, and data.order is none; disable it, or set data.order auto"
+        if self.states == "formula" and self.cell == "attention":
+            yield f"{where}.states formula needs cell lstm or gru, got attention; set another"
+        if unknown := sorted({*self.query_context} - {*config.data.context}):
+            yield f"{where}.query_context names {', '.join(unknown)}, not in data.context; add it there"
+
+    def check(self, sizes: ModelSizes) -> None:
+        where = "model.granularities.evolution"
+        if not sizes.ordered:
+            raise ConfigError(
+                f"{where} needs events in order, and this dataset has none; disable it, or set data.order to time or "
+                "file if the source has an order"
+            )
+        if self.time_gaps and not sizes.timed:
+            raise ConfigError(
+                f"{where}.time_gaps needs a timestamp of every event, and this dataset lacks some; set it false"
+            )
+        if self.states == "formula" and self.cell == "attention":
+            raise ConfigError(
+                f"{where}.states formula goes step by step, which attention over all steps does not; set states "
+                "parallel, or cell lstm or gru"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        step = work.queries * work.width * FLOAT * 8 + work.rows * work.length * work.width * FLOAT * 16 * self.layers
+        validation = 0.0
+        if self.cell == "attention":
+            step += work.queries * work.longest * (self.heads * 16 * self.layers + 24)
+            validation = work.validation_rows * work.validation_length**2 * (self.heads * 8 + 20)
+        return Estimate(layers=1.0 + self.layers, step=step, validation=validation)

@@ -1,0 +1,1 @@
+"""A closed-form item–item model as a member of the fusion."""

@@ -1,0 +1,1 @@
+"""Facts about items, trained on or counted."""

@@ -1,0 +1,94 @@
+"""Knowledge by counting: which facts the items of a user's past share more often than items in general do (g_uk of
+S5), ``knowledge.fit: counts``.
+
+An item's facts of one kind k (a relation, one way or the other) name the entities E_ik; each has the share
+a_ie = 1 / |E_ik|. Over the history H_u and over all training events
+
+    c_ue = Σ_{j ∈ H_u} a_je,     n_uk = Σ_{e of k} c_ue,     p_e = Σ_j d_j a_je / Σ_{e' of k} Σ_j d_j a_je'
+    z_ue = log((c_ue + α p_e) / ((n_uk + α) p_e)),           r_ui = Σ_e z_ue a_ie
+
+with d_j the users of an item: how much more likely an item's facts are under the user's past than under everybody's.
+Items that nobody chose are ranked by their facts alike.
+
+It is fitted, not trained. Entities that fewer than ``min_degree`` items have tell nothing of other items and are left
+out, as are those beyond the ``max_entities`` of most events.
+
+Legend: B queries, L length, N items, E entities, one for each kind of edge that leads to it, K kinds, F facts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.knowledge.section import KnowledgeConfig
+from recsys.granularities.log_odds import log_odds
+
+
+class KnowledgeCounts(Granularity):
+    """A fitted member with item vectors of its own; absent where no item of the history has facts."""
+
+    fitted = True
+    weighed_last = True
+
+    def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        self.config = config
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        assert graphs.facts is not None, "sizes with relations come with facts"
+        shares_NE, kind_E = shares_of_items(graphs.facts, self.config.min_degree)
+        mass_E = graphs.degree_N @ shares_NE
+        kept_E = mass_E.argsort(descending=True, stable=True)[: self.config.max_entities]
+        kept_E = kept_E[mass_E[kept_E] > 0].sort().values
+        shares_NE, mass_E, kind_E = shares_NE[:, kept_E], mass_E[kept_E], kind_E[kept_E]
+        kinds, kind_E = torch.unique(kind_E, return_inverse=True)
+        same_EK = torch.eye(len(kinds), device=kind_E.device)[kind_E]
+        share_E = mass_E / (same_EK @ (mass_E @ same_EK)).clamp(min=1e-12)
+        device = items.vectors_SD.device
+        made = {"shares_NE": shares_NE, "share_E": share_E, "same_EK": same_EK}
+        return {name: value.to(device) for name, value in made.items()}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["shares_NE"]
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        history_BL = batch.history_UL[batch.rows_B]
+        real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[:, None]
+        counts_BE = embedding_bag(history_BL, state["shares_NE"], mode="sum", per_sample_weights=real_BL.float())
+        total_BE = counts_BE @ state["same_EK"] @ state["same_EK"].T
+        z_BE = log_odds(counts_BE, total_BE, state["share_E"], self.config.smoothing) * (total_BE > 0)
+        return z_BE, (z_BE != 0).any(1)
+
+
+def shares_of_items(facts: Facts, min_degree: int) -> tuple[Tensor, Tensor]:
+    """a_ie as a matrix [N, E], and the kind of every column. A fact between two items counts for both."""
+    entity_N = facts.entity_N
+    ends = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
+    kind_F = torch.cat([2 * facts.relation_F, 2 * facts.relation_F + 1])
+    item_I = torch.nonzero(entity_N >= 0).squeeze(1)
+    order_I = entity_N[item_I].argsort(stable=True)
+    item_I = item_I[order_I]
+    keys_I = entity_N[item_I]
+    first_F, behind_F = (torch.searchsorted(keys_I, ends[0].contiguous(), right=right) for right in (False, True))
+    num_F = behind_F - first_F  # items that are the head, mostly one or none
+    fact_P = torch.repeat_interleave(torch.arange(len(num_F), device=num_F.device), num_F)
+    place_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
+    item_P = item_I[first_F[fact_P] + place_P]
+    column, column_P = torch.unique(kind_F[fact_P] * facts.num_entities + ends[1][fact_P], return_inverse=True)
+    pair = torch.unique(torch.stack([item_P, column_P]), dim=1)
+    degree_E = torch.bincount(pair[1], minlength=len(column))
+    kept_E = degree_E >= min_degree
+    pair = pair[:, kept_E[pair[1]]]
+    number_E = kept_E.cumsum(0) - 1
+    kind_E = (column // facts.num_entities)[kept_E]
+    num_kinds = 2 * facts.num_relations
+    group_P = pair[0] * num_kinds + kind_E[number_E[pair[1]]]
+    of_group = torch.bincount(group_P, minlength=len(entity_N) * num_kinds)
+    shares_NE = torch.zeros(len(entity_N), int(kept_E.sum()), device=entity_N.device)
+    shares_NE[pair[0], number_E[pair[1]]] = 1 / of_group[group_P].to(torch.float32)
+    return shares_NE, kind_E

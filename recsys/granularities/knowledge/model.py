@@ -1,0 +1,207 @@
+"""Knowledge: what is known of the items of a user's past, by a relational graph network over their facts (g_uk of S5).
+
+Facts (head, relation, tail) are walked both ways, so R relations make 2R kinds of edge. Items enter at their entity
+with their vector, every other entity has a vector of its own,
+
+    h_x^(0) = e_x + mean_{i at x} P a_i
+    m_x^(l) = |R_x|^-1 Σ_{r ∈ R_x} W_r · mean_{y: y —r→ x} h_y^(l),     h^(l+1) = h^(l) + m^(l)
+    g_i     = Σ_l m_x^(l)  at the entity x of item i
+
+where R_x are the kinds of edge that end in x. W_r is a diagonal (``light``: a relation weighs each direction) or a sum
+of ``bases`` shared matrices (``rgcn``, Schlichtkrull et al. 2018, behind a ReLU). The user vector is an attention over
+the g_i of the history, asked as in ``behaviour``; ``refine`` also adds g_i to the item vector (as KGCN, Wang et al.
+2019, and KGAT do), so that an item that nobody chose yet is found through its facts. Items have no free vector in
+the graph, which would be noise where nobody chose them.
+
+Facts are no events: they have no time, hold for the whole catalogue, and no split cuts them. A source that writes
+facts with hindsight (awards, sequels) is the user's to filter.
+
+Legend: N items, X entities in use, F facts, E edges, R kinds of edge, P pairs (kind of edge, end), D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import (
+    Adjacency,
+    Facts,
+    Granularity,
+    Graphs,
+    ItemView,
+    ModelSizes,
+    State,
+    adjacency,
+    spread,
+)
+from recsys.granularities.behaviour.model import Behaviour
+from recsys.granularities.dropout import Dropout
+from recsys.granularities.knowledge.section import KnowledgeConfig
+
+
+class Knowledge(Granularity):
+    """Attention over the facts of the history's items; items without facts are not in it."""
+
+    reads_events = False
+
+    def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.pool = Behaviour.over("knowledge", config.heads, config.dropout, sizes)
+        config.check(sizes)
+        self.config, self.scale = config, math.sqrt(sizes.width)
+        self.graph = FactGraph(config, sizes) if config.layers else None
+        self._enriched_ND: Tensor | None = None
+
+    @classmethod
+    def for_serving(cls, config: KnowledgeConfig, sizes: ModelSizes) -> Knowledge:
+        """Without the graph: the state has its result, and serving needs no torch-geometric."""
+        return cls(config.model_copy(update={"layers": 0}), sizes)
+
+    @property
+    def needs_all_items(self) -> bool:
+        return True
+
+    def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        assert self.graph is not None, "a module for serving has the result in its state"
+        assert graphs.facts is not None, "sizes with relations come with facts"
+        self._enriched_ND = self.graph(base_ND, graphs.facts)
+        return base_ND + self._enriched_ND if self.config.refine else base_ND
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        assert self._enriched_ND is not None, "refine_items comes first"
+        found = {"enriched_ND": self._enriched_ND * self.scale}
+        self._enriched_ND = None
+        return found
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["enriched_ND"]), {})
+        return z_BD, present_B
+
+
+class FactGraph(nn.Module):
+    """Item vectors → what their facts say, zero rows where there are none: [N, D] → [N, D]."""
+
+    def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.min_degree, width, kinds = config.min_degree, sizes.width, 2 * sizes.num_relations
+        self.entities = nn.Embedding(sizes.num_entities, width)
+        nn.init.normal_(self.entities.weight, std=config.init_std)
+        self.enter = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.enter.weight)
+        self.relations = nn.ModuleList(
+            DiagonalRelations(kinds, width) if config.conv == "light" else BasisRelations(kinds, width, config.bases)
+            for _ in range(config.layers)
+        )
+        self.activate = nn.Identity() if config.conv == "light" else nn.ReLU()
+        self.dropout = Dropout(config.input_dropout)
+        self._walk: tuple[Facts, Walk] | None = None
+
+    def forward(self, items_ND: Tensor, facts: Facts) -> Tensor:
+        walk = self.walk(facts)
+        hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(walk.enter, self.enter(items_ND))
+        hidden_XD = self.dropout(hidden_XD)
+        total_XD = torch.zeros_like(hidden_XD)
+        for depth, relations in enumerate(self.relations):
+            hops = walk.into_items if depth + 1 == len(self.relations) else walk.into_all
+            sent_PD = relations(spread(hops.gather, hidden_XD), hops.kind_P)
+            passed_XD = self.activate(spread(hops.scatter, sent_PD))
+            total_XD, hidden_XD = total_XD + passed_XD, hidden_XD + passed_XD
+        return spread(walk.leave, total_XD)
+
+    def walk(self, facts: Facts) -> Walk:
+        """The facts as sparse matrices, made once."""
+        if self._walk is None or self._walk[0] is not facts:
+            self._walk = (facts, Walk(facts, self.min_degree))
+        return self._walk[1]
+
+
+class DiagonalRelations(nn.Module):
+    """A weight a kind of edge and direction of the vectors."""
+
+    def __init__(self, kinds: int, width: int) -> None:
+        super().__init__()
+        self.weight_RD = nn.Parameter(torch.ones(kinds, width))
+
+    def forward(self, means_PD: Tensor, kind_P: Tensor) -> Tensor:
+        return means_PD * self.weight_RD[kind_P]
+
+
+class BasisRelations(nn.Module):
+    """A matrix a kind of edge, W_r = Σ_b c_rb V_b: kinds with few edges learn from the others."""
+
+    def __init__(self, kinds: int, width: int, bases: int) -> None:
+        super().__init__()
+        self.shared = nn.Linear(width, bases * width, bias=False)
+        self.share_RB = nn.Parameter(torch.randn(kinds, bases) / math.sqrt(bases))
+
+    def forward(self, means_PD: Tensor, kind_P: Tensor) -> Tensor:
+        based_PBD = self.shared(means_PD).unflatten(1, (self.share_RB.shape[1], -1))
+        return torch.einsum("pbd,pb->pd", based_PBD, self.share_RB[kind_P])
+
+
+@dataclass(frozen=True)
+class Hops:
+    """One hop as two sparse products: means by kind of edge, then the mean of the kinds.
+
+    Why: what a relation does to a mean is done once a pair and not once an edge, and no E × D tensor exists.
+    """
+
+    gather: Adjacency  # [P, X]
+    kind_P: Tensor  # int64
+    scatter: Adjacency  # [X, P]
+
+    @staticmethod
+    def of(source_E: Tensor, kind_E: Tensor, end_E: Tensor, num_kinds: int, num_entities: int) -> Hops:
+        pair_P, pair_E, count_P = torch.unique(end_E * num_kinds + kind_E, return_inverse=True, return_counts=True)
+        end_P, kind_P = pair_P // num_kinds, pair_P % num_kinds
+        kinds_X = torch.bincount(end_P, minlength=num_entities).to(torch.float32)
+        shape = (len(pair_P), num_entities)
+        gather = adjacency(pair_E, source_E, count_P.to(torch.float32).reciprocal()[pair_E], shape)
+        places_P = torch.arange(len(pair_P), device=pair_P.device)
+        return Hops(gather, kind_P, adjacency(end_P, places_P, kinds_X[end_P].reciprocal(), shape[::-1]))
+
+
+class Walk:
+    """Facts as sparse matrices between the entities in use.
+
+    An entity that is no item is in use when at least ``min_degree`` other entities are linked with it: what only one
+    item has carries nothing from item to item.
+    """
+
+    def __init__(self, facts: Facts, min_degree: int) -> None:
+        num_kinds = 2 * facts.num_relations
+        is_item = torch.bincount(facts.entity_N.clamp(min=0), facts.entity_N >= 0, facts.num_entities) > 0
+        head_F, relation_F, tail_F = facts.head_F, facts.relation_F, facts.tail_F
+        kept = is_item | (_degree(facts) >= min_degree)
+        kept_F = kept[head_F] & kept[tail_F]
+        head_F, relation_F, tail_F = head_F[kept_F], relation_F[kept_F], tail_F[kept_F]
+        self.entities_X, ends_2F = torch.unique(torch.stack([head_F, tail_F]), return_inverse=True)
+        source_E, end_E = torch.cat([ends_2F[0], ends_2F[1]]), torch.cat([ends_2F[1], ends_2F[0]])
+        kind_E = torch.cat([2 * relation_F, 2 * relation_F + 1])  # new relations come behind (warm start)
+        num = len(self.entities_X)
+        self.own_X = (~is_item[self.entities_X]).to(torch.float32)
+        into_E = is_item[self.entities_X][end_E]
+        self.into_all = Hops.of(source_E, kind_E, end_E, num_kinds, num)
+        self.into_items = Hops.of(source_E[into_E], kind_E[into_E], end_E[into_E], num_kinds, num)
+
+        place_N = torch.full((facts.num_entities + 1,), -1, device=head_F.device)
+        place_N[self.entities_X] = torch.arange(num, device=head_F.device)
+        place_N = place_N[facts.entity_N]  # an item without an entity reads the last, -1
+        item_I = torch.nonzero(place_N >= 0).squeeze(1)
+        at_I = place_N[item_I]
+        num_X = torch.bincount(at_I, minlength=num).to(torch.float32)
+        self.enter = adjacency(at_I, item_I, num_X[at_I].reciprocal(), (num, len(place_N)))
+        self.leave = adjacency(item_I, at_I, torch.ones_like(num_X[at_I]), (len(place_N), num))
+
+
+def _degree(facts: Facts) -> Tensor:
+    """Other entities that an entity is linked with, each once: one entry an entity."""
+    low_F, high_F = torch.minimum(facts.head_F, facts.tail_F), torch.maximum(facts.head_F, facts.tail_F)
+    pair = torch.unique((low_F * facts.num_entities + high_F)[low_F != high_F])
+    ends = torch.cat([pair // facts.num_entities, pair % facts.num_entities])
+    return torch.bincount(ends, minlength=facts.num_entities)

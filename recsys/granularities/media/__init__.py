@@ -1,0 +1,1 @@
+"""What items look or sound like."""

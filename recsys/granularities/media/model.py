@@ -1,0 +1,135 @@
+"""Media: what the items of a user's past look or sound like (S3), by vectors of images, sound, video.
+
+A medium m gives an item the frozen vector x_im. Each medium is centred and whitened on the catalogue, as item text is,
+and projected to the model's width; the projections are summed over the media that the item has,
+
+    g_i = Σ_{m at i} w_m P_m white_m(x_im)
+
+with a learned weight w_m a medium. The user vector is an attention over the g_i of the history, asked as in
+``behaviour``; events on items without any medium are not in it. ``refine`` also adds g_i to the item vectors (as
+VBPR, He & McAuley 2016, does), so that an item that nobody chose yet is found by its looks.
+
+The axes of the whitening are fitted once, at the start of a training, and kept with the weights: a model that goes on
+reads the media of new items by the axes that it was trained on. Media are of the catalogue; no split cuts them.
+
+Legend: N items, M width of a medium, W whitened width, D model width, K media.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batches import Batch
+from recsys.data.whitening import Whitening, whitened_width
+from recsys.granularities.base import Granularity, Graphs, ItemView, MediaVectors, ModelSizes, State
+from recsys.granularities.behaviour.model import Behaviour
+from recsys.granularities.media.section import MediaConfig
+
+
+class Media(Granularity):
+    """Attention over the media of the history's items.
+
+    Raises:
+        ConfigError: the dataset has no media.
+    """
+
+    reads_events = False
+
+    def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.pool = Behaviour.over("media", config.heads, config.dropout, sizes)
+        config.check(sizes)
+        self.config, self.scale = config, math.sqrt(sizes.width)
+        self.looks: Looks | None = Looks(config, sizes)
+        self._looks_ND: Tensor | None = None
+
+    @classmethod
+    def for_serving(cls, config: MediaConfig, sizes: ModelSizes) -> Media:
+        """Without whitening and projections, whose result the state has."""
+        made = cls(config, sizes)
+        made.looks = None
+        return made
+
+    @property
+    def needs_all_items(self) -> bool:
+        return True
+
+    def refit_due(self, epoch: int) -> bool:
+        return epoch == 0 and self.looks is not None and not self.looks.is_fitted
+
+    def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
+        """Fit the whitening on the items that have a medium."""
+        assert self.looks is not None and graphs.media is not None
+        self.looks.whiten(graphs.media)
+
+    def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        self._looks_ND = self._see(graphs)
+        return base_ND + self._looks_ND if self.config.refine else base_ND
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        looks_ND = self._see(graphs) if self._looks_ND is None else self._looks_ND
+        self._looks_ND = None
+        return {"looks_ND": looks_ND * self.scale}
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["looks_ND"]), {})
+        return z_BD, present_B
+
+    def _see(self, graphs: Graphs) -> Tensor:
+        assert self.looks is not None, "a module for serving has the result in its state"
+        assert graphs.media is not None, "sizes with media come with their vectors"
+        looks_ND: Tensor = self.looks(graphs.media)
+        return looks_ND
+
+
+class Looks(nn.Module):
+    """Vectors of the media → g [N, D], zero rows for items without any."""
+
+    def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.directions = config.whiten
+        self.projections = nn.ModuleList()
+        for number, (_, dimension) in enumerate(sizes.media):
+            width = whitened_width(config.whiten, dimension)
+            self.register_buffer(f"mean_{number}_M", torch.zeros(dimension))
+            self.register_buffer(f"axes_{number}_MW", torch.zeros(dimension, width))
+            self.projections.append(nn.Linear(width, sizes.width, bias=False))
+        self.weight_K = nn.Parameter(torch.ones(len(sizes.media)))
+        self._white: tuple[MediaVectors, list[Tensor]] | None = None
+        self.register_load_state_dict_post_hook(lambda module, _: module.forget())  # type: ignore[no-untyped-call]
+
+    @property
+    def is_fitted(self) -> bool:
+        return any(bool(axes.any()) for name, axes in self.named_buffers() if name.startswith("axes"))
+
+    @torch.no_grad()
+    def whiten(self, media: MediaVectors) -> None:
+        """Fit the axes of every medium."""
+        for number, vectors_NM in enumerate(media.vectors):
+            fitted = Whitening.of(vectors_NM, self.directions)
+            self.get_buffer(f"mean_{number}_M").copy_(fitted.mean_T)
+            self.get_buffer(f"axes_{number}_MW").copy_(fitted.axes_TW)
+        self.forget()
+
+    def forget(self) -> None:
+        """The axes have changed: what was whitened by others is of no use."""
+        self._white = None
+
+    def forward(self, media: MediaVectors) -> Tensor:
+        white = self.white(media)
+        seen = [self.weight_K[k] * project(white[k]) for k, project in enumerate(self.projections)]
+        return torch.stack(seen).sum(0)
+
+    def white(self, media: MediaVectors) -> list[Tensor]:
+        """The whitened vectors [N, W] of every medium, made once."""
+        if self._white is None or self._white[0] is not media:
+            axes = [
+                Whitening(self.get_buffer(f"mean_{number}_M"), self.get_buffer(f"axes_{number}_MW"))
+                for number in range(len(media.vectors))
+            ]
+            white = [axis(vectors_NM) for axis, vectors_NM in zip(axes, media.vectors, strict=True)]
+            self._white = (media, white)
+        return self._white[1]

@@ -1,0 +1,1 @@
+"""Attributes of users and items, trained on or counted."""

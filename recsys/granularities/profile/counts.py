@@ -1,0 +1,138 @@
+"""Profile by counting: what users of the same attributes chose more often than everybody (S3), ``profile.fit: counts``.
+
+Every cross of fields, such as age × gender, divides the users into cells g. A user is in a cell with the share m_ug: 1
+or 0 for a category, the share of the list for a member of a list, and a number lies between the two nearest quantiles,
+nearer to one than to the other, so that no two ages of 29 and 31 are strangers. A cross is the product of its fields.
+
+    c_gi = Σ_u m_ug x_ui,     a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),     r_ui = Σ_g m_ug a_ig
+
+where p_i is the item's share of all training events, n_g = Σ_i c_gi. The logarithm adds up over crosses as in naive
+Bayes. A user without any history, of whom no other granularity need know, is ranked by log p_i as well, hence by the
+probability of an item in the user's cells. An attribute that is missing leaves out the crosses that it is in.
+
+It is fitted, not trained: a network that reads attributes in training learns the few training users by heart.
+
+Legend: B queries, U rows, V users, N items, X rows, G cells, C values of a field, S slots, E training events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field
+from recsys.data.batches import Batch
+from recsys.errors import ConfigError, choices
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.log_odds import log_odds
+from recsys.granularities.profile.model import known_rows, spans_of
+from recsys.granularities.profile.section import ProfileConfig
+
+_MAX_CELLS: Final = 4096
+
+
+class ProfileCounts(Granularity):
+    """A fitted member with item vectors of its own; present where all fields of a cross are known.
+
+    Raises:
+        ConfigError: no attributes of users, a cross of unknown fields, or too many cells.
+    """
+
+    fitted = True
+    weighed_last = True
+
+    def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        fields = sizes.profile.users if sizes.profile else ()
+        config.check(sizes)
+        self.cells, self.smoothing = Cells(fields, config.crosses), config.smoothing
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        assert graphs.profiles is not None, "build_graphs encodes the attributes that the sizes name"
+        users, device = graphs.profiles.users, items.vectors_SD.device
+        member_VG = self.cells(users)
+        counts_GN = member_VG.new_zeros(member_VG.shape[1], graphs.num_items)
+        for start in range(0, len(graphs.users_E), 1 << 16):  # no [E, G] in memory
+            part = slice(start, start + (1 << 16))
+            counts_GN.index_add_(1, graphs.items_E[part], member_VG[graphs.users_E[part]].T)
+        share_N = graphs.degree_N / graphs.degree_N.sum().clamp(min=1)
+        odds_GN = log_odds(counts_GN, counts_GN.sum(1, keepdim=True), share_N, self.smoothing)
+        popularity_N = ((graphs.degree_N + 1) / (graphs.degree_N.sum() + graphs.num_items)).log()
+        vectors_NG = torch.cat([odds_GN, popularity_N[None]]).T.contiguous()
+        return {"vectors_NG": vectors_NG.to(device), "codes_VS": users.codes_XS, "values_VM": users.values_XM}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["vectors_NG"]
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        member_BG = self.cells(known_rows(batch, state, self.cells.fields))[batch.rows_B]
+        present_B = (member_BG > 0).any(1)
+        is_new_B = present_B & (batch.seen_B == 0)
+        return torch.cat([member_BG, is_new_B[:, None].to(member_BG.dtype)], dim=1), present_B
+
+
+class Cells:
+    """Encoded rows of users → their share of every cell: [X, S] → [X, G]."""
+
+    def __init__(self, fields: Sequence[Field], crosses: Sequence[Sequence[str]]) -> None:
+        self.fields = fields
+        names = [field.name for field in fields]
+        if unknown := sorted({name for cross in crosses for name in cross} - {*names}):
+            raise ConfigError(
+                f"model.granularities.profile.crosses: {', '.join(unknown)} not among the fields of users: "
+                f"{choices(names)}"
+            )
+        self.crosses = [[names.index(name) for name in cross] for cross in crosses] or [[k] for k in range(len(names))]
+        sizes = [_num_values(field) for field in fields]
+        num_cells = sum(int(np.prod([sizes[place] for place in cross])) for cross in self.crosses)
+        if num_cells > _MAX_CELLS:
+            raise ConfigError(
+                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,} can be; cross "
+                "fewer fields, or lower bins or max_categories"
+            )
+
+    def __call__(self, rows: AttributeRows) -> Tensor:
+        numbers = [field.name for field in self.fields if field.kind == "number"]
+        shares = []
+        for field, span in zip(self.fields, spans_of(self.fields), strict=True):
+            values_X = rows.values_XM[:, numbers.index(field.name)] if field.kind == "number" else None
+            shares.append(_shares(field, rows.codes_XS[:, span].long(), values_X))
+        return torch.cat([reduce(_product, [shares[place] for place in cross]) for cross in self.crosses], dim=1)
+
+
+def _knots(field: Field) -> Tensor:
+    """The quantiles of a number that users lie between, on the scale of the encoded values; empty with fewer than two:
+    then its bins are cells."""
+    knots = np.unique(field.scaled(np.array(field.edges)))
+    return torch.as_tensor(knots if len(knots) > 1 else knots[:0], dtype=torch.float32)
+
+
+def _num_values(field: Field) -> int:
+    knots = len(_knots(field)) if field.kind == "number" else 0
+    return knots or field.num_codes - FIRST_KNOWN
+
+
+def _shares(field: Field, codes_XS: Tensor, values_X: Tensor | None) -> Tensor:
+    """How a row is divided among the values of a field: [X, C], zero where unknown."""
+    known_XS = codes_XS >= FIRST_KNOWN
+    knots_C = _knots(field).to(codes_XS.device) if field.kind == "number" else torch.zeros(0)
+    if len(knots_C) and values_X is not None:
+        at_X = values_X.clamp(float(knots_C[0]), float(knots_C[-1]))
+        below_X = (torch.searchsorted(knots_C, at_X, right=True) - 1).clamp(0, len(knots_C) - 2)
+        share_X = (at_X - knots_C[below_X]) / (knots_C[below_X + 1] - knots_C[below_X])
+        shares_XC = at_X.new_zeros(len(at_X), len(knots_C))
+        shares_XC.scatter_(1, below_X[:, None], (1 - share_X)[:, None])
+        shares_XC.scatter_(1, below_X[:, None] + 1, share_X[:, None])
+        return shares_XC * known_XS
+    shares_XC = torch.zeros(len(codes_XS), _num_values(field), device=codes_XS.device)
+    shares_XC.scatter_add_(1, (codes_XS - FIRST_KNOWN).clamp(min=0), known_XS.to(shares_XC.dtype))
+    return shares_XC / known_XS.sum(1, keepdim=True).clamp(min=1)
+
+
+def _product(left_XC: Tensor, right_XC: Tensor) -> Tensor:
+    return (left_XC[:, :, None] * right_XC[:, None, :]).flatten(1)

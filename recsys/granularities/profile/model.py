@@ -1,0 +1,169 @@
+"""Profile: who the users are and what the items are like, with learned crosses of the fields (S3).
+
+Every field of a row is a vector: the mean of the embeddings of its categories, for numbers the embedding of the
+quantile bin plus the value times a direction. x_0 is all of them side by side, and a deep & cross network, version 2
+(Wang et al. 2021), multiplies them with each other:
+
+    x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l,    W_l of full rank, or U_l V_lᵀ
+
+so that one layer has every product of two fields (age × gender, price × sales), two layers of three. A last matrix
+gives z_u for users; for items it gives what is added to a_i, so that an item without events has a vector by its
+attributes. A field whose value is missing has an embedding of its own, which training practises by hiding fields.
+
+Legend: B queries, U rows of a batch, V users, N items, X rows, S slots, F fields, M numbers, D width, E x_0's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.attributes import FIRST_KNOWN, MISSING, NOT_GIVEN, PADDING, AttributeRows, Field
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.profile.section import ProfileConfig
+
+
+class CrossLayer(nn.Module):
+    """x_0 ⊙ (W x + b) + x, with W = U Vᵀ where ``rank`` is set."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        full = nn.Linear(width, width)
+        self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) if rank else full
+
+    def forward(self, first_XE: Tensor, inner_XE: Tensor) -> Tensor:
+        crossed: Tensor = first_XE * self.weight(inner_XE) + inner_XE
+        return crossed
+
+
+class FieldCross(nn.Module):
+    """Encoded rows → vectors [X, D] and where any field is known [X]; vectors are zero elsewhere."""
+
+    def __init__(self, fields: Sequence[Field], config: ProfileConfig, width: int) -> None:
+        super().__init__()
+        size = config.field_width
+        self.spans = spans_of(fields)
+        self.numbers = [place for place, field in enumerate(fields) if field.kind == "number"]
+        self.hide = config.dropout
+        # a code is one row further down: row 0 is padding, which a mean leaves out
+        self.tables = nn.ModuleList(
+            nn.EmbeddingBag(field.num_codes + 1, size, mode="mean", padding_idx=0) for field in fields
+        )
+        for table in self.tables:
+            assert isinstance(table, nn.EmbeddingBag)
+            nn.init.normal_(table.weight, std=config.init_std)
+            nn.init.zeros_(table.weight[: FIRST_KNOWN + 1].detach())  # what nobody had in training says nothing
+        self.directions = nn.Parameter(torch.randn(len(self.numbers), size) * config.init_std)
+        inside = len(fields) * size
+        self.layers = nn.ModuleList(CrossLayer(inside, config.rank) for _ in range(config.layers))
+        self.output = nn.Linear(inside, width)
+
+    def forward(self, rows: AttributeRows) -> tuple[Tensor, Tensor]:
+        rows = self._hidden(rows) if self.training and self.hide else rows
+        codes_XS = rows.codes_XS.long() + 1
+        embedded = [table(codes_XS[:, span]) for table, span in zip(self.tables, self.spans, strict=True)]
+        for number, place in enumerate(self.numbers):
+            embedded[place] = embedded[place] + rows.values_XM[:, number, None] * self.directions[number]
+        first_XE = inner_XE = torch.cat(embedded, dim=1)
+        for layer in self.layers:
+            inner_XE = layer(first_XE, inner_XE)
+        present_X = (rows.codes_XS >= FIRST_KNOWN).any(1)
+        return self.output(inner_XE) * present_X[:, None], present_X
+
+    def _hidden(self, rows: AttributeRows) -> AttributeRows:
+        """A share of the fields as if they were missing."""
+        codes_XS, values_XM = rows.codes_XS.clone(), rows.values_XM
+        hidden_XF = torch.rand(len(codes_XS), len(self.spans), device=codes_XS.device) < self.hide
+        for place, span in enumerate(self.spans):
+            gone = torch.full_like(codes_XS[:, span], PADDING)
+            gone[:, 0] = MISSING
+            codes_XS[:, span] = torch.where(hidden_XF[:, place, None], gone, codes_XS[:, span])
+        return AttributeRows(codes_XS, values_XM * ~hidden_XF[:, self.numbers])
+
+
+class Profile(Granularity):
+    """z_u from a user's attributes, and attributes added to the item vectors.
+
+    A user is present when any field is known, in the table or in the request, whose values win. An unknown category
+    is known of nobody: it neither makes a user present nor names one.
+
+    Raises:
+        ConfigError: the dataset has no attributes.
+    """
+
+    reads_events = False
+
+    def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        assert sizes.profile is not None, "checked"
+        self.width, self.fields = sizes.width, sizes.profile.users
+        self.users = FieldCross(sizes.profile.users, config, sizes.width) if sizes.profile.users else None
+        self.items = FieldCross(sizes.profile.items, config, sizes.width) if sizes.profile.items else None
+        if self.items is not None:  # items begin as they are without attributes
+            nn.init.zeros_(self.items.output.weight)
+            nn.init.zeros_(self.items.output.bias)
+
+    @classmethod
+    def for_serving(cls, config: ProfileConfig, sizes: ModelSizes) -> Profile:
+        """Without the items' network, whose result the item vectors have."""
+        made = cls(config, sizes)
+        made.items = None
+        return made
+
+    @property
+    def needs_all_items(self) -> bool:
+        return self.items is not None
+
+    def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        if self.items is None or graphs.profiles is None:
+            return base_ND
+        added_ND: Tensor = self.items(graphs.profiles.items)[0]
+        return base_ND + added_ND
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        """The encoded users, so that a served model can mix them with what a request says."""
+        assert graphs.profiles is not None, "build_graphs encodes the attributes that the sizes name"
+        users = graphs.profiles.users
+        return {"codes_VS": users.codes_XS, "values_VM": users.values_XM}
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        if self.users is None:
+            shape = (len(batch), self.width)
+            device = batch.users_U.device
+            return torch.zeros(shape, device=device), torch.zeros(len(batch), dtype=torch.bool, device=device)
+        z_UD, present_U = self.users(known_rows(batch, state, self.fields))
+        return z_UD[batch.rows_B], present_U[batch.rows_B]
+
+
+def spans_of(fields: Sequence[Field]) -> list[slice]:
+    """The slots of every field in an encoded row."""
+    starts = list(accumulate((field.slots for field in fields), initial=0))
+    return [slice(start, stop) for start, stop in pairwise(starts)]
+
+
+def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> AttributeRows:
+    """What is known of the batch's users: the request's word, else the table's, which ``state`` has as ``codes_VS`` and
+    ``values_VM``."""
+    found_U = batch.users_U.clamp(min=0)
+    known_U1 = (batch.users_U >= 0)[:, None]
+    first = [span.start for span in spans_of(fields)]
+    nothing_S = torch.full_like(state["codes_VS"][0], PADDING)  # of somebody of whom nothing is known
+    nothing_S[first] = MISSING
+    codes_US = torch.where(known_U1, state["codes_VS"][found_U], nothing_S)
+    stored = AttributeRows(codes_US, state["values_VM"][found_U] * known_U1)
+    given = batch.attributes
+    if given is None:
+        return stored
+    is_given_US = given.codes_XS != NOT_GIVEN
+    is_number = [start for start, field in zip(first, fields, strict=True) if field.kind == "number"]
+    return replace(
+        stored,
+        codes_XS=torch.where(is_given_US, given.codes_XS, stored.codes_XS),
+        values_XM=torch.where(is_given_US[:, is_number], given.values_XM, stored.values_XM),
+    )

@@ -1,0 +1,1 @@
+"""The taste of friends: graph convolution over friendships."""

@@ -1,0 +1,126 @@
+"""Social: what a user's friends like, by graph convolution over the user–user graph (x_s of S1).
+
+A friend v is the mean of the item vectors of v's training events; graph convolutions (torch-geometric) carry these
+along the friendships, and the last one reads neighbours only, so that z_u speaks of friends and never of u's own
+history: that is what helps users whose history is short.
+
+A request may name friends itself: for a user outside the graph, or instead of a known user's stored ones. The frozen
+state keeps what every user sends along the last convolution, so such a user is a mean (light, sage) or an attention
+(gat) over these messages, without torch-geometric; named friends weigh one each, and a friend without events says
+nothing.
+
+Legend: V users, F friend edges or named friends, D width, H heads, C = D / H, B queries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error, spread
+from recsys.granularities.dropout import Dropout
+from recsys.granularities.social.section import SocialConfig
+
+
+class Social(Granularity):
+    """Graph convolutions over friends; users without a friend who has events are not present."""
+
+    def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.kind, width = config.conv, sizes.width
+        if config.conv == "gat" and width % config.heads:
+            raise heads_error("social", config.heads, width)
+        self.dropout = Dropout(config.dropout)
+        self.convs = nn.ModuleList(self._conv(config, width) for _ in range(config.layers))
+        self.output = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.output.weight)  # friends' taste lives in the space of the items
+
+    @classmethod
+    def for_serving(cls, config: SocialConfig, sizes: ModelSizes) -> Social:
+        """Without convolutions: the state has their result, and serving needs no torch-geometric."""
+        return cls(config.model_copy(update={"layers": 0}), sizes)
+
+    @staticmethod
+    def _conv(config: SocialConfig, width: int) -> nn.Module:
+        from torch_geometric.nn import GATv2Conv, SAGEConv, SimpleConv
+
+        conv: nn.Module = SimpleConv(aggr="mean")
+        if config.conv == "sage":
+            conv = SAGEConv(width, width, aggr="mean", root_weight=False)
+        elif config.conv == "gat":
+            conv = GATv2Conv(width, width // config.heads, heads=config.heads, add_self_loops=False, edge_dim=1)
+        return conv
+
+    @property
+    def needs_all_items(self) -> bool:
+        return True
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        taste_VD = spread(graphs.mean_of_items, items.vectors_SD)
+        active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
+        from_active_F = active_V[graphs.friend_src_F]
+        edges_2F = torch.stack([graphs.friend_src_F[from_active_F], graphs.friend_dst_F[from_active_F]])
+        weight_F = graphs.friend_weight_F[from_active_F]
+        hidden_VD, found = taste_VD, {"active_V": active_V}
+        for depth, conv in enumerate(self.convs):
+            input_VD = self.dropout(hidden_VD)
+            passed_VD = self._convolve(conv, input_VD, edges_2F, weight_F)
+            last = depth + 1 == len(self.convs)
+            hidden_VD = passed_VD if last else torch.relu(passed_VD) + hidden_VD
+            if last and not self.training:
+                found |= self._messages(conv, input_VD)
+        present_V = torch.bincount(edges_2F[1], minlength=graphs.num_users) > 0
+        return found | {"users_VD": self.output(hidden_VD) * present_V[:, None], "present_V": present_V}
+
+    def _convolve(self, conv: nn.Module, input_VD: Tensor, edges_2F: Tensor, weight_F: Tensor) -> Tensor:
+        weights: dict[str, Any] = {"gat": {"edge_attr": weight_F[:, None]}, "light": {"edge_weight": weight_F}}
+        passed: Tensor = conv(input_VD, edges_2F, **weights.get(self.kind, {}))
+        return passed
+
+    def _messages(self, conv: Any, input_VD: Tensor) -> State:
+        """What every user sends along the last convolution, and for gat what it takes to weigh it."""
+        if self.kind == "light":
+            return {"messages_VD": self.output(input_VD)}
+        if self.kind == "sage":  # linear, so the mean of these is the convolution of a mean
+            return {"messages_VD": self.output(conv.lin_l(input_VD))}
+        return {
+            "messages_VD": conv.lin_l(input_VD),
+            "asks_VD": conv.lin_r(input_VD),
+            "stranger_D": conv.lin_r(torch.zeros_like(input_VD[:1]))[0],
+            "edge_D": conv.lin_edge(input_VD.new_ones(1, 1))[0],
+            "attention_HC": conv.att[0],
+            "bias_D": conv.bias,
+        }
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        users_B = batch.users_U[batch.rows_B]
+        found_B = users_B.clamp(min=0)
+        present_B = (users_B >= 0) & state["present_V"][found_B]
+        z_BD = state["users_VD"][found_B] * present_B[:, None]
+        if batch.friends_UF is None:
+            return z_BD, present_B
+        friends_BF = batch.friends_UF[batch.rows_B]
+        named_B = (friends_BF >= 0).any(1)
+        speaks_BF = (friends_BF >= 0) & state["active_V"][friends_BF.clamp(min=0)]
+        own_BD = self._from_friends(users_B, friends_BF.clamp(min=0), speaks_BF, state)
+        return torch.where(named_B[:, None], own_BD, z_BD), torch.where(named_B, speaks_BF.any(1), present_B)
+
+    def _from_friends(self, users_B: Tensor, friends_BF: Tensor, speaks_BF: Tensor, state: State) -> Tensor:
+        """The last convolution over the named friends who speak, zero where none does: [B, D]."""
+        messages_BFD = state["messages_VD"][friends_BF]
+        if self.kind != "gat":
+            share_BF = speaks_BF / speaks_BF.sum(1, keepdim=True).clamp(min=1)
+            return torch.einsum("bf,bfd->bd", share_BF, messages_BFD)
+        asks_BD = torch.where((users_B >= 0)[:, None], state["asks_VD"][users_B.clamp(min=0)], state["stranger_D"])
+        split = (*friends_BF.shape, *state["attention_HC"].shape)
+        met_BFHC = leaky_relu(messages_BFD + asks_BD[:, None] + state["edge_D"], 0.2).reshape(split)
+        logits_BFH = (met_BFHC * state["attention_HC"]).sum(3).masked_fill(~speaks_BF[:, :, None], -torch.inf)
+        nobody_B = ~speaks_BF.any(1)
+        weights_BFH = torch.softmax(logits_BFH.masked_fill(nobody_B[:, None, None], 0.0), dim=1)
+        mixed_BD = torch.einsum("bfh,bfhc->bhc", weights_BFH, messages_BFD.reshape(split)).flatten(1)
+        own_BD: Tensor = self.output(mixed_BD + state["bias_D"])
+        return own_BD * ~nobody_B[:, None]

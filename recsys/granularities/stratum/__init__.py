@@ -1,0 +1,1 @@
+"""The group of like users that a user is in."""

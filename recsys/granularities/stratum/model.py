@@ -1,0 +1,125 @@
+"""Stratum: which strata of users a history belongs to, and what those strata like (S2).
+
+A user is u = the unit mean of the unit vectors of the history's items, by text or, where there is none, by the item
+vectors as they are. Strata are clusters of the rows of A_ij = cos(u_i, v_j) over the training users (see
+:mod:`recsys.data.strata`); with d² the squared distance of such rows,
+
+    p(k|u) = softmax_k(−d²(u, k) / (τ g)),    z_u = Σ_k p(k|u) P_k,
+
+with a learned prototype P_k per stratum and g the mean gap between all strata and the nearest one, which makes τ a
+pure number. p is computed from the batch, so a user who came today is in a stratum as soon as there is a history, and
+every position in training sees its past only. Centroids are fitted, not trained: buffers, set by :meth:`refit`.
+
+Legend: B queries, U rows, L length, S items in view, N items, T width of the vectors, K strata, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from recsys.data.batches import Batch
+from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata, match
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.stratum.section import StratumConfig
+
+_INIT_STD = 0.05  # of prototypes before the first fit
+# What is fitted, and the shape of it.
+_FITTED = {"centroids_KT": "KT", "axes_KT": "KT", "bias_K": "K", "size_K": "K", "within_K": "K", "total": "", "gap": ""}
+
+
+class Stratum(Granularity):
+    """Soft memberships times prototypes; a history without any vector is not present."""
+
+    centroids_KT: Tensor
+    axes_KT: Tensor
+    bias_K: Tensor
+    size_K: Tensor
+    within_K: Tensor
+    total: Tensor
+    gap: Tensor
+
+    def __init__(self, config: StratumConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.config = config
+        self.reads_text = config.input == "text" and sizes.text_width > 0
+        self.num_strata = sizes.num_strata or max(config.num_strata)
+        width = sizes.text_width if self.reads_text else sizes.width
+        for name, shape in _FITTED.items():
+            dimensions = [{"K": self.num_strata, "T": width}[letter] for letter in shape]
+            self.register_buffer(name, torch.zeros(dimensions))
+        self.prototypes_KD = nn.Parameter(_INIT_STD * torch.randn(self.num_strata, sizes.width))
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.size_K.sum() > 0)
+
+    def refit_due(self, epoch: int) -> bool:
+        """At the start, then every ``refit_every`` epochs where the vectors change, which texts do not."""
+        every = self.config.refit_every
+        return epoch == 0 or (not self.reads_text and every > 0 and epoch % every == 0)
+
+    @torch.no_grad()
+    def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
+        """Fit the strata on the users of the graphs; number them as before, so that prototypes keep their meaning.
+
+        The first fit points each prototype at the mean of what the members chose, as long as a layer norm would make
+        it: item vectors are short at the start, and short prototypes learn late.
+
+        Raises:
+            ConfigError: fewer users with a vector than strata.
+        """
+        users = self.user_vectors(graphs, items)
+        strata = fit_strata(users, self.num_strata, self.config.method, seed)
+        if self.is_fitted:
+            strata = match(self.strata(), strata, users)
+        else:
+            counts_KN = choices_counts(strata, users)
+            share_KN = torch.as_tensor(counts_KN / np.maximum(counts_KN.sum(1, keepdims=True), 1)).float()
+            means_KD = share_KN.to(items.vectors_SD.device) @ items.vectors_SD.float()
+            self.prototypes_KD.copy_(normalize(means_KD, dim=1) * math.sqrt(means_KD.shape[1]))
+        self.set_strata(strata)
+
+    def user_vectors(self, graphs: Graphs, items: ItemView) -> UserVectors:
+        """The training users of the graphs, by the vectors of now; ``items`` is the whole catalogue."""
+        users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
+        return UserVectors(users_E, items_E, self._unit(items).cpu().numpy(), graphs.num_users)
+
+    def strata(self) -> Strata:
+        """The fitted strata."""
+        arrays = {name: getattr(self, name).cpu().double().numpy() for name, shape in _FITTED.items() if shape}
+        return Strata(**arrays, total=float(self.total), gap=float(self.gap))
+
+    def set_strata(self, strata: Strata) -> None:
+        for name in _FITTED:
+            getattr(self, name).copy_(torch.as_tensor(getattr(strata, name)))
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        p_BK, present_B = self.memberships(batch, items)
+        return p_BK @ self.prototypes_KD, present_B
+
+    @torch.no_grad()
+    def memberships(self, batch: Batch, items: ItemView) -> tuple[Tensor, Tensor]:
+        """p(k|u) of every query [B, K], zero where ``present_B`` is False."""
+        with torch.autocast(items.vectors_SD.device.type, enabled=False):
+            unit_ST = self._unit(items)
+            told_UL1 = batch.mask_UL[:, :, None].to(unit_ST.dtype)
+            history_ULT = unit_ST[batch.history_UL] * told_UL1
+            if len(batch) > len(batch.users_U):
+                summed_BT = history_ULT.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
+            else:
+                summed_BT = history_ULT.sum(1)[batch.rows_B]
+            present_B = (batch.seen_B > 0) & (summed_BT.square().sum(1) > 1e-12)
+            u_BT = normalize(summed_BT, dim=1)
+            scale = (self.config.temperature * self.gap).clamp(min=1e-12)
+            logits_BK = (2 * (u_BT @ self.axes_KT.T) - self.bias_K) / scale
+            return torch.softmax(logits_BK, dim=1) * present_B[:, None], present_B
+
+    def _unit(self, items: ItemView) -> Tensor:
+        """Unit vectors of the items [S, T], zero where there is none; they take no gradient from here."""
+        source_SX = items.text_ST if self.reads_text else items.vectors_SD.detach()
+        return normalize(source_SX.float(), dim=1)

@@ -1,0 +1,98 @@
+"""What a query is to a model, granularity by granularity: vectors, weights, and additions to the scores of few items.
+
+s(u, i) = Σ_k λ_k z_k · a_i + Σ_s λ_s v_s(u, i), k the granularities that are vectors, s the sparse ones. Both halves
+are sums over granularities, so what one adds to a score is its share, exactly, and the k best items are exact.
+
+Legend: B queries, K granularities, D width, N items, R list length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recsys.granularities.sparse import SparseScores
+
+
+class Parts(NamedTuple):
+    """The parts of every query, weighed."""
+
+    vectors_BKD: Tensor  # λ_k z_k in the directions of the item vectors, zero where missing and of the sparse ones
+    weights_BK: Tensor  # λ, zero where missing
+    sparse: Mapping[int, SparseScores]  # λ_s v_s by place in K
+
+    @property
+    def users_BD(self) -> Tensor:
+        """The user vectors."""
+        return self.vectors_BKD.sum(1)
+
+    @property
+    def added(self) -> SparseScores:
+        """The additions of all sparse granularities together."""
+        return SparseScores.total([*self.sparse.values()]) if self.sparse else SparseScores.nothing()
+
+    def of(self, places: Sequence[int]) -> Parts:
+        """The parts of some granularities alone, in the given order."""
+        sparse = {new: self.sparse[old] for new, old in enumerate(places) if old in self.sparse}
+        return Parts(self.vectors_BKD[:, list(places)], self.weights_BK[:, list(places)], sparse)
+
+    def scores(self, item_vectors_ND: Tensor) -> Tensor:
+        """Scores of all items: [B, N]."""
+        scores_BN = self.users_BD @ item_vectors_ND.T
+        return self.added.add_to(scores_BN) if self.sparse else scores_BN
+
+    def each(self, item_vectors_ND: Tensor) -> Tensor:
+        """Scores of all items by every granularity alone: [B, K, N]."""
+        scores_BKN = self.vectors_BKD @ item_vectors_ND.T
+        for place, scores in self.sparse.items():
+            scores.add_to(scores_BKN[:, place])
+        return scores_BKN
+
+    def times(self, factors_BK: Tensor) -> Parts:
+        """The parts with every granularity of every query times a factor."""
+        sparse = {place: scores.weighed(factors_BK[:, place]) for place, scores in self.sparse.items()}
+        return Parts(self.vectors_BKD * factors_BK[:, :, None], self.weights_BK * factors_BK, sparse)
+
+    def shares(self, item_vectors_ND: Tensor, items_BR: Tensor) -> Tensor:
+        """What every granularity adds to the scores of listed items: float64 [B, K, R], of no meaning at items below 0.
+
+        They are float32 numbers: such numbers add up in float64 without rounding, in whatever order.
+        """
+        vectors_BRD = item_vectors_ND[items_BR.clamp(min=0)].double()
+        shares_BKR = torch.einsum("bkd,brd->bkr", self.vectors_BKD.double(), vectors_BRD).float()
+        for place, scores in self.sparse.items():
+            shares_BKR[:, place] = scores.at(items_BR)
+        return shares_BKR.double()
+
+    def take(self, rows_R: Tensor) -> Parts:
+        """The parts of the given queries, repeated ones allowed, in the given order."""
+        sparse = {place: scores.take(rows_R) for place, scores in self.sparse.items()}
+        return Parts(self.vectors_BKD[rows_R], self.weights_BK[rows_R], sparse)
+
+    def where(self, keep_B: Tensor) -> Parts:
+        """The parts of some queries, those of the others zero."""
+        vectors_BKD = torch.where(keep_B[:, None, None], self.vectors_BKD, 0.0)
+        sparse = {place: scores.where(keep_B) for place, scores in self.sparse.items()}
+        return Parts(vectors_BKD, torch.where(keep_B[:, None], self.weights_BK, 0.0), sparse)
+
+    def cpu(self) -> Parts:
+        sparse = {place: scores.cpu() for place, scores in self.sparse.items()}
+        return Parts(self.vectors_BKD.cpu(), self.weights_BK.cpu(), sparse)
+
+    @staticmethod
+    def gathered(pieces: Sequence[tuple[Tensor, Parts]]) -> Parts:
+        """The parts of queries that were asked in pieces; each comes with the rows of its queries in the whole."""
+        if len(pieces) == 1:
+            return pieces[0][1]
+        order_B = torch.cat([rows for rows, _ in pieces]).argsort()
+        vectors_BKD = torch.cat([piece.vectors_BKD for _, piece in pieces])[order_B]
+        weights_BK = torch.cat([piece.weights_BK for _, piece in pieces])[order_B]
+        places = sorted({place for _, piece in pieces for place in piece.sparse})
+        sparse = {}
+        for place in places:
+            has = [(rows, piece.sparse[place]) for rows, piece in pieces if place in piece.sparse]
+            sparse[place] = SparseScores.total([scores.moved(rows) for rows, scores in has])
+        return Parts(vectors_BKD, weights_BK, sparse)
