@@ -103,7 +103,8 @@ def test_reasons_of_events() -> None:
         ("u", "i", "x", "view", "2", "train", "bad timestamp"),
         ("u", "i", "", "view", "NaN", "train", None),
         ("u", "i", "", "view", "-inf", "train", "value is not a finite number"),
-        ("u", "i", "", "view", "2", "dev", "bad split"),
+        ("u", "i", "", "view", "2", "fold 3", "bad split"),
+        ("u", "i", "", "view", "2", "Validation", None),
         ("u", "i", "", "", "", "", None),
     ]
     names = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE, schema.SPLIT]

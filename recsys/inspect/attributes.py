@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -51,7 +51,13 @@ class Attributes:
         return list(dict.fromkeys(names))
 
 
-def attributes_of(table: Table, columns: Iterable[Column], keys: Sequence[str], items: IdSet | None) -> Attributes:
+def attributes_of(
+    table: Table,
+    columns: Iterable[Column],
+    keys: Sequence[str],
+    items: IdSet | None,
+    moved: Mapping[str, str] | None = None,
+) -> Attributes:
     """What further columns of a table are good for.
 
     Args:
@@ -59,8 +65,9 @@ def attributes_of(table: Table, columns: Iterable[Column], keys: Sequence[str], 
         columns: those to look at, in order.
         keys: canonical columns of the table, whose names are taken.
         items: ids of items, so that lists of other items are told from lists of words; None for users.
+        moved: columns that get other names anyway (see :func:`reserved`).
     """
-    found = Attributes()
+    found = Attributes(rename=dict(moved or {}))
     given = list(columns)
     taken = {*keys, *(column.name for column in table.columns)} if table.sample.has_names else {*keys}
     for column, (wanted) in _coordinates(given, table.sample.has_names).items():

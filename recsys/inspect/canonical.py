@@ -254,11 +254,11 @@ class _Canonical:
         self, names: dict[str, str]
     ) -> tuple[list[TablePlan], Attributes | None, Attributes | None, tuple[list[Column], list[Column]]]:
         events = self.pair.table
-        moved = reserved(events, schema.EVENTS, names)
+        moved_events = reserved(events, schema.EVENTS, names)
         reasons = self._event_reasons() | {
-            name: f"{name!r} is none of the product's own columns of that name" for name in moved
+            name: f"{name!r} is none of the product's own columns of that name" for name in moved_events
         }
-        plan = TablePlan("events", self.sample, {**names, **moved}, reasons)
+        plan = TablePlan("events", self.sample, {**names, **moved_events}, reasons)
         plans = [plan]
         of_items, of_users = self._by_events()
         items = users = None
@@ -269,18 +269,15 @@ class _Canonical:
                 continue
             column = next(table.column(name) for name, to in table.names.items() if to == key)
             rest = [c for c in table.columns if c is not column]
-            found = attributes_of(table, rest, [key], item_ids if role == "items" else None)
-            plans.append(
-                plan_of_attributes(
-                    role, table.sample, table.names, found, reserved(table, kind, table.names), table.shares
-                )
-            )
+            moved = reserved(table, kind, table.names)
+            found = attributes_of(table, rest, [key], item_ids if role == "items" else None, moved)
+            plans.append(plan_of_attributes(role, table.sample, table.names, found, moved, table.shares))
             items, users = (found, users) if role == "items" else (items, found)
         if of_items:
-            items = attributes_of(events, of_items, [*names.values()], item_ids)
+            items = attributes_of(events, of_items, [*names.values()], item_ids, moved_events)
             of_items = self._take(plan, of_items, items)
         if of_users:
-            users = attributes_of(events, of_users, [*names.values()], None)
+            users = attributes_of(events, of_users, [*names.values()], None, moved_events)
             of_users = self._take(plan, of_users, users)
         for role in ("social", "knowledge"):
             plans += self._pairs_of(role)
@@ -469,11 +466,12 @@ def _sequences(looked: Looked, tables: Sequence[Table], pair: Pair) -> Understoo
     if table is not None:
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
         rest = [column for column in table.columns if column is not key]
-        found.items = attributes_of(table, rest, [schema.ITEM_ID], IdSet(pair.item))
+        moved = reserved(table, schema.ITEMS, table.names)
+        found.items = attributes_of(table, rest, [schema.ITEM_ID], IdSet(pair.item), moved)
         found.has_items = True
         files = [shown_path(path) for path in looked.patterns(table.sample)]
         found.source.append(Setting("items", files, f"{table.sample.num_rows:,} rows; {table.shares}"))
-        rename = {**reserved(table, schema.ITEMS, table.names), **found.items.rename, **table.names}
+        rename = {**found.items.rename, **table.names}
         rename = {name: to for name, to in rename.items() if name != to}
         found.source += [
             Setting(f"rename.{name}", to, "the ids of the sequences" if to == schema.ITEM_ID else "by its values")
@@ -488,6 +486,8 @@ def _sequences(looked: Looked, tables: Sequence[Table], pair: Pair) -> Understoo
         found.tables.append(told)
         known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
         found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+    if sample.form.comment:
+        found.source.append(Setting("comment", sample.form.comment, "lines that begin so are no sequences"))
     if sample.form.separator:
         found.source.insert(2, Setting("separator", sample.form.separator, "between the ids of a line"))
     others = [t for t in tables if t is not pair.table and t is not table]

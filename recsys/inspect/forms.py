@@ -58,6 +58,7 @@ class SequenceForm:
     """Lines of ``user item item …``."""
 
     separator: str = ""  # "": blanks
+    comment: str = ""
 
 
 def encoding_of(head: bytes) -> str:
@@ -111,7 +112,7 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
         rows = rows[1:]
     separator = told[1] if told else _separator(rows, suffix)
     if not separator or separator == BLANKS:
-        sequences = _sequence_form(rows)
+        sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             return sequences
     if not separator:
@@ -204,7 +205,7 @@ def _has_equal_cells(lines: Sequence[str], separator: str) -> bool:
     return size > 1 and number >= _CONSISTENT * len(lines)
 
 
-def _sequence_form(lines: Sequence[str]) -> SequenceForm | None:
+def _sequence_form(lines: Sequence[str], comment: str) -> SequenceForm | None:
     """Lines of ids, several a line, of different lengths."""
     for separator in ("", *_SEPARATORS):
         words = [line.split(separator or None) for line in lines]
@@ -218,7 +219,7 @@ def _sequence_form(lines: Sequence[str]) -> SequenceForm | None:
             continue
         with_digits = sum(any(character.isdigit() for character in user) for user in users)
         if with_digits >= 0.9 * len(users) and len(words) > 2:
-            return SequenceForm(separator)
+            return SequenceForm(separator, comment)
     return None
 
 

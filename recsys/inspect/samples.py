@@ -226,6 +226,8 @@ def _of_sequences(file: InputFile, form: SequenceForm) -> Sample:
         text = bytes(stream.read(WHOLE_BYTES)).decode("utf-8", errors="replace")
     lines = text.removeprefix("\ufeff").split("\n")
     for line in lines[:-1] if len(text) >= WHOLE_BYTES - 8 else lines:
+        if form.comment and line.startswith(form.comment):
+            continue
         words = [word for word in line.split(form.separator or None) if word.strip()]
         read += len(line) + 1
         users += [words[0]] * (len(words) - 1) if words else []
