@@ -31,7 +31,7 @@ Captured = pytest.CaptureFixture[str]
 def proposed(*files: Path) -> tuple[Look, Config, dict[str, pa.Table]]:
     """A look at files, the configuration that it writes, and the tables that its source reads."""
     found = look([str(file) for file in files])
-    config = build_config(parse_yaml(found.draft.text(), "draft"), "draft", needs_model=False)
+    config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
     source = open_source(config.data.source)
     source.check()
     return found, config, {name: read_all(pieces) for name, pieces in source.pieces().items()}
@@ -438,7 +438,7 @@ def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
             outcomes["refused"] += 1
         else:
             assert told(found.found)
-            config = build_config(parse_yaml(found.draft.text(), "draft"), "draft", needs_model=False)
+            config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
             for pieces in open_source(config.data.source).pieces().values():
                 read_all(pieces)
             outcomes["read"] += 1

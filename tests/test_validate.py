@@ -111,7 +111,8 @@ def test_reasons_of_events() -> None:
     raw = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})
     checked = check_rows(raw, EVENTS)
     assert checked.column(schema.REASON).to_pylist() == [row[-1] for row in rows]
-    assert checked.slice(8).to_pylist() == [
+    assert checked.column(schema.SPLIT)[8].as_py() == "valid"
+    assert checked.slice(9).to_pylist() == [
         {"user_id": "u", "item_id": "i", "timestamp": None, "event_type": "interact", "value": 1.0, "split": None,
          "_reason": None}
     ]  # fmt: skip

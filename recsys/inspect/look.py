@@ -83,8 +83,6 @@ def _check(draft: Draft) -> Config:
         SourceError: a file is not what the draft says.
     """
     text = draft.text()
-    config = build_config(
-        parse_yaml(text, "the proposed configuration"), "the proposed configuration", needs_model=False
-    )
+    config = build_config(parse_yaml(text, "the proposed configuration"), "the proposed configuration")
     open_source(config.data.source).check()
     return config
