@@ -12,7 +12,7 @@ from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import prepare
 from pipelines.progress import table
 from pipelines.register import register
-from pipelines.session import ray_session
+from pipelines.session import ray_session, ray_through
 from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
@@ -25,7 +25,7 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and close with the headline metrics and where everything is."""
     Validator.of(config)  # a wrong metric is known now, not after the training
-    with tracked(config, folder, fresh=True):
+    with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
             prepare(config, folder)

@@ -287,7 +287,7 @@ def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, train
     parent = open_parent(uri, tracking_uri(config))
     if folder.remote is not None and parent.folder == folder.bundle:
         parent = replace(parent, uri=folder.shown(folder.bundle))
-    ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.bundle.model))
+    ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.measured()))
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
         raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then try again")
     return parent

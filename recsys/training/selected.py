@@ -9,19 +9,25 @@ from __future__ import annotations
 from torch import Tensor
 
 from recsys.config import Config
+from recsys.data.attributes import ProfileEncoding
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
 from recsys.training.context import Report
-from recsys.training.kept import KEPT, scale, silenced, transplant
+from recsys.training.kept import KEPT, names_of, scale, silenced, transplant
 from recsys.training.strata import STRATA
 
 
 def assemble(
-    config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
+    config: Config,
+    dataset: PreparedDataset,
+    through: Split,
+    weights: dict[str, Tensor],
+    choices: Report,
+    profile: ProfileEncoding | None = None,
 ) -> FrozenModel:
     """The model of these weights, with its graphs and fitted granularities made of the events through ``through``.
 
@@ -31,13 +37,15 @@ def assemble(
         through: the last part whose events are read.
         weights: the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
         choices: of the training.
+        profile: how the weights read attributes, where they come from an earlier model; fitted to the events otherwise.
     """
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
-    model = build_model(config, dataset, through, num_strata)
+    start = None if profile is None else Start(weights, profile, num_strata)
+    model = build_model(config, dataset, through, num_strata, start)
     model.silent = silenced(choices)
     names = [name for name, _ in model.encoders.each()]
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
-    found = transplant(weights, [name for name in names if name not in model.silent], own, names)
+    found = transplant(weights, names_of(weights, names, model.silent), own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     sizes = model.sizes
     with_facts = config.model.granularities.knowledge.enabled
