@@ -283,7 +283,9 @@ def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, train
         entry = folder.read_json(folder.registered, "run `recsys register` again")
         uri = str(entry.get("pinned_uri", uri))
     elif not (folder.bundle / DESCRIPTION).is_file():
-        write_bundle(folder.bundle, trained.frozen, dataset, {"refit": trained.refit}, trained.weights)
+        asked = {"exclude_seen": config.evaluate.exclude_seen}
+        extra = {"refit": trained.refit, "comparison": asked}
+        write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
     parent = open_parent(uri, tracking_uri(config))
     if folder.remote is not None and parent.folder == folder.bundle:
         parent = replace(parent, uri=folder.shown(folder.bundle))

@@ -132,6 +132,11 @@ class Bundle:
         return tuple(ContextColumn.from_json(column) for column in self.info.context)
 
     @property
+    def exclude_seen(self) -> bool:
+        """Whether what a user had is left out where a request does not say: as the model was evaluated."""
+        return bool((self.info.extra.get("comparison") or {}).get("exclude_seen", True))
+
+    @property
     def num_items(self) -> int:
         return len(self.item_ids)
 

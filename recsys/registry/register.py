@@ -162,8 +162,8 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             artifacts={BUNDLE: str(folder.absolute())},
             code_paths=[str(Path(recsys.__file__).parent)],
             model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
-            signature=signature(),
-            metadata={"request": request_schema()},
+            signature=signature(bundle.exclude_seen),
+            metadata={"request": request_schema(bundle.exclude_seen)},
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
