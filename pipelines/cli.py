@@ -138,6 +138,8 @@ def parse(words: Sequence[str]) -> Arguments:
             value = rest.pop(0)
         if name == "config":
             config = value
+        elif name == "budget":
+            overrides.append(("run.budget", value))
         elif name == "force":
             quoted = "'{}'".format(value.replace("'", "''"))  # a text, whatever it looks like
             overrides.append(("promote.force", quoted))
@@ -177,7 +179,7 @@ def _command(words: list[str]) -> int:
     from pipelines.mistakes import check, check_input
     from recsys.config import load_config
 
-    config = load_config(config_file(arguments.config), arguments.overrides, VERBS[verb].needs_model)
+    config = load_config(config_file(arguments.config), arguments.overrides)
     stages = _kind(verb, config).stages
     check(config, stages)
     if arguments.dry_run:
@@ -195,6 +197,10 @@ def _run(verb: str, config: Config) -> None:
     from pipelines.folder import open_run
 
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
+        if VERBS[verb].reads_model and verb != "run":  # which prepares the data first
+            from pipelines.auto import with_model
+
+            config = with_model(config, folder, chooses=verb in ("train", "tune"))
         _target(verb)(config, folder)
 
 
@@ -220,7 +226,7 @@ def config_of(path: str | None, overrides: Sequence[tuple[str, str]]) -> Config:
     """The configuration of a verb that needs no file, with what the command line says."""
     from recsys.config import load_config
 
-    return load_config(None if path is None else config_file(path), overrides, needs_model=False)
+    return load_config(None if path is None else config_file(path), overrides)
 
 
 def plan(verb: str, config: Config) -> str:

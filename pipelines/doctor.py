@@ -35,7 +35,7 @@ def command(words: Sequence[str]) -> int:
     if arguments.dry_run:
         print(f"`recsys doctor` would look at: {', '.join(CHECKS)}\nNothing was done: this is a dry run.")
         return 0
-    config = load_config(config_file(arguments.config), rest, needs_model=False) if arguments.config else None
+    config = load_config(config_file(arguments.config), rest) if arguments.config else None
     quiet()
     findings = examine(config)
     print(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json == "true" else shown(findings))

@@ -22,6 +22,7 @@ from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final
+from recsys.training.members import trained_only
 from recsys.training.resume import FREE, training_digest
 
 
@@ -97,8 +98,8 @@ def planned(config: Config, folder: RunFolder, dataset: PreparedDataset, trained
 def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:
     """What is said of the model that goes out: events, epochs, and where it started."""
     events = sum(len(shard.through(Split.TEST).items_E) for shard in dataset.shards())
-    start = "measured" if final.goes_on or not final.names else "anew"
-    return {"through": "test", "events": events, "epochs": final.epochs if final.names else 0, "start": start}
+    start = "anew" if final.trains and not final.goes_on else "measured"
+    return {"through": "test", "events": events, "epochs": final.epochs if final.trains else 0, "start": start}
 
 
 def _line(said: dict[str, Any], final: Final) -> str:
@@ -126,7 +127,8 @@ def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset, final:
             folder.progress(epoch_line(values))
             log_epoch(values)
 
-        result = train_on_ray(config, dataset, Validator.of(config), report, final=final)
+        asked = trained_only(config) if config.model.fusion.stack else config
+        result = train_on_ray(asked, dataset, Validator.of(config), report, final=final)
         log_epoch.complete(result.history)
         tracker.log_metrics({"final": {"epochs": final.epochs, "total_seconds": result.seconds}})
     return result

@@ -19,6 +19,11 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
         ConfigError: settings contradict each other, or a text is no time.
     """
     check_settings(config, stages)
+    if "train" in stages and not config.has_model and "source" not in config.data.model_fields_set:
+        raise ConfigError(
+            "data.source: the configuration names no data and no model; `recsys init FILE… --out mine.yaml` writes one "
+            "for files of yours, and pipelines/configs has examples"
+        )
     if "prepare" in stages:
         _check_times(config)
     if "recommend" in stages and config.recommend.at:

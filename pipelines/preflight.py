@@ -336,6 +336,8 @@ def described(config: Config, sizes: Sizes) -> str:
 
 def preview(config: Config) -> str:
     """For a dry run: the estimate, and what would be refused on this machine."""
+    if not config.has_model:
+        return "model auto: members and settings are chosen when the data is prepared, and said then"
     sizes = sizes_of(config)
     if sizes is None:
         return "estimate: memory and time are known once the data is prepared"

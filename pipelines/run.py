@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
+from pipelines.auto import with_model
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.folder import RunFolder
@@ -25,6 +27,11 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and close with the headline metrics and where everything is."""
     Validator.of(config)  # a wrong metric is known now, not after the training
+    if not config.has_model:
+        started = time.monotonic()
+        with ray_session(config):
+            prepare(config, folder)
+            config = with_model(config, folder, chooses=True, started=started)
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself

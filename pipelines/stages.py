@@ -32,7 +32,7 @@ class Verb:
     preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
     usage: str = ""
     locks: bool = True  # whether no other command may be at work in the run folder meanwhile
-    needs_model: bool = True  # whether the section ``model`` must be given
+    reads_model: bool = True  # whether it reads the section ``model``, which auto chooses where it is missing
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -75,7 +75,7 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.preflight:preview",
     ),
     "prepare": Verb(
-        "pipelines.prepare:prepare", "read the source and write the prepared dataset", ("prepare",), needs_model=False
+        "pipelines.prepare:prepare", "read the source and write the prepared dataset", ("prepare",), reads_model=False
     ),
     "train": Verb(
         "pipelines.train:train",
@@ -91,7 +91,7 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.recommend:recommend",
         "write the top items of every user to a Parquet file",
         ("recommend",),
-        needs_model=False,
+        reads_model=False,
     ),
     "update": Verb(
         "pipelines.update:update",
@@ -103,7 +103,7 @@ VERBS: Final[dict[str, Verb]] = {
         "answer over HTTP by Ray Serve until interrupted; follows the alias of the model",
         ("serve",),
         locks=False,
-        needs_model=False,
+        reads_model=False,
     ),
     "tune": Verb(
         "tune.sweep:tune",
@@ -128,7 +128,7 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.promote:promote",
         "make the challenger the champion if it is better beyond doubt; --rollback goes back",
         ("promote",),
-        needs_model=False,
+        reads_model=False,
     ),
     "pull": Verb(
         "pipelines.pull:command",

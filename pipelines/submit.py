@@ -45,7 +45,7 @@ def command(words: Sequence[str]) -> int:
     if arguments.config is None:
         raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
     tree = read_tree(config_file(arguments.config), arguments.overrides)
-    config = build_config(tree, arguments.config, VERBS[first].needs_model)  # a mistake is known before it is sent
+    config = build_config(tree, arguments.config)  # a mistake is known before it is sent
     check(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))
@@ -150,12 +150,12 @@ def _section(words: Sequence[str]) -> SubmitConfig:
     """The section ``submit`` of a whole configuration, or of its keys alone."""
     arguments = parse(words)
     if arguments.config is not None:
-        return load_config(config_file(arguments.config), arguments.overrides, needs_model=False).submit
+        return load_config(config_file(arguments.config), arguments.overrides).submit
     strays = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
     if strays:
         raise UsageError(f"--{strays[0]}: only --submit.… and --config say something about jobs that are there")
     values = {name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides}
-    return build_config({"submit": values}, "command line", needs_model=False).submit
+    return build_config({"submit": values}, "command line").submit
 
 
 def _stop(client: Any, job: str) -> str:

@@ -16,6 +16,7 @@ from pipelines.folder import RunFolder
 from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import open_dataset
 from pipelines.session import ray_session
+from pipelines.stacking import stacked
 from pipelines.tracking import EpochLog, tracked
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
@@ -24,7 +25,9 @@ from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
+from recsys.training.members import trained_only
 from recsys.training.resume import FREE, training_digest
 
 ORIGIN = "origin.json"
@@ -68,7 +71,11 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             folder.progress(epoch_line(values))
             log_epoch(values)
 
-        result = train_on_ray(config, dataset, validate, report, descent.start if descent else None)
+        stacks = config.model.fusion.stack
+        start = descent.start if descent else None
+        result = train_on_ray(trained_only(config) if stacks else config, dataset, validate, report, start)
+        if stacks:
+            result = stacked(config, dataset, result, folder.progress)
         folder.forget_model()
         save_trained(folder.model, result)
         constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}
@@ -118,7 +125,9 @@ def model_sha256(folder: RunFolder) -> str:
 
 
 def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
-    """The first key in which two ``model`` sections differ, with both values; empty when they are equal."""
+    """The first key in which two ``model`` sections differ, with both values; empty when they are equal, or differ in
+    what the training chose among candidates."""
+    asked = narrowed(asked, trained)
     before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
     for key, value in before.items():
         if after.get(key) != value:

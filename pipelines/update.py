@@ -199,7 +199,8 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         parent = open_parent(parent_uri(config), tracking_uri(config))
         check_settings(parent, config)
         model = parent.bundle.model
-    if stratum_of(model) is None:
+    module = stratum_of(model)
+    if module is None:
         raise ConfigError(f"{parent.uri} has no granularity stratum to fit again; train one with it enabled")
     with ray_session(config):
         prepare(config, folder, parent.vocabulary())
@@ -218,7 +219,8 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         if parent.seen_all:  # its prototypes live among other vectors
             other = refit_strata(config, dataset, parent.measured()).encoders.state_dict()
             of_measured = {name: other[name] for name in changed}
-        folder.progress(f"fitted {model.sizes.num_strata} strata again on {dataset.manifest.counts['train']:,} events")
+        number, events = module.num_strata, dataset.manifest.counts["train"]
+        folder.progress(f"fitted {number} strata again on {events:,} events")
     extra = {"strata": {"dataset": dataset.manifest.content_hash}}
     register_changed(config, folder, parent, changed, {}, extra, of_measured)
 

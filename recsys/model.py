@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from recsys.config import ModelConfig
-from recsys.data.attributes import AttributeRows, ProfileEncoding
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Array, Queries
 from recsys.data.whitening import Whitening
@@ -32,6 +31,7 @@ from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
 from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
+from recsys.stack import TRAINED, Stack, covariance, inverse, sparse_spread, spread
 
 States = dict[str, State]
 
@@ -61,6 +61,8 @@ class Encoders(nn.Module):
             else NoFusion(config.fusion)
         )
         self.register_buffer("fitted_weights", torch.tensor(weights[True]))
+        self.members = [TRAINED] * bool(weights[False]) + [name for name, _ in self.each(fitted=True)]
+        self.stack = Stack(len(self.members)) if config.fusion.stack else None
         self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
 
     def each(self, fitted: bool = False) -> list[tuple[str, Granularity]]:
@@ -193,13 +195,22 @@ class FrozenModel:
         self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
         self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
         self.rating_head = rating_head  # where train.ratings asked for one and values vary
-        own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True)]
+        self._covariances: dict[str, Tensor] = {}  # of item vectors, by member
+        silent = self.silent_members
+        self.states = {name: state for name, state in states.items() if name not in silent}
+        own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
 
     @property
     def names(self) -> list[str]:
         """The granularities, in the order of K."""
         return self.encoders.names
+
+    @property
+    def silent_members(self) -> set[str]:
+        """The fitted granularities that stacking gave no weight; nothing of them is kept."""
+        stack, members = self.encoders.stack, self.encoders.members
+        return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
 
     @property
     def trained_names(self) -> list[str]:
@@ -215,83 +226,160 @@ class FrozenModel:
     def encode(
         self,
         queries: Queries,
-        friends_BF: Tensor | None = None,
-        attributes: AttributeRows | None = None,
-        text_BT: Tensor | None = None,
+        brought: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z_k of every query [B, K, D] and where it is present [B, K], of the trained granularities.
 
-        ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names, ``attributes`` what
-        it says of its user, a row each, ``text_BT`` the vectors of the texts of pasts that it brings, zero without.
+        ``brought`` is what the queries bring beside events, by signal, see ``Batch.inputs``.
         """
-        return self.encoders.encode(self._batch(queries, friends_BF, attributes, text_BT), self.items, self.states)
+        return self.encoders.encode(self._batch(queries, brought), self.items, self.states)
 
     def _batch(
         self,
         queries: Queries,
-        friends_BF: Tensor | None,
-        attributes: AttributeRows | None,
-        text_BT: Tensor | None,
+        brought: Mapping[str, Any] | None = None,
     ) -> Batch:
         self.encoders.eval()
         batch = last_position(queries, self.config.max_history)
-        batch = replace(batch, friends_UF=friends_BF, attributes=attributes, text_vectors_BT=text_BT)
+        batch = replace(batch, inputs=dict(brought or {}))
         return batch.to(self.item_vectors_ND.device)
 
     @torch.inference_mode()
     def parts(
         self,
         queries: Queries,
-        friends_BF: Tensor | None = None,
-        attributes: AttributeRows | None = None,
-        text_BT: Tensor | None = None,
+        brought: Mapping[str, Any] | None = None,
     ) -> Parts:
         """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
 
         Args:
             queries: what is asked.
-            friends_BF: as in :meth:`encode`.
-            attributes: as in :meth:`encode`.
-            text_BT: as in :meth:`encode`.
+            brought: as in :meth:`encode`.
         """
-        batch = self._batch(queries, friends_BF, attributes, text_BT)
+        batch = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._weighed(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
 
-    def _weighed(self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor) -> Parts:
+    def _weighed(
+        self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor, stacks: bool = True
+    ) -> Parts:
         """The trained granularities and, behind them, the fitted ones, each in directions of its own, as
-        :attr:`item_vectors_ND` has them, or sparse."""
+        :attr:`item_vectors_ND` has them, or sparse; with ``stacks`` as stacking weighs them, where the model has it."""
         vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
+        weights = self._stack_weights(batch) if stacks else {}
+        if TRAINED in weights:
+            factor_B = weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
+            vectors_BKD, weights_BK = vectors_BKD * factor_B[:, None, None], weights_BK * weights[TRAINED][:, None]
+        fitted_batch = self._fitted_batch(batch)
         for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
-            if module.sparse:
-                scores = module.boost(batch, self.items, self.states[name])
+            weight_B = weights.get(name, weight.expand(len(batch)))
+            if name not in self.states:  # stacking left it out
+                present_B = torch.zeros_like(weight_B)
+                vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
+            elif module.sparse:
+                scores = module.boost(fitted_batch, self.items, self.states[name])
                 present_B = scores.present(len(batch))
-                sparse[vectors_BKD.shape[1]] = scores.weighed(weight.expand(len(batch)))
+                factor_B = weight_B * self._sparse_scale(name, scores, len(batch)) if name in weights else weight_B
+                sparse[vectors_BKD.shape[1]] = scores.weighed(factor_B)
                 vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
             else:
-                z_BR, present_B = module(batch, self.items, self.states[name])
+                z_BR, present_B = module(fitted_batch, self.items, self.states[name])
+                factor_B = weight_B * self._scale_free(name, z_BR) if name in weights else weight_B
                 vectors_BKD = pad(vectors_BKD, (0, z_BR.shape[1], 0, 1))
-                vectors_BKD[:, -1, -z_BR.shape[1] :] = weight * z_BR
-            weights_BK = torch.cat([weights_BK, (weight * present_B)[:, None]], dim=1)
+                vectors_BKD[:, -1, -z_BR.shape[1] :] = factor_B[:, None] * z_BR
+            weights_BK = torch.cat([weights_BK, (weight_B * present_B)[:, None]], dim=1)
         return Parts(vectors_BKD, weights_BK, sparse)
+
+    def _fitted_batch(self, batch: Batch) -> Batch:
+        """What fitted granularities read, which may be more of a history than the trained ones do."""
+        if not self.config.fitted_history or batch.whole is None:
+            return batch
+        longer = last_position(batch.whole, self.config.fitted_history).to(batch.seen_B.device)
+        kept = {name: getattr(batch, name) for name in ("friends_UF", "attributes", "text_vectors_BT")}
+        return replace(longer, **kept)
+
+    def _stack_weights(self, batch: Batch) -> dict[str, Tensor]:
+        """The weight [B] of every member by stacking; empty where the model has none."""
+        if self.encoders.stack is None:
+            return {}
+        lengths_B = batch.seen_B if batch.whole is None else torch.as_tensor(batch.whole.histories.lengths_U)
+        weights_BM = self.encoders.stack.weights(lengths_B.to(batch.seen_B.device))
+        return dict(zip(self.encoders.members, weights_BM.unbind(1), strict=True))
+
+    def _scale_free(self, member: str, users_BD: Tensor) -> Tensor:
+        """What a member's scores are multiplied with to have the spread 1 over the catalogue: [B]."""
+        if member not in self._covariances:
+            self._covariances[member] = covariance(self._own_items(member))
+        return inverse(spread(users_BD, self._covariances[member]))
+
+    def _own_items(self, member: str) -> Tensor:
+        if member == TRAINED:
+            return self.items.vectors_SD
+        return dict(self.encoders.each(fitted=True))[member].own_items(self.states[member])
+
+    @property
+    def members(self) -> list[str]:
+        """What stacking weighs: the trained granularities together, and every fitted one."""
+        return self.encoders.members
+
+    @torch.inference_mode()
+    def member_scores(self, queries: Queries) -> list[Tensor]:
+        """Scores of every member alone, of spread 1 over the catalogue: M times [B, N]."""
+        batch = self._batch(queries)
+        found = []
+        if TRAINED in self.members:
+            z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+            users_BD, _ = self.encoders.fusion(z_BKD, present_BK)
+            found.append((users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T)
+        fitted_batch = self._fitted_batch(batch)
+        for name, module in self.encoders.each(fitted=True):
+            if module.sparse:
+                scores = module.boost(fitted_batch, self.items, self.states[name])
+                scores_BN = scores.add_to(torch.zeros(len(batch), len(self.items.vectors_SD)))
+                found.append(scores_BN * self._sparse_scale(name, scores, len(batch))[:, None])
+            else:
+                z_BR, _ = module(fitted_batch, self.items, self.states[name])
+                found.append((z_BR * self._scale_free(name, z_BR)[:, None]) @ self._own_items(name).T)
+        return found
+
+    def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:
+        """What the values of a sparse member are multiplied with: [B]; the same for every query where the values are
+        probabilities, whose size means something."""
+        stack, module = self.encoders.stack, dict(self.encoders.each(fitted=True))[member]
+        assert stack is not None, "asked of a model with stacking alone"
+        if module.calibrated:
+            return stack.scales_M[self.members.index(member)].expand(num_rows)
+        return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)))
+
+    @torch.inference_mode()
+    def choose_scales(self, queries: Queries) -> None:
+        """Set the constant by which values of calibrated members are multiplied: one over their mean spread, so that
+        their weights are of the size of other members'."""
+        stack = self.encoders.stack
+        assert stack is not None, "asked of a model with stacking alone"
+        batch = self._fitted_batch(self._batch(queries))
+        for name, module in self.encoders.each(fitted=True):
+            if module.sparse and module.calibrated and name in self.states:
+                scores = module.boost(batch, self.items, self.states[name])
+                spread_B = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
+                mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(1.0)
+                stack.scales_M[self.members.index(name)] = 1 / mean
 
     @torch.inference_mode()
     def unweighted(self, queries: Queries) -> Parts:
         """The parts of every query as if every λ were 1: z_k, and 1 where it is present."""
-        batch = self._batch(queries, None, None, None)
+        batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
-        return self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones)
+        return self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stacks=False)
 
     @torch.inference_mode()
     def parts_ahead(
         self,
         queries: Queries,
         steps: int,
-        friends_BF: Tensor | None = None,
-        attributes: AttributeRows | None = None,
-        text_BT: Tensor | None = None,
+        brought: Mapping[str, Any] | None = None,
     ) -> Parts:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
@@ -303,7 +391,7 @@ class FrozenModel:
         room = self.config.max_history - steps
         if room < 1:
             raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
-        whole = self._batch(queries, friends_BF, attributes, text_BT)
+        whole = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
         for _ in range(steps):
@@ -367,11 +455,11 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
         """Scores [B, N] with constant weights by name instead of what fusion gives; missing ones stay masked."""
-        batch = self._batch(queries, None, None, None)
+        batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
-        return self._scored(self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K))
+        return self._scored(self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False))
 
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
@@ -425,6 +513,16 @@ class FrozenModel:
         return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"], head)
 
 
+_EARLIER: Final = {  # keys of sizes that bundles of before have instead of ``inputs``, and their signals
+    "profile": "profile",
+    "num_entities": "",
+    "num_relations": "",
+    "num_strata": "stratum",
+    "user_text_width": "user_text",
+    "media": "media",
+}
+
+
 def dump_sizes(sizes: ModelSizes) -> dict[str, Any]:
     """Sizes as plain values for JSON."""
     return asdict(sizes)
@@ -436,5 +534,8 @@ def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
     Raises:
         TypeError, KeyError: not what it wrote.
     """
-    profile = content.get("profile")
-    return ModelSizes(**{**content, "profile": ProfileEncoding.parse(profile) if profile else None})
+    plain = {key: value for key, value in content.items() if key not in _EARLIER}
+    earlier = {signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)}
+    if content.get("num_relations"):
+        earlier["knowledge"] = {"entities": content["num_entities"], "relations": content["num_relations"]}
+    return ModelSizes(**{**plain, "inputs": {**earlier, **content.get("inputs", {})}})

@@ -124,7 +124,7 @@ def test_command_line_and_configuration(name: str, tree: Tree, tmp_path: Path, c
         (b"train: [1, 2", ["not valid YAML"]),
         (b"- run\n- train\n", ["expected sections", "list"]),
         (b"\xff\xfe\x00", ["not valid YAML"]),
-        (b"", ["model: the section is missing", "evolution: {enabled: true}"]),
+        (b"", ["data.source", "recsys init"]),
     ],
     ids=["broken YAML", "a list", "not UTF-8", "empty"],
 )

@@ -32,7 +32,7 @@ def test_a_wrong_metric_is_refused_with_the_ones_there_are(name: str) -> None:
 @pytest.mark.parametrize("text", ["01.11.2020", "2020", "yesterday", "2020-02-30"])
 def test_a_wrong_time_names_the_form(text: str) -> None:
     split = {"kind": "temporal", "valid_from": text}
-    config = build_config({"data": {"split": split}}, needs_model=False)
+    config = build_config({"data": {"split": split}})
     with pytest.raises(ConfigError, match=r"data\.split\.valid_from: .* is not a time such as 2024-03-01"):
         check(config, PREPARES)
     check(config, ("evaluate",))
@@ -40,7 +40,7 @@ def test_a_wrong_time_names_the_form(text: str) -> None:
 
 def test_validation_after_test_is_refused() -> None:
     split = {"kind": "temporal", "valid_from": "2020-12-01", "test_from": "2020-11-01"}
-    config = build_config({"data": {"split": split}}, needs_model=False)
+    config = build_config({"data": {"split": split}})
     with pytest.raises(ConfigError, match="valid_from 2020-12-01 is not before data.split.test_from 2020-11-01"):
         check(config, PREPARES)
 
@@ -78,7 +78,7 @@ def test_settings_that_contradict_each_other(tree: dict[str, dict[str, object]],
 
 def test_settings_of_training_do_not_matter_to_prepare() -> None:
     tree = {"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}
-    check(build_config(tree, needs_model=False), PREPARES)
+    check(build_config(tree), PREPARES)
 
 
 def _file(tmp_path: Path, source: str, model: str = MODEL) -> list[str]:
@@ -103,10 +103,10 @@ def test_a_missing_file_does_not_matter_to_a_verb_that_does_not_read_it(tmp_path
     assert "Nothing was done" in capsys.readouterr().out
 
 
-def test_prepare_needs_no_model_and_train_says_what_is_missing(tmp_path: Path, capsys: Captured) -> None:
+def test_no_verb_needs_a_model_and_train_says_that_auto_chooses_it(tmp_path: Path, capsys: Captured) -> None:
     words = _file(tmp_path, "{kind: synthetic}", model="")
     assert main(["prepare", *words]) == 0
     shown = capsys.readouterr().out
     assert "granularities" not in shown and "kind: synthetic" in shown
-    assert main(["train", *words]) == 2
-    assert "evolution: {enabled: true}" in capsys.readouterr().err
+    assert main(["train", *words]) == 0
+    assert "model auto" in capsys.readouterr().out

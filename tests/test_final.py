@@ -397,6 +397,20 @@ def test_a_model_without_anything_trained_is_only_fitted(story: Path) -> None:
     assert "fitting the model that goes out on all 192 events" in (story / "fitted/run.log").read_text()
 
 
+def test_members_keep_the_weights_that_validation_gave_them(story: Path) -> None:
+    """Stacking: fitted members are fitted on all events, their weights and constants stay."""
+    words = ["--run.dir", str(story / "stacked"), "--tracking.enabled", "false", "--model.fusion.stack", "true"]
+    words += ["--model.granularities.popularity.enabled", "true", "--model.granularities.item_cf.enabled", "true"]
+    with training_here():
+        assert command(story, "run", *words) == 0
+    bundle = read_bundle(story / "stacked/bundle")
+    known = measured(story / "stacked/bundle", bundle)
+    stacks = [model.encoders.stack for model in (bundle.model, known.model)]
+    assert stacks[0] is not None and stacks[1] is not None
+    assert torch.equal(stacks[0].weights_GM, stacks[1].weights_GM)
+    assert bundle.popularity_N.sum() == 192 and known.model.popularity_N.sum() == 192 - 24
+
+
 def test_the_constants_are_those_of_the_evaluated_training(story: Path) -> None:
     """Whatever the command says by then; toggling ``train.final`` asks for no new training of the measured model."""
     from pipelines.final import as_trained

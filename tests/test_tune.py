@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -285,7 +286,7 @@ def test_importance_names_what_moves_the_metric() -> None:
 
 
 def _halving(plan: Plan, min_epochs: int = 1, epochs: int = 9) -> Halving:
-    search: Any = SimpleNamespace(running={})
+    search: Any = SimpleNamespace(running={}, plan=SimpleNamespace(deadline=math.inf))
     return Halving(search, min_epochs, epochs, 2)
 
 

@@ -14,10 +14,10 @@ from recsys.errors import ConfigError
 MODEL = "model: {granularities: {evolution: {enabled: true}}}\n"
 
 
-def _load(text: str | bytes, tmp_path: Path, needs_model: bool = True) -> Config:
+def _load(text: str | bytes, tmp_path: Path) -> Config:
     path = tmp_path / "mine.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load_config(path, needs_model=needs_model)
+    return load_config(path)
 
 
 def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
@@ -191,9 +191,8 @@ def test_a_number_of_more_than_63_bits_is_refused(tmp_path: Path) -> None:
     _refused(MODEL + f"seed: {10**30}\n", tmp_path, "seed", "too large a number")
 
 
-@pytest.mark.parametrize("text", ["", "seed: 1\n", "model:\n"])
-def test_a_missing_model_is_explained_with_an_example_unless_it_is_not_needed(text: str, tmp_path: Path) -> None:
-    _refused(text, tmp_path, "model", "evolution: {enabled: true}")
-    config = _load(text, tmp_path, needs_model=False)
+@pytest.mark.parametrize("text", ["", "seed: 1\n", "model:\n", "model: auto\n"])
+def test_a_missing_or_emptied_model_is_left_open(text: str, tmp_path: Path) -> None:
+    config = _load(text, tmp_path)
     assert not config.has_model and "model" not in config.model_dump()
     assert Config.model_validate(config.model_dump(mode="json")) == config

@@ -6,6 +6,7 @@ no trial runs, the best ones and trial 0 again with other seeds, so that a lucky
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Plan:
 
     def __init__(self, config: Config, space: Space, ledger: Ledger) -> None:
         self.config, self.space, self.ledger = config, space, ledger
+        self.deadline = math.inf  # on the monotonic clock: trials are stopped at their next report after it
         self.exhausted = False  # every combination of a small space was tried
 
     def next(self, running: Collection[tuple[int, int]]) -> Trial | Literal["wait"] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -74,6 +75,8 @@ class Halving(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         ours = self.search.running[trial.trial_id]
+        if time.monotonic() > self.search.plan.deadline:
+            return str(TrialScheduler.STOP)
         if ours.repeat:
             return str(TrialScheduler.CONTINUE)
         decision = super().on_trial_result(tune_controller, self._stand_in(trial), result)
@@ -102,6 +105,10 @@ class InOrder(FIFOScheduler):
     def __init__(self, search: PlannedSearch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.search = search
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        is_over = time.monotonic() > self.search.plan.deadline
+        return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self.search.note_error(trial)

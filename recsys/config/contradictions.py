@@ -23,7 +23,7 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
         ConfigError: with every contradiction, one a line.
     """
     found = list(_of_data(config)) if _PREPARES in stages else []
-    found += list(_of_training(config)) if _TRAINS in stages else []
+    found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
     if found:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
 

@@ -6,16 +6,27 @@ granularity owns a subclass of :class:`GranularityConfig`; the module that it na
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
 
 from recsys.config.section import Section
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 if TYPE_CHECKING:
     from recsys.config.root import Config
+
+
+def _as_list(value: Any) -> Any:
+    """One value where several may stand."""
+    return [value] if isinstance(value, (int, float, str)) else value
+
+
+Several = BeforeValidator(_as_list)
+"""Of a key that is among the ``candidates`` of its section: one value, or a list of which validation chooses one."""
+HalfLives = Annotated[list[Annotated[float, Field(gt=0)] | Literal["none"]], Several, Field(min_length=1)]
+"""Days after which an event counts half; ``none``: it does not fade."""
 
 
 class GranularityConfig(Section):
@@ -26,6 +37,8 @@ class GranularityConfig(Section):
 
     module: ClassVar[str] = ""  # ``package.module:Class`` of its Granularity, imported when a model is built
     always_fitted: ClassVar[bool] = False  # in closed form, whatever its keys say
+    reads: ClassVar[str] = ""  # the signal beside the events, empty: none; granularities of one signal share its input
+    candidates: ClassVar[tuple[str, ...]] = ()  # keys of several values, of which validation chooses; see Several
     smaller: ClassVar[str] = ""  # the keys, below its section, that lower the memory of its fit
 
     enabled: bool = False
@@ -39,6 +52,11 @@ class GranularityConfig(Section):
         return self.module
 
     @property
+    def signal(self) -> str:
+        """The signal beside the events that these keys read: its name in ``ModelSizes``, ``Graphs`` and ``Batch``."""
+        return self.reads
+
+    @property
     def by_counts(self) -> bool:
         """Whether it is fitted by counting instead of trained."""
         return getattr(self, "fit", "training") == "counts"
@@ -47,6 +65,15 @@ class GranularityConfig(Section):
     def is_fitted(self) -> bool:
         """Whether it is fitted in closed form and has no part in training."""
         return self.always_fitted or self.by_counts
+
+    @property
+    def open_keys(self) -> list[str]:
+        """The candidates that hold several values."""
+        return [key for key in self.candidates if len(getattr(self, key)) > 1]
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """The section with one value for each of these candidates."""
+        return self.model_copy(update={key: [value] for key, value in values.items()})
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """What of these keys cannot hold beside the rest of the configuration, whatever the data, each with its cure;

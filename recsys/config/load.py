@@ -27,24 +27,20 @@ _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
-_NO_MODEL = """model: the section is missing or empty, and it says what is learned. The smallest one is:
-    model:
-      granularities:
-        evolution: {enabled: true}
-  (recsys prepare needs none)"""
+AUTO: Final = "auto"  # the section model, chosen by the product; the same as no section
 
 
-def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = (), needs_model: bool = True) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
 
     ``$NAME`` and ``${NAME}`` are variables of the environment, ``$$NAME`` is the text ``$NAME``; ``RECSYS_DATA`` is
-    ``data`` where it is not set. Override texts are parsed as YAML scalars or lists. Without ``needs_model`` the
-    section ``model`` may be left out, as for ``recsys prepare``.
+    ``data`` where it is not set. Override texts are parsed as YAML scalars or lists. The section ``model`` may be left
+    out, or be ``auto``: the verbs that need it choose it (:mod:`pipelines.auto`).
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
-    return build_config(read_tree(path, overrides), "command line" if path is None else str(path), needs_model)
+    return build_config(read_tree(path, overrides), "command line" if path is None else str(path))
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -55,19 +51,16 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
     return tree
 
 
-def build_config(
-    tree: Mapping[str, Any], where: str = "configuration", needs_model: bool = True, expand: bool = True
-) -> Config:
+def build_config(tree: Mapping[str, Any], where: str = "configuration", expand: bool = True) -> Config:
     """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys.
 
     ``expand``: whether ``$VARIABLES`` are those of the environment; not where the tree is of a configuration that was
     read before, whose values may hold a dollar sign of their own.
     """
+    if isinstance(tree.get("model"), str) and tree["model"].strip().lower() == AUTO:
+        tree = {key: value for key, value in tree.items() if key != "model"}
     try:
-        config = Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
-        if needs_model and not config.has_model:
-            raise ConfigError(f"wrong configuration in {where}:\n  {_NO_MODEL}")
-        return config
+        return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
     except pydantic.ValidationError as error:
         raise ConfigError(_explain(error, where)) from None
     except RecursionError:

@@ -27,6 +27,10 @@ class ItemTowerConfig(Section):
 class FusionConfig(Section):
     kind: Literal["weighted", "learned", "gated"] = "learned"
     signal_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a granularity of a user is masked")
+    stack: bool = Field(
+        False,
+        description="weigh all members on validation by stacking, never below the best single one; see docs/quality.md",
+    )
     check: bool = Field(
         False, description="train anew without a granularity whose silence makes validation better beyond noise"
     )
@@ -35,6 +39,9 @@ class FusionConfig(Section):
 class ModelConfig(Section):
     width: int = Field(64, ge=4)
     max_history: int = Field(50, ge=1)
+    fitted_history: int = Field(
+        0, ge=0, description="latest events of a user that fitted granularities read; 0: max_history"
+    )
     unit_vectors: bool = Field(
         False, description="items and granularities as unit vectors: cosine scores, λ comparable"
     )

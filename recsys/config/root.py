@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from recsys.config.data import DataConfig
 from recsys.config.evaluate import EvaluateConfig
@@ -16,13 +16,23 @@ from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
+from recsys.config.values import seconds_of
 from recsys.config.verbs import RecommendConfig, UpdateConfig
 from recsys.storage.uris import within
+
+
+def _duration(text: str) -> str:
+    seconds_of(text)
+    return text
+
+
+Budget = Annotated[str, AfterValidator(_duration)]
 
 
 class RunConfig(Section):
     dir: Place = Field("runs/latest", min_length=1, description="a local folder, or s3://BUCKET/…, gs://BUCKET/…")
     name: str = ""
+    budget: Budget = Field("", description="time for the whole of `recsys run` with model auto, e.g. 20m or 1h30m")
     resume: bool = Field(
         False, exclude=True, description="go on where an interrupted run stopped (--resume); written down nowhere"
     )

@@ -31,3 +31,19 @@ def metric_name(text: str) -> str:
 
 MetricName = Annotated[str, AfterValidator(metric_name)]
 """An accuracy metric such as ``ndcg@20``, in whatever case."""
+
+
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)\s*s)?")
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a duration; 0 for an empty text.
+
+    >>> seconds_of("20m"), seconds_of("1h30m"), seconds_of("1.5 h"), seconds_of("")
+    (1200.0, 5400.0, 5400.0, 0.0)
+    """
+    found = _DURATION.fullmatch(text.strip().lower())
+    if found is None or (text.strip() and not any(found.groups())):
+        raise ValueError(f"{text!r} is no duration; expected hours, minutes or seconds such as 20m, 1h30m or 90s")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds

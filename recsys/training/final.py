@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from recsys.config import Config
-from recsys.data.attributes import ProfileEncoding
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import TrainingError
 from recsys.model import FrozenModel
+from recsys.stack import TRAINED
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
+from recsys.training.constants import with_constants
 from recsys.training.context import Report, TrainContext
 from recsys.training.kept import silenced, transplant, without
 from recsys.training.loop import RATINGS, Phase
 from recsys.training.ratings import fit_head
-from recsys.training.selected import assemble
-from recsys.training.strata import STRATA
+from recsys.training.selected import STACK, assemble
 
 _FITTED = "model.encoders.fitted_weights"
 
@@ -46,7 +47,7 @@ class Final:
     choices: Report
     weights: dict[str, Tensor]  # of the evaluated model
     names: tuple[str, ...]  # its trained granularities, in the order of their λ
-    profile: ProfileEncoding | None = None  # how it reads attributes
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # what it fixed of the shapes of signals
     goes_on: bool = False
     lr_share: float = 1.0
 
@@ -60,22 +61,24 @@ class Final:
             {**trained.choices},
             trained.weights,
             tuple(frozen.trained_names),
-            frozen.sizes.profile,
+            frozen.sizes.inputs,
             go_on is not None,
             lr_share,
         )
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train: granularities, and an epoch of them."""
-        return bool(self.names) and self.epochs > 0
+        """Whether there is anything to train: granularities that have a say, and an epoch of them."""
+        trained = self.choices.get(STACK, {}).get("members", {}).get(TRAINED)
+        is_heard = trained is None or any(trained["weights"])
+        return bool(self.names) and self.epochs > 0 and is_heard
 
     @property
     def start(self) -> Start | None:
         """Where the training begins; None: anew."""
         if not self.goes_on:
             return None
-        return Start(self.weights, self.profile, int(self.choices.get(STRATA, {}).get("chosen", 0)), self.names)
+        return Start(self.weights, self.inputs, self.names)
 
     def settings(self, config: Config) -> Config:
         """The configuration of the training: epochs of the schedule, and the learning rate."""
@@ -99,7 +102,7 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
     Raises:
         DataError: too few trainable users. TrainingError: the loss is no longer finite.
     """
-    started, config = time.perf_counter(), final.settings(config)
+    started, config = time.perf_counter(), with_constants(final.settings(config), final.choices)
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
@@ -125,8 +128,8 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
 
 def assemble_final(config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]) -> FrozenModel:
     """The model that goes out: these weights, graphs and fitted granularities of all events."""
-    profile = final.profile if final.goes_on else None
-    frozen = assemble(config, dataset, Split.TEST, weights, final.choices, profile)
+    inputs = final.inputs if final.goes_on else None
+    frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
     if config.train.ratings:
         fit_head(frozen, dataset, Split.TEST, final.choices[RATINGS])
     return frozen

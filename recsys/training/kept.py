@@ -84,6 +84,8 @@ def transplant(
     found = {}
     for key, tensor in own.items():
         other = weights.get(key)
+        if key == _FITTED and other is not None and len(other) != len(tensor):
+            other = None  # the training knew no fitted granularities; stacking weighs them
         if other is not None and key.startswith(_FUSION) and key.endswith("_K"):
             tensor = tensor.clone()
             for place, name in enumerate(own_names):

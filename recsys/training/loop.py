@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,11 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
-from recsys.model import FrozenModel
+from recsys.granularities.behaviour.section import USER_TEXT
+from recsys.granularities.stratum.section import STRATUM
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
+from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import Report, TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
@@ -46,7 +49,7 @@ from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
 
 RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
-Validate = Callable[[FrozenModel, Queries], Array]  # the validation metric of every query: [B]
+Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
 
 
 def fit(
@@ -70,8 +73,11 @@ def fit(
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
     if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
-        kept = {"chosen": start.num_strata, "candidates": {}} if start else None
+        kept = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
         progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
+    if CONSTANTS not in progress.choices and (chosen := choose_values(config, dataset, validate, context, start)):
+        progress.choices[CONSTANTS] = chosen
+    config = with_constants(config, progress.choices)
     if progress.phase == "select":
         select = _select(config, dataset, validate, context, progress, start)
         if select.names:
@@ -150,9 +156,7 @@ class Phase:
         if progress.phase.endswith("join"):
             self.model.silent = silenced(progress.choices)
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
-        with_facts = config.model.granularities.knowledge.enabled
-        sizes = self.model.sizes
-        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model, config)
+        graphs = build_graphs(dataset, through, self.model, config)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
@@ -166,7 +170,7 @@ class Phase:
                 config.train.loss.event_power,
                 config.train.window_events,
                 config.seed,
-                config.model.granularities.behaviour.reads_user_text,
+                any(section.signal == USER_TEXT for section in config.model.granularities.enabled().values()),
             ),
             context.rank,
             context.world_size,

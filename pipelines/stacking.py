@@ -1,0 +1,109 @@
+"""Fit the members of a model and weigh them on validation, once its trained granularities are there.
+
+Reads the trained weights; gives the whole model: of training events alone, on which the weights are chosen, and of the
+events through the last part that the training read, which is what is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.progress import Progress, table
+from recsys.config import Config
+from recsys.data.bounded import asked_queries
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.errors import DataError
+from recsys.evaluation.candidates import gather
+from recsys.evaluation.stacking import Stacked, choose_stack
+from recsys.evaluation.validation import Validator
+from recsys.model import FrozenModel
+from recsys.stack import NUM_GROUPS
+from recsys.training.checkpoint import TrainResult
+from recsys.training.constants import CONSTANTS, choose_values
+from recsys.training.context import TrainContext
+from recsys.training.selected import STACK, assemble
+
+_SCALE_QUERIES: Final = 512
+
+
+def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, progress: Progress) -> TrainResult:
+    """The training's result with all members of the configuration, weighed on validation.
+
+    Raises:
+        DataError: no validation query has a target that counts.
+    """
+    constants = choose_values(config, dataset, Validator.of(config), TrainContext())
+    if constants:
+        progress(chosen_constants(constants))
+    choices = {**trained.choices, CONSTANTS: constants}
+    weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
+    selected = assemble(config, dataset, Split.TRAIN, weights, choices)
+    found = weigh(config, dataset, selected)
+    stack = selected.encoders.stack
+    assert stack is not None, "of a model with model.fusion.stack"
+    described_stack = found.to_json(selected.members)
+    for name, scale in zip(selected.members, stack.scales_M.tolist(), strict=True):
+        described_stack["members"][name]["scale"] = scale
+    choices[STACK] = described_stack
+    progress(described(found, selected.members, config.train.metric))
+    through = Split.VALID if trained.refit else Split.TRAIN
+    frozen = assemble(config, dataset, through, trained.weights, choices)
+    return replace(trained, frozen=frozen, choices=choices)
+
+
+def chosen_constants(constants: Mapping[str, Any]) -> str:
+    """What the members chose on validation, as one line.
+
+    >>> chosen_constants({"popularity": {"chosen": {"half_life": 7.0, "counts": "users"}}})
+    'chosen on validation: popularity.half_life 7.0, popularity.counts users'
+    """
+    said = (f"{name}.{key} {value}" for name, found in constants.items() for key, value in found["chosen"].items())
+    return f"chosen on validation: {', '.join(said)}"
+
+
+def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel) -> Stacked:
+    """The weights of the members of a model of training events alone."""
+    queries = asked_queries(dataset, Split.VALID, config)
+    selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
+    candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
+    if not len(candidates):
+        raise DataError(
+            "no validation user has a target that counts, so members cannot be weighed: every one is an item that the "
+            "user had before; set evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
+        )
+    return choose_stack(candidates, selected.members, NUM_GROUPS, config.train.metric, config.seed)
+
+
+def described(found: Stacked, members: list[str], metric: str) -> str:
+    """The members as a table: each alone, and the whole without it; then what the model is."""
+    rows = [["member", f"{metric} alone", "without it", "weight"]]
+    for place, name in enumerate(members):
+        without = f"{found.without[name]:.4f}" if name in found.without else "–"
+        rows.append([name, f"{found.alone[name]:.4f}", without, _weights(found.weights_GM[:, place].tolist())])
+    lines = [table(rows)]
+    if found.is_single:
+        lines.append(f"no sum of members is better than {found.single} on validation: the model is {found.single}")
+    else:
+        lines.append(
+            f"together {found.value:.4f}, cross-fitted {found.cross_fitted:.4f}; best single member {found.single} "
+            f"{found.alone[found.single]:.4f}"
+        )
+    if found.dropped:
+        lines.append(f"dropped, as they add nothing: {', '.join(found.dropped)}")
+    return "\n".join(lines)
+
+
+def _weights(weights: list[float]) -> str:
+    """
+    >>> _weights([0.5, 0.5]), _weights([0.25, 1.0]), _weights([0.0])
+    ('0.50', '0.25 to 1.00', '0')
+    """
+    low, high = min(weights), max(weights)
+    if not high:
+        return "0"
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"

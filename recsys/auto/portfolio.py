@@ -1,0 +1,192 @@
+"""Settings for kinds of data: the members that a dataset can feed, and trained models that have proved good.
+
+Where the numbers come from: the golden configurations (pipelines/configs), each searched on validation of its data, and
+put in terms of the size of the data here, so that they hold for sets that nobody searched. The first setting of a kind
+is what is taken without a budget; a budget tries the others too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from recsys.auto.traits import Traits
+from recsys.config import Config, TrainConfig, build_config, section_class
+from recsys.config.granularities import SECTIONS
+
+Tree = dict[str, Any]
+
+_TARGETS_A_STEP: Final = 2000  # of ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
+_TARGETS: Final = 1.6e6  # trained on in all, by which the number of epochs is chosen
+_FEW_EVENTS: Final = 120_000  # below it narrow models, which overfit less
+_LONG: Final = 60.0  # mean history from which order matters by distance
+_MANY_USERS: Final = 50_000  # beyond it user_cf, which looks at every user, is left out
+_MANY_EVENTS: Final = 5_000_000  # beyond it the members that hold all events are left out
+_FULL_ITEMS: Final = 6_000  # up to it the exact softmax is as fast
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A trained model: what differs from the defaults, as a configuration's tree."""
+
+    name: str
+    model: Tree
+    train: Tree
+
+    def digest(self) -> str:
+        """A text that is equal for equal settings."""
+        return json.dumps([self.model, self.train], sort_keys=True)
+
+
+def members(traits: Traits) -> Tree:
+    """The fitted granularities that the data can feed, by name; stacking gives each its weight, or none."""
+    small = traits.events <= _MANY_EVENTS
+    wanted = {
+        "popularity": True,
+        "item_cf": small,
+        "item_knn": small,
+        "als": small,
+        "user_cf": small and traits.users <= _MANY_USERS,
+        "repeat": traits.repeats,
+        "place": traits.coordinates,
+        "content": traits.text,
+    }
+    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted and name in SECTIONS}
+    if traits.friends and small and "fit" in section_class("social").model_fields:
+        found["social"] = {"enabled": True, "fit": "counts"}
+    if traits.user_attributes:
+        found["profile"] = {"enabled": True, "fit": "counts"}
+    if traits.facts:
+        found["knowledge"] = {"enabled": True, "fit": "counts"}
+    return found
+
+
+def settings(traits: Traits) -> list[Setting]:
+    """Trained models for such data, the one that is taken without a search first."""
+    return _sequences(traits) if traits.ordered else _sets(traits)
+
+
+def configured(config: Config, traits: Traits, setting: Setting | None) -> Config:
+    """The configuration with the members and a setting's trained granularities, every constant of it."""
+    tree = config.model_dump(mode="json")
+    given = config.train.model_dump(mode="json", exclude_unset=True)
+    model: Tree = {"fusion": {"kind": "learned", "signal_dropout": 0.0, "stack": True}, "fitted_history": 1000}
+    granularities = members(traits)
+    if setting is None:
+        model["item"] = {"text": False}
+    else:
+        own = {key: value for key, value in setting.model.items() if key != "granularities"}
+        model |= own
+        granularities = granularities | setting.model["granularities"]
+        tree["train"] = _merged(tree["train"], setting.train)
+    tree["train"] = _merged(
+        tree["train"], {"final": True} if "final" in TrainConfig.model_fields else {}, given
+    )  # what the user says counts
+    tree["model"] = model | {"granularities": granularities}
+    return build_config(tree, "auto", expand=False)
+
+
+def _merged(tree: Tree, *changes: Tree) -> Tree:
+    """The tree with other values, section by section."""
+    found = dict(tree)
+    for change in changes:
+        for key, value in change.items():
+            inner = found.get(key)
+            found[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return found
+
+
+def _sequences(traits: Traits) -> list[Setting]:
+    """Attention over ordered histories, and a pooled view of them."""
+    narrow = traits.events < _FEW_EVENTS
+    far = traits.length > _LONG
+    width = 64 if narrow else 128
+    dropout = 0.4 if narrow and not far else 0.3
+    pooled = "text" if traits.text else "item"
+
+    def one(name: str, width: int, changes: Tree | None = None, **evolution: Any) -> Setting:
+        attention = {
+            "enabled": True,
+            "cell": "attention",
+            "positions": "relative" if far else "absolute",
+            "dropout": dropout,
+            "input_dropout": dropout if narrow else 0.5,
+            "weight": 1.0,
+        }
+        model: Tree = {
+            "width": width,
+            "max_history": 200 if far else 50,
+            "item": {"init_std": 0.02, "text": traits.text, "text_whiten": min(2 * width, 256)},
+            "granularities": {
+                "behaviour": {"enabled": True, "input": pooled, "heads": 1, "dropout": 0.0, "weight": 0.3},
+                "evolution": attention | evolution,
+            },
+        }
+        return Setting(name, model, _ordered_training(traits, width) | (changes or {}))
+
+    first = one(f"attention of width {width}", width)
+    other = 128 if narrow else 64
+    return [
+        first,
+        one("a higher learning rate", width, {"lr": 2 * first.train["lr"]}),
+        one("less dropout", width, dropout=0.2, input_dropout=0.2),
+        one(f"attention of width {other}", other),
+        one("gru", width, cell="gru"),
+        one("a lower learning rate", width, {"lr": first.train["lr"] / 2}),
+    ]
+
+
+def _ordered_training(traits: Traits, width: int) -> Tree:
+    targets = max(traits.events - traits.users, 1)
+    batch = int(min(max(_TARGETS_A_STEP / max(traits.length, 1.0), 16), 512))
+    epochs = int(min(max(_TARGETS / targets, 10), 40))
+    far = traits.length > _LONG
+    loss: Tree = {"kind": "full_softmax"}
+    if traits.items > _FULL_ITEMS:
+        loss = {"kind": "sampled_softmax", "num_negatives": 512, "popularity_power": 0.0}
+    return {
+        "epochs": epochs,
+        "batch_size": batch,
+        "lr": 4e-3 if far else 2e-3,
+        "beta2": 0.98,
+        "weight_decay": 0.1 if width <= 64 else 0.0,
+        "clip_norm": 0.0,
+        "evaluate_every": max(1, epochs // 10),
+        "patience": 3,
+        "loss": loss,
+    }
+
+
+def _sets(traits: Traits) -> list[Setting]:
+    """Light graph convolution over histories without order."""
+
+    def one(name: str, width: int = 128, layers: int = 4, **changes: Any) -> Setting:
+        granularities: Tree = {"collaborative": {"enabled": True, "layers": layers, "weight": 1.0}}
+        model: Tree = {
+            "width": width,
+            "max_history": 64,
+            "unit_vectors": True,
+            "item": {"init_std": 0.1, "text": traits.text, "text_whiten": 0},
+            "granularities": granularities,
+        }
+        train: Tree = {
+            "epochs": 60,
+            "batch_size": 4096,
+            "lr": 0.015,
+            "warmup": 0.0,
+            "clip_norm": 0.0,
+            "hide_history": 0.3,
+            "evaluate_every": 5,
+            "patience": 3,
+            "loss": {"temperature": 0.1, "learn_temperature": True, "event_power": 0.5},
+        }
+        return Setting(name, model, train | changes)
+
+    return [
+        one("graph convolution of width 128"),
+        one("six layers", layers=6),
+        one("two layers", layers=2),
+        one("width 64", width=64),
+        one("less hidden", hide_history=0.15),
+    ]

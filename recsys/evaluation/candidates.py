@@ -1,0 +1,96 @@
+"""What stacking sees of validation queries: the scores of every member on the items that could be in a list.
+
+Why candidates: a sum of members is tried some hundred times, and a full ranking of the catalogue each time would take
+minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum.
+
+Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array, Queries
+from recsys.evaluation.ranking import countable, mask_seen, tie_order
+from recsys.evaluation.stacking import Candidates
+from recsys.stack import BOUNDS
+
+BEST: Final = 100  # items of each member
+MAX_QUERIES: Final = 4096
+_MAX_SCORES: Final = 2**25  # numbers held at a time
+_TIE: Final = 1e-5  # scale-free scores that are so near count as equal, in the order of every ranking here
+
+
+class MemberScorer(Protocol):
+    """A model as the sum of its members."""
+
+    @property
+    def members(self) -> Sequence[str]:
+        """The members, in the order of M."""
+        ...
+
+    def member_scores(self, queries: Queries) -> Sequence[Tensor]:
+        """The scale-free scores of every member: M times [b, N]."""
+        ...
+
+
+def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items: int) -> Candidates:
+    """The candidates of every query that has a target which counts.
+
+    Memory: 4 bytes a query, candidate and member, at most :data:`BEST` candidates a member and the targets.
+    """
+    kept, _, _ = countable(queries, exclude_seen)
+    if len(kept) > MAX_QUERIES:
+        kept = kept.take(np.linspace(0, len(kept) - 1, MAX_QUERIES).astype(np.int64))
+    chunk = max(1, _MAX_SCORES // max(num_items * len(model.members), 1))
+    tie_N = torch.from_numpy(tie_order(num_items)).float() / max(num_items, 1) * _TIE
+    pieces = [_piece(model, piece, exclude_seen, tie_N) for piece in kept.chunks(chunk)]
+    width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
+    return Candidates(
+        torch.cat([_padded(scores, width) for scores, _, _ in pieces]),
+        torch.cat([_padded(hits, width) for _, hits, _ in pieces]),
+        torch.cat([_padded(listed, width) for _, _, listed in pieces]),
+        kept.num_targets_B.astype(np.int64),
+        groups_of(kept),
+    )
+
+
+def groups_of(queries: Queries) -> Array:
+    """The group of the length of every history, as :class:`recsys.stack.Stack` has them."""
+    return np.searchsorted(np.array(BOUNDS), queries.histories.lengths_U, side="right")
+
+
+def _piece(model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [b, P, M] with ties apart, hits [b, P] and which places hold a candidate [b, P]."""
+    scores = [scores_bN - tie_N for scores_bN in model.member_scores(queries)]
+    num_items = scores[0].shape[1]
+    is_candidate_bN = torch.zeros(len(queries), num_items, dtype=torch.bool)
+    for scores_bN in scores:
+        shown_bN = scores_bN.clone()
+        if exclude_seen:
+            mask_seen(shown_bN, queries)
+        best_bC = shown_bN.topk(min(BEST, num_items), dim=1).indices
+        is_candidate_bN.scatter_(1, best_bC, True)
+    if exclude_seen:  # fewer items than places: seen ones are among the best
+        hidden_bN = torch.zeros(is_candidate_bN.shape)
+        mask_seen(hidden_bN, queries)
+        is_candidate_bN &= hidden_bN == 0
+    is_target_bN = torch.zeros_like(is_candidate_bN)
+    is_target_bN[torch.from_numpy(queries.target_rows()), torch.from_numpy(queries.target_items).long()] = True
+    is_candidate_bN |= is_target_bN
+    width = int(is_candidate_bN.sum(dim=1).max())
+    places_bP = is_candidate_bN.float().topk(width, dim=1).indices
+    listed_bP = is_candidate_bN.gather(1, places_bP)
+    scores_bPM = torch.stack([scores_bN.gather(1, places_bP) for scores_bN in scores], dim=2)
+    return scores_bPM, is_target_bN.gather(1, places_bP), listed_bP
+
+
+def _padded(values: Tensor, width: int) -> Tensor:
+    missing = width - values.shape[1]
+    shape = (values.shape[0], missing, *values.shape[2:])
+    return torch.cat([values, values.new_zeros(shape)], dim=1) if missing else values

@@ -1,0 +1,254 @@
+"""Stacking: the weights of a model's members, chosen on validation so that the sum is never below its best member.
+
+Why not by gradient: fitted members have seen every training event, so training would trust them too much. Why not one
+search on all validation users: a weight that is chosen and measured on the same users flatters itself. So
+
+1. members are added greedily, beginning with the best one (Caruana et al. 2004): a member joins when the paired gain of
+   the metric is above its noise, and the weights of those before it are adjusted;
+2. weights by length of history are then moved, group by group, under the same rule;
+3. all of this is done once for every fold of the users without that fold, and measured on the fold (cross-fitting);
+4. where the cross-fitted stack is below the best single member, the stack *is* that member.
+
+Scores of a member are divided by their standard deviation over the catalogue, query by query (see
+:class:`recsys.stack.Stack`), so a weight means the same for a short and a long history. Everything is computed on the
+candidates of each query: the best items of every member, and the targets.
+
+Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, F folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+
+FOLDS: Final = 5
+_NOISE: Final = 1.0  # standard errors of the paired gain that a new member must bring
+_GROUP_NOISE: Final = 1.5  # the same for weights of a group, of which more are tried
+_LEAST_QUERIES: Final = 100  # of a group that may have weights of its own
+_START: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # weights at which a member is tried, the best one has 1
+_ADJUST: Final = (0.5, 0.75, 1.33, 2.0)  # factors at which the weights of members are tried again
+_GROUP: Final = (0.0, 0.5, 2.0)
+_ROUNDS: Final = 2
+_FEW_TARGETS: Final = 3  # a query, up to which ranks are counted
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What stacking sees of the validation queries."""
+
+    scores_QPM: Tensor  # float32, scale-free
+    hits_QP: Tensor  # bool, whether a candidate is a target
+    listed_QP: Tensor  # bool, False behind a query's last candidate
+    num_targets_Q: Array  # int64, in the whole catalogue
+    groups_Q: Array  # int64, group of the length of the history
+
+    @cached_property
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """Query and place of every target among the candidates."""
+        rows_T, places_T = torch.nonzero(self.hits_QP, as_tuple=True)
+        return rows_T, places_T
+
+    def take(self, rows_Q: Array) -> Candidates:
+        """Some of the queries."""
+        at = torch.from_numpy(rows_Q)
+        return Candidates(
+            self.scores_QPM[at], self.hits_QP[at], self.listed_QP[at], self.num_targets_Q[rows_Q], self.groups_Q[rows_Q]
+        )
+
+    def __len__(self) -> int:
+        return len(self.num_targets_Q)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """The chosen weights and what they rest on; all values are means of the metric over validation queries."""
+
+    weights_GM: Array  # float64, one row a group
+    single: str  # the best single member
+    is_single: bool  # whether the model is that member
+    value: float  # of the stack, on the queries that chose it
+    cross_fitted: float  # of stacks chosen without the fold that they are measured on
+    alone: dict[str, float] = field(default_factory=dict)
+    without: dict[str, float] = field(default_factory=dict)  # of the stack with one weight set to zero
+    dropped: list[str] = field(default_factory=list)  # members without any weight
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Plain values for ``metrics.json`` and the training's choices."""
+        return {
+            "single": self.single,
+            "is_single": self.is_single,
+            "validation": self.value,
+            "cross_fitted": self.cross_fitted,
+            "dropped": self.dropped,
+            "members": {
+                name: {
+                    "alone": self.alone[name],
+                    "without": self.without.get(name, self.value),
+                    "weights": [float(weight) for weight in self.weights_GM[:, place]],
+                }
+                for place, name in enumerate(names)
+            },
+        }
+
+
+def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, metric: str, seed: int) -> Stacked:
+    """Choose the weights as the module says.
+
+    Args:
+        candidates: of at least one query.
+        names: the members, in the order of M.
+        num_groups: G.
+        metric: such as ``ndcg@20``.
+        seed: of the folds.
+    """
+    measure = _measure(metric)
+    alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
+    best = int(np.argmax(alone_QM.mean(axis=0)))
+    chosen_GM = _choose(candidates, measure, len(names), num_groups)
+    fold_Q = np.random.default_rng(seed).permutation(len(candidates)) % FOLDS
+    crossed_Q = np.zeros(len(candidates))
+    for fold in range(FOLDS):
+        rest, held = np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)
+        if len(rest) and len(held):
+            weights_GM = _choose(candidates.take(rest), measure, len(names), num_groups)
+            crossed_Q[held] = measure(candidates.take(held), weights_GM)
+    chosen_GM /= chosen_GM.max()
+    is_single = bool(crossed_Q.mean() < alone_QM[:, best].mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
+    if is_single:
+        chosen_GM = _one(best, len(names), num_groups)
+    without = {}
+    for place, name in enumerate(names):
+        if chosen_GM[:, place].any() and not is_single:
+            rest_GM = chosen_GM.copy()
+            rest_GM[:, place] = 0.0
+            without[name] = float(measure(candidates, rest_GM).mean())
+    return Stacked(
+        weights_GM=chosen_GM,
+        single=names[best],
+        is_single=is_single,
+        value=float(measure(candidates, chosen_GM).mean()),
+        cross_fitted=float(alone_QM[:, best].mean() if is_single else crossed_Q.mean()),
+        alone={name: float(alone_QM[:, place].mean()) for place, name in enumerate(names)},
+        without=without,
+        dropped=[name for place, name in enumerate(names) if not chosen_GM[:, place].any()],
+    )
+
+
+Measure = Callable[[Candidates, Array], Array]
+
+
+def _measure(metric: str) -> Measure:
+    kind, k = parse_metric(metric, tuple(QUERY_METRICS))
+
+    def measure(candidates: Candidates, weights_GM: Array) -> Array:
+        weights_QM = torch.from_numpy(weights_GM[candidates.groups_Q]).float()
+        used = np.flatnonzero(weights_GM.any(axis=0))
+        scores_QP = torch.zeros(candidates.listed_QP.shape)
+        for member in used.tolist():
+            scores_QP += candidates.scores_QPM[:, :, member] * weights_QM[:, member, None]
+        return values_of(scores_QP, candidates, kind, k)
+
+    return measure
+
+
+def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> Array:
+    """The metric of every query [Q] when candidates are ranked by these scores.
+
+    Where queries have few targets their ranks are counted, several times faster than the k best are found.
+    """
+    rows_T, places_T = candidates.targets
+    hits_QK = np.zeros((len(candidates), k), dtype=bool)
+    scores_QP = scores_QP.masked_fill(~candidates.listed_QP, -torch.inf)
+    if len(rows_T) <= _FEW_TARGETS * len(candidates):
+        own_T = scores_QP[rows_T, places_T]
+        ranks_T = (scores_QP[rows_T] > own_T[:, None]).sum(dim=1).numpy()
+        listed = ranks_T < k
+        hits_QK[rows_T.numpy()[listed], ranks_T[listed]] = True
+    else:
+        top_QK = scores_QP.topk(min(k, scores_QP.shape[1]), dim=1).indices
+        hits_QK[:, : top_QK.shape[1]] = torch.gather(candidates.hits_QP, 1, top_QK).numpy()
+    return QUERY_METRICS[kind](hits_QK, candidates.num_targets_Q, k)
+
+
+def _one(member: int, num_members: int, num_groups: int) -> Array:
+    weights_GM = np.zeros((num_groups, num_members))
+    weights_GM[:, member] = 1.0
+    return weights_GM
+
+
+def _choose(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:
+    """Greedy weights, the same for every group, then moved by group: [G, M]."""
+    alone_MQ = [measure(candidates, _one(member, num_members, num_groups)) for member in range(num_members)]
+    best = int(np.argmax([values_Q.mean() for values_Q in alone_MQ]))
+    weights_GM, value_Q = _one(best, num_members, num_groups), alone_MQ[best]
+    left = set(range(num_members)) - {best}
+    while left:
+        tried = []
+        for member in sorted(left):
+            for start in _START:
+                proposed_GM = weights_GM.copy()
+                proposed_GM[:, member] = start
+                found_Q = measure(candidates, proposed_GM)
+                tried.append((found_Q.mean(), member, proposed_GM, found_Q))
+        _, member, proposed_GM, found_Q = max(tried, key=lambda each: each[0])
+        if not _gains(found_Q, value_Q, _NOISE):
+            break
+        left.discard(member)
+        weights_GM, value_Q = _adjust(candidates, measure, proposed_GM, found_Q)
+    for group in range(num_groups):
+        weights_GM, value_Q = _move_group(candidates, measure, weights_GM, value_Q, group)
+    return weights_GM
+
+
+def _adjust(candidates: Candidates, measure: Measure, weights_GM: Array, value_Q: Array) -> tuple[Array, Array]:
+    """Coordinate search around weights that are the same for every group."""
+    for _ in range(_ROUNDS):
+        moved = False
+        for member in np.flatnonzero(weights_GM.any(axis=0)).tolist():
+            for factor in _ADJUST:
+                proposed_GM = weights_GM.copy()
+                proposed_GM[:, member] *= factor
+                found_Q = measure(candidates, proposed_GM)
+                if found_Q.mean() > value_Q.mean():
+                    weights_GM, value_Q, moved = proposed_GM, found_Q, True
+        if not moved:
+            break
+    return weights_GM, value_Q
+
+
+def _move_group(
+    candidates: Candidates, measure: Measure, weights_GM: Array, value_Q: Array, group: int
+) -> tuple[Array, Array]:
+    """Other weights for the queries of one group, where they gain beyond noise there."""
+    rows_q = np.flatnonzero(candidates.groups_Q == group)
+    if len(rows_q) < _LEAST_QUERIES:
+        return weights_GM, value_Q
+    own = candidates.take(rows_q)
+    value_q = value_Q[rows_q]
+    for member in np.flatnonzero(weights_GM.any(axis=0)).tolist():
+        before = weights_GM[group, member]
+        for factor in _GROUP:
+            proposed_GM = weights_GM.copy()
+            proposed_GM[group, member] = before * factor
+            if not proposed_GM[group].any():
+                continue
+            found_q = measure(own, proposed_GM)
+            if _gains(found_q, value_q, _GROUP_NOISE):
+                weights_GM, value_q = proposed_GM, found_q
+    value_Q = value_Q.copy()
+    value_Q[rows_q] = value_q
+    return weights_GM, value_Q
+
+
+def _gains(values_Q: Array, than_Q: Array, noise: float) -> bool:
+    gain_Q = values_Q - than_Q
+    return bool(gain_Q.mean() > noise * gain_Q.std() / np.sqrt(max(len(gain_Q), 1)))

@@ -1,0 +1,79 @@
+"""What queries see, as one flat list of events: what fitted members that weigh events by age or order read.
+
+Why flat: a fitted member is a sum over events, needs no padding, and may see a history beyond ``model.max_history``.
+
+Legend: B queries, E events that they see, U rows, L length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from recsys.data.batches import Batch
+
+DAY: Final = 86_400.0
+
+
+@dataclass(frozen=True)
+class SeenEvents:
+    """The events that each query sees, query by query, the oldest first."""
+
+    num_queries: int
+    rows_E: Tensor  # int64, the query that sees the event
+    items_E: Tensor  # int64
+    types_E: Tensor  # int64
+    times_E: Tensor  # int64 seconds since the epoch, 0 where unknown
+    values_E: Tensor  # float32, NaN where unknown
+    lags_E: Tensor  # int64, events behind it in its query: 0 is the newest
+
+    def where(self, kept_E: Tensor) -> SeenEvents:
+        """The events where the mask holds; lags stay as they are."""
+        columns = (field.name for field in fields(self)[1:])
+        return SeenEvents(self.num_queries, *(getattr(self, name)[kept_E] for name in columns))
+
+    def distinct(self) -> SeenEvents:
+        """The newest event of every query and item."""
+        if not len(self.rows_E):
+            return self
+        pairs_E = self.rows_E * (int(self.items_E.max()) + 1) + self.items_E
+        order_E = torch.argsort(pairs_E, stable=True)
+        is_last_E = torch.ones(len(order_E), dtype=torch.bool, device=order_E.device)
+        is_last_E[:-1] = pairs_E[order_E][1:] != pairs_E[order_E][:-1]
+        return self.where(order_E[is_last_E].sort().values)
+
+    def days_before(self, asked_at_B: Tensor) -> Tensor:
+        """Days from each event to its question, at least 0; where the question has no time, to the query's newest
+        event; 0 where the event has none: [E] float32."""
+        newest_B = torch.zeros(self.num_queries, dtype=torch.int64, device=self.rows_E.device)
+        newest_B.index_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
+        asked_B = torch.where(asked_at_B == 0, newest_B, asked_at_B)
+        days_E = (asked_B[self.rows_E] - self.times_E).clamp(min=0) / DAY
+        return torch.where(self.times_E == 0, 0.0, days_E.float())
+
+    def per_query(self, values_E: Tensor) -> Tensor:
+        """The sum of a number of every event over each query: [B]."""
+        return values_E.new_zeros(self.num_queries).index_add_(0, self.rows_E, values_E)
+
+
+def seen_events(batch: Batch) -> SeenEvents:
+    """The events that the queries of a batch see: whole histories in evaluation and serving, else the padded ones."""
+    device = batch.rows_B.device
+    if batch.whole is not None and len(batch.whole) == len(batch):
+        histories = batch.whole.histories
+        lengths_B = torch.as_tensor(histories.lengths_U)
+        names = ("items_E", "types_E", "times_E", "values_E")
+        found = [torch.as_tensor(getattr(histories, name)).to(device) for name in names]
+    else:
+        lengths_B = batch.seen_B
+        seen_BL = torch.arange(batch.history_UL.shape[1], device=device) < lengths_B[:, None]
+        padded = (batch.history_UL, batch.types_UL, batch.times_UL, batch.values_UL)
+        found = [column_UL[batch.rows_B][seen_BL] for column_UL in padded]
+    lengths_B = lengths_B.to(device)
+    rows_E = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
+    lags_E = lengths_B.cumsum(0)[rows_E] - 1 - torch.arange(len(rows_E), device=device)
+    items_E, types_E, times_E, values_E = found
+    return SeenEvents(len(batch), rows_E, items_E.long(), types_E.long(), times_E.long(), values_E.float(), lags_E)

@@ -1,0 +1,1 @@
+"""What many chose lately, at the moment of asking."""

@@ -1,0 +1,88 @@
+"""Weights of a model's members: one for the trained granularities together, one for every fitted one, by how long the
+history of a query is. Chosen on validation by :mod:`recsys.evaluation.stacking`.
+
+A member's scores are divided by their standard deviation over the catalogue, query by query: scores of a sum over the
+history grow with its length, those of a mean do not, and one weight must fit both. With C the covariance of the
+member's item vectors,
+
+    std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / std_m · z_m,    g: group of the history's length,
+
+so the factor belongs to the query, a user stays one vector and every share is exact. Scores of sparse members are
+divided by their root mean square; where they are probabilities, by one constant for all queries.
+
+Legend: B queries, D width of a member, N items, M members, G groups of history length.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from recsys.granularities.sparse import SparseScores
+
+TRAINED: Final = "trained"  # the trained granularities as one member
+BOUNDS: Final = (1, 3, 6, 11, 21, 51)  # lengths of history at which the next group begins
+NUM_GROUPS: Final = len(BOUNDS) + 1
+_LEAST: Final = 1e-12  # a smaller spread is that of a member that says nothing
+
+
+class Stack(nn.Module):
+    """The weights, as buffers of the model; all 1 until they are chosen."""
+
+    weights_GM: Tensor
+    scales_M: Tensor
+    bounds_G: Tensor
+
+    def __init__(self, num_members: int) -> None:
+        super().__init__()
+        self.register_buffer("weights_GM", torch.ones(NUM_GROUPS, num_members))
+        self.register_buffer("scales_M", torch.ones(num_members))  # of members whose values are probabilities
+        self.register_buffer("bounds_G", torch.tensor(BOUNDS), persistent=False)
+
+    def groups(self, lengths_B: Tensor) -> Tensor:
+        """The group of every length of history: int64.
+
+        >>> Stack(1).groups(torch.tensor([0, 1, 2, 3, 50, 51])).tolist()
+        [0, 1, 1, 2, 5, 6]
+        """
+        return torch.bucketize(lengths_B, self.bounds_G, right=True)
+
+    def weights(self, lengths_B: Tensor) -> Tensor:
+        """The weight of every member for every query: [B, M]."""
+        return self.weights_GM[self.groups(lengths_B)]
+
+    def is_silent(self, member: int) -> bool:
+        """Whether a member has no weight for anybody."""
+        return not bool(self.weights_GM[:, member].any())
+
+
+def covariance(vectors_ND: Tensor) -> Tensor:
+    """Covariance of item vectors over the catalogue: [D, D]."""
+    centred_ND = vectors_ND.float() - vectors_ND.float().mean(dim=0)
+    return centred_ND.T @ centred_ND / max(len(vectors_ND), 1)
+
+
+def spread(users_BD: Tensor, covariance_DD: Tensor) -> Tensor:
+    """Standard deviation of every query's scores over the catalogue: [B].
+
+    >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+    >>> users = torch.tensor([[1.0, -1.0]])
+    >>> torch.allclose(spread(users, covariance(vectors)), (users @ vectors.T).std(dim=1, correction=0))
+    True
+    """
+    found_B = torch.einsum("bd,bd->b", users_BD.float() @ covariance_DD, users_BD.float())
+    return found_B.clamp(min=0).sqrt()
+
+
+def sparse_spread(scores: SparseScores, num_rows: int, num_items: int) -> Tensor:
+    """Root mean square of a sparse member's scores over the catalogue: [B]."""
+    squares_P = scores.values_P.float() ** 2
+    sums_B = torch.zeros(num_rows, device=squares_P.device).index_add_(0, scores.rows_P, squares_P)
+    return (sums_B / max(num_items, 1)).sqrt()
+
+
+def inverse(spread_B: Tensor) -> Tensor:
+    """One over the spread; zero where a member says nothing, so that rounding is not made a signal."""
+    return torch.where(spread_B > _LEAST, 1 / spread_B.clamp(min=_LEAST), 0.0)

@@ -1,0 +1,22 @@
+"""Members of a model: the trained granularities together, and every fitted one; their weights by stacking.
+
+Why after the training: fitted members are closed forms of the training events. They take no part in the training, and a
+weight that is chosen on validation needs all of them as they answer there.
+"""
+
+from __future__ import annotations
+
+from recsys.config import Config
+from recsys.training.kept import without
+
+
+def fitted_names(config: Config) -> list[str]:
+    """The enabled granularities that are fitted, not trained."""
+    return [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
+
+
+def trained_only(config: Config) -> Config:
+    """The configuration of the training alone: without fitted members and their weights."""
+    found = without(config, fitted_names(config))
+    fusion = found.model.fusion.model_copy(update={"stack": False})
+    return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})

@@ -1,0 +1,102 @@
+"""Stacking: weights of members, never below the best single one, and factors that make their scores comparable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from recsys.evaluation.metrics import QUERY_METRICS
+from recsys.evaluation.stacking import Candidates, choose_stack, values_of
+from recsys.stack import NUM_GROUPS, Stack, covariance, inverse, spread
+
+QUERIES, PLACES = 600, 40
+
+
+def world(strengths: list[float], seed: int = 0, noise: float = 1.0) -> Candidates:
+    """One target a query, the item with the most of the members' scores times their strengths, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    scores_QPM = torch.randn(QUERIES, PLACES, len(strengths), generator=generator)
+    wanted_QP = scores_QPM @ torch.tensor(strengths) + noise * torch.randn(QUERIES, PLACES, generator=generator)
+    hits_QP = torch.zeros(QUERIES, PLACES, dtype=torch.bool)
+    hits_QP[torch.arange(QUERIES), wanted_QP.argmax(dim=1)] = True
+    lengths_Q = np.random.default_rng(seed).integers(0, NUM_GROUPS, QUERIES)
+    return Candidates(
+        scores_QPM, hits_QP, torch.ones_like(hits_QP), np.ones(QUERIES, dtype=np.int64), lengths_Q.astype(np.int64)
+    )
+
+
+def names(number: int) -> list[str]:
+    return [f"member {place}" for place in range(number)]
+
+
+def test_two_members_that_each_tell_a_part_are_both_kept_and_beat_either() -> None:
+    found = choose_stack(world([1.0, 0.7, 0.0]), names(3), NUM_GROUPS, "ndcg@10", seed=0)
+    assert not found.is_single
+    assert found.cross_fitted > max(found.alone.values())
+    assert found.dropped == ["member 2"], "what tells nothing has no weight, and is named"
+    assert found.without["member 1"] < found.value
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_beside_members_of_noise_the_model_is_the_one_that_tells(seed: int) -> None:
+    found = choose_stack(world([1.0, 0.0, 0.0, 0.0, 0.0], seed), names(5), NUM_GROUPS, "ndcg@10", seed=seed)
+    assert found.single == "member 0"
+    assert found.cross_fitted >= found.alone["member 0"]
+    weights_M = found.weights_GM.max(axis=0)
+    assert weights_M[0] == weights_M.max() and (weights_M[1:] <= 0.2).all()
+
+
+def test_no_stack_is_below_its_best_member_on_the_queries_that_chose_it() -> None:
+    for seed in range(3):
+        found = choose_stack(world([0.3, 0.3, 0.2], seed, noise=2.0), names(3), NUM_GROUPS, "recall@5", seed)
+        assert found.value >= max(found.alone.values()) - 1e-12
+
+
+def test_a_group_whose_history_misleads_gets_other_weights() -> None:
+    told = world([1.0, 0.0])
+    scores_QPM = told.scores_QPM.clone()
+    misled_Q = torch.from_numpy(told.groups_Q == 1)
+    scores_QPM[misled_Q, :, 0], scores_QPM[misled_Q, :, 1] = (
+        told.scores_QPM[misled_Q, :, 1],
+        told.scores_QPM[misled_Q, :, 0],
+    )
+    mixed = Candidates(scores_QPM, told.hits_QP, told.listed_QP, told.num_targets_Q, np.minimum(told.groups_Q, 1))
+    found = choose_stack(mixed, names(2), NUM_GROUPS, "ndcg@10", seed=0)
+    share_G = found.weights_GM[:, 0] / found.weights_GM.sum(axis=1)
+    assert share_G[1] < share_G[0] or found.is_single
+
+
+@pytest.mark.parametrize("kind", sorted(QUERY_METRICS))
+def test_values_on_candidates_are_those_of_a_full_order(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores_QP = torch.randn(30, 12, generator=generator)
+    hits_QP = torch.rand(30, 12, generator=generator) < 0.3
+    hits_QP[:, 0] = True
+    targets_Q = hits_QP.sum(dim=1).numpy()
+    few, many = (
+        Candidates(scores_QP[:, :, None], hits, torch.ones_like(hits), hits.sum(dim=1).numpy(), np.zeros(30, dtype=int))
+        for hits in (torch.eye(12, dtype=torch.bool)[torch.arange(30) % 12], hits_QP)
+    )
+    for candidates in (few, many):
+        order_QP = scores_QP.argsort(dim=1, descending=True)
+        expected_Q = QUERY_METRICS[kind](
+            candidates.hits_QP.gather(1, order_QP)[:, :5].numpy(), candidates.num_targets_Q, 5
+        )
+        np.testing.assert_allclose(values_of(scores_QP, candidates, kind, 5), expected_Q)
+    assert targets_Q.max() > 3, "the second set is counted the other way"
+
+
+def test_a_scale_free_score_has_spread_one_for_every_query_and_zero_for_none() -> None:
+    vectors_ND = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    users_BD = torch.tensor([[1.0, 2.0, 0.0, -1.0], [100.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    factor_B = inverse(spread(users_BD, covariance(vectors_ND)))
+    spread_B = ((users_BD * factor_B[:, None]) @ vectors_ND.T).std(dim=1, correction=0)
+    torch.testing.assert_close(spread_B, torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_weights_follow_the_length_of_the_history() -> None:
+    stack = Stack(2)
+    stack.weights_GM.copy_(torch.arange(2.0 * NUM_GROUPS).reshape(NUM_GROUPS, 2))
+    assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [[0.0, 1.0], [2.0, 3.0], [12.0, 13.0]]
+    assert not stack.is_silent(0)

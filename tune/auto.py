@@ -1,0 +1,146 @@
+"""``model: auto`` with a budget: a portfolio of settings on Ray Tune, most of them stopped early, then the best one.
+
+The budget covers the whole of `recsys run`. A part of what is left after `prepare` goes to the search; the rest must
+hold the trainings of the chosen setting (select, refit, final), the fitted members and the evaluation. The epochs of
+the chosen setting are cut to what the search has measured of their cost, so that the run ends in time.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from pipelines.folder import RunFolder
+from pipelines.session import ray_session
+from pipelines.tracking import tracked
+from recsys.auto.portfolio import Setting, configured, settings
+from recsys.auto.traits import Traits
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.training.members import trained_only
+from tune.ledger import Ledger, Trial
+from tune.plan import Plan
+from tune.ray_tune import run_trials
+from tune.search import Place
+from tune.slots import slots_of_cluster
+from tune.space import Space
+from tune.watching import Children, Lines
+
+_SEARCH: Final = 0.45  # share of the time that is left which the search may take
+_RESERVE: Final = 0.15  # share for members, stacking, evaluation and registration
+_LEAST_RESERVE: Final = 20.0  # seconds of them
+_TRAININGS: Final = 3  # select, refit, final
+_FEW: Final = 0.4  # of the planned epochs; with less than that the refit is left out
+_RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
+_REDUCTION: Final = 3
+
+
+class Portfolio(Plan):
+    """The settings of a kind of data, one trial each, in their order, until the time is over."""
+
+    def __init__(self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float) -> None:
+        super().__init__(configs[0], Space(()), ledger)
+        self.configs, self.names, self.deadline = configs, names, deadline
+
+    def config_of(self, trial: Trial) -> Config:
+        config = self.configs[trial.number]
+        return config.model_copy(update={"train": config.train.model_copy(update={"refit": False})})
+
+    def best_trial(self) -> Trial | None:
+        """The trial with the best validated epoch, also where it was stopped; None where none was validated."""
+        found = [trial for trial in self.ledger.searched() if trial.best is not None]
+        return max(found, key=lambda trial: (trial.best or 0.0, -trial.number), default=None)
+
+    def _proposal(self) -> Trial | None:
+        number = len(self.ledger.searched())
+        if number >= len(self.configs) or (number and time.monotonic() > self.deadline):
+            return None
+        return Trial(number, 0, self.config.seed, {"setting": self.names[number]})
+
+    def _repetition(self) -> Trial | None:
+        return None
+
+
+def search(
+    config: Config, dataset: PreparedDataset, folder: RunFolder, traits: Traits, deadline: float
+) -> tuple[Config, list[str]]:
+    """Choose a setting on validation.
+
+    Args:
+        config: without a section ``model``.
+        deadline: when the whole run should be over (``time.monotonic``).
+
+    Returns:
+        The whole configuration, and what was tried as lines for people.
+    """
+    portfolio = settings(traits)
+    if not portfolio:
+        return configured(config, traits, None), ["no trained granularity fits the data: fitted members alone"]
+    left = deadline - time.monotonic()
+    until = time.monotonic() + _SEARCH * left
+    folder.progress(
+        f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, "
+        "the rest to train, evaluate and register"
+    )
+    plan = _try_all(config, dataset, folder, traits, portfolio, until)
+    best = plan.best_trial()
+    if best is None:
+        return configured(config, traits, portfolio[0]), ["no setting was validated in time: the first one is taken"]
+    chosen = portfolio[best.number]
+    said = [
+        f"setting {plan.names[trial.number]}: {config.train.metric} {trial.best:.4f} on validation, {trial.state}"
+        for trial in plan.ledger.searched()
+        if trial.best is not None
+    ]
+    whole = _in_time(configured(config, traits, chosen), best, deadline)
+    said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs{'' if whole.train.refit else ', without refit'}")
+    folder.progress("\n".join(said))
+    return whole, said
+
+
+def _try_all(
+    config: Config,
+    dataset: PreparedDataset,
+    folder: RunFolder,
+    traits: Traits,
+    portfolio: list[Setting],
+    until: float,
+) -> Portfolio:
+    """Run the portfolio; what was searched in the folder before is done again, as its time was another."""
+    place = folder.root / "trials" / "ledger.jsonl"
+    place.unlink(missing_ok=True)
+    epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
+    tuning = config.tune.model_copy(
+        update={"min_epochs": max(1, epochs // _RUNGS), "reduction": _REDUCTION, "trials": len(portfolio)}
+    )
+    config = config.model_copy(update={"tune": tuning})
+    configs = [trained_only(configured(config, traits, setting)) for setting in portfolio]
+    names = [setting.name for setting in portfolio]
+    plan = Portfolio(configs, names, Ledger(place), until)
+    plan.ledger.begin({"dataset": dataset.manifest.content_hash, "portfolio": names})
+    with (
+        tracked(config, folder, fresh=True) as tracker,
+        ray_session(config),
+        Children(tracker, folder.progress) as kids,
+    ):
+        slots = slots_of_cluster(plan.config)
+        lines = Lines(folder.progress, kids, config.train.metric, len(portfolio))
+        run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
+    return plan
+
+
+def _in_time(config: Config, best: Trial, deadline: float) -> Config:
+    """The configuration with as many epochs as the time that is left holds, by the measured cost of one."""
+    seconds = [float(report.get("seconds") or 0.0) for report in best.history.values()]
+    left = deadline - time.monotonic()
+    left -= max(_LEAST_RESERVE, _RESERVE * left)
+    if not seconds or sum(seconds) <= 0:
+        return config
+    affordable = left / (sum(seconds) / len(seconds))
+    wanted, trainings, refit = config.train.epochs, _TRAININGS, config.train.refit
+    if affordable < _FEW * wanted * trainings:
+        trainings, refit = trainings - 1, False
+    epochs = int(max(1, min(wanted, affordable / trainings)))
+    every = max(1, min(config.train.evaluate_every, epochs // 4))
+    changes = {"epochs": epochs, "refit": refit, "evaluate_every": every}
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
