@@ -55,7 +55,8 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
     folder.write_json(
         folder.root / CHOICE, {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}}
     )
-    folder.record(chosen, "run")
+    folder.record(chosen, "run", says_changes=False)
+    folder.progress(f"every constant that was chosen: {folder.shown(folder.config.absolute())}")
     return chosen
 
 

@@ -155,14 +155,15 @@ class RunFolder:
         else:
             path.unlink(missing_ok=True)
 
-    def record(self, config: Config, verb: str) -> None:
+    def record(self, config: Config, verb: str, says_changes: bool = True) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
 
-        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere.
+        Says which keys differ from the ``config.yaml`` of before, unless ``says_changes`` is false: where the command
+        itself chose them, they fill screens and tell a person nothing. Credentials are written nowhere.
         """
         public = redacted(config)
         changed = _changes(self.config, public)
-        if changed:
+        if changed and says_changes:
             shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
             self.progress(f"the configuration differs from the last one in {where}:\n  {shown}")
