@@ -168,7 +168,8 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         parent = open_parent(parent_uri(config), tracking_uri(config))
         check_settings(parent, config)
         model = parent.bundle.model
-    if stratum_of(model) is None:
+    module = stratum_of(model)
+    if module is None:
         raise ConfigError(f"{parent.uri} has no granularity stratum to fit again; train one with it enabled")
     with ray_session(config):
         prepare(config, folder, parent.vocabulary())
@@ -183,7 +184,8 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         before = model.encoders.state_dict()
         after = refit_strata(config, dataset, model).encoders.state_dict()
         changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-        folder.progress(f"fitted {model.sizes.num_strata} strata again on {dataset.manifest.counts['train']:,} events")
+        number, events = module.num_strata, dataset.manifest.counts["train"]
+        folder.progress(f"fitted {number} strata again on {events:,} events")
     extra = {"strata": {"dataset": dataset.manifest.content_hash}}
     register_changed(config, folder, parent, changed, {}, extra)
 

@@ -16,16 +16,11 @@ from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.granularities import granularity_class
-from recsys.granularities.base import (
-    Facts,
-    Granularity,
-    Graphs,
-    ItemView,
-    MediaVectors,
-    ModelSizes,
-    State,
-    UserTextVectors,
-)
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.behaviour.user_text import UserTextVectors
+from recsys.granularities.knowledge.facts import Facts
+from recsys.granularities.media.model import MediaVectors
+from recsys.granularities.social.friends import Friends
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 PROFILE = ProfileEncoding(
@@ -36,11 +31,12 @@ SIZES = ModelSizes(
     *(WIDTH, 6, USERS, ITEMS, 2, TEXT),
     ordered=True,
     timed=True,
-    profile=PROFILE,
-    num_entities=10,
-    num_relations=2,
-    user_text_width=TEXT,
-    media=(("audio", 3), ("image", 4)),
+    inputs={
+        "profile": PROFILE.to_json(),
+        "knowledge": {"entities": 10, "relations": 2},
+        "user_text": TEXT,
+        "media": [["audio", 3], ["image", 4]],
+    },
 )
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
 CASES = [
@@ -108,14 +104,9 @@ def graphs() -> Graphs:
     )
     audio[::2], image[3:7] = 0, 0  # items 4 and 6 have neither
     media = MediaVectors((audio, image))
-    side = {
-        "profiles": profiles,
-        "facts": facts,
-        "user_texts": user_texts,
-        "media": media,
-        "histories": histories([0, 1, 2, 3, 4]),
-    }
-    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), **side)  # type: ignore[arg-type]
+    friends = Friends(src, dst, torch.ones(4))
+    side = {"profile": profiles, "knowledge": facts, "user_text": user_texts, "media": media, "friends": friends}
+    return Graphs(USERS, ITEMS, users, items, inputs=side, histories=histories([0, 1, 2, 3, 4]))
 
 
 def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
@@ -263,7 +254,7 @@ def test_light_knowledge_by_hand(graphs: Graphs) -> None:
     """One hop: the mean over kinds of edge of the mean of their other ends; 2r ends in tails of relation r, 2r + 1 in
     heads."""
     module = make("knowledge", layers=1, refine=True)
-    assert graphs.facts is not None
+    assert "knowledge" in graphs.inputs
     base = torch.randn(ITEMS, WIDTH)
     with torch.no_grad():
         weights = module.graph.relations[0].weight_RD.normal_()  # type: ignore[union-attr, index, operator]
@@ -282,7 +273,7 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     """RGCNConv sums over the kinds of edge that end in an entity where we take the mean."""
     from torch_geometric.nn import RGCNConv
 
-    facts = graphs.facts
+    facts = graphs["knowledge"]
     assert facts is not None
     module = make("knowledge", conv="rgcn", layers=layers, min_degree=1, bases=3)
     edges = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
@@ -325,7 +316,9 @@ def test_knowledge_serves_without_the_graph(graphs: Graphs) -> None:
 
 def test_knowledge_refuses_data_without_facts() -> None:
     with pytest.raises(ConfigError, match=r"needs facts about items.*data\.knowledge\.item_columns"):
-        granularity_class("knowledge")(GranularitiesConfig().knowledge, replace(SIZES, num_relations=0))
+        granularity_class("knowledge")(
+            GranularitiesConfig().knowledge, replace(SIZES, inputs={"knowledge": {"entities": 10, "relations": 0}})
+        )
 
 
 def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:

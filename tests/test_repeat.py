@@ -109,7 +109,7 @@ def fitted() -> tuple[Repeat, ItemView, State, Queries, list[int]]:
     """Fitted on the first half of the users; the others are asked on the day of their last event."""
     rows, none = rhythms(), torch.zeros(0, dtype=torch.int64)
     module = Repeat(RepeatConfig(enabled=True), SimpleNamespace())  # type: ignore[arg-type]
-    graphs = Graphs(60, NUM_ITEMS, *[none] * 4, none.float(), histories=histories_of(*rows[:60]))  # type: ignore[call-arg]
+    graphs = Graphs(60, NUM_ITEMS, none, none, histories=histories_of(*rows[:60]))
     items = ItemView(torch.zeros(NUM_ITEMS, 4), torch.zeros(NUM_ITEMS, 0))
     asked = [row for row in rows[60:] if row[-1][1] > row[-2][1]]
     queries = as_queries(histories_of(*(row[:-1] for row in asked)), np.array([row[-1][1] * DAY for row in asked]))

@@ -31,6 +31,8 @@ _NAMES: Final = {
     "item_knn": "Item-kNN",
     "ease": "EASE",
     "als": "ALS",
+    "frequency": "Own frequency",
+    "recent_popularity": "Popular lately",
 }
 _GROUPS: Final = {
     "history": "By length of history",

@@ -47,6 +47,7 @@ from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
+from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_parts
 from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
@@ -225,7 +226,7 @@ def _describe(
 def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
     """What reading a request's past takes; nothing where the model does not read it."""
     users = dataset.manifest.text.get("users") or {}
-    if not frozen.config.granularities.behaviour.reads_user_text:
+    if not any(section.signal == USER_TEXT for section in frozen.config.granularities.enabled().values()):
         return {}
     return {key: users[key] for key in ("model", "fingerprint", "max_tokens", "max_items")}
 

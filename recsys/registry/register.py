@@ -21,6 +21,7 @@ import recsys
 from recsys.config import Config
 from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
+from recsys.granularities.profile.encoding import encoding_of
 from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
 from recsys.registry.card import short_card, shown_as_text
 from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
@@ -199,7 +200,7 @@ def _example(bundle: Bundle) -> Any:
         {"user_id": "newcomer", "friends": [user]},
     ]
     nothing: dict[str, Any] = {"history": [], "friends": []}
-    profile = bundle.model.sizes.profile
+    profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:
         nothing["attributes"] = {}
         rows.append({"user_id": "newcomer", "attributes": {field.name: field.example for field in profile.users}})

@@ -34,6 +34,8 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
+from recsys.granularities.behaviour.section import USER_TEXT
+from recsys.granularities.stratum.section import STRATUM
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
@@ -70,7 +72,7 @@ def fit(
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
     if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
-        kept = {"chosen": start.num_strata, "candidates": {}} if start else None
+        kept = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
         progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
     if CONSTANTS not in progress.choices and (chosen := choose_values(config, dataset, validate, context, start)):
         progress.choices[CONSTANTS] = chosen
@@ -158,9 +160,7 @@ class Phase:
         if progress.phase == "join":
             self.model.silent = silenced(progress.choices)
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
-        with_facts = config.model.granularities.knowledge.enabled
-        sizes = self.model.sizes
-        graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), self.model, config)
+        graphs = build_graphs(dataset, through, self.model, config)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
@@ -174,7 +174,7 @@ class Phase:
                 config.train.loss.event_power,
                 config.train.window_events,
                 config.seed,
-                config.model.granularities.behaviour.reads_user_text,
+                any(section.signal == USER_TEXT for section in config.model.granularities.enabled().values()),
             ),
             context.rank,
             context.world_size,

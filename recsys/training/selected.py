@@ -46,9 +46,7 @@ def assemble(
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
     found = transplant(weights, [name for name in names if name not in model.silent], own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
-    sizes = model.sizes
-    with_facts = config.model.granularities.knowledge.enabled
-    graphs = build_graphs(dataset, through, sizes.profile, with_facts, bool(sizes.media), model, config)
+    graphs = build_graphs(dataset, through, model, config)
     if model.encoders.stack is not None and STACK in choices:
         members = choices[STACK]["members"]
         weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
