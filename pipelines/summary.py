@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pipelines.progress import table
@@ -16,6 +16,8 @@ def member_table(metrics: Mapping[str, Any]) -> str:
     members = metrics["members"]
     rows = [["member", f"{members['metric']} alone", "without it", "weight", ""]]
     for name, entry in members["each"].items():
+        if entry["kind"] == "trained" and not entry["kept"]:
+            continue  # the line of the trained ones together says it
         alone, without = entry["alone"]["test"], entry["without"]["test"]
         rows.append(
             [name, _number(alone), _number(without), _span(entry["weight"]), "" if entry["kept"] else "dropped"]
@@ -45,15 +47,31 @@ def _span(weight: list[float] | None) -> str:
 
 
 def signal_table(metrics: Mapping[str, Any]) -> str:
-    """The most frequent combinations of signals; empty where all queries have the same."""
+    """The most frequent combinations of signals, named by what differs; empty where all queries have the same."""
     found = metrics["signals"]
     if len(found) < 2:
         return ""
-    rows = [["signals of the query", "queries", metrics["metric"], "best baseline", ""]]
+    named = [entry for entry in found if entry["present"] or entry["missing"]]
+    common = set.intersection(*(set(entry["present"]) for entry in named)) if named else set()
+    rows = [["signals", "queries", metrics["metric"], "best baseline", ""]]
     for entry in found[:_MOST_SIGNALS]:
-        rows.append([entry["label"], f"{entry['queries']:,}", f"{entry['value']:.4f}", *_against(entry)])
-    rest = len(found) - _MOST_SIGNALS
-    return table(rows) + (f"\n{rest} further combinations are in the report" if rest > 0 else "")
+        rows.append([_differing(entry, common), f"{entry['queries']:,}", f"{entry['value']:.4f}", *_against(entry)])
+    lines = [table(rows)]
+    if common:
+        lines.append(f"all have: {', '.join(name for name in named[0]['present'] if name in common)}")
+    if len(found) > _MOST_SIGNALS:
+        lines.append(f"{len(found) - _MOST_SIGNALS} further combinations are in the report")
+    return "\n".join(lines)
+
+
+def _differing(entry: Mapping[str, Any], common: Collection[str]) -> str:
+    """
+    >>> _differing({"label": "a, b", "present": ["a", "b"], "missing": ["c"]}, {"a"})
+    'b; without c'
+    """
+    present = ", ".join(name for name in entry["present"] if name not in common)
+    missing = ", ".join(entry["missing"])
+    return "; ".join(part for part in (present, f"without {missing}" if missing else "") if part) or entry["label"]
 
 
 def _against(entry: Mapping[str, Any]) -> list[str]:

@@ -140,7 +140,7 @@ def member_report(
         config: the main metric and the bootstrap.
     """
     stacked = choices.get("members", {})
-    order = [*stacked, *(name for name in found.without if name not in stacked)]
+    order = _order(model, [*stacked, *found.without])
     spans = _spans({"": together_B, **found.alone, **{f"baseline {n}": v for n, (_, v) in baselines.items()}}, config)
     return {
         "metric": config.train.metric,
@@ -165,6 +165,12 @@ def member_report(
             for name, (validation, values_B) in baselines.items()
         },
     }
+
+
+def _order(model: SummedModel, names: Sequence[str]) -> list[str]:
+    """The trained granularities together, each of them, then the fitted ones."""
+    trained = [TRAINED, *model.trained_names]
+    return sorted(dict.fromkeys(names), key=lambda name: trained.index(name) if name in trained else len(trained))
 
 
 def _spans(values: Mapping[str, Array], config: Config) -> dict[str, list[float]]:

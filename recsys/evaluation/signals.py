@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
+from recsys.data.titles import title_column
 from recsys.evaluation.bootstrap import compare, intervals
 
 SHORT: Final = 4  # events, up to which a history is short
@@ -102,9 +103,10 @@ def _of_users(dataset: PreparedDataset) -> dict[str, Array]:
 
 def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
     """Signals that some item has, as masks [N]."""
+    no_attributes = {*(dataset.manifest.text.get("fields") or ()), title_column(dataset.features) or ""}
     found = {
         "item text": dataset.has_text_N,
-        "item attributes": described(dataset.features, dataset.num_items, dataset.manifest.text.get("fields") or ()),
+        "item attributes": described(dataset.features, dataset.num_items, no_attributes),
         "item facts": dataset.item_entities() >= 0,
     }
     there = {name: has_N for name, has_N in found.items() if has_N.any()}
