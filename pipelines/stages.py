@@ -67,6 +67,12 @@ STAGES: Final[dict[str, Stage]] = {
 }
 
 VERBS: Final[dict[str, Verb]] = {
+    "init": Verb(
+        "pipelines.init:command",
+        "look at files of your own and write a configuration for them, with the reason of every line",
+        (),
+        usage="recsys init FILE… [--out recsys.yaml] [--force]",
+    ),
     "run": Verb(
         "pipelines.run:run",
         "prepare, train, evaluate and register in one MLflow run",
