@@ -17,7 +17,7 @@ class PopularityConfig(GranularityConfig):
     smaller: ClassVar[str] = "moments"
 
     half_life: HalfLives = Field(
-        ["none", 1, 3, 7, 30, 90, 365], description="days after which an event counts half, one or several"
+        ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0], description="days after which an event counts half, one or several"
     )
     counts: Annotated[list[Literal["users", "events"]], Several, Field(min_length=1)] = Field(
         ["users", "events"], description="a user counts once an item, or once a day; one or both"
