@@ -49,7 +49,7 @@ class Step(nn.Module):
         config = ModelConfig.model_validate(tree)
         sizes = ModelSizes(WIDTH, LENGTH, 1, num_items, num_types=1, text_width=0, ordered=True, timed=False)
         nothing = torch.zeros(0, dtype=torch.int64)
-        self.graphs = Graphs(1, num_items, *[nothing] * 4, torch.zeros(0)).to(device)
+        self.graphs = Graphs(1, num_items, nothing, nothing).to(device)
         trained_N = torch.ones(num_items, dtype=torch.bool)
         self.model = MultigrainModel(config, sizes, torch.zeros(num_items, 0), trained_N).to(device)
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from recsys.config import ModelConfig
-from recsys.data.attributes import AttributeRows, ProfileEncoding
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Array, Queries
 from recsys.data.whitening import Whitening
@@ -227,46 +226,37 @@ class FrozenModel:
     def encode(
         self,
         queries: Queries,
-        friends_BF: Tensor | None = None,
-        attributes: AttributeRows | None = None,
-        text_BT: Tensor | None = None,
+        brought: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z_k of every query [B, K, D] and where it is present [B, K], of the trained granularities.
 
-        ``friends_BF`` are the friends (dense users, -1 behind the end) that a query itself names, ``attributes`` what
-        it says of its user, a row each, ``text_BT`` the vectors of the texts of pasts that it brings, zero without.
+        ``brought`` is what the queries bring beside events, by signal, see ``Batch.inputs``.
         """
-        return self.encoders.encode(self._batch(queries, friends_BF, attributes, text_BT), self.items, self.states)
+        return self.encoders.encode(self._batch(queries, brought), self.items, self.states)
 
     def _batch(
         self,
         queries: Queries,
-        friends_BF: Tensor | None,
-        attributes: AttributeRows | None,
-        text_BT: Tensor | None,
+        brought: Mapping[str, Any] | None = None,
     ) -> Batch:
         self.encoders.eval()
         batch = last_position(queries, self.config.max_history)
-        batch = replace(batch, friends_UF=friends_BF, attributes=attributes, text_vectors_BT=text_BT)
+        batch = replace(batch, inputs=dict(brought or {}))
         return batch.to(self.item_vectors_ND.device)
 
     @torch.inference_mode()
     def parts(
         self,
         queries: Queries,
-        friends_BF: Tensor | None = None,
-        attributes: AttributeRows | None = None,
-        text_BT: Tensor | None = None,
+        brought: Mapping[str, Any] | None = None,
     ) -> Parts:
         """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
 
         Args:
             queries: what is asked.
-            friends_BF: as in :meth:`encode`.
-            attributes: as in :meth:`encode`.
-            text_BT: as in :meth:`encode`.
+            brought: as in :meth:`encode`.
         """
-        batch = self._batch(queries, friends_BF, attributes, text_BT)
+        batch = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._weighed(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
@@ -336,7 +326,7 @@ class FrozenModel:
     @torch.inference_mode()
     def member_scores(self, queries: Queries) -> list[Tensor]:
         """Scores of every member alone, of spread 1 over the catalogue: M times [B, N]."""
-        batch = self._batch(queries, None, None, None)
+        batch = self._batch(queries)
         found = []
         if TRAINED in self.members:
             z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
@@ -368,7 +358,7 @@ class FrozenModel:
         their weights are of the size of other members'."""
         stack = self.encoders.stack
         assert stack is not None, "asked of a model with stacking alone"
-        batch = self._fitted_batch(self._batch(queries, None, None, None))
+        batch = self._fitted_batch(self._batch(queries))
         for name, module in self.encoders.each(fitted=True):
             if module.sparse and module.calibrated and name in self.states:
                 scores = module.boost(batch, self.items, self.states[name])
@@ -379,7 +369,7 @@ class FrozenModel:
     @torch.inference_mode()
     def unweighted(self, queries: Queries) -> Parts:
         """The parts of every query as if every λ were 1: z_k, and 1 where it is present."""
-        batch = self._batch(queries, None, None, None)
+        batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
         return self._weighed(batch, z_BKD, present_BK.to(z_BKD.dtype), ones, stacks=False)
@@ -389,9 +379,7 @@ class FrozenModel:
         self,
         queries: Queries,
         steps: int,
-        friends_BF: Tensor | None = None,
-        attributes: AttributeRows | None = None,
-        text_BT: Tensor | None = None,
+        brought: Mapping[str, Any] | None = None,
     ) -> Parts:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
@@ -403,7 +391,7 @@ class FrozenModel:
         room = self.config.max_history - steps
         if room < 1:
             raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
-        whole = self._batch(queries, friends_BF, attributes, text_BT)
+        whole = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
         for _ in range(steps):
@@ -467,7 +455,7 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
         """Scores [B, N] with constant weights by name instead of what fusion gives; missing ones stay masked."""
-        batch = self._batch(queries, None, None, None)
+        batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
@@ -525,6 +513,16 @@ class FrozenModel:
         return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"], head)
 
 
+_EARLIER: Final = {  # keys of sizes that bundles of before have instead of ``inputs``, and their signals
+    "profile": "profile",
+    "num_entities": "",
+    "num_relations": "",
+    "num_strata": "stratum",
+    "user_text_width": "user_text",
+    "media": "media",
+}
+
+
 def dump_sizes(sizes: ModelSizes) -> dict[str, Any]:
     """Sizes as plain values for JSON."""
     return asdict(sizes)
@@ -536,5 +534,8 @@ def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
     Raises:
         TypeError, KeyError: not what it wrote.
     """
-    profile = content.get("profile")
-    return ModelSizes(**{**content, "profile": ProfileEncoding.parse(profile) if profile else None})
+    plain = {key: value for key, value in content.items() if key not in _EARLIER}
+    earlier = {signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)}
+    if content.get("num_relations"):
+        earlier["knowledge"] = {"entities": content["num_entities"], "relations": content["num_relations"]}
+    return ModelSizes(**{**plain, "inputs": {**earlier, **content.get("inputs", {})}})

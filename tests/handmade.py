@@ -195,7 +195,7 @@ def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusio
     with torch.no_grad():  # some tables start at zero, which would hide what they do
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        graphs = build_graphs(dataset, through)
+        graphs = build_graphs(dataset, through, model)
         items, _ = model.view(graphs)
         for _, module in model.encoders.each():
             if module.refit_due(0):

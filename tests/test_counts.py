@@ -19,8 +19,9 @@ from recsys.data.batches import Batch, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
-from recsys.granularities.base import Facts, Graphs, ItemView, ModelSizes
+from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.knowledge.counts import KnowledgeCounts
+from recsys.granularities.knowledge.facts import Facts
 from recsys.granularities.knowledge.section import KnowledgeConfig
 from recsys.granularities.profile.counts import Cells, ProfileCounts
 from recsys.granularities.profile.section import ProfileConfig
@@ -40,14 +41,14 @@ CROSSES: dict[str, Any] = {"enabled": True, "fit": "counts", "crosses": [["age",
 
 def _graphs(facts: Facts | None = None) -> Graphs:
     users_E = torch.tensor([user for user, row in enumerate(ROWS) for _ in row])
-    items_E, none = torch.tensor([item for row in ROWS for item in row]), torch.zeros(0, dtype=torch.int64)
+    items_E = torch.tensor([item for row in ROWS for item in row])
     profiles = Profiles(encode_table(PEOPLE, (AGE, SEX)), encode_table(pa.table({"x": [0] * ITEMS}), ()))
-    return Graphs(4, ITEMS, users_E, items_E, none, none, torch.zeros(0), profiles=profiles, facts=facts)
+    return Graphs(4, ITEMS, users_E, items_E, inputs={"profile": profiles, "knowledge": facts})
 
 
 def _sizes(**more: Any) -> ModelSizes:
-    profile = ProfileEncoding((AGE, SEX), ())
-    return replace(ModelSizes(4, 10, 4, ITEMS, 1, 0, ordered=False, timed=False, profile=profile), **more)
+    inputs = {"profile": ProfileEncoding((AGE, SEX), ()).to_json(), **more}
+    return ModelSizes(4, 10, 4, ITEMS, 1, 0, ordered=False, timed=False, inputs=inputs)
 
 
 def _batch(rows: list[list[int]], users: list[int]) -> Batch:
@@ -99,7 +100,7 @@ def test_knowledge_by_hand() -> None:
         [(0, 0, 5), (1, 0, 5), (1, 0, 6), (2, 0, 6), (4, 0, 6), (3, 0, 7), (2, 1, 0)]
     ).T
     facts = Facts(8, 2, heads, relations, tails, torch.arange(ITEMS))
-    sizes = _sizes(num_entities=8, num_relations=2)
+    sizes = _sizes(knowledge={"entities": 8, "relations": 2})
     module = KnowledgeCounts(KnowledgeConfig(fit="counts", smoothing=2.0), sizes)
     state = module.state(VIEW, _graphs(facts))
     z, present = module(_batch([[0, 2, 2], [3], []], [0, 1, 2]), VIEW, state)
@@ -118,7 +119,7 @@ def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
     """Items 0 and 1 share the sequel 2, which names both as its other end: kind 0 (tails) and kind 1 (heads)."""
     heads, relations, tails = torch.tensor([(0, 0, 2), (1, 0, 2), (5, 0, 0), (5, 0, 3), (6, 0, 3), (6, 0, 4)]).T
     facts = Facts(7, 1, heads, relations, tails, torch.arange(ITEMS))
-    sizes = _sizes(num_entities=7, num_relations=1)
+    sizes = _sizes(knowledge={"entities": 7, "relations": 1})
 
     def shares(**options: Any) -> Any:
         module = KnowledgeCounts(KnowledgeConfig(fit="counts", **options), sizes)
@@ -133,7 +134,7 @@ def test_what_cannot_be_counted_is_told() -> None:
     with pytest.raises(ConfigError, match="sxe not among the fields of users: age, sex"):
         ProfileCounts(ProfileConfig(fit="counts", crosses=[["age", "sxe"]]), _sizes())
     with pytest.raises(ConfigError, match="needs attributes of users"):
-        ProfileCounts(ProfileConfig(fit="counts"), _sizes(profile=ProfileEncoding((), ())))
+        ProfileCounts(ProfileConfig(fit="counts"), _sizes(profile=ProfileEncoding((), ()).to_json()))
     many = Field("zip", "category", 1, tuple(map(str, range(2000))))
     with pytest.raises(ConfigError, match="makes 6,000 cells, at most 4,096"):
         Cells((AGE, many), [["age", "zip"]])

@@ -67,7 +67,10 @@ def test_metrics_json_follows_the_contract(tmp_path) -> None:
     names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the main metric's cut-off comes along
     assert set(content["model"]) == names
     assert {name: set(values) for name, values in content["baselines"].items()} == {
-        name: names for name in ("popularity", "item_knn", "ease", "als")
+        name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")
+    }
+    assert content["data"]["baselines_left_out"] == {
+        "frequency": "evaluate.exclude_seen leaves out what a user had before"
     }
     assert {"prepare_s", "train_s", "evaluate_s", "baseline_ease_s"} <= set(content["timing"])
     assert set(content["granularities"]["after"]) == {"weight", "ndcg@3_without"}

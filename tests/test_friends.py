@@ -65,7 +65,7 @@ def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
     with torch.no_grad():
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.freeze(build_graphs(dataset, Split.VALID))
+    return model.freeze(build_graphs(dataset, Split.VALID, model))
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -114,15 +114,17 @@ def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers
     known = as_queries(Histories.of_items([[] for _ in users], users))
     stored, present = model.encode(known)
     assert present[:, 0].tolist() == [True, True, True, True, False]
-    told, told_present = model.encode(known, named_BF)
+    told, told_present = model.encode(known, {"friends": named_BF})
     torch.testing.assert_close(told, stored, rtol=1e-4, atol=1e-5)
     assert torch.equal(told_present, present)
-    strangers, _ = model.encode(as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))), named_BF)
+    strangers, _ = model.encode(
+        as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))), {"friends": named_BF}
+    )
     if conv != "gat":
         torch.testing.assert_close(strangers, stored, rtol=1e-4, atol=1e-5)
     else:  # one friend leaves nothing to weigh
         torch.testing.assert_close(strangers[2:], stored[2:], rtol=1e-4, atol=1e-5)
-    silent, silent_present = model.encode(known, torch.tensor([[3]] * len(users)))
+    silent, silent_present = model.encode(known, {"friends": torch.tensor([[3]] * len(users))})
     assert not silent_present.any() and not silent.any(), "u3 has no event, so nothing to say"
 
 
@@ -135,7 +137,7 @@ def test_a_mean_of_friends_by_hand(tmp_path: Path) -> None:
     items_ND = model.item_vectors_ND
     taste = torch.stack([items_ND[[0, 1]].mean(0), items_ND[2]]).mean(0)
     output = model.encoders.granularities["social"].output
-    found, _ = model.encode(as_queries(Histories.of_items([[]])), torch.tensor([[0, 1, -1]]))
+    found, _ = model.encode(as_queries(Histories.of_items([[]])), {"friends": torch.tensor([[0, 1, -1]])})
     with torch.no_grad():
         torch.testing.assert_close(found[0, 0], output(taste), rtol=1e-4, atol=1e-5)
 

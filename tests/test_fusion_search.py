@@ -92,7 +92,7 @@ def frozen_model(dataset: PreparedDataset, kind: str) -> FrozenModel:
     with torch.no_grad():
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.freeze(build_graphs(dataset, Split.TRAIN))
+    return model.freeze(build_graphs(dataset, Split.TRAIN, model))
 
 
 def trials_of(frozen: FrozenModel, dataset: PreparedDataset, best: int = 500) -> Trials:
@@ -169,7 +169,8 @@ def planted(tmp_path: Path, weights: list[float]) -> Trials:
         **{name: {"weight": w} for name, w in zip(("evolution", "collaborative", "social"), weights, strict=True)}
     )
     torch.manual_seed(0)
-    frozen = build_model(config, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
+    model = build_model(config, dataset, Split.TRAIN)
+    frozen = model.freeze(build_graphs(dataset, Split.TRAIN, model))
     items_ND = torch.nn.functional.normalize(torch.randn(NUM_ITEMS, 16), dim=1)
     frozen.item_vectors_ND = items_ND
     queries = dataset.histories().queries(Split.VALID)

@@ -16,16 +16,11 @@ from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.granularities import granularity_class
-from recsys.granularities.base import (
-    Facts,
-    Granularity,
-    Graphs,
-    ItemView,
-    MediaVectors,
-    ModelSizes,
-    State,
-    UserTextVectors,
-)
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.behaviour.user_text import UserTextVectors
+from recsys.granularities.knowledge.facts import Facts
+from recsys.granularities.media.model import MediaVectors
+from recsys.granularities.social.friends import Friends
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 PROFILE = ProfileEncoding(
@@ -36,11 +31,12 @@ SIZES = ModelSizes(
     *(WIDTH, 6, USERS, ITEMS, 2, TEXT),
     ordered=True,
     timed=True,
-    profile=PROFILE,
-    num_entities=10,
-    num_relations=2,
-    user_text_width=TEXT,
-    media=(("audio", 3), ("image", 4)),
+    inputs={
+        "profile": PROFILE.to_json(),
+        "knowledge": {"entities": 10, "relations": 2},
+        "user_text": TEXT,
+        "media": [["audio", 3], ["image", 4]],
+    },
 )
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
 CASES = [
@@ -76,6 +72,7 @@ CASES = [
     ("user_cf", {"rank": 8}),
     ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
     ("popularity", {}),
+    ("repeat", {}),
 ]
 ALWAYS_THERE = {"popularity"}  # they need nothing of the user
 
@@ -107,8 +104,9 @@ def graphs() -> Graphs:
     )
     audio[::2], image[3:7] = 0, 0  # items 4 and 6 have neither
     media = MediaVectors((audio, image))
-    side = {"profiles": profiles, "facts": facts, "user_texts": user_texts, "media": media}
-    return Graphs(USERS, ITEMS, users, items, src, dst, torch.ones(4), **side)  # type: ignore[arg-type]
+    friends = Friends(src, dst, torch.ones(4))
+    side = {"profile": profiles, "knowledge": facts, "user_text": user_texts, "media": media, "friends": friends}
+    return Graphs(USERS, ITEMS, users, items, inputs=side, histories=histories([0, 1, 2, 3, 4]))
 
 
 def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
@@ -133,13 +131,22 @@ def batch_of(users: list[int]) -> Batch:
     return last_position(Queries(asked, np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 6)
 
 
+def answers(module: Granularity, batch: Batch, items: ItemView, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+    """z and where it is present; of a sparse granularity, what it adds to all items."""
+    if not module.sparse:
+        z, present = module(batch, items, state)
+        return z, present
+    scores = module.boost(batch, items, state)
+    return scores.add_to(torch.zeros(len(batch), ITEMS)), scores.present(len(batch))
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 class TestContract:
     def test_shapes_and_absence(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        z, present = module(batch_of([0, 1, 2, 3, 4]), items, state)
-        width = module.own_items(state).shape[1] if module.fitted else WIDTH
+        z, present = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
+        width = ITEMS if module.sparse else module.own_items(state).shape[1] if module.fitted else WIDTH
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
         has_nothing = name not in ALWAYS_THERE
         assert present.any() and present[2] != has_nothing, "user 2 has no event, no friend and no known attribute"
@@ -149,7 +156,7 @@ class TestContract:
     def test_finite_gradients_also_where_absent(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        z, _ = module(batch_of([2, 0, 1]), items, state)
+        z, _ = answers(module, batch_of([2, 0, 1]), items, state)
         (z.square().sum() + items.vectors_SD.sum()).backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -157,34 +164,36 @@ class TestContract:
     def test_row_order_does_not_matter(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        straight, _ = module(batch_of([0, 1, 2, 3, 4]), items, state)
-        shuffled, _ = module(batch_of([3, 0, 4, 2, 1]), items, state)
+        straight, _ = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
+        shuffled, _ = answers(module, batch_of([3, 0, 4, 2, 1]), items, state)
         torch.testing.assert_close(shuffled, straight[[3, 0, 4, 2, 1]])
 
     def test_every_position_sees_its_past_only(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         if "user_embedding" in options:
             pytest.skip("a user's row is for unordered data, which has no positions")
         module = make(name, **options)
+        if module.sparse:
+            pytest.skip("a sparse granularity answers questions alone")
         items, state = view(module, graphs)
         whole = histories([3, 0])
         trained = every_position(whole, 6, np.array([0, 1]))
-        z, present = module(trained, items, state)
+        z, present = answers(module, trained, items, state)
         is_counted = options.get("fit") == "counts" and name == "knowledge"  # of facts that items share: not all do
         assert len(z) == 5 + 3 and (present.any() if is_counted else present.all())
         prefixes = [[2], [2, 7], [2, 7, 7], [2, 7, 7, 9], [2, 7, 7, 9, 1]]
         for query, prefix in enumerate(prefixes):
             asked = Histories.of_items([prefix], [3])
             asked = replace(asked, times_E=whole.times_E[: len(prefix)])
-            alone, _ = module(
-                last_position(Queries(asked, np.zeros(2, np.int64), np.zeros(0, np.int32)), 6), items, state
-            )
+            nothing, asked_at_B = (np.zeros(2, np.int64), np.zeros(0, np.int32)), whole.times_E[[len(prefix)]]
+            queries = Queries(asked, *nothing, asked_at_B=asked_at_B)
+            alone, _ = answers(module, last_position(queries, 6), items, state)
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
 
     def test_unknown_user_is_served_from_state(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
         stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
-        _, present = module(stranger, items, state)
+        _, present = answers(module, stranger, items, state)
         needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
         assert bool(present[0]) != needs_the_user, "a history is enough for all but these"
 
@@ -245,7 +254,7 @@ def test_light_knowledge_by_hand(graphs: Graphs) -> None:
     """One hop: the mean over kinds of edge of the mean of their other ends; 2r ends in tails of relation r, 2r + 1 in
     heads."""
     module = make("knowledge", layers=1, refine=True)
-    assert graphs.facts is not None
+    assert "knowledge" in graphs.inputs
     base = torch.randn(ITEMS, WIDTH)
     with torch.no_grad():
         weights = module.graph.relations[0].weight_RD.normal_()  # type: ignore[union-attr, index, operator]
@@ -264,7 +273,7 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     """RGCNConv sums over the kinds of edge that end in an entity where we take the mean."""
     from torch_geometric.nn import RGCNConv
 
-    facts = graphs.facts
+    facts = graphs["knowledge"]
     assert facts is not None
     module = make("knowledge", conv="rgcn", layers=layers, min_degree=1, bases=3)
     edges = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
@@ -307,7 +316,9 @@ def test_knowledge_serves_without_the_graph(graphs: Graphs) -> None:
 
 def test_knowledge_refuses_data_without_facts() -> None:
     with pytest.raises(ConfigError, match=r"needs facts about items.*data\.knowledge\.item_columns"):
-        granularity_class("knowledge")(GranularitiesConfig().knowledge, replace(SIZES, num_relations=0))
+        granularity_class("knowledge")(
+            GranularitiesConfig().knowledge, replace(SIZES, inputs={"knowledge": {"entities": 10, "relations": 0}})
+        )
 
 
 def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:

@@ -39,10 +39,9 @@ def _world(event_weights: str = "none") -> tuple[Graphs, ItemView, Histories]:
     histories = Histories.of_items(rows, list(range(USERS)))
     histories = replace(histories, values_E=random.permutation(len(histories.items_E)).astype(np.float32))
     users_E = np.repeat(np.arange(USERS), 5)
-    none = torch.zeros(0, dtype=torch.int64)
     graphs = Graphs(
         USERS, ITEMS, torch.as_tensor(users_E), torch.as_tensor(histories.items_E.astype(np.int64)),
-        none, none, torch.zeros(0), values_E=torch.as_tensor(histories.values_E),
+        values_E=torch.as_tensor(histories.values_E),
     )  # fmt: skip
     text_NT = torch.as_tensor(random.normal(size=(ITEMS, TEXT)).astype(np.float32))
     return graphs, ItemView(torch.zeros(ITEMS, 4), text_NT), histories

@@ -21,8 +21,8 @@ from recsys.data.whitening import whiten
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.granularities import granularity_class
-from recsys.granularities.base import Graphs, ItemView, MediaVectors, ModelSizes
-from recsys.granularities.media.model import Media
+from recsys.granularities.base import Graphs, ItemView, ModelSizes
+from recsys.granularities.media.model import Media, MediaVectors
 from recsys.granularities.media.section import MediaConfig
 from recsys.model import dump_sizes, load_sizes
 from recsys.registry.bundle import read_bundle, write_bundle
@@ -31,7 +31,7 @@ from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 from recsys.training.warm_start import Earlier, warm_start
 
-SIZES = ModelSizes(2, 4, 1, 4, 1, 0, ordered=False, timed=False, media=(("audio", 2), ("image", 2)))
+SIZES = ModelSizes(2, 4, 1, 4, 1, 0, ordered=False, timed=False, inputs={"media": [["audio", 2], ["image", 2]]})
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
@@ -76,7 +76,7 @@ def test_sums_and_pooling_by_hand() -> None:
     """Two media along the axes: white is ±1 beside the mean; w P white are summed, missing ones add nothing."""
     audio = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]).half()  # mean (2, 0): white ±1
     image = torch.tensor([[0.0, 0.0], [5.0, 1.0], [5.0, 3.0], [0.0, 0.0]]).half()  # mean (5, 2): white ∓1 in the second
-    graphs = Graphs(1, 4, *[NOTHING] * 4, torch.zeros(0), media=MediaVectors((audio, image)))
+    graphs = Graphs(1, 4, NOTHING, NOTHING, inputs={"media": MediaVectors((audio, image))})
     module = Media(MediaConfig(enabled=True, whiten=0, dropout=0.0), SIZES).eval()
     module.refit(graphs, ItemView(torch.zeros(4, 2), torch.zeros(4, 0)), 0)
     assert module.looks is not None
@@ -100,11 +100,11 @@ def test_sums_and_pooling_by_hand() -> None:
 
 
 def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
-    module = Media(MediaConfig(whiten=2), model_sizes(config(), dataset, Split.TRAIN))
-    graphs = build_graphs(dataset, Split.TRAIN, with_media=True)
-    assert graphs.media is not None and module.looks is not None and module.refit_due(0)
-    module.looks.whiten(graphs.media)
-    for found, name in zip(module.looks.white(graphs.media), ("audio", "image"), strict=True):
+    sizes = model_sizes(config(), dataset, Split.TRAIN)
+    module, media = Media(MediaConfig(whiten=2), sizes), Media.build_input(MediaConfig(), sizes, dataset, Split.TRAIN)
+    assert module.looks is not None and module.refit_due(0)
+    module.looks.whiten(media)
+    for found, name in zip(module.looks.white(media), ("audio", "image"), strict=True):
         torch.testing.assert_close(found, whiten(torch.from_numpy(dataset.media_vectors(name).copy()), 2))
         assert not found[3].any() and found.shape == (ITEMS, 2)
     assert not module.refit_due(0), "axes of before stay"
@@ -113,12 +113,12 @@ def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
 def test_only_a_model_that_looks_reads_media(dataset: PreparedDataset) -> None:
     settings = config()
     sizes = model_sizes(settings, dataset, Split.TRAIN)
-    assert (
-        sizes.media == (("audio", 3), ("image", 4)) and load_sizes(json.loads(json.dumps(dump_sizes(sizes)))) == sizes
-    )
+    assert sizes.inputs == {"media": [["audio", 3], ["image", 4]]}
+    assert load_sizes(json.loads(json.dumps(dump_sizes(sizes)))) == sizes
+    assert "media" in build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs
     settings.model.granularities.media.enabled = False
-    assert model_sizes(settings, dataset, Split.TRAIN).media == ()
-    assert build_graphs(dataset, Split.TRAIN).media is None
+    assert model_sizes(settings, dataset, Split.TRAIN).inputs == {}
+    assert build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs == {}
 
 
 def test_data_without_media_is_refused(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_warm_start_keeps_the_axes(dataset: PreparedDataset, tmp_path: Path, o
         warm_start(config(), other, earlier)
     blind = Earlier(
         {name: tensor for name, tensor in first.weights.items() if ".media." not in name},
-        replace(first.frozen.sizes, media=()),
+        replace(first.frozen.sizes, inputs={}),
     )
     start, anew = warm_start(config(), dataset, blind)
     assert anew and all(".media." in name for name in anew)

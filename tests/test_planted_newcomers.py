@@ -42,7 +42,7 @@ class FriendsOnly:
         friends_BF = torch.tensor([friends + [-1] * (width - len(friends)) for friends in named])
         nobody = Histories.of_items([[] for _ in named])
         strangers = Queries(nobody, queries.target_offsets_B1, queries.target_items)
-        parts_BKD, _, _ = self.frozen.parts(strangers, friends_BF)
+        parts_BKD, _, _ = self.frozen.parts(strangers, {"friends": friends_BF})
         return parts_BKD.sum(1) @ self.frozen.item_vectors_ND.T
 
 

@@ -58,7 +58,7 @@ def test_hierarchy_pays_too(planted: PreparedDataset, without: FrozenModel) -> N
 
 def test_validation_finds_the_number_of_strata_and_the_strata(planted: PreparedDataset, model: FrozenModel) -> None:
     """Of 4, 8, 16 and 32; and users of ten events and more are with those of their true stratum: .79, by chance .13."""
-    assert model.sizes.num_strata == STRATA
+    assert model.sizes.inputs["stratum"] == STRATA
     world = world_of(planted_source({"stratum": 1.0}, **WORLD))
     truth_V = np.concatenate([tastes(world, bundle).stratum_U for bundle in range(world.num_bundles)])
     module = stratum_of(model)

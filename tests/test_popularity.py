@@ -33,10 +33,9 @@ VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
 def _graphs() -> Graphs:
     histories = Histories.of_items([[item for item, _ in row] for row in EVENTS], [0, 1])
     histories = replace(histories, times_E=np.array([day * DAY for row in EVENTS for _, day in row]))
-    none = torch.zeros(0, dtype=torch.int64)
     pairs = sorted({(user, item) for user, row in enumerate(EVENTS) for item, _ in row})
     users_E, items_E = torch.tensor(pairs).T
-    return Graphs(2, ITEMS, users_E, items_E, none, none, torch.zeros(0), histories=histories)
+    return Graphs(2, ITEMS, users_E, items_E, histories=histories)
 
 
 def _module(**keys: object) -> Popularity:

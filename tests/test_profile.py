@@ -53,7 +53,7 @@ def make_model(dataset: PreparedDataset, **profile: Any) -> FrozenModel:
     with torch.no_grad():  # some tables start at zero, which would hide what they do
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.freeze(build_graphs(dataset, Split.VALID, model.sizes.profile))
+    return model.freeze(build_graphs(dataset, Split.VALID, model))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_a_new_item_has_a_vector_by_its_attributes(dataset: PreparedDataset) -> 
     torch.manual_seed(0)
     config = make_config(user_fields=[], item_fields=["price", "kind"])
     model = build_model(config, dataset, Split.TRAIN)
-    graphs = build_graphs(dataset, Split.TRAIN, model.sizes.profile)
+    graphs = build_graphs(dataset, Split.TRAIN, model)
     plain = model.tower().detach()
     torch.testing.assert_close(model.freeze(graphs).item_vectors_ND, plain)  # untrained, attributes add nothing
     net = model.encoders.granularities["profile"].items
@@ -183,8 +183,8 @@ def test_users_of_the_test_part_shape_nothing(tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "other", user_columns=strange)
     assert one.active_users_V(Split.TRAIN).tolist() == [True, True, True, False, True, False]
     sizes = [model_sizes(make_config(), each, Split.TRAIN) for each in (one, other)]
-    assert sizes[0].profile == sizes[1].profile and sizes[0].profile is not None
-    assert [field.name for field in sizes[0].profile.users] == ["age", "gender", "likes"]
+    assert sizes[0] == sizes[1]
+    assert [field["name"] for field in sizes[0].inputs["profile"]["users"]] == ["age", "gender", "likes"]
 
 
 def test_a_user_without_attributes_is_served_without_them(dataset: PreparedDataset) -> None:

@@ -94,9 +94,7 @@ class Served:
             for parameter in model.encoders.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
         self.bundle = self.folder / f"bundle{seed}"
-        write_bundle(
-            self.bundle, model.freeze(build_graphs(self.dataset, Split.VALID, model.sizes.profile)), self.dataset, {}
-        )
+        write_bundle(self.bundle, model.freeze(build_graphs(self.dataset, Split.VALID, model)), self.dataset, {})
         with Tracker(self.config) as tracker:
             register(tracker, self.bundle, self.config, {"model": {"ndcg@20": 0.25}})
 

@@ -115,7 +115,7 @@ def test_a_warm_start_is_checked_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     dataset, config = cycles(tmp_path), checked()
     monkeypatch.setattr(loop, "choose_kept", silence)
     first = run(config, dataset)
-    start = Start(first.weights, num_strata=first.frozen.sizes.num_strata, names=tuple(first.frozen.trained_names))
+    start = Start(first.weights, first.frozen.sizes.inputs, names=tuple(first.frozen.trained_names))
     second = run(config, dataset, start=start)
     assert silenced(second.choices) == SILENT
     assert second.history[-1]["loss"] < first.history[-1]["loss"], "goes on where the first ended"

@@ -61,7 +61,7 @@ def frozen(sparse: None, dataset: PreparedDataset) -> FrozenModel:
     torch.manual_seed(0)
     model = build_model(build_config(tree), dataset, Split.VALID)
     model.encoders.fitted_weights.copy_(torch.tensor([0.5, WEIGHT]))
-    return model.freeze(build_graphs(dataset, Split.VALID))
+    return model.freeze(build_graphs(dataset, Split.VALID, model))
 
 
 def test_additions_by_hand() -> None:

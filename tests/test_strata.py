@@ -148,8 +148,7 @@ def by_hand(temperature: float) -> tuple[Stratum, ItemView]:
     module = Stratum(StratumConfig(enabled=True, num_strata=[2], temperature=temperature), sizes).eval()
     text = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     items = ItemView(torch.eye(3, 2), text)
-    nobody = torch.zeros(0, dtype=torch.int64)
-    graphs = Graphs(2, 3, torch.tensor([0, 1]), torch.tensor([0, 1]), nobody, nobody, torch.zeros(0))
+    graphs = Graphs(2, 3, torch.tensor([0, 1]), torch.tensor([0, 1]))
     module.refit(graphs, items, 0)
     return module, items
 
@@ -190,9 +189,8 @@ def test_positions_see_their_past_only() -> None:
 def item_strata(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
     """Three strata by item vectors, not fitted yet, the users' events as graphs, and a history of each kind."""
     coo = users.matrix.tocoo()
-    nobody = torch.zeros(0, dtype=torch.int64)
     ends = torch.as_tensor(coo.row).long(), torch.as_tensor(coo.col).long()
-    graphs = Graphs(NUM_USERS, NUM_ITEMS, *ends, nobody, nobody, torch.zeros(0))
+    graphs = Graphs(NUM_USERS, NUM_ITEMS, *ends)
     sizes = ModelSizes(WIDTH, 4, NUM_USERS, NUM_ITEMS, 1, 0, ordered=True, timed=False)
     module = Stratum(StratumConfig(enabled=True, num_strata=[3], input="item"), sizes).eval()
     return module, graphs, asked([[0, 3, 6, 9], [1, 4, 10, 13], [2, 5, 8, 11]])
@@ -287,7 +285,7 @@ def test_training_learns_what_strata_like(tmp_path: Path) -> None:
     """The item vectors start at random, so strata that are fitted once know less than those that follow them."""
     dataset = kinds(tmp_path)
     result = trained(dataset, settings(num_strata=[2, 4]))
-    assert result.choices["strata"]["chosen"] == result.frozen.sizes.num_strata == 4
+    assert result.choices["strata"]["chosen"] == result.frozen.sizes.inputs["stratum"] == 4
     # chance is .15; who knows the kind has two items left to choose from, which gives (1 + .63) / 2 = .82
     assert max(report.get("ndcg@5", 0.0) for report in result.history) > 0.5
     found = describe_strata(result.frozen, dataset, Split.VALID, result.choices["strata"])

@@ -26,6 +26,7 @@ from recsys.data.prepare import prepare
 from recsys.data.vocabulary import Vocabulary, extend
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
+from recsys.granularities.knowledge.model import Knowledge
 from recsys.granularities.stratum.section import StratumConfig
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import register
@@ -54,14 +55,14 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
 def test_tables_grow_by_their_vocabulary_and_all_else_is_equal() -> None:
     old = {"id": torch.ones(3, 2), "square": torch.ones(2, 2), "bias": torch.ones(4)}
     fresh = {"id": torch.zeros(5, 2), "square": torch.zeros(2, 2), "bias": torch.zeros(4), "later": torch.zeros(1)}
-    sizes = [{"num_users": 7, "num_items": size, "width": 2} for size in (3, 5)]
-    found, anew = grow(old, fresh, *sizes)
+    vocabularies = [(7, 7), (3, 5)]
+    found, anew = grow(old, fresh, vocabularies)
     assert found["id"].tolist() == [[1, 1]] * 3 + [[0, 0]] * 2 and anew == ["later"]
     assert found["square"].eq(1).all() and found["bias"].eq(1).all()
     with pytest.raises(ArtifactError, match=r"square has the shape \[4, 2\] for this data and \[2, 2\] in the model"):
-        grow(old, fresh | {"square": torch.zeros(4, 2)}, *sizes)
-    sizes = [before | {"num_relations": number} for before, number in zip(sizes, (1, 3), strict=True)]
-    ways, _ = grow({"relations": torch.ones(2, 2)}, {"relations": torch.zeros(6, 2)}, *sizes)
+        grow(old, fresh | {"square": torch.zeros(4, 2)}, vocabularies)
+    relations = [Knowledge.vocabularies({"entities": 9, "relations": number}) for number in (1, 3)]
+    ways, _ = grow({"relations": torch.ones(2, 2)}, {"relations": torch.zeros(6, 2)}, zip(*relations, strict=True))
     assert ways["relations"].sum(1).tolist() == [2, 2, 0, 0, 0, 0], (
         "a relation has two kinds of edge, one after the other"
     )

@@ -24,9 +24,9 @@ def _world() -> tuple[Graphs, ItemView, Histories]:
     random = np.random.default_rng(3)
     rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]  # the last: never
     histories = Histories.of_items(rows, list(range(USERS)))
-    users_E, none = torch.arange(USERS).repeat_interleave(5), torch.zeros(0, dtype=torch.int64)
+    users_E = torch.arange(USERS).repeat_interleave(5)
     items_E = torch.as_tensor(histories.items_E.astype(np.int64))
-    graphs = Graphs(USERS, ITEMS, users_E, items_E, none, none, torch.zeros(0))
+    graphs = Graphs(USERS, ITEMS, users_E, items_E)
     return graphs, ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0)), histories
 
 

@@ -17,7 +17,7 @@ from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys import schema
 from recsys.config import Config, build_config
-from recsys.data.batches import Hidden
+from recsys.data.batches import TEXT_ROWS, Hidden
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
@@ -139,8 +139,8 @@ def test_a_training_query_reads_its_own_past_only(tmp_path: Path, max_history: i
     lengths, num_read = [], 0
     for step in loader.epoch(0):
         batch = step.batch
-        assert batch.texts_B is not None
-        for query, row in enumerate(batch.texts_B.tolist()):
+        assert TEXT_ROWS in batch.inputs
+        for query, row in enumerate(batch.inputs[TEXT_ROWS].tolist()):
             past = pasts[int(batch.users_U[batch.rows_B[query]])]
             seen = past[: past.index(int(batch.targets_P[query]))]
             assert (row < 0) == (len(seen) < 2), "the first text is at two events"
@@ -167,11 +167,11 @@ def test_unordered_training_reads_a_text_without_the_hidden_fold(tmp_path: Path)
         hidden_pairs = set()
         for step in loader.epoch(epoch):
             batch = step.batch
-            assert batch.texts_B is not None
+            assert TEXT_ROWS in batch.inputs
             for row in range(len(batch)):
                 visible = set(batch.history_UL[row][: int(batch.lengths_U[row])].tolist())
                 targets = set(batch.targets_P[batch.pairs_P == row].tolist())
-                text = int(batch.texts_B[row])
+                text = int(batch.inputs[TEXT_ROWS][row])
                 named = set(np.flatnonzero(texts.vectors_RT[text]).tolist()) if text >= 0 else set()
                 assert named == visible <= targets
                 hidden_pairs |= {(int(batch.users_U[row]), item) for item in targets - visible}
@@ -226,7 +226,7 @@ def served(folder: Path, kind: str) -> Recommender:
     dataset = world(folder / "data")
     torch.manual_seed(0)
     model = build_model(training_config(dataset, kind), dataset, Split.VALID)
-    frozen = model.freeze(build_graphs(dataset, Split.VALID))
+    frozen = model.freeze(build_graphs(dataset, Split.VALID, model))
     write_bundle(folder / "bundle", frozen, dataset, {})
     bundle = read_bundle(folder / "bundle")
     assert bundle.info.user_text["max_items"] == 64
@@ -324,9 +324,9 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
         np.testing.assert_allclose(texts.vectors_RT[texts.whole(np.array([0]))[0]], exact.encode([text])[0], atol=2e-3)
     asked = training_config(dataset, "both")
     model = build_model(asked, dataset, Split.TRAIN)
-    assert model.sizes.text_width == 2 * 256 and model.sizes.user_text_width == 384
+    assert model.sizes.text_width == 2 * 256 and model.sizes.inputs["user_text"] == 384
     assert (
-        model.freeze(build_graphs(dataset, Split.TRAIN))
+        model.freeze(build_graphs(dataset, Split.TRAIN, model))
         .scores(next(dataset.shards()).queries(Split.VALID))
         .isfinite()
         .all()

@@ -18,7 +18,10 @@ class EvaluateConfig(Section):
     max_fit_events: int = Field(
         20_000_000, ge=1, description="baselines are fitted on; those of an even sample of users beyond"
     )
-    baselines: list[Literal["popularity", "item_knn", "ease", "als"]] = ["popularity", "item_knn", "ease", "als"]
+    baselines: list[Literal["popularity", "item_knn", "ease", "als", "frequency", "recent_popularity"]] = Field(
+        ["popularity", "item_knn", "ease", "als", "frequency", "recent_popularity"],
+        description="those are left out that the data rule out: frequency needs repeats, recent_popularity times",
+    )
     ease_max_items: int = Field(8_000, ge=1, description="EASE keeps the most popular items up to this number")
     bootstrap: int = Field(1000, ge=100)
     ablate: bool = Field(True, description="metric without each granularity (weight set to zero, no retraining)")

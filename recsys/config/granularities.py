@@ -31,6 +31,7 @@ SECTIONS: Final = {
     "item_cf": "recsys.granularities.item_cf.section:ItemCFConfig",
     "user_cf": "recsys.granularities.user_cf.section:UserCFConfig",
     "popularity": "recsys.granularities.popularity.section:PopularityConfig",
+    "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 _OWN: Final = "\0name"  # the key under which a section from outside learns its name while it is checked

@@ -37,6 +37,7 @@ class GranularityConfig(Section):
 
     module: ClassVar[str] = ""  # ``package.module:Class`` of its Granularity, imported when a model is built
     always_fitted: ClassVar[bool] = False  # in closed form, whatever its keys say
+    reads: ClassVar[str] = ""  # the signal beside the events, empty: none; granularities of one signal share its input
     candidates: ClassVar[tuple[str, ...]] = ()  # keys of several values, of which validation chooses; see Several
     smaller: ClassVar[str] = ""  # the keys, below its section, that lower the memory of its fit
 
@@ -49,6 +50,11 @@ class GranularityConfig(Section):
     def target(self) -> str:
         """``package.module:Class`` of what these keys ask for."""
         return self.module
+
+    @property
+    def signal(self) -> str:
+        """The signal beside the events that these keys read: its name in ``ModelSizes``, ``Graphs`` and ``Batch``."""
+        return self.reads
 
     @property
     def by_counts(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -75,6 +75,14 @@ class ProfileEncoding:
 
     users: tuple[Field, ...]
     items: tuple[Field, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values as JSON gives them back, see :meth:`parse`."""
+        fields = {"users": self.users, "items": self.items}
+        return {
+            side: [{**asdict(f), "categories": list(f.categories), "edges": list(f.edges)} for f in found]
+            for side, found in fields.items()
+        }
 
     @staticmethod
     def parse(content: Mapping[str, Any]) -> ProfileEncoding:

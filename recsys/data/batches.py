@@ -8,16 +8,17 @@ for their codes).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.attributes import AttributeRows
 from recsys.data.histories import Array, Histories, Queries
 
+TEXT_ROWS: Final = "text_rows"  # among a batch's inputs: int64 row of the text of each query's past, -1 without [B]
 NO_CONTEXT: Final = torch.zeros(0, 0, 0, dtype=torch.int16)
 
 
@@ -37,12 +38,12 @@ class Batch:
     pairs_P: Tensor  # int64 query of each target
     targets_P: Tensor  # int64 target item number
     asked_at_B: Tensor  # int64 seconds since the epoch at which each query is asked, 0 where unknown
-    friends_UF: Tensor | None = None  # int64 dense user ids that a request names, -1 behind the end; see ``Social``
-    attributes: AttributeRows | None = None  # what requests say about their users, a row each of U
     context_ULC: Tensor = NO_CONTEXT  # int16, 0 behind the end; C = 0 in data without context columns
     asked_BC: Tensor = NO_CONTEXT  # int16 context at the moment of asking
-    texts_B: Tensor | None = None  # int64 row of the text of each query's past, -1 without (training)
-    text_vectors_BT: Tensor | None = None  # float32 vectors of texts that requests brought, zero without (serving)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """What the queries bring beside events, by signal: tensors, or what has ``to``. Requests bring ``friends``
+    [U, F] (int64 dense users, -1 behind the end), ``profile`` (AttributeRows of U) and ``user_text`` [B, T] (float32
+    vectors of the texts of pasts, zero without); training brings :data:`TEXT_ROWS`."""
     whole: Queries | None = None  # evaluation and serving: the queries uncut, beyond the last ``max_history`` events
 
     @property
@@ -56,7 +57,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
         there = {name: part.to(device) for name, part in parts.items() if hasattr(part, "to")}
-        return replace(self, **there)
+        inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
+        return replace(self, **there, inputs=inputs)
 
     def renumber(self, numbers_N: Tensor) -> Batch:
         """Item ids → item numbers of a step's view, by a lookup table [N]."""

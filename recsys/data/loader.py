@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from recsys.data.batches import Batch, Hidden, every_position, whole_history
+from recsys.data.batches import TEXT_ROWS, Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.user_text_reader import WHOLE
@@ -135,7 +135,8 @@ class TrainingLoader:
         else:
             cut_U = starts_U[rows] + np.maximum(histories.lengths_U[rows] - self.config.max_history - 1, 0)
             places_B = cut_U[batch.rows_B.numpy()] + batch.seen_B.numpy()
-        return replace(batch, texts_B=torch.as_tensor(self._texts.at(users_B, places_B)))
+        rows_B = torch.as_tensor(self._texts.at(users_B, places_B))
+        return replace(batch, inputs={**batch.inputs, TEXT_ROWS: rows_B})
 
     def _weight(self, histories: Histories, rows: Array) -> float:
         """What the targets of a whole step weigh together: the loss is divided by it."""

@@ -17,7 +17,7 @@ from recsys.data.audit import Audit
 from recsys.data.audit_shard import refuse
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
-from recsys.evaluation.baselines import Baseline
+from recsys.evaluation.baseline import Baseline
 
 _ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # an empty history
 

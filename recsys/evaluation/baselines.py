@@ -1,4 +1,4 @@
-"""Baselines that every run is measured against: popularity, item-kNN, EASE and implicit ALS.
+"""Baselines that every run is measured against: popularity, item-kNN, EASE and implicit ALS, and two that look at time.
 
 Why in the same run: numbers from elsewhere differ in split, masking and metric definitions, and well-tuned simple
 models beat many published ones (Ferrari Dacrema et al. 2019). Constants are chosen on validation with a fit on training
@@ -9,9 +9,8 @@ Legend: U users, N items, M items kept by EASE, R rank, b queries. Events count 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,38 +19,10 @@ import torch
 from recsys.config import EvaluateConfig
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.errors import ConfigError, choices
+from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_items
+from recsys.evaluation.baselines_in_time import Frequency, RecentPopularity
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import rank
-
-Constants = dict[str, Any]
-
-
-class Baseline(ABC):
-    """A recommender with constants to choose and a fit that is quick for all values of its grid."""
-
-    name: ClassVar[str]
-    grid: ClassVar[tuple[Constants, ...]] = ({},)  # the first is the default where validation has nothing to say
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
-        self.constants: Constants = dict(self.grid[0])
-        self.validation: float | None = None  # the chosen constants' metric on validation, fitted on training alone
-        self.seconds = 0.0  # choice and fits together
-
-    @abstractmethod
-    def fit(self, train: Histories, num_items: int) -> None:
-        """Fit on all events given, with the current constants."""
-
-    @abstractmethod
-    def scores(self, queries: Queries) -> torch.Tensor:
-        """Scores [b, N] float32 from the visible history."""
-
-    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
-        """Fit with each constants of the grid in turn; overridden where the values share work."""
-        for constants in self.grid:
-            self.constants = dict(constants)
-            self.fit(train, num_items)
-            yield self.constants
 
 
 class Popularity(Baseline):
@@ -60,7 +31,7 @@ class Popularity(Baseline):
     name = "popularity"
 
     def fit(self, train: Histories, num_items: int) -> None:
-        self._counts_N = torch.from_numpy(_users_of_items(matrix(train, num_items)))
+        self._counts_N = torch.from_numpy(users_of_items(matrix(train, num_items)))
 
     def scores(self, queries: Queries) -> torch.Tensor:
         return self._counts_N.repeat(len(queries), 1)
@@ -79,13 +50,13 @@ class ItemKnn(Baseline):
 
     def fit(self, train: Histories, num_items: int) -> None:
         interactions_UN = matrix(train, num_items)
-        self._counts_N = _users_of_items(interactions_UN)
+        self._counts_N = users_of_items(interactions_UN)
         self.constants["neighbours"] = min(self.constants["neighbours"], max(self._tried(num_items)))
         self._similarity_NN = _cosine_neighbours(interactions_UN, self.constants["neighbours"])
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
         interactions_UN = matrix(train, num_items)
-        self._counts_N = _users_of_items(interactions_UN)
+        self._counts_N = users_of_items(interactions_UN)
         tried = self._tried(num_items)
         all_NN = _cosine_neighbours(interactions_UN, max(tried))
         for neighbours in tried:
@@ -154,7 +125,7 @@ class Ease(Baseline):
 
     def _prepare(self, train: Histories, num_items: int) -> None:
         interactions_UN = matrix(train, num_items)
-        self._counts_N = users_N = _users_of_items(interactions_UN)
+        self._counts_N = users_N = users_of_items(interactions_UN)
         by_users = np.argsort(-users_N, kind="stable")[: self.config.ease_max_items]
         self._kept_M = np.sort(by_users[users_N[by_users] >= 2])
         self._num_items = num_items
@@ -213,7 +184,8 @@ class Als(Baseline):
         return torch.from_numpy(np.asarray(users_bR @ self._model.item_factors.T, dtype=np.float32))
 
 
-_CLASSES: dict[str, type[Baseline]] = {cls.name: cls for cls in (Popularity, ItemKnn, Ease, Als)}
+_ALL: tuple[type[Baseline], ...] = (Popularity, ItemKnn, Ease, Als, Frequency, RecentPopularity)
+_CLASSES: dict[str, type[Baseline]] = {cls.name: cls for cls in _ALL}
 
 
 def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
@@ -225,6 +197,12 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
     if name not in _CLASSES:
         raise ConfigError(f"unknown baseline {name!r}; expected one of: {choices(_CLASSES)}")
     return _CLASSES[name](config)
+
+
+def left_out(names: Sequence[str], histories: Histories, config: EvaluateConfig) -> dict[str, str]:
+    """The baselines that the data or the settings rule out, each with what is lacking."""
+    found = {name: type(build_baseline(name, config)).lacks(histories, config) for name in names}
+    return {name: why for name, why in found.items() if why}
 
 
 def fit_baselines(
@@ -240,7 +218,8 @@ def fit_baselines(
 
     The choice fits on training events alone and maximises ``metric``. With ``refit``, the chosen constants are fitted
     again on training and validation, as the model is; else the fit on training alone stays. Without validation queries
-    the defaults stay and ``validation`` is None. ``asked_V`` marks the users who are asked; None: all.
+    the defaults stay and ``validation`` is None. ``asked_V`` marks the users who are asked; None: all. Those of
+    :func:`left_out` are not in the result.
     """
     parse_metric(metric, tuple(QUERY_METRICS))
     train = histories.through(Split.TRAIN)
@@ -249,7 +228,8 @@ def fit_baselines(
         asked = asked.take(np.flatnonzero(asked_V[asked.histories.users_U]))
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
-    for name in names:
+    ruled_out = left_out(names, histories, config)
+    for name in (name for name in names if name not in ruled_out):
         started = time.perf_counter()
         baseline = build_baseline(name, config)
         stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True
@@ -277,21 +257,6 @@ def _choose(baseline: Baseline, train: Histories, num_items: int, queries: Queri
     else:
         baseline.validation, baseline.constants = best
     return last != baseline.constants
-
-
-def matrix(histories: Histories, num_items: int) -> sp.csr_matrix:
-    """Binary user–item matrix X [U, N] float32 of the events."""
-    rows = np.repeat(np.arange(len(histories)), histories.lengths_U)
-    ones = np.ones(len(rows), dtype=np.float32)
-    interactions = sp.csr_matrix((ones, (rows, histories.items_E)), shape=(len(histories), num_items))
-    interactions.sum_duplicates()
-    interactions.data[:] = 1.0
-    return interactions
-
-
-def _users_of_items(interactions_UN: sp.csr_matrix) -> Array:
-    """Users of every item: [N] float32."""
-    return np.asarray(interactions_UN.sum(axis=0), dtype=np.float32).ravel()
 
 
 def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:

@@ -22,11 +22,13 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.ablation import Kept, ablation_report, ranked_values
 from recsys.evaluation.audit import audit_fits
-from recsys.evaluation.baselines import Baseline, fit_baselines
+from recsys.evaluation.baseline import Baseline
+from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.bootstrap import LEVEL, compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
+from recsys.evaluation.targets import target_report
 from recsys.evaluation.trust import trust_report
 from recsys.parts import Parts
 
@@ -113,7 +115,7 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     ks = sorted({*settings.ks, main.k})
     checked = audit(dataset)
     through = Split.VALID if refit else Split.TRAIN
-    baselines = _baselines(model, dataset, config, through, checked)
+    baselines, ruled_out = _baselines(model, dataset, config, through, checked)
     queries = asked_queries(dataset, Split.TEST, config)
     rankings = {
         name: rank(scorer, queries, max(ks), settings.exclude_seen, settings.chunk_users)
@@ -131,6 +133,8 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     means = {name: {key: float(np.mean(value)) for key, value in of.items()} for name, of in values.items()}
     without = _without(model, rankings[MODEL].queries, config)
     segments = _segments(rankings, values, without, dataset, config, through)
+    targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
+    segments = {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
     extras = {"audit": checked.to_json(), "trust": trust_report(rankings, values, dataset, config, through)}
@@ -144,7 +148,8 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
         confidence=confidence,
         comparison=comparison,
         granularities=granularities,
-        data=_data(rankings[MODEL], queries, dataset, config, through),
+        data=_data(rankings[MODEL], queries, dataset, config, through)
+        | ({"baselines_left_out": ruled_out} if ruled_out else {}),
         timing={
             "evaluate_s": time.perf_counter() - started,
             **{f"baseline_{name}_s": baseline.seconds for name, baseline in baselines.items()},
@@ -156,13 +161,13 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
 
 def _baselines(
     model: ScoredModel, dataset: PreparedDataset, config: Config, through: Split, checked: Audit
-) -> dict[str, Baseline]:
-    """The baselines, audited, whose events are given up again."""
+) -> tuple[dict[str, Baseline], dict[str, str]]:
+    """The baselines, audited, whose events are given up again; and those that the data rule out, with the reason."""
     histories, asked = fitted_histories(dataset, config), asked_users_V(dataset, config)
     names, refit = config.evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked)
     checked.checks += audit_fits(model, fitted, histories, dataset, through).checks
-    return fitted
+    return fitted, left_out(names, histories, config.evaluate)
 
 
 def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str, Scorer]:

@@ -30,6 +30,8 @@ _NAMES: Final = {
     "item_knn": "Item-kNN",
     "ease": "EASE",
     "als": "ALS",
+    "frequency": "Own frequency",
+    "recent_popularity": "Popular lately",
 }
 _METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 _GROUPS: Final = {

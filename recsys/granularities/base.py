@@ -6,7 +6,7 @@ V users of the dataset.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.attributes import ProfileEncoding, Profiles
 from recsys.data.batches import Batch, Hidden
-from recsys.data.histories import Histories
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Histories, Split
 from recsys.data.neighbours import Neighbours
-from recsys.errors import ConfigError
+from recsys.errors import ConfigError, choices
 from recsys.granularities.sparse import SparseScores
 
 
@@ -43,61 +43,17 @@ class ModelSizes:
     text_width: int
     ordered: bool
     timed: bool
-    profile: ProfileEncoding | None = field(default=None, repr=False)  # how attributes are read
-    num_entities: int = 0
-    num_relations: int = 0
-    num_strata: int = 0  # chosen on validation; 0: the configuration says
     context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
-    user_text_width: int = 0  # of the language model's vectors of users' texts, 0 where there are none
-    media: tuple[tuple[str, int], ...] = ()  # name and width of each medium, by name
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)  # by signal: what JSON holds, see ``size``
 
     def __post_init__(self) -> None:  # as JSON has it
-        for name in ("context", "media"):
-            object.__setattr__(self, name, tuple((key, number) for key, number in getattr(self, name)))
-
-
-@dataclass(frozen=True)
-class Facts:
-    """The knowledge graph: ``head`` has ``relation`` to ``tail``; an item may be one of the entities."""
-
-    num_entities: int
-    num_relations: int
-    head_F: Tensor  # int64
-    relation_F: Tensor  # int64
-    tail_F: Tensor  # int64
-    entity_N: Tensor  # int64, the entity that an item is, -1 where none
-
-    def to(self, device: torch.device) -> Facts:
-        parts = (self.head_F, self.relation_F, self.tail_F, self.entity_N)
-        return Facts(self.num_entities, self.num_relations, *(part.to(device) for part in parts))
-
-
-@dataclass(frozen=True)
-class UserTextVectors:
-    """Vectors of the texts of users' pasts; a query's text is a row of them, see ``Batch.texts_B``."""
-
-    vectors_RT: Tensor  # float16
-    whole_V: Tensor  # int64, row of the text of all that a user did through the graphs' split, -1 without
-    mean_T: Tensor  # float32
-    scale_T: Tensor  # float32, one over the standard deviation
-
-    def to(self, device: torch.device) -> UserTextVectors:
-        return UserTextVectors(*(getattr(self, part.name).to(device) for part in fields(self)))
-
-
-@dataclass(frozen=True)
-class MediaVectors:
-    """What items look or sound like: [N, M] float16 of each medium of the sizes, zero rows where an item has none."""
-
-    vectors: tuple[Tensor, ...]
-
-    def to(self, device: torch.device) -> MediaVectors:
-        return MediaVectors(tuple(vectors_NM.to(device) for vectors_NM in self.vectors))
+        object.__setattr__(self, "context", tuple((name, number) for name, number in self.context))
 
 
 @dataclass
 class Graphs:
-    """What the dataset knows beside the batch: training events, friendships, facts. Built once a training.
+    """What the dataset knows beside the batch: training events, and what granularities read beside them, by signal.
+    Built once a training.
 
     The events are a table, or lists in files where they are too many for one, or, where no granularity reads them,
     only counted.
@@ -109,21 +65,29 @@ class Graphs:
     num_items: int
     users_E: Tensor  # int64, user of every training event
     items_E: Tensor  # int64, item of every training event
-    friend_src_F: Tensor  # int64
-    friend_dst_F: Tensor  # int64
-    friend_weight_F: Tensor  # float32
-    profiles: Profiles | None = None  # encoded attributes of users and items
-    facts: Facts | None = None
-    user_texts: UserTextVectors | None = None
     values_E: Tensor | None = None  # float32, value of every training event
-    media: MediaVectors | None = None
     neighbours: Neighbours | None = None  # the training events as lists
     counted_N: Tensor | None = None  # float32, users of every item, where the events are not in the table
     histories: Histories | None = None  # the events in order, repeated ones too, where a granularity reads them
 
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # by signal, see ``Granularity.build_input``
+
+    def __getitem__(self, signal: str) -> Any:
+        """What a granularity reads beside the events.
+
+        Raises:
+            ConfigError: these graphs were built for a model that does not read it, or of a dataset without.
+        """
+        if signal not in self.inputs:
+            there = choices(self.inputs) or "none"
+            raise ConfigError(f"the graphs hold no {signal!r}, only: {there}; build_graphs builds what its model reads")
+        return self.inputs[signal]
+
     def to(self, device: torch.device) -> Graphs:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Graphs(**{name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()})
+        moved = {name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()}
+        inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
+        return Graphs(**{**moved, "inputs": inputs})
 
     def without(self, hidden: Hidden) -> Graphs:
         """The same graphs without the hidden events; these themselves when nothing is hidden."""
@@ -214,12 +178,44 @@ class Granularity(nn.Module):
     """
 
     @classmethod
+    def size(cls, section: Any, dataset: PreparedDataset, through: Split) -> Any:
+        """What the dataset fixes of the module's shape, beside what every model has: plain JSON, None for nothing.
+
+        It is kept with the model under the section's ``signal``, so that a bundle is read without the dataset.
+        """
+        return None
+
+    @classmethod
+    def build_input(cls, section: Any, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Any:
+        """What ``state`` and ``refine_items`` read beside the events through a split; None for nothing.
+
+        It is in ``Graphs.inputs`` under the section's ``signal``; granularities of one signal share it. What has a
+        method ``to`` is moved to the device of the training.
+        """
+        return None
+
+    keeps_size = False  # whether a model that goes on from another keeps that one's size, as its weights rest on it
+
+    @classmethod
+    def vocabularies(cls, size: Any) -> tuple[int, ...]:
+        """Of a size: the lengths of tables of ids that only grow, such as a row an entity, for a warm start."""
+        return ()
+
+    @classmethod
+    def described(cls, size: Any) -> str:
+        """A size in words, for the message that two of them differ."""
+        return str(size)
+
+    @classmethod
     def for_serving(cls, config: Any, sizes: ModelSizes) -> Granularity:
         """The module without the parts that only ``refine_items`` and ``state`` use, whose results a frozen model has.
 
         Its state dict is a subset of the trained module's; the default needs all of it.
         """
         return cls(config, sizes)
+
+    def adapt(self, dataset: PreparedDataset) -> None:
+        """Settle before training what depends on how large the dataset is; the default has nothing to settle."""
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         """Item vectors as this granularity would have them, of those it was asked for in :meth:`widen`; the default

@@ -31,7 +31,8 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
     """
     folder = Path(folder)
     bundle = read_bundle(folder)
-    if bundle.num_items <= exact_items or bundle.index is not None:
+    has_vectors = bundle.model.item_vectors_ND.shape[1] > 0  # none where every member is sparse
+    if bundle.num_items <= exact_items or bundle.index is not None or not has_vectors:
         return ""
     if not can_index():
         return (

@@ -21,6 +21,7 @@ import recsys
 from recsys.config import Config
 from recsys.data.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
+from recsys.granularities.profile.encoding import encoding_of
 from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
 from recsys.registry.card import short_card, shown_as_text
 from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
@@ -81,7 +82,7 @@ def register(
             )
         number = int(created.version)
     registry.set_registered_model_alias(name, alias, str(number))
-    tracker.set_tags({"registered_model": f"models:/{name}/{number}"})
+    tracker.set_tags({"registered_model": f"models:/{name}/{number}", **_final_tags(bundle)})
     if CARD in bundle.info.files:
         tracker.log_file(Path(bundle_folder) / CARD)
     return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", f"models:/{name}/{number}")
@@ -162,8 +163,8 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             artifacts={BUNDLE: str(folder.absolute())},
             code_paths=[str(Path(recsys.__file__).parent)],
             model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
-            signature=signature(),
-            metadata={"request": request_schema()},
+            signature=signature(bundle.exclude_seen),
+            metadata={"request": request_schema(bundle.exclude_seen)},
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
@@ -199,7 +200,7 @@ def _example(bundle: Bundle) -> Any:
         {"user_id": "newcomer", "friends": [user]},
     ]
     nothing: dict[str, Any] = {"history": [], "friends": []}
-    profile = bundle.model.sizes.profile
+    profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:
         nothing["attributes"] = {}
         rows.append({"user_id": "newcomer", "attributes": {field.name: field.example for field in profile.users}})
@@ -233,8 +234,14 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
         "multigrain.version": bundle.info.package_version,
         "run_id": tracker.run_id,
         **_lineage_tags(bundle.info.extra.get("lineage") or {}),
+        **_final_tags(bundle),
         **({"parent": str(parent["uri"])} if (parent := bundle.info.extra.get("parent")) else {}),
     }
+
+
+def _final_tags(bundle: Bundle) -> dict[str, str]:
+    """Of a model of all events: on what it was trained after its like was measured."""
+    return {f"final.{key}": str(value) for key, value in (bundle.info.extra.get("final") or {}).items()}
 
 
 def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ import torch
 from recsys import __version__
 from recsys.data.context import ContextColumn
 from recsys.errors import ArtifactError, UserError
+from recsys.granularities.profile.encoding import encoding_of
 from recsys.registry.bundle import SELF_TEST, Bundle, read_files, seal
 from recsys.registry.sealed import damaged, said_by
 from recsys.serving.recommender import Recommender
@@ -106,7 +107,7 @@ def questions(bundle: Bundle) -> list[dict[str, Any]]:
     rows += [{"user_id": user, "history": history[:1]} for user in known[:1]]
     rows += [{"history": history}, {"history": history[-1:]}] if history else []
     rows += [{"friends": known}] if known else []
-    profile = bundle.model.sizes.profile
+    profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:
         rows.append({"attributes": {field.name: field.example for field in profile.users}})
     rows += [{"history": history, "context": context} for context in _contexts(bundle) if history]
@@ -142,7 +143,8 @@ def _value(column: ContextColumn) -> Any:
 def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Answers without a language model for the texts of pasts."""
     plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}), index=None)
-    return Recommender(plain).recommend(parse_requests(rows))
+    said = [{"exclude_seen": True, **row} for row in rows]  # as every release has asked
+    return Recommender(plain).recommend(parse_requests(said))
 
 
 def _failed(folder: Path, why: str, made_by: str) -> ArtifactError:

@@ -10,11 +10,11 @@ Legend: B requests, K granularities, R list length, D width, N items, E events, 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from recsys.data.context import encode_request
 from recsys.data.histories import NO_TIMES, Array, Histories, Queries, Split
 from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
+from recsys.granularities.profile.encoding import encoding_of
 from recsys.parts import Parts
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.serving.requests import Answer, Request
@@ -76,7 +77,7 @@ class Recommender:
         self.names = self.model.names
         self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
         self._types = {name: number for number, name in enumerate(bundle.info.event_types)}
-        profile = self.model.sizes.profile
+        profile = encoding_of(self.model.sizes)
         self._attributes = RequestEncoder(profile.users if profile else ())
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
         described = bundle.info.user_text
@@ -160,7 +161,7 @@ class Recommender:
         return answers
 
     def recommend_users(
-        self, user_ids: Sequence[str], k: int, exclude_seen: bool = True, at: int | None = None
+        self, user_ids: Sequence[str], k: int, exclude_seen: bool | None = None, at: int | None = None
     ) -> Lists:
         """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user.
 
@@ -181,14 +182,15 @@ class Recommender:
             np.zeros((len(users_B), names, k)),
             np.zeros(len(users_B), dtype=bool),
         )
+        excludes = self._excludes(exclude_seen)
         order_B = np.argsort(lengths_B, kind="stable")  # like lengths together: less padding
         for start in range(0, len(users_B), size):
             rows_b = order_B[start : start + size]
             piece = queries.take(rows_b)
             attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
             with torch.inference_mode():
-                parts = self.model.parts(piece, None, attributes, None)
-                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), exclude_seen), k)
+                parts = self.model.parts(piece, {"profile": attributes})
+                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), excludes), k)
             scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
             order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_list`
@@ -198,6 +200,10 @@ class Recommender:
             found.of_model_B[rows_b] = usable_b
         return found
 
+    def _excludes(self, asked: bool | None) -> bool:
+        """Whether what a user had is left out: as asked for, or as the model was evaluated."""
+        return self.bundle.exclude_seen if asked is None else asked
+
     def num_scored(self, longest: int) -> int:
         """Items that are scored exactly for a list of ``longest``."""
         return self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
@@ -205,7 +211,7 @@ class Recommender:
     def _chunk_size(self, longest: int) -> int:
         """Requests at a time, so that neither scores nor what is gathered of items or friends takes much memory."""
         width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
-        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * width)))
+        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
 
     def _see(self, index: int, request: Request) -> _Visible:
         """The stored events of the user, then those of the request."""
@@ -254,8 +260,10 @@ class Recommender:
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
         queries = _queries(visible)
-        parts = self._parts(requests, queries, _friends(visible), attributes, self._past_texts(visible))
-        exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
+        given = {"friends": _friends(visible), "profile": attributes, "user_text": self._past_texts(visible)}
+        brought = {signal: found for signal, found in given.items() if found is not None}
+        parts = self._parts(requests, queries, brought)
+        exclude_B = np.array([self._excludes(request.exclude_seen) for request in requests], dtype=bool)
         longest = max(request.k for request in requests)
         top_BR, shares_BKR, usable_B = self._top(queries, parts, exclude_B, longest)
         return [
@@ -288,25 +296,19 @@ class Recommender:
         ranked_R = ranked_R[~np.isin(ranked_R, hidden_E)][:k]
         return np.pad(ranked_R, (0, k - len(ranked_R)), constant_values=-1)
 
-    def _parts(
-        self,
-        requests: Sequence[Request],
-        queries: Queries,
-        friends_BF: Tensor | None,
-        attributes: AttributeRows,
-        text_BT: Tensor | None,
-    ) -> Parts:
+    def _parts(self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]) -> Parts:
         """The parts of every request, rolled forward to the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
-            return self.model.parts(queries, friends_BF, attributes, text_BT)
+            return self.model.parts(queries, brought)
         pieces: list[tuple[Tensor, Parts]] = []
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
-            friends_bF = None if friends_BF is None else friends_BF[rows_b]
-            text_bT = None if text_BT is None else text_BT[rows_b]
-            asked = queries.take(rows_b.numpy()), horizon - 1, friends_bF, attributes.take(rows_b), text_bT
-            pieces.append((rows_b, self.model.parts_ahead(*asked)))
+            own = {
+                signal: rows_BX[rows_b] if isinstance(rows_BX, Tensor) else rows_BX.take(rows_b)
+                for signal, rows_BX in brought.items()
+            }
+            pieces.append((rows_b, self.model.parts_ahead(queries.take(rows_b.numpy()), horizon - 1, own)))
         return Parts.gathered(pieces)
 
     def _past_texts(self, visible: list[_Visible]) -> Tensor | None:

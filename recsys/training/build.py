@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recsys import schema
 from recsys.config import Config
-from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
-from recsys.data.items import TEXT
 from recsys.data.neighbours import Neighbours
 from recsys.data.whitening import Whitening, whitened_width
-from recsys.errors import ConfigError, choices
-from recsys.granularities.base import Facts, Graphs, MediaVectors, ModelSizes, UserTextVectors
-from recsys.granularities.collaborative.model import Collaborative
-from recsys.granularities.profile.section import ProfileConfig
+from recsys.granularities import granularity_class
+from recsys.granularities.base import Graphs, ModelSizes
+from recsys.granularities.stratum.section import STRATUM
 from recsys.model import MultigrainModel
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins instead of at random: weights, and how the model behind them reads attributes."""
+    """Where a training begins instead of at random: weights, and what the model behind them fixed of its shape."""
 
     weights: dict[str, Tensor]
-    profile: ProfileEncoding | None = None
-    num_strata: int = 0
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # of the earlier model's sizes
     names: tuple[str, ...] = ()  # the trained granularities, in the order of the weights' λ
 
     def whitening(self) -> list[Whitening] | None:
@@ -45,12 +42,18 @@ def model_sizes(
     config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
 ) -> ModelSizes:
     """The shape of a model for a dataset, as the events through a split fix it; ``num_strata`` as chosen, 0 for the
-    most that the configuration allows."""
+    most that the configuration allows. Each granularity says what its signal fixes, or keeps that of ``start``."""
     group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
-    section = config.model.granularities.profile
-    profile = start.profile if start else None
-    if section.enabled and profile is None:
-        profile = profile_encoding(section, dataset, through)
+    kept = dict(start.inputs) if start else {}
+    inputs: dict[str, Any] = {}
+    for name, section in config.model.granularities.enabled().items():
+        cls = granularity_class(name, section)
+        if section.signal and section.signal not in inputs:
+            keeps = cls.keeps_size and section.signal in kept
+            size = kept[section.signal] if keeps else cls.size(section, dataset, through)
+            inputs |= {} if size is None else {section.signal: size}
+    if num_strata:
+        inputs[STRATUM] = num_strata
     return ModelSizes(
         width=config.model.width,
         max_history=config.model.max_history,
@@ -60,13 +63,8 @@ def model_sizes(
         text_width=whitened_width(config.model.item.text_whiten, group_width) * len(dataset.text_groups),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
-        profile=profile if section.enabled else None,
-        num_entities=dataset.manifest.counts.get("entities", 0),
-        num_relations=dataset.manifest.counts.get("relations", 0),
         context=tuple((column.name, column.num_codes) for column in dataset.context),
-        num_strata=num_strata,
-        user_text_width=dataset.user_text_width,
-        media=media_widths(dataset) if config.model.granularities.media.enabled else (),
+        inputs=inputs,
     )
 
 
@@ -82,54 +80,21 @@ def build_model(
     sizes = model_sizes(config, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
     model = MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
-    collaborative = model.encoders.granularities["collaborative"] if "collaborative" in model.encoders.names else None
-    if isinstance(collaborative, Collaborative) and collaborative.users_VD is None:
-        counts = dataset.manifest.counts
-        num_edges = counts.get("train", 0) + counts.get("valid", 0)  # of both phases: they compute alike
-        collaborative.is_sampled = num_edges > config.model.granularities.collaborative.max_edges
-        collaborative.reads_events = not collaborative.is_sampled
+    for _, module in model.encoders.each():
+        module.adapt(dataset)
     return model
-
-
-def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
-    """How attributes are read: vocabularies and statistics of the users and items that have events through ``through``.
-
-    Raises:
-        ConfigError: a field that the configuration names is not there, or cannot be read as it says.
-    """
-    users = FieldFitter(
-        dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)
-    )
-    items = FieldFitter(
-        dataset.features,
-        dataset.item_counts_N(through) > 0,
-        config,
-        "item_fields",
-        (schema.ITEM_ID, schema.ENTITY_ID, TEXT),
-    )
-    strays = sorted({*config.numeric, *config.categorical} - {*users.columns, *items.columns})
-    if strays:
-        raise ConfigError(
-            f"model.granularities.profile: numeric and categorical name {', '.join(strays)}; columns of users: "
-            f"{choices(users.columns) or 'none'}; of items: {choices(items.columns) or 'none'}"
-        )
-    return ProfileEncoding(users.fit(), items.fit())
 
 
 def build_graphs(
     dataset: PreparedDataset,
     through: Split,
-    profile: ProfileEncoding | None = None,
-    with_facts: bool = False,
-    with_media: bool = False,
     model: MultigrainModel | None = None,
     config: Config | None = None,
 ) -> Graphs:
-    """The user–item events through ``through``, each item of a user once, the friendships, and, where asked for, the
-    facts, the media and the attributes, which ``profile`` says how to read.
+    """The user–item events through ``through``, each item of a user once, and what the granularities of ``model`` read
+    beside them.
 
-    The events are as ``model`` needs them: as a table, as lists in files, or counted; without a model, a table. So are
-    the friendships: there or not.
+    The events are as ``model`` needs them: as a table, as lists in files, or counted; without a model, a table.
 
     The histories in order, with repeats and times, are held only where a granularity of ``model`` reads them: those
     that baselines are fitted on, an even sample of users with about ``evaluate.max_fit_events`` events of ``config``,
@@ -142,29 +107,27 @@ def build_graphs(
         neighbours = Neighbours.of_dataset(dataset, through)
     if model is not None and not model.reads_events:
         counted_N = _users_of_items(dataset, through) if neighbours is None else neighbours.users_of_N.degree_X
-    no_friends = model is not None and "social" not in model.encoders.names
-    src, dst, weight = (np.zeros(0),) * 3 if no_friends else dataset.social_edges()
     return Graphs(
         dataset.num_users,
         dataset.num_items,
         torch.as_tensor(edges // dataset.num_items),
         torch.as_tensor(edges % dataset.num_items),
-        torch.as_tensor(src.astype(np.int64)),
-        torch.as_tensor(dst.astype(np.int64)),
-        torch.as_tensor(weight.astype(np.float32)),
-        profiles=None
-        if profile is None
-        else Profiles(
-            encode_table(dataset.user_features, profile.users), encode_table(dataset.features, profile.items)
-        ),
-        facts=build_facts(dataset) if with_facts else None,
-        user_texts=_user_texts(dataset, through),
         values_E=torch.as_tensor(edge_values),
-        media=build_media(dataset) if with_media else None,
         neighbours=neighbours,
         counted_N=None if counted_N is None else torch.as_tensor(counted_N).float(),
         histories=_histories(dataset, through, config) if model is not None and model.reads_histories else None,
+        inputs={} if model is None else build_inputs(model, dataset, through),
     )
+
+
+def build_inputs(model: MultigrainModel, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+    """What the granularities of a model read beside the events, by signal."""
+    inputs: dict[str, Any] = {}
+    for name, section in model.config.granularities.enabled().items():
+        if section.signal and section.signal not in inputs:
+            found = granularity_class(name, section).build_input(section, model.sizes, dataset, through)
+            inputs |= {} if found is None else {section.signal: found}
+    return inputs
 
 
 def _histories(dataset: PreparedDataset, through: Split, config: Config | None) -> Histories:
@@ -197,41 +160,3 @@ def _users_of_items(dataset: PreparedDataset, through: Split) -> Array:
         pairs = np.unique(rows_E * dataset.num_items + seen.items_E)
         counted_N += np.bincount(pairs % dataset.num_items, minlength=dataset.num_items)
     return counted_N
-
-
-def build_facts(dataset: PreparedDataset) -> Facts | None:
-    """The knowledge graph, which no split cuts: facts are no events. None where there are no facts."""
-    head, relation, tail = (torch.as_tensor(part.astype(np.int64)) for part in dataset.facts())
-    if not len(head):
-        return None
-    counts = dataset.manifest.counts
-    entities = torch.as_tensor(dataset.item_entities())
-    return Facts(counts["entities"], counts["relations"], head, relation, tail, entities)
-
-
-def media_widths(dataset: PreparedDataset) -> tuple[tuple[str, int], ...]:
-    """Name and width of every medium, by name."""
-    return tuple((name, int(dataset.manifest.media[name]["dimension"])) for name in sorted(dataset.media_names))
-
-
-def build_media(dataset: PreparedDataset) -> MediaVectors:
-    """The media in the order of the sizes; they are of the catalogue, which no split cuts."""
-    return MediaVectors(
-        tuple(torch.from_numpy(dataset.media_vectors(name).copy()) for name, _ in media_widths(dataset))
-    )
-
-
-def _user_texts(dataset: PreparedDataset, through: Split) -> UserTextVectors | None:
-    """The texts of the events through ``through``; their mean and spread are those of the users' whole texts."""
-    texts = dataset.user_texts(through)
-    if texts is None:
-        return None
-    whole_V = texts.whole(np.arange(dataset.num_users))
-    used_RT = texts.vectors_RT[np.unique(whole_V[whole_V >= 0])].astype(np.float32)
-    spread_T = used_RT.std(axis=0) if len(used_RT) else np.ones(texts.vectors_RT.shape[1])
-    return UserTextVectors(
-        torch.from_numpy(texts.vectors_RT.copy()),
-        torch.as_tensor(whole_V),
-        torch.as_tensor(used_RT.mean(axis=0) if len(used_RT) else np.zeros_like(spread_T)).float(),
-        torch.as_tensor(1 / np.maximum(spread_T, 1e-4)).float(),
-    )

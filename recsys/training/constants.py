@@ -82,10 +82,7 @@ def choose_values(
     if not sections:
         return {}
     model = build_model(config, dataset, Split.TRAIN, start=start).to(context.device)
-    with_facts = config.model.granularities.knowledge.enabled
-    graphs = build_graphs(
-        dataset, Split.TRAIN, model.sizes.profile, with_facts, bool(model.sizes.media), model, config
-    ).to(context.device)
+    graphs = build_graphs(dataset, Split.TRAIN, model, config).to(context.device)
     text_NT = model.tower.text(None)
     items = ItemView(text_NT.new_zeros(dataset.num_items, 1), text_NT)
     queries = sample_queries(dataset, Split.VALID)

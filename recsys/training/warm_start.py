@@ -9,7 +9,7 @@ rows and starts the new ones as a fresh model does. Legend: E events.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,13 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.errors import ArtifactError, DataError
-from recsys.granularities.base import ModelSizes
+from recsys.granularities import granularity_class
+from recsys.granularities.base import Granularity, ModelSizes
 from recsys.model import FrozenModel, dump_sizes
 from recsys.training.build import Start, build_model, model_sizes
 from recsys.training.loop import Validate, seed_everything
 
-VOCABULARIES = ("num_users", "num_items", "num_types", "num_entities", "num_relations")  # of ModelSizes; ids that stay
+VOCABULARIES = ("num_users", "num_items", "num_types")  # of ModelSizes; ids that stay
 _SETTINGS = {
     "text_width": "the language model (data.text.model) or model.item.text_whiten",
     "ordered": "the order of the data (data.order)",
@@ -54,9 +55,8 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
         ArtifactError: the data or a setting behind the shapes is not the earlier model's.
     """
     seed_everything(config.seed)
-    strata = earlier.sizes.num_strata
-    reads = Start(earlier.weights, earlier.sizes.profile, strata)
-    sizes = model_sizes(config, dataset, Split.VALID, strata, reads)
+    reads = Start(earlier.weights, earlier.sizes.inputs)
+    sizes = model_sizes(config, dataset, Split.VALID, start=reads)
     before, now = dump_sizes(earlier.sizes), dump_sizes(sizes)
     for name, meaning in _SETTINGS.items():
         if before[name] != now[name]:
@@ -64,12 +64,14 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
                 f"the model to go on from has {name} {before[name]}, this dataset gives {now[name]}: {meaning} "
                 "differs; prepare the data as the model was trained, or train anew with `recsys run`"
             )
-    if earlier.sizes.media and sizes.media and earlier.sizes.media != sizes.media:  # a granularity may come or go
-        had, has = (", ".join(f"{name} ({width})" for name, width in side.media) for side in (earlier.sizes, sizes))
-        raise ArtifactError(
-            f"the model to go on from reads the media {had}, this dataset has {has}: data.media differs; prepare the "
-            "data as the model was trained, or train anew with `recsys run`"
-        )
+    ids = [(before[name], now[name]) for name in VOCABULARIES]
+    for name, section in config.model.granularities.enabled().items():
+        sides = [side.inputs.get(section.signal) for side in (earlier.sizes, sizes)]
+        if all(side is not None for side in sides):  # a granularity may come or go
+            cls = granularity_class(name, section)
+            if not cls.vocabularies(sides[1]):
+                _check_same(section.signal, cls, *sides)
+            ids += zip(cls.vocabularies(sides[0]), cls.vocabularies(sides[1]), strict=True)
     reader = str(dataset.manifest.text.get("identity", ""))
     if earlier.text_identity and reader and earlier.text_identity != reader:  # of equal width, or refused above
         raise ArtifactError(
@@ -77,33 +79,45 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
             f"{reader}, whose vectors mean something else; set data.text.model to the model's and prepare the data "
             "again, or train anew with `recsys run`"
         )
-    model = build_model(config, dataset, Split.VALID, strata, reads)
+    model = build_model(config, dataset, Split.VALID, start=reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     fresh["log_scale"] = torch.tensor(-math.log(config.train.loss.temperature))
     weights = dict(earlier.weights)
     if not config.train.loss.learn_temperature:  # then it is a setting, of which today's counts
         weights["log_scale"] = fresh["log_scale"]
-    found, anew = grow(weights, fresh, before, now)
+    found, anew = grow(weights, fresh, ids)
     names = tuple(name for name, _ in model.encoders.each())
     return replace(reads, weights=found, names=names), anew
 
 
+def _check_same(signal: str, cls: type[Granularity], before: Any, now: Any) -> None:
+    """Refuse a signal of another shape than the earlier model's.
+
+    Raises:
+        ArtifactError: with both shapes.
+    """
+    if before != now:
+        had, has = cls.described(before), cls.described(now)
+        raise ArtifactError(
+            f"the model to go on from reads the {signal} {had}, this dataset has {has}: data.{signal} differs; prepare "
+            "the data as the model was trained, or train anew with `recsys run`"
+        )
+
+
 def grow(
-    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], before: Mapping[str, Any], now: Mapping[str, Any]
+    old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], vocabularies: Iterable[tuple[int, int]]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """``fresh`` with all that ``old`` knows; the names of what starts anew.
 
     Args:
         old: weights of the earlier model.
         fresh: weights of a new one for the new data.
-        before: sizes of the earlier model.
-        now: sizes of the new one.
+        vocabularies: how long every vocabulary was, and is.
 
     Raises:
         ArtifactError: a parameter has another shape, and no vocabulary has grown so.
     """
-    grown = {(before[name], now[name]) for name in VOCABULARIES if name in before and name in now}
-    grown |= {(2 * before["num_relations"], 2 * now["num_relations"])} if "num_relations" in before else set()  # ways
+    grown = set(vocabularies)
     found, anew = {}, []
     for name, tensor in fresh.items():
         earlier = old.get(name)

@@ -56,7 +56,7 @@ def service() -> Service:
     model = {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": on}
     torch.manual_seed(0)
     built = build_model(build_config({"model": model}), dataset, Split.VALID)
-    frozen = built.freeze(build_graphs(dataset, Split.VALID, built.sizes.profile))
+    frozen = built.freeze(build_graphs(dataset, Split.VALID, built))
     write_bundle(folder / "bundle", frozen, dataset, {})
     served = Service(Limits(1 << 20, 16))
     served.adopt(read_bundle(folder / "bundle"), {"version": "1"})

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, gather_queries, heads_error
 from recsys.granularities.behaviour.section import BehaviourConfig
-from recsys.granularities.behaviour.user_text import UserText
+from recsys.granularities.behaviour.user_text import UserText, UserTextVectors
 from recsys.granularities.dropout import Dropout
 
 
@@ -32,6 +34,17 @@ class Behaviour(Granularity):
     """Attention-pooled history. Legend: U rows, L length, Q queries of a row (its last, or every position), H heads."""
 
     reads_events = False
+
+    @classmethod
+    def size(cls, section: BehaviourConfig, dataset: PreparedDataset, through: Split) -> int:
+        """The width of the language model's vectors of users' texts, 0 where there are none."""
+        return dataset.user_text_width
+
+    @classmethod
+    def build_input(
+        cls, section: BehaviourConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> UserTextVectors | None:
+        return UserTextVectors.of(dataset, through)
 
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
         super().__init__()

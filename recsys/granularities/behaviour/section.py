@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from recsys.granularities.base import ModelSizes
 
 
+USER_TEXT: Final = "user_text"  # the signal: texts of users' pasts
+
+
 class BehaviourConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.behaviour.model:Behaviour"
 
@@ -24,6 +27,10 @@ class BehaviourConfig(GranularityConfig):
     )
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def signal(self) -> str:
+        return USER_TEXT if self.input in ("user_text", "both") else ""
 
     @property
     def reads_user_text(self) -> bool:
@@ -36,7 +43,7 @@ class BehaviourConfig(GranularityConfig):
             )
 
     def check(self, sizes: ModelSizes) -> None:
-        if self.input in ("user_text", "both") and not sizes.user_text_width:
+        if self.signal and not sizes.inputs.get(USER_TEXT):
             raise ConfigError(
                 "model.granularities.behaviour.input reads the text of users, and the dataset has none: set "
                 "data.text.users.enabled true and run `recsys prepare`, or set input text"

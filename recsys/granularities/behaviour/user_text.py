@@ -3,19 +3,53 @@
     z = norm(W (x_u − mean) / spread)
 
 with mean and spread of the users' texts. In training a query reads the text that was finished when it asked
-(``Batch.texts_B``); a frozen model keeps one text a user, of everything through its events, and requests may bring
-their own (``Batch.text_vectors_BT``). Without any of these the text is absent. Legend: as in ``base``, T text width.
+(``Batch.inputs``); a frozen model keeps one text a user, of everything through its events, and requests may bring
+their own (``Batch.inputs``). Without any of these the text is absent. Legend: as in ``base``, T text width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.data.batches import Batch
-from recsys.errors import ConfigError
+from recsys.data.batches import TEXT_ROWS, Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.granularities.base import Graphs, ModelSizes, State
+from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.dropout import Dropout
+
+
+@dataclass(frozen=True)
+class UserTextVectors:
+    """Vectors of the texts of users' pasts; a query's text is a row of them, see ``Batch.inputs``."""
+
+    vectors_RT: Tensor  # float16
+    whole_V: Tensor  # int64, row of the text of all that a user did through the graphs' split, -1 without
+    mean_T: Tensor  # float32
+    scale_T: Tensor  # float32, one over the standard deviation
+
+    def to(self, device: torch.device) -> UserTextVectors:
+        return UserTextVectors(*(getattr(self, part.name).to(device) for part in fields(self)))
+
+    @staticmethod
+    def of(dataset: PreparedDataset, through: Split) -> UserTextVectors | None:
+        """The texts of the events through ``through``; their mean and spread are those of the users' whole texts."""
+        texts = dataset.user_texts(through)
+        if texts is None:
+            return None
+        whole_V = texts.whole(np.arange(dataset.num_users))
+        used_RT = texts.vectors_RT[np.unique(whole_V[whole_V >= 0])].astype(np.float32)
+        spread_T = used_RT.std(axis=0) if len(used_RT) else np.ones(texts.vectors_RT.shape[1])
+        return UserTextVectors(
+            torch.from_numpy(texts.vectors_RT.copy()),
+            torch.as_tensor(whole_V),
+            torch.as_tensor(used_RT.mean(axis=0) if len(used_RT) else np.zeros_like(spread_T)).float(),
+            torch.as_tensor(1 / np.maximum(spread_T, 1e-4)).float(),
+        )
 
 
 class UserText(nn.Module):
@@ -27,16 +61,14 @@ class UserText(nn.Module):
 
     def __init__(self, sizes: ModelSizes, dropout: float, optional: bool) -> None:
         super().__init__()
-        self.project = nn.Linear(sizes.user_text_width, sizes.width, bias=False)
+        self.project = nn.Linear(sizes.inputs[USER_TEXT], sizes.width, bias=False)
         self.norm = nn.LayerNorm(sizes.width)
         self.dropout = Dropout(dropout)
         self.hidden_share = dropout if optional else 0.0
 
     def state(self, graphs: Graphs) -> State:
         """In training all texts; else (frozen) those of users' whole pasts, [V, T] float16, zero rows without."""
-        texts = graphs.user_texts
-        if texts is None:
-            raise ConfigError("behaviour.input reads the text of users, and the graphs hold none: see data.text.users")
+        texts: UserTextVectors = graphs[USER_TEXT]
         state = {"text_mean": texts.mean_T, "text_scale": texts.scale_T}
         if self.training:
             return state | {"texts": texts.vectors_RT}
@@ -54,13 +86,17 @@ class UserText(nn.Module):
 
     def _vectors(self, batch: Batch, texts_XT: Tensor) -> Tensor:
         if self.training:
-            rows_B = batch.texts_B
+            rows_B = batch.inputs.get(TEXT_ROWS)
             if rows_B is None:  # whole texts would name what training asks for
                 rows_B = torch.full_like(batch.rows_B, -1)
         else:
-            rows_B = batch.users_U[batch.rows_B] if batch.texts_B is None else torch.full_like(batch.rows_B, -1)
+            rows_B = (
+                batch.users_U[batch.rows_B]
+                if batch.inputs.get(TEXT_ROWS) is None
+                else torch.full_like(batch.rows_B, -1)
+            )
         x_BT = texts_XT[rows_B.clamp(min=0)].float() * (rows_B >= 0)[:, None] if len(texts_XT) else (
             texts_XT.new_zeros(len(rows_B), texts_XT.shape[1]).float()
         )  # fmt: skip
-        given_BT = batch.text_vectors_BT
+        given_BT = batch.inputs.get(USER_TEXT)
         return x_BT if given_BT is None else torch.where(given_BT.any(1, keepdim=True), given_BT, x_BT)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey, spread
 from recsys.granularities.collaborative.sampling import Hop, convolve, sample_hops
 from recsys.granularities.collaborative.section import CollaborativeConfig
@@ -29,7 +30,7 @@ class Collaborative(Granularity):
     def __init__(self, config: CollaborativeConfig, sizes: ModelSizes) -> None:
         super().__init__()
         config.check(sizes)
-        self.layers, self.fanout = config.layers, config.fanout
+        self.layers, self.fanout, self.max_edges = config.layers, config.fanout, config.max_edges
         self._hops: list[Hop] | None = None
         self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
         if self.users_VD is not None:
@@ -42,6 +43,13 @@ class Collaborative(Granularity):
     def for_serving(cls, config: CollaborativeConfig, sizes: ModelSizes) -> Collaborative:
         """Without the users' embedding rows: the state has the propagated ones."""
         return cls(config.model_copy(update={"user_embedding": False}), sizes)
+
+    def adapt(self, dataset: PreparedDataset) -> None:
+        counts = dataset.manifest.counts
+        num_edges = counts.get("train", 0) + counts.get("valid", 0)  # of both phases: they compute alike
+        if self.users_VD is None:
+            self.is_sampled = num_edges > self.max_edges
+            self.reads_events = not self.is_sampled
 
     @property
     def needs_all_items(self) -> bool:

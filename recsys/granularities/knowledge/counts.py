@@ -23,7 +23,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from recsys.data.batches import Batch
-from recsys.granularities.base import Facts, Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.knowledge.facts import Facts, num_facts
 from recsys.granularities.knowledge.section import KnowledgeConfig
 from recsys.granularities.log_odds import log_odds
 
@@ -34,14 +37,24 @@ class KnowledgeCounts(Granularity):
     fitted = True
     weighed_last = True
 
+    @classmethod
+    def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+        return num_facts(dataset)
+
+    @classmethod
+    def build_input(
+        cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Facts | None:
+        return Facts.of(dataset)
+
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
         config.check(sizes)
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        assert graphs.facts is not None, "sizes with relations come with facts"
-        shares_NE, kind_E = shares_of_items(graphs.facts, self.config.min_degree)
+        facts: Facts = graphs["knowledge"]
+        shares_NE, kind_E = shares_of_items(facts, self.config.min_degree)
         mass_E = graphs.degree_N @ shares_NE
         kept_E = mass_E.argsort(descending=True, stable=True)[: self.config.max_entities]
         kept_E = kept_E[mass_E[kept_E] > 0].sort().values

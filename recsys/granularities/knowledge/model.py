@@ -22,15 +22,17 @@ Legend: N items, X entities in use, F facts, E edges, R kinds of edge, P pairs (
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.granularities.base import (
     Adjacency,
-    Facts,
     Granularity,
     Graphs,
     ItemView,
@@ -41,6 +43,7 @@ from recsys.granularities.base import (
 )
 from recsys.granularities.behaviour.model import Behaviour
 from recsys.granularities.dropout import Dropout
+from recsys.granularities.knowledge.facts import Facts, num_facts
 from recsys.granularities.knowledge.section import KnowledgeConfig
 
 
@@ -48,6 +51,20 @@ class Knowledge(Granularity):
     """Attention over the facts of the history's items; items without facts are not in it."""
 
     reads_events = False
+
+    @classmethod
+    def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+        return num_facts(dataset)
+
+    @classmethod
+    def build_input(
+        cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Facts | None:
+        return Facts.of(dataset)
+
+    @classmethod
+    def vocabularies(cls, size: Mapping[str, int]) -> tuple[int, ...]:
+        return size["entities"], size["relations"], 2 * size["relations"]  # a relation goes both ways
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -68,8 +85,7 @@ class Knowledge(Granularity):
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         assert self.graph is not None, "a module for serving has the result in its state"
-        assert graphs.facts is not None, "sizes with relations come with facts"
-        self._enriched_ND = self.graph(base_ND, graphs.facts)
+        self._enriched_ND = self.graph(base_ND, graphs["knowledge"])
         return base_ND + self._enriched_ND if self.config.refine else base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
@@ -88,8 +104,8 @@ class FactGraph(nn.Module):
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.min_degree, width, kinds = config.min_degree, sizes.width, 2 * sizes.num_relations
-        self.entities = nn.Embedding(sizes.num_entities, width)
+        self.min_degree, width, kinds = config.min_degree, sizes.width, 2 * sizes.inputs["knowledge"]["relations"]
+        self.entities = nn.Embedding(sizes.inputs["knowledge"]["entities"], width)
         nn.init.normal_(self.entities.weight, std=config.init_std)
         self.enter = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.enter.weight)

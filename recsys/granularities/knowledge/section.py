@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 class KnowledgeConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.knowledge.model:Knowledge"
+    reads: ClassVar[str] = "knowledge"
     counts: ClassVar[str] = "recsys.granularities.knowledge.counts:KnowledgeCounts"
 
     conv: Literal["light", "rgcn"] = Field("light", description="a relation as a diagonal, or as mixed matrices")
@@ -38,7 +39,7 @@ class KnowledgeConfig(GranularityConfig):
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
-        if not sizes.num_relations:
+        if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
                 "model.granularities.knowledge needs facts about items, and this dataset has none; disable it, give "
                 "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"

@@ -18,15 +18,29 @@ Legend: N items, M width of a medium, W whitened width, D model width, K media.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.data.whitening import Whitening, whitened_width
-from recsys.granularities.base import Granularity, Graphs, ItemView, MediaVectors, ModelSizes, State
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.behaviour.model import Behaviour
 from recsys.granularities.media.section import MediaConfig
+
+
+@dataclass(frozen=True)
+class MediaVectors:
+    """What items look or sound like: [N, M] float16 of each medium of the sizes, zero rows where an item has none."""
+
+    vectors: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> MediaVectors:
+        return MediaVectors(tuple(vectors_NM.to(device) for vectors_NM in self.vectors))
 
 
 class Media(Granularity):
@@ -37,6 +51,24 @@ class Media(Granularity):
     """
 
     reads_events = False
+
+    @classmethod
+    def size(cls, section: MediaConfig, dataset: PreparedDataset, through: Split) -> list[list[Any]]:
+        """Name and width of every medium, by name."""
+        media = dataset.manifest.media
+        return [[name, int(media[name]["dimension"])] for name in sorted(dataset.media_names)]
+
+    @classmethod
+    def described(cls, size: list[list[Any]]) -> str:
+        return ", ".join(f"{name} ({width})" for name, width in size)
+
+    @classmethod
+    def build_input(
+        cls, section: MediaConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> MediaVectors:
+        """The media in the order of the sizes; they are of the catalogue, which no split cuts."""
+        names = [name for name, _ in sizes.inputs["media"]]
+        return MediaVectors(tuple(torch.from_numpy(dataset.media_vectors(name).copy()) for name in names))
 
     def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -62,8 +94,8 @@ class Media(Granularity):
 
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
         """Fit the whitening on the items that have a medium."""
-        assert self.looks is not None and graphs.media is not None
-        self.looks.whiten(graphs.media)
+        assert self.looks is not None, "a module for serving has the result in its state"
+        self.looks.whiten(graphs["media"])
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         self._looks_ND = self._see(graphs)
@@ -80,8 +112,7 @@ class Media(Granularity):
 
     def _see(self, graphs: Graphs) -> Tensor:
         assert self.looks is not None, "a module for serving has the result in its state"
-        assert graphs.media is not None, "sizes with media come with their vectors"
-        looks_ND: Tensor = self.looks(graphs.media)
+        looks_ND: Tensor = self.looks(graphs["media"])
         return looks_ND
 
 
@@ -92,12 +123,12 @@ class Looks(nn.Module):
         super().__init__()
         self.directions = config.whiten
         self.projections = nn.ModuleList()
-        for number, (_, dimension) in enumerate(sizes.media):
+        for number, (_, dimension) in enumerate(sizes.inputs["media"]):
             width = whitened_width(config.whiten, dimension)
             self.register_buffer(f"mean_{number}_M", torch.zeros(dimension))
             self.register_buffer(f"axes_{number}_MW", torch.zeros(dimension, width))
             self.projections.append(nn.Linear(width, sizes.width, bias=False))
-        self.weight_K = nn.Parameter(torch.ones(len(sizes.media)))
+        self.weight_K = nn.Parameter(torch.ones(len(sizes.inputs["media"])))
         self._white: tuple[MediaVectors, list[Tensor]] | None = None
         self.register_load_state_dict_post_hook(lambda module, _: module.forget())  # type: ignore[no-untyped-call]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class MediaConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.media.model:Media"
+    reads: ClassVar[str] = "media"
 
     weight: float = Field(0.2, ge=0, le=1, description="λ, as above; more costs where media tell nothing")
     refine: bool = Field(True, description="item vectors get what their media say, too")
@@ -32,7 +33,7 @@ class MediaConfig(GranularityConfig):
             yield f"{where} needs data.media.columns or data.media.images; name columns of items there, or disable it"
 
     def check(self, sizes: ModelSizes) -> None:
-        if not sizes.media:
+        if not sizes.inputs.get(self.signal):
             raise ConfigError(
                 "model.granularities.media needs vectors of what items look or sound like, and this dataset has none; "
                 "disable it, or name columns of items in data.media.columns or data.media.images and prepare again"

@@ -26,5 +26,5 @@ class PopularityConfig(GranularityConfig):
 
     def estimate(self, work: Workload) -> Estimate:
         """The table of the moments, and the events in order."""
-        fitting = work.data.items * self.moments * FLOAT * 2
-        return Estimate(layers=0.0, holds_events=True, fitting=fitting)
+        fitting = work.data.items * self.moments * FLOAT * 2 + work.data.events * 60
+        return Estimate(layers=0.0, fitting=fitting)

@@ -19,17 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field
+from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
+from recsys.granularities.profile.encoding import encoded_attributes, encoding_of, profile_encoding
 from recsys.granularities.profile.model import known_rows, spans_of
 from recsys.granularities.profile.section import ProfileConfig
 
@@ -45,16 +48,27 @@ class ProfileCounts(Granularity):
 
     fitted = True
     weighed_last = True
+    keeps_size = True
+
+    @classmethod
+    def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+        return profile_encoding(section, dataset, through).to_json()
+
+    @classmethod
+    def build_input(
+        cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Profiles | None:
+        return encoded_attributes(sizes, dataset)
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        fields = sizes.profile.users if sizes.profile else ()
         config.check(sizes)
-        self.cells, self.smoothing = Cells(fields, config.crosses), config.smoothing
+        encoding = encoding_of(sizes)
+        assert encoding is not None, "checked"
+        self.cells, self.smoothing = Cells(encoding.users, config.crosses), config.smoothing
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        assert graphs.profiles is not None, "build_graphs encodes the attributes that the sizes name"
-        users, device = graphs.profiles.users, items.vectors_SD.device
+        users, device = graphs["profile"].users, items.vectors_SD.device
         member_VG = self.cells(users)
         counts_GN = member_VG.new_zeros(member_VG.shape[1], graphs.num_items)
         for start in range(0, len(graphs.users_E), 1 << 16):  # no [E, G] in memory

@@ -18,13 +18,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recsys.data.attributes import FIRST_KNOWN, MISSING, NOT_GIVEN, PADDING, AttributeRows, Field
+from recsys.data.attributes import FIRST_KNOWN, MISSING, NOT_GIVEN, PADDING, AttributeRows, Field, Profiles
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.profile.encoding import encoded_attributes, encoding_of, profile_encoding
 from recsys.granularities.profile.section import ProfileConfig
 
 
@@ -97,14 +101,26 @@ class Profile(Granularity):
     """
 
     reads_events = False
+    keeps_size = True
+
+    @classmethod
+    def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+        return profile_encoding(section, dataset, through).to_json()
+
+    @classmethod
+    def build_input(
+        cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Profiles | None:
+        return encoded_attributes(sizes, dataset)
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
         config.check(sizes)
-        assert sizes.profile is not None, "checked"
-        self.width, self.fields = sizes.width, sizes.profile.users
-        self.users = FieldCross(sizes.profile.users, config, sizes.width) if sizes.profile.users else None
-        self.items = FieldCross(sizes.profile.items, config, sizes.width) if sizes.profile.items else None
+        encoding = encoding_of(sizes)
+        assert encoding is not None, "checked"
+        self.width, self.fields = sizes.width, encoding.users
+        self.users = FieldCross(encoding.users, config, sizes.width) if encoding.users else None
+        self.items = FieldCross(encoding.items, config, sizes.width) if encoding.items else None
         if self.items is not None:  # items begin as they are without attributes
             nn.init.zeros_(self.items.output.weight)
             nn.init.zeros_(self.items.output.bias)
@@ -121,15 +137,14 @@ class Profile(Granularity):
         return self.items is not None
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
-        if self.items is None or graphs.profiles is None:
+        if self.items is None or "profile" not in graphs.inputs:
             return base_ND
-        added_ND: Tensor = self.items(graphs.profiles.items)[0]
+        added_ND: Tensor = self.items(graphs["profile"].items)[0]
         return base_ND + added_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """The encoded users, so that a served model can mix them with what a request says."""
-        assert graphs.profiles is not None, "build_graphs encodes the attributes that the sizes name"
-        users = graphs.profiles.users
+        users = graphs["profile"].users
         return {"codes_VS": users.codes_XS, "values_VM": users.values_XM}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
@@ -157,7 +172,7 @@ def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> Attribute
     nothing_S[first] = MISSING
     codes_US = torch.where(known_U1, state["codes_VS"][found_U], nothing_S)
     stored = AttributeRows(codes_US, state["values_VM"][found_U] * known_U1)
-    given = batch.attributes
+    given = batch.inputs.get("profile")
     if given is None:
         return stored
     is_given_US = given.codes_XS != NOT_GIVEN

@@ -17,6 +17,7 @@ class ProfileConfig(GranularityConfig):
     """Attributes of users and items with learned crosses. Vocabularies and statistics are of training rows alone."""
 
     module: ClassVar[str] = "recsys.granularities.profile.model:Profile"
+    reads: ClassVar[str] = "profile"
     counts: ClassVar[str] = "recsys.granularities.profile.counts:ProfileCounts"
 
     weight: float = Field(0.1, ge=0, le=1, description="λ, as above; more makes few users learnt by heart")
@@ -61,13 +62,14 @@ class ProfileConfig(GranularityConfig):
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
+        fields = sizes.inputs.get(self.signal) or {"users": [], "items": []}
         if self.by_counts:
-            if sizes.profile is None or not sizes.profile.users:
+            if not fields["users"]:
                 raise ConfigError(
                     "model.granularities.profile.fit counts needs attributes of users, and there is no usable column; "
                     "give a table of users (data.source), name columns in user_fields, or disable the granularity"
                 )
-        elif sizes.profile is None or not (sizes.profile.users or sizes.profile.items):
+        elif not (fields["users"] or fields["items"]):
             raise ConfigError(
                 "model.granularities.profile needs attributes, but neither users nor items have a usable column; "
                 "give a table of users or items with attributes (data.source), name columns in user_fields and "

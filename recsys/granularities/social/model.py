@@ -21,13 +21,20 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error, spread
 from recsys.granularities.dropout import Dropout
+from recsys.granularities.social.friends import Friends
 from recsys.granularities.social.section import SocialConfig
 
 
 class Social(Granularity):
     """Graph convolutions over friends; users without a friend who has events are not present."""
+
+    @classmethod
+    def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+        return Friends.of(dataset)
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -62,9 +69,10 @@ class Social(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         taste_VD = spread(graphs.mean_of_items, items.vectors_SD)
         active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
-        from_active_F = active_V[graphs.friend_src_F]
-        edges_2F = torch.stack([graphs.friend_src_F[from_active_F], graphs.friend_dst_F[from_active_F]])
-        weight_F = graphs.friend_weight_F[from_active_F]
+        friends: Friends = graphs["friends"]
+        from_active_F = active_V[friends.src_F]
+        edges_2F = torch.stack([friends.src_F[from_active_F], friends.dst_F[from_active_F]])
+        weight_F = friends.weight_F[from_active_F]
         hidden_VD, found = taste_VD, {"active_V": active_V}
         for depth, conv in enumerate(self.convs):
             input_VD = self.dropout(hidden_VD)
@@ -101,9 +109,10 @@ class Social(Granularity):
         found_B = users_B.clamp(min=0)
         present_B = (users_B >= 0) & state["present_V"][found_B]
         z_BD = state["users_VD"][found_B] * present_B[:, None]
-        if batch.friends_UF is None:
+        named_UF = batch.inputs.get("friends")
+        if named_UF is None:
             return z_BD, present_B
-        friends_BF = batch.friends_UF[batch.rows_B]
+        friends_BF = named_UF[batch.rows_B]
         named_B = (friends_BF >= 0).any(1)
         speaks_BF = (friends_BF >= 0) & state["active_V"][friends_BF.clamp(min=0)]
         own_BD = self._from_friends(users_B, friends_BF.clamp(min=0), speaks_BF, state)

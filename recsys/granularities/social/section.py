@@ -12,6 +12,7 @@ from recsys.config.workload import FLOAT, Estimate, Workload
 
 class SocialConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.social.model:Social"
+    reads: ClassVar[str] = "friends"
 
     conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat use the friends' weights")
     layers: int = Field(1, ge=1)

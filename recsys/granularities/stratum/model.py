@@ -42,12 +42,13 @@ class Stratum(Granularity):
     within_K: Tensor
     total: Tensor
     gap: Tensor
+    keeps_size = True  # their number, which validation chose
 
     def __init__(self, config: StratumConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config = config
         self.reads_text = config.input == "text" and sizes.text_width > 0
-        self.num_strata = sizes.num_strata or max(config.num_strata)
+        self.num_strata = sizes.inputs.get("stratum") or max(config.num_strata)
         width = sizes.text_width if self.reads_text else sizes.width
         for name, shape in _FITTED.items():
             dimensions = [{"K": self.num_strata, "T": width}[letter] for letter in shape]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
 from recsys.config.granularity import GranularityConfig
 from recsys.config.workload import FLOAT, Estimate, Workload
+
+STRATUM: Final = "stratum"  # the signal: how many strata validation chose
 
 
 def _as_list(value: Any) -> Any:
@@ -17,6 +19,7 @@ def _as_list(value: Any) -> Any:
 
 class StratumConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.stratum.model:Stratum"
+    reads: ClassVar[str] = STRATUM
 
     method: Literal["kmeans", "hierarchical"] = "kmeans"
     num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(

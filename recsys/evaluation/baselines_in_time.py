@@ -1,0 +1,158 @@
+"""Two baselines that every shop asks for: what the user had most often, and what sold in the last days.
+
+Both order the whole catalogue, and both see only what was before the question.
+
+Legend: N items, E events, M moments, b queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+
+from recsys.config import EvaluateConfig
+from recsys.data.histories import Array, Histories, Queries
+from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_items
+
+_DAY: Final = 86_400.0
+_MOMENTS: Final = 256  # at which counts are kept, …
+_MAX_KEPT: Final = 2**25  # … with at most so many counts in all: 256 MB
+_BEHIND: Final = 1e-6  # what popularity of all times counts beside that of the last days: it orders equals
+
+
+class Frequency(Baseline):
+    """What the user had most often, an event counting half a half-life before the user's last one; popularity behind.
+
+    Half-lives are days, or events where times are unknown. It is measured where what was seen may be recommended.
+    """
+
+    name = "frequency"
+    grid = ({"half_life": None}, {"half_life": 7.0}, {"half_life": 30.0}, {"half_life": 90.0}, {"half_life": 365.0})
+
+    @classmethod
+    def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
+        if config.exclude_seen:
+            return "evaluate.exclude_seen leaves out what a user had before"
+        rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+        if len(np.unique(rows_E * 2**32 + histories.items_E)) == len(rows_E):
+            return "nobody has an item twice"
+        return ""
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        counts_N = users_of_items(matrix(train, num_items))
+        self._behind_N = torch.from_numpy(counts_N / max(float(counts_N.max(initial=0)), 1.0))
+        self._is_timed = bool(len(train.times_E)) and bool((train.times_E != 0).all())
+
+    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        self.fit(train, num_items)
+        for constants in self.grid:
+            self.constants = dict(constants)
+            yield self.constants
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        histories, num_items = queries.histories, len(self._behind_N)
+        lengths_b = histories.lengths_U
+        rows_E = np.repeat(np.arange(len(histories)), lengths_b)
+        ends_E = np.repeat(histories.offsets_U1[1:] - 1, lengths_b)
+        halvings_E = np.zeros(len(rows_E))
+        if self.constants["half_life"] is not None and len(rows_E):
+            times_E = histories.times_E / _DAY if self._is_timed else np.arange(len(rows_E), dtype=np.float64)
+            halvings_E = np.maximum(times_E[ends_E] - times_E, 0.0) / self.constants["half_life"]
+        keys_P, place_E = np.unique(rows_E * num_items + histories.items_E, return_inverse=True)
+        least_P = np.full(len(keys_P), np.inf)
+        np.minimum.at(least_P, place_E, halvings_E)  # taken out of the sum, so that it does not fade to nothing
+        sums_P = np.bincount(place_E, 2.0 ** (least_P[place_E] - halvings_E), minlength=len(keys_P))
+        log_P = np.log2(sums_P) - least_P
+        places_P = _places(keys_P // num_items, log_P)  # the order alone: scores that fade would round to equals
+        scores_bN = self._behind_N.repeat(len(queries), 1)
+        scores_bN.view(-1)[torch.from_numpy(keys_P)] = 1.0 + torch.from_numpy(places_P).float()
+        return scores_bN
+
+
+class RecentPopularity(Baseline):
+    """Events about an item before the question, each counting half a half-life earlier; popularity of all times behind.
+
+    A question without a time is asked behind the last event. Counts are kept at moments between the events; what came
+    since is added, so scores are exact.
+    """
+
+    name = "recent_popularity"
+    grid = ({"half_life_days": 7.0}, {"half_life_days": 1.0}, {"half_life_days": 30.0}, {"half_life_days": 90.0})
+
+    @classmethod
+    def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
+        return "" if len(histories.times_E) and (histories.times_E != 0).all() else "some events have no time"
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        self._read(train, num_items)
+        self._keep()
+
+    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        self._read(train, num_items)
+        for constants in self.grid:
+            self.constants = dict(constants)
+            self._keep()
+            yield self.constants
+
+    def _read(self, train: Histories, num_items: int) -> None:
+        order_E = np.argsort(train.times_E, kind="stable")
+        self._days_E, self._items_E = train.times_E[order_E] / _DAY, train.items_E[order_E].astype(np.int64)
+        counts_N = users_of_items(matrix(train, num_items))
+        self._behind_N = _BEHIND * counts_N / max(float(counts_N.max(initial=0)), 1.0)
+        moments = int(np.clip(_MAX_KEPT // max(num_items, 1), 1, _MOMENTS))
+        self._places_M = np.linspace(0, len(self._days_E), moments, endpoint=False).astype(np.int64)
+
+    def _keep(self) -> None:
+        """The decayed counts of the events before each place: [M, N], as of that event's time."""
+        counts_N, kept, done = np.zeros(len(self._behind_N)), [], 0
+        for place in self._places_M:
+            counts_N = self._since(counts_N, done, place, self._time_of(place))
+            kept.append(counts_N)
+            done = place
+        self._kept_MN = np.stack(kept)
+
+    def _time_of(self, place: int) -> float:
+        return float(self._days_E[place]) if place < len(self._days_E) else 0.0
+
+    def _since(self, counts_N: Array, start: int, end: int, day: float) -> Array:
+        """Counts as of a day, from those as of event ``start``, with the events from there to before ``end``."""
+        rate = 1.0 / self.constants["half_life_days"]
+        faded_N = counts_N * 2.0 ** (-rate * max(day - self._time_of(start), 0.0))
+        weights_E = 2.0 ** (-rate * (day - self._days_E[start:end]))
+        added_N: Array = np.bincount(self._items_E[start:end], weights_E, minlength=len(counts_N))
+        found_N: Array = faded_N + added_N
+        return found_N
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        asked_b = np.where(queries.asked_at_B == 0, np.inf, queries.asked_at_B / _DAY)
+        days, place_b = np.unique(asked_b, return_inverse=True)
+        rows = np.stack([self._at(day) for day in days]) if len(days) else np.zeros((0, len(self._behind_N)))
+        return torch.from_numpy((rows + self._behind_N).astype(np.float32))[torch.from_numpy(place_b)]
+
+    def _at(self, day: float) -> Array:
+        end = int(np.searchsorted(self._days_E, day, side="left"))  # strictly before the question
+        moment = int(np.searchsorted(self._places_M, end, side="right")) - 1
+        day = day if np.isfinite(day) else float(self._days_E[-1]) if len(self._days_E) else 0.0
+        counts_N: Array = self._kept_MN[moment]
+        return self._since(counts_N, int(self._places_M[moment]), end, day)
+
+
+def _places(rows_P: Array, values_P: Array) -> Array:
+    """The place of every value among those of its row, from 1 for the smallest; equal ones share it. Rows ascend.
+
+    >>> _places(np.array([0, 0, 0, 2, 2]), np.array([5.0, -1.0, 5.0, 3.0, 4.0])).tolist()
+    [2, 1, 2, 1, 2]
+    """
+    order_P = np.lexsort((values_P, rows_P))
+    rows, values = rows_P[order_P], values_P[order_P]
+    starts, grows = np.ones(len(rows), dtype=bool), np.ones(len(rows), dtype=np.int64)
+    starts[1:] = rows[1:] != rows[:-1]
+    grows[1:] = starts[1:] | (values[1:] != values[:-1])
+    total = np.cumsum(grows)
+    first = np.maximum.accumulate(np.where(starts, total, 0))
+    found_P = np.empty(len(rows), dtype=np.int64)
+    found_P[order_P] = total - first + 1
+    return found_P

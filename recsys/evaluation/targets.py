@@ -1,0 +1,80 @@
+"""What users had before and what is new to them, measured apart, where both count.
+
+Why apart: where repeats are common, a list of what a user always buys scores well and shows nothing new. For new
+targets every recommender is asked again for a list without what the user had; for repeated targets its lists stay as
+they are, and only the targets that the user had before count.
+
+Legend: B queries, K list length, P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.config import Config
+from recsys.data.histories import Array, Queries
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.ranking import Ranking, Scorer, rank
+
+NEW: Final = "new_targets"
+REPEATED: Final = "repeat_targets"
+
+
+def target_report(
+    scorers: Mapping[str, Scorer], rankings: Mapping[str, Ranking], queries: Queries, config: Config, model: str
+) -> dict[str, Any]:
+    """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric, baselines: main metric}.
+
+    Empty where what was seen is left out of all lists, or nobody has a target that they had before.
+
+    Args:
+        scorers: the recommenders by name.
+        rankings: theirs, over all targets.
+        queries: what the rankings were asked.
+        config: the main metric and the chunks.
+        model: the name of the model among them.
+    """
+    if config.evaluate.exclude_seen:
+        return {}
+    had_P = had_before(rankings[model].queries)
+    if not had_P.any():
+        return {}
+    kind, k = parse_metric(config.train.metric)
+    at = QUERY_METRICS[kind]
+
+    def repeated(ranking: Ranking) -> Array:
+        rows_P, items_P = ranking.queries.target_rows()[had_P], ranking.queries.target_items[had_P]
+        num_B = np.bincount(rows_P, minlength=len(ranking))
+        listed_BK = np.arange(len(ranking))[:, None] * 2**32 + ranking.items_BK
+        hits_BK = ranking.hits_BK & np.isin(listed_BK, rows_P * 2**32 + items_P)
+        return at(hits_BK[num_B > 0], num_B[num_B > 0], k)
+
+    found = {REPEATED: _entry({name: repeated(ranking) for name, ranking in rankings.items()}, had_P, config, model)}
+    chunk = config.evaluate.chunk_users
+    anew = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
+    if len(anew[model]):
+        values = {name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()}
+        found[NEW] = _entry(values, ~had_P, config, model)
+    return found
+
+
+def had_before(queries: Queries) -> Array:
+    """Which targets are in the visible history of their query: bool [P]."""
+    rows_E = np.repeat(np.arange(len(queries)), queries.histories.lengths_U)
+    seen_E = rows_E * 2**32 + queries.histories.items_E
+    return np.isin(queries.target_rows() * 2**32 + queries.target_items, seen_E)
+
+
+def _entry(values: Mapping[str, Array], is_counted_P: Array, config: Config, model: str) -> dict[str, Any]:
+    metric = config.train.metric
+    means = {name: {metric: float(values_B.mean())} for name, values_B in values.items()}
+    return {
+        "queries": len(values[model]),
+        "targets": int(is_counted_P.sum()),
+        "share": float(is_counted_P.mean()),
+        "model": means.pop(model),
+        "baselines": means,
+    }

@@ -1,0 +1,42 @@
+"""The facts of a dataset as tensors: what ``knowledge`` reads beside the events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.dataset import PreparedDataset
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The knowledge graph: ``head`` has ``relation`` to ``tail``; an item may be one of the entities."""
+
+    num_entities: int
+    num_relations: int
+    head_F: Tensor  # int64
+    relation_F: Tensor  # int64
+    tail_F: Tensor  # int64
+    entity_N: Tensor  # int64, the entity that an item is, -1 where none
+
+    def to(self, device: torch.device) -> Facts:
+        parts = (self.head_F, self.relation_F, self.tail_F, self.entity_N)
+        return Facts(self.num_entities, self.num_relations, *(part.to(device) for part in parts))
+
+    @staticmethod
+    def of(dataset: PreparedDataset) -> Facts | None:
+        """The knowledge graph, which no split cuts: facts are no events. None where there are no facts."""
+        head, relation, tail = (torch.as_tensor(part.astype(np.int64)) for part in dataset.facts())
+        if not len(head):
+            return None
+        counts = dataset.manifest.counts
+        entities = torch.as_tensor(dataset.item_entities())
+        return Facts(counts["entities"], counts["relations"], head, relation, tail, entities)
+
+
+def num_facts(dataset: PreparedDataset) -> dict[str, int]:
+    """How many entities and relations a dataset has."""
+    return {name: dataset.manifest.counts.get(name, 0) for name in ("entities", "relations")}

@@ -1,0 +1,56 @@
+"""How the attributes of a dataset are read: what ``profile`` reads beside the events, and keeps with the model."""
+
+from __future__ import annotations
+
+from recsys import schema
+from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.errors import ConfigError, choices
+from recsys.granularities.base import ModelSizes
+from recsys.granularities.profile.section import ProfileConfig
+
+
+def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
+    """How attributes are read: vocabularies and statistics of the users and items that have events through ``through``.
+
+    Raises:
+        ConfigError: a field that the configuration names is not there, or cannot be read as it says.
+    """
+    from recsys.data.items import TEXT  # which brings Ray, and serving is light
+
+    users = FieldFitter(
+        dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)
+    )
+    items = FieldFitter(
+        dataset.features,
+        dataset.item_counts_N(through) > 0,
+        config,
+        "item_fields",
+        (schema.ITEM_ID, schema.ENTITY_ID, TEXT),
+    )
+    strays = sorted({*config.numeric, *config.categorical} - {*users.columns, *items.columns})
+    if strays:
+        raise ConfigError(
+            f"model.granularities.profile: numeric and categorical name {', '.join(strays)}; columns of users: "
+            f"{choices(users.columns) or 'none'}; of items: {choices(items.columns) or 'none'}"
+        )
+    return ProfileEncoding(users.fit(), items.fit())
+
+
+def encoding_of(sizes: ModelSizes) -> ProfileEncoding | None:
+    """How a model reads attributes; None where it reads none."""
+    content = sizes.inputs.get(ProfileConfig.reads)
+    return None if content is None else ProfileEncoding.parse(content)
+
+
+def encoded_attributes(sizes: ModelSizes, dataset: PreparedDataset) -> Profiles | None:
+    """The attributes of all users and items, as a model reads them."""
+    encoding = encoding_of(sizes)
+    if encoding is None:
+        return None
+    users, items = (
+        encode_table(table, fields)
+        for table, fields in ((dataset.user_features, encoding.users), (dataset.features, encoding.items))
+    )
+    return Profiles(users, items)

@@ -1,0 +1,1 @@
+"""What a user had before and is about to have again."""

@@ -1,0 +1,145 @@
+"""What a history says, at a moment, of each of its items: numbers that a linear model reads.
+
+Each number is cut to the range that it had in the fit, so that a question from long after the training data is answered
+as the longest absence that was seen, and is made piecewise linear by hinges at its quartiles. What is unknown (a time)
+counts as the mean.
+
+Legend: P pairs of a row and an item that it holds, X raw numbers of a pair, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recsys.data.histories import Array
+from recsys.granularities.repeat.habits import ItemHabits, Pairs, log_odds, repeats_and_occasions
+
+_PRIOR_GAPS: Final = 2.0  # intervals of a user and an item that count as those of the item
+_QUANTILES: Final = (0.25, 0.5, 0.75)
+_RANGE: Final = (0.001, 0.999)
+_PRODUCTS: Final = (("count", "seconds"), ("count", "due"), ("count", "steps"), ("count", "odds"), ("rate", "odds"))
+NAMES: Final = (
+    "count",  # baskets with the item
+    "rate",  # such baskets among those since the first
+    "steps",  # baskets since the last
+    "now",  # whether that is the basket of the question
+    "seconds",  # time since then
+    "due",  # that time by the interval to expect
+    "due_steps",  # the same in baskets
+    "odds",  # of the item, to be had again
+    "habit",  # of the user, to have anything again
+    "pace",  # time between baskets of the user
+    "size",  # items of the history
+    "others",  # events of other than target types
+)
+
+
+def raw_numbers(
+    pairs: Pairs, asked_at_U: Array, habits: ItemHabits, smoothing: float, own: tuple[Pairs, Array] | None = None
+) -> Array:
+    """The numbers of every pair [P, X]; NaN where unknown.
+
+    Args:
+        pairs: of the visible histories.
+        asked_at_U: when each row asks, 0 where unknown.
+        habits: of the items.
+        smoothing: occasions of the average item that each item begins with.
+        own: in the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
+            the habits of its item is taken off, as it holds the answer.
+    """
+    rows_P, items_P = pairs.rows_P, pairs.items_P
+    asked_P, last_P = asked_at_U[rows_P], pairs.last_time_P
+    is_now_U = (asked_at_U != 0) & (asked_at_U == pairs.last_time_U)
+    basket_P = (pairs.num_baskets_U - is_now_U)[rows_P]  # the number of the basket of the question
+    steps_P = np.maximum(basket_P - pairs.last_P, 0)
+    known_P = (asked_P != 0) & (last_P != 0)
+    log_seconds_P = np.where(known_P, np.log(np.maximum(asked_P - last_P, 0) + 60.0), np.nan)
+    log_steps_P = np.log(np.maximum(steps_P, 0.5))
+    repeats_P, occasions_P = habits.repeats_N[items_P], habits.occasions_N[items_P]
+    if own is not None:
+        whole, rows_U = own
+        place_P = np.searchsorted(whole.keys_P, rows_U[rows_P] * 2**32 + items_P)
+        own_repeats, own_occasions = repeats_and_occasions(whole)
+        repeats_P, occasions_P = repeats_P - own_repeats[place_P], occasions_P - own_occasions[place_P]
+    share_P = (repeats_P + smoothing * habits.share) / (occasions_P + smoothing)
+    expected_P = _shrunk(pairs.log_gap_P, pairs.gaps_P, habits.log_gap_N[items_P])
+    follows_P = np.maximum(pairs.times_had_P - 1, 0)
+    expected_steps_P = _shrunk(pairs.log_steps_P, follows_P, habits.log_steps_N[items_P])
+    columns = (
+        np.log1p(pairs.times_had_P),
+        np.log((pairs.times_had_P + 0.5) / (basket_P - pairs.first_P + 1.0)),
+        log_steps_P,
+        (steps_P == 0).astype(np.float64),
+        log_seconds_P,
+        log_seconds_P - expected_P,
+        log_steps_P - expected_steps_P,
+        log_odds(share_P),
+        _user_habit(pairs, habits.share)[rows_P],
+        _pace(pairs)[rows_P],
+        np.log(np.bincount(rows_P, minlength=len(pairs.num_baskets_U))[rows_P]),
+        np.log1p(pairs.others_P),
+    )
+    return np.stack(columns, axis=1)
+
+
+def _shrunk(sums_P: Array, counts_P: Array, prior_P: Array) -> Array:
+    return np.asarray((sums_P + _PRIOR_GAPS * prior_P) / (counts_P + _PRIOR_GAPS))
+
+
+def _user_habit(pairs: Pairs, share: float) -> Array:
+    """Log-odds that a user has an item again on an occasion: [U]."""
+    repeats_P, occasions_P = repeats_and_occasions(pairs)
+    size = len(pairs.num_baskets_U)
+    repeats_U, occasions_U = (np.bincount(pairs.rows_P, v, minlength=size) for v in (repeats_P, occasions_P))
+    return log_odds((repeats_U + 20.0 * share) / (occasions_U + 20.0))
+
+
+def _pace(pairs: Pairs) -> Array:
+    """The logarithm of the mean time between two baskets of every row, NaN where unknown: [U]."""
+    span_U = np.maximum(pairs.last_time_U - pairs.first_time_U, 0)
+    known_U = (pairs.first_time_U != 0) & (pairs.last_time_U != 0) & (pairs.num_baskets_U > 1)
+    mean_U = span_U / np.maximum(pairs.num_baskets_U - 1, 1)
+    return np.where(known_U, np.log(mean_U + 60.0), np.nan)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How raw numbers become features."""
+
+    low_X: Array
+    high_X: Array
+    mean_X: Array
+    knots_XQ: Array
+    centre_F: Array
+    scale_F: Array
+
+    @staticmethod
+    def of(raw_PX: Array) -> Basis:
+        """The basis of a sample of pairs."""
+        known_PX = np.where(np.isfinite(raw_PX).any(axis=0), raw_PX, 0.0)
+        low_X, high_X = np.nanquantile(known_PX, _RANGE, axis=0)
+        mean_X = np.nanmean(np.clip(known_PX, low_X, high_X), axis=0)
+        knots_XQ = np.nanquantile(known_PX, _QUANTILES, axis=0).T
+        none_F = np.zeros(0)
+        open_PF = Basis(low_X, high_X, mean_X, knots_XQ, none_F, none_F)._open(raw_PX)
+        scale_F = open_PF.std(axis=0)
+        scale_F = np.where(scale_F > 1e-6, scale_F, 1e12)  # what never varies says nothing
+        return Basis(low_X, high_X, mean_X, knots_XQ, open_PF.mean(axis=0), scale_F)
+
+    def _open(self, raw_PX: Array) -> Array:
+        """Features before they are centred."""
+        cut_PX = np.where(np.isnan(raw_PX), self.mean_X, np.clip(raw_PX, self.low_X, self.high_X))
+        hinges_PXQ = np.maximum(cut_PX[:, :, None] - self.knots_XQ, 0.0)
+        centred_PX = cut_PX - self.mean_X
+        products = [centred_PX[:, NAMES.index(a)] * centred_PX[:, NAMES.index(b)] for a, b in _PRODUCTS]
+        return np.concatenate(
+            [cut_PX, hinges_PXQ.reshape(len(cut_PX), self.knots_XQ.size), np.stack(products, axis=1)], axis=1
+        )
+
+    def features(self, raw_PX: Array) -> Array:
+        """[P, F + 1], the last one constant."""
+        made_PF = (self._open(raw_PX) - self.centre_F) / self.scale_F
+        return np.concatenate([made_PF, np.ones((len(made_PF), 1))], axis=1)

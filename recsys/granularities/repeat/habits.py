@@ -1,0 +1,149 @@
+"""How often and how regularly things are had again: by a user, and by everybody.
+
+Events of one time are one basket (an invoice, a session of equal stamps); an event without a time is one of its own.
+Legend: E events of histories, U rows, P pairs of a row and an item that it holds, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.data.histories import Array, Histories
+
+_PRIOR_GAPS = 5.0  # intervals of an item that count as those of everybody
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every item of every row once, in order of row and item."""
+
+    rows_P: Array  # int64
+    items_P: Array  # int64
+    first_P: Array  # the first basket of the row that holds the item, counted from 0
+    last_P: Array  # the last of them
+    last_time_P: Array  # int64 seconds, 0 where unknown
+    times_had_P: Array  # baskets in which an event of a target type is about the item
+    again_P: Array  # those of them behind the first basket with the item, whatever its type there
+    others_P: Array  # events about the item that are of no target type
+    gaps_P: Array  # intervals between the baskets of ``times_had_P`` whose times are known
+    log_gap_P: Array  # the sum of the logarithms of these, in seconds
+    log_steps_P: Array  # the sum of the logarithms of all such intervals, in baskets
+    num_baskets_U: Array  # baskets of every row
+    first_time_U: Array  # int64 seconds of the first and
+    last_time_U: Array  # the last event of every row, 0 where unknown
+
+    @property
+    def keys_P(self) -> Array:
+        """Row and item as one number, ascending."""
+        return np.asarray(self.rows_P * 2**32 + self.items_P)
+
+
+def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
+    """The pairs of histories; ``is_target_T`` says which event types are targets, all where it is empty."""
+    rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    basket_E, num_baskets_U = baskets(histories)
+    keys_P, place_E = np.unique(rows_E * 2**32 + histories.items_E, return_inverse=True)
+    size, order_E = len(keys_P), np.argsort(place_E, kind="stable")  # by pair, then in order
+    place_X, basket_X, time_X = place_E[order_E], basket_E[order_E], histories.times_E[order_E]
+    first_P, last_P, last_time_P = (np.zeros(size, dtype=np.int64) for _ in range(3))
+    first_P[place_X[::-1]] = basket_X[::-1]
+    last_P[place_X], last_time_P[place_X] = basket_X, time_X
+    is_target_X = is_target_T[histories.types_E[order_E]] if len(is_target_T) else np.ones(len(order_E), dtype=bool)
+    others_P = np.bincount(place_X[~is_target_X], minlength=size)
+    place_X, basket_X, time_X = place_X[is_target_X], basket_X[is_target_X], time_X[is_target_X]
+    is_new_X = np.ones(len(place_X), dtype=bool)  # the first event of its pair in its basket
+    is_new_X[1:] = (place_X[1:] != place_X[:-1]) | (basket_X[1:] != basket_X[:-1])
+    place_X, basket_X, time_X = place_X[is_new_X], basket_X[is_new_X], time_X[is_new_X]
+    follows_X = np.zeros(len(place_X), dtype=bool)
+    follows_X[1:] = place_X[1:] == place_X[:-1]
+    step_X, gap_X = np.ones(len(place_X)), np.zeros(len(place_X))
+    step_X[1:], gap_X[1:] = np.diff(basket_X), np.diff(time_X)
+    timed_X = follows_X & (gap_X > 0) & (time_X != 0) & (np.roll(time_X, 1) != 0)
+
+    def sums(values_X: Array, chosen_X: Array) -> Array:
+        return np.bincount(place_X[chosen_X], values_X[chosen_X], minlength=size)
+
+    ends_U = np.where(histories.lengths_U > 0, histories.offsets_U1[1:] - 1, -1)
+    times_E1 = np.append(histories.times_E, 0)  # a row without events has the time behind the end
+    return Pairs(
+        rows_P=keys_P // 2**32,
+        items_P=keys_P % 2**32,
+        first_P=first_P,
+        last_P=last_P,
+        last_time_P=last_time_P,
+        times_had_P=np.bincount(place_X, minlength=size),
+        again_P=np.bincount(place_X[basket_X > first_P[place_X]], minlength=size),
+        others_P=others_P,
+        gaps_P=np.bincount(place_X[timed_X], minlength=size),
+        log_gap_P=sums(np.log(np.maximum(gap_X, 1.0)), timed_X),
+        log_steps_P=sums(np.log(np.maximum(step_X, 1.0)), follows_X),
+        num_baskets_U=num_baskets_U,
+        first_time_U=times_E1[np.where(histories.lengths_U > 0, histories.offsets_U1[:-1], -1)],
+        last_time_U=times_E1[ends_U],
+    )
+
+
+def baskets(histories: Histories) -> tuple[Array, Array]:
+    """The basket of every event, counted from 0 in its row [E], and how many a row has [U]."""
+    times_E, starts_U = histories.times_E, histories.offsets_U1[:-1]
+    lengths_U = histories.lengths_U
+    begins_E = np.ones(len(times_E), dtype=np.int64)
+    begins_E[1:] = (times_E[1:] != times_E[:-1]) | (times_E[1:] == 0)
+    begins_E[starts_U[lengths_U > 0]] = 1
+    total_E1 = np.concatenate([[0], np.cumsum(begins_E)])
+    before_U, behind_U = total_E1[starts_U], total_E1[histories.offsets_U1[1:]]
+    return total_E1[1:] - 1 - np.repeat(before_U, lengths_U), behind_U - before_U
+
+
+@dataclass(frozen=True)
+class ItemHabits:
+    """How items are had again by everybody."""
+
+    repeats_N: Array  # occasions on which it was had again
+    occasions_N: Array  # baskets behind the first with the item
+    share: float  # of the occasions of all items
+    log_gap_N: Array  # mean logarithm of the interval in seconds
+    log_steps_N: Array  # and in baskets
+
+    @staticmethod
+    def of(pairs: Pairs, num_items: int) -> ItemHabits:
+        repeats_P, occasions_P = repeats_and_occasions(pairs)
+        items_P = pairs.items_P
+        repeats_N, occasions_N, gaps_N, log_gap_N, log_steps_N = (
+            np.bincount(items_P, values_P, minlength=num_items).astype(np.float64)
+            for values_P in (repeats_P, occasions_P, pairs.gaps_P, pairs.log_gap_P, pairs.log_steps_P)
+        )
+        follows_N = np.bincount(items_P, np.maximum(pairs.times_had_P - 1, 0), minlength=num_items)
+        share = base_share(repeats_N.sum(), occasions_N.sum())
+        return ItemHabits(
+            repeats_N,
+            occasions_N,
+            share,
+            _smoothed_mean(log_gap_N, gaps_N),
+            _smoothed_mean(log_steps_N, follows_N),
+        )
+
+
+def repeats_and_occasions(pairs: Pairs) -> tuple[Array, Array]:
+    """How many baskets behind the first one of a pair have the item as a target, and how many there are: [P] each."""
+    return pairs.again_P, pairs.num_baskets_U[pairs.rows_P] - 1 - pairs.first_P
+
+
+def base_share(repeats: float, occasions: float) -> float:
+    """The share of occasions that are taken, never 0 nor 1.
+
+    >>> base_share(0, 0)
+    0.25
+    """
+    return float((repeats + 0.5) / (occasions + 2.0))
+
+
+def log_odds(share: Array) -> Array:
+    return np.asarray(np.log(share) - np.log1p(-share))
+
+
+def _smoothed_mean(sums_N: Array, counts_N: Array) -> Array:
+    overall = sums_N.sum() / max(counts_N.sum(), 1.0)
+    return np.asarray((sums_N + _PRIOR_GAPS * overall) / (counts_N + _PRIOR_GAPS))

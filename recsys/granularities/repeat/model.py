@@ -1,0 +1,125 @@
+"""What a user had before and is about to have again: by how often, how lately, how regularly, and how much the item is
+one of those that are had again.
+
+A logistic regression of "is this item in the next basket" over the items that a user had, at moments of training
+histories (see ``features`` for what it reads); a small convex problem, solved exactly by Newton's method. The score of
+an item in the history is log(1 + p / p̄), p the chance that the model gives it and p̄ the mean chance: it orders as p,
+does not grow with the history, and leaves what is hardly had again about where new items are.
+
+It is sparse and fitted: nothing is added to items outside the history, and its weight is chosen on validation. At each
+moment it reads what was before, and of its item's habits what others did. It is absent where a history is empty.
+
+Source: repeat consumption by count, recency and inter-purchase time (Anderson et al. 2014; Bhagat et al. 2018, "Buy it
+again"; Ren et al. 2019, RepeatNet, for the split in repeats and explorations).
+
+Legend: B queries, E events, P pairs of a query and an item, F features, N items.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.batches import Batch
+from recsys.data.histories import Array
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.repeat.features import Basis, raw_numbers
+from recsys.granularities.repeat.habits import ItemHabits, pairs_of
+from recsys.granularities.repeat.moments import draw_moments
+from recsys.granularities.repeat.section import RepeatConfig
+from recsys.granularities.sparse import SparseScores
+
+_RIDGE: Final = 1.0  # on standardised features: keeps the fit finite where a feature separates
+_STEPS: Final = 50
+
+
+class Repeat(Granularity):
+    """A fitted sparse member; absent where a history is empty."""
+
+    fitted = True
+    sparse = True
+    reads_events = False
+    reads_histories = True
+
+    def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.config = config
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        assert graphs.histories is not None, "asked for by reads_histories"
+        is_target_T = np.zeros(0, dtype=bool)  # all are
+        whole = pairs_of(graphs.histories, is_target_T)
+        habits = ItemHabits.of(whole, graphs.num_items)
+        moments = draw_moments(graphs.histories, is_target_T, self.config.max_pairs)
+        pairs = pairs_of(moments.histories, is_target_T)
+        own = (whole, moments.rows_B)
+        raw_PX = raw_numbers(pairs, moments.asked_at_B, habits, self.config.smoothing, own)
+        basis = Basis.of(raw_PX)
+        is_next_P = moments.are_next(pairs)
+        weights_F = logistic(basis.features(raw_PX), is_next_P)
+        tensors = {name: getattr(habits, name) for name in _HABITS} | {name: getattr(basis, name) for name in _BASIS}
+        tensors |= {"weights_F": weights_F, "share": habits.share, "is_target_T": is_target_T}
+        tensors["mean_chance"] = is_next_P.mean() if len(is_next_P) else 0.5
+        device = items.vectors_SD.device
+        return {name: torch.as_tensor(value).float().to(device) for name, value in tensors.items()}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["repeats_N"].new_zeros(len(state["repeats_N"]), 0)
+
+    def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        assert batch.whole is not None, "evaluation and serving ask with uncut histories"
+        numbers = {name: tensor.cpu().numpy().astype(np.float64) for name, tensor in state.items()}
+        habits = ItemHabits(**{name: numbers[name] for name in _HABITS}, share=float(numbers["share"]))
+        basis = Basis(**{name: numbers[name] for name in _BASIS})
+        pairs = pairs_of(batch.whole.histories, numbers["is_target_T"] > 0)
+        raw_PX = raw_numbers(pairs, batch.whole.asked_at_B, habits, self.config.smoothing)
+        chance_P = _sigmoid(basis.features(raw_PX) @ numbers["weights_F"])
+        values_P = np.log1p(chance_P / max(float(numbers["mean_chance"]), 1e-6))
+        device = state["weights_F"].device
+        parts = (pairs.rows_P, pairs.items_P, values_P.astype(np.float32))
+        return SparseScores(*(torch.from_numpy(part).to(device) for part in parts))
+
+
+_HABITS: Final = ("repeats_N", "occasions_N", "log_gap_N", "log_steps_N")
+_BASIS: Final = ("low_X", "high_X", "mean_X", "knots_XQ", "centre_F", "scale_F")
+
+
+def logistic(features_PF: Array, is_true_P: Array) -> Array:
+    """The weights [F] of the ridge logistic regression, by Newton's method with halved steps where one overshoots.
+
+    >>> x = np.array([[-1.0, 1], [0, 1], [1, 1], [2, 1]])
+    >>> weights = logistic(x, np.array([0.0, 1, 0, 1]))
+    >>> gradient = x.T @ (1 / (1 + np.exp(-x @ weights)) - [0, 1, 0, 1]) + np.array([1.0, 0]) * weights
+    >>> bool(np.abs(gradient).max() < 1e-8)
+    True
+    """
+    num_features = features_PF.shape[1]
+    ridge_F = np.full(num_features, _RIDGE)
+    ridge_F[-1] = 0.0  # the constant
+    weights_F = np.zeros(num_features)
+    share = np.clip(is_true_P.mean() if len(is_true_P) else 0.5, 1e-6, 1 - 1e-6)
+    weights_F[-1] = np.log(share / (1 - share))
+    loss = _loss(features_PF, is_true_P, weights_F, ridge_F)
+    for _ in range(_STEPS):
+        chance_P = _sigmoid(features_PF @ weights_F)
+        gradient_F = features_PF.T @ (chance_P - is_true_P) + ridge_F * weights_F
+        curvature_FF = (features_PF * (chance_P * (1 - chance_P))[:, None]).T @ features_PF + np.diag(ridge_F + 1e-9)
+        step_F, size = np.linalg.solve(curvature_FF, gradient_F), 1.0
+        while (tried := _loss(features_PF, is_true_P, weights_F - size * step_F, ridge_F)) > loss and size > 1e-4:
+            size /= 2
+        weights_F, done, loss = weights_F - size * step_F, loss - tried < 1e-10 * max(abs(loss), 1.0), tried
+        if done:
+            break
+    return weights_F
+
+
+def _loss(features_PF: Array, is_true_P: Array, weights_F: Array, ridge_F: Array) -> float:
+    logits_P = features_PF @ weights_F
+    return float((np.logaddexp(0, logits_P) - is_true_P * logits_P).sum() + 0.5 * (ridge_F * weights_F**2).sum())
+
+
+def _sigmoid(logits_P: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits_P, -50, 50))))

@@ -1,0 +1,64 @@
+"""Moments of training histories at which one can look what a user has next.
+
+Legend: E events of the histories, B moments, P pairs of a moment and an item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recsys.data.histories import Array, Histories
+from recsys.granularities.repeat.habits import Pairs, baskets
+
+_A_USER: Final = 20  # moments of one user at most, so that the heaviest do not decide alone
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Histories as they stood before some events, and what came with these."""
+
+    rows_B: Array  # int64, of the histories they are cut from
+    histories: Histories  # what was before
+    asked_at_B: Array  # int64 seconds, 0 where unknown
+    next_keys: Array  # moment and item, as one number, of what came in the same basket; ascending
+
+    def are_next(self, pairs: Pairs) -> Array:
+        """Whether the item of a pair came next: float64 [P]."""
+        return np.isin(pairs.keys_P, self.next_keys).astype(np.float64)
+
+
+def draw_moments(histories: Histories, is_target_T: Array, max_pairs: int, seed: int = 0) -> Moments:
+    """Moments before random events of target types that are behind another event of their user, half of them at the
+    beginning of their basket, with at most about ``max_pairs`` events before them together.
+    """
+    random = np.random.default_rng(seed)
+    lengths_U = histories.lengths_U
+    rows_E = np.repeat(np.arange(len(histories)), lengths_U)
+    place_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
+    basket_E, _ = baskets(histories)
+    counts_E = is_target_T[histories.types_E] if len(is_target_T) else np.ones(len(rows_E), dtype=bool)
+    events_M = random.permutation(np.flatnonzero(counts_E & (place_E > 0)))
+    key_E = rows_E * 2**32 + basket_E
+    starts_M = np.searchsorted(key_E, key_E[events_M])
+    begins_M = random.random(len(events_M)) < 0.5
+    events_M = np.where(begins_M & (place_E[starts_M] > 0), starts_M, events_M)
+    events_M = events_M[np.sort(np.unique(events_M, return_index=True)[1])]
+    order_M = np.argsort(rows_E[events_M], kind="stable")
+    sorted_rows_M = rows_E[events_M][order_M]
+    rank_M = np.empty(len(events_M), dtype=np.int64)
+    rank_M[order_M] = np.arange(len(events_M)) - np.searchsorted(sorted_rows_M, sorted_rows_M)
+    events_M = events_M[rank_M < _A_USER]
+    events_B = np.sort(events_M[np.cumsum(place_E[events_M]) <= max(max_pairs, place_E[events_M[:1]].sum())])
+    rows_B, seen_B = rows_E[events_B], place_E[events_B]
+    taken = histories.take(rows_B)
+    places = np.arange(len(taken.items_E)) - np.repeat(taken.offsets_U1[:-1], taken.lengths_U)
+    before = taken.where(places < np.repeat(seen_B, taken.lengths_U))
+    ends_B = np.searchsorted(key_E, key_E[events_B], side="right")
+    sizes_B = ends_B - events_B
+    moments_X = np.repeat(np.arange(len(events_B)), sizes_B)
+    events_X = np.arange(len(moments_X)) + np.repeat(events_B - (np.cumsum(sizes_B) - sizes_B), sizes_B)
+    keys = np.unique(moments_X[counts_E[events_X]] * 2**32 + histories.items_E[events_X][counts_E[events_X]])
+    return Moments(rows_B, before, histories.times_E[events_B], keys)
