@@ -9,6 +9,7 @@ Layout::
     run.log                  the progress lines of all stages
     dataset/                 the prepared dataset, unless data.dir says otherwise
     checkpoints/ model/      of training
+    final/                   the model that goes out, where train.final trains it on all events
     metrics.json report.html of evaluation
     bundle/ registered.json  of registration
     promotion.json promotion.md  of promote: the last decision
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
+_CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
 
 
@@ -67,6 +69,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.fetch("model")
+
+    @property
+    def final(self) -> Path:
+        return self.fetch("final")
 
     @property
     def metrics(self) -> Path:
@@ -143,7 +149,7 @@ class RunFolder:
         """Remove the trained model and all that was made of it, before another one takes its place."""
         for path in (self.registered, self.metrics, self.report, self.recommendations):
             self.forget(path)
-        for name in ("bundle", "model"):
+        for name in ("bundle", "model", "final"):
             self.forget(self.root / name)
 
     def forget(self, path: Path) -> None:
@@ -158,10 +164,14 @@ class RunFolder:
     def record(self, config: Config, verb: str) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
 
-        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere.
+        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere. Where the model is
+        to be chosen, the sections of the choice are no difference, and ``config.yaml`` waits for it
+        (:meth:`write_config`).
         """
         public = redacted(config)
         changed = _changes(self.config, public)
+        if not config.has_model:
+            changed = {key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN}
         if changed:
             shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
@@ -174,9 +184,15 @@ class RunFolder:
         }
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if verb in _CONFIGURING:
-            write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
-        self.publish(self.root / "history.jsonl", self.config)
+        self.publish(self.root / "history.jsonl")
+        if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
+            self.write_config(config)
+
+    def write_config(self, config: Config) -> None:
+        """Write ``config.yaml``, without credentials."""
+        public = redacted(config)
+        write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
+        self.publish(self.config)
 
 
 @contextmanager

@@ -40,7 +40,8 @@ STAGES: Final[dict[str, Stage]] = {
     "train": Stage(("{dataset}/",), ("{run}/checkpoints/", "{run}/model/")),
     "evaluate": Stage(("{dataset}/", "{run}/model/"), ("{run}/metrics.json", "{run}/report.html")),
     "register": Stage(
-        ("{dataset}/", "{run}/model/", "{run}/metrics.json"), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")
+        ("{dataset}/", "{run}/model/", "{run}/metrics.json"),
+        ("{run}/final/, if train.final", "{run}/bundle/", "models:/{name}@{alias} in {tracking}"),
     ),
     "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
     "sweep": Stage(("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")),
