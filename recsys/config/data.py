@@ -164,6 +164,9 @@ class DataConfig(Section):
         "auto", description="auto: by time where most events have one (the others come first), else none"
     )
     interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
+    targets: list[str] = Field(
+        [], description="event types that are predicted, e.g. purchase; the others are history alone; empty: all"
+    )
     context: list[str] = Field(
         [], description="further columns of the events that models may read, e.g. weather, device; categories"
     )

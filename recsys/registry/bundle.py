@@ -28,7 +28,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 from recsys import __version__
 from recsys.config import ModelConfig
 from recsys.data.context import ContextColumn
-from recsys.data.dataset import PreparedDataset, histories_from_table
+from recsys.data.dataset import PreparedDataset, histories_from_table, types_mask
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
 from recsys.data.vocabulary import Vocabulary
@@ -94,6 +94,7 @@ class BundleInfo(BaseModel):
     sizes: dict[str, Any]
     granularities: list[str]
     event_types: list[str]
+    targets: list[str] = []  # event types that the model predicts; empty: all
     default_event_type: str  # of history events that a request gives without a type: the most frequent one
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
     context: list[dict[str, Any]] = []  # context columns, see ContextColumn
@@ -238,6 +239,7 @@ def _describe(
         sizes=dump_sizes(frozen.sizes),
         granularities=frozen.names,
         event_types=manifest.event_types,
+        targets=manifest.targets,
         default_event_type=manifest.event_types[int(frequency.argmax())] if manifest.event_types else "",
         dataset={
             "name": manifest.name,
@@ -385,7 +387,7 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
         items.column("title").to_pylist(),
         items.column("popularity").to_numpy(),
         users.column("user_id").to_pylist(),
-        _histories(users),
+        _histories(users, info),
         _index(folder, info),
     )
     check_parts(bundle)
@@ -432,9 +434,10 @@ def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
     return ItemIndex.read(folder / INDEX, int(info.index["reorder"]))
 
 
-def _histories(users: pa.Table) -> Histories:
+def _histories(users: pa.Table, info: BundleInfo) -> Histories:
     """Rows of ``users.parquet`` as histories."""
-    return histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
+    found = histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
+    return replace(found, targets_T=types_mask(info.event_types, info.targets))
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
