@@ -37,9 +37,9 @@ class Foresight:
     def note(self) -> str:
         """What a person should know, as one sentence."""
         return (
-            f"leave-last over a long period: nine tenths of the test targets lie between {self.since} and {self.until}, "
-            f"{self.share:.0%} of the data's time, so the model and the baselines have seen what became popular after "
-            "the question; set data.split.kind temporal to measure as a live service would be asked"
+            f"leave-last over a long period: nine tenths of the test targets lie between {self.since} and "
+            f"{self.until}, {self.share:.0%} of the data's time, so the model and the baselines have seen what became "
+            "popular after the question; set data.split.kind temporal to measure as a live service would be asked"
         )
 
 
