@@ -105,6 +105,7 @@ def render_report(
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),
         strata=strata_panel(evaluation),
+        own=list(evaluation.get("panels", {}).values()),
         ratings=ratings_panel(evaluation),
         quarantine=_quarantine(manifest),
         split=_split(manifest),
