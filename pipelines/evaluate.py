@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.ablation import retrained_variants
 from pipelines.cli import main
 from pipelines.examples import example_users
+from pipelines.final import planned
 from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
@@ -44,6 +45,8 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
         metrics = {**evaluation.to_json(timing), **identity}
+        if config.train.final:
+            metrics["data"]["final"] = planned(config, folder, dataset, trained)
         for name, share in trained.choices.get(KEPT, {}).items():
             metrics["granularities"][name][KEPT] = share
         if settings.ablation == "retrain":
@@ -77,6 +80,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
 def settings_sha256(config: Config) -> str:
     """The identity of the settings that decide what is measured of a model."""
     settings = config.evaluate.model_dump_json() + config.train.metric + str(config.train.ratings)
+    settings += "final" if config.train.final else ""
     return hashlib.sha256(settings.encode()).hexdigest()
 
 

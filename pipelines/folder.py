@@ -9,6 +9,7 @@ Layout::
     run.log                  the progress lines of all stages
     dataset/                 the prepared dataset, unless data.dir says otherwise
     checkpoints/ model/      of training
+    final/                   the model that goes out, where train.final trains it on all events
     metrics.json report.html of evaluation
     bundle/ registered.json  of registration
     promotion.json promotion.md  of promote: the last decision
@@ -67,6 +68,10 @@ class RunFolder:
     @property
     def model(self) -> Path:
         return self.fetch("model")
+
+    @property
+    def final(self) -> Path:
+        return self.fetch("final")
 
     @property
     def metrics(self) -> Path:
@@ -143,7 +148,7 @@ class RunFolder:
         """Remove the trained model and all that was made of it, before another one takes its place."""
         for path in (self.registered, self.metrics, self.report, self.recommendations):
             self.forget(path)
-        for name in ("bundle", "model"):
+        for name in ("bundle", "model", "final"):
             self.forget(self.root / name)
 
     def forget(self, path: Path) -> None:

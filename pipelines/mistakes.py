@@ -66,6 +66,7 @@ def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
         ("items", "data.knowledge.item_columns", data.knowledge.item_columns),
         ("items", "data.media.columns", [*data.media.columns.values()]),
         ("items", "data.media.images.column", [data.media.images.column]),
+        ("items", "data.text.html", data.text.html if data.text.enabled else []),
         ("items", "data.text.fields", (data.text.fields or []) if data.text.enabled else []),
     )
     for table, key, names in named:

@@ -38,6 +38,7 @@ _PLACES: Final = (
     "data.source.knowledge",
     "data.source.test_pairs",
     "data.source.split_files",
+    "data.source.type_files",
     "data.text.cache_dir",
     "data.media.images.root",
     "data.media.images.cache_dir",

@@ -36,6 +36,7 @@ from recsys.evaluation.validation import Validator
 from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.registry.foreign import ForeignScorer, fitted_through, leak_of
+from recsys.registry.measured import has_measured, measured
 from recsys.registry.register import pinned, resolve
 from recsys.registry.tracking import Tracker, tracking_uri
 
@@ -45,7 +46,7 @@ class Side:
     """One of the two models: a version, and its bundle where it can be read."""
 
     version: str
-    bundle: Bundle | None
+    bundle: Bundle | None  # with its measured model: the one that answers may have seen the test part
     broken: str  # why it cannot be read; empty where it can
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def _user() -> str:
 
 def _side(name: str, version: str, place: str) -> Side:
     try:
-        return Side(version, read_bundle(resolve(f"models:/{name}/{version}", place)), "")
+        folder = resolve(f"models:/{name}/{version}", place)
+        return Side(version, measured(folder, read_bundle(folder)), "")
     except ArtifactError as error:
         return Side(version, None, str(error))
 
@@ -162,6 +164,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     queries = asked_queries(dataset, Split.TEST, config)
     findings.notes.append(_what_is_compared(challenger, dataset, same))
     findings.notes += [note] if (note := _feedback_note(challenger)) else []
+    findings.notes += [note] if (note := _final_note(challenger, champion)) else []
     scorer = ForeignScorer(challenger, dataset)
     _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
     folder.progress(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger")
@@ -215,6 +218,18 @@ def _feedback_note(challenger: Bundle) -> str:
     return (
         f"the challenger's {' and '.join(later)} were fitted again by `recsys update` on events that its bundle does "
         "not hold: whether test events were among them cannot be seen"
+    )
+
+
+def _final_note(challenger: Bundle, champion: Side | None) -> str:
+    """Which of the models answers by weights that have seen the test part, and so was compared by others."""
+    sides = {"challenger": challenger, "champion": champion.bundle if champion is not None else None}
+    named = [who for who, bundle in sides.items() if bundle is not None and has_measured(bundle.info)]
+    if not named:
+        return ""
+    return (
+        f"the {' and the '.join(named)} answer{'s' if len(named) == 1 else ''} by weights of all events (train.final); "
+        "compared are the measured ones, which have not seen test"
     )
 
 

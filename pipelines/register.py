@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.cli import main
+from pipelines.final import FinalModel, final_model
 from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
@@ -19,15 +20,18 @@ from pipelines.tracking import tracked
 from pipelines.train import ORIGIN, model_sha256, open_trained
 from recsys.config import Config, redact
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import write_bundle
+from recsys.registry.bundle import Measured, write_bundle
 from recsys.registry.card import model_card
 from recsys.registry.item_index import index_bundle
 from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
 
 
-def register(config: Config, folder: RunFolder) -> dict[str, Any]:
+def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dict[str, Any]:
     """Write the bundle and register it; returns the content of ``registered.json`` (empty when tracking is off).
+
+    With ``train.final`` the model that answers is trained on all events first; ``go_on`` makes that short, see
+    :func:`pipelines.final.final_model`.
 
     Raises:
         ArtifactError: no model, or no metrics of this very model.
@@ -39,10 +43,13 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
     if metrics.get("model_sha256") != model_sha256(folder):
         raise ArtifactError(f"{folder.metrics} is of another model than {folder.model}; run `recsys evaluate`")
     digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
-    if config.run.resume and (earlier := registered_already(folder, digest)) is not None:
+    is_final = {"final": config.train.final}
+    if config.run.resume and (earlier := registered_already(folder, digest, is_final)) is not None:
         folder.progress(f"registered already: {earlier['name']} version {earlier['version']}")
         return earlier
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
+        final = final_model(config, folder, dataset, trained, go_on)
+        metrics, digest = _say_final(folder, metrics, final)
         comparison = {**metrics.get("comparison", {}), "exclude_seen": config.evaluate.exclude_seen}
         made = lineage(config, dataset.manifest.content_hash, tracker)
         extra = {
@@ -51,12 +58,15 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
             "refit": trained.refit,
             "comparison": comparison,
             "lineage": made,
+            **({"final": final.said} if final is not None else {}),
         }
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
         if "parent" in origin:
             extra["parent"] = origin["parent"]
         card = model_card(config, dataset.manifest, metrics, made)
-        write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights, card)
+        served = trained if final is None else final.result
+        measured = None if final is None else Measured(trained.frozen, trained.weights)
+        write_bundle(folder.bundle, served.frozen, dataset, extra, served.weights, card, measured)
         if said := index_bundle(folder.bundle, config.serve.exact_items):
             folder.progress(said)
         folder.publish(folder.bundle)
@@ -66,17 +76,29 @@ def register(config: Config, folder: RunFolder) -> dict[str, Any]:
             return {}
         found = register_bundle(tracker, folder.bundle, config, metrics)
         where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
-        registered = {**asdict(found), **where, "metrics_sha256": digest}
+        registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)
         folder.progress(f"registered {found.name} version {found.version} as {found.alias}")
     return registered
 
 
-def registered_already(folder: RunFolder, metrics_sha256: str) -> dict[str, Any] | None:
-    """What was registered of the model with these very metrics; None when it was not."""
+def _say_final(folder: RunFolder, metrics: dict[str, Any], final: FinalModel | None) -> tuple[dict[str, Any], str]:
+    """``metrics.json`` says in ``data.final`` what the model that goes out was trained on; it and its digest."""
+    data = metrics.get("data", {})
+    said = None if final is None else final.said
+    if data.get("final") != said:
+        data = {**{key: value for key, value in data.items() if key != "final"}, **({"final": said} if said else {})}
+        metrics = {**metrics, "data": data}
+        folder.write_json(folder.metrics, metrics)
+    return metrics, hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
+
+
+def registered_already(folder: RunFolder, metrics_sha256: str, is_final: dict[str, bool]) -> dict[str, Any] | None:
+    """What was registered of the model with these very metrics, on all events or not; None when it was not."""
     with suppress(ArtifactError):
         found = folder.read_json(folder.registered, "")
-        return found if folder.bundle.is_dir() and found.get("metrics_sha256") == metrics_sha256 else None
+        same = found.get("metrics_sha256") == metrics_sha256 and {"final": False, **found}.items() >= is_final.items()
+        return found if same and folder.bundle.is_dir() else None
     return None
 
 

@@ -14,7 +14,7 @@ from pipelines.preflight import preflight, reachable_nodes
 from pipelines.prepare import prepare
 from pipelines.progress import table
 from pipelines.register import register
-from pipelines.session import ray_session
+from pipelines.session import ray_session, ray_through
 from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
@@ -32,7 +32,7 @@ def run(config: Config, folder: RunFolder) -> None:
         with ray_session(config):
             prepare(config, folder)
             config = with_model(config, folder, chooses=True, started=started)
-    with tracked(config, folder, fresh=True):
+    with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
             prepare(config, folder)

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ def ray_session(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def ray_through(config: Config) -> AbstractContextManager[None]:
+    """One Ray for all stages of a command that trains before and after the evaluation, which itself needs none."""
+    return ray_session(config) if config.train.final else nullcontext()
 
 
 def _start(address: str, cpus: int) -> None:

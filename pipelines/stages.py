@@ -40,7 +40,8 @@ STAGES: Final[dict[str, Stage]] = {
     "train": Stage(("{dataset}/",), ("{run}/checkpoints/", "{run}/model/")),
     "evaluate": Stage(("{dataset}/", "{run}/model/"), ("{run}/metrics.json", "{run}/report.html")),
     "register": Stage(
-        ("{dataset}/", "{run}/model/", "{run}/metrics.json"), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")
+        ("{dataset}/", "{run}/model/", "{run}/metrics.json"),
+        ("{run}/final/, if train.final", "{run}/bundle/", "models:/{name}@{alias} in {tracking}"),
     ),
     "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
     "sweep": Stage(("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")),
@@ -67,6 +68,12 @@ STAGES: Final[dict[str, Stage]] = {
 }
 
 VERBS: Final[dict[str, Verb]] = {
+    "init": Verb(
+        "pipelines.init:command",
+        "look at files of your own and write a configuration for them, with the reason of every line",
+        (),
+        usage="recsys init FILE… [--out recsys.yaml] [--force]",
+    ),
     "run": Verb(
         "pipelines.run:run",
         "prepare, train, evaluate and register in one MLflow run",

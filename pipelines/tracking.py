@@ -40,6 +40,9 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
             folder.tracker = None
 
 
+_PHASES = ("train", "refit", "join", "final", "final_join")  # of a training, and of the one on all events
+
+
 class EpochLog:
     """The reports of a training's epochs on their way to MLflow: each arrives once, whatever happens meanwhile.
 
@@ -49,7 +52,7 @@ class EpochLog:
 
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._tracker, self._say = tracker, say
-        self._known = _logged_epochs(tracker, {"train.loss", "refit.loss", "join.loss"})
+        self._known = _logged_epochs(tracker, {f"{phase}.loss" for phase in _PHASES})
         self._times: dict[tuple[str, int, float], int] = {}  # what arrived unanswered and is sent again is the same
         self._is_gone = False
 

@@ -28,9 +28,10 @@ from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
 from recsys.training.members import trained_only
-from recsys.training.resume import training_digest
+from recsys.training.resume import FREE, training_digest
 
 ORIGIN = "origin.json"
+LR_SHARE_OF_MORE = 0.3  # of train.lr, for a training that goes on from evaluated weights
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             result = stacked(config, dataset, result, folder.progress)
         folder.forget_model()
         save_trained(folder.model, result)
-        origin = {"dataset": dataset.root, **identity, **({"parent": descent.parent} if descent else {})}
+        constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}
+        parent = {"parent": descent.parent} if descent else {}
+        origin = {"dataset": dataset.root, **identity, **constants, **parent}
         folder.write_json(folder.model / ORIGIN, origin)
         folder.publish(folder.model)
         log_epoch.complete(result.history)

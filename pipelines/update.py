@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,14 @@ from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset, prepare
 from pipelines.register import register
 from pipelines.run import closing_words
-from pipelines.session import quiet, ray_session
+from pipelines.session import quiet, ray_session, ray_through
 from pipelines.stages import UPDATES
 from pipelines.tracking import tracked
 from pipelines.train import Descent, first_difference, train
 from recsys.config import Config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.errors import ArtifactError, ConfigError
+from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
 from recsys.registry.card import refitted_card
 from recsys.registry.lineage import Parent, open_parent, write_refitted
@@ -65,15 +65,14 @@ def update_all(config: Config, folder: RunFolder) -> None:
     with folder.progress.stage("parent"):
         parent = open_parent(parent_uri(config), tracking_uri(config))
         check_settings(parent, config)
-        weights = parent.training()  # before the run folder, which may be the parent's own, is written to
+        held = held_weights(parent)  # before the run folder, which may be the parent's own, is written to
         folder.progress(f"going on from {parent.uri}, made {parent.bundle.info.created}")
-    with tracked(config, folder, fresh=True) as tracker:
+    with tracked(config, folder, fresh=True) as tracker, ray_through(config):
         tracker.set_tags({"parent": parent.uri})
         with ray_session(config):
             prepare(config, folder, parent.vocabulary())
             with folder.progress.stage("parent"):
-                earlier = Earlier(weights, parent.bundle.model.sizes, parent.bundle.info.text_identity)
-                descent = descent_of(config, folder, parent, earlier)
+                descent = descent_of(config, folder, parent, held)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
         registered = register(config, folder)
@@ -114,11 +113,43 @@ def check_text(config: Config) -> None:
         )
 
 
-def descent_of(config: Config, folder: RunFolder, parent: Parent, earlier: Earlier) -> Descent:
-    """The parent's weights grown to the dataset, validated where the parent has not been trained."""
+@dataclass(frozen=True)
+class Held:
+    """Weights of the parent, and the last part of its data that they have seen."""
+
+    earlier: Earlier
+    through: Split
+
+
+def held_weights(parent: Parent) -> list[Held]:
+    """The parent's weights, those that have seen most first.
+
+    A parent that was trained on all events holds those of before as well: a split that does not move past its newest
+    events would test them on what they have seen.
+    """
+    text = parent.bundle.info.text_identity
+    # validation has been seen also where it only chose
+    measured = Held(Earlier(parent.measured_training(), parent.measured().sizes, text), Split.VALID)
+    if not parent.seen_all:
+        return [measured]
+    return [Held(Earlier(parent.training(), parent.bundle.model.sizes, text), Split.TEST), measured]
+
+
+def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Held]) -> Descent:
+    """The parent's weights grown to the dataset, validated and tested where they have not been trained."""
     dataset: PreparedDataset = open_dataset(config)
-    trained = parent.bundle.histories.through(Split.VALID)  # also where it was only chosen by validation
-    newer_V = newer_users(dataset, trained)
+    for number, one in enumerate(held, 1):
+        earlier = one.earlier
+        try:
+            newer_V = newer_users(dataset, parent.bundle.histories.through(one.through))
+            break
+        except DataError:
+            if number == len(held):
+                raise
+            folder.progress(
+                "the parent was trained on all of its events, and this split validates or tests on some of them: going "
+                "on from its weights of before that"
+            )
     grown, anew = warm_start(config, dataset, earlier)
     new = [
         f"{dataset.num_users - earlier.sizes.num_users:,} users",
@@ -184,10 +215,14 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         before = model.encoders.state_dict()
         after = refit_strata(config, dataset, model).encoders.state_dict()
         changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        of_measured = None
+        if parent.seen_all:  # its prototypes live among other vectors
+            other = refit_strata(config, dataset, parent.measured()).encoders.state_dict()
+            of_measured = {name: other[name] for name in changed}
         number, events = module.num_strata, dataset.manifest.counts["train"]
         folder.progress(f"fitted {number} strata again on {events:,} events")
     extra = {"strata": {"dataset": dataset.manifest.content_hash}}
-    register_changed(config, folder, parent, changed, {}, extra)
+    register_changed(config, folder, parent, changed, {}, extra, of_measured)
 
 
 def register_changed(
@@ -197,15 +232,19 @@ def register_changed(
     changed: dict[str, Tensor],
     metrics: dict[str, float],
     extra: dict[str, Any],
+    of_measured: dict[str, Tensor] | None = None,
 ) -> None:
-    """The parent with some parameters changed, as RUN/bundle and as a version of the registry."""
+    """The parent with some parameters changed, as RUN/bundle and as a version of the registry.
+
+    ``of_measured`` are the parameters of its measured model, where they are others.
+    """
     with folder.progress.stage("register"), tracked(config, folder, fresh=True) as tracker:
         tracker.set_tags({"parent": parent.uri})
         tracker.log_metrics(metrics)
         dataset = parent.bundle.info.dataset.get("content_hash", "")
         made = lineage(config, str(extra.get("strata", {}).get("dataset", dataset)), tracker)
         card = refitted_card(parent.uri, parent.card, next(iter(extra)), metrics, made)
-        write_refitted(parent, folder.bundle, changed, metrics, extra | {"lineage": made}, card)
+        write_refitted(parent, folder.bundle, changed, metrics, extra | {"lineage": made}, card, of_measured)
         folder.publish(folder.bundle)
         if not tracker.enabled:
             folder.forget(folder.registered)

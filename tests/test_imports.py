@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"recsys", "recsys.errors", "recsys.schema", "recsys.config", "recsys.storage"},
     {"recsys.sources", "recsys.data"},
+    {"recsys.inspect"},
     {"recsys.granularities"},
     {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
     {"recsys.model"},

@@ -103,14 +103,16 @@ def test_reasons_of_events() -> None:
         ("u", "i", "x", "view", "2", "train", "bad timestamp"),
         ("u", "i", "", "view", "NaN", "train", None),
         ("u", "i", "", "view", "-inf", "train", "value is not a finite number"),
-        ("u", "i", "", "view", "2", "dev", "bad split"),
+        ("u", "i", "", "view", "2", "fold 3", "bad split"),
+        ("u", "i", "", "view", "2", "Validation", None),
         ("u", "i", "", "", "", "", None),
     ]
     names = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE, schema.SPLIT]
     raw = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})
     checked = check_rows(raw, EVENTS)
     assert checked.column(schema.REASON).to_pylist() == [row[-1] for row in rows]
-    assert checked.slice(8).to_pylist() == [
+    assert checked.column(schema.SPLIT)[8].as_py() == "valid"
+    assert checked.slice(9).to_pylist() == [
         {"user_id": "u", "item_id": "i", "timestamp": None, "event_type": "interact", "value": 1.0, "split": None,
          "_reason": None}
     ]  # fmt: skip

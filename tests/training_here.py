@@ -10,6 +10,7 @@ import pytest
 
 from recsys.training import ray_train
 from recsys.training.context import TrainContext
+from recsys.training.final import fit_final
 from recsys.training.loop import fit
 
 
@@ -22,9 +23,14 @@ def training_here() -> Iterator[list[str]]:
     """
     trained: list[str] = []
 
-    def here(config: Any, dataset: Any, validate: Any, report: Any, start: Any = None, stop: Any = None) -> Any:
+    def here(
+        config: Any, dataset: Any, validate: Any, report: Any, start: Any = None, stop: Any = None, final: Any = None
+    ) -> Any:
         trained.append(config.run.dir)
-        return fit(config, dataset, validate, TrainContext(report=lambda values, _: report(values)), start)
+        context = TrainContext(report=lambda values, _: report(values))
+        if final is not None:
+            return fit_final(config, dataset, context, final)
+        return fit(config, dataset, validate, context, start)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_train, "train_on_ray", here)

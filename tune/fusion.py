@@ -283,11 +283,13 @@ def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, train
         entry = folder.read_json(folder.registered, "run `recsys register` again")
         uri = str(entry.get("pinned_uri", uri))
     elif not (folder.bundle / DESCRIPTION).is_file():
-        write_bundle(folder.bundle, trained.frozen, dataset, {"refit": trained.refit}, trained.weights)
+        asked = {"exclude_seen": config.evaluate.exclude_seen}
+        extra = {"refit": trained.refit, "comparison": asked}
+        write_bundle(folder.bundle, trained.frozen, dataset, extra, trained.weights)
     parent = open_parent(uri, tracking_uri(config))
     if folder.remote is not None and parent.folder == folder.bundle:
         parent = replace(parent, uri=folder.shown(folder.bundle))
-    ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.bundle.model))
+    ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.measured()))
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
         raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then try again")
     return parent

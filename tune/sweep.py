@@ -87,7 +87,7 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
     """Write down what is searched, or check that it is what the folder's sweep searched."""
     config = plan.config.model_dump(mode="json")
     read = {name: config[name] for name in ("seed", "model", "train")}
-    read["train"] = {key: value for key, value in read["train"].items() if key not in ("threads", "use_gpu")}
+    read["train"] = {key: value for key, value in read["train"].items() if key not in ("threads", "use_gpu", "final")}
     identity = {
         "dataset": dataset.manifest.content_hash,
         "space": {d.path: str(d) for d in plan.space.dimensions} | plan.space.fixed,

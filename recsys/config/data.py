@@ -70,6 +70,9 @@ class TextConfig(Section):
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="group → its columns: a vector and a projection each; empty: one group of all fields"
     )
+    html: list[str] = Field(
+        [], description="columns of items with HTML: tags are taken out, &amp; and its like become characters"
+    )
     users: UserTextConfig = Field(default_factory=UserTextConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")

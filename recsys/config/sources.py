@@ -144,15 +144,38 @@ class CanonicalSource(CellSource):
     encoding: Encoding | dict[str, Encoding] = Field(
         "utf-8", description="of CSV and TSV files, e.g. latin-1; {TABLE: encoding} for single tables, others are utf-8"
     )
+    numbers: dict[str, list[str]] = Field(
+        {},
+        description="{TABLE: [columns]}: further columns that are numbers, also where a text file has them as text or "
+        "with a currency ($12.99); cells that are none are missing",
+    )
+    item_columns: list[str] = Field(
+        [],
+        description="columns of the events that tell of the item, where there is no table of items: of an item's "
+        "texts the most frequent one, of its numbers the median",
+    )
+    user_columns: list[str] = Field([], description="the same of the user, where there is no table of users")
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
         {}, description="event files by split, instead of a split column"
     )
+
+    type_files: dict[str, list[str]] = Field({}, description="event files by event type, instead of a column")
 
     @model_validator(mode="after")
     def _tables_are_known(self) -> CanonicalSource:
         columns = self.columns if isinstance(self.columns, dict) else {"events": self.columns}
         check_tables("columns", set(columns))
         check_tables("constants", set(self.constants))
+        check_tables("numbers", set(self.numbers))
+        for table, columns_of, given_files in (
+            ("items", self.item_columns, self.items),
+            ("users", self.user_columns, self.users),
+        ):
+            if columns_of and given_files:
+                raise ValueError(
+                    f"{table.rstrip('s')}_columns make the table of {table} of the events, and {table} names files of "
+                    "it; give one of them"
+                )
         for key in ("separator", "comment", "encoding"):
             given = getattr(self, key)
             check_tables(key, set(given) if isinstance(given, dict) else set())
@@ -195,6 +218,9 @@ class SequencesSource(CellSource):
     events: str
     items: list[str] = []
     rename: Rename = {}
+    numbers: list[str] = Field(
+        [], description="columns of the items that are numbers, also where a file has them as text"
+    )
     separator: Separator = Field("", description="between user and items of a line; empty: blanks")
     comment: Comment = ""
 

@@ -57,6 +57,11 @@ class TrainConfig(Section):
     evaluate_every: int = Field(1, ge=1, description="epochs between validations")
     metric: MetricName = Field("ndcg@20", description="validation metric that chooses the epoch")
     refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
+    final: bool = Field(
+        False,
+        description="after the evaluation, train the model that is registered on all events, test included, with the "
+        "chosen constants and epochs; every figure stays that of the model that has not seen test",
+    )
     ratings: bool = Field(
         False, description="predict the values of events too, where they vary: RMSE and MAE beside the ranking"
     )

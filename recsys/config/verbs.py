@@ -11,7 +11,7 @@ from recsys.config.section import Place, Section
 
 class RecommendConfig(Section):
     k: int = Field(20, ge=1)
-    exclude_seen: bool = True
+    exclude_seen: bool | None = Field(None, description="leave out what a user had; null: as the model was evaluated")
     model: Place = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
     batch_size: int = Field(1024, ge=1)
     requests: Place = Field(

@@ -19,6 +19,10 @@ from recsys.config.sources import ABSENT_TEXTS, CellSource
 
 _GROUPED: Final = r"^([+-]?\d{1,3})((?:[.\x{a0}\x{202f} ']\d{3})+)(,\d*)?$"  # 1.234.567,8
 _DIGITS_AND_COMMA: Final = r"^[+-]?(?:\d+(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?$"  # 1234,5
+_CURRENCY: Final = r"(?:[\p{Sc}%]|[A-Z]{3}|US\$|kr\.?|zł|Fr\.)"
+_UNIT_BEFORE: Final = rf"^([+-]?){_CURRENCY}\s*"
+_UNIT_BEHIND: Final = rf"^(.*\d)\s*{_CURRENCY}$"
+_COMMA_GROUPED: Final = r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?$"
 _MOST: Final = 0.5  # of the cells of a column must be numbers with a decimal comma before they are rewritten
 
 
@@ -127,6 +131,26 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
     return cleaned.to_arrow(), (present.fill_null(False) & ~fine).to_arrow()
 
 
+def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
+    """Numbers as float64, also with a currency, a percent sign or commas between thousands; null for anything else.
+
+    >>> measured(pa.array(["$1,299.00", "12 EUR", "7", "about 7"])).to_pylist()
+    [1299.0, 12.0, 7.0, None]
+    """
+    values, wrong = numbers(column, rules)
+    if not is_text(column.type) or not pc.any(wrong).as_py():
+        return values
+    rows = pa.array(np.flatnonzero(np.asarray(wrong)))
+    bare = pl.Series(pl.from_arrow(as_text(column).take(rows))).str.strip_chars()
+    bare = bare.str.replace(_UNIT_BEFORE, "$1").str.replace(_UNIT_BEHIND, "$1")
+    if rules.decimal == ".":
+        grouped = bare.str.contains(_COMMA_GROUPED).fill_null(False)
+        bare = pl.select(pl.when(grouped).then(bare.str.replace_all(",", "", literal=True)).otherwise(bare)).to_series()
+    found = numbers(bare.to_arrow().cast(pa.string()), rules)[0]
+    whole = pl.Series(pl.from_arrow(values)).scatter(pl.Series(pl.from_arrow(rows)), pl.Series(pl.from_arrow(found)))
+    return whole.to_arrow()
+
+
 def _with_points(texts: pl.Series) -> pl.Series:
     """Numbers with a decimal comma as numbers with a point; null where the text is no such number."""
     plain = pl.select(pl.when(texts.str.contains(_DIGITS_AND_COMMA)).then(texts)).to_series()
@@ -145,7 +169,7 @@ def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES)
     if pa.types.is_floating(kind):
         if column.type.equals(kind):
             return pc.if_else(pc.is_nan(column), None, column) if pc.any(pc.is_nan(column)).as_py() else column
-        return numbers(column, rules)[0].cast(kind)
+        return measured(column, rules).cast(kind)
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
         return _lists_of_texts(column.cast(kind), rules)
     if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type) and is_text(column.type):

@@ -56,6 +56,8 @@ def _data(config: Config) -> dict[str, Any]:
     for key in ("groups", "users", "finetune"):  # absent where they are off: datasets of before have the same hash
         if not text[key] or not text[key].get("enabled", True):
             del text[key]
+    if not text["html"]:
+        del text["html"]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
     media = data.pop("media")  # absent when there is none: datasets of before have the same hash
     images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}

@@ -39,6 +39,7 @@ from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_
 from recsys.data.finetune import finetune
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
+from recsys.data.html_text import without_html
 from recsys.data.item_text import ItemText, compose_groups, write_vectors
 from recsys.data.items import align, count_table, feature_table, text_groups
 from recsys.data.media import aligned, folders_of, image_fingerprint, media_columns, media_table, read_media
@@ -182,7 +183,7 @@ class _Preparation:
             plan = self._plan(encoded, coding.order, summaries)
         with self._step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
-        features = align(items, item_ids, schema.ITEM_ID)
+        features = without_html(align(items, item_ids, schema.ITEM_ID), self.config.data.text.html)
         with self._step("graphs"):
             self._write_graphs(tables, user_ids, features, plan)
         with self._step("text"):

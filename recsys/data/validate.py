@@ -35,6 +35,12 @@ SELF_LOOP: Final = "self-loop"
 REPEATED_HEADER: Final = "the header again"
 
 SPLITS: Final = ("train", "valid", "test")
+SPLIT_WORDS: Final = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "validate"), "valid"),
+    **dict.fromkeys(("test", "testing", "te", "holdout", "eval", "evaluation"), "test"),
+}
+"""What files call the parts of a split, in lower case."""
 HINTS: Final = {
     BAD_TIMESTAMP: (
         f"{ACCEPTED}; for any other form set data.source.time_format (strptime, e.g. '%d/%m/%Y %H:%M'); a "
@@ -165,9 +171,20 @@ def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, 
     if name == schema.EVENT_TYPE:
         return pc.fill_null(text, schema.DEFAULT_EVENT_TYPE), None
     if name == schema.SPLIT:
+        text = _plain_parts(text)
         known = pc.is_in(text, value_set=pa.array(SPLITS))
         return text, (BAD_SPLIT, pc.and_(pc.is_valid(text), pc.invert(known)))
     return text, None
+
+
+def _plain_parts(texts: pa.Array) -> pa.Array:
+    """Names of parts as the product's own words, whatever their case; others as they are."""
+    spelled = pc.unique(texts).drop_null().to_pylist()
+    words = {text: SPLIT_WORDS[text.lower()] for text in spelled if text.lower() in SPLIT_WORDS}
+    words = {text: word for text, word in words.items() if text != word}
+    for text, word in words.items():
+        texts = pc.if_else(pc.equal(texts, text), word, texts)
+    return texts
 
 
 def _default(name: str, kind: pa.DataType, count: int) -> pa.Array:

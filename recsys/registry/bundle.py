@@ -11,6 +11,9 @@ Layout::
     users.parquet         dense order: user_id and the user's events: items, types, times, values, splits, and context
                           where the dataset has context columns
     training.safetensors  the trainable model's weights, for `recsys update` alone; see :mod:`recsys.registry.lineage`
+    measured.safetensors  where the model that answers was trained on all events: the one that the figures are of,
+                          which has not seen test and alone may be ranked on it; see :mod:`recsys.registry.measured`
+    measured-training.safetensors  its trainable weights, for an update whose test part the other one has seen
     vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
     self_test.json        questions and the answers to them, asked again on every load: recsys.registry.self_test
     MODEL_CARD.md         what the model is, for people: recsys.registry.card
@@ -55,10 +58,14 @@ from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, sai
 from recsys.serving.retrieval import ItemIndex, can_index
 
 FORMAT_VERSION: Final = 3  # 2: what friends send, and the training weights; 3: the test of itself
+WITH_MEASURED: Final = 4  # of a bundle of two models: an earlier release would rank the one that has seen test
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
 TRAINING: Final = "training.safetensors"
+MEASURED: Final = "measured.safetensors"
+MEASURED_KEY: Final = "measured"  # of the description's extra: its sizes
+MEASURED_TRAINING: Final = "measured-training.safetensors"
 VOCABULARY: Final = "vocabulary.parquet"
 SELF_TEST: Final = "self_test.json"
 CARD: Final = "MODEL_CARD.md"
@@ -100,6 +107,14 @@ class BundleInfo(BaseModel):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The model that the figures are of, beside one that was trained on all events."""
+
+    model: FrozenModel
+    training: Mapping[str, torch.Tensor]  # its trainable weights
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle in memory."""
 
@@ -118,6 +133,11 @@ class Bundle:
         return tuple(ContextColumn.from_json(column) for column in self.info.context)
 
     @property
+    def exclude_seen(self) -> bool:
+        """Whether what a user had is left out where a request does not say: as the model was evaluated."""
+        return bool((self.info.extra.get("comparison") or {}).get("exclude_seen", True))
+
+    @property
     def num_items(self) -> int:
         return len(self.item_ids)
 
@@ -132,12 +152,13 @@ def write_bundle(
     extra: Mapping[str, Any],
     training: Mapping[str, torch.Tensor] | None = None,
     card: str = "",
+    measured: Measured | None = None,
 ) -> None:
     """Write a bundle aside and rename it into place; one that is there already is replaced.
 
     ``extra["metrics"]`` becomes the bundle's metrics, everything else of ``extra`` (plain JSON values) is kept as is.
     ``training`` are the trainable model's weights: without them nothing can start warm from the bundle. ``card`` is the
-    text of the model card.
+    text of the model card. ``measured`` is the model that the metrics are of, where ``frozen`` has seen the test part.
 
     Raises:
         ArtifactError: the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
@@ -145,16 +166,29 @@ def write_bundle(
     """
     _check_match(frozen, dataset)
     with writing_aside(folder, DESCRIPTION) as aside:
-        tensors = frozen.tensors()
-        check_finite(tensors, "the trained model")
-        save_file(tensors, aside / WEIGHTS)
+        _save_model(aside / WEIGHTS, frozen)
         pq.write_table(_item_table(frozen, dataset), aside / ITEMS, compression="zstd")
         histories = _dense_histories(dataset)
         _write_users(aside / USERS, dataset.user_ids, histories)
         if training is not None:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in training.items()}, aside / TRAINING)
+            _save_training(aside / TRAINING, training)
             _write_vocabulary(aside / VOCABULARY, dataset.vocabulary())
+        if measured is not None:
+            _check_match(measured.model, dataset)
+            _save_model(aside / MEASURED, measured.model)
+            _save_training(aside / MEASURED_TRAINING, measured.training)
+            extra = {**extra, MEASURED_KEY: {"sizes": dump_sizes(measured.model.sizes)}}
         finish(aside, _describe(frozen, dataset, histories, extra), card)
+
+
+def _save_model(path: Path, frozen: FrozenModel) -> None:
+    tensors = frozen.tensors()
+    check_finite(tensors, "the trained model")
+    save_file(tensors, path)
+
+
+def _save_training(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
 
 
 def finish(aside: Path, info: BundleInfo, card: str) -> None:
@@ -197,7 +231,7 @@ def _describe(
     frequency = np.bincount(histories.types_E, minlength=max(len(manifest.event_types), 1))
     rest = {key: value for key, value in extra.items() if key != "metrics"}
     return BundleInfo(
-        format_version=FORMAT_VERSION,
+        format_version=WITH_MEASURED if MEASURED_KEY in extra else FORMAT_VERSION,
         package_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=frozen.config,
@@ -374,7 +408,7 @@ def read_info(folder: str | Path) -> BundleInfo:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, WITH_MEASURED):
         raise ArtifactError(
             f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
             "register the model again, or use the release that made it"

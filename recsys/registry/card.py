@@ -45,6 +45,7 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
     ]
     if metrics.get("model"):
         lines += _section("Measured on the test part", _measured(metrics))
+        lines += _section("Trained on all events after that", final_lines(metrics))
         lines += _section("Against the baselines", _baselines(metrics))
         lines += _section("By segment", _segments(metrics))
         lines += _section("Granularities", _granularities(metrics))
@@ -84,6 +85,9 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     if against:
         shown = (f"{name} {entry['difference']:+.4f}" for name, entry in against.items())
         found.append(f"More than the baselines: {', '.join(shown)}.")
+    final = (metrics.get("data") or {}).get("final")
+    if final:
+        found.append(f"The figures are of a model without test; this one is of all {final['events']:,} events.")
     commit = str(lineage.get("git_commit", ""))[:12]
     changed = " with changes" if lineage.get("git_changed") else ""
     return [
@@ -164,6 +168,20 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
         low_high = f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
         rows.append([f"**{name}**" if name == metrics.get("metric") else name, f"{value:.4f}", low_high])
     return head + table(["metric", "value", "95 % interval"], rows)
+
+
+def final_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Which model the figures are of, where the one that answers was trained on all events."""
+    final = (metrics.get("data") or {}).get("final")
+    if not final:
+        return []
+    epochs = final["epochs"]
+    how = f"trained for {epochs} epochs{'' if final['start'] == 'anew' else ' more'}" if epochs else "fitted"
+    return [
+        f"The figures are of a model that has not seen the test part. The model that answers was then {how} on all "
+        f"{final['events']:,} events, test included, with the same constants; nothing was chosen in it. The measured "
+        "one is in the bundle too, and the champion gate compares that."
+    ]
 
 
 def _baselines(metrics: Mapping[str, Any]) -> list[str]:

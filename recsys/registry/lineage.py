@@ -22,9 +22,12 @@ from torch import Tensor
 from recsys import __version__
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
+from recsys.model import FrozenModel
 from recsys.registry.bundle import (
     CARD,
     DESCRIPTION,
+    MEASURED,
+    MEASURED_TRAINING,
     SELF_TEST,
     TRAINING,
     VOCABULARY,
@@ -36,11 +39,13 @@ from recsys.registry.bundle import (
     read_card,
 )
 from recsys.registry.item_index import measure_again
+from recsys.registry.measured import has_measured, measured
 from recsys.registry.register import pinned, resolve
 from recsys.registry.sealed import check_file, damaged, said_by, writing_aside
 from recsys.storage.uris import is_remote
 
-_ENCODERS = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
+_SERVED = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
+_MEASURED = {MEASURED: "encoders.", MEASURED_TRAINING: "model.encoders."}
 
 
 @dataclass(frozen=True)
@@ -61,23 +66,39 @@ class Parent:
         info = self.bundle.info
         return {"uri": self.uri, "created": info.created, "dataset": info.dataset.get("content_hash", "")}
 
+    @property
+    def seen_all(self) -> bool:
+        """Whether the model was trained on all of its events, test included."""
+        return has_measured(self.bundle.info)
+
+    def measured(self) -> FrozenModel:
+        """The model that its figures are of."""
+        return measured(self.folder, self.bundle).model
+
     def training(self) -> dict[str, Tensor]:
         """The trainable model's weights.
 
         Raises:
             ArtifactError: the bundle has none, or damaged ones.
         """
-        if TRAINING not in self.bundle.info.files:
+        return self._training(TRAINING)
+
+    def measured_training(self) -> dict[str, Tensor]:
+        """The trainable weights of the model that has not seen the test part, as :meth:`training` gives the others."""
+        return self._training(MEASURED_TRAINING if self.seen_all else TRAINING)
+
+    def _training(self, name: str) -> dict[str, Tensor]:
+        if name not in self.bundle.info.files:
             raise ArtifactError(
-                f"{self.uri} holds no training weights ({TRAINING}), so nothing can go on from it; register the model "
+                f"{self.uri} holds no training weights ({name}), so nothing can go on from it; register the model "
                 "again with `recsys register`"
             )
-        check_file(self.folder, TRAINING, self.bundle.info.files[TRAINING])
+        check_file(self.folder, name, self.bundle.info.files[name])
         try:
-            weights: dict[str, Tensor] = load_file(self.folder / TRAINING)
+            weights: dict[str, Tensor] = load_file(self.folder / name)
         except (OSError, ValueError, SafetensorError) as error:
             raise damaged(self.folder, str(error)) from None
-        check_finite(weights, str(self.folder / TRAINING))
+        check_finite(weights, str(self.folder / name))
         return weights
 
     def vocabulary(self) -> Vocabulary:
@@ -122,6 +143,7 @@ def write_refitted(
     metrics: Mapping[str, Any],
     extra: dict[str, Any],
     card: str = "",
+    of_measured: Mapping[str, Tensor] | None = None,
 ) -> None:
     """The parent's bundle with some parameters of its encoders changed and nothing else, but what is measured of them.
 
@@ -132,17 +154,20 @@ def write_refitted(
         metrics: of the new bundle; the parent's are of other weights.
         extra: added to the parent's, beside ``parent``.
         card: the new bundle's, whose text the parent's would not be.
+        of_measured: the same parameters of the measured model, where the parent holds one and they are others.
     """
     info = parent.bundle.info.model_copy(deep=True)
     with writing_aside(target, DESCRIPTION) as aside:
         for name in info.files:
             shutil.copyfile(parent.folder / name, aside / name)
-        for file in _ENCODERS.keys() & info.files.keys():
-            tensors = load_file(aside / file)
-            named = {f"{_ENCODERS[file]}{name}": tensor.detach().contiguous() for name, tensor in changed.items()}
-            assert named.keys() <= tensors.keys(), "the parameters are the parent's"
-            check_finite(named, "what was fitted again")
-            save_file(tensors | named, aside / file)
+        sides = ((_SERVED, changed), (_MEASURED, changed if of_measured is None else of_measured))
+        for heads, parameters in sides:
+            for file in heads.keys() & info.files.keys():
+                tensors = load_file(aside / file)
+                named = {f"{heads[file]}{name}": tensor.detach().contiguous() for name, tensor in parameters.items()}
+                assert named.keys() <= tensors.keys(), "the parameters are the parent's"
+                check_finite(named, "what was fitted again")
+                save_file(tensors | named, aside / file)
         info.package_version, info.created = __version__, datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
         for stale in (DESCRIPTION, SELF_TEST, CARD):

@@ -29,9 +29,9 @@ class RecommenderModel(PythonModel):
 
     Input columns, all optional, a row needs one of the first four: ``user_id`` (string), ``history`` (list of item
     ids, oldest first, or of objects with item_id, event_type, timestamp, context), ``friends`` (list of user ids),
-    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool),
-    ``context`` (object: context column → value at the moment of asking), ``horizon`` (1 … 10 events ahead), ``at``
-    (time of asking, in any form that times of events have; now without it).
+    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool; without it
+    as the model was evaluated), ``context`` (object: context column → value at the moment of asking), ``horizon``
+    (1 … 10 events ahead), ``at`` (time of asking, in any form that times of events have; now without it).
     Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
     """
 
@@ -127,8 +127,11 @@ def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
         )
 
 
-def signature() -> Any:
-    """The parameters and what comes out, for MLflow; what goes in is said by :func:`request_schema`."""
+def signature(exclude_seen: bool = True) -> Any:
+    """The parameters and what comes out, for MLflow; what goes in is said by :func:`request_schema`.
+
+    ``exclude_seen`` is that of the bundle, which holds where neither a row nor the parameters say.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
@@ -146,13 +149,16 @@ def signature() -> Any:
             ColSpec(Array(DataType.string), "unknown_friends"),
         ]
     )
-    params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, True)])
+    params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)])
     return ModelSignature(None, outputs, params)
 
 
-def request_schema() -> dict[str, Any]:
-    """The JSON schema of a request, which the registered model carries in its metadata."""
-    return Request.model_json_schema()
+def request_schema(exclude_seen: bool = True) -> dict[str, Any]:
+    """The JSON schema of a request, which the registered model carries in its metadata; ``exclude_seen`` as in
+    :func:`signature`."""
+    schema = Request.model_json_schema()
+    schema["properties"]["exclude_seen"]["default"] = exclude_seen
+    return schema
 
 
 set_model(RecommenderModel())

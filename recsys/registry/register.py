@@ -82,7 +82,7 @@ def register(
             )
         number = int(created.version)
     registry.set_registered_model_alias(name, alias, str(number))
-    tracker.set_tags({"registered_model": f"models:/{name}/{number}"})
+    tracker.set_tags({"registered_model": f"models:/{name}/{number}", **_final_tags(bundle)})
     if CARD in bundle.info.files:
         tracker.log_file(Path(bundle_folder) / CARD)
     return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", f"models:/{name}/{number}")
@@ -163,8 +163,8 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             artifacts={BUNDLE: str(folder.absolute())},
             code_paths=[str(Path(recsys.__file__).parent)],
             model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
-            signature=signature(),
-            metadata={"request": request_schema()},
+            signature=signature(bundle.exclude_seen),
+            metadata={"request": request_schema(bundle.exclude_seen)},
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
@@ -234,8 +234,14 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
         "multigrain.version": bundle.info.package_version,
         "run_id": tracker.run_id,
         **_lineage_tags(bundle.info.extra.get("lineage") or {}),
+        **_final_tags(bundle),
         **({"parent": str(parent["uri"])} if (parent := bundle.info.extra.get("parent")) else {}),
     }
+
+
+def _final_tags(bundle: Bundle) -> dict[str, str]:
+    """Of a model of all events: on what it was trained after its like was measured."""
+    return {f"final.{key}": str(value) for key, value in (bundle.info.extra.get("final") or {}).items()}
 
 
 def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:

@@ -143,7 +143,8 @@ def _value(column: ContextColumn) -> Any:
 def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Answers without a language model for the texts of pasts."""
     plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}), index=None)
-    return Recommender(plain).recommend(parse_requests(rows))
+    said = [{"exclude_seen": True, **row} for row in rows]  # as every release has asked
+    return Recommender(plain).recommend(parse_requests(said))
 
 
 def _failed(folder: Path, why: str, made_by: str) -> ArtifactError:

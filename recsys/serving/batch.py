@@ -49,7 +49,7 @@ def recommend_all(
     bundle_folder: str | Path,
     output_parquet: str | Path,
     k: int = 20,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
     batch_size: int = 1024,
     users: Sequence[str] | None = None,
     requests: Sequence[Mapping[str, Any]] | None = None,
@@ -110,7 +110,7 @@ def output_schema(granularities: Sequence[str]) -> pa.Schema:
 class _Answering:
     """An actor of the pool: the recommender, made once; a batch of user ids → rows of recommendations."""
 
-    def __init__(self, bundle: list[Any], k: int, exclude_seen: bool, at: int | None) -> None:
+    def __init__(self, bundle: list[Any], k: int, exclude_seen: bool | None, at: int | None) -> None:
         held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
         self.recommender = Recommender(held)
         self.k, self.exclude_seen = k, exclude_seen
@@ -121,14 +121,14 @@ class _Answering:
             users = batch.column("user_id").combine_chunks()
             return user_table(self.recommender, users, self.k, self.exclude_seen, self.at)
         asked = datetime.fromtimestamp(self.at, UTC)
-        defaults = {"k": self.k, "exclude_seen": self.exclude_seen, "at": asked}
+        defaults = {"k": self.k, "exclude_seen": self.exclude_seen, "at": asked}  # null: as the model was evaluated
         rows = [json.loads(text) for text in batch.column("request").to_pylist()]
         requests = parse_requests([defaults | row for row in rows])
         return answer_table(self.recommender.recommend(requests), self.recommender.names)
 
 
 def user_table(
-    recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool, at: int | None = None
+    recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool | None, at: int | None = None
 ) -> pa.Table:
     """The lists of users as rows of :func:`output_schema`, column by column; ``at`` in seconds since the epoch."""
     found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen, at)
@@ -168,7 +168,7 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
 
 
 def _answer_tables(
-    bundle: Bundle, asked: tuple[int, bool, int | None], batch_size: int, chosen: Iterator[pa.Table]
+    bundle: Bundle, asked: tuple[int, bool | None, int | None], batch_size: int, chosen: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
     """Tables of recommendations, user by user in order."""
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]

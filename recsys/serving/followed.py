@@ -58,6 +58,7 @@ class Followed:
             "granularities": info.granularities,
             "dataset": info.dataset,
             "metrics": info.metrics,
+            "exclude_seen": bundle.exclude_seen,
             "index": info.index,
             "card": card,
         }

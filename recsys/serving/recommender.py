@@ -161,7 +161,7 @@ class Recommender:
         return answers
 
     def recommend_users(
-        self, user_ids: Sequence[str], k: int, exclude_seen: bool = True, at: int | None = None
+        self, user_ids: Sequence[str], k: int, exclude_seen: bool | None = None, at: int | None = None
     ) -> Lists:
         """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user.
 
@@ -182,6 +182,7 @@ class Recommender:
             np.zeros((len(users_B), names, k)),
             np.zeros(len(users_B), dtype=bool),
         )
+        excludes = self._excludes(exclude_seen)
         order_B = np.argsort(lengths_B, kind="stable")  # like lengths together: less padding
         for start in range(0, len(users_B), size):
             rows_b = order_B[start : start + size]
@@ -189,7 +190,7 @@ class Recommender:
             attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
             with torch.inference_mode():
                 parts = self.model.parts(piece, {"profile": attributes})
-                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), exclude_seen), k)
+                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), excludes), k)
             scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
             order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_list`
@@ -198,6 +199,10 @@ class Recommender:
             found.shares_BKR[rows_b] = np.take_along_axis(shares_bKR, order_bR[:, None], 2)
             found.of_model_B[rows_b] = usable_b
         return found
+
+    def _excludes(self, asked: bool | None) -> bool:
+        """Whether what a user had is left out: as asked for, or as the model was evaluated."""
+        return self.bundle.exclude_seen if asked is None else asked
 
     def num_scored(self, longest: int) -> int:
         """Items that are scored exactly for a list of ``longest``."""
@@ -258,7 +263,7 @@ class Recommender:
         given = {"friends": _friends(visible), "profile": attributes, "user_text": self._past_texts(visible)}
         brought = {signal: found for signal, found in given.items() if found is not None}
         parts = self._parts(requests, queries, brought)
-        exclude_B = np.array([request.exclude_seen for request in requests], dtype=bool)
+        exclude_B = np.array([self._excludes(request.exclude_seen) for request in requests], dtype=bool)
         longest = max(request.k for request in requests)
         top_BR, shares_BKR, usable_B = self._top(queries, parts, exclude_B, longest)
         return [

@@ -58,9 +58,10 @@ class Request(BaseModel):
     """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events.
 
     ``friends`` are user ids: those the model knows take the place of a known user's friendships, and are all there is
-    of a newcomer's. ``attributes`` win over those known of the user; null is not given. ``context`` is that of the
-    moment of asking, and ``at`` is its time, in any form that times of events have; without it the question is asked
-    now. ``horizon`` 1 asks for the next item, 2 for the one after it, …
+    of a newcomer's. ``attributes`` win over those known of the user; null is not given. ``exclude_seen`` says whether
+    what the user had is left out; null: as the model was evaluated. ``context`` is that of the moment of asking, and
+    ``at`` is its time, in any form that times of events have; without it the question is asked now. ``horizon`` 1 asks
+    for the next item, 2 for the one after it, …
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +71,7 @@ class Request(BaseModel):
     friends: Annotated[list[Id], Field(max_length=MAX_FRIENDS)] | None = None
     attributes: dict[Id, Any] | None = None  # field → value or list; the recommender knows the fields
     k: Annotated[StrictInt, Field(ge=1, le=MAX_K)] = 20
-    exclude_seen: StrictBool = True
+    exclude_seen: StrictBool | None = None
     context: dict[str, Any] | None = None
     horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)] = 1
     at: datetime | None = None

@@ -7,7 +7,7 @@ Folders ``column=value`` above a file give columns (see :mod:`recsys.sources.par
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
@@ -19,6 +19,7 @@ from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
+from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find
 from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
@@ -54,6 +55,7 @@ class TableFiles:
     fixed: Mapping[str, str] = field(default_factory=dict)  # column → value of every file
     chunk_bytes: int = CHUNK_BYTES
     rules: CellRules = CellRules()
+    numbers: tuple[str, ...] = ()  # further columns that are numbers, whatever they are in the files
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -69,12 +71,37 @@ class CanonicalAdapter(SourceAdapter):
         return list({file.path: file for table in self._tables().values() for file in table.files}.values())
 
     def check(self) -> None:
-        self._heads(self._tables())
+        tables = self._tables()
+        heads = self._heads(tables)
+        self._derived(tables["events"], heads["events"], [])
 
     def pieces(self) -> dict[str, list[Piece]]:
         tables = self._tables()
         heads = self._heads(tables)
-        return {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
+        pieces = {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
+        return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
+
+    def _derived(self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]) -> dict[str, list[Piece]]:
+        """The tables that are made of columns of the events.
+
+        Raises:
+            SourceError: the events lack a column.
+        """
+        found = _layout(events, heads)
+        kinds, made = dict(found.extras), dict[str, list[Piece]]()
+        for table, names in self._made_of_events():
+            if unknown := [name for name in names if name not in kinds]:
+                raise SourceError(
+                    f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is no further column of the events; "
+                    f"they have: {choices(kinds) or 'none'}"
+                )
+            layout = Layout(table, tuple((name, kinds[name]) for name in names), events.rules)
+            made[table.name] = [DerivedPiece(piece, layout) for piece in pieces]
+        return made
+
+    def _made_of_events(self) -> list[tuple[schema.TableSchema, list[str]]]:
+        given = ((schema.ITEMS, self.config.item_columns), (schema.USERS, self.config.user_columns))
+        return [(table, list(dict.fromkeys(names))) for table, names in given if names]
 
     def _heads(self, tables: Mapping[str, TableFiles]) -> dict[str, list[NamedHead]]:
         """What a look at every file tells; fills the notes.
@@ -85,11 +112,15 @@ class CanonicalAdapter(SourceAdapter):
         found = {name: [_head(file, source) for file in source.files] for name, source in tables.items()}
         self._check_settings(found)
         heads = named_heads(tables, found)
+        for name, of_table in heads.items():
+            _check_numbers(self.config.numbers.get(name, ()), of_table, tables[name].table)
         self.notes = _notes([head for of_table in found.values() for head in of_table])
         for name, of_table in heads.items():
             every = dict.fromkeys(column for head in of_table for column in head.types)
             if all(head.head.format != "jsonl" for head in of_table):  # a key of JSON may come late
                 self.columns[name] = {*every, *schema.TABLES[name].columns}
+            if name == schema.EVENTS.name:
+                self.columns |= {made.name: {*names} for made, names in self._made_of_events()}
             self.notes += [f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])]
             if any(head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16()) for head in of_table):
                 self.notes.append(
@@ -111,7 +142,7 @@ class CanonicalAdapter(SourceAdapter):
                     f"{choices({head.format for heads in found.values() for head in heads})}: remove it, or set "
                     "data.source.format; names of columns are changed by data.source.rename"
                 )
-        for key in ("columns", "constants", "separator", "comment", "encoding"):
+        for key in ("columns", "constants", "numbers", "separator", "comment", "encoding"):
             value = getattr(config, key)
             for name in value if isinstance(value, dict) else ():
                 if name not in found:
@@ -130,12 +161,20 @@ class CanonicalAdapter(SourceAdapter):
                         f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and {split}"
                     )
                 constants[file.path] = {schema.SPLIT: split}
+        types = {kind: find(patterns) for kind, patterns in config.type_files.items()}
+        for kind, files in types.items():
+            for file in files:
+                if schema.EVENT_TYPE in constants.setdefault(file.path, {}):
+                    known = constants[file.path][schema.EVENT_TYPE]
+                    raise SourceError(f"{file.path} is in type_files of {known} and {kind}")
+                constants[file.path][schema.EVENT_TYPE] = kind
+        named = [file for group in (*splits.values(), *types.values()) for file in group]
         tables = {}
         for name, table in schema.TABLES.items():
             patterns: list[str] = getattr(config, name)
             files = find(patterns)
             if table is schema.EVENTS:
-                files = list({f.path: f for f in [*files, *(f for group in splits.values() for f in group)]}.values())
+                files = list({file.path: file for file in [*files, *named]}.values())
             if files:
                 tables[name] = TableFiles(
                     table,
@@ -146,6 +185,7 @@ class CanonicalAdapter(SourceAdapter):
                     constants if table is schema.EVENTS else {},
                     config.constants.get(name, {}),
                     rules=CellRules.of(config),
+                    numbers=tuple(config.numbers.get(name, ())),
                 )
         return tables
 
@@ -318,9 +358,28 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
     for head in heads:
         for name, kind in head.types.items():
             if name not in source.table.columns:
+                kind = pa.float64() if name in source.numbers and not _is_number(kind) else kind
                 where = f"{head.head.file.path}: column {name!r}"
                 extras[name] = _common_type(extras.get(name, kind), kind, where)
     return Layout(source.table, tuple(extras.items()), source.rules)
+
+
+def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:
+    """
+    Raises:
+        SourceError: a column of ``data.source.numbers`` is not there, or has a meaning of its own.
+    """
+    extras = {name for head in heads for name in head.types if name not in table.columns}
+    for name in names:
+        if name not in extras and all(head.head.format != "jsonl" for head in heads):
+            raise SourceError(
+                f"data.source.numbers.{table.name}: {name!r} is no further column of the {table.name}; they have: "
+                f"{choices(extras) or 'none'}"
+            )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:

@@ -151,7 +151,17 @@ def _fits(kind: pa.DataType) -> Callable[[Any], Any]:
 
 
 def _list_of_texts(value: Any) -> list[str | None] | None:
-    return [text_of(cell) for cell in value] if isinstance(value, list) else None
+    """The members as texts; lists within a list, such as paths of categories, become one list without repeats.
+
+    >>> _list_of_texts([["Beauty", "Hair"], ["Beauty", "Skin"]])
+    ['Beauty', 'Hair', 'Skin']
+    """
+    if not isinstance(value, list):
+        return None
+    if not any(isinstance(cell, list) for cell in value):
+        return [text_of(cell) for cell in value]
+    inner = [cell for part in value for cell in (_list_of_texts(part) or [] if isinstance(part, list) else [part])]
+    return list(dict.fromkeys(map(text_of, inner)))
 
 
 def _list_of_numbers(value: Any) -> list[float | None] | None:

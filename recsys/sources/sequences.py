@@ -72,7 +72,10 @@ class SequencesAdapter(SourceAdapter):
 
     def _items(self, files: list[InputFile]) -> TableFiles:
         rules = CellRules.of(self.config)
-        return TableFiles(schema.ITEMS, tuple(files), self.config.rename, form=Form(table="items"), rules=rules)
+        numbers = tuple(self.config.numbers)
+        return TableFiles(
+            schema.ITEMS, tuple(files), self.config.rename, form=Form(table="items"), rules=rules, numbers=numbers
+        )
 
     def _check_lines(self, file: InputFile) -> int:
         """Where the lines begin, after a look at the first ones.

@@ -33,7 +33,7 @@ _CHECKSUMS: Final = "checksums.json"
 class Progress:
     """How far a training is. ``best_epoch`` is 1-based, 0 before the first validation and for a warm start as it is."""
 
-    phase: str = "select"  # select | refit | join
+    phase: str = "select"  # select | refit | join | final | final_join
     epoch: int = 0  # finished epochs of the phase
     step: int = 0  # finished steps of the epoch after these
     loss_sum: float = 0.0  # of those steps, over all workers

@@ -98,6 +98,12 @@ def transplant(
     return found
 
 
+def names_of(weights: Mapping[str, Tensor], names: Sequence[str], silent: Collection[str]) -> list[str]:
+    """The trained granularities of weights, in the order of their λ: all, or those that spoke before *join*."""
+    lengths = {len(tensor) for key, tensor in weights.items() if key.startswith(_FUSION) and key.endswith("_K")}
+    return [name for name in names if name not in silent or len(names) in lengths]
+
+
 @contextmanager
 def scaled(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> Iterator[None]:
     """The fusion with these shares of its λ, 1 where none is named; as before when left."""

@@ -4,6 +4,7 @@ Two phases. *select* trains on the training events, validates every few epochs a
 anew on training and validation events for that number of epochs under the same schedule, so that the newest events are
 not lost to the model; nothing is chosen in it. The test events are in neither. Where the check on validation silences
 granularities (see ``kept``), both are without them, and a third phase, *join*, trains them alone around the model.
+The phase *final*, on all events, is another training: see ``recsys.training.final``.
 Where every granularity is fitted in closed form there are no epochs: *select* chooses their weights and validates once.
 
 Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
@@ -104,14 +105,8 @@ def fit(
         if any(parameter.requires_grad for parameter in join.loss.parameters()):
             join.run()
         weights, phase, selected = join.state(), join, join.best if config.train.refit else None
-    phase.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
-    frozen = phase.model.freeze(phase.graphs)
-    scale(frozen.encoders.fusion, frozen.trained_names, progress.choices.get(KEPT, {}))
-    if config.train.ratings:
-        fit_head(frozen, dataset, last, progress.choices[RATINGS])
-    seconds = time.perf_counter() - started
-    history, best_epoch = progress.history, progress.best_epoch
-    return TrainResult(frozen, weights, history, best_epoch, config.train.refit, seconds, progress.choices, selected)
+    result = phase.result(weights, config.train.refit, started)
+    return replace(result, selected=selected)
 
 
 def _select(
@@ -150,6 +145,7 @@ class Phase:
         start: Start | None = None,
     ) -> None:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
+        self.through = through
         self.validate, self.starts_warm = validate, start is not None
         self.says_repeats = context.resume_from is not None  # said by the training that was interrupted
         self.selects = progress.phase == "select"
@@ -157,7 +153,7 @@ class Phase:
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
         self.names = [name for name, _ in self.model.encoders.each()]
-        if progress.phase == "join":
+        if progress.phase.endswith("join"):
             self.model.silent = silenced(progress.choices)
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
         graphs = build_graphs(dataset, through, self.model, config)
@@ -208,6 +204,16 @@ class Phase:
     def surround(self, weights: dict[str, Tensor], names: list[str]) -> None:
         """Take the weights of a model of only these trained granularities; the others stay as they are."""
         self.loss.load_state_dict(transplant(weights, names, self.loss.state_dict(), self.names))
+
+    def result(self, weights: dict[str, Tensor], refit: bool, started: float) -> TrainResult:
+        """The frozen model of these weights and how it came to be; ``started`` on the performance counter."""
+        self.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
+        frozen, choices = self.model.freeze(self.graphs), self.progress.choices
+        scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
+        if self.config.train.ratings:
+            fit_head(frozen, self.dataset, self.through, choices[RATINGS])
+        seconds = time.perf_counter() - started
+        return TrainResult(frozen, weights, self.progress.history, self.progress.best_epoch, refit, seconds, choices)
 
     def run(self) -> None:
         """Train to the end of the phase; the progress says how it went."""

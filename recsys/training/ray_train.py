@@ -45,6 +45,7 @@ from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
+from recsys.training.final import Final, fit_final
 from recsys.training.loop import Validate, fit
 from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
 
@@ -62,21 +63,22 @@ def train_on_ray(
     report: Callable[[Report], None],
     start: Start | None = None,
     stop: threading.Event | None = None,
+    final: Final | None = None,
 ) -> TrainResult:
     """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver with each
     epoch's report, and with ``{"note": text}`` of what else is to be said.
 
-    ``start`` is where to begin, a fresh one by default. With ``run.resume`` an interrupted training of the same
-    configuration and data goes on from its newest checkpoint that is whole. What earlier trainings have left in the
-    run folder is removed when this one is done. Once ``stop`` is set, the workers end at their next report and give
-    their resources back, which a killed trainer does not.
+    ``start`` is where to begin, a fresh one by default; ``final`` makes it a training on all events instead. With
+    ``run.resume`` an interrupted training of the same configuration and data goes on from its newest checkpoint that is
+    whole. What earlier trainings have left in the run folder is removed when this one is done. Once ``stop`` is set,
+    the workers end at their next report and give their resources back, which a killed trainer does not.
 
     Raises:
         Stopped: ``stop`` was set.
         ConfigError: more workers or GPUs are asked for than the cluster has.
         UserError: whatever the loop found wrong with data or configuration.
     """
-    storage, digest = _storage(config), training_digest(config, dataset, start)
+    storage, digest = _storage(config), training_digest(config, dataset, start, final)
     earlier = find_checkpoints(storage, f"train-{digest}")
     finished = _finished(earlier)
     if not config.run.resume:
@@ -105,6 +107,7 @@ def train_on_ray(
             "checkpoints": (storage, name, earlier),
             "orders": orders,
             "start": [] if start is None else [ray.put(start)],  # once through the object store, not in every call
+            "final": [] if final is None else [ray.put(final)],
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
@@ -244,8 +247,11 @@ def _worker(settings: dict[str, Any]) -> None:
             device = ray.train.torch.get_device()
             save = partial(hand_over, {"saved": 1})
             training = TrainContext(rank, world_size, device, report, resume_from, save, note)
-            start = ray.get(settings["start"][0]) if settings["start"] else None
-            result = fit(config, dataset, settings["validate"], training, start)
+            start, final = (ray.get(held[0]) if held else None for held in (settings["start"], settings["final"]))
+            if final is not None:
+                result = fit_final(config, dataset, training, final)
+            else:
+                result = fit(config, dataset, settings["validate"], training, start)
         with tempfile.TemporaryDirectory() as parent:
             if rank == 0:
                 save_trained(Path(parent) / MODEL_FOLDER, result)

@@ -22,22 +22,26 @@ from recsys.storage.places import filesystem_of
 from recsys.storage.uris import within
 from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint
+from recsys.training.final import Final
 
-_FREE = {"num_workers", "use_gpu", "threads", "max_failures"}  # keys of train that any resumption may change
+FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}  # keys of train that any resumption may change
 
 
-def training_digest(config: Config, dataset: PreparedDataset, start: Start | None) -> str:
-    """Twelve hex digits of all that decides what a training gives: seed, model, training, validation, data, start."""
+def training_digest(config: Config, dataset: PreparedDataset, start: Start | None, final: Final | None = None) -> str:
+    """Twelve hex digits of all that decides what a training gives: seed, model, training, validation, data, start;
+    and, of a training on all events, what the earlier one has chosen."""
     decisive = {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json", exclude=_FREE),
+        "train": config.train.model_dump(mode="json", exclude=FREE),
         "exclude_seen": config.evaluate.exclude_seen,
         "max_users": config.evaluate.max_users,
         "data": dataset.manifest.content_hash,
+        **({"final": final.decisive()} if final is not None else {}),
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
-    for name, tensor in sorted(start.weights.items()) if start else ():
+    weights = (start.weights if start else {}) | (final.decisive_weights() if final is not None else {})
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 

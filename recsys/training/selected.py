@@ -6,7 +6,8 @@ have been; those that ``train`` keeps beside them (``selected.safetensors``) hav
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,18 +17,23 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
-from recsys.training.build import build_graphs, build_model
+from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
 from recsys.training.constants import with_constants
 from recsys.training.context import Report
-from recsys.training.kept import KEPT, scale, silenced, transplant
+from recsys.training.kept import KEPT, names_of, scale, silenced, transplant
 from recsys.training.strata import STRATA
 
 STACK: Final = "stack"  # the name of the members' weights among a training's choices
 
 
 def assemble(
-    config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
+    config: Config,
+    dataset: PreparedDataset,
+    through: Split,
+    weights: dict[str, Tensor],
+    choices: Report,
+    inputs: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
     """The model of these weights, with its graphs and fitted granularities made of the events through ``through``.
 
@@ -37,14 +43,17 @@ def assemble(
         through: the last part whose events are read.
         weights: the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
         choices: of the training, and the weights of the members where stacking has chosen them.
+        inputs: what the weights fixed of the shapes of signals, where they come from an earlier model; as the events
+            fix them otherwise.
     """
     config = with_constants(config, choices)
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
-    model = build_model(config, dataset, through, num_strata)
+    start = None if inputs is None else Start(weights, inputs)
+    model = build_model(config, dataset, through, num_strata, start)
     model.silent = silenced(choices)
     names = [name for name, _ in model.encoders.each()]
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
-    found = transplant(weights, [name for name in names if name not in model.silent], own, names)
+    found = transplant(weights, names_of(weights, names, model.silent), own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     graphs = build_graphs(dataset, through, model, config)
     if model.encoders.stack is not None and STACK in choices:

@@ -1,0 +1,134 @@
+"""The model that goes out where ``train.final`` is true: trained again on all events, test included.
+
+Part of the stage ``register``. It is kept in RUN/final as RUN/model is, and taken from there by ``--resume``. The
+figures stay those of RUN/model, which has not seen test.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.folder import RunFolder
+from pipelines.session import ray_session
+from pipelines.tracking import EpochLog, tracked
+from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, epoch_line
+from recsys.config import Config, TrainConfig
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.errors import ArtifactError
+from recsys.evaluation.validation import Validator
+from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.final import Final, assemble_final
+from recsys.training.members import trained_only
+from recsys.training.resume import FREE, training_digest
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """The model that goes out, and what the card, the metrics and the registry say of it."""
+
+    result: TrainResult
+    said: dict[str, Any]
+
+
+def final_model(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, go_on: int | None = None
+) -> FinalModel | None:
+    """The evaluated model's like, of all events; None where ``train.final`` is false.
+
+    Args:
+        config: of the run; what the evaluated model was trained with has been written down beside it and counts.
+        folder: of the run.
+        dataset: that the evaluated model is of.
+        trained: the evaluated model.
+        go_on: None: anew, for as many epochs as validation chose. A number: from the evaluated weights, for so many
+            epochs more, as when time is short; 0 trains nothing, and only graphs and fitted granularities are of all
+            events. A model that went on from a parent does so for as many epochs as it was updated.
+    """
+    if not config.train.final:
+        return None
+    origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
+    config = as_trained(config, origin)
+    final = _plan(trained, origin, go_on)
+    identity = {"hash": dataset.manifest.content_hash, "training": training_digest(config, dataset, None, final)}
+    said = describe(dataset, final)
+    with suppress(ArtifactError):
+        known = folder.read_json(folder.final / ORIGIN, "")
+        if config.run.resume and identity.items() <= known.items():
+            result = load_trained(folder.final)
+            folder.progress(f"{folder.final} is trained already")
+            with tracked(config, folder) as tracker:
+                EpochLog(tracker, folder.progress).complete(result.history)
+            return FinalModel(result, said)
+    folder.progress(_line(said, final))
+    started = time.perf_counter()
+    result = _trained(config, folder, dataset, final) if final.trains else _untrained(trained)
+    frozen = assemble_final(config, dataset, final, result.weights)
+    result = replace(result, frozen=frozen, seconds=time.perf_counter() - started)
+    folder.forget(folder.final)
+    save_trained(folder.final, result)
+    folder.write_json(folder.final / ORIGIN, {"dataset": dataset.root, **identity, **said})
+    folder.publish(folder.final)
+    return FinalModel(result, said)
+
+
+def _plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) -> Final:
+    if go_on is None and "parent" in origin:  # its first weights are the parent's, which it stands on already
+        return Final.of_trained(trained, trained.best_epoch)
+    return Final.of_trained(trained, go_on, LR_SHARE_OF_MORE)
+
+
+def as_trained(config: Config, origin: dict[str, Any]) -> Config:
+    """The configuration with the constants that the evaluated model was trained with, where it wrote them down."""
+    if "train" not in origin:  # an earlier release trained it
+        return config
+    here = config.train.model_dump(include=FREE)
+    train = TrainConfig.model_validate({**origin["train"], **here})
+    return config.model_copy(update={"train": train, "seed": int(origin["seed"])})
+
+
+def planned(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
+    """What :func:`final_model` will make, as the evaluation says it."""
+    return describe(dataset, _plan(trained, folder.read_json(folder.model / ORIGIN, "run `recsys train` again"), None))
+
+
+def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:
+    """What is said of the model that goes out: events, epochs, and where it started."""
+    events = sum(len(shard.through(Split.TEST).items_E) for shard in dataset.shards())
+    start = "anew" if final.trains and not final.goes_on else "measured"
+    return {"through": "test", "events": events, "epochs": final.epochs if final.trains else 0, "start": start}
+
+
+def _line(said: dict[str, Any], final: Final) -> str:
+    on = f"on all {said['events']:,} events, test included: the figures stay those of the model that has not seen test"
+    if not final.trains:
+        return f"fitting the model that goes out {on}"
+    more = " more, from the evaluated weights" if final.goes_on else ""
+    return f"training the model that goes out {on}; {final.epochs} epochs{more}"
+
+
+def _untrained(trained: TrainResult) -> TrainResult:
+    return replace(trained, history=[], refit=False, selected=None)
+
+
+def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final) -> TrainResult:
+    with tracked(config, folder) as tracker, ray_session(config):
+        from recsys.training.ray_train import NOTE, train_on_ray
+
+        log_epoch = EpochLog(tracker, folder.progress)
+
+        def report(values: dict[str, Any]) -> None:
+            if NOTE in values:
+                folder.progress(values[NOTE])
+                return
+            folder.progress(epoch_line(values))
+            log_epoch(values)
+
+        asked = trained_only(config) if config.model.fusion.stack else config
+        result = train_on_ray(asked, dataset, Validator.of(config), report, final=final)
+        log_epoch.complete(result.history)
+        tracker.log_metrics({"final": {"epochs": final.epochs, "total_seconds": result.seconds}})
+    return result

@@ -1,0 +1,112 @@
+"""``recsys init FILE…``: look at files, say what they are, and write a configuration that is ready for ``recsys run``.
+
+It asks nothing and changes none of the files. What is open is a commented line of the configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pipelines.cli import UsageError
+from pipelines.session import quiet
+from pipelines.stages import VERBS
+from recsys.errors import ConfigError
+
+DEFAULT: Final = "recsys.yaml"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the words behind ``init`` say."""
+
+    files: tuple[str, ...]
+    out: str
+    force: bool
+
+
+def command(words: Sequence[str]) -> int:
+    """Do what the words behind ``init`` say; the exit code."""
+    wanted = parse(words)
+    out = Path(wanted.out).expanduser()
+    _check_free(out, wanted.force)
+    quiet()
+    from recsys.inspect.look import look
+    from recsys.inspect.telling import told
+
+    name = "" if wanted.out == DEFAULT else plain_name(out.stem)
+    found = look(wanted.files, name)
+    print(told(found.found))
+    _write(out, found.draft.text())
+    print(f"\nwritten    {out}: every line says why; what is open is a comment")
+    print(f"next       recsys run --config {wanted.out} --budget 20m")
+    sys.stdout.flush()
+    return 0
+
+
+def parse(words: Sequence[str]) -> Wanted:
+    """Split the words.
+
+    Raises:
+        UsageError: an option that is none, or one without its value.
+
+    >>> parse(["a.csv", "--out", "mine.yaml", "b.csv"])
+    Wanted(files=('a.csv', 'b.csv'), out='mine.yaml', force=False)
+    """
+    files: list[str] = []
+    out, force, rest = DEFAULT, False, list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--force":
+            force = True
+        elif word == "--out" or word.startswith("--out="):
+            out = word.partition("=")[2] if "=" in word else rest.pop(0) if rest else ""
+            if not out or out.startswith("--"):
+                raise UsageError("--out needs a value: --out mine.yaml")
+        elif word == "--":
+            files += rest
+            rest = []
+        elif word.startswith("--"):
+            raise UsageError(f"unknown option {word!r}; usage: {VERBS['init'].usage}")
+        else:
+            files.append(word)
+    if not files:
+        raise UsageError(
+            f"no file is given; name the files, folders or globs of your data. Usage: {VERBS['init'].usage}"
+        )
+    return Wanted(tuple(files), out, force)
+
+
+def plain_name(stem: str) -> str:
+    """A name that run folders and MLflow take.
+
+    >>> plain_name("my shop (new)")
+    'my-shop-new'
+    """
+    words = "".join(character if character.isalnum() or character in "._" else " " for character in stem).split()
+    return "-".join(words) or "mine"
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if "://" in str(out):
+        raise ConfigError(f"--out {out}: a configuration is written to a local file")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; expected a file such as {out / DEFAULT}")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; nothing was done: choose another --out, or --force to replace it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
+
+
+def _write(out: Path, text: str) -> None:
+    """Whole or not at all."""
+    from recsys.storage.beside import writing_beside
+
+    try:
+        with writing_beside(out) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error}; choose another --out") from None

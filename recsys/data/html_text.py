@@ -1,0 +1,55 @@
+"""HTML in columns of items as plain text: a language model would read tags as words."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.errors import ConfigError, choices
+
+_HIDDEN: Final = r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->"
+_TAG: Final = r"</?[A-Za-z!][^<>]*>"
+_BLANKS: Final = r"[\s\x{a0}]+"
+
+
+def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table with the columns (texts or lists of texts) as plain text.
+
+    Raises:
+        ConfigError: a column is not there, or holds no texts.
+    """
+    for name in columns:
+        if name not in features.column_names:
+            raise ConfigError(
+                f"data.text.html: {name} not among the columns of items; columns: {choices(features.column_names)}"
+            )
+        column = features.column(name).combine_chunks()
+        place = features.column_names.index(name)
+        features = features.set_column(place, name, _plain_column(column, name))
+    return features
+
+
+def _plain_column(column: pa.Array, name: str) -> pa.Array:
+    kind = column.type
+    if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
+        return pa.ListArray.from_arrays(column.offsets, plain(column.values), mask=pc.is_null(column))
+    if not pa.types.is_string(kind):
+        raise ConfigError(f"data.text.html: {name} is {kind}; expected texts or lists of texts")
+    return plain(column)
+
+
+def plain(texts: pa.Array) -> pa.Array:
+    """Texts without tags, scripts and comments, entities as characters, runs of blanks as one.
+
+    >>> plain(pa.array(["<p>Fish &amp; chips</p><br/>now", "a < b", None])).to_pylist()
+    ['Fish & chips now', 'a < b', None]
+    """
+    bare = pc.replace_substring_regex(pc.replace_substring_regex(texts, _HIDDEN, " "), _TAG, " ")
+    if pc.any(pc.match_substring(bare, "&")).as_py():
+        bare = pa.array([None if text is None else html.unescape(text) for text in bare.to_pylist()], pa.string())
+        bare = pc.replace_substring_regex(bare, _TAG, " ")  # tags that were written as entities
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(bare, _BLANKS, " "))

@@ -1,0 +1,8 @@
+"""What files hold, told from a sample of each: forms, kinds of columns, tables and their ids, a split.
+
+The way of a look::
+
+    arguments → files (arguments.py) → form and sample (forms.py, samples.py) → kinds of columns (columns.py)
+              → which table is which, by names and by ids in common (tables.py)
+              → habits of the events: repeats, times, types (habits.py) → a configuration with reasons (proposal.py)
+"""

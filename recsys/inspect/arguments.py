@@ -1,0 +1,176 @@
+"""What the arguments of a look name: files, folders and globs → tables as samples, folders of known releases, and what
+is no table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from recsys.errors import SourceError, StorageError, first_line
+from recsys.inspect.samples import Sample, sample_of, together
+from recsys.inspect.vocabulary import parts
+from recsys.sources.files import InputFile, find
+from recsys.storage.uris import expanded, is_remote
+
+_MANY_FILES: Final = 12  # of one folder and name that are looked into; the others are taken to be alike
+_HETREC: Final = ("user_artists.dat", "user_taggedartists.dat", "tags.dat", "artists.dat", "user_friends.dat")
+_ATOMIC: Final = (".inter", ".item", ".user", ".kg", ".link", ".net")
+
+
+@dataclass
+class Looked:
+    """What the arguments hold."""
+
+    tables: list[Sample] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)  # path → reason
+    hetrec: str = ""  # folder of the HetRec 2011 Last.fm release
+    recbole: tuple[str, str] | None = None  # folder and name of atomic files
+    found: dict[str, list[str]] = field(default_factory=dict)  # argument → paths
+
+    def patterns(self, sample: Sample) -> list[str]:
+        """What a configuration lists to read the files of a table and no others: an argument where it names just
+        these, a glob where it names all of their suffix, else the files."""
+        mine = {file.path for file in sample.files}
+        of_argument = set(self.found.get(sample.given, ()))
+        if mine and mine == of_argument and (len(mine) > 1 or sample.given not in mine):
+            return [sample.given]
+        suffix = sample.files[0].suffix
+        alike = {path for path in of_argument if path.lower().endswith(suffix)}
+        is_folder = len(of_argument) > 1 and not set(sample.given) & set("*?[")
+        if len(mine) > _MANY_FILES and mine == alike and suffix and is_folder:
+            return [f"{sample.given.rstrip('/')}/**/*{suffix}"]
+        return sorted(mine)
+
+
+def look_at(arguments: Sequence[str]) -> Looked:
+    """Find and sample the files.
+
+    Raises:
+        SourceError: there is no argument, or none names a file.
+    """
+    if not arguments:
+        raise SourceError("no file is given; name the files, folders or globs of your data: recsys init FILE…")
+    looked = Looked()
+    files: dict[str, tuple[InputFile, str]] = {}
+    for argument in arguments:
+        try:
+            found = find([argument])
+            looked.found[argument] = [file.path for file in found]
+            for file in found:
+                if file.path == expanded(argument):  # named itself, and perhaps within a folder as well
+                    files[file.path] = (file, argument)
+                files.setdefault(file.path, (file, argument))
+        except (SourceError, StorageError) as error:
+            if len(arguments) == 1:
+                raise
+            looked.ignored[argument] = first_line(error)
+    files = _without_releases(files, looked)
+    by_stem: dict[tuple[str, str], list[tuple[InputFile, str]]] = {}
+    for file, argument in files.values():
+        by_stem.setdefault((argument, _pattern(file)), []).append((file, argument))
+    samples: list[Sample] = []
+    for alike in by_stem.values():
+        samples += _sampled(alike, looked)
+    looked.tables = _joined(samples)
+    if not (looked.tables or looked.hetrec or looked.recbole):
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(looked.ignored.items())[:5])
+        raise SourceError(
+            f"no file can be read as a table ({reasons}); expected Parquet, CSV, TSV, JSON or text tables"
+        )
+    return looked
+
+
+def _pattern(file: InputFile) -> str:
+    """Files of one folder tree whose names differ in numbers alone are parts of one table, as Spark writes them."""
+    stem = "".join("0" if character.isdigit() else character for character in file.name.lower())
+    is_part = stem.startswith("part-") or "=" in file.path
+    if is_part:
+        outside = file.path.split("=")[0].rpartition("/")[0]
+        return f"{outside}/part{file.suffix}"
+    return file.path
+
+
+def _sampled(alike: list[tuple[InputFile, str]], looked: Looked) -> list[Sample]:
+    """Samples of files that are parts of one table, or of a single file."""
+    step = max(1, -(-len(alike) // _MANY_FILES))
+    looked_into = {place for place in range(len(alike)) if place % step == 0 or place == len(alike) - 1}
+    found: list[Sample] = []
+    skipped: list[InputFile] = []
+    for place, (file, argument) in enumerate(alike):
+        if place not in looked_into:
+            skipped.append(file)
+            continue
+        try:
+            found.append(sample_of(file, argument))
+        except (SourceError, StorageError) as error:
+            looked.ignored[file.path] = first_line(error).removeprefix(f"{file.path}: ").removeprefix(f"{file.path} ")
+    if skipped and found:
+        factor = len(alike) / len(found)
+        whole = together([sample for sample in found if sample.signature == found[0].signature])
+        others = [sample for sample in found if sample.signature != found[0].signature]
+        from dataclasses import replace
+
+        files = (*whole.files, *skipped)
+        found = [replace(whole, files=files, is_whole=False, num_rows=int(whole.num_rows * factor)), *others]
+    return found
+
+
+def _joined(samples: Sequence[Sample]) -> list[Sample]:
+    """Files of one form and the same columns as one table, where their place or names say so."""
+    groups: dict[object, list[Sample]] = {}
+    for sample in samples:
+        key: object = (sample.signature, _family(sample)) if sample.format != "sequences" else sample.files[0].path
+        groups.setdefault(key, []).append(sample)
+    return [together(group) for group in groups.values()]
+
+
+def _family(sample: Sample) -> object:
+    """What files must share beside their form: the folder that was given, or a name that differs in numbers."""
+    if sample.folders:
+        return sample.given
+    letters = [word for word in parts(sample.name) if not any(character.isdigit() for character in word)]
+    return sample.files[0].path.rpartition("/")[0], tuple(letters)
+
+
+def _without_releases(files: dict[str, tuple[InputFile, str]], looked: Looked) -> dict[str, tuple[InputFile, str]]:
+    """The files without those of releases that an adapter of their own reads."""
+    folders: dict[str, list[InputFile]] = {}
+    for file, _ in files.values():
+        folders.setdefault(file.path.rpartition("/")[0], []).append(file)
+    for folder, inside in folders.items():
+        names = {file.name for file in inside}
+        if not looked.hetrec and set(_HETREC) <= names:
+            looked.hetrec = folder or "."
+        for file in inside:
+            if file.suffix == ".inter" and not file.compressed and looked.recbole is None and _is_atomic(file):
+                looked.recbole = folder or ".", file.name.removesuffix(".inter")
+    taken: dict[str, tuple[InputFile, str]] = {}
+    for path, (file, argument) in files.items():
+        folder = file.path.rpartition("/")[0] or "."
+        inside_release = looked.hetrec and (folder == looked.hetrec or folder == f"{looked.hetrec}/knowledge")
+        if inside_release and (file.name in _HETREC or folder.endswith("/knowledge")):
+            continue
+        by_folder = looked.hetrec and folder.startswith(f"{looked.hetrec}/") and argument.rstrip("/") == looked.hetrec
+        if by_folder:
+            looked.ignored[file.path] = (
+                "lies in a folder of the release, which is read as published; give it by name to use it"
+            )
+            continue
+        if looked.recbole and folder == looked.recbole[0] and file.suffix in _ATOMIC:
+            if file.name.removesuffix(file.suffix) != looked.recbole[1]:
+                looked.ignored[file.path] = f"a second data set beside {looked.recbole[1]}.inter"
+            continue
+        taken[path] = (file, argument)
+    return taken
+
+
+def _is_atomic(file: InputFile) -> bool:
+    with file.stream() as stream:
+        first = bytes(stream.read(4096)).split(b"\n")[0]
+    return b":token" in first or b":float" in first
+
+
+def shown_path(path: str) -> str:
+    """A path as a configuration takes it: dollars doubled."""
+    return path if is_remote(path) else path.replace("$", "$$")

@@ -1,0 +1,208 @@
+"""What the columns of items and users are good for: text, HTML, numbers, facts, places, vectors, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.inspect.columns import Column
+from recsys.inspect.overlap import IdSet
+from recsys.inspect.tables import Table, determines
+from recsys.inspect.vocabulary import ITEM, SESSION, TEXT, has_id, likeness
+from recsys.sources.names import fold
+
+_CATEGORY: Final = 0.5  # different values a row up to which a column groups rows
+_TELLS: Final = 0.5  # of :func:`determines`, for texts and categories
+_TELLS_NUMBER: Final = 0.25
+_MOST_FACTS: Final = 8
+_KINDS: Final = {
+    "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses", "image": "images",
+    "path": "paths of categories", "list": "lists", "lists": "lists", "vector": "vectors", "token": "categories",
+    "flag": "yes or no", "time": "times",
+}  # fmt: skip
+
+
+@dataclass
+class Attributes:
+    """The columns of one table by what they are good for, under the names that they will have."""
+
+    text: list[str] = field(default_factory=list)
+    html: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)  # that the files have as text
+    facts: list[str] = field(default_factory=list)
+    separators: dict[str, str] = field(default_factory=dict)
+    vectors: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # attributes as they are
+    idle: dict[str, str] = field(default_factory=dict)  # column of the file → why nothing is made of it
+    rename: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)  # column → what it holds, for people
+    place: bool = False  # latitude and longitude are there
+
+    @property
+    def used(self) -> list[str]:
+        """Every column that something is made of, each once."""
+        names = [*self.text, *self.numbers, *self.facts, *self.vectors, *self.others]
+        return list(dict.fromkeys(names))
+
+
+def attributes_of(
+    table: Table,
+    columns: Iterable[Column],
+    keys: Sequence[str],
+    items: IdSet | None,
+    moved: Mapping[str, str] | None = None,
+) -> Attributes:
+    """What further columns of a table are good for.
+
+    Args:
+        table: where they are.
+        columns: those to look at, in order.
+        keys: canonical columns of the table, whose names are taken.
+        items: ids of items, so that lists of other items are told from lists of words; None for users.
+        moved: columns that get other names anyway (see :func:`reserved`).
+    """
+    found = Attributes(rename=dict(moved or {}))
+    given = list(columns)
+    taken = {*keys, *(column.name for column in table.columns)} if table.sample.has_names else {*keys}
+    for column, (wanted) in _coordinates(given, table.sample.has_names).items():
+        if column.name != wanted:
+            found.rename[column.name] = wanted
+    found.place = {schema_name for schema_name in ("latitude", "longitude")} <= {
+        found.rename.get(column.name, column.name) for column in given
+    }
+    for column in given:
+        name = _name(column, found, table, taken)
+        taken.add(name)
+        _sort(found, column, name, items, _is_text(table, column))
+    found.facts = found.facts[:_MOST_FACTS]
+    found.separators = {name: mark for name, mark in found.separators.items() if name in found.facts}
+    return found
+
+
+def _is_text(table: Table, column: Column) -> bool:
+    """Whether the file has the column as text, so that numbers must be declared."""
+    return bool(pa.types.is_string(table.sample.rows.schema.field(column.name).type))
+
+
+def _name(column: Column, found: Attributes, table: Table, taken: set[str]) -> str:
+    """The name that the column will have."""
+    if column.name in found.rename:
+        return found.rename[column.name]
+    if table.sample.has_names or column.name in table.sample.folders:
+        return column.name
+    base = {"text": "title", "html": "description", "path": "categories", "list": "categories", "price": "price"}.get(
+        column.kind, f"{column.kind}_{column.place + 1}"
+    )
+    name = base if base not in taken else f"{base}_{column.place + 1}"
+    found.rename[column.name] = name
+    return name
+
+
+def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str]:
+    """Columns of latitude and longitude: by name, or two neighbours of degrees without names."""
+    latitudes, longitudes = ([c for c in columns if getattr(c, name)] for name in ("is_latitude", "is_longitude"))
+    if latitudes and longitudes and latitudes[0] is not longitudes[0]:
+        return {latitudes[0]: "latitude", longitudes[0]: "longitude"}
+    for one, two in zip(columns, columns[1:], strict=False) if not has_names else ():
+        if one.looks_like_coordinate(90.0) and two.looks_like_coordinate(180.0):
+            return {one: "latitude", two: "longitude"}
+    return {}
+
+
+def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_text: bool) -> None:
+    """Put one column where it belongs."""
+    kind = column.kind
+    found.kinds[name] = _KINDS.get(kind, kind)
+    groups = 1 < column.num_distinct <= _CATEGORY * column.num_values
+    if kind in ("empty", "constant", "object"):
+        words = {"empty": "empty", "constant": "one value in every row", "object": "nested objects"}
+        found.idle[column.name] = words[kind]
+    elif kind in ("url", "image", "time"):
+        words = {"url": "addresses are no text", "image": "paths of images", "time": "times of items are not used"}
+        found.idle[column.name] = words[kind]
+        if kind == "image":
+            found.images.append(name)
+    elif kind == "vector":
+        found.vectors.append(name)
+    elif kind in ("text", "html") and items is None:
+        found.idle[column.name] = "texts of users are not read"
+    elif kind in ("text", "html"):
+        found.text.append(name)
+        if kind == "html":
+            found.html.append(name)
+    elif kind in ("path", "list", "lists"):
+        if kind == "lists" and items is not None and _are_items(column, items):
+            found.idle[column.name] = "ids of other items"
+            return
+        if items is None:
+            found.others.append(name)
+            return
+        if column.is_wordy:
+            found.text.append(name)
+        found.facts.append(name)
+        if column.mark:
+            found.separators[name] = column.mark.strip() or column.mark
+    elif kind in ("number", "price"):
+        if column.is_whole and (column.is_key or has_id(column.name)) and name not in ("latitude", "longitude"):
+            found.idle[column.name] = "ids of something else"
+        elif is_text:
+            found.numbers.append(name)
+        else:
+            found.others.append(name)
+    elif kind == "flag" or items is None and groups:
+        found.others.append(name)
+    elif column.is_wordy and items is not None:
+        found.text.append(name)
+        if groups:
+            found.facts.append(name)
+    elif groups and not has_id(column.name):
+        found.facts.append(name)
+    else:
+        found.idle[column.name] = "codes that tell nothing of themselves"
+
+
+def _are_items(column: Column, items: IdSet) -> bool:
+    texts = column.values.drop_null().slice(0, 2000)
+    members = pc.unique(pc.list_flatten(pc.split_pattern(texts, " | ")))
+    known = pc.sum(pc.is_in(members, value_set=items.ids)).as_py() or 0
+    return len(members) > 0 and known > 0.2 * len(members)
+
+
+# -------------------------------------------------------------------------------------- columns of events that tell
+
+
+def told_by_events(
+    table: Table, user: Column, item: Column, left: Sequence[Column]
+) -> tuple[list[Column], list[Column]]:
+    """Columns of events that tell of the item, and those that tell of the user, as in a denormalised export."""
+    of_items, of_users = [], []
+    for column in left:
+        if column.kind in ("empty", "constant", "object", "time", "vector", "lists") or column.num_distinct < 2:
+            continue
+        if likeness(column.name, SESSION) >= 0.8 or column.kind == "number" and column.is_whole and has_id(column.name):
+            continue
+        by_item, by_user = determines(item, column), determines(user, column)
+        least = _TELLS_NUMBER if column.is_numeric else _TELLS
+        said = max(likeness(column.name, TEXT), likeness(column.name, ITEM))
+        if by_item >= least and by_item + 0.2 * said >= by_user:
+            of_items.append(column)
+        elif by_user >= least:
+            of_users.append(column)
+    return of_items, of_users
+
+
+def reserved(table: Table, kind: schema.TableSchema, names: dict[str, str]) -> dict[str, str]:
+    """New names for columns that a reader would take for one of the table's own by their name alone."""
+    moved = {}
+    taken = set(names.values())
+    for column in table.columns:
+        wanted = fold(column.name)
+        if column.name not in names and wanted in kind.columns and (column.name == wanted or wanted not in taken):
+            moved[column.name] = f"{wanted}_column"
+    return moved

@@ -1,0 +1,252 @@
+"""What a column holds: ids, numbers, times, texts, HTML, addresses, paths of categories, lists, coordinates.
+
+Why it matters: an address, a price or a latitude is no text for a language model, a list of genres is several facts,
+and a number of a text file is a number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.validate import CellRules, ids, numbers
+from recsys.inspect.times import TimeForm, time_form
+from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TIME, has_id, likeness
+
+Kind = Literal[
+    "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list", "lists", "vector",
+    "token", "flag", "object",
+]  # fmt: skip
+_SAMPLED: Final = 20_000  # cells that patterns are looked for in
+_MOST: Final = 0.8
+_NEARLY: Final = 0.98
+_URL: Final = r"(?i)^(?:https?://|ftp://|s3://|gs://|www\.)\S+$"
+_IMAGE: Final = r"(?i)\.(?:jpe?g|png|gif|webp|bmp)(?:\?.*)?$"
+_TAGS: Final = (
+    r"(?i)</?(?:p|br|b|i|em|strong|div|span|ul|ol|li|a|h[1-6]|table|tr|td|img|font|hr)\b[^<>]*>"
+    r"|&(?:amp|nbsp|lt|gt|quot|#\d+);"
+)
+_PRICE: Final = r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
+_COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
+_INTEGER: Final = r"^[+-]?\d{1,18}$"
+_FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
+_LIST_MARKS: Final = ("|", ";", ", ", ",")
+_PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
+_WORDY: Final = 2.0  # words a value on average from which it is a text
+_VECTOR: Final = 8  # numbers in a list of one length
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a sample."""
+
+    name: str
+    place: int  # in the file, from 0
+    kind: Kind
+    values: pa.Array = field(compare=False, repr=False)  # ids as text, null where missing
+    num_rows: int = 0
+    num_values: int = 0  # that are not missing
+    num_distinct: int = 0
+    is_whole: bool = False  # numbers without fractions
+    words: float = 0.0  # a value
+    mark: str = ""  # between the members of a list or the steps of a path
+    time: TimeForm | None = None
+    low: float = 0.0  # of numbers
+    high: float = 0.0
+    share_negative: float = 0.0
+    decimal_comma: bool = False
+    is_wordy: bool = False  # values are words that people read, not codes
+    example: str = ""
+
+    @property
+    def filled(self) -> float:
+        """Share of rows with a value."""
+        return self.num_values / max(self.num_rows, 1)
+
+    @property
+    def is_key(self) -> bool:
+        """Whether nearly every row has a value of its own."""
+        return self.num_values > 1 and self.num_distinct >= _NEARLY * self.num_values and self.filled >= _NEARLY
+
+    @property
+    def may_be_id(self) -> bool:
+        """Whether the values can be ids: short and without fractions."""
+        if self.kind in ("token", "flag"):
+            return self.num_distinct > 1 or self.num_values == 1
+        return self.kind == "number" and self.is_whole
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.kind in ("number", "price")
+
+    @property
+    def is_latitude(self) -> bool:
+        return self._is_coordinate(LATITUDE, 90.0)
+
+    @property
+    def is_longitude(self) -> bool:
+        return self._is_coordinate(LONGITUDE, 180.0)
+
+    def _is_coordinate(self, words: tuple[str, ...], limit: float) -> bool:
+        if self.kind != "number" or max(abs(self.low), abs(self.high)) > limit:
+            return False
+        return likeness(self.name, words) >= 0.8
+
+    def looks_like_coordinate(self, limit: float) -> bool:
+        """Whether unnamed numbers may be degrees: many fractions of four and more digits."""
+        if self.kind != "number" or self.is_whole or max(abs(self.low), abs(self.high)) > limit:
+            return False
+        digits = [len(text.rpartition(".")[2]) for text in self.values.drop_null()[:200].to_pylist() if "." in text]
+        return bool(digits) and sum(count >= 4 for count in digits) >= _MOST * len(digits)
+
+
+def column_of(name: str, place: int, cells: pa.Array, rules: CellRules) -> Column:
+    """Look at one column of a sample."""
+    kind = cells.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _of_lists(name, place, cells)
+    if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_nested(kind):
+        return Column(name, place, "object", pa.nulls(len(cells), pa.string()), len(cells))
+    if pa.types.is_boolean(kind):
+        cells = pc.if_else(cells, "true", "false")
+    texts = ids(cells, rules)
+    present = texts.drop_null()
+    distinct = int(pc.count_distinct(present).as_py())
+    base: dict[str, Any] = {
+        "values": texts,
+        "num_rows": len(texts),
+        "num_values": len(present),
+        "num_distinct": distinct,
+        "example": present[0].as_py()[:60] if len(present) else "",
+    }
+    if not len(present):
+        return Column(name, place, "empty", **base)
+    said = likeness(name, TIME) >= 0.8
+    raw = cells.drop_null() if not pa.types.is_string(kind) else present
+    form = time_form(raw, rules, said, has_id(name))
+    if form is not None:
+        return Column(name, place, "time", time=form, **base)
+    sample = present.slice(0, _SAMPLED)
+    if not pa.types.is_string(kind) and not pa.types.is_boolean(kind):
+        measured = _measured(
+            pc.cast(raw, pa.float64(), safe=False) if not pa.types.is_temporal(kind) else pa.nulls(0, pa.float64())
+        )
+        return Column(name, place, "constant" if distinct == 1 and len(present) > 1 else "number", **base, **measured)
+    return _of_texts(name, place, sample, base)
+
+
+def _share(texts: pa.Array, pattern: str) -> float:
+    return float(pc.mean(pc.match_substring_regex(texts, pattern).cast(pa.int8())).as_py() or 0.0)
+
+
+def _measured(values: pa.Array) -> dict[str, Any]:
+    known: Any = pl.Series(pl.from_arrow(values)).fill_nan(None).drop_nulls()
+    if not len(known):
+        return {}
+    return {
+        "is_whole": bool((known == known.floor()).all()),
+        "low": float(known.min()),
+        "high": float(known.max()),
+        "share_negative": float((known < 0).mean()),
+    }
+
+
+def _of_texts(name: str, place: int, sample: pa.Array, base: dict[str, Any]) -> Column:
+    """A column of texts that are no times."""
+    distinct = base["num_distinct"]
+    lowered = {text.lower() for text in pc.unique(sample.slice(0, 1000)).to_pylist()}
+    constant = distinct == 1 and base["num_values"] > 1
+    comma = _share(sample, _COMMA_NUMBER) > 0.3
+    values, wrong = numbers(sample, CellRules(decimal="," if comma else "."))
+    if (pc.mean(wrong.cast(pa.int8())).as_py() or 0.0) <= 1 - _NEARLY:
+        leading = _share(sample, r"^0\d")
+        if leading < 0.01 or comma:
+            measured = _measured(values)
+            kind: Kind = "constant" if constant else "flag" if lowered <= {"0", "1"} else "number"
+            return Column(name, place, kind, **base, **measured, decimal_comma=comma)
+    if constant:
+        return Column(name, place, "constant", **base)
+    if any(lowered <= flags for flags in _FLAGS):
+        return Column(name, place, "flag", **base)
+    if _share(sample, _PRICE) >= _MOST:
+        return Column(name, place, "price", **base)
+    if _share(sample, _URL) >= _MOST:
+        return Column(name, place, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)
+    if _share(sample, _IMAGE) >= _MOST:
+        return Column(name, place, "image", **base)
+    blanks = pc.mean(pc.count_substring(pc.utf8_trim_whitespace(sample), " ")).as_py() or 0.0
+    words = float(blanks) + 1
+    letters = _share(sample, r"\p{L}{3,}")
+    wordy = letters >= 0.7 and _share(sample, r"\d") <= 0.5
+    base |= {"words": words, "is_wordy": wordy or (words >= _WORDY and letters >= 0.5)}
+    if _share(sample, _TAGS) >= 0.03 and words >= _WORDY:
+        return Column(name, place, "html", **base)
+    if found := _members(sample):
+        return Column(name, place, found[0], mark=found[1], **base)
+    is_text = letters >= 0.5 and words >= _WORDY
+    return Column(name, place, "text" if is_text else "token", **base)
+
+
+def _members(sample: pa.Array) -> tuple[Kind, str] | None:
+    """Lists and paths within texts: members come again in other values."""
+    few = sample.slice(0, 5000)
+    for kind, marks in (("list", _LIST_MARKS[:2]), ("path", _PATH_MARKS), ("list", _LIST_MARKS[2:])):
+        for mark in marks:
+            share = float(pc.mean(pc.match_substring(few, mark).cast(pa.int8())).as_py() or 0.0)
+            if share < 0.3:
+                continue
+            members = [part.strip() for text in few.to_pylist() for part in text.split(mark) if part.strip()]
+            if not members:
+                continue
+            long = sum(len(part.split()) > 5 for part in members)
+            if len(set(members)) <= 0.5 * len(members) and long <= 0.1 * len(members):
+                return ("path" if kind == "path" else "list"), mark
+    return None
+
+
+def _of_lists(name: str, place: int, cells: pa.Array) -> Column:
+    kind = cells.type.value_type
+    lengths = pc.list_value_length(cells)
+    base: dict[str, Any] = {"num_rows": len(cells), "num_values": len(cells) - cells.null_count}
+    nothing = pa.nulls(len(cells), pa.string())
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        sizes = pc.unique(lengths.drop_null()).to_pylist()
+        is_vector = len(sizes) == 1 and sizes[0] >= _VECTOR
+        return Column(name, place, "vector" if is_vector else "object", nothing, **base)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return Column(name, place, "object", nothing, **base)
+    members = pc.list_flatten(cells).cast(pa.string()).drop_null()
+    joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")
+    wordy = (
+        _share(members.slice(0, _SAMPLED), r"\p{L}{3,}") >= 0.7 and _share(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3
+    )
+    distinct = int(pc.count_distinct(members).as_py())
+    spaces = float(pc.mean(pc.count_substring(members.slice(0, _SAMPLED), " ")).as_py() or 0.0) if len(members) else 0.0
+    is_text = spaces >= 5  # a description in one or several paragraphs
+    if is_text:
+        kind_found: Kind = "html" if _share(members.slice(0, _SAMPLED), _TAGS) >= 0.03 else "text"
+    else:
+        kind_found = "lists"
+    base |= {"num_distinct": distinct, "is_wordy": wordy, "words": spaces + 1}
+    base["example"] = members[0].as_py()[:60] if len(members) else ""
+    return Column(name, place, kind_found, joined, **base)
+
+
+def bare_tokens(column: Column) -> list[str]:
+    """The different values of a column of few, sorted; for event types and parts of a split."""
+    return sorted(pc.unique(column.values.drop_null()).to_pylist())
+
+
+def has_known(text: str, words: tuple[str, ...]) -> bool:
+    """Whether an event type is one of the words, e.g. ``Product_View`` of ``view``.
+
+    >>> has_known("Product_View", ("view",)), has_known("preview", ("view",))
+    (True, False)
+    """
+    found = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
+    return text.lower() in words or any(word in found or f"{word}s" in found or f"{word}ed" in found for word in words)

@@ -1,0 +1,122 @@
+"""A configuration as a person would write it: keys in order, behind each the reason, other choices as comments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import yaml
+
+_WIDTH: Final = 10**6
+_COMMENT_AT: Final = 44  # column of a comment behind a short line
+
+
+@dataclass
+class _Node:
+    """A key with a value, or a section with keys below it, or a commented line."""
+
+    key: str
+    value: Any = None
+    why: str = ""
+    below: list[_Node] | None = None
+    is_comment: bool = False
+
+    def add(self, node: _Node) -> None:
+        """Put a node at the end of a section."""
+        assert self.below is not None, f"{self.key} is a value"
+        self.below.append(node)
+
+
+@dataclass
+class Draft:
+    """Sections and keys by dotted path, in the order in which they are set."""
+
+    title: list[str] = field(default_factory=list)  # lines of the comment on top
+    _root: _Node = field(default_factory=lambda: _Node("", below=[]))
+
+    def section(self, path: str, why: str = "") -> None:
+        """Open a section, with its reason."""
+        self._section(path.split(".")).why = why
+
+    def set(self, path: str, value: Any, why: str) -> None:
+        """Set ``a.b.c`` to a value, with its reason."""
+        self.put(path.split("."), value, why)
+
+    def other(self, path: str, value: Any, why: str) -> None:
+        """Another choice for ``a.b.c``, as a comment."""
+        self.comment(path.split("."), value, why)
+
+    def put(self, keys: Sequence[str], value: Any, why: str) -> None:
+        """:meth:`set` with the keys one by one, as a key may hold dots."""
+        self._section(keys[:-1]).add(_Node(keys[-1], value, why))
+
+    def comment(self, keys: Sequence[str], value: Any, why: str) -> None:
+        """:meth:`other` with the keys one by one."""
+        self._section(keys[:-1]).add(_Node(keys[-1], value, why, is_comment=True))
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """What a reader of the text gets."""
+        return _tree(self._root)
+
+    def text(self) -> str:
+        """YAML."""
+        lines = [f"# {line}".rstrip() for line in self.title]
+        for node in self._root.below or []:
+            _write(node, 0, lines)
+        return "\n".join(lines) + "\n"
+
+    def _section(self, keys: Sequence[str]) -> _Node:
+        node = self._root
+        for key in keys:
+            assert node.below is not None, f"{node.key} is a value"
+            found = next((inner for inner in node.below if inner.key == key and not inner.is_comment), None)
+            if found is None:
+                found = _Node(key, below=[])
+                node.below.append(found)
+            node = found
+        assert node.below is not None, f"{node.key} is a value"
+        return node
+
+
+def _tree(section: _Node) -> dict[str, Any]:
+    """The values of a section; sections that hold none are left out."""
+    found = {}
+    for node in section.below or []:
+        if node.is_comment:
+            continue
+        value = _tree(node) if node.below is not None else node.value
+        if node.below is None or value:
+            found[node.key] = value
+    return found
+
+
+def _write(node: _Node, depth: int, lines: list[str]) -> None:
+    indent = "  " * depth
+    if node.below is None:
+        mark = "# " if node.is_comment else ""
+        lines.append(_with_reason(f"{indent}{mark}{flow(node.key)}: {flow(node.value)}", node.why))
+        return
+    if not node.below:
+        return
+    is_idle = not _tree(node)  # of comments alone: the section's own line is one too
+    lines.append(_with_reason(f"{indent}{'# ' if is_idle else ''}{flow(node.key)}:", node.why))
+    for inner in node.below:
+        _write(inner, depth + 1, lines)
+
+
+def _with_reason(line: str, why: str) -> str:
+    """A line with its reason, which stays on that line whatever it holds."""
+    plain = "".join(character for character in " ".join(why.split()) if character.isprintable())
+    return f"{line:<{_COMMENT_AT}}  # {plain}" if plain else line
+
+
+def flow(value: Any) -> str:
+    """A value on one line, as YAML reads it back.
+
+    >>> flow({"a: b": ["x", 1, None]}), flow("::"), flow(True)
+    ("{'a: b': [x, 1, null]}", "'::'", 'true')
+    """
+    text = yaml.safe_dump(value, default_flow_style=True, width=_WIDTH, allow_unicode=True, sort_keys=False)
+    return str(text).removesuffix("\n").removesuffix("...").rstrip("\n").replace("\n", " ")

@@ -1,0 +1,116 @@
+"""The columns of the table of events: time, type, value and split beside users and items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from recsys import schema
+from recsys.data.validate import SPLIT_WORDS
+from recsys.inspect.columns import Column, bare_tokens, has_known
+from recsys.inspect.tables import Pair, Table, determines
+from recsys.inspect.vocabulary import EVENT_TYPE, NEGATIVE, STRONG, TIME, VALUE, WEAK, has_id, likeness
+
+_MOST_TYPES: Final = 30
+_RATING_VALUES: Final = 21
+_SAYS: Final = 0.8
+
+
+@dataclass
+class EventColumns:
+    """Which column of the events is what."""
+
+    user: Column
+    item: Column
+    time: Column | None = None
+    type: Column | None = None
+    value: Column | None = None
+    split: Column | None = None
+    left: list[Column] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)  # canonical column → why
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Column of the files → canonical column."""
+        given = {
+            schema.USER_ID: self.user,
+            schema.ITEM_ID: self.item,
+            schema.TIMESTAMP: self.time,
+            schema.EVENT_TYPE: self.type,
+            schema.VALUE: self.value,
+            schema.SPLIT: self.split,
+        }
+        return {column.name: name for name, column in given.items() if column is not None}
+
+
+def columns_of_events(pair: Pair) -> EventColumns:
+    """Find the columns beside the ids."""
+    table, found = pair.table, EventColumns(pair.user, pair.item)
+    left = [column for column in table.columns if column not in (pair.user, pair.item)]
+    found.split = next((column for column in left if _is_split(table, column)), None)
+    left = [column for column in left if column is not found.split]
+    found.time = _time(table, pair, left)
+    left = [column for column in left if column is not found.time]
+    found.type = _type(table, pair, left)
+    left = [column for column in left if column is not found.type]
+    found.value = _value(table, pair, left)
+    found.left = [column for column in left if column is not found.value]
+    return found
+
+
+def _is_split(table: Table, column: Column) -> bool:
+    if column.kind not in ("token", "flag") or not 2 <= column.num_distinct <= 4:
+        return False
+    parts = {SPLIT_WORDS.get(word.lower(), "") for word in bare_tokens(column)}
+    return "" not in parts and {"train", "test"} <= parts
+
+
+def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
+    """The time of the event: named so, with a time of day, and not one that tells of the item."""
+    times = [column for column in left if column.kind == "time" and column.filled > 0.05]
+
+    def rank(column: Column) -> tuple[float, bool, float, int]:
+        of_item = pair.item.num_distinct < 0.7 * pair.item.num_values and determines(pair.item, column) > 0.95
+        of_user = pair.user.num_distinct < 0.7 * pair.user.num_values and determines(pair.user, column) > 0.95
+        assert column.time is not None
+        epoch = column.time.words.endswith("since 1970")
+        return (
+            -1.0 * (of_item or of_user),
+            not column.time.by_day,
+            table.like(column, TIME) + 0.1 * epoch,
+            -column.place,
+        )
+
+    best = max(times, key=rank, default=None)
+    if best is None or rank(best)[0] < 0 and table.sample.has_names and likeness(best.name, TIME) < 1.0:
+        return None
+    return best
+
+
+def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
+    for column in left:
+        if column.kind not in ("token", "flag", "number") or not 2 <= column.num_distinct <= _MOST_TYPES:
+            continue
+        if column.kind == "number" and not (column.is_whole and column.num_distinct <= 10):
+            continue
+        words = bare_tokens(column) if column.kind == "token" else []
+        known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(1, len(words) / 3)
+        said = table.like(column, EVENT_TYPE) >= _SAYS
+        if not (known and column.kind == "token" or said):
+            continue
+        if not known and determines(pair.item, column) > 0.9:
+            continue  # the type of the item
+        return column
+    return None
+
+
+def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
+    numbers = [c for c in left if c.kind in ("number", "flag") and c.num_distinct > 1 and not has_id(c.name)]
+    if table.sample.has_names:
+        named = [column for column in numbers if table.like(column, VALUE) >= _SAYS]
+        named = [column for column in named if determines(pair.item, column) < 0.9]
+        return max(named, key=lambda column: (table.like(column, VALUE), -column.place), default=None)
+    rated = [
+        c for c in numbers if c.kind == "number" and c.num_distinct <= _RATING_VALUES and c.low >= -10 and c.high <= 100
+    ]
+    return rated[0] if rated else None

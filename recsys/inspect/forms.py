@@ -1,0 +1,244 @@
+"""How a text file is written: encoding, comments, separator, header or none; or that it is no table."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from recsys.errors import SourceError
+from recsys.inspect.vocabulary import is_known_name
+from recsys.sources.guesses import COMMENTS, data_in_header, is_rule, is_value, looks_like_names
+from recsys.sources.headers import Form, dialect_of
+from recsys.sources.separators import BLANKS
+
+_LOOKED_AT: Final = 400  # lines
+_CONSISTENT: Final = 0.9  # share of lines with the usual number of cells
+_SEPARATORS: Final = ("\t", "::", ";", "|", ",", "^", "~")
+_USUAL: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_ID: Final = re.compile(r"[\w.@+\-:/]{1,64}")
+_NAME: Final = re.compile(r"[^\W\d][\w .:/()#%\-]{0,60}")
+_LONG_LINE: Final = 2.2  # items a line on average from which lines of different lengths are sequences
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """The form of a separated text file."""
+
+    separator: str
+    has_header: bool
+    encoding: str = "utf-8"
+    comment: str = ""
+    suffix: str = ""  # of the file, in lower case
+    doubt: str = ""  # why a header was (not) seen, where that is open
+
+    @property
+    def kind(self) -> str:
+        """The reader's format: ``csv`` or ``tsv``."""
+        if self.suffix in _USUAL:
+            return "csv" if self.suffix == ".csv" else "tsv"
+        return "tsv" if self.separator == "\t" else "csv"
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the reader finds the separator by the file's name alone."""
+        return _USUAL.get(self.suffix) == self.separator
+
+    def settings(self, columns: Sequence[str] = (), table: str = "events") -> Form:
+        """As the configuration would say it."""
+        return Form(self.separator, tuple(columns), "auto", self.comment, self.encoding, table)
+
+
+@dataclass(frozen=True)
+class SequenceForm:
+    """Lines of ``user item item …``."""
+
+    separator: str = ""  # "": blanks
+    comment: str = ""
+
+
+def encoding_of(head: bytes) -> str:
+    """``utf-8``, or the single-byte encoding that the bytes above ASCII fit best.
+
+    >>> encoding_of("Amélie".encode()), encoding_of("Amélie".encode("latin-1")), encoding_of(b"it\\x92s")
+    ('utf-8', 'latin-1', 'cp1252')
+    """
+    lines = head.split(b"\n")
+    high = [line for line in lines[:-1] or lines if not line.isascii()]
+    wrong = [line for line in high if not _is_utf8(line)]
+    if not wrong or len(wrong) < 0.1 * len(high):
+        return "utf-8"
+    return "cp1252" if any(0x80 <= code < 0xA0 for line in wrong for code in line) else "latin-1"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm:
+    """The form of a file by its first bytes.
+
+    Args:
+        head: unpacked.
+        suffix: of its name, e.g. ``.csv``.
+        name: for messages.
+
+    Raises:
+        SourceError: it is no table, with the reason.
+    """
+    head = head.removeprefix(codecs.BOM_UTF8)
+    encoding = encoding_of(head)
+    if b"\n" not in head and b"\r" in head.strip():
+        raise SourceError("the lines end with a lone carriage return; convert the line ends")
+    text = head.decode(encoding, errors="replace")
+    lines = [line for line in text.split("\n")[:_LOOKED_AT] if line.strip()]
+    lines = [line.rstrip("\r") for line in lines]
+    if len(lines) > 1 and len(head.split(b"\n")) <= _LOOKED_AT and not text.endswith("\n") and len(head) >= 1 << 18:
+        lines = lines[:-1]
+    comment = _comment(lines)
+    rows = [line for line in lines if not (comment and line.startswith(comment))]
+    if not rows:
+        raise SourceError("nothing but blank lines and comments")
+    told = re.fullmatch(r'"?sep=(.)"?', rows[0], re.IGNORECASE)
+    if told and len(rows) > 2:
+        rows = rows[1:]
+    separator = told[1] if told else _separator(rows, suffix)
+    if not separator or separator == BLANKS:
+        sequences = _sequence_form(rows, comment)
+        if sequences is not None and not _has_equal_cells(rows, BLANKS):
+            return sequences
+    if not separator:
+        raise SourceError("text in which no separator gives every line the same number of cells: no table")
+    kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
+    dialect = dialect_of(kind, Form(separator))
+    if kind == "csv" and separator == "," and dialect.quoted:
+        rows = _joined(rows)
+    cells = [tuple(cell.strip() for cell in _cells(row, separator, dialect.quoted)) for row in rows]
+    has_header, doubt = _header(cells, suffix)
+    return TextForm(separator, has_header, encoding, comment, suffix, doubt)
+
+
+def _comment(lines: Sequence[str]) -> str:
+    """The mark of the comment lines; none where a single marked line on top has the cells of the others."""
+    for mark in COMMENTS:
+        marked = [line for line in lines if line.startswith(mark)]
+        if not marked or len(marked) == len(lines):
+            continue
+        plain = [line for line in lines if not line.startswith(mark)]
+        separator = _separator(plain, "")
+        if len(marked) > 1 and len(marked) > 0.3 * len(lines):
+            continue  # ids that begin so
+        is_header = (
+            len(marked) == 1
+            and lines[0] is marked[0]
+            and separator
+            and len(_cells(marked[0].removeprefix(mark).strip(), separator, False))
+            == len(_cells(plain[0], separator, False))
+            > 1
+        )
+        return "" if is_header else mark
+    return ""
+
+
+def _cells(line: str, separator: str, quoted: bool) -> list[str]:
+    if separator == BLANKS:
+        return line.split()
+    if quoted and len(separator) == 1 and '"' in line:
+        try:
+            return next(csv.reader([line], delimiter=separator), [])
+        except csv.Error:
+            return line.split(separator)
+    return line.split(separator)
+
+
+def _joined(lines: Sequence[str]) -> list[str]:
+    """Lines with an open quote joined with those that follow."""
+    rows: list[str] = []
+    held = ""
+    for line in lines:
+        held = f"{held}\n{line}" if held else line
+        if held.count('"') % 2 == 0 or held.count("\n") > 20:
+            rows.append(held)
+            held = ""
+    return rows or list(lines)
+
+
+def _separator(lines: Sequence[str], suffix: str) -> str:
+    """The separator that gives most lines one number of cells; empty: none does."""
+    found: dict[str, tuple[float, int]] = {}  # separator → share of rows with the usual number of cells, that number
+    for separator in _SEPARATORS:
+        rows = _joined(lines) if separator in ",;" else lines
+        sizes = [len(_cells(row, separator, True)) for row in rows]
+        size, number = max(Counter(sizes).items(), key=lambda item: (item[1], item[0]))
+        share = number / len(rows)
+        if size > 1 and share >= _CONSISTENT and sizes[0] > 1:
+            found[separator] = round(share, 1), size
+    most = max((size for _, size in found.values()), default=0)
+    if found:
+
+        def rank(separator: str) -> tuple[float, int, int]:
+            share, size = found[separator]
+            is_usual = _USUAL.get(suffix) == separator and (size == most or not _in_numbers_only(lines, separator))
+            return share + is_usual, size, -_SEPARATORS.index(separator)
+
+        return max(found, key=rank)
+    return BLANKS if _has_equal_cells(lines, BLANKS) else ""
+
+
+def _in_numbers_only(lines: Sequence[str], separator: str) -> bool:
+    """Whether a separator stands between digits alone, as a decimal comma does."""
+    mark = re.escape(separator)
+    return not any(re.search(rf"(?<!\d){mark}|{mark}(?!\d)", line) for line in lines)
+
+
+def _has_equal_cells(lines: Sequence[str], separator: str) -> bool:
+    counts = Counter(len(_cells(line, separator, False)) for line in lines)
+    size, number = counts.most_common(1)[0]
+    return size > 1 and number >= _CONSISTENT * len(lines)
+
+
+def _sequence_form(lines: Sequence[str], comment: str) -> SequenceForm | None:
+    """Lines of ids, several a line, of different lengths."""
+    for separator in ("", *_SEPARATORS):
+        words = [line.split(separator or None) for line in lines]
+        words = [[word.strip() for word in of_line if word.strip()] for of_line in words]
+        words = [of_line for of_line in words if of_line]
+        if not words or not all(_ID.fullmatch(word) for of_line in words for word in of_line):
+            continue
+        users = [of_line[0] for of_line in words]
+        items = Counter(word for of_line in words for word in of_line[1:])
+        if sum(items.values()) < _LONG_LINE * len(words) or len(set(users)) < len(users):
+            continue
+        with_digits = sum(any(character.isdigit() for character in user) for user in users)
+        if with_digits >= 0.9 * len(users) and len(words) > 2:
+            return SequenceForm(separator, comment)
+    return None
+
+
+def _header(rows: Sequence[tuple[str, ...]], suffix: str) -> tuple[bool, str]:
+    """Whether the first row names the columns, and the reason where that is open."""
+    first, below = rows[0], list(rows[1:])
+    if not below:
+        return not any(map(is_value, first)), "there is one row only"
+    if is_rule(below[0]):
+        below = below[1:]
+    if list(first) == [str(number) for number in range(len(first))] and len(first) > 2:
+        return True, ""
+    known = sum(is_known_name(cell) for cell in first)
+    if any(map(is_value, filter(None, first))):
+        return known >= 2 and known * 2 > len(first), ""
+    if looks_like_names(first, below) or known >= max(1, len(first) / 3):
+        return True, ""
+    if data_in_header([cell.strip() for cell in first], below):
+        return False, ""
+    if not all(_NAME.fullmatch(cell) for cell in first if cell) or len(set(first)) < len(first):
+        return False, ""
+    return suffix in _USUAL, "neither the first row nor the rows below it are plainly names or data"

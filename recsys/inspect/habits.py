@@ -1,0 +1,253 @@
+"""Habits of the events: how many, when, of which types and values, what repeats, and which split tests a model as it
+will be used.
+
+Legend: E events, in the order of the files unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.data.validate import CellRules, Layout, check_rows
+from recsys.inspect.columns import has_known
+from recsys.inspect.vocabulary import NEGATIVE, SHOWN, STRONG, WEAK
+
+SHARES: Final = (0.1, 0.15, 0.2)
+"""Shares of the events that a temporal split may hold out for test, and again for validation; the first that fits."""
+_KNOWN_EVENTS: Final = 0.5  # share of the test events that must be of users with a past
+_KNOWN_USERS: Final = 0.15  # share of the users that must have a past and test events …
+_MANY_USERS: Final = 1000  # … or so many of them
+_FEWEST: Final = 5
+_MANY_REPEATS: Final = 0.1
+_MOST_UNTIMED: Final = 0.001
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """What a global cut in time would leave."""
+
+    share: float  # of the events in test, and in validation
+    test_from: datetime
+    num_test_users: int  # with events before the cut
+    num_users: int  # with two events and more
+    known: float = 1.0  # share of the test events that are of users with events before
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What the sampled events say."""
+
+    num_rows: int
+    num_events: int  # good ones
+    num_users: int
+    num_items: int
+    bad: Mapping[str, float]  # reason → share of rows
+    timed: float = 0.0  # share of events with a time
+    first: datetime | None = None
+    last: datetime | None = None
+    types: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
+    temporal: Temporal | None = None  # the split in time that leaves enough users, None: none does
+    best_temporal: Temporal | None = None  # the one that leaves most, for the reason
+    repeats: float = 0.0  # share of the events that would be predicted whose pair of user and item came before
+    low: float = 1.0
+    high: float = 1.0
+    num_values: int = 0  # different ones
+    negative: float = 0.0  # share of values below zero
+    small: float = 0.0  # share of values below the middle of the scale
+    same_time: float = 0.0  # share of events at the time of the user's event before
+    all_types: tuple[str, ...] = ()  # also those that do not count
+
+    @property
+    def has_times(self) -> bool:
+        return self.timed >= 1 - _MOST_UNTIMED
+
+    @property
+    def repeats_are_common(self) -> bool:
+        return self.repeats > _MANY_REPEATS
+
+    @property
+    def bad_share(self) -> float:
+        return sum(self.bad.values())
+
+
+@dataclass(frozen=True)
+class Types:
+    """What the event types mean."""
+
+    targets: tuple[str, ...] = ()  # what to predict; empty: all
+    history: tuple[str, ...] = ()  # what counts at all; empty: all
+    why: str = ""
+
+
+def meaning_of(types: Sequence[str]) -> Types:
+    """Which types are the aim, and which say the contrary or nothing.
+
+    >>> meaning_of(["view", "cart", "purchase"]).targets
+    ('purchase',)
+    >>> meaning_of(["VIEW", "LIKE", "FOLLOW"]).targets
+    ()
+    """
+    negative = [name for name in types if has_known(name, NEGATIVE)]
+    shown = [name for name in types if has_known(name, SHOWN) and name not in negative]
+    left = [name for name in types if name not in (*negative, *shown)]
+    if not left:
+        return Types()
+    out = (*negative, *shown)
+    history = tuple(left) if out else ()
+    strong = [name for name in left if has_known(name, STRONG) and not has_known(name, ("cart", "basket"))]
+    weak = [name for name in left if has_known(name, WEAK) and name not in strong]
+    if strong and weak:
+        return Types(tuple(strong), history, "the aim of the others")
+    return Types((), history, "")
+
+
+def events_of(rows: pa.Table, names: Mapping[str, str], rules: CellRules) -> tuple[pa.Table, dict[str, float]]:
+    """The good events of a sample as the readers type them, and the reasons of the others with their shares."""
+    given = pa.table({to: rows.column(name) for name, to in names.items() if to in schema.EVENTS.columns})
+    checked = check_rows(given, Layout(schema.EVENTS, rules=rules))
+    reasons = checked.column(schema.REASON)
+    counted = pc.value_counts(reasons.drop_null().combine_chunks()) if reasons.null_count < len(reasons) else None
+    bad = {}
+    if counted is not None:
+        pairs = zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
+        bad = {reason: number / max(rows.num_rows, 1) for reason, number in pairs}
+    return checked.filter(pc.is_null(reasons)), bad
+
+
+def habits_of(
+    events: pa.Table, bad: Mapping[str, float], targets: Sequence[str] = (), min_value: float | None = None
+) -> Habits:
+    """Look at the good events.
+
+    Args:
+        events: of :func:`events_of`.
+        bad: reason → share of the rows that are none.
+        targets: the event types that are predicted; empty: all.
+        min_value: smaller values are left out.
+    """
+    num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
+    values = pl.Series(pl.from_arrow(events.column(schema.VALUE)))
+    frame = pl.DataFrame(
+        {
+            "user": pl.Series(pl.from_arrow(events.column(schema.USER_ID))),
+            "item": pl.Series(pl.from_arrow(events.column(schema.ITEM_ID))),
+            "time": pl.Series(pl.from_arrow(events.column(schema.TIMESTAMP).cast(pa.int64()))),
+            "type": pl.Series(pl.from_arrow(events.column(schema.EVENT_TYPE))),
+            "value": values,
+            "part": pl.Series(pl.from_arrow(events.column(schema.SPLIT).cast(pa.string()))),
+        }
+    )
+    if not len(frame):
+        return Habits(0, 0, 0, 0, bad)
+    parts = {str(name): int(count) for name, count in frame["part"].drop_nulls().value_counts().rows()}
+    types = {str(name): int(count) for name, count in frame["type"].value_counts(sort=True).rows()}
+    used = frame if min_value is None else frame.filter(pl.col("value") >= min_value)
+    times: Any = used["time"].drop_nulls()
+    timed = len(times) / max(len(used), 1)
+    middle = _middle(values)
+    fits = [_temporal(used, share, targets) for share in SHARES] if timed >= 1 - _MOST_UNTIMED and len(used) else []
+    temporal = next((fit for fit in fits if fit and _is_enough(fit)), None)
+    best = max((fit for fit in fits if fit), key=lambda fit: fit.num_test_users, default=None)
+    return Habits(
+        num_rows,
+        len(used),
+        used["user"].n_unique(),
+        used["item"].n_unique(),
+        dict(bad),
+        timed,
+        _moment(times.min()) if len(times) else None,
+        _moment(times.max()) if len(times) else None,
+        types,
+        parts,
+        temporal,
+        best,
+        _repeats(used, temporal, targets),
+        _number(values.min()),
+        _number(values.max()),
+        values.n_unique(),
+        _number((values < 0).mean()),
+        _number((values < middle).mean()),
+        _same_time(used) if timed > 0.5 else 0.0,
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if value is not None else 0.0
+
+
+def _middle(values: pl.Series) -> float:
+    return (_number(values.min()) + _number(values.max())) / 2
+
+
+def _moment(micros: int) -> datetime:
+    return datetime.fromtimestamp(micros // 1_000_000, UTC)
+
+
+def _of_types(frame: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
+    return frame.filter(pl.col("type").is_in(list(targets))) if targets else frame
+
+
+def _temporal(frame: pl.DataFrame, share: float, targets: Sequence[str]) -> Temporal | None:
+    """What is left where the latest share of the events is test and as many before it are validation."""
+    timed = frame.filter(pl.col("time").is_not_null())
+    test_from, valid_from = (timed["time"].quantile(1 - count * share, "higher") for count in (1, 2))
+    if test_from is None or valid_from is None or not valid_from < test_from:
+        return None
+    before = timed.filter(pl.col("time") < test_from)["user"].unique()
+    earlier = timed.filter(pl.col("time") < valid_from)["user"].unique()
+    asked = _of_types(timed.filter(pl.col("time") >= test_from), targets)["user"]
+    test, known_share = asked.unique(), _number(asked.is_in(before.implode()).mean())
+    valid = _of_types(timed.filter((pl.col("time") >= valid_from) & (pl.col("time") < test_from)), targets)[
+        "user"
+    ].unique()
+    known = int(test.is_in(before.implode()).sum())
+    known_valid = int(valid.is_in(earlier.implode()).sum())
+    counts = timed.group_by("user").len()
+    return Temporal(
+        share, _moment(int(test_from)), min(known, 2 * known_valid), int((counts["len"] > 1).sum()), known_share
+    )
+
+
+def _is_enough(fit: Temporal) -> bool:
+    enough = max(min(_KNOWN_USERS * fit.num_users, _MANY_USERS), _FEWEST)
+    return fit.num_test_users >= enough and fit.known >= _KNOWN_EVENTS
+
+
+def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:
+    """The share of the events to predict of which the user had the item before: at an earlier time, or, without times,
+    in an earlier row. What repeats user, item, type and time is one event."""
+    has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
+    rows = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
+    if has_times:
+        rows = rows.sort(["user", "time"], maintain_order=True)
+        first = pl.col("time").min().over(["user", "item"])
+        rows = rows.with_columns(again=pl.col("time") > first, place=pl.col("user").cum_count().over("user"))
+    else:
+        seen = pl.int_range(pl.len()).over(["user", "item"])
+        rows = rows.with_columns(again=seen > 0, place=pl.col("user").cum_count().over("user"))
+    if temporal is not None:
+        asked = rows.filter(pl.col("time") >= int(temporal.test_from.timestamp() * 1e6))
+        asked = asked.filter(
+            pl.col("user").is_in(
+                rows.filter(pl.col("time") < int(temporal.test_from.timestamp() * 1e6))["user"].unique().implode()
+            )
+        )
+    else:
+        asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
+    asked = _of_types(asked, targets)
+    return _number(asked["again"].mean()) if len(asked) else 0.0
+
+
+def _same_time(frame: pl.DataFrame) -> float:
+    rows = frame.sort(["user", "time"])
+    same = (rows["user"] == rows["user"].shift()) & (rows["time"] == rows["time"].shift())
+    return _number(same.mean())

@@ -1,0 +1,172 @@
+"""Data sets in a form of their own: RecBole's atomic files and the HetRec 2011 Last.fm folder."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.config import HetRecLastFmSource, RecBoleSource
+from recsys.data.validate import CellRules
+from recsys.inspect.arguments import Looked, shown_path
+from recsys.inspect.attributes import attributes_of
+from recsys.inspect.canonical import data_name
+from recsys.inspect.columns import Column, column_of
+from recsys.inspect.habits import habits_of
+from recsys.inspect.overlap import IdSet
+from recsys.inspect.samples import Sample
+from recsys.inspect.tables import Table
+from recsys.inspect.understood import Setting, Told, Understood
+from recsys.sources import open_source
+from recsys.sources.base import Piece, read_all
+from recsys.sources.files import input_file
+
+_MOST_PIECES: Final = 2  # of 32 MiB, of a large file of events
+_FEW_WORDS: Final = 0.05  # different words of all
+_TABLES: Final = {"items": schema.ITEM_ID, "users": schema.USER_ID}
+_UNSAID: Final = "a source of this kind reads its own files alone"
+
+
+def understand_recbole(looked: Looked) -> Understood:
+    """Atomic files: columns and their types stand in the headers."""
+    assert looked.recbole is not None
+    folder, name = looked.recbole
+    source = RecBoleSource(folder=folder, name=name)
+    adapter = open_source(source)
+    pieces = adapter.pieces()
+    events, bad = _good(pieces["events"])
+    habits = habits_of(events, bad)
+    found = Understood(name, [], habits)
+    found.source = [
+        Setting("kind", "recbole", "atomic files, which say their types"),
+        Setting("folder", shown_path(folder), "where they are"),
+        Setting("name", name, f"of {name}.inter, {habits.num_rows:,} rows"),
+    ]
+    found.order = "time" if habits.has_times else "none"
+    found.order_why = "every event has its timestamp" if habits.has_times else "the events have no timestamp"
+    found.value_name, found.is_rating = "rating", habits.num_values > 2 and habits.high <= 10
+    found.tables.append(Told("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows"))
+    ids = {"items": _ids(events, schema.ITEM_ID), "users": _ids(events, schema.USER_ID)}
+    for role, key in _TABLES.items():
+        if role in pieces:
+            table = _table(pieces[role], adapter.files()[0].path)
+            columns = [c for c in table.columns if c.name not in (key, schema.ENTITY_ID)]
+            attributes = attributes_of(table, columns, [key], ids["items"] if role == "items" else None)
+            attributes.rename.clear()
+            words = [n for n in (*attributes.text, *attributes.facts) if _is_list_of_words(table.column(n))]
+            attributes.facts = list(dict.fromkeys([*attributes.facts, *words]))
+            attributes.separators |= dict.fromkeys(words, " ")
+            found.items, found.users = (attributes, found.users) if role == "items" else (found.items, attributes)
+            share = IdSet(table.column(key)).share_in(ids[role])
+            found.tables.append(
+                Told(
+                    role,
+                    f"{folder}/{name}.{role.rstrip('s')}",
+                    f"{table.sample.num_rows:,} rows, {share:.0%} of its ids occur in the events",
+                )
+            )
+            if role == "items":
+                found.has_items = True
+                known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(table.column(key)).ids)
+                found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+    if "social" in pieces:
+        found.friends = "links of the .net file"
+        found.tables.append(Told("social", f"{folder}/{name}.net", "links"))
+    if "knowledge" in pieces:
+        found.facts = "facts of the .kg file"
+        found.tables.append(
+            Told("knowledge", f"{folder}/{name}.kg", "facts, joined to items by the .link file where there is one")
+        )
+    found.bad["events"], found.bad_why["events"] = habits.bad_share, "; ".join(habits.bad)
+    found.ignored = {**looked.ignored, **{sample.files[0].path: _UNSAID for sample in looked.tables}}
+    return found
+
+
+def understand_hetrec(looked: Looked) -> Understood:
+    """Listens without times, tags with; a file of held-out pairs beside them is the split."""
+    folder = looked.hetrec
+    pairs = next((sample for sample in looked.tables if _is_pairs(sample)), None)
+    source = HetRecLastFmSource(folder=folder, test_pairs=pairs.files[0].path if pairs else "")
+    pieces = open_source(source).pieces()
+    events, bad = _good(pieces["events"])
+    listens = events.filter(pc.equal(events.column(schema.EVENT_TYPE), "listen"))
+    habits = habits_of(listens, bad)
+    found = Understood(data_name(input_file(f"{folder}/user_artists.dat")), [], habits, order="none")
+    found.order_why = "listens have no time: tags alone have one"
+    found.source = [
+        Setting("kind", "hetrec-lastfm", "the five .dat files of HetRec 2011"),
+        Setting(
+            "folder",
+            shown_path(folder),
+            f"{habits.num_rows:,} listens of {habits.num_users:,} users, and their tags and friends",
+        ),
+    ]
+    if pairs is not None:
+        found.source.append(
+            Setting(
+                "test_pairs",
+                shown_path(pairs.files[0].path),
+                f"{pairs.num_rows:,} pairs of user and artist: the test part",
+            )
+        )
+        share = habits.parts.get("test", 0) / max(sum(habits.parts.values()), 1)
+        found.split = (
+            {"kind": "given", "valid": round(min(max(share, 0.05), 0.3), 2)},
+            "the pairs of test_pairs are held out",
+        )
+    found.event_text = ("tag", "tag")
+    found.value_name = "weight"
+    found.friends = "links of user_friends.dat"
+    found.facts = "facts of knowledge/kg.txt" if "knowledge" in pieces else ""
+    found.tables = [Told("events", f"{folder}/user_artists.dat", f"{habits.num_rows:,} listens")]
+    found.tables.append(
+        Told(
+            "text",
+            f"{folder}/user_taggedartists.dat",
+            f"{events.num_rows - listens.num_rows:,} tags that users give artists",
+        )
+    )
+    found.tables.append(Told("social", f"{folder}/user_friends.dat", "friends"))
+    if found.facts:
+        found.tables.append(Told("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists"))
+    left = {sample.files[0].path: _UNSAID for sample in looked.tables if sample is not pairs}
+    found.ignored = {**looked.ignored, **left}
+    return found
+
+
+def _is_list_of_words(column: Column) -> bool:
+    """Whether a text of an atomic file is a list: few different words, again and again, between blanks."""
+    words = [word for text in column.values.drop_null().slice(0, 5000).to_pylist() for word in text.split()]
+    few = max(_FEW_WORDS * len(words), 10)
+    return len(words) > 1.2 * column.num_values and len(set(words)) <= few
+
+
+def _is_pairs(sample: Sample) -> bool:
+    return tuple(sample.rows.column_names) == ("userID", "artistID")
+
+
+def _good(pieces: list[Piece]) -> tuple[pa.Table, dict[str, float]]:
+    """The good events of the first pieces, and the share of the others by reason."""
+    rows = read_all(pieces[:_MOST_PIECES] if len(pieces) > 2 * _MOST_PIECES else pieces)
+    reasons = rows.column(schema.REASON)
+    lost = reasons.drop_null().to_pylist()
+    return rows.filter(pc.is_null(reasons)), {reason: lost.count(reason) / rows.num_rows for reason in set(lost)}
+
+
+def _ids(events: pa.Table, name: str) -> IdSet:
+    return IdSet(column_of(name, 0, events.column(name).combine_chunks(), CellRules()))
+
+
+def _table(pieces: list[Piece], path: str) -> Table:
+    """The table of items or users as the adapter gives it."""
+    rows = read_all(pieces)
+    rows = rows.filter(pc.is_null(rows.column(schema.REASON)))
+    kept = [
+        name
+        for name in rows.column_names
+        if name not in (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
+    ]
+    sample = Sample((input_file(path),), "recbole", rows.select(kept).combine_chunks(), True, rows.num_rows)
+    return Table.of(sample)

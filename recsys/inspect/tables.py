@@ -1,0 +1,427 @@
+"""Which table is which: events, items, users, friends, facts, by names and by ids that tables have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import polars as pl
+
+from recsys.data.validate import CellRules
+from recsys.errors import SourceError
+from recsys.inspect.columns import Column, column_of
+from recsys.inspect.overlap import IdSet
+from recsys.inspect.samples import Sample
+from recsys.inspect.vocabulary import (
+    EVENT_FILES,
+    EVENT_TYPE,
+    FRIEND,
+    HEAD,
+    ITEM,
+    ITEM_FILES,
+    LATITUDE,
+    LONGITUDE,
+    RELATION,
+    SESSION,
+    SOCIAL_FILES,
+    SPLIT,
+    TAIL,
+    TIME,
+    USER,
+    USER_FILES,
+    VALUE,
+    likeness,
+    named_like,
+)
+
+_FEW: Final = 20  # different values of what is an attribute and no id, in a table of many rows
+_SOME: Final = 0.3  # likeness of ids from which two columns mean the same
+_LITTLE: Final = 0.03  # with names that say so
+_NAMED: Final = 0.7
+_CANDIDATES: Final = 7
+_ATTRIBUTES: Final = (
+    "age", "gender", "sex", "year", "zip", "zipcode", "zip_code", "postcode", "city", "country", "state", "region",
+    "price", "amount", "cost", "total", "brand", "category", "color", "colour", "size", "occupation", "language",
+    "genre", "currency", "ip", "browser", "os", "platform", "channel", "price_usd", "discount", "vat",
+)  # fmt: skip
+
+
+@dataclass
+class Table:
+    """A sample with what its columns are, and what it turned out to be."""
+
+    sample: Sample
+    columns: list[Column]
+    role: str = ""  # events, items, users, social, knowledge; "" ignored
+    names: dict[str, str] = field(default_factory=dict)  # column → canonical column
+    why: str = ""
+    shares: str = ""  # which ids it has in common
+
+    @classmethod
+    def of(cls, sample: Sample) -> Table:
+        rules = CellRules()
+        rows = sample.rows
+        columns = [
+            column_of(name, place, rows.column(name).combine_chunks(), rules)
+            for place, name in enumerate(rows.column_names)
+        ]
+        return cls(sample, columns)
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+    def of_role(self, canonical: str) -> Column | None:
+        """The column that has got a canonical name."""
+        return next((self.column(name) for name, to in self.names.items() if to == canonical), None)
+
+    @cached_property
+    def id_columns(self) -> list[Column]:
+        """Columns that may be ids, the likeliest first."""
+        found = [column for column in self.columns if column.may_be_id]
+        if len(found) < 2:
+            found += [
+                column
+                for column in self.columns
+                if column.kind in ("text", "url", "path", "list") and column.num_distinct < 0.6 * column.num_values
+            ]
+        return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[:_CANDIDATES]
+
+    def _id_prior(self, column: Column) -> float:
+        words = max(self.like(column, group) for group in (USER, ITEM, FRIEND, SESSION, HEAD, TAIL))
+        return words + self.penalty(column)
+
+    def like(self, column: Column, words: tuple[str, ...]) -> float:
+        """Likeness of the column's name; 0 where names are numbers of ours."""
+        return likeness(column.name, words) if self.sample.has_names or column.name in self.sample.folders else 0.0
+
+    def penalty(self, column: Column) -> float:
+        """What speaks against an id."""
+        against = 0.0
+        for words in (VALUE, TIME, SPLIT, EVENT_TYPE, LATITUDE, LONGITUDE, _ATTRIBUTES):
+            if self.like(column, words) >= 0.8 and max(self.like(column, USER), self.like(column, ITEM)) < 0.8:
+                against = -2.0
+        if column.kind == "flag" or column.share_negative > 0 and abs(column.low) < 1e9:
+            against -= 1.5
+        if column.num_distinct <= _FEW and column.num_values > 10 * _FEW:
+            against -= 1.5
+        return against
+
+    def num_pairs(self, one: Column, other: Column) -> int:
+        """Different pairs of values of two columns."""
+        return pairs(one, other)
+
+    @cached_property
+    def is_item_like(self) -> bool:
+        """Whether it tells of things: titles, texts, prices, places."""
+        kinds = {column.kind for column in self.columns}
+        if kinds & {"text", "html", "price", "path", "lists", "image", "url"} and not named_like(
+            self.sample.name, USER_FILES
+        ):
+            return True
+        return any(column.looks_like_coordinate(180.0) for column in self.columns)
+
+
+def pairs(one: Column, other: Column) -> int:
+    """Different pairs of values of two columns, rows without either left out."""
+    frame = pl.DataFrame({"a": pl.from_arrow(one.values), "b": pl.from_arrow(other.values)})
+    return frame.drop_nulls().n_unique()
+
+
+def determines(key: Column, told: Column) -> float:
+    """How far a key tells a column, from 0 (no better than by chance) to 1 (always one value a key).
+
+    The share of rows that have the usual value of their key, over keys with several rows, against the same share where
+    the values are dealt out at random.
+    """
+    frame = pl.DataFrame({"key": pl.from_arrow(key.values), "told": pl.from_arrow(told.values)}).drop_nulls()
+    if not len(frame):
+        return 0.0
+    chance = _usual_share(frame.with_columns(pl.col("told").shuffle(seed=0)))
+    found = _usual_share(frame)
+    return max(0.0, (found - chance) / (1 - chance)) if chance < 1 else 0.0
+
+
+def _usual_share(frame: pl.DataFrame) -> float:
+    counts = (
+        frame.group_by(["key", "told"]).len().group_by("key").agg(pl.col("len").sum().alias("all"), pl.col("len").max())
+    )
+    several = counts.filter(pl.col("all") > 1)
+    total = int(several["all"].sum())
+    return int(several["len"].sum()) / total if total else 1.0
+
+
+# ------------------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A user and an item column of a table, and how much speaks for them as events."""
+
+    table: Table
+    user: Column
+    item: Column
+    score: float
+
+
+def find_events(tables: Sequence[Table]) -> Pair:
+    """The table of events and its ids.
+
+    Raises:
+        SourceError: no table has two columns that can be users and items.
+    """
+    found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
+    best = max(found, key=lambda pair: pair.score, default=None)
+    if best is None or best.score < 1.0:
+        seen = "; ".join(f"{table.sample.name}: {', '.join(c.name for c in table.columns[:8])}" for table in tables[:5])
+        raise SourceError(
+            "no file has events: two columns of ids, of users and of items, that occur again and again; found "
+            f"{seen}; add the file with the events, or name the columns by hand with data.source.rename (docs/files.md)"
+        )
+    return best
+
+
+def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
+    candidates = [column for column in table.id_columns if not (column.is_key and len(table.id_columns) > 2)]
+    if len(candidates) < 2:
+        candidates = table.id_columns
+    if len(candidates) < 2:
+        return None
+    user_signs, item_signs = ({c.name: sign(table, c, tables) for c in candidates} for sign in (_user_sign, _item_sign))
+    best: Pair | None = None
+    for user in candidates:
+        for item in candidates:
+            if user is item:
+                continue
+            score = _pair_score(table, user, item)
+            score += 2 * (user_signs[user.name] + item_signs[item.name] - user_signs[item.name] - item_signs[user.name])
+            if best is None or score > best.score:
+                best = Pair(table, user, item, score)
+    assert best is not None
+    return Pair(table, best.user, best.item, best.score + _table_score(table, best))
+
+
+def _pair_score(table: Table, user: Column, item: Column) -> float:
+    """What names and structure say of two columns."""
+    score = 3 * max(table.like(user, USER), 0.45 * table.like(user, SESSION)) + 3 * table.like(item, ITEM)
+    score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
+    score += 2 * (table.penalty(user) + table.penalty(item))
+    score += 0.5 if user.place < item.place else 0.0
+    rows = min(user.num_values, item.num_values)
+    enough = min(10, rows / 3)
+    score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
+    score -= 2.0 * user.is_key + 2.0 * item.is_key
+    if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
+        score -= 2.0  # one tells the other: an attribute
+    return score
+
+
+def _table_score(table: Table, pair: Pair) -> float:
+    """What speaks for a table as the one with the events, whatever its ids."""
+    others = [column for column in table.columns if column not in (pair.user, pair.item)]
+    score = 2.0 * any(column.kind == "time" for column in others)
+    score += 1.0 * any(table.like(c, VALUE) >= 0.8 and c.kind in ("number", "flag") for c in others)
+    score += 1.0 * any(table.like(c, EVENT_TYPE) >= 0.8 and 1 < c.num_distinct <= 30 for c in others)
+    score += 0.4 * min(len(str(table.sample.num_rows)), 7)
+    score += 1.0 * (table.sample.format == "sequences") * 3
+    stem = table.sample.name
+    if named_like(stem, SOCIAL_FILES):
+        score -= 3.0
+    elif named_like(stem, EVENT_FILES):
+        score += 1.5
+    elif named_like(stem, (*ITEM_FILES, *USER_FILES)):
+        score -= 1.0
+    if min(table.like(pair.user, FRIEND), table.like(pair.item, FRIEND)) >= 0.8:
+        score -= 4.0
+    elif max(table.like(pair.item, ITEM), table.like(pair.user, USER)) < _NAMED and table.sample.format != "sequences":
+        alike = IdSet(pair.user).likeness(IdSet(pair.item))
+        ordinary = IdSet(pair.user).is_count and IdSet(pair.item).is_count
+        score -= 3.0 * alike if not ordinary else 1.5 * alike
+    return score
+
+
+def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
+    """Whether another table tells of these ids as of things."""
+    mine, best = IdSet(column), 0.0
+    for other in tables:
+        for key in other.id_columns if other is not table else ():
+            if key.is_key:
+                weight = 1.0 if other.is_item_like or named_like(other.sample.name, ITEM_FILES) else 0.2
+                weight = 0.1 if named_like(other.sample.name, USER_FILES) else weight
+                best = max(best, weight * mine.likeness(IdSet(key)))
+    return best
+
+
+def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
+    """Whether another table tells of these ids as of people: links between them, or a table of users."""
+    mine, best = IdSet(column), 0.0
+    for other in tables:
+        if other is table:
+            continue
+        keys = [key for key in other.id_columns if key.is_key]
+        if keys and (named_like(other.sample.name, USER_FILES) or any(other.like(key, USER) >= 0.8 for key in keys)):
+            best = max([best, *(mine.likeness(IdSet(key)) for key in keys)])
+        if len(other.id_columns) >= 2 and len(other.columns) <= 4 and not keys:
+            one, two = (IdSet(key) for key in other.id_columns[:2])
+            linked = one.likeness(two)
+            if linked >= 0.2:
+                weight = 1.0 if named_like(other.sample.name, SOCIAL_FILES) else linked
+                best = max(best, weight * min(mine.likeness(one), mine.likeness(two)))
+    return best
+
+
+# ------------------------------------------------------------------------------------------------------- other tables
+
+
+def place_others(tables: Sequence[Table], events: Pair) -> None:
+    """Give every other table its role, or the reason why it is left out."""
+    users, items = IdSet(events.user), IdSet(events.item)
+    for table in tables:
+        if table is events.table or table.role:
+            continue
+        _place(table, events, users, items)
+    for role in ("items", "users"):
+        _keep_one(tables, role)
+
+
+def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
+    sets = {column.name: IdSet(column) for column in table.id_columns}
+    user_like = {name: ids.likeness(users) for name, ids in sets.items()}
+    item_like = {name: ids.likeness(items) for name, ids in sets.items()}
+
+    def of_user(column: Column) -> float:
+        said = max(table.like(column, USER), table.like(column, FRIEND))
+        return 0.6 * said + user_like[column.name]
+
+    def of_item(column: Column) -> float:
+        return 0.6 * table.like(column, ITEM) + item_like[column.name]
+
+    def is_user(column: Column) -> bool:
+        said = max(table.like(column, USER), table.like(column, FRIEND)) >= _NAMED
+        return user_like[column.name] >= (_LITTLE if said else _SOME) and of_user(column) >= of_item(column)
+
+    def is_item(column: Column) -> bool:
+        said = table.like(column, ITEM) >= _NAMED
+        return item_like[column.name] >= (_LITTLE if said else _SOME) and of_item(column) >= of_user(column)
+
+    people = sorted((c for c in table.id_columns if is_user(c)), key=of_user, reverse=True)
+    things = sorted((c for c in table.id_columns if is_item(c)), key=of_item, reverse=True)
+    if _is_facts(table):
+        _as_facts(table, items)
+        return
+    if len(people) >= 2 and not things and not people[0].is_key:
+        _as_friends(table, people, users)
+        return
+    if people and things and not (people[0].is_key or things[0].is_key) and _may_be_events(table, people[0], events):
+        table.names = {people[0].name: "user_id", things[0].name: "item_id"}
+        table.role = "more events"
+        return
+    keys = [c for c in (*people, *things) if c.num_distinct >= 0.9 * c.num_values and c.filled > 0.5]
+    if keys:
+        key = max(keys, key=lambda c: max(of_user(c), of_item(c)))
+        role = "users" if key in people else "items"
+        known, noun = (users, "users") if role == "users" else (items, "items")
+        table.role, table.names = role, {key.name: "user_id" if role == "users" else "item_id"}
+        table.shares = f"{sets[key.name].share_in(known):.0%} of its ids are {noun} of the events"
+        if len([c for c in table.columns if c.kind not in ("empty", "constant", "object")]) < 2:
+            table.role, table.why = "", "it holds ids alone"
+        return
+    if things and len(table.columns) >= 2:
+        _as_categories(table, things[0], items)
+        return
+    best = max([*user_like.values(), *item_like.values()], default=0.0)
+    table.why = (
+        "no column has ids in common with the events" if best < _LITTLE else "its ids are neither one a row nor links"
+    )
+
+
+def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
+    """Whether users and items side by side are events too: named so, or with a time where the events have one."""
+    if table.like(user, USER) >= _NAMED:
+        return True
+    has_time = any(column.kind == "time" for column in events.table.columns)
+    return not has_time or any(column.kind == "time" for column in table.columns)
+
+
+def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
+    one, two = sorted(people[:2], key=lambda column: column.place)
+    table.role = "social"
+    table.names = {one.name: "src_user_id", two.name: "dst_user_id"}
+    share = IdSet(one, two).share_in(users)
+    table.shares = f"{share:.0%} of its people are users of the events"
+    for column in table.columns:
+        if (
+            column.kind == "number"
+            and column.name not in table.names
+            and table.like(column, ("weight", "strength", "trust")) >= 0.8
+        ):
+            table.names[column.name] = "weight"
+            break
+
+
+def _is_facts(table: Table) -> bool:
+    """Head, relation, tail."""
+    said = [any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)]
+    if all(said):
+        return True
+    if len(table.columns) != 3 or table.sample.has_names and not said[1]:
+        return False
+    middle = table.columns[1]
+    ends = (table.columns[0], table.columns[2])
+    return (
+        middle.kind == "token"
+        and middle.num_distinct <= min(500, 0.1 * middle.num_values)
+        and all(end.may_be_id and end.num_distinct > middle.num_distinct for end in ends)
+    )
+
+
+def _as_facts(table: Table, items: IdSet) -> None:
+    columns = table.columns
+    if all(any(table.like(c, words) >= 0.8 for c in columns) for words in (HEAD, RELATION, TAIL)):
+        found = [max(columns, key=lambda c, w=words: table.like(c, w)) for words in (HEAD, RELATION, TAIL)]  # type: ignore[misc]
+    else:
+        found = list(columns[:3])
+    shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
+    if len({column.name for column in found}) < 3 or not shared:
+        table.why = "facts of which none is about an item of the events by its id"
+        return
+    table.role = "knowledge"
+    table.names = dict(zip((c.name for c in found), ("head", "relation", "tail"), strict=True))
+    table.shares = f"about {shared:,} items of the events"
+
+
+def _as_categories(table: Table, key: Column, items: IdSet) -> None:
+    """Several rows an item: what it belongs to, as facts."""
+    others = [
+        c
+        for c in table.columns
+        if c is not key and c.kind in ("token", "number", "flag", "text") and c.num_distinct > 1
+    ]
+    others = [c for c in others if c.kind != "number" or c.is_whole]
+    if not others:
+        table.why = "several rows an item without a category"
+        return
+    told = max(others, key=lambda c: (c.is_wordy, -c.place))
+    table.role = "knowledge"
+    table.names = {key.name: "head", told.name: "tail"}
+    table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items of the events"
+
+
+def _keep_one(tables: Sequence[Table], role: str) -> None:
+    """One table of items and one of users is read: the one that tells most."""
+    found = [table for table in tables if table.role == role]
+    if len(found) < 2:
+        return
+    worth = {"text": 3, "html": 3, "path": 2, "lists": 2, "list": 2, "price": 1, "vector": 2, "token": 1, "number": 1}
+
+    def value(table: Table) -> float:
+        told = sum(worth.get(column.kind, 0) for column in table.columns)
+        return told + 0.001 * math.log1p(table.sample.num_rows)
+
+    best = max(found, key=value)
+    for table in found:
+        if table is not best:
+            table.role = ""
+            table.why = f"a second table of {role} beside {best.sample.name}; join them into one file to use both"

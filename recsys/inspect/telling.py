@@ -1,0 +1,80 @@
+"""What was understood and what was left out, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from recsys.inspect.understood import Understood
+
+_ALWAYS = "popularity, item-kNN, EASE and ALS as baselines; item_cf, user_cf, collaborative"
+
+
+def told(found: Understood) -> str:
+    """Some lines: tables, columns, events, signals, and what is left out."""
+    return "\n".join([*_tables(found), *_events(found), *_signals(found), *_ignored(found)])
+
+
+def _tables(found: Understood) -> Iterator[str]:
+    for table in found.tables:
+        yield f"{table.role:<10} {table.files}  ({table.form})"
+        for name, what in table.columns.items():
+            yield f"             {name:<12} {what}"
+    for noun, attributes in (("item", found.items), ("user", found.users)):
+        if attributes is None:
+            continue
+        named = [f"{name} ({attributes.kinds.get(name, 'category')})" for name in attributes.used]
+        if named:
+            where = " by the columns of the events" if noun == "item" and found.items_by_events else ""
+            more = f" and {len(named) - 12} more" if len(named) > 12 else ""
+            yield f"{noun + 's tell':<10} {', '.join(named[:12])}{more}{where}"
+        for name, why in list(attributes.idle.items())[:8]:
+            yield f"             not used: {name} ({why})"
+
+
+def _events(found: Understood) -> Iterator[str]:
+    habits = found.habits
+    yield f"seen       {habits.num_events:,} events of {habits.num_users:,} users and {habits.num_items:,} items"
+    if habits.first is not None and habits.last is not None and habits.timed > 0.5:
+        by_day = ", by the day" if found.day_only else ""
+        yield f"             from {habits.first:%Y-%m-%d} to {habits.last:%Y-%m-%d}{by_day}"
+    if len(habits.types) > 1:
+        yield "             types: " + ", ".join(f"{kind} {count:,}" for kind, count in list(habits.types.items())[:8])
+    if found.meaning.targets:
+        yield f"             to predict: {', '.join(found.meaning.targets)}"
+    if found.idle:
+        yield f"             not used: {', '.join(found.idle[:12])}"
+    yield f"             repeats: {habits.repeats:.1%} of the events to predict"
+    if habits.bad_share:
+        yield f"             {habits.bad_share:.1%} of the rows cannot be used: {found.bad_why.get('events', '')}"
+
+
+def _signals(found: Understood) -> Iterator[str]:
+    """Which members can live on the data."""
+    lives = [_ALWAYS]
+    items, users = found.items, found.users
+    if found.event_text or (items and items.text):
+        lives.append("behaviour and item text")
+    if found.order != "none":
+        lives.append("evolution (events in order)")
+    if found.habits.has_times:
+        lives.append("recent popularity (times)")
+    if found.habits.repeats_are_common:
+        lives.append("repeat (what a user had before)")
+    if found.friends:
+        lives.append(f"social ({found.friends})")
+    if found.facts or (items and items.facts):
+        lives.append("knowledge (facts)")
+    if (items and (items.numbers or items.others or items.facts)) or (users and users.used):
+        lives.append("profile (attributes)")
+    if items and items.place:
+        lives.append("place (coordinates)")
+    if items and items.vectors:
+        lives.append("media (vectors)")
+    yield "can use    " + "; ".join(lives)
+
+
+def _ignored(found: Understood) -> Iterator[str]:
+    for path, why in found.ignored.items():
+        yield f"ignored    {path}: {why}"
+    for note in found.notes:
+        yield f"note       {note}"

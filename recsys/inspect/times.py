@@ -1,0 +1,144 @@
+"""Whether a column holds times, and in which form: what the readers take as it is, or a strptime form."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.times import timestamps
+from recsys.data.validate import CellRules
+
+_FIRST: Final = 315_532_800_000_000  # 1980-01-01, microseconds
+_LAST: Final = 2_051_222_400_000_000  # 2035-01-01
+_GOOD: Final = 0.98  # share of cells that must be times
+_LOOKED_AT: Final = 20_000
+_DAY_MONTH: Final = re.compile(
+    r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2}):(\d{2})(:\d{2})?(?:\.\d+)?( ?[AaPp][Mm])?)?"
+)
+_EPOCH_NUMBER: Final = r"^[1-9]\d{8,18}(?:\.\d+)?$"
+_CALENDAR_NUMBER: Final = r"^(?:19|20)\d{6}(?:\d{4}|\d{6})?$"
+
+
+@dataclass(frozen=True)
+class TimeForm:
+    """How a column's times are written."""
+
+    words: str  # for people
+    format: str = ""  # of strptime; empty: read as it is
+    other: str = ""  # another form that all cells fit as well
+    by_day: bool = False  # no time of day
+
+
+def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_says_id: bool) -> TimeForm | None:
+    """The form of a column's times; None where it holds none.
+
+    Args:
+        column: texts, numbers, times or dates without missing cells.
+        rules: how cells are read.
+        name_says_time: whether the column is called like a time; numbers without such a name must all be plausible.
+        name_says_id: whether it is called like an id, whose numbers are no times.
+    """
+    cells = column.slice(0, _LOOKED_AT)
+    if pa.types.is_date(cells.type):
+        return TimeForm("dates", by_day=True)
+    if pa.types.is_timestamp(cells.type):
+        return TimeForm("times", by_day=_by_day(cells.cast(pa.timestamp("us"), safe=False).cast(pa.int64())))
+    is_text = pa.types.is_string(cells.type)
+    if not is_text and not pa.types.is_integer(cells.type) and not pa.types.is_floating(cells.type):
+        return None
+    if name_says_id:
+        return None
+    if not len(cells):
+        return None
+    if is_text and (found := _day_and_month(cells)):
+        return found
+    if is_text and not _has_date_text(cells):
+        plain = pc.match_substring_regex(cells, _EPOCH_NUMBER)
+        calendar = pc.match_substring_regex(cells, _CALENDAR_NUMBER)
+        if (pc.mean(pc.or_(plain, calendar).cast(pa.int8())).as_py() or 0.0) < _GOOD:
+            return None
+    micros, _ = timestamps(cells, rules)
+    known = micros.cast(pa.int64()).drop_null().to_numpy()
+    if len(known) < _GOOD * len(cells) or not len(known):
+        return None
+    plausible = float(((known >= _FIRST) & (known < _LAST)).mean())
+    if plausible < (_GOOD if name_says_time else 1.0):
+        return None
+    if not is_text and float(np.abs(pc.min(cells).as_py())) < 1e7:
+        return None
+    words = _words(cells, is_text)
+    if words.startswith(("seconds", "milli", "micro", "nano")) and not name_says_time and len(set(known.tolist())) < 2:
+        return None
+    return TimeForm(words, by_day=_by_day(pa.array(known)))
+
+
+def _by_day(micros: pa.Array) -> bool:
+    known = micros.drop_null().to_numpy()
+    return bool(len(known)) and bool((known % 86_400_000_000 == known[0] % 86_400_000_000).all())
+
+
+def _has_date_text(cells: pa.Array) -> bool:
+    """Whether most cells are dates with separators or names of months."""
+    dated = pc.match_substring_regex(
+        cells, r"^\d{4}[-/.]\d{1,2}|(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+    )
+    return (pc.mean(dated.cast(pa.int8())).as_py() or 0.0) >= _GOOD
+
+
+def _words(cells: pa.Array, is_text: bool) -> str:
+    first = str(cells[0].as_py())
+    if is_text and not re.fullmatch(_EPOCH_NUMBER, first):
+        return f"dates such as {first}"
+    digits = len(str(int(float(first))))
+    if re.fullmatch(_CALENDAR_NUMBER, first) and digits in (8, 12, 14):
+        return f"dates such as {first}"
+    unit = (
+        "seconds"
+        if digits < 12
+        else "milliseconds"
+        if digits < 15
+        else "microseconds"
+        if digits < 18
+        else "nanoseconds"
+    )
+    return f"{unit} since 1970"
+
+
+def _day_and_month(cells: pa.Array) -> TimeForm | None:
+    """Times such as 27/11/2020 21:51 with day and month in an order that the cells tell, or leave open."""
+    texts = [cell.strip() for cell in cells.to_pylist() if cell and cell.strip()]
+    found = [_DAY_MONTH.fullmatch(text) for text in texts]
+    good = [match for match in found if match]
+    if len(good) < _GOOD * len(texts) or not good:
+        return None
+    first = np.array([int(match[1]) for match in good])
+    second = np.array([int(match[3]) for match in good])
+    usual = max(({(m[2], len(m[4]), m[5] or "", bool(m[6]), bool(m[8]), (m[9] or "")[:1]) for m in good}), key=str)
+    mark, digits, gap, has_clock, has_seconds, half = usual
+    day_first, month_first = bool((second <= 12).all()), bool((first <= 12).all())
+    if not (day_first or month_first):
+        return None
+    clock = ""
+    if has_clock:
+        hours = "%I:%M" if half or any(match[9] for match in good) else "%H:%M"
+        clock = f"{gap}{hours}{':%S' if has_seconds else ''}"
+        clock += f"{half if half == ' ' else ''}%p" if "%I" in hours else ""
+    year = "%Y" if digits == 4 else "%y"
+    days, months = f"%d{mark}%m{mark}{year}{clock}", f"%m{mark}%d{mark}{year}{clock}"
+    words = f"times such as {texts[0]}" if has_clock else f"dates such as {texts[0]}"
+    if day_first != month_first:
+        return TimeForm(words, days if day_first else months, by_day=not has_clock)
+    by_order = _in_order(cells, months) > _in_order(cells, days) and mark == "/"
+    chosen, other = (months, days) if by_order else (days, months)
+    return TimeForm(words, chosen, other, not has_clock)
+
+
+def _in_order(cells: pa.Array, form: str) -> float:
+    """The share of neighbouring cells that do not go back in time, as in a log."""
+    micros: Any = timestamps(cells, CellRules(time_format=form))[0].cast(pa.int64()).drop_null().to_numpy()
+    return float((np.diff(micros) >= 0).mean()) if len(micros) > 1 else 0.0

@@ -1,0 +1,142 @@
+"""What people call columns, files and event types; every list is of words in use, in lower case.
+
+Why beside :data:`recsys.sources.names.WORDS`: those serve suggestions, these decide, so a word counts in the place
+where it stands: ``customer_id`` is of a customer, ``customer_city`` tells something about one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+USER: Final = (
+    "user", "member", "customer", "person", "people", "visitor", "reviewer", "client", "uid", "account", "buyer",
+    "shopper", "player", "viewer", "reader", "listener", "subscriber", "guest", "consumer", "household", "patient",
+    "student", "learner", "rater", "cust", "usr", "kunde", "kunden", "usuario", "utilisateur", "email", "traveller",
+    "passenger", "borrower", "steamid", "login", "username", "nick", "cookie", "device",
+)  # fmt: skip
+ITEM: Final = (
+    "item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock", "artist", "track",
+    "song", "asin", "place", "business", "iid", "poi", "venue", "location", "restaurant", "hotel", "course", "game",
+    "app", "recipe", "job", "ad", "news", "video", "show", "anime", "story", "doc", "document", "artikel", "produkt",
+    "merchandise", "listing", "beer", "post", "repo", "attraction", "stockcode", "gtin", "ean", "upc", "podcast",
+    "episode", "tconst", "parent_asin", "material", "good", "goods", "offer", "plu", "vacancy", "wine",
+)  # fmt: skip
+SESSION: Final = ("session", "visit", "basket", "order", "invoice", "cart", "transaction", "receipt", "bon")
+TIME: Final = (
+    "time", "timestamp", "date", "datetime", "ts", "at", "epoch", "day", "created", "updated", "when", "unixtime",
+    "datum", "zeit", "fecha", "reviewtime", "unixreviewtime", "utc",
+)  # fmt: skip
+VALUE: Final = (
+    "rating", "stars", "star", "score", "overall", "value", "quantity", "qty", "count", "plays", "playcount", "weight",
+    "rate", "grade", "note", "hours", "playtime", "listens", "frequency", "menge", "anzahl", "times", "watch_ratio",
+    "feedback", "preference", "units", "stars_given", "nb", "num_plays", "dwell",
+)  # fmt: skip
+EVENT_TYPE: Final = (
+    "event", "eventtype", "type", "action", "behavior", "behaviour", "activity", "verb", "interaction", "kind",
+    "event_name", "operation",
+)  # fmt: skip
+SPLIT: Final = ("split", "fold", "subset", "part", "partition", "set", "phase")
+FRIEND: Final = (
+    "friend", "follower", "followee", "follows", "followed", "following", "trust", "trusts", "truster", "trustee",
+    "trustor", "trusted", "src", "dst", "source", "target", "from", "to", "friends", "fan", "contact", "buddy",
+    "other", "neighbour", "neighbor", "peer", "colleague", "mate", "knows", "likes_user",
+)  # fmt: skip
+LATITUDE: Final = ("lat", "latitude", "breitengrad", "y_coord", "geo_lat")
+LONGITUDE: Final = ("lon", "lng", "long", "longitude", "laengengrad", "x_coord", "geo_lon", "geo_lng")
+RELATION: Final = ("relation", "predicate", "property", "rel", "edge", "relationship")
+HEAD: Final = ("head", "subject", "h")
+TAIL: Final = ("tail", "object", "t")
+TEXT: Final = ("title", "name", "description", "text", "summary", "abstract", "body", "headline", "plot", "desc")
+
+EVENT_FILES: Final = (
+    "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log", "view", "checkin",
+    "check_in", "check-in", "listen", "history", "play", "sales", "retail", "invoice", "behavior", "behaviour",
+    "watch", "loan", "visit", "u.data", "inter", "feedback", "activity",
+)  # fmt: skip
+SOCIAL_FILES: Final = ("friend", "follow", "trust", "social", "network", "contact", "buddy", "edges")
+ITEM_FILES: Final = (*(word for word in ITEM if len(word) > 2), "meta", "catalog", "katalog")
+USER_FILES: Final = ("user", "customer", "member", "people", "client", "person", "reader", "account")
+
+STRONG: Final = (
+    "purchase", "buy", "bought", "order", "transaction", "checkout", "paid", "payment", "conversion", "subscribe",
+    "booking", "book", "rent", "install", "sale", "sold", "convert",
+)  # fmt: skip
+"""Event types that are the aim where weaker ones stand beside them."""
+WEAK: Final = (
+    "view", "pv", "click", "cart", "addtocart", "add_to_cart", "basket", "detail", "impression", "wishlist", "fav",
+    "favorite", "favourite", "browse", "search", "visit", "page_view", "pageview", "product_view", "collect",
+)  # fmt: skip
+SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
+"""Event types that say what a user was shown and not what they did."""
+NEGATIVE: Final = (
+    "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block", "hide", "delete",
+    "downvote", "unsubscribe", "storno",
+)  # fmt: skip
+
+_PARTS: Final = re.compile(r"[^\W_]+")
+_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_IDS: Final = ("id", "ids", "key", "code", "no", "nr", "number", "num", "index", "idx", "hash", "uuid", "sk", "pk")
+
+
+def parts(name: str) -> list[str]:
+    """The words of a name.
+
+    >>> parts("unixReviewTime"), parts("CustomerID"), parts("user_id:token")
+    (['unix', 'review', 'time'], ['customer', 'id'], ['user', 'id'])
+    """
+    name = name.partition(":")[0] if name.count(":") == 1 else name
+    return [word.lower() for word in _PARTS.findall(_CAMEL.sub("_", name))]
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def likeness(name: str, words: tuple[str, ...]) -> float:
+    """How much a column's name is one of the words, from 0 to 1: 1 for the word itself or with an ``id`` behind it.
+
+    >>> likeness("CustomerID", USER), likeness("customer_email", USER), likeness("customer_city", USER)
+    (1.0, 1.0, 0.4)
+    """
+    found = parts(name)
+    if not found:
+        return 0.0
+    joined, plain = "".join(found), [_singular(word) for word in found]
+    known = {_singular(word.replace("_", "")) for word in words}
+    if _singular(joined) in known:
+        return 1.0
+    core = [word for word in plain if word not in _IDS]
+    has_id = len(core) < len(plain)
+    if core and "".join(core) in known:
+        return 1.0
+    for ending in ("id", "code", "no", "key"):
+        if joined.endswith(ending) and _singular(joined.removesuffix(ending)) in known:
+            return 1.0
+    if core and core[-1] in known:
+        return 0.9 if has_id else 0.8
+    if core and core[0] in known:
+        return 1.0 if core[-1] == "email" and words is USER else 0.7 if has_id else 0.4
+    return 0.3 if any(word in known for word in core) else 0.0
+
+
+def named_like(stem: str, words: tuple[str, ...]) -> bool:
+    """Whether a file's name has one of the words.
+
+    >>> named_like("u.data", EVENT_FILES), named_like("Yelp_social_relations.txt", SOCIAL_FILES)
+    (True, True)
+    """
+    lowered = stem.lower()
+    return any(word in lowered for word in words)
+
+
+def has_id(name: str) -> bool:
+    """Whether a name says that it is an id."""
+    found = parts(name)
+    return bool(found) and (found[-1] in _IDS or "".join(found).endswith("id"))
+
+
+def is_known_name(cell: str) -> bool:
+    """Whether a cell is what people call a column."""
+    groups = (USER, ITEM, TIME, VALUE, EVENT_TYPE, SPLIT, FRIEND, LATITUDE, LONGITUDE, RELATION, TEXT)
+    return bool(cell) and len(cell) <= 40 and any(likeness(cell, words) >= 0.7 for words in groups)

@@ -1,0 +1,139 @@
+"""The training on all events, test included, of the model that goes out.
+
+Why: the newest events tell most of what users want next, and an evaluated model has seen none of them. Its figures are
+worth what they are because it has not; so a second model is trained in the same way on everything, and nothing is
+chosen in it: constants, epochs, the number of strata, what is silent and the weights of fitted granularities are those
+of the evaluated one. Phases *final* and, around what is silent, *final_join* (see :mod:`recsys.training.loop`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Queries, Split
+from recsys.errors import TrainingError
+from recsys.model import FrozenModel
+from recsys.stack import TRAINED
+from recsys.training.build import Start
+from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
+from recsys.training.constants import with_constants
+from recsys.training.context import Report, TrainContext
+from recsys.training.kept import silenced, transplant, without
+from recsys.training.loop import RATINGS, Phase
+from recsys.training.ratings import fit_head
+from recsys.training.selected import STACK, assemble
+
+_FITTED = "model.encoders.fitted_weights"
+
+
+@dataclass(frozen=True)
+class Final:
+    """What a training on all events takes over from the evaluated model; plain values, as it travels to the workers.
+
+    ``goes_on``: it starts from the evaluated weights, under a schedule of ``epochs`` epochs at ``lr_share`` of
+    ``train.lr``; otherwise anew, under the schedule of the evaluated training, shortened where ``epochs`` are fewer.
+    """
+
+    epochs: int  # of the phase
+    of: int  # epochs that the evaluated training chose
+    choices: Report
+    weights: dict[str, Tensor]  # of the evaluated model
+    names: tuple[str, ...]  # its trained granularities, in the order of their λ
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # what it fixed of the shapes of signals
+    goes_on: bool = False
+    lr_share: float = 1.0
+
+    @staticmethod
+    def of_trained(trained: TrainResult, go_on: int | None = None, lr_share: float = 1.0) -> Final:
+        """The same again on all events, or ``go_on`` epochs more from the weights as they are."""
+        frozen = trained.frozen
+        return Final(
+            trained.best_epoch if go_on is None else go_on,
+            trained.best_epoch,
+            {**trained.choices},
+            trained.weights,
+            tuple(frozen.trained_names),
+            frozen.sizes.inputs,
+            go_on is not None,
+            lr_share,
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train: granularities that have a say, and an epoch of them."""
+        trained = self.choices.get(STACK, {}).get("members", {}).get(TRAINED)
+        is_heard = trained is None or any(trained["weights"])
+        return bool(self.names) and self.epochs > 0 and is_heard
+
+    @property
+    def start(self) -> Start | None:
+        """Where the training begins; None: anew."""
+        if not self.goes_on:
+            return None
+        return Start(self.weights, self.inputs, self.names)
+
+    def settings(self, config: Config) -> Config:
+        """The configuration of the training: epochs of the schedule, and the learning rate."""
+        whole = max(1, self.epochs if self.goes_on else math.ceil(config.train.epochs * self.epochs / max(self.of, 1)))
+        changed = {"epochs": whole, "lr": config.train.lr * (self.lr_share if self.goes_on else 1.0)}
+        return config.model_copy(update={"train": config.train.model_copy(update=changed)})
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the result beside the configuration, as plain values."""
+        plain = {name: getattr(self, name) for name in ("epochs", "of", "choices", "goes_on", "lr_share")}
+        return {**plain, "names": list(self.names)}
+
+    def decisive_weights(self) -> dict[str, Tensor]:
+        """The evaluated weights that the result rests on."""
+        return self.weights if self.goes_on else {name: w for name, w in self.weights.items() if name == _FITTED}
+
+
+def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, final: Final) -> TrainResult:
+    """Train on the events through ``Split.TEST``; every rank returns the same result.
+
+    Raises:
+        DataError: too few trainable users. TrainingError: the loss is no longer finite.
+    """
+    started, config = time.perf_counter(), with_constants(final.settings(config), final.choices)
+    progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
+    if context.resume_from is not None:
+        _, _, progress = load_checkpoint(context.resume_from, None)
+    silent, start = silenced(final.choices), final.start
+    phase: Phase | None = None
+    weights = dict[str, Tensor]()
+    if progress.phase == "final":
+        phase = Phase(without(config, silent), dataset, Split.TEST, _chooses, context, progress, start)
+        moved = transplant(final.weights, final.names, phase.state(), phase.names)
+        phase.model.encoders.fitted_weights.copy_(moved[_FITTED])
+        phase.run()
+        weights = phase.state()
+        progress = replace(progress, phase="final_join", epoch=0, step=0)
+    if silent or phase is None:
+        join = Phase(config, dataset, Split.TEST, _chooses, context, progress, start)
+        if phase is not None:
+            join.surround(weights, phase.names)
+        if any(parameter.requires_grad for parameter in join.loss.parameters()):
+            join.run()
+        phase, weights = join, join.state()
+    return phase.result(weights, False, started)
+
+
+def assemble_final(config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]) -> FrozenModel:
+    """The model that goes out: these weights, graphs and fitted granularities of all events."""
+    inputs = final.inputs if final.goes_on else None
+    frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
+    if config.train.ratings:
+        fit_head(frozen, dataset, Split.TEST, final.choices[RATINGS])
+    return frozen
+
+
+def _chooses(model: FrozenModel, queries: Queries) -> Array:
+    raise TrainingError("nothing is chosen in a training on all events")

@@ -1,0 +1,446 @@
+"""`recsys init`: files in the shapes of well-known exports → a configuration that reads them, without a question."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import string
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import yaml
+
+from pipelines.cli import main
+from recsys import schema
+from recsys.config import Config, build_config
+from recsys.config.yaml_reader import parse_yaml
+from recsys.errors import UserError
+from recsys.inspect.look import Look, look
+from recsys.inspect.telling import told
+from recsys.sources import open_source
+from recsys.sources.base import read_all
+from tests import own_data as own
+
+Captured = pytest.CaptureFixture[str]
+
+
+def proposed(*files: Path) -> tuple[Look, Config, dict[str, pa.Table]]:
+    """A look at files, the configuration that it writes, and the tables that its source reads."""
+    found = look([str(file) for file in files])
+    config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
+    source = open_source(config.data.source)
+    source.check()
+    return found, config, {name: read_all(pieces) for name, pieces in source.pieces().items()}
+
+
+def good(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_null(table.column(schema.REASON)))
+
+
+def share_known(table: pa.Table, key: str, events: pa.Table, of: str) -> float:
+    ids = pc.unique(good(events).column(of))
+    return float(pc.mean(pc.is_in(good(table).column(key), value_set=ids).cast(pa.int8())).as_py())
+
+
+# ------------------------------------------------------------------------------------------------------------- shapes
+
+
+def test_movielens_100k(tmp_path: Path) -> None:
+    files = own.movielens_100k(tmp_path)
+    _, config, tables = proposed(*files)
+    assert good(tables["events"]).num_rows == tables["events"].num_rows
+    assert set(tables) == {"events", "items", "users"}
+    assert share_known(tables["items"], "item_id", tables["events"], "item_id") == 1.0
+    assert share_known(tables["users"], "user_id", tables["events"], "user_id") == 1.0
+    assert config.data.text.fields == ["title"]
+    assert tables["items"].column("title")[0].as_py().endswith("café (1995)")
+    assert pa.types.is_floating(tables["users"].schema.field("number_2").type), "an age is a number"
+    assert tables["events"].column("value").to_pylist()[:1][0] in range(1, 6)
+    assert tables["events"].column("timestamp").null_count == 0
+
+
+def test_extracts_of_the_main_file_are_left_out(tmp_path: Path) -> None:
+    own.movielens_100k(tmp_path / "ml")
+    found, config, tables = proposed(tmp_path / "ml")
+    assert [Path(path).name for path in config.data.source.events] == ["u.data"]  # type: ignore[union-attr]
+    assert set(tables) == {"events", "items", "users"}
+    ignored = {Path(path).name: why for path, why in found.found.ignored.items()}
+    assert {"u1.base", "u1.test", "README", "u.genre"} <= set(ignored)
+    assert "100% of its events are in u.data" in ignored["u1.base"]
+
+
+def test_movielens_1m(tmp_path: Path) -> None:
+    _, config, tables = proposed(*own.movielens_1m(tmp_path))
+    assert set(tables) == {"events", "items", "users"}
+    assert config.data.source.separator == "::"  # type: ignore[union-attr]
+    assert config.data.text.fields == ["title", "categories"]
+    assert config.data.knowledge.separators == {"categories": "|"}
+
+
+def test_movielens_latest(tmp_path: Path) -> None:
+    found, config, tables = proposed(*own.movielens_latest(tmp_path))
+    assert set(tables) == {"events", "items"}
+    assert config.data.text.fields == ["title", "genres"]
+    assert {Path(path).name for path in found.found.ignored} == {"links.csv", "tags.csv"}
+    assert config.data.split.kind == "temporal"
+    assert config.data.min_value is None
+
+
+def test_amazon_reviews_with_meta(tmp_path: Path) -> None:
+    _, config, tables = proposed(*own.amazon(tmp_path))
+    assert set(tables) >= {"events", "items"}
+    data = config.data
+    assert data.text.fields == ["title", "description", "brand", "categories"], "no address, no price"
+    assert data.text.html == ["description"]
+    assert set(data.knowledge.item_columns) == {"brand", "categories"}
+    assert tables["items"].column("price").to_pylist()[0] > 1
+    assert "Skin Care" in tables["items"].column("categories")[0].as_py()
+    renamed = data.source.rename["events"]  # type: ignore[union-attr]
+    assert renamed["unixReviewTime"] == "timestamp"
+    assert renamed["overall"] == "value"
+
+
+def test_retail_invoices(tmp_path: Path) -> None:
+    """One file of everything: it makes the tables of items and users too."""
+    _, config, tables = proposed(*own.invoices(tmp_path))
+    source: Any = config.data.source
+    assert source.item_columns == ["Description", "UnitPrice"]
+    assert source.user_columns == ["Country"]
+    assert source.time_format == "%d/%m/%Y %H:%M"
+    assert source.decimal == ","
+    assert config.data.min_value == 1.0, "cancellations are no interest"
+    assert not config.evaluate.exclude_seen
+    assert 0.16 < config.data.quarantine.limit("events") < 0.4, "rows without a customer"
+    assert good(tables["items"]).num_rows == 60
+    assert all(2 <= price <= 300 for price in tables["items"].column("UnitPrice").to_pylist())
+    assert good(tables["users"]).num_rows == 120
+    assert config.data.split.kind == "temporal"
+
+
+def test_check_ins_of_running_numbers(tmp_path: Path) -> None:
+    """Users, places and categories are all 0, 1, 2, …: which is which is told by the ids in common."""
+    files = own.check_ins(tmp_path)
+    _, config, tables = proposed(*random.Random(1).sample(files, 4))
+    source: Any = config.data.source
+    assert [Path(path).name for path in source.events] == ["a.txt"]
+    assert source.columns == {
+        "events": ["user_id", "item_id", "timestamp"],
+        "items": ["item_id", "latitude", "longitude"],
+        "social": ["src_user_id", "dst_user_id"],
+        "knowledge": ["head", "tail"],
+    }
+    assert pa.types.is_floating(tables["items"].schema.field("latitude").type)
+    assert not config.data.text.enabled, "a latitude is no text"
+
+
+def test_a_shop_of_four_files_under_odd_names(tmp_path: Path) -> None:
+    _, config, tables = proposed(*own.shop(tmp_path))
+    source: Any = config.data.source
+    assert source.rename["events"] == {
+        "customer_email": "user_id",
+        "article_sku": "item_id",
+        "ts": "timestamp",
+        "what_type": "event_type",
+    }
+    assert source.rename["users"] == {"email": "user_id"}, "not the number of the customer"
+    assert source.rename["social"] == {"follower": "src_user_id", "followee": "dst_user_id"}
+    assert source.rename["items"] == {"sku": "item_id"}
+    assert config.data.text.fields == ["label", "body", "breadcrumb"]
+    assert config.data.text.html == ["body"]
+    assert tables["items"].column("price").null_count == 0, "12.5 EUR is a number"
+    assert share_known(tables["social"], "dst_user_id", tables["events"], "user_id") > 0.9
+
+
+def test_folders_of_hive(tmp_path: Path) -> None:
+    _, config, tables = proposed(own.hive(tmp_path / "lake"))
+    source: Any = config.data.source
+    assert source.events == [str(tmp_path / "lake")], "one folder, not a list of its files"
+    assert source.rename["events"]["action"] == "event_type"
+    assert set(tables["events"].column("event_type").to_pylist()) == {"view", "purchase"}
+
+
+def test_sequences_with_items(tmp_path: Path) -> None:
+    _, config, tables = proposed(*own.sequences(tmp_path))
+    assert config.data.source.kind == "sequences"
+    assert (config.data.order, config.data.split.kind) == ("file", "leave-last")
+    assert config.data.text.fields == ["title"]
+    assert pa.types.is_floating(tables["items"].schema.field("price").type)
+
+
+def test_recbole(tmp_path: Path) -> None:
+    _, config, tables = proposed(own.recbole(tmp_path / "small"))
+    assert config.data.source.kind == "recbole"
+    assert set(tables) == {"events", "items", "users"}
+    assert "genre" in (config.data.text.fields or [])
+
+
+def test_hetrec_with_held_out_pairs(tmp_path: Path) -> None:
+    folder = own.hetrec(tmp_path / "lastfm")
+    pairs = folder / "splits" / "held-out.tsv"
+    _, config, _ = proposed(folder, pairs)
+    source: Any = config.data.source
+    assert (source.kind, source.test_pairs) == ("hetrec-lastfm", str(pairs))
+    assert config.data.split.kind == "given"
+    assert config.data.text.event_types == ["tag"]
+    _, without, _ = proposed(folder)
+    assert without.data.split.kind == "ratio"
+
+
+def test_json_arrays(tmp_path: Path) -> None:
+    _, config, tables = proposed(*own.arrays(tmp_path))
+    assert config.data.text.fields == ["name", "genres"]
+    assert good(tables["events"]).num_rows == tables["events"].num_rows
+
+
+def test_a_single_file_of_pairs(tmp_path: Path) -> None:
+    _, config, tables = proposed(own.one_file(tmp_path))
+    assert good(tables["events"]).num_rows > 1000
+    assert (config.data.order, config.data.split.kind) == ("none", "ratio")
+
+
+# ---------------------------------------------------------------------------------------------------- open questions
+
+
+def events_csv(tmp_path: Path, times: Callable[[own.Event], object], **world: Any) -> Path:
+    rows = [(f"u{e.user}", f"i{e.item}", times(e)) for e in own.World(**world).events]
+    return own.write(tmp_path / "events.csv", [("user", "item", "date"), *rows])
+
+
+def test_month_before_day_is_told_by_the_numbers(tmp_path: Path) -> None:
+    _, config, tables = proposed(events_csv(tmp_path, lambda e: f"{e.time:%m/%d/%Y}"))
+    assert config.data.source.time_format == "%m/%d/%Y"  # type: ignore[union-attr]
+    assert good(tables["events"]).num_rows == tables["events"].num_rows
+
+
+def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Path) -> None:
+    path = events_csv(tmp_path, lambda e: f"{1 + e.time.day % 12:02d}.{e.time:%m}.{e.time:%Y}")
+    found, config, _ = proposed(path)
+    assert config.data.source.time_format == "%d.%m.%Y"  # type: ignore[union-attr]
+    assert "# time_format: '%m.%d.%Y'" in found.draft.text()
+
+
+def test_users_who_are_gone_at_the_end_make_the_split_leave_last(tmp_path: Path) -> None:
+    """Each user is active on days of their own: a cut in time leaves test users without a past."""
+    from datetime import timedelta
+
+    path = events_csv(tmp_path, lambda e: own.epoch(own.START + timedelta(days=3 * e.user, minutes=e.item)))
+    found, config, _ = proposed(path)
+    assert config.data.split.kind == "leave-last"
+    assert "one cut in time leaves few users" in found.draft.text()
+
+
+def test_ids_of_ten_digits_are_no_times(tmp_path: Path) -> None:
+    rows = [(1_400_000_000 + e.user * 7919, 1_500_000_000 + e.item * 104_729) for e in own.World().events]
+    path = own.write(tmp_path / "log.csv", [("user_id", "item_id"), *rows])
+    _, config, _ = proposed(path)
+    assert config.data.order == "none"
+
+
+def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
+    parts = ["Training", "training", "Training", "Test", "validation"]
+    rows = [(f"u{e.user}", f"i{e.item}", parts[n % 5]) for n, e in enumerate(own.World().events)]
+    path = own.write(tmp_path / "log.csv", [("user", "item", "subset"), *rows])
+    _, config, tables = proposed(path)
+    assert config.data.split.kind == "given"
+    assert set(tables["events"].column("split").to_pylist()) == {"train", "valid", "test"}
+
+
+def test_numbered_folds_under_the_name_of_the_split_do_no_harm(tmp_path: Path) -> None:
+    rows = [(f"u{e.user}", f"i{e.item}", n % 5) for n, e in enumerate(own.World().events)]
+    path = own.write(tmp_path / "log.csv", [("user_id", "item_id", "split"), *rows])
+    _, config, tables = proposed(path)
+    assert config.data.split.kind == "ratio"
+    assert good(tables["events"]).num_rows == tables["events"].num_rows
+
+
+def test_files_of_parts_are_the_split(tmp_path: Path) -> None:
+    rows = [(f"u{e.user}", f"i{e.item}") for e in own.World().events]
+    cut = int(0.8 * len(rows))
+    files = [
+        own.write(tmp_path / f"{part}.csv", [("user", "item"), *some])
+        for part, some in (("train", rows[:cut]), ("test", rows[cut:]))
+    ]
+    _, config, tables = proposed(*files)
+    assert config.data.split.kind == "given"
+    assert tables["events"].column("split").to_pylist().count("test") == len(rows) - cut
+
+
+def test_a_file_an_event_type(tmp_path: Path) -> None:
+    events = own.World().events
+    files = []
+    for name, some in (("views", events[::2]), ("purchases", events[1::2])):
+        rows = [(f"u{e.user}", f"i{e.item}", own.epoch(e.time)) for e in some]
+        files.append(own.write(tmp_path / f"{name}_2024.csv", [("user", "item", "ts"), *rows]))
+    found, _, tables = proposed(*files)
+    assert set(tables["events"].column("event_type").to_pylist()) == {"view", "purchase"}
+    assert found.found.meaning.targets == ("purchase",)
+
+
+def test_shared_repeats_are_stated(tmp_path: Path) -> None:
+    path = events_csv(tmp_path, lambda e: own.epoch(e.time), repeats=0.6)
+    found, config, _ = proposed(path)
+    assert config.evaluate.exclude_seen is False
+    line = next(line for line in found.draft.text().splitlines() if "exclude_seen" in line)
+    assert "repeats are wanted" in line and "%" in line
+
+
+def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> None:
+    found, _, _ = proposed(*own.shop(tmp_path))
+    lines = [line for line in found.draft.text().splitlines() if line.strip() and not line.startswith("#")]
+    without = [line for line in lines if "#" not in line and not line.rstrip().endswith(":")]
+    assert without == []
+    assert "model" not in yaml.safe_load(found.draft.text())
+
+
+def test_what_is_understood_and_ignored_is_told(tmp_path: Path) -> None:
+    files = own.shop(tmp_path)
+    junk = tmp_path / "notes.txt"
+    junk.write_text("Dear all,\nplease find the files\nof the shop below, and call me.\n")
+    binary = tmp_path / "logo.dat"
+    binary.write_bytes(bytes(range(256)) * 20)
+    found = look([str(path) for path in (*files, junk, binary)])
+    shown = told(found.found)
+    for word in ("events", "items", "users", "social", "customer_email", "what_type", "label (text)", "body (HTML)"):
+        assert word in shown
+    ignored = [line for line in shown.splitlines() if line.startswith("ignored")]
+    assert len(ignored) == 2 and "notes.txt" in ignored[0] + ignored[1] and "logo.dat" in ignored[0] + ignored[1]
+
+
+def test_friends_of_other_ids_are_left_out(tmp_path: Path) -> None:
+    files = own.shop(tmp_path)
+    links = [(f"x{a}", f"x{b}") for a, b in own.World().friends()]
+    other = own.write(tmp_path / "friends.csv", [("follower", "followee"), *links])
+    found, _, tables = proposed(*files[:3], other)
+    assert "social" not in tables
+    assert any("no column has ids in common" in why for why in found.found.ignored.values())
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def test_the_command_writes_a_file_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own.shop(Path("shop"))
+    assert main(["init", "shop/*.csv", "shop/catalog.tsv", "--out", "mine.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "recsys run --config mine.yaml" in shown
+    config = yaml.safe_load(Path("mine.yaml").read_text())
+    assert config["data"]["source"]["events"] == ["shop/tracking_2023.csv"], "relative paths stay relative"
+    assert config["run"]["name"] == "mine"
+    assert main(["prepare", "--config", "mine.yaml", "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(["init", "shop/*.csv", "--out", "mine.yaml"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["init", "shop/*.csv", "--out", "mine.yaml", "--force"]) == 0
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing is left aside"
+
+
+def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (file,) = own.invoices(tmp_path / "in $HOME")
+    assert main(["init", f"~/in $HOME/{file.name}"]) == 0
+    assert main(["prepare", "--config", "recsys.yaml", "--dry-run"]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no file is given"),
+        (["nowhere.csv"], "does not exist"),
+        (["--out"], "--out needs a value"),
+        (["--what", "x"], "unknown option"),
+        (["prose.txt"], "no file can be read as a table"),
+        (["one.csv"], "no file has events"),
+        (["items.csv"], "no file has events"),
+        (["one.csv", "--out", "folder"], "is a folder"),
+        (["one.csv", "--out", "no/where.yaml"], "does not exist"),
+    ],
+)
+def test_mistakes_are_one_message_and_two(
+    words: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("prose.txt").write_text("It was a dark night,\nand nobody knew.\n")
+    own.write(Path("one.csv"), [("age", "city"), (30, "Rome"), (40, "Oslo"), (30, "Bern")])
+    rows = [(f"s{i}", f"The lamp {i}", 1990 + i % 20) for i in range(99)]
+    own.write(Path("items.csv"), [("sku", "title", "year"), *rows])
+    assert main(["init", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
+    assert not Path("recsys.yaml").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------- fuzz
+
+
+def odd_table(draw: random.Random, folder: Path) -> Path:
+    """A table of columns, separators, encodings, headers and damages at random."""
+    kinds: list[Callable[[int], str]] = [
+        lambda n: str(draw.randint(0, 30)),
+        lambda n: str(draw.randint(-(2**63), 2**63)),
+        lambda n: f"u{draw.randint(0, 40)}",
+        lambda n: draw.choice(["", "nan", "NULL", "x"]),
+        lambda n: f"{draw.random() * 200 - 100:.{draw.randint(0, 7)}f}",
+        lambda n: f"{draw.randint(1, 31)}/{draw.randint(1, 12)}/{draw.randint(1990, 2024)}",
+        lambda n: str(draw.randint(1_300_000_000, 1_700_000_000)),
+        lambda n: draw.choice(["view", "buy", "cart"]),
+        lambda n: "".join(draw.choice(string.printable) for _ in range(draw.randint(0, 30))).replace("\n", " "),
+        lambda n: draw.choice(["<b>fat</b> text", "a > b > c", "x|y|z", "http://a.b/c", "$3.99", "Ümläut", "[1, 2]"]),
+        lambda n: str(n),
+        lambda n: draw.choice(["train", "test"]),
+        lambda n: "",
+    ]
+    width, count = draw.randint(1, 7), draw.choice([0, 1, 2, 5, 60, 300])
+    columns = [draw.choice(kinds) for _ in range(width)]
+    names = ["user_id", "Item Id", "split", "value", "timestamp", "event", "x", "title", "", "lat", "lon", "0", "user"]
+    rows = [[kind(n) for kind in columns] for n in range(count)]
+    if draw.random() < 0.7:
+        rows.insert(0, [draw.choice(names) for _ in range(width)])
+    if draw.random() < 0.3 and rows:
+        rows[draw.randrange(len(rows))] = ["torn"]
+    separator = draw.choice([",", ";", "\t", "|", "::", " "])
+    if draw.random() < 0.15:
+        keys = [f"k{i}" for i in range(width)]
+        values: list[Any] = [dict(zip(keys, row, strict=False)) for row in rows]
+        return own.write_json(folder / f"t{draw.randint(0, 9**9)}.json", values, draw.random() < 0.5)
+    suffix = draw.choice([".csv", ".csv", ".tsv", ".txt", ".dat", "", ".data"])
+    path = folder / f"t{draw.randint(0, 9**9)}{suffix}"
+    text = draw.choice(["", "", "# a comment\n", "\ufeff", "sep=;\n"]) + "".join(
+        separator.join(row) + draw.choice(["\n", "\n", "\r\n"]) for row in rows
+    )
+    path.write_bytes(text.encode(draw.choice(["utf-8", "utf-8", "latin-1", "utf-16"]), errors="replace"))
+    return path
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
+    """Of 200 generated worlds of odd tables each gives a configuration that reads them, or one message."""
+    draw, outcomes = random.Random(seed), {"read": 0, "refused": 0}
+    for number in range(25):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        files = [odd_table(draw, folder) for _ in range(draw.randint(1, 4))]
+        try:
+            found = look([str(path) for path in files])
+        except UserError as error:
+            assert str(error)
+            outcomes["refused"] += 1
+        else:
+            assert told(found.found)
+            config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
+            for pieces in open_source(config.data.source).pieces().values():
+                read_all(pieces)
+            outcomes["read"] += 1
+        shutil.rmtree(folder)
+    assert min(outcomes.values()) > 0, "the tables are neither all fine nor all broken"
