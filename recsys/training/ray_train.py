@@ -39,6 +39,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
+from recsys.pace import heard_by
 from recsys.storage.mirror import remove
 from recsys.storage.places import filesystem_of, reaching
 from recsys.storage.uris import is_remote, within
@@ -250,10 +251,11 @@ def _worker(settings: dict[str, Any]) -> None:
             save = partial(hand_over, {"saved": 1})
             training = TrainContext(rank, world_size, device, report, resume_from, save, note)
             start, final = (ray.get(held[0]) if held else None for held in (settings["start"], settings["final"]))
-            if final is not None:
-                result = fit_final(config, dataset, training, final)
-            else:
-                result = fit(config, dataset, settings["validate"], training, start)
+            with heard_by(note):
+                if final is not None:
+                    result = fit_final(config, dataset, training, final)
+                else:
+                    result = fit(config, dataset, settings["validate"], training, start)
         with tempfile.TemporaryDirectory() as parent:
             if rank == 0:
                 save_trained(Path(parent) / MODEL_FOLDER, result)
