@@ -44,6 +44,7 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
     if not chooses or config.run.resume:
         earlier = _earlier(config, folder, identity)
         if earlier is not None:
+            folder.write_config(earlier)
             return earlier
         if not chooses:
             raise ArtifactError(
@@ -55,7 +56,8 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
     folder.write_json(
         folder.root / CHOICE, {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}}
     )
-    folder.record(chosen, "run")
+    folder.write_config(chosen)
+    folder.progress(f"every constant that was chosen: {folder.shown(folder.config.absolute())}")
     return chosen
 
 

@@ -14,6 +14,7 @@ from pipelines.final import planned
 from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
+from pipelines.summary import member_table, signal_table, verdict
 from pipelines.tracking import log_evaluation, tracked
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, dump_config, redact
@@ -27,6 +28,7 @@ from recsys.evaluation.ratings import rating_report
 from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
 from recsys.training.kept import KEPT
+from recsys.training.selected import STACK
 from recsys.training.threads import settle_threads
 
 
@@ -44,7 +46,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         settle_threads(config, dataset.num_items, folder.progress)
         baselines = ", ".join(settings.baselines) or "no baseline"
         folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
-        evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit)
+        evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK))
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
         metrics = {**evaluation.to_json(timing), **identity}
         if config.train.final:
@@ -70,13 +72,21 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         log_evaluation(tracker, metrics)
         for path in (folder.metrics, folder.report):
             tracker.log_file(path)
-        main_metric = config.train.metric
-        data = metrics["data"]
-        folder.progress(f"{main_metric} {metrics['model'][main_metric]:.4f} on {data['queries']:,} test users")
-        said = repeats_line("test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"])
-        if said:
-            folder.progress(said)
+        say(metrics, config.train.metric, folder)
     return metrics
+
+
+def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
+    """The figures on the console: members, signals, and where the model stands."""
+    for text in (member_table(metrics), signal_table(metrics)):
+        if text:
+            folder.progress(text)
+    data = metrics["data"]
+    folder.progress(f"{main_metric} {metrics['model'][main_metric]:.4f} on {data['queries']:,} test users")
+    said = repeats_line("test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"])
+    if said:
+        folder.progress(said)
+    folder.progress(verdict(metrics))
 
 
 def settings_sha256(config: Config) -> str:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
+_CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
 
 
@@ -163,10 +164,14 @@ class RunFolder:
     def record(self, config: Config, verb: str) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
 
-        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere.
+        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere. Where the model is
+        to be chosen, the sections of the choice are no difference, and ``config.yaml`` waits for it
+        (:meth:`write_config`).
         """
         public = redacted(config)
         changed = _changes(self.config, public)
+        if not config.has_model:
+            changed = {key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN}
         if changed:
             shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
@@ -179,9 +184,15 @@ class RunFolder:
         }
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if verb in _CONFIGURING:
-            write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
-        self.publish(self.root / "history.jsonl", self.config)
+        self.publish(self.root / "history.jsonl")
+        if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
+            self.write_config(config)
+
+    def write_config(self, config: Config) -> None:
+        """Write ``config.yaml``, without credentials."""
+        public = redacted(config)
+        write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
+        self.publish(self.config)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pipelines.prepare import prepare
 from pipelines.progress import table
 from pipelines.register import register
 from pipelines.session import ray_session, ray_through
+from pipelines.summary import verdict
 from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
@@ -72,20 +73,6 @@ def headline_table(metrics: dict[str, Any]) -> str:
     values = {"multigrain": metrics["model"], **metrics["baselines"]}
     ordered = sorted(values, key=lambda name: -values[name][main_metric])
     return table([["", *shown], *([name, *(f"{values[name][key]:.4f}" for key in shown)] for name in ordered)])
-
-
-def verdict(metrics: dict[str, Any]) -> str:
-    """How the model stands against the best baseline, with the interval of the difference."""
-    comparison = metrics["comparison"]
-    best = comparison.get("best_baseline")
-    if best is None:
-        return "no baseline was run"
-    against = comparison["against"][best]
-    word = "above" if against["low"] > 0 else "below" if against["high"] < 0 else "not distinguishable from"
-    return (
-        f"{word} {best}, the best baseline: {metrics['metric']} {against['difference']:+.4f}, "
-        f"95 % interval {against['low']:+.4f} to {against['high']:+.4f}"
-    )
 
 
 if __name__ == "__main__":

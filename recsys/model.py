@@ -298,8 +298,7 @@ class FrozenModel:
         if not self.config.fitted_history or batch.whole is None:
             return batch
         longer = last_position(batch.whole, self.config.fitted_history).to(batch.seen_B.device)
-        kept = {name: getattr(batch, name) for name in ("friends_UF", "attributes", "text_vectors_BT")}
-        return replace(longer, **kept)
+        return replace(longer, inputs=batch.inputs)
 
     def _stack_weights(self, batch: Batch) -> dict[str, Tensor]:
         """The weight [B] of every member by stacking; empty where the model has none."""

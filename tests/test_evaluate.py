@@ -18,6 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries
 from recsys.errors import DataError
 from recsys.evaluation.evaluate import evaluate
+from recsys.parts import Parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,6 +30,7 @@ class Oracle:
     """Puts the item after the last seen one (a circle) first; ``after`` alone knows, ``noise`` says nothing."""
 
     names = ("after", "noise")
+    trained_names = ("after", "noise")
 
     def __init__(self, num_items: int = NUM_ITEMS) -> None:
         self.item_vectors_ND = torch.eye(num_items)
@@ -37,10 +39,12 @@ class Oracle:
         last = queries.histories.items_E[queries.histories.offsets_U1[1:] - 1].astype(np.int64)
         return self.item_vectors_ND[torch.from_numpy((last + 1) % len(self.item_vectors_ND))]
 
-    def parts(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor]:
+    def parts(self, queries: Queries) -> Parts:
         """Users with an even id have both granularities, the others ``after`` alone."""
         even = torch.from_numpy(queries.histories.users_U % 2 == 0)[:, None]
-        return torch.zeros(len(queries), 2, 1), torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
+        weights_BK = torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
+        after_BD = self.scores(queries)  # item vectors are the unit matrix
+        return Parts(torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {})
 
     def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
         return self.scores(queries) if "after" in kept else torch.zeros(len(queries), len(self.item_vectors_ND))
@@ -128,7 +132,12 @@ def test_without_a_refit_validation_events_are_no_training(tmp_path) -> None:
 
 def test_no_baselines_and_no_ablation(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path, friends=()), config(baselines=[], ablate=False), refit=True)
-    assert result.baselines == {} and result.comparison == {"metric": "ndcg@3", "best_baseline": None, "against": {}}
+    assert result.baselines == {} and result.comparison == {
+        "metric": "ndcg@3",
+        "best_baseline": None,
+        "best_on_test": None,
+        "against": {},
+    }
     assert result.granularities == {"after": {"weight": 0.75}, "noise": {"weight": 0.25}}
     assert "friends" not in result.segments
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from recsys.config import Config, build_config
@@ -14,9 +15,11 @@ from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.movement import movements
+from recsys.granularities import item_links
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
-from recsys.granularities.item_cf.model import ItemCF, rank_weights, training_matrix
+from recsys.granularities.item_cf.model import ItemCF, rank_weights, spectrum, training_matrix
 from recsys.granularities.item_cf.section import ItemCFConfig
+from recsys.granularities.item_links import most_similar, together
 from recsys.model import Encoders, FrozenModel
 from recsys.registry.bundle import write_bundle
 from recsys.serving.recommender import Recommender
@@ -63,6 +66,74 @@ def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str
     unseen = (events == 0) & chosen
     np.testing.assert_allclose(scores[unseen], (events @ weights)[unseen], atol=2e-5)
     assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item that nobody chose has no vector"
+
+
+def test_with_all_neighbours_it_is_the_regression_of_an_item_on_all_others() -> None:
+    graphs, items, histories = _world()
+    config = ItemCFConfig(form="neighbours", neighbours=100, regularisation=2.0, text_weight=0.5)
+    module = ItemCF(config, ModelSizes(4, 10, USERS, ITEMS, 1, TEXT, ordered=False, timed=False))
+    assert module.sparse
+    state = module.state(items, graphs)
+    twice = replace(histories, items_E=histories.items_E.copy())
+    twice.items_E[1] = twice.items_E[0]  # had twice counts once
+    batch = last_position(Queries(twice, np.zeros(USERS + 1, np.int64), np.zeros(0, np.int32)), 3)
+    scores = module.boost(batch, items, state).add_to(torch.zeros(USERS, ITEMS)).numpy()
+
+    events = training_matrix(graphs, "none").toarray()
+    text = items.text_ST.numpy() * events.any(0)[:, None]
+    gram, together = events.T @ events + 0.5 * text @ text.T, events.T @ events > 0
+    weights = np.zeros((ITEMS, ITEMS))
+    for item in range(ITEMS - 1):
+        near = np.flatnonzero(together[item] & (np.arange(ITEMS) != item))
+        weights[near, item] = np.linalg.solve(gram[np.ix_(near, near)] + 2 * np.eye(len(near)), gram[near, item])
+    seen = np.zeros((USERS, ITEMS))
+    seen[np.repeat(np.arange(USERS), 5), twice.items_E] = 1
+    np.testing.assert_allclose(scores, seen @ weights, atol=2e-5)
+
+
+def test_few_neighbours_are_the_most_similar_ones() -> None:
+    graphs, _, _ = _world()
+    pairs = together(training_matrix(graphs, "none"))
+    items_NK, similar_NK = most_similar(pairs, 3, 4.0)
+    counts = pairs.toarray()
+    cosine = counts / (np.sqrt(np.outer(np.diag(counts), np.diag(counts))) + 4.0)
+    np.fill_diagonal(cosine, 0)
+    np.testing.assert_allclose(similar_NK, -np.sort(-cosine, axis=1)[:, :3], rtol=1e-6)
+    known = items_NK >= 0
+    np.testing.assert_allclose(np.take_along_axis(cosine, items_NK.clip(0), 1)[known], similar_NK[known], rtol=1e-6)
+    assert (items_NK[ITEMS - 1] == -1).all()
+
+
+def test_long_histories_are_sampled_where_pairs_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, _, _ = _world()
+    events = training_matrix(graphs, "none")
+    whole = together(events)
+    monkeypatch.setattr(item_links, "_MAX_PAIRS", USERS * 4)
+    cut = together(events)
+    assert cut.diagonal().sum() == USERS * 2, "two events of each of them"
+    assert (whole - cut).min() >= 0
+
+
+def test_all_values_of_the_regularisation_share_one_fit() -> None:
+    graphs, items, _ = _world()
+    sizes = ModelSizes(4, 10, USERS, ITEMS, 1, TEXT, ordered=False, timed=False)
+    for form in ("factors", "neighbours"):
+        sections = [ItemCFConfig(form=form, regularisation=value) for value in (2.0, 50.0)]  # type: ignore[arg-type]
+        for section, (module, state) in zip(sections, ItemCF.fits(sections, sizes, items, graphs), strict=True):
+            alone = ItemCF(section, sizes).state(items, graphs)
+            assert isinstance(module, ItemCF) and module.config == section
+            assert all(torch.equal(state[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (30, 7)])
+def test_singular_vectors_are_those_of_the_matrix_whichever_side_is_smaller(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    events, text = (random.random(shape) < 0.4).astype(np.float32), random.normal(size=(shape[1], 2)).astype(np.float32)
+    stacked = np.concatenate([events, text.T])
+    basis_NR, sigma_R = spectrum(sp.csr_array(events), text, 5)
+    _, expected, vectors = np.linalg.svd(stacked, full_matrices=False)
+    np.testing.assert_allclose(sigma_R, expected[:5], rtol=1e-4)
+    np.testing.assert_allclose(np.abs(np.sum(basis_NR * vectors[:5].T, axis=0)), 1, atol=1e-3)
 
 
 def test_ranks_are_the_same_in_the_matrix_and_in_a_batch() -> None:

@@ -116,7 +116,7 @@ def test_tables_beyond_the_largest_machine() -> None:
     ("name", "sizes", "overrides", "cure"),
     [
         ("demo", Sizes(10**6, 10**6, 10**9), [], "graph"),
-        ("demo", Sizes(10**6, 5 * 10**6, 10**7), [], "item_cf.rank"),
+        ("demo", Sizes(10**6, 5 * 10**6, 10**7), [("model.granularities.item_cf.rank", "256")], "item_cf.rank"),
         (
             "beauty",
             Sizes(10**6, 10**5, 10**7),

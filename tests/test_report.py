@@ -265,6 +265,62 @@ def test_the_verdict_follows_the_interval(low: float, high: float, status: str, 
     assert said["status"] == status and said["head"].startswith(start) and "p = 0.25" in said["text"]
 
 
+def test_the_verdict_names_the_best_baseline_on_test_where_it_is_another_one() -> None:
+    content = evaluation_json()
+    content["comparison"]["best_on_test"] = "als"
+    content["comparison"]["against"]["als"] |= {"difference": -0.02, "low": -0.03, "high": -0.01, "p": 0.25}
+    said = verdict(content)
+    assert said["status"] == "worse", "the lower of the two"
+    assert said["head"] == (
+        "Better than EASE, the best baseline on validation. Worse than ALS, the best baseline on test."
+    )
+    assert "95 % interval −0.0300 to −0.0100" in said["text"]
+    content["comparison"]["best_on_test"] = "ease"
+    assert verdict(content)["head"] == "Better than EASE, the best baseline."
+
+
+def member(kept: bool, why: str, alone: float | None = 0.2) -> dict[str, Any]:
+    without = {"validation": 0.19, "test": None}
+    if kept:
+        without |= {"test": 0.2, "difference": 0.09, "low": 0.08, "high": 0.1, "p": 0.002}
+    interval = None if alone is None else [alone - 0.01, alone + 0.01]
+    alone_of = {"validation": 0.18, "test": alone, "interval": interval}
+    return {"kind": "fitted", "alone": alone_of, "without": without, "weight": [0.1, 0.4], "kept": kept, "why": why}
+
+
+def test_members_and_signals_have_panels(tmp_path) -> None:
+    content = evaluation_json()
+    content["members"] = {
+        "metric": "ndcg@20",
+        "single": "item_cf",
+        "is_single": True,
+        "together": {"validation": 0.21, "cross_fitted": 0.2, "test": 0.2959, "interval": [0.28, 0.31]},
+        "each": {"item_cf": member(True, "kept: it pays"), "user_cf": member(False, "dropped: it adds nothing", None)},
+        "baselines": {"ease": {"alone": {"validation": 0.17, "test": 0.27, "interval": [0.26, 0.28]}, "why": "beside"}},
+    }
+    figures = {"value": 0.3, "interval": [0.2, 0.4], "best_baseline": "als", "baseline": 0.35}
+    figures |= {"difference": -0.05, "low": -0.09, "high": -0.01, "p": 0.01}
+    signals = {"present": ["long history (5+)", "friends"], "missing": ["item text"]}
+    content["signals"] = [
+        {"label": "long history (5+), friends; without item text", **signals, "queries": 40, **figures},
+        {"label": "other combinations", "present": [], "missing": [], "queries": 7, **figures, "best_baseline": None},
+    ]
+    render_report(tmp_path / "r.html", content, manifest(), [], [], "")
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    for expected in (
+        "The model is its best single member, item_cf",
+        "dropped: it adds nothing",
+        "+0.0800 to +0.1000",
+        "0.10 – 0.40",
+        "Signal certificate",
+        "long (5+)",
+        "−0.0900 to −0.0100",
+        "other combinations",
+    ):
+        assert expected in page.text, expected
+
+
 def test_a_bare_run_renders_too(tmp_path) -> None:
     """No baselines, no ablation, no segments, no training history, no examples, nothing read."""
     content = evaluation_json()

@@ -17,7 +17,7 @@ def item_titles(features: pa.Table) -> list[str]:
     >>> item_titles(pa.table({"item_id": ["1", "2"], "title": ["Lip  balm", None]}))
     ['Lip balm', '2']
     """
-    column = _title_column(features)
+    column = title_column(features)
     ids = features.column(schema.ITEM_ID).to_pylist()
     texts = features.column(column).to_pylist() if column else [None] * len(ids)
     return [_shorten(" ".join((text or "").split())) or str(item) for item, text in zip(ids, texts, strict=True)]
@@ -27,7 +27,8 @@ def _shorten(line: str) -> str:
     return line if len(line) <= MAX_TITLE else line[: MAX_TITLE - 1].rstrip() + "…"
 
 
-def _title_column(features: pa.Table) -> str | None:
+def title_column(features: pa.Table) -> str | None:
+    """The column of titles; None where there is none."""
     is_text = {f.name: pa.types.is_string(f.type) or pa.types.is_large_string(f.type) for f in features.schema}
     names: list[str] = [name for name, text in is_text.items() if text and name != schema.ITEM_ID]
     for ending in ("title", "name"):

@@ -20,14 +20,16 @@ from recsys.data.bounded import asked_queries, asked_users_V, bounds, fitted_his
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
-from recsys.evaluation.ablation import Kept, ablation_report, ranked_values
+from recsys.evaluation.ablation import ablation_report
 from recsys.evaluation.audit import audit_fits
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.bootstrap import LEVEL, compare, intervals
+from recsys.evaluation.members import Shares, member_report, shares
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
+from recsys.evaluation.signals import certificate, combinations, query_signals
 from recsys.evaluation.targets import target_report
 from recsys.evaluation.trust import trust_report
 from recsys.parts import Parts
@@ -46,6 +48,11 @@ class ScoredModel(Protocol):
     @property
     def names(self) -> Sequence[str]:
         """The granularities, in the order of K."""
+        ...
+
+    @property
+    def trained_names(self) -> Sequence[str]:
+        """Those of them that are trained, not fitted."""
         ...
 
     def parts(self, queries: Queries) -> Parts:
@@ -79,7 +86,7 @@ class Evaluation:
     data: dict[str, Any]
     timing: dict[str, Any]
     ranking: Ranking  # of the model on test
-    extras: dict[str, Any]  # trust, audit and, where it was asked for, ablation
+    extras: dict[str, Any]  # members, signals, trust, audit and, where it was asked for, ablation
 
     def to_json(self, timing: Mapping[str, float] | None = None) -> dict[str, Any]:
         """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s, train_s)."""
@@ -97,11 +104,18 @@ class Evaluation:
         }
 
 
-def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit: bool) -> Evaluation:
+def evaluate(
+    model: ScoredModel,
+    dataset: PreparedDataset,
+    config: Config,
+    refit: bool,
+    stack: Mapping[str, Any] | None = None,
+) -> Evaluation:
     """Rank test once for the model, once without each granularity, and once for every baseline.
 
     ``refit``: the model was trained on training *and* validation events; the baselines then are as well. The baselines'
-    constants, and which of them is the best, are chosen on validation. Novelty and "new to training" count the events
+    constants, and which of them is the best, are chosen on validation. ``stack``: what stacking chose of the members
+    (``TrainResult.choices["stack"]``), where the model has it. Novelty and "new to training" count the events
     that the model was fitted on. Intervals are over queries; coverage and gini belong to the whole set of lists and
     have none (resampled users repeat, which biases both).
 
@@ -131,13 +145,19 @@ def evaluate(model: ScoredModel, dataset: PreparedDataset, config: Config, refit
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
     values = {name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()}
     means = {name: {key: float(np.mean(value)) for key, value in of.items()} for name, of in values.items()}
-    without = _without(model, rankings[MODEL].queries, config)
+    parts = shares(model, rankings[MODEL].queries, config) if settings.ablate else Shares({}, {})
+    without = {name: parts.without[name] for name in model.names if name in parts.without}
     segments = _segments(rankings, values, without, dataset, config, through)
     targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
     segments = {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
-    extras = {"audit": checked.to_json(), "trust": trust_report(rankings, values, dataset, config, through)}
+    extras = {
+        "members": _members(model, values, parts, granularities, baselines, stack or {}, config),
+        "signals": _signals(rankings[MODEL], values, dataset, config, through),
+        "audit": checked.to_json(),
+        "trust": trust_report(rankings, values, dataset, config, through),
+    }
     if settings.ablation != "none":
         extras["ablation"] = ablation_report(model, rankings[MODEL], config)
     return Evaluation(
@@ -202,7 +222,7 @@ def _segments(
     accuracy = {name: _accuracy(of) for name, of in values.items()}
     report = segment_report(groups, accuracy, MODEL, main, resamples, seed)
     if COLD in groups.get("cold", {}):
-        of_main = {name: of[main] for name, of in accuracy.items()}
+        of_main = _of_main(values, config)
         report["cold"][COLD] |= paired_report(groups["cold"][COLD], of_main, without, MODEL, resamples, seed)
     new_items = new_item_report(rankings, dataset.item_counts_N(through), MODEL, main)
     return {**report, "items": new_items} if new_items else report
@@ -220,14 +240,15 @@ def _certainty(
         "baselines": {name: intervals(_by_query(values[name]), resamples, seed) for name in baselines},
     }
     if not baselines:
-        return confidence, {"metric": main, "best_baseline": None, "against": {}}
-    ours = {name: _accuracy(of)[main] for name, of in values.items()}
+        return confidence, {"metric": main, "best_baseline": None, "best_on_test": None, "against": {}}
+    ours = _of_main(values, config)
     validation = {name: baseline.validation for name, baseline in baselines.items()}
     best = max(validation, key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0))
     comparison = {
         "metric": main,
         "best_baseline": best,
         "chosen_by": f"validation {main}",
+        "best_on_test": max(baselines, key=lambda name: float(ours[name].mean())),
         "against": {
             name: {
                 **compare(ours[MODEL], ours[name], resamples, seed).to_json(),
@@ -240,12 +261,35 @@ def _certainty(
     return confidence, comparison
 
 
-def _without(model: ScoredModel, queries: Queries, config: Config) -> dict[str, Array]:
-    """With ``evaluate.ablate``: the main metric without each granularity, a value a query."""
-    if not config.evaluate.ablate:
-        return {}
-    names = list(model.names)
-    return {name: ranked_values(Kept(model, tuple(set(names) - {name})), queries, config) for name in names}
+def _members(
+    model: ScoredModel,
+    values: Mapping[str, Mapping[str, Array | float]],
+    parts: Shares,
+    granularities: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, Baseline],
+    stack: Mapping[str, Any],
+    config: Config,
+) -> dict[str, Any]:
+    ours = _of_main(values, config)
+    weights = {name: entry["weight"] for name, entry in granularities.items()}
+    beside = {name: (baseline.validation, ours[name]) for name, baseline in baselines.items()}
+    return member_report(ours[MODEL], parts, model, weights, stack, beside, config)
+
+
+def _signals(
+    ranking: Ranking,
+    values: Mapping[str, Mapping[str, Array | float]],
+    dataset: PreparedDataset,
+    config: Config,
+    through: Split,
+) -> list[dict[str, Any]]:
+    found = combinations(query_signals(ranking.queries, dataset, through), len(ranking))
+    return certificate(found, _of_main(values, config), MODEL, config.evaluate.bootstrap, config.seed)
+
+
+def _of_main(values: Mapping[str, Mapping[str, Array | float]], config: Config) -> dict[str, Array]:
+    """The main metric of every recommender, a value a query."""
+    return {name: _accuracy(of)[config.train.metric] for name, of in values.items()}
 
 
 def _granularities(

@@ -1,4 +1,4 @@
-"""Content of the report's panels on cold users, ablation and trust: geometry for their templates (``*.html.j2``).
+"""Content of the report's panels, from members to trust: geometry for their templates (``*.html.j2``).
 
 Why apart: the report grows by a panel a question, and each is read alone.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.evaluation.charts import Axis, axis
+from recsys.evaluation.members import single_line
 from recsys.evaluation.segments import COLD
 
 _TITLES: Final = {
@@ -130,3 +131,67 @@ def _user_groups(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> d
         "gap": gap,
         "exposure_gap": {key: entry["exposure_gap"][key] for key in shown if key in entry["exposure_gap"]},
     }
+
+
+def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
+    """Every member and baseline alone on one axis, and a table with validation, test and the reason; None without."""
+    members = evaluation.get("members")
+    if not members or len(members["each"]) + len(members["baselines"]) < 2:
+        return None
+    together = {"name": "together", "kind": "model", "value": members["together"]["test"], **members["together"]}
+    shown = [together]
+    for group, entries in (("", members["each"]), ("baseline", members["baselines"])):
+        for name, entry in entries.items():
+            alone = entry["alone"]
+            if alone["test"] is not None:
+                label = names.get(name, name) if group else name
+                row = {"name": label, "kind": group or entry["kind"], "value": alone["test"], **alone}
+                shown.append(row)
+    scale = axis([end for row in shown for end in row["interval"]], count=6)
+    dots = [
+        {
+            **row,
+            "at": scale.at(row["value"]),
+            "low": scale.at(row["interval"][0]),
+            "high": scale.at(row["interval"][1]),
+        }
+        for row in sorted(shown, key=lambda row: -float(row["value"]))
+    ]
+    beside = [{"name": names.get(name, name), **entry} for name, entry in members["baselines"].items()]
+    return {
+        "dots": dots,
+        "ticks": scale.labels(),
+        "together": members["together"],
+        "rows": [{"name": name, **entry} for name, entry in members["each"].items()],
+        "baselines": beside,
+        "single": single_line(members),
+    }
+
+
+def signals_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
+    """A line a combination: which signals are there, the metric and the difference to the best baseline; None without.
+
+    The columns are the signals that any combination names; the history says how long it is.
+    """
+    entries = evaluation.get("signals")
+    if not entries:
+        return None
+    named = [name for entry in entries for name in (*entry["present"], *entry["missing"]) if "history" not in name]
+    columns = list(dict.fromkeys(named))
+    rows = []
+    for entry in entries:
+        pooled = not entry["present"] and not entry["missing"]
+        history = next((name.replace(" history", "") for name in entry["present"] if "history" in name), "none")
+        marks = ["" if pooled else "✓" if name in entry["present"] else "–" for name in columns]
+        best = entry["best_baseline"]
+        status = "" if best is None else "better" if entry["low"] > 0 else "worse" if entry["high"] < 0 else "even"
+        rows.append(
+            {
+                "history": entry["label"] if pooled else history,
+                "marks": marks,
+                "status": status,
+                "best": names.get(best, best),
+                "entry": entry,
+            }
+        )
+    return {"columns": columns, "rows": rows}

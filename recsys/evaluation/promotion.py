@@ -22,6 +22,7 @@ from recsys.evaluation.bootstrap import LEVEL, compare
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import Groups, user_segments
+from recsys.evaluation.signals import signal_groups
 from recsys.evaluation.trust import column_of, user_groups
 
 
@@ -60,7 +61,8 @@ def ranked(scorer: Scorer, queries: Queries, config: Config) -> tuple[Ranking, A
 
 
 def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, through: Split) -> Groups:
-    """The segments of evaluation (activity, friends, new and cold users) and ``evaluate.user_groups``."""
+    """The segments of evaluation (activity, friends, new and cold users), ``evaluate.user_groups``, and every
+    combination of present and missing signals, as in the certificate."""
     friends_U = np.unique(dataset.social_edges()[0])
     groups = user_segments(queries, friends_U, through, dataset.cold_U)
     users_B = queries.histories.users_U
@@ -68,6 +70,7 @@ def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, thro
         values = column_of(dataset.user_features, column, "evaluate.user_groups", "users")
         masks = {label: (users_B >= 0) & mask_U[users_B] for label, mask_U in user_groups(values).items()}
         groups[column] = {label: mask_B for label, mask_B in masks.items() if mask_B.any()}
+    groups["signals"] = signal_groups(queries, dataset, through)
     return groups
 
 

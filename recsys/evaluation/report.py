@@ -20,9 +20,10 @@ from recsys.data.dataset import Manifest
 from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.movement import movement_panel
-from recsys.evaluation.panels import ablation_panel, cold_panel, trust_panel
+from recsys.evaluation.panels import ablation_panel, cold_panel, members_panel, signals_panel, trust_panel
 from recsys.evaluation.ratings import ratings_panel
 from recsys.evaluation.strata import strata_panel
+from recsys.evaluation.wording import duration, figure, metric_name, number, signed
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -33,7 +34,6 @@ _NAMES: Final = {
     "frequency": "Own frequency",
     "recent_popularity": "Popular lately",
 }
-_METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 _GROUPS: Final = {
     "history": "By length of history",
     "friends": "By friends",
@@ -89,6 +89,8 @@ def render_report(
         training=_training(training_history, evaluation["metric"]),
         segments=_segments(evaluation),
         fusion=_fusion(evaluation),
+        members=members_panel(evaluation, _NAMES),
+        signals=signals_panel(evaluation, _NAMES),
         cold=cold_panel(evaluation, _NAMES),
         ablation=ablation_panel(evaluation),
         trust=trust_panel(evaluation),
@@ -112,63 +114,8 @@ def _template(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- filters
 
 
-def metric_name(name: str) -> str:
-    """``ndcg@20`` as people write it.
-
-    >>> metric_name("ndcg@20"), metric_name("recall@5")
-    ('NDCG@20', 'Recall@5')
-    """
-    kind, _, k = name.partition("@")
-    shown = _METRIC_NAMES.get(kind, kind.capitalize())
-    return f"{shown}@{k}" if k else shown
-
-
 def recommender_name(name: str) -> str:
     return _NAMES.get(name, name)
-
-
-def number(value: float | None, decimals: int = 4) -> str:
-    """A metric value; a dash for nothing.
-
-    >>> number(0.28), number(None)
-    ('0.2800', '–')
-    """
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}".replace("-", "−")
-
-
-def signed(value: float, decimals: int = 4) -> str:
-    """A difference with its sign.
-
-    >>> signed(0.01), signed(-0.5, 1)
-    ('+0.0100', '−0.5')
-    """
-    return ("+" if value >= 0 else "−") + f"{abs(value):.{decimals}f}"
-
-
-def figure(value: Any) -> str:
-    """A count with thin spaces between thousands; other values as text.
-
-    >>> figure(92834)
-    '92\u202f834'
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}".replace(",", "\u202f")
-    return str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(4.21), duration(75), duration(3700)
-    ('4.2 s', '1 min 15 s', '1 h 1 min')
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # ---------------------------------------------------------------------------------------------------------- content
@@ -181,25 +128,37 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     best = evaluation["comparison"].get("best_baseline")
     if best is None:
         return {"status": "alone", "head": f"{shown} {number(value)}", "text": "No baseline was run beside it."}
-    against = evaluation["comparison"]["against"][best]
-    theirs = evaluation["baselines"][best][main]
-    name = recommender_name(best)
+    on_test = evaluation["comparison"].get("best_on_test") or best
+    which = "the best baseline" if on_test == best else "the best baseline on validation"
+    status, head, text = _against(evaluation, best, which)
+    if on_test != best:
+        other, other_head, other_text = _against(evaluation, on_test, "the best baseline on test")
+        status = min(status, other, key=("worse", "even", "better").index)
+        head, text = f"{head} {other_head}", f"{text} {other_text}"
+    return {"status": status, "head": head, "text": text}
+
+
+def _against(evaluation: Mapping[str, Any], baseline: str, which: str) -> tuple[str, str, str]:
+    """Where the model stands against one baseline: status, head and text."""
+    main = evaluation["metric"]
+    against = evaluation["comparison"]["against"][baseline]
+    theirs, name = evaluation["baselines"][baseline][main], recommender_name(baseline)
     floor = 2.0 / (evaluation["confidence"]["resamples"] + 1)
     p = f"p ≤ {floor:.2g}" if against["p"] <= floor * 1.001 else f"p = {against['p']:.2g}"
     relative = f" ({signed(100 * against['difference'] / theirs, 1)} %)" if theirs > 0 else ""
     if against["low"] > 0:
-        status, head = "better", f"Better than {name}, the best baseline."
+        status, head = "better", f"Better than {name}, {which}."
     elif against["high"] < 0:
-        status, head = "worse", f"Worse than {name}, the best baseline."
+        status, head = "worse", f"Worse than {name}, {which}."
     else:
-        status, head = "even", f"Not distinguishable from {name}, the best baseline."
+        status, head = "even", f"Not distinguishable from {name}, {which}."
     text = (
-        f"{shown} is {number(value)} against {number(theirs)}: "
+        f"{metric_name(main)} is {number(evaluation['model'][main])} against {number(theirs)}: "
         f"a difference of {signed(against['difference'])}{relative}, "
         f"95 % interval {signed(against['low'])} to {signed(against['high'])}, {p} (paired bootstrap over "
         f"{figure(evaluation['data']['queries'])} test users)."
     )
-    return {"status": status, "head": head, "text": text}
+    return status, head, text
 
 
 def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

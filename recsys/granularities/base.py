@@ -6,9 +6,10 @@ V users of the dataset.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -149,9 +150,18 @@ def adjacency(
     """A sparse matrix [rows, columns] for :func:`spread`; ``is_sorted`` says that the rows ascend."""
     from torch_geometric import EdgeIndex
 
+    _first_compressed()
     edges = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape, sort_order="row" if is_sorted else None)
     ordered, permutation = edges.sort_by("row")
     return ordered.fill_cache_(), values_E[permutation] if permutation is not None else values_E
+
+
+@cache
+def _first_compressed() -> None:
+    """Make the first compressed matrix of this process, at which torch warns that they are new; it does so once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), size=(1, 1))
 
 
 def spread(matrix: Adjacency, features_XD: Tensor) -> Tensor:

@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig
-from recsys.config.workload import Estimate, Workload
+from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.workload import FLOAT, Estimate, Workload
+
+FULL_SIDE = 2048  # users and text width together, or items: up to it all factors are fitted in seconds
 
 
 class ItemCFConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_fitted: ClassVar[bool] = True
-    smaller: ClassVar[str] = "rank"
+    candidates: ClassVar[tuple[str, ...]] = ("regularisation",)
+    smaller: ClassVar[str] = "rank or neighbours"
 
-    rank: int = Field(256, ge=1, description="of the item–item model; exact when not below the users plus text width")
-    regularisation: float = Field(100.0, gt=0)
+    form: Literal["auto", "factors", "neighbours"] = Field(
+        "auto",
+        description="factors: a vector a user; neighbours: a few weights an item; auto: factors where a rank is given "
+        f"or {FULL_SIDE} are all, else neighbours",
+    )
+    rank: int = Field(0, ge=0, description="of the factors; 0: all, or as many as max_mb holds")
+    max_mb: int = Field(256, ge=1, description="memory of the factors with rank 0")
+    neighbours: int = Field(50, ge=1, description="items that an item is told from")
+    regularisation: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
+        [100.0, 30.0, 300.0, 1000.0], description="λ, one or several"
+    )
     text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
     event_weights: Literal["none", "rank"] = Field("none", description="rank: by the rank of value within the user")
 
+    def largest_rank(self, users: int, items: int, text_width: int) -> int:
+        """The number of factors that the data has."""
+        return min(users + (text_width if self.text_weight else 0), items)
+
+    def by_neighbours(self, users: int, items: int, text_width: int) -> bool:
+        """Whether it is fitted as few weights an item."""
+        if self.form == "auto":
+            return not self.rank and self.largest_rank(users, items, text_width) > FULL_SIDE
+        return self.form == "neighbours"
+
+    def num_factors(self, users: int, items: int, text_width: int) -> int:
+        """The rank that is fitted."""
+        most = self.rank or max(1, self.max_mb * 2**20 // (FLOAT * max(items, 1)))
+        return min(most, self.largest_rank(users, items, text_width))
+
     def estimate(self, work: Workload) -> Estimate:
-        """The singular vectors, with the copies that QR makes."""
+        """Singular vectors with the copies that QR makes; or pairs of items, and the weights of each λ."""
         data = work.data
-        rank = min(self.rank + 32, data.items, data.users + data.text_width)
-        fitting = (data.items + data.users + data.text_width) * rank * 8 * 4
+        if self.by_neighbours(data.users, data.items, data.text_width):
+            pairs = min(data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26)
+            fitting = pairs * 8 * 2 + data.items * self.neighbours * FLOAT * (len(self.regularisation) + 4)
+        else:
+            rank = self.num_factors(data.users, data.items, data.text_width) + 32
+            fitting = (data.items + data.users + data.text_width) * rank * 8 * 4
         return Estimate(layers=0.0, holds_events=True, fitting=fitting)

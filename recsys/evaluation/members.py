@@ -1,0 +1,251 @@
+"""Members of a model: every granularity alone, together and without it, on validation and on test, and the baselines.
+
+Why: a sum says nothing of its parts. The table tells which signal carries the model, which one costs nothing and tells
+nothing, and whether one method alone would have done. Validation figures are those by which stacking chose the weights;
+test figures are of the model as it answers, with paired intervals.
+
+A member that stacking dropped is no part of the model any more: it has a figure on validation only.
+
+Legend: B queries, b queries of a chunk, K granularities, N items, D width, G groups of history length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+
+from recsys.config import Config
+from recsys.data.histories import Array, Queries
+from recsys.evaluation.bootstrap import compare, intervals
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen, top_items
+from recsys.parts import Parts
+from recsys.stack import TRAINED
+
+_MAX_SCORES: Final = 2**23  # scores of one member held at a time; a few matrices of this size live at once
+
+
+class SummedModel(Protocol):
+    """A model that is a sum over granularities."""
+
+    @property
+    def item_vectors_ND(self) -> torch.Tensor: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def trained_names(self) -> Sequence[str]: ...
+
+    def parts(self, queries: Queries) -> Parts: ...
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The main metric of every query [B] with some granularities alone, and without them; by member."""
+
+    alone: dict[str, Array]
+    without: dict[str, Array]
+
+
+def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
+    """Rank the queries with every granularity alone and with all but it, in one pass over the users.
+
+    Every part of a score is computed once and added up for each variant. A query in which nothing is present is
+    answered by popularity, as models of vectors do. The trained granularities together are ``trained`` where there are
+    fitted ones beside them. A granularity without any weight has no entry in ``alone``.
+    """
+    names, trained = list(model.names), list(model.trained_names)
+    members = {name: [place] for place, name in enumerate(names)}
+    if trained and len(trained) < len(names):
+        members = {TRAINED: [names.index(name) for name in trained], **members}
+    alone: dict[str, list[Array]] = {name: [] for name in members}
+    without: dict[str, list[Array]] = {name: [] for name in members}
+    weighs_K = np.zeros(len(names), dtype=bool)
+    chunk = min(config.evaluate.chunk_users, max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1)))
+    with torch.inference_mode():
+        for piece in queries.chunks(chunk):
+            parts = model.parts(piece).cpu()
+            weighs_K |= parts.weights_BK.any(0).numpy()
+            scores = _Scores(model, parts, piece, config)
+            for name, places in members.items():
+                others = [place for place in range(len(names)) if place not in places]
+                alone[name].append(scores.values(places))
+                without[name].append(scores.values(others))
+    weighing = {name for name, places in members.items() if weighs_K[places].any()}
+    return Shares(
+        {name: np.concatenate(values) for name, values in alone.items() if name in weighing},
+        {name: np.concatenate(values) for name, values in without.items()},
+    )
+
+
+class _Scores:
+    """The scores of one chunk, granularity by granularity."""
+
+    def __init__(self, model: SummedModel, parts: Parts, queries: Queries, config: Config) -> None:
+        self.queries, self.config, self.weights_bK = queries, config, parts.weights_BK
+        items_ND = model.item_vectors_ND.detach().cpu()
+        self.popularity_N = torch.zeros(len(items_ND))
+        if isinstance(model, VectorScorer):
+            self.popularity_N += model.popularity_N.cpu()
+        self.by_place: dict[int, torch.Tensor] = {}
+        for place in range(parts.weights_BK.shape[1]):
+            if not parts.weights_BK[:, place].any():
+                continue
+            used_D = parts.vectors_BKD[:, place].any(0)
+            scores_bN = parts.vectors_BKD[:, place, used_D] @ items_ND[:, used_D].T
+            if place in parts.sparse:
+                scores_bN = parts.sparse[place].add_to(scores_bN)
+            self.by_place[place] = scores_bN
+
+    def values(self, places: Sequence[int]) -> Array:
+        """The main metric of every query when these granularities alone are added up."""
+        scores_bN = torch.zeros(len(self.queries), len(self.popularity_N))
+        for place in places:
+            if place in self.by_place:
+                scores_bN += self.by_place[place]
+        scores_bN[~self.weights_bK[:, list(places)].any(1)] = self.popularity_N
+        kind, k = parse_metric(self.config.train.metric)
+        if self.config.evaluate.exclude_seen:
+            mask_seen(scores_bN, self.queries)
+        hits_bK = mark_hits(top_items(scores_bN, k)[0], self.queries)
+        return QUERY_METRICS[kind](hits_bK, self.queries.num_targets_B, k)
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def member_report(
+    together_B: Array,
+    found: Shares,
+    model: SummedModel,
+    weights: Mapping[str, float],
+    choices: Mapping[str, Any],
+    baselines: Mapping[str, tuple[float | None, Array]],
+    config: Config,
+) -> dict[str, Any]:
+    """The content of ``metrics.json``'s ``members``.
+
+    Args:
+        together_B: the main metric of the whole model.
+        found: the same of its parts.
+        model: whose granularities they are.
+        weights: the mean weight of every granularity over the queries.
+        choices: what stacking chose (``TrainResult.choices["stack"]``); empty for a model without stacking.
+        baselines: name → the metric on validation, and on test [B].
+        config: the main metric and the bootstrap.
+    """
+    stacked = choices.get("members", {})
+    order = _order(model, [*stacked, *found.without])
+    spans = _spans({"": together_B, **found.alone, **{f"baseline {n}": v for n, (_, v) in baselines.items()}}, config)
+    return {
+        "metric": config.train.metric,
+        "single": choices.get("single"),
+        "is_single": bool(choices.get("is_single", False)),
+        "together": {
+            "validation": choices.get("validation"),
+            "cross_fitted": choices.get("cross_fitted"),
+            "test": float(together_B.mean()),
+            "interval": spans[""],
+        },
+        "each": {name: _member(name, together_B, found, spans, model, weights, choices, config) for name in order},
+        "baselines": {
+            name: {
+                "alone": {
+                    "validation": validation,
+                    "test": float(values_B.mean()),
+                    "interval": spans[f"baseline {name}"],
+                },
+                "why": "a baseline beside the model, not part of the sum",
+            }
+            for name, (validation, values_B) in baselines.items()
+        },
+    }
+
+
+def _order(model: SummedModel, names: Sequence[str]) -> list[str]:
+    """The trained granularities together, each of them, then the fitted ones."""
+    trained = [TRAINED, *model.trained_names]
+    return sorted(dict.fromkeys(names), key=lambda name: trained.index(name) if name in trained else len(trained))
+
+
+def _spans(values: Mapping[str, Array], config: Config) -> dict[str, list[float]]:
+    return intervals(values, config.evaluate.bootstrap, config.seed)
+
+
+def _member(
+    name: str,
+    together_B: Array,
+    found: Shares,
+    spans: Mapping[str, list[float]],
+    model: SummedModel,
+    weights: Mapping[str, float],
+    choices: Mapping[str, Any],
+    config: Config,
+) -> dict[str, Any]:
+    """One member: ``alone`` and ``without`` (None where it was not measured), ``weight``, ``kept`` and ``why``."""
+    chosen = choices.get("members", {}).get(name)
+    kind = "together" if name == TRAINED else "trained" if name in model.trained_names else "fitted"
+    is_part = kind == "trained" and bool(choices)
+    # where stacking weighs the members, a trained granularity shares the fate of all trained ones
+    dropped = (TRAINED if is_part else name) in choices.get("dropped", ())
+    if not choices:
+        dropped = name not in found.alone
+    alone = found.alone.get(name)
+    entry: dict[str, Any] = {
+        "kind": kind,
+        "alone": {
+            "validation": chosen["alone"] if chosen else None,
+            "test": float(alone.mean()) if alone is not None else None,
+            "interval": spans.get(name),
+        },
+        "without": {"validation": chosen["without"] if chosen else None, "test": None},
+        "weight": _weight(chosen, weights.get(name)),
+        "kept": not dropped,
+        "why": _why(name, kind, dropped, choices, config.train.metric),
+    }
+    if alone is not None and name in found.without:
+        without_B = found.without[name]
+        entry["without"]["test"] = float(without_B.mean())
+        entry["without"] |= compare(together_B, without_B, config.evaluate.bootstrap, config.seed).to_json()
+    return entry
+
+
+def _weight(chosen: Mapping[str, Any] | None, mean: float | None) -> list[float] | None:
+    """Least and largest weight over groups of history length, else the mean of what fusion gave, twice."""
+    if chosen:
+        return [min(chosen["weights"]), max(chosen["weights"])]
+    return None if mean is None else [mean, mean]
+
+
+def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric: str) -> str:
+    if not choices:
+        return "its weight is zero for every test user" if dropped else "weighed by the fusion, as trained"
+    single = choices["single"]
+    if kind == "trained":
+        return f"part of {TRAINED}, which is dropped" if dropped else f"part of {TRAINED}"
+    if choices["is_single"]:
+        no_sum = f"no sum of members is better than {single} on validation"
+        return f"the model is this member: {no_sum}" if name == single else f"dropped: {no_sum}"
+    if dropped:
+        return "dropped: adding it gains nothing on validation beyond chance"
+    lost = choices["validation"] - choices["members"][name]["without"]
+    return f"kept: without it {metric} {'falls' if lost > 0 else 'does not fall'} on validation ({-lost:+.4f})"
+
+
+def single_line(members: Mapping[str, Any]) -> str:
+    """What the model is where stacking chose one member; empty otherwise.
+
+    >>> single_line({"is_single": True, "single": "item_cf", "metric": "ndcg@10"})
+    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on validation'
+    """
+    if not members.get("is_single"):
+        return ""
+    return (
+        f"the model is its best single member, {members['single']}: no sum of members is better by "
+        f"{members['metric']} on validation"
+    )

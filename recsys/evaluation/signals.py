@@ -1,0 +1,194 @@
+"""The signal certificate: how good a recommender is for every combination of signals that its queries have or lack.
+
+Why: one mean hides that a model is good because most users have long histories. Who serves newcomers with friends but
+without a history wants the figure of just these. A signal is present when the data has it for the query, whatever
+weight the model gives to it, so two models are compared on the same queries.
+
+Of the user: history (none, short, long), friends, attributes, text of the past. Of the targets: text, attributes and
+facts of the items, and whether they were in training; here a signal is present when *every* target has it.
+
+Legend: B queries, S signals, N items, V users, P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Queries, Split
+from recsys.data.titles import title_column
+from recsys.evaluation.bootstrap import compare, intervals
+
+SHORT: Final = 4  # events, up to which a history is short
+MIN_QUERIES: Final = 20  # of a combination that has a line of its own
+OTHERS: Final = "other combinations"
+_NO_ATTRIBUTES: Final = {schema.USER_ID, schema.ITEM_ID, schema.ENTITY_ID, "text"}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One signal: what it is called when missing, and in each of its states."""
+
+    name: str
+    states: tuple[str, ...]  # of codes 1, 2, …
+    codes_B: Array  # int64, 0 where it is missing
+
+    @staticmethod
+    def of(name: str, is_present_B: Array) -> Signal:
+        """A signal that is there or not."""
+        return Signal(name, (name,), is_present_B.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The queries with the same signals present and missing; both empty where small combinations are together."""
+
+    present: tuple[str, ...]
+    missing: tuple[str, ...]
+    mask_B: Array  # bool
+
+    @property
+    def label(self) -> str:
+        """
+        >>> Combination(("long history", "friends"), ("item text",), np.ones(1, dtype=bool)).label
+        'long history, friends; without item text'
+        """
+        if not self.present and not self.missing:
+            return OTHERS
+        there, absent = ", ".join(self.present) or "nothing", ", ".join(self.missing)
+        return f"{there}; without {absent}" if absent else there
+
+
+def query_signals(queries: Queries, dataset: PreparedDataset, through: Split) -> list[Signal]:
+    """The signals of every query, without those of which the dataset has none at all.
+
+    Args:
+        queries: with the targets that count.
+        dataset: that they are of.
+        through: the last part that the model was fitted on; an item is warm when it has an event there.
+    """
+    users_B = queries.histories.users_U
+    lengths_B = queries.histories.lengths_U
+    signals = [
+        Signal(
+            "history",
+            (f"short history (1–{SHORT})", f"long history ({SHORT + 1}+)"),
+            (lengths_B > 0).astype(np.int64) + (lengths_B > SHORT),
+        )
+    ]
+    signals += [Signal.of(name, (users_B >= 0) & has_V[users_B]) for name, has_V in _of_users(dataset).items()]
+    for name, has_N in _of_items(dataset, through).items():
+        lacking_B = np.bincount(queries.target_rows()[~has_N[queries.target_items]], minlength=len(queries))
+        signals.append(Signal.of(name, lacking_B == 0))
+    return signals
+
+
+def _of_users(dataset: PreparedDataset) -> dict[str, Array]:
+    """Signals that some user has, as masks [V]."""
+    friends_V = np.zeros(dataset.num_users, dtype=bool)
+    friends_V[dataset.social_edges()[0]] = True
+    texts = dataset.user_texts(Split.VALID)
+    found = {"friends": friends_V, "user attributes": described(dataset.user_features, dataset.num_users)}
+    if texts is not None:
+        found["user text"] = texts.whole(np.arange(dataset.num_users)) >= 0
+    return {name: has_V for name, has_V in found.items() if has_V.any()}
+
+
+def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
+    """Signals that some item has, as masks [N]."""
+    no_attributes = {*(dataset.manifest.text.get("fields") or ()), title_column(dataset.features) or ""}
+    found = {
+        "item text": dataset.has_text_N,
+        "item attributes": described(dataset.features, dataset.num_items, no_attributes),
+        "item facts": dataset.item_entities() >= 0,
+    }
+    there = {name: has_N for name, has_N in found.items() if has_N.any()}
+    return {**there, "items seen in training": dataset.item_counts_N(through) > 0}
+
+
+def described(features: pa.Table, number: int, text_fields: Collection[str] = ()) -> Array:
+    """Which rows of a table of users or items have any attribute: bool. Ids and columns read as text are none.
+
+    >>> table = pa.table({"user_id": ["a", "b", "c"], "age": [None, 3.0, None], "tags": [["x"], [], None]})
+    >>> described(table, 3).tolist()
+    [True, True, False]
+    """
+    found = np.zeros(number, dtype=bool)
+    for name in features.column_names:
+        if name in _NO_ATTRIBUTES or name in text_fields:
+            continue
+        column = features.column(name)
+        there = pc.is_valid(column)
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            there = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
+        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            there = pc.fill_null(pc.not_equal(column, ""), False)
+        found |= there.to_numpy()
+    return found
+
+
+def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combination]:
+    """Every combination that occurs, the most frequent first; those of few queries together at the end."""
+    codes_BS = np.stack([signal.codes_B for signal in signals], axis=1)
+    states_CS, which_B, counts_C = np.unique(codes_BS, axis=0, return_inverse=True, return_counts=True)
+    which_B = which_B.reshape(num_queries)
+    found, pooled_B = [], np.zeros(num_queries, dtype=bool)
+    for place in np.argsort(-counts_C, kind="stable").tolist():
+        mask_B = which_B == place
+        if counts_C[place] < MIN_QUERIES:
+            pooled_B |= mask_B
+            continue
+        states = list(zip(signals, states_CS[place].tolist(), strict=True))
+        present = tuple(signal.states[code - 1] for signal, code in states if code)
+        found.append(Combination(present, tuple(signal.name for signal, code in states if not code), mask_B))
+    return [*found, Combination((), (), pooled_B)] if pooled_B.any() else found
+
+
+def certificate(
+    found: Sequence[Combination], values: Mapping[str, Array], model: str, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """The content of ``metrics.json``'s ``signals``: the model on every combination, and against the best baseline.
+
+    The best baseline is the one with the highest mean *on these queries*, the strictest choice there is; ``difference``
+    is model − baseline, paired, with its interval ``low`` to ``high``.
+
+    Args:
+        found: the combinations of the queries.
+        values: recommender → the main metric, [B].
+        model: the name of the model in ``values``.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    return [_entry(each, values, model, resamples, seed) for each in found]
+
+
+def _entry(found: Combination, values: Mapping[str, Array], model: str, resamples: int, seed: int) -> dict[str, Any]:
+    ours_b = values[model][found.mask_B]
+    entry: dict[str, Any] = {
+        "label": found.label,
+        "present": list(found.present),
+        "missing": list(found.missing),
+        "queries": len(ours_b),
+        "value": float(ours_b.mean()),
+        "interval": intervals({"value": ours_b}, resamples, seed)["value"],
+        "best_baseline": None,
+    }
+    theirs = {name: value_B[found.mask_B] for name, value_B in values.items() if name != model}
+    if theirs:
+        best = max(theirs, key=lambda name: float(theirs[name].mean()))
+        entry["best_baseline"], entry["baseline"] = best, float(theirs[best].mean())
+        entry |= compare(ours_b, theirs[best], resamples, seed).to_json()
+    return entry
+
+
+def signal_groups(queries: Queries, dataset: PreparedDataset, through: Split) -> dict[str, Array]:
+    """Label → queries [B] bool of every combination, as the gate judges them."""
+    found = combinations(query_signals(queries, dataset, through), len(queries))
+    return {each.label: each.mask_B for each in found}

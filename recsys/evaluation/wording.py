@@ -1,0 +1,63 @@
+"""How the report writes numbers, metrics and durations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+_METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
+
+
+def metric_name(name: str) -> str:
+    """``ndcg@20`` as people write it.
+
+    >>> metric_name("ndcg@20"), metric_name("recall@5")
+    ('NDCG@20', 'Recall@5')
+    """
+    kind, _, k = name.partition("@")
+    shown = _METRIC_NAMES.get(kind, kind.capitalize())
+    return f"{shown}@{k}" if k else shown
+
+
+def number(value: float | None, decimals: int = 4) -> str:
+    """A metric value; a dash for nothing.
+
+    >>> number(0.28), number(None)
+    ('0.2800', '–')
+    """
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float, decimals: int = 4) -> str:
+    """A difference with its sign.
+
+    >>> signed(0.01), signed(-0.5, 1)
+    ('+0.0100', '−0.5')
+    """
+    return ("+" if value >= 0 else "−") + f"{abs(value):.{decimals}f}"
+
+
+def figure(value: Any) -> str:
+    """A count with thin spaces between thousands; other values as text.
+
+    >>> figure(92834)
+    '92\u202f834'
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", "\u202f")
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(4.21), duration(75), duration(3700)
+    ('4.2 s', '1 min 15 s', '1 h 1 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,152 @@
+"""Sparse item–item models: every item of a history speaks for a few others, each with a weight.
+
+What ``item_cf`` (by neighbours) and ``item_knn`` share: which items occur together, the most similar ones of each item,
+the ridge regression of an item on those, and the sum over a history.
+
+Legend: V users, N items, K neighbours of an item, L links, B queries, E events that they see, R regularisations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array
+from recsys.granularities.base import State
+from recsys.granularities.history import SeenEvents
+from recsys.granularities.sparse import SparseScores
+
+_MAX_PAIRS: Final = 2**26  # of items that occur together: half a gigabyte
+_BLOCK: Final = 2**21  # numbers of the small matrices that are solved at a time
+
+
+def together(events_VN: sp.csr_array) -> sp.csr_matrix:
+    """How often items occur together, XᵀX [N, N], sorted.
+
+    At most 2^26 pairs are in memory: where the longest histories make more, these give an even sample of their events,
+    drawn from a fixed seed.
+    """
+    lengths_V = np.diff(events_VN.indptr).astype(np.float64)
+    if events_VN.shape[1] ** 2 > _MAX_PAIRS < (lengths_V**2).sum():
+        events_VN = _shortened(events_VN, _longest(lengths_V))
+    pairs_NN = sp.csr_matrix(events_VN.T.tocsr() @ events_VN)
+    pairs_NN.sort_indices()
+    return pairs_NN
+
+
+def _longest(lengths_V: Array) -> int:
+    """The largest length that histories may have so that Σ min(length, it)² stays in bounds."""
+    low, high = 1, int(lengths_V.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if (np.minimum(lengths_V, middle) ** 2).sum() <= _MAX_PAIRS else (low, middle - 1)
+    return low
+
+
+def _shortened(events_VN: sp.csr_array, most: int) -> sp.csr_array:
+    rows_E = np.repeat(np.arange(events_VN.shape[0]), np.diff(events_VN.indptr))
+    order_E = np.lexsort((np.random.default_rng(0).random(len(rows_E)), rows_E))
+    kept_E = np.sort(order_E[np.arange(len(rows_E)) - events_VN.indptr[rows_E] < most])
+    entries = (events_VN.data[kept_E], (rows_E[kept_E], events_VN.indices[kept_E]))
+    return sp.csr_array(entries, shape=events_VN.shape)
+
+
+def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Array, Array]:
+    """The k other items of the largest c_ij / (√(c_ii c_jj) + shrinkage): items [N, K] int64, −1 where fewer occur with
+    an item, and similarities [N, K] float32, the largest first.
+
+    Why shrinkage: two items of one common user and no other are alike by chance (Bell and Koren 2007).
+    """
+    num_items = pairs_NN.shape[0]
+    root_N = np.sqrt(pairs_NN.diagonal())
+    items_NK = np.full((num_items, max(1, min(k, num_items - 1))), -1, dtype=np.int64)
+    similar_NK = np.zeros(items_NK.shape, dtype=np.float32)
+    for item, (start, end) in enumerate(zip(pairs_NN.indptr[:-1], pairs_NN.indptr[1:], strict=True)):
+        others, counts = pairs_NN.indices[start:end], pairs_NN.data[start:end]
+        similar = counts / (root_N[item] * root_N[others] + shrinkage)
+        similar[others == item] = 0
+        best = np.argpartition(-similar, k)[:k] if len(similar) > k else np.arange(len(similar))
+        best = best[np.argsort(-similar[best], kind="stable")]
+        best = best[similar[best] > 0]
+        items_NK[item, : len(best)], similar_NK[item, : len(best)] = others[best], similar[best]
+    return items_NK, similar_NK
+
+
+def regressions(
+    pairs_NN: sp.csr_matrix, items_NK: Array, text_NT: Array, regularisations_R: Sequence[float]
+) -> list[Array]:
+    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours S:
+
+        w_i = (G_SS + λI)⁻¹ G_Si,   G = XᵀX + T Tᵀ
+
+    Why: it is EASE with a neighbourhood chosen beforehand (as fsSLIM, Ning and Karypis 2011), whose cost grows with the
+    number of items instead of its cube.
+    """
+    num_items, k = items_NK.shape
+    found = [np.zeros((num_items, k), dtype=np.float32) for _ in regularisations_R]
+    size, (upper, lower) = max(1, _BLOCK // k**2), np.triu_indices(k)
+    for start in range(0, num_items, size):
+        rows = slice(start, min(start + size, num_items))
+        items_bK = items_NK[rows]
+        known_bK = items_bK >= 0
+        safe_bK = np.where(known_bK, items_bK, 0)
+        own_b = np.arange(rows.start, rows.stop)
+        gram_bKK = np.zeros((len(own_b), k, k), dtype=np.float32)
+        gram_bKK[:, upper, lower] = gram_bKK[:, lower, upper] = _at(pairs_NN, safe_bK[:, upper], safe_bK[:, lower])
+        right_bK = _at(pairs_NN, np.broadcast_to(own_b[:, None], safe_bK.shape), safe_bK)
+        if text_NT.shape[1]:
+            text_bKT = text_NT[safe_bK]
+            gram_bKK = gram_bKK + text_bKT @ text_bKT.transpose(0, 2, 1)
+            right_bK = right_bK + np.einsum("bkt,bt->bk", text_bKT, text_NT[own_b])
+        gram_bKK = gram_bKK * (known_bK[:, :, None] & known_bK[:, None, :])
+        gram, right = torch.from_numpy(gram_bKK).float(), torch.from_numpy(right_bK * known_bK).float()
+        for weights_NK, regularisation in zip(found, regularisations_R, strict=True):
+            factor = torch.linalg.cholesky(gram + regularisation * torch.eye(k))
+            weights_NK[rows] = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0].numpy() * known_bK
+    return found
+
+
+def _at(pairs_NN: sp.csr_matrix, rows: Array, columns: Array) -> Array:
+    """Entries of a sparse matrix in the shape of the columns, float32."""
+    values = np.asarray(pairs_NN[rows.ravel(), columns.ravel()], dtype=np.float32)
+    return values.reshape(columns.shape)
+
+
+def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
+    """The links of items of a history to the items that they speak for, as sparse rows.
+
+    Args:
+        items_NK: neighbours of every item, −1 where there are fewer.
+        weights_NK: their weights.
+        by_target: whether a row of the tables is an item that is spoken for (a regression), or one that speaks.
+    """
+    num_items = len(items_NK)
+    kept_NK = (items_NK >= 0) & (weights_NK != 0)
+    own, other = np.repeat(np.arange(num_items), kept_NK.sum(1)), items_NK[kept_NK]
+    sources, targets = (other, own) if by_target else (own, other)
+    made = sp.csr_matrix((weights_NK[kept_NK], (sources, targets)), (num_items, num_items))
+    made.sort_indices()
+    return {
+        "starts_N1": torch.as_tensor(made.indptr.astype(np.int64)),
+        "targets_L": torch.as_tensor(made.indices.astype(np.int32)),
+        "weights_L": torch.as_tensor(made.data.astype(np.float32)),
+    }
+
+
+def spoken_for(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseScores:
+    """Σ_j w_j S_ji over the events that each query sees: additions to the items that they speak for."""
+    num_items = len(state["starts_N1"]) - 1
+    rows = (state["weights_L"], state["targets_L"], state["starts_N1"])
+    links_NN = sp.csr_matrix(tuple(part.cpu().numpy() for part in rows), (num_items, num_items))
+    entries = (weights_E.cpu().numpy(), (seen.rows_E.cpu().numpy(), seen.items_E.cpu().numpy()))
+    added = sp.csr_matrix(entries, (seen.num_queries, num_items)) @ links_NN
+    added.sort_indices()
+    device = weights_E.device
+    rows_P = torch.repeat_interleave(torch.arange(seen.num_queries), torch.as_tensor(np.diff(added.indptr)).long())
+    items_P, values_P = torch.as_tensor(added.indices).long(), torch.as_tensor(added.data).float()
+    return SparseScores(rows_P.to(device), items_P.to(device), values_P.to(device))

@@ -1,0 +1,147 @@
+"""The table of members: parts of a score ranked alone and left out, and what is said of a member's fate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import small_model, small_world, write_dataset
+
+from recsys.config import build_config
+from recsys.data.histories import Split
+from recsys.evaluation.ablation import Kept, ranked_values
+from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.members import Shares, member_report, shares, single_line
+from recsys.evaluation.panels import members_panel, signals_panel
+from recsys.model import FrozenModel
+from recsys.training.build import build_graphs, build_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GRANULARITIES = {name: {"enabled": True} for name in ("behaviour", "evolution", "item_cf", "user_cf")}
+
+
+def settings(**fusion: Any) -> dict[str, Any]:
+    return {
+        "model": {"width": 8, "max_history": 4, "granularities": GRANULARITIES, "fusion": fusion},
+        "train": {"metric": "ndcg@3"},
+        "evaluate": {"ks": [3], "bootstrap": 200, "baselines": ["popularity", "ease"]},
+    }
+
+
+def stacked_model(dataset, weights_M: list[float]) -> FrozenModel:
+    """A model of two trained and two fitted granularities with the same weights for every length of history."""
+    torch.manual_seed(0)
+    model = build_model(build_config(settings(stack=True)), dataset, Split.TRAIN)
+    model.encoders.stack.weights_GM.copy_(torch.tensor(weights_M).expand_as(model.encoders.stack.weights_GM))
+    return model.freeze(build_graphs(dataset, Split.TRAIN, model))
+
+
+def chosen(names: list[str], weights_M: list[float], **more: Any) -> dict[str, Any]:
+    """As stacking says it."""
+    members = {n: {"alone": 0.2, "without": 0.25, "weights": [w, w]} for n, w in zip(names, weights_M, strict=True)}
+    dropped = [name for name, weight in zip(names, weights_M, strict=True) if not weight]
+    base = {"single": "item_cf", "is_single": False, "validation": 0.3, "cross_fitted": 0.28, "dropped": dropped}
+    return {**base, "members": members, **more}
+
+
+def test_shares_are_the_rankings_of_the_same_model_with_those_granularities_alone(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    model, config = stacked_model(dataset, [1.0, 0.5, 0.7]), build_config(settings(stack=True))
+    queries = dataset.histories().queries(Split.TEST)
+    found = shares(model, queries, config)
+    assert set(found.alone) == {"trained", "behaviour", "evolution", "item_cf", "user_cf"}
+    for name in model.names:
+        others = tuple(other for other in model.names if other != name)
+        np.testing.assert_allclose(found.alone[name], ranked_values(Kept(model, (name,)), queries, config))
+        np.testing.assert_allclose(found.without[name], ranked_values(Kept(model, others), queries, config))
+    trained = ranked_values(Kept(model, ("behaviour", "evolution")), queries, config)
+    np.testing.assert_allclose(found.alone["trained"], trained)
+    np.testing.assert_allclose(
+        found.without["trained"], ranked_values(Kept(model, ("item_cf", "user_cf")), queries, config)
+    )
+
+
+def test_without_fitted_members_there_is_no_line_of_the_trained_ones_together(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    found = shares(small_model(dataset), dataset.histories().queries(Split.TEST), build_config(settings()))
+    assert "trained" not in found.without and "behaviour" in found.without
+
+
+def test_a_dropped_member_has_its_validation_figure_and_the_reason(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    weights_M = [0.0, 1.0, 0.4]
+    model = stacked_model(dataset, weights_M)
+    result = evaluate(
+        model, dataset, build_config(settings(stack=True)), refit=False, stack=chosen(model.members, weights_M)
+    )
+    members = result.extras["members"]
+    assert list(members["each"]) == ["trained", "behaviour", "evolution", "item_cf", "user_cf"]
+    trained = members["each"]["trained"]
+    assert not trained["kept"] and trained["why"].startswith("dropped: adding it gains nothing")
+    assert trained["alone"] == {"validation": 0.2, "test": None, "interval": None}
+    assert members["each"]["evolution"]["why"] == "part of trained, which is dropped"
+    kept = members["each"]["item_cf"]
+    assert kept["kept"] and kept["weight"] == [1.0, 1.0] and "falls on validation (-0.0500)" in kept["why"]
+    assert kept["without"]["low"] <= kept["without"]["difference"] <= kept["without"]["high"]
+    assert members["together"]["test"] == pytest.approx(result.model["ndcg@3"])
+    assert set(members["baselines"]) == {"popularity", "ease"}
+    assert members["baselines"]["ease"]["alone"]["test"] == pytest.approx(result.baselines["ease"]["ndcg@3"])
+
+
+def test_a_model_that_is_its_best_member_says_so(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    weights_M = [0.0, 1.0, 0.0]
+    model = stacked_model(dataset, weights_M)
+    choices = chosen(model.members, weights_M, is_single=True)
+    members = evaluate(model, dataset, build_config(settings(stack=True)), refit=False, stack=choices).extras["members"]
+    assert single_line(members).startswith("the model is its best single member, item_cf")
+    assert members["each"]["item_cf"]["why"].startswith("the model is this member")
+    assert members["each"]["item_cf"]["alone"]["test"] == members["together"]["test"]
+    assert members["each"]["user_cf"]["why"] == "dropped: no sum of members is better than item_cf on validation"
+
+
+def test_what_a_member_adds_is_the_paired_difference_of_the_whole_and_the_rest() -> None:
+    config = build_config(settings())
+    whole_B, rest_B = np.array([1.0, 0.5, 0.0, 0.5] * 20), np.array([0.5, 0.5, 0.0, 0.0] * 20)
+
+    class Two:
+        names = trained_names = ("behaviour", "evolution")
+
+    found = Shares({"behaviour": rest_B}, {"behaviour": rest_B, "evolution": whole_B})
+    report = member_report(whole_B, found, Two(), {"behaviour": 0.4, "evolution": 0.0}, {}, {}, config)
+    behaviour, evolution = report["each"]["behaviour"], report["each"]["evolution"]
+    assert behaviour["without"]["difference"] == pytest.approx(0.25) and behaviour["without"]["low"] > 0
+    assert behaviour["weight"] == [0.4, 0.4] and behaviour["alone"]["validation"] is None
+    assert not evolution["kept"] and evolution["why"] == "its weight is zero for every test user"
+    assert single_line(report) == ""
+
+
+def test_panels_show_every_member_and_combination(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    weights_M = [0.5, 1.0, 0.0]
+    model = stacked_model(dataset, weights_M)
+    result = evaluate(
+        model, dataset, build_config(settings(stack=True)), refit=False, stack=chosen(model.members, weights_M)
+    ).to_json()
+    panel = members_panel(result, {"ease": "EASE"})
+    assert panel is not None and [row["name"] for row in panel["rows"]] == list(result["members"]["each"])
+    shown = {row["name"] for row in panel["dots"]}
+    assert shown == {"together", "trained", "behaviour", "evolution", "item_cf", "popularity", "EASE"}
+    values = [row["value"] for row in panel["dots"]]
+    assert values == sorted(values, reverse=True)
+    signals = signals_panel(result, {"ease": "EASE"})
+    assert signals is not None
+    assert sum(row["entry"]["queries"] for row in signals["rows"]) == result["data"]["queries"]
+
+
+def test_every_query_is_in_the_certificate_once(tmp_path) -> None:
+    walks = [[(item, 0, 100 + item, Split(max(0, item - 3))) for item in range(6)] for _ in range(5)]
+    dataset = write_dataset(tmp_path, walks, 8)
+    model = small_model(dataset)
+    config = build_config(settings())
+    found = evaluate(model, dataset, config, refit=True).extras["signals"]
+    assert [entry["queries"] for entry in found] == [5]
+    assert found[0]["label"] == "other combinations", "fewer than twenty queries have no line of their own"
