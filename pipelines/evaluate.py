@@ -21,9 +21,11 @@ from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
 from recsys.data.repeats import repeats_line
+from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
+from recsys.evaluation.panels import own_panels
 from recsys.evaluation.ratings import rating_report
 from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
@@ -60,6 +62,8 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         strata = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
         if strata is not None:
             metrics["strata"] = strata
+        if panels := own_panels(trained.frozen, item_titles(dataset.features)):
+            metrics["panels"] = panels
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:

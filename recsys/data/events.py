@@ -283,6 +283,7 @@ class Coding:
     rules: EventRules
     event_types: tuple[str, ...]  # position = type id
     order: str  # time, file or none
+    target_types: tuple[int, ...] = ()  # ids of the types that are predicted; empty: all
 
 
 def encode_bucket(

@@ -181,7 +181,7 @@ class _Preparation:
             self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
         with self._step("split"):
-            plan = self._plan(encoded, coding.order, summaries)
+            plan = self._plan(encoded, coding, summaries)
         with self._step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
         features = without_html(align(items, item_ids, schema.ITEM_ID), self.config.data.text.html)
@@ -211,6 +211,7 @@ class _Preparation:
             media=media,
             context=list(self.rules.context),
             settings_hash=settings_hash(self.config),
+            targets=[coding.event_types[code] for code in coding.target_types],
         )
 
     @contextmanager
@@ -317,6 +318,10 @@ class _Preparation:
             raise ConfigError(f"{key}: no event has the type {', '.join(missing)}; types: {choices(types) or 'none'}")
         base = self.base.event_types if self.base else ()
         kept = [*base, *sorted(set(self.rules.interactions or set(types) - set(self.rules.text_types)) - set(base))]
+        if strays := sorted(set(self.config.data.targets) - set(kept)):
+            raise ConfigError(
+                f"data.targets: no event has the type {', '.join(strays)}; types: {choices(kept) or 'none'}"
+            )
         if not kept:
             raise DataError(f"no event is an interaction; types: {choices(types) or 'none'}, see data.interactions")
         if len(kept) > _MAX_EVENT_TYPES:
@@ -326,7 +331,9 @@ class _Preparation:
             self.notes.append(f"{count:,} events of the type {name} are no interactions (data.interactions)")
         untimed = sum(summary.untimed for summary in summaries)
         interactions = sum(summary.interactions for summary in summaries)
-        return Coding(self.rules, tuple(kept), self._order(untimed, interactions))
+        target_types = tuple(sorted(kept.index(name) for name in set(self.config.data.targets)))
+        target_types = () if len(target_types) == len(kept) else target_types
+        return Coding(self.rules, tuple(kept), self._order(untimed, interactions), target_types)
 
     def _order(self, untimed: int, interactions: int) -> str:
         order = self.config.data.order
@@ -380,7 +387,8 @@ class _Preparation:
 
     # ---------------------------------------------------------------------------------------------------- histories
 
-    def _plan(self, encoded: list[list[Any]], order: str, summaries: list[BucketSummary]) -> SplitPlan:
+    def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
+        order, target_types = coding.order, coding.target_types
         has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
         split = resolved(self.config.data.split, order, has_times)
         if split.kind != self.config.data.split.kind and split.kind == "ratio":
@@ -393,10 +401,13 @@ class _Preparation:
         check_split(split, order, self.timed, given)
         if split.kind == "given" and unnamed:
             self.notes.append(f"{unnamed:,} events without a given split count as training")
-        valid_from, test_from = cut_offs(split, encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
+        valid_from, test_from = NEVER, NEVER
+        if split.kind == "temporal":
+            valid_from, test_from = cut_offs(split, encoded, summaries, target_types)
         newcomers = Newcomers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
         named = given.get("valid", 0) > 0
-        return SplitPlan(split.kind, split.valid, split.test, valid_from, test_from, order != "none", named, newcomers)
+        shares = (split.kind, split.valid, split.test, valid_from, test_from)
+        return SplitPlan(*shares, order != "none", named, newcomers, target_types)
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
@@ -437,6 +448,7 @@ class _Preparation:
 
     def _check_parts(self, kind: str) -> None:
         empty = [part for part in PARTS if not self.counts[part]]
+        empty += [f"target among the {part}" for part in PARTS[1:] if self.counts.get(f"{part}_targets", 1) == 0]
         if empty:
             sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
             raise DataError(

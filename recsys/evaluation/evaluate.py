@@ -30,7 +30,7 @@ from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric,
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
 from recsys.evaluation.signals import certificate, combinations, query_signals
-from recsys.evaluation.targets import target_report
+from recsys.evaluation.targets import target_report, type_report
 from recsys.evaluation.trust import trust_report
 from recsys.parts import Parts
 
@@ -150,6 +150,8 @@ def evaluate(
     segments = _segments(rankings, values, without, dataset, config, through)
     targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
     segments = {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
+    types = type_report(rankings, queries, dataset.manifest.event_types, config, MODEL)
+    segments = {**segments, "event_types": types} if types else segments
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
     extras = {

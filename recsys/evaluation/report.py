@@ -39,7 +39,8 @@ _GROUPS: Final = {
     "friends": "By friends",
     "users": "By whether the user was in training",
     "cold": "By whether the split cut the user's training events",
-    "items": "Targets that were never seen in training",
+    "items": "Targets new to training, new to the user, and had before",
+    "event_types": "By type of the target",
 }
 _MAX_HISTORY: Final = 12
 _NUM_COLOURS: Final = 8
@@ -98,6 +99,7 @@ def render_report(
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),
         strata=strata_panel(evaluation),
+        own=list(evaluation.get("panels", {}).values()),
         ratings=ratings_panel(evaluation),
         quarantine=_quarantine(manifest),
         split=_split(manifest),

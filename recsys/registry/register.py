@@ -181,6 +181,7 @@ def _logged_files(uri: str) -> dict[str, str]:
 def requirements(bundle: Bundle) -> list[str]:
     """The packages that answering takes: little, unless requests bring a past that is read, or the index is asked."""
     found = [*REQUIREMENTS, *(["faiss-cpu"] if bundle.index is not None else [])]
+    found += sorted({entry.package for entry in bundle.info.outside.values() if entry.package})
     if bundle.info.user_text:
         found.append("transformers")
         packaged = PACKAGED.get(str(bundle.info.user_text["model"]).removeprefix("sentence-transformers/"))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsys.config import ModelConfig
+from recsys.config.outside import from_artifact
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.storage.places import reaching
@@ -171,7 +172,8 @@ def load_trained(folder: Path) -> TrainResult:
         for name, digest in description.get("sha256", {}).items():
             if _sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
+        with from_artifact():
+            config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")
         selected = load_file(folder / SELECTED) if (folder / SELECTED).is_file() else None
