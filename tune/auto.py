@@ -124,7 +124,7 @@ def _try_all(
         ray_session(config),
         Children(tracker, folder.progress) as kids,
     ):
-        slots = slots_of_cluster(plan.config)
+        slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
         lines = Lines(folder.progress, kids, config.train.metric, len(portfolio))
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
     return plan
