@@ -29,6 +29,7 @@ from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
 from recsys.training.members import trained_only
 from recsys.training.resume import FREE, training_digest
+from recsys.training.threads import settle_threads
 
 ORIGIN = "origin.json"
 LR_SHARE_OF_MORE = 0.3  # of train.lr, for a training that goes on from evaluated weights
@@ -75,6 +76,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         start = descent.start if descent else None
         result = train_on_ray(trained_only(config) if stacks else config, dataset, validate, report, start)
         if stacks:
+            settle_threads(config, dataset.num_items, folder.progress)
             result = stacked(config, dataset, result, folder.progress)
         folder.forget_model()
         save_trained(folder.model, result)

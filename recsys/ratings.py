@@ -146,5 +146,6 @@ def rated_queries(histories: Histories, split: Split) -> tuple[Queries, Tensor]:
         queries.target_items[known_P],
         queries.context_BC[rows_P],
         queries.asked_at_B[rows_P],
+        queries.target_types[known_P],
     )
     return singles, torch.as_tensor(values_P[known_P])

@@ -37,6 +37,7 @@ def write_dataset(
     item_columns: Mapping[str, pa.Array] | None = None,
     context: Sequence[ContextColumn] = (),
     codes: Sequence[Sequence[Sequence[int]]] = (),
+    targets: Sequence[str] = (),
 ) -> PreparedDataset:
     """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u`` has ``histories[u]``.
 
@@ -89,6 +90,7 @@ def write_dataset(
         text={"model": "handmade-lm", "dimension": text_width} if text_width else {},
         timing={},
         context=[column.name for column in context],
+        targets=list(targets),
     )
     (folder / "manifest.json").write_text(manifest.dump())
     return PreparedDataset(str(folder))

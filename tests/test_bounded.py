@@ -92,4 +92,4 @@ def test_an_evaluation_of_samples_passes_the_audit_and_says_so(tmp_path: Path) -
         "baselines_fitted_on": "the events of an even sample of 50.0% of the users",
     }
     assert {"model_fit", "baseline_fits"} <= set(content["audit"]["checks"])
-    assert set(content["baselines"]) == {"popularity", "item_knn", "ease", "als"}
+    assert set(content["baselines"]) == {"popularity", "item_knn", "ease", "als", "recent_popularity"}

@@ -150,6 +150,7 @@ def test_a_shop_of_four_files_under_odd_names(tmp_path: Path) -> None:
     assert source.rename["social"] == {"follower": "src_user_id", "followee": "dst_user_id"}
     assert source.rename["items"] == {"sku": "item_id"}
     assert config.data.text.fields == ["label", "body", "breadcrumb"]
+    assert config.data.targets == ["purchase"], "views and carts are history"
     assert config.data.text.html == ["body"]
     assert tables["items"].column("price").null_count == 0, "12.5 EUR is a number"
     assert share_known(tables["social"], "dst_user_id", tables["events"], "user_id") > 0.9

@@ -43,6 +43,13 @@ def _of_data(config: Config) -> Iterator[str]:
         yield f"data.context_numbers names {', '.join(strays)}, not in data.context; add it there too"
     if data.text.event_types and not data.text.event_column:
         yield "data.text.event_types is set and data.text.event_column is empty: name the column with their text"
+    strays = sorted({*data.targets} - {*data.interactions}) if data.interactions else []
+    strays += sorted({*data.targets} & {*data.text.event_types})
+    if strays:
+        yield (
+            f"data.targets names {', '.join(strays)}, which data.interactions or data.text.event_types keep out of the "
+            "history: add it to data.interactions, or leave it out"
+        )
     both = sorted({*data.interactions} & {*data.text.event_types})
     if both:
         yield f"data.interactions and data.text.event_types both name {', '.join(both)}; leave it out of one"

@@ -107,7 +107,8 @@ class ShardAuditor(Checks):
             rows_E, place_E = rows_E[ours_E], place_E[ours_E]
         back = int(((np.diff(place_E) < 0) & (np.diff(rows_E) == 0)).sum())
         if kind == "leave-last":
-            held = [np.bincount(rows_E[place_E == place], minlength=len(shard)) for place in (1, 2)]
+            is_target_E = self._targets_E(shard)
+            held = [np.bincount(rows_E[(place_E == p) & is_target_E], minlength=len(shard)) for p in (1, 2)]
             back += int(sum((number > 1).sum() for number in held))
         if back:
             self.refuse("order_of_parts", f"{back:,} users in histories/{name} train on what follows a held-out event")
@@ -132,7 +133,7 @@ class ShardAuditor(Checks):
         """A query sees the parts before its own and nothing else; what is fitted on ends where it must."""
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
         for target, asked in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
-            is_target_E = np.isin(shard.splits_E, asked)
+            is_target_E = np.isin(shard.splits_E, asked) & self._targets_E(shard)
             has_U = np.bincount(rows_E[is_target_E], minlength=len(shard)) > 0
             visible_E = (shard.splits_E < target) & has_U[rows_E]
             queries = shard.queries(target)
@@ -146,6 +147,12 @@ class ShardAuditor(Checks):
                 self.refuse(
                     "queries", f"fits through {through.name.lower()} on histories/{name} see {beyond:+,} events"
                 )
+
+    def _targets_E(self, shard: Histories) -> Array:
+        """Which events are of a type that is predicted."""
+        manifest = self.dataset.manifest
+        codes = [code for code, name in enumerate(manifest.event_types) if name in manifest.targets]
+        return np.isin(shard.types_E, codes) if codes else np.ones(len(shard.items_E), dtype=bool)
 
     def _cold(self, name: str, shard: Histories) -> None:
         """Cold users keep their few events, and their validation stands alone; nobody else's does."""

@@ -86,7 +86,7 @@ class Hidden:
 
 
 def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
-    """Ordered training: one query a position that has a next event, which is its target.
+    """Ordered training: one query a position that has a next event, which is its target, of a type that is predicted.
 
     Rows longer than ``max_history + 1`` give their last events only; see ``Histories.windows``.
     """
@@ -94,16 +94,18 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
     lengths = np.minimum(chosen.lengths_U, max_history + 1)
     padded = _pad(chosen, lengths)
     inputs = torch.as_tensor(np.maximum(lengths - 1, 0))
-    num_queries = int(inputs.sum())
     rows_B = torch.repeat_interleave(torch.arange(len(rows)), inputs)
     starts_B = torch.repeat_interleave(inputs.cumsum(0) - inputs, inputs)
-    seen_B = torch.arange(num_queries) - starts_B + 1
+    seen_B = torch.arange(len(rows_B)) - starts_B + 1
+    if len(chosen.targets_T):
+        is_target_B = torch.as_tensor(chosen.targets_T)[padded.types_UL[rows_B, seen_B]]
+        rows_B, seen_B = rows_B[is_target_B], seen_B[is_target_B]
     width = max(int(inputs.max()) if len(inputs) else 0, 1)
     return replace(
         _cut(padded, inputs, width),
         rows_B=rows_B,
         seen_B=seen_B,
-        pairs_P=torch.arange(num_queries),
+        pairs_P=torch.arange(len(rows_B)),
         targets_P=padded.history_UL[rows_B, seen_B],
         asked_at_B=padded.times_UL[rows_B, seen_B],
         asked_BC=padded.context_ULC[rows_B, seen_B],
@@ -111,15 +113,17 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
 
 
 def whole_history(histories: Histories, max_history: int, rows: Array, hidden: Hidden) -> Batch:
-    """Unordered training: one query a user, every event of the user is a target, the hidden ones too."""
+    """Unordered training: one query a user, every event of the user that is of a type to predict is a target, the
+    hidden ones too."""
     chosen = histories.take(rows)
     visible = chosen
     if hidden.share:
         users_E = np.repeat(chosen.users_U, chosen.lengths_U)
         visible = chosen.where(~hidden.of(users_E, chosen.items_E))
     padded = _pad(visible, np.minimum(visible.lengths_U, max_history))
-    pairs = np.repeat(np.arange(len(rows)), chosen.lengths_U)
-    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(chosen.items_E.astype(np.int64)))
+    targets = chosen.of_targets()
+    pairs = np.repeat(np.arange(len(rows)), targets.lengths_U)
+    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(targets.items_E.astype(np.int64)))
 
 
 def last_position(queries: Queries, max_history: int) -> Batch:

@@ -52,6 +52,8 @@ def _data(config: Config) -> dict[str, Any]:
     data = config.data.model_dump(mode="json", exclude={"dir", "source", "min_overlap"})
     if not data["split"]["cold_users"]:  # keys that older datasets do not know
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
+    if not data["targets"]:
+        del data["targets"]  # as datasets of before, which do not know the key
     text = data["text"]
     for key in ("groups", "users", "finetune"):  # absent where they are off: datasets of before have the same hash
         if not text[key] or not text[key].get("enabled", True):

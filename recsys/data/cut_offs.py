@@ -15,8 +15,11 @@ from recsys.data.split import cut_off, parse_time
 from recsys.errors import DataError
 
 
-def cut_offs(split: SplitConfig, encoded: list[list[Any]], summaries: list[BucketSummary]) -> tuple[int, int]:
-    """Microseconds from which events are validation and test: given, or exact quantiles of the event times.
+def cut_offs(
+    split: SplitConfig, encoded: list[list[Any]], summaries: list[BucketSummary], target_types: tuple[int, ...] = ()
+) -> tuple[int, int]:
+    """Microseconds from which events are validation and test: given, or exact quantiles of the times of events of the
+    types that are predicted (all without any).
 
     Raises:
         DataError: they leave no validation.
@@ -26,7 +29,9 @@ def cut_offs(split: SplitConfig, encoded: list[list[Any]], summaries: list[Bucke
     last = max(summary.last for summary in summaries if summary.interactions)
 
     def bins(start: int, width: int, below: int) -> Array:
-        total: Array = np.sum(fetch([counter.remote(refs[0], start, width, below) for refs in encoded]), axis=0)
+        total: Array = np.sum(
+            fetch([counter.remote(refs[0], start, width, below, target_types) for refs in encoded]), axis=0
+        )
         return total
 
     everything = int(bins(first, last - first + 1, last + 1)[0])

@@ -31,9 +31,9 @@ The user–item graph is not stored again: the histories are its rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -90,6 +90,7 @@ class Manifest:
     media: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → dimension, items, and where it is from
     context: list[str] = field(default_factory=list)  # context columns, in the order of their codes
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
+    targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
 
     def dump(self) -> str:
@@ -234,7 +235,12 @@ class PreparedDataset:
             yield self.shard(name)
 
     def shard(self, name: str) -> Histories:
-        return histories_from_table(self._table(f"histories/{name}"))
+        return replace(histories_from_table(self._table(f"histories/{name}")), targets_T=self.targets_T)
+
+    @cached_property
+    def targets_T(self) -> Array:
+        """Which event types are predicted: bool; empty: all."""
+        return types_mask(self.manifest.event_types, self.manifest.targets)
 
     def active_users_V(self, through: Split) -> Array:
         """The users who have events in the parts up to and including ``through``: bool."""
@@ -323,6 +329,15 @@ class PreparedDataset:
                 "run `recsys prepare` again"
             )
         return Manifest(**content)
+
+
+def types_mask(event_types: Sequence[str], targets: Sequence[str]) -> Array:
+    """Which of the event types are among the targets: bool; empty where none are named, which means all.
+
+    >>> types_mask(["buy", "view"], ["buy"]).tolist(), types_mask(["buy", "view"], []).tolist()
+    ([True, False], [])
+    """
+    return np.array([name in targets for name in event_types] if targets else [], dtype=bool)
 
 
 def histories_from_table(table: pa.Table) -> Histories:

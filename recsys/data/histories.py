@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+ALL_TYPES: Final[Array] = np.zeros(0, dtype=bool)
+NO_TYPES: Final[Array] = np.zeros(0, dtype=np.uint8)  # of targets that say no type
 NO_TIMES: Final[Array] = np.zeros(0, dtype=np.int64)  # of questions that say no time
 NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)  # of data without context columns, whatever its size
 
@@ -42,6 +44,7 @@ class Histories:
     values_E: Array  # float32
     splits_E: Array  # uint8, see Split and VALID_ALONE
     context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
+    targets_T: Array = field(default_factory=lambda: ALL_TYPES)  # bool: event types that are predicted; empty: all
 
     def __post_init__(self) -> None:
         if self.context_EC is NO_CONTEXT:
@@ -53,6 +56,17 @@ class Histories:
     @property
     def lengths_U(self) -> Array:
         return np.diff(self.offsets_U1)
+
+    @property
+    def are_targets_E(self) -> Array:
+        """Which events are of a type that is predicted, in whatever part; the others are history alone."""
+        if not len(self.targets_T):
+            return np.ones(len(self.items_E), dtype=bool)
+        return np.asarray(self.targets_T[self.types_E])
+
+    def of_targets(self) -> Histories:
+        """Only the events of types that are predicted."""
+        return self.where(self.are_targets_E) if len(self.targets_T) else self
 
     def take(self, rows: Array) -> Histories:
         """The given users (positions, repeated ones allowed) in the given order."""
@@ -98,18 +112,20 @@ class Histories:
         firsts_B = targets.offsets_U1[:-1]  # every query has a target
         asked_BC, asked_at_B = targets.context_EC[firsts_B], first_times(targets.times_E, firsts_B)
         seen = chosen.where(chosen.splits_E < target)
-        return Queries(seen, targets.offsets_U1, targets.items_E, asked_BC, asked_at_B)
+        return Queries(seen, targets.offsets_U1, targets.items_E, asked_BC, asked_at_B, targets.types_E)
 
     def target_values(self, target: Split) -> Array:
         """The value of every target of :meth:`queries`, in their order: [P] float32."""
         return np.asarray(self.values_E[self._are_targets_E(target)])
 
     def _are_targets_E(self, target: Split) -> Array:
-        return np.isin(self.splits_E, [target, VALID_ALONE] if target == Split.VALID else [target])
+        is_held_E = np.isin(self.splits_E, [target, VALID_ALONE] if target == Split.VALID else [target])
+        return np.asarray(is_held_E & self.are_targets_E)
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:
-        columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E, self.context_EC)
-        return Histories(users, offsets, *(column[events] for column in columns))
+        columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E)
+        rest = {"context_EC": self.context_EC[events], "targets_T": self.targets_T}
+        return Histories(users, offsets, *(column[events] for column in columns), **rest)
 
     @staticmethod
     def concat(parts: list[Histories]) -> Histories:
@@ -121,7 +137,7 @@ class Histories:
         columns = {field: np.concatenate([getattr(part, field) for part in parts]) for field in fields}
         width = max(part.context_EC.shape[1] for part in parts)
         context_EC = np.concatenate([_missing_or(part.context_EC, width) for part in parts])
-        return Histories(offsets_U1=_offsets(lengths), context_EC=context_EC, **columns)
+        return Histories(offsets_U1=_offsets(lengths), context_EC=context_EC, targets_T=parts[0].targets_T, **columns)
 
     @staticmethod
     def of_items(items_per_user: list[list[int]], users: list[int] | None = None) -> Histories:
@@ -149,8 +165,11 @@ class Queries:
     target_items: Array  # int32
     context_BC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16 when asked: in evaluation, the first target's
     asked_at_B: Array = field(default_factory=lambda: NO_TIMES)  # int64 seconds since the epoch, 0 unknown
+    target_types: Array = field(default_factory=lambda: NO_TYPES)  # uint8 event type of each target
 
     def __post_init__(self) -> None:
+        if self.target_types is NO_TYPES:
+            object.__setattr__(self, "target_types", np.zeros(len(self.target_items), dtype=np.uint8))
         if self.asked_at_B is NO_TIMES:
             object.__setattr__(self, "asked_at_B", np.zeros(len(self.histories), dtype=np.int64))
         if self.context_BC is NO_CONTEXT:
@@ -168,9 +187,10 @@ class Queries:
     def take(self, rows: Array) -> Queries:
         """The given queries in the given order."""
         lengths = self.num_targets_B[rows]
-        targets = self.target_items[_ranges(self.target_offsets_B1[rows], lengths)]
+        places = _ranges(self.target_offsets_B1[rows], lengths)
         asked_BC, asked_at_B = self.context_BC[rows], self.asked_at_B[rows]
-        return Queries(self.histories.take(rows), _offsets(lengths), targets, asked_BC, asked_at_B)
+        targets, types = self.target_items[places], self.target_types[places]
+        return Queries(self.histories.take(rows), _offsets(lengths), targets, asked_BC, asked_at_B, types)
 
     @property
     def num_targets_B(self) -> Array:

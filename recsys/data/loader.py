@@ -140,9 +140,18 @@ class TrainingLoader:
 
     def _weight(self, histories: Histories, rows: Array) -> float:
         """What the targets of a whole step weigh together: the loss is divided by it."""
+        targets = self._num_targets_U(histories)[rows]
         if self.ordered:
-            return float((histories.lengths_U[rows] - 1).sum())
-        return float((histories.lengths_U[rows] ** self.config.event_power).sum())
+            return float(targets.sum())
+        return float((targets**self.config.event_power).sum())
+
+    def _num_targets_U(self, histories: Histories) -> Array:
+        """Targets of every row: its events of types that are predicted, but the first in ordered data."""
+        if not len(histories.targets_T):
+            return np.asarray(histories.lengths_U - 1 if self.ordered else histories.lengths_U)
+        counts = np.concatenate([[0], np.cumsum(histories.are_targets_E)])
+        firsts_U = histories.offsets_U1[:-1] + (1 if self.ordered else 0)  # no row is empty
+        return np.asarray(counts[histories.offsets_U1[1:]] - counts[firsts_U])
 
     def _global_batches(self, histories: Histories, random: np.random.Generator) -> list[Array]:
         """Rows of every global batch. Ordered: rows of like length together, so that a batch pads little; batches of
@@ -152,7 +161,7 @@ class TrainingLoader:
             return np.array_split(order, self._num_batches(len(order)))
         lengths = histories.lengths_U[order] * (1 + LENGTH_JITTER * random.random(len(order)))
         order = order[np.argsort(lengths, kind="stable")]
-        batches = np.split(order, self._borders(histories.lengths_U[order] - 1))
+        batches = np.split(order, self._borders(self._num_targets_U(histories)[order]))
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _borders(self, targets: Array) -> Array:
@@ -175,9 +184,13 @@ class TrainingLoader:
     def _trainable(self, shard: Histories) -> tuple[Histories, Array]:
         seen = shard.through(self.through)
         kept = seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
-        if not self.ordered:
-            return kept, np.zeros(len(kept), dtype=np.int64)
-        return kept.windows(self.config.max_history + 1), kept.window_spans(self.config.max_history + 1)[1]
+        rows, starts = kept, np.zeros(len(kept), dtype=np.int64)
+        if self.ordered:
+            rows, starts = kept.windows(self.config.max_history + 1), kept.window_spans(self.config.max_history + 1)[1]
+        if not len(rows.targets_T):
+            return rows, starts
+        has_targets = np.flatnonzero(self._num_targets_U(rows))
+        return rows.take(has_targets), starts[has_targets]
 
     def _measure(self) -> None:
         """Group the shards into windows and count their trainable rows."""

@@ -53,6 +53,7 @@ from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
 from recsys.data.vocabulary import Vocabulary, dense, union
 from recsys.errors import ArtifactError, ConfigError, DataError, choices
+from recsys.pace import paced
 from recsys.sources.base import Piece, SourceAdapter, dataset
 
 _MAX_EVENT_TYPES: Final = 255
@@ -180,7 +181,7 @@ class _Preparation:
             self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
         with self._step("split"):
-            plan = self._plan(encoded, coding.order, summaries)
+            plan = self._plan(encoded, coding, summaries)
         with self._step("histories"):
             shards, terms = self._write_shards(encoded, plan, user_ids, item_ids)
         features = without_html(align(items, item_ids, schema.ITEM_ID), self.config.data.text.html)
@@ -210,6 +211,7 @@ class _Preparation:
             media=media,
             context=list(self.rules.context),
             settings_hash=settings_hash(self.config),
+            targets=[coding.event_types[code] for code in coding.target_types],
         )
 
     @contextmanager
@@ -256,7 +258,7 @@ class _Preparation:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
         is_bound = self.config.data.unknown_items != "keep"
         buckets = exchange(pieces, self._num_shards(), self.rules, known if is_bound else None)
-        summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in buckets]
+        summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in paced("gathering users' events", buckets)]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket, summary in zip(buckets, summaries, strict=True):
             self.quarantine.add("events", fetch(bucket[1]))
@@ -316,6 +318,10 @@ class _Preparation:
             raise ConfigError(f"{key}: no event has the type {', '.join(missing)}; types: {choices(types) or 'none'}")
         base = self.base.event_types if self.base else ()
         kept = [*base, *sorted(set(self.rules.interactions or set(types) - set(self.rules.text_types)) - set(base))]
+        if strays := sorted(set(self.config.data.targets) - set(kept)):
+            raise ConfigError(
+                f"data.targets: no event has the type {', '.join(strays)}; types: {choices(kept) or 'none'}"
+            )
         if not kept:
             raise DataError(f"no event is an interaction; types: {choices(types) or 'none'}, see data.interactions")
         if len(kept) > _MAX_EVENT_TYPES:
@@ -325,7 +331,9 @@ class _Preparation:
             self.notes.append(f"{count:,} events of the type {name} are no interactions (data.interactions)")
         untimed = sum(summary.untimed for summary in summaries)
         interactions = sum(summary.interactions for summary in summaries)
-        return Coding(self.rules, tuple(kept), self._order(untimed, interactions))
+        target_types = tuple(sorted(kept.index(name) for name in set(self.config.data.targets)))
+        target_types = () if len(target_types) == len(kept) else target_types
+        return Coding(self.rules, tuple(kept), self._order(untimed, interactions), target_types)
 
     def _order(self, untimed: int, interactions: int) -> str:
         order = self.config.data.order
@@ -368,7 +376,7 @@ class _Preparation:
             for bucket, summary, number in zip(buckets, summaries, numbers, strict=True)
         ]
         buckets.clear()
-        for refs in encoded:
+        for refs in paced("numbering users and items", encoded):
             self.quarantine.add("events", fetch(refs[2]))
         self.quarantine.check("events")
         ignored = sum(fetch([refs[3] for refs in encoded]))
@@ -379,7 +387,8 @@ class _Preparation:
 
     # ---------------------------------------------------------------------------------------------------- histories
 
-    def _plan(self, encoded: list[list[Any]], order: str, summaries: list[BucketSummary]) -> SplitPlan:
+    def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
+        order, target_types = coding.order, coding.target_types
         has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
         split = resolved(self.config.data.split, order, has_times)
         if split.kind != self.config.data.split.kind and split.kind == "ratio":
@@ -392,10 +401,13 @@ class _Preparation:
         check_split(split, order, self.timed, given)
         if split.kind == "given" and unnamed:
             self.notes.append(f"{unnamed:,} events without a given split count as training")
-        valid_from, test_from = cut_offs(split, encoded, summaries) if split.kind == "temporal" else (NEVER, NEVER)
+        valid_from, test_from = NEVER, NEVER
+        if split.kind == "temporal":
+            valid_from, test_from = cut_offs(split, encoded, summaries, target_types)
         newcomers = Newcomers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
         named = given.get("valid", 0) > 0
-        return SplitPlan(split.kind, split.valid, split.test, valid_from, test_from, order != "none", named, newcomers)
+        shares = (split.kind, split.valid, split.test, valid_from, test_from)
+        return SplitPlan(*shares, order != "none", named, newcomers, target_types)
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
@@ -412,7 +424,7 @@ class _Preparation:
         encoded.clear()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         names = []
-        for refs in written:
+        for refs in paced("writing histories", written):
             report: ShardReport = fetch(refs[0])
             self.counts.update(report.counts)
             counts_N3[report.items] += report.item_counts
@@ -436,6 +448,7 @@ class _Preparation:
 
     def _check_parts(self, kind: str) -> None:
         empty = [part for part in PARTS if not self.counts[part]]
+        empty += [f"target among the {part}" for part in PARTS[1:] if self.counts.get(f"{part}_targets", 1) == 0]
         if empty:
             sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
             raise DataError(

@@ -50,9 +50,12 @@ class ShardReport:
     provenance: str = ""  # name of the file of its text rows, "" when there are none
 
 
-def time_bins(events: pa.Table, start: int, width: int, below: int) -> Array:
-    """Counts of the event times (earlier than ``below``) in the bins of :func:`recsys.data.split.cut_off`."""
+def time_bins(events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()) -> Array:
+    """Counts of the times of events of these types (all without any), earlier than ``below``, in the bins of
+    :func:`recsys.data.split.cut_off`."""
     times = np.asarray(events.column("time"))
+    if target_types:
+        times = times[np.isin(np.asarray(events.column("type")), target_types)]
     return bin_counts(times[times < below], start, width)
 
 
@@ -83,6 +86,11 @@ def write_shard(
         folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context))
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
+    if rules.plan.target_types:
+        is_target_E = np.isin(columns["type"], rules.plan.target_types)
+        held = (Split.VALID, VALID_ALONE), (Split.TEST,)
+        for key, parts in zip(("valid_targets", "test_targets"), held, strict=True):
+            counts[key] = int((is_target_E & np.isin(splits_E, parts)).sum())
     counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
     counts["ties"] = _ties(columns) if rules.plan.ordered else 0
     if len(cold):
@@ -118,7 +126,9 @@ def _parts(
     starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
     offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
     uniform_E = _uniform(columns, rules.seed, users, items) if rules.plan.random else np.zeros(0)
-    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E)
+    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E, columns["type"])
+    if (splits_E == CUT).any():
+        columns, offsets_U1, splits_E = _kept(columns, splits_E)
     if not rules.plan.newcomers:
         return (columns, offsets_U1, splits_E), np.zeros(0, dtype=np.int32), {}
     columns, offsets_U1, splits_E, cold, counts = _cut(columns, offsets_U1, splits_E, rules, (users, items))
@@ -144,15 +154,20 @@ def _cut(
     cold_U = newcomers.among(ids[0].take(pa.array(users_U)))
     numbers_E = None if rules.plan.ordered else _uniform(columns, newcomers.salted, *ids)
     splits_E = newcomers.cut(cold_U, offsets_U1, splits_E, numbers_E)
+    counts = {
+        "cold_users": int(cold_U.sum()),
+        "cold_cut": int((splits_E == CUT).sum()),
+        "cold_valid": int((splits_E == VALID_ALONE).sum()),
+    }
+    return *_kept(columns, splits_E), users_U[cold_U], counts
+
+
+def _kept(columns: dict[str, Array], splits_E: Array) -> tuple[dict[str, Array], Array, Array]:
+    """Columns, offsets and parts without what was cut."""
     kept_E = splits_E != CUT
     columns = {name: values[kept_E] for name, values in columns.items()}
     starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))  # who has lost everything has no row
-    counts = {
-        "cold_users": int(cold_U.sum()),
-        "cold_cut": int((~kept_E).sum()),
-        "cold_valid": int((splits_E == VALID_ALONE).sum()),
-    }
-    return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E], users_U[cold_U], counts
+    return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E]
 
 
 def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) -> tuple[pa.Table, int]:

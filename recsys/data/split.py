@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.config import SplitConfig
-from recsys.data.histories import Array, Split
+from recsys.data.histories import NO_TYPES, Array, Split
 from recsys.data.moment import moment
-from recsys.data.newcomers import Newcomers
+from recsys.data.newcomers import CUT, Newcomers
 from recsys.errors import ConfigError, DataError
 
 NEVER: Final = np.iinfo(np.int64).max
@@ -36,6 +36,7 @@ class SplitPlan:
     ordered: bool = True
     given_valid: bool = False  # the source names validation events itself
     newcomers: Newcomers | None = None  # users whose training events are cut after all
+    target_types: tuple[int, ...] = ()  # ids of the event types that are predicted; empty: all
 
     @property
     def random(self) -> bool:
@@ -44,7 +45,8 @@ class SplitPlan:
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
-        names = [field.name for field in fields(self) if not field.name.endswith("_from") and field.name != "newcomers"]
+        apart = ("valid_from", "test_from", "newcomers", "target_types")
+        names = [field.name for field in fields(self) if field.name not in apart]
         described = {name: getattr(self, name) for name in names}
         if self.newcomers:
             described |= self.newcomers.describe()
@@ -53,8 +55,13 @@ class SplitPlan:
         return described
 
 
-def assign(plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, uniform_E: Array) -> Array:
-    """The part of every event: uint8, see :class:`~recsys.data.histories.Split`.
+def assign(
+    plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, uniform_E: Array, types_E: Array = NO_TYPES
+) -> Array:
+    """The part of every event: uint8, see :class:`~recsys.data.histories.Split`; :data:`CUT` where it is in none.
+
+    Shares and last events are those of the types that are predicted. The other events belong to the part of the target
+    before them, so that they are seen by whoever is asked later.
 
     Args:
         plan: the rule.
@@ -62,51 +69,63 @@ def assign(plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, u
         times_E: microseconds (temporal).
         given_E: parts named by the source (given).
         uniform_E: a number in [0, 1) a (user, item) pair (random splits); equal pairs, equal numbers.
+        types_E: event type ids, where not all types are predicted.
     """
+    is_target_E = np.isin(types_E, plan.target_types) if plan.target_types else np.ones(offsets_U1[-1], dtype=bool)
     if plan.kind == "given":
         parts = given_E.astype(np.uint8)
         if plan.given_valid:
             return parts
         if plan.ordered:
-            return _latest_training(offsets_U1, parts, plan.valid)
+            return _latest_training(offsets_U1, parts, plan.valid, is_target_E)
         return _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
     if plan.kind == "leave-last":
-        return _leave_last(offsets_U1)
+        return _leave_last(offsets_U1, is_target_E)
     if plan.kind == "temporal":
         return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(np.uint8)
     if plan.ordered:
-        return _latest(offsets_U1, plan.valid, plan.test)
+        return _latest(offsets_U1, plan.valid, plan.test, is_target_E)
     parts = np.zeros(len(uniform_E), dtype=np.uint8)
     return _random(offsets_U1, uniform_E, np.ones(len(parts), dtype=bool), plan.valid, plan.test, parts)
 
 
-def _leave_last(offsets_U1: Array) -> Array:
-    """Last event test, the one before it validation; users with fewer than three events stay in training."""
+def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
+    """Last target test, the one before it validation, with what is between them; what is later is cut. Users with fewer
+    than three targets stay in training."""
+    behind_E, num_targets_U = _targets_behind(offsets_U1, is_target_E)
+    held_E = np.repeat(num_targets_U >= 3, np.diff(offsets_U1))
     parts = np.zeros(offsets_U1[-1], dtype=np.uint8)
-    ends = offsets_U1[1:][np.diff(offsets_U1) >= 3]
-    parts[ends - 1] = Split.TEST
-    parts[ends - 2] = Split.VALID
+    parts[held_E & (behind_E <= 1)] = Split.VALID
+    parts[held_E & (behind_E == 0)] = CUT
+    parts[held_E & (behind_E == 0) & is_target_E] = Split.TEST
     return parts
 
 
-def _latest(offsets_U1: Array, valid: float, test: float) -> Array:
-    """Each user's latest ``round(share · n)`` events; the earliest one always stays in training."""
+def _targets_behind(offsets_U1: Array, is_target_E: Array) -> tuple[Array, Array]:
+    """How many targets of the user come behind each event [E], and how many the user has [U]."""
+    total_E1 = np.concatenate([[0], np.cumsum(is_target_E)])
+    ends_U = total_E1[offsets_U1[1:]]
+    return np.repeat(ends_U, np.diff(offsets_U1)) - total_E1[1:], ends_U - total_E1[offsets_U1[:-1]]
+
+
+def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) -> Array:
+    """Each user's latest ``round(share · n)`` targets; the earliest one always stays in training."""
+    behind_E, num_U = _targets_behind(offsets_U1, is_target_E)
     lengths_U = np.diff(offsets_U1)
-    num_test_U = np.minimum(np.floor(lengths_U * test + 0.5).astype(np.int64), np.maximum(lengths_U - 1, 0))
-    num_valid_U = np.floor(lengths_U * valid + 0.5).astype(np.int64)
-    num_valid_U = np.minimum(num_valid_U, np.maximum(lengths_U - 1 - num_test_U, 0))
-    from_end_E = np.repeat(offsets_U1[1:], lengths_U) - 1 - np.arange(offsets_U1[-1])
-    is_test_E = from_end_E < np.repeat(num_test_U, lengths_U)
-    is_held_E = from_end_E < np.repeat(num_test_U + num_valid_U, lengths_U)
+    num_test_U = np.minimum(np.floor(num_U * test + 0.5).astype(np.int64), np.maximum(num_U - 1, 0))
+    num_valid_U = np.floor(num_U * valid + 0.5).astype(np.int64)
+    num_valid_U = np.minimum(num_valid_U, np.maximum(num_U - 1 - num_test_U, 0))
+    is_test_E = behind_E < np.repeat(num_test_U, lengths_U)
+    is_held_E = behind_E < np.repeat(num_test_U + num_valid_U, lengths_U)
     return np.where(is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0)))
 
 
-def _latest_training(offsets_U1: Array, parts_E: Array, valid: float) -> Array:
+def _latest_training(offsets_U1: Array, parts_E: Array, valid: float, is_target_E: Array) -> Array:
     """Each user's latest share of the events marked training becomes validation; the other events keep their part."""
     parts_E = parts_E.copy()
     is_train_E = parts_E == Split.TRAIN
     of_training_U1 = np.concatenate([[0], np.cumsum(is_train_E)])[offsets_U1]
-    parts_E[is_train_E] = _latest(of_training_U1, valid, 0.0)
+    parts_E[is_train_E] = _latest(of_training_U1, valid, 0.0, is_target_E[is_train_E])
     return parts_E
 
 

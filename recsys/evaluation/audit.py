@@ -18,6 +18,7 @@ from recsys.data.audit_shard import refuse
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baseline import Baseline
+from recsys.evaluation.baselines import OfTargets
 
 _ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # an empty history
 
@@ -39,8 +40,9 @@ def audit_fits(
         _compare("model", popularity_N.detach().cpu().numpy(), expected_N, dataset, through)
         found.checks.append("model_fit")
     asked = [name for name in _ANSWER_BY_POPULARITY if name in baselines]
-    expected_N = users_of_items(histories, dataset.num_items, through) if asked else np.zeros(0)
     for name in asked:
+        fitted_on = histories.of_targets() if isinstance(baselines[name], OfTargets) else histories
+        expected_N = users_of_items(fitted_on, dataset.num_items, through)
         nothing = Queries(Histories.of_items([[]]), np.zeros(2, dtype=np.int64), np.zeros(0, dtype=np.int32))
         scores_1N: torch.Tensor = baselines[name].scores(nothing)
         _compare(name, scores_1N[0].cpu().numpy(), expected_N, dataset, through)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_ite
 from recsys.evaluation.baselines_in_time import Frequency, RecentPopularity
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import rank
+from recsys.pace import paced
 
 
 class Popularity(Baseline):
@@ -199,6 +201,26 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
     return _CLASSES[name](config)
 
 
+class OfTargets(Baseline):
+    """A baseline that sees events of the types that are predicted alone, in its fit and of every query."""
+
+    def __init__(self, inner: Baseline) -> None:
+        super().__init__(inner.config)
+        self.inner, self.constants = inner, {**inner.constants, "events": "targets"}
+
+    def fit(self, train: Histories, num_items: int) -> None:
+        self.inner.constants = {key: value for key, value in self.constants.items() if key != "events"}
+        self.inner.fit(train.of_targets(), num_items)
+
+    def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        for constants in self.inner.fits(train.of_targets(), num_items):
+            self.constants = {**constants, "events": "targets"}
+            yield self.constants
+
+    def scores(self, queries: Queries) -> torch.Tensor:
+        return self.inner.scores(replace(queries, histories=queries.histories.of_targets()))
+
+
 def left_out(names: Sequence[str], histories: Histories, config: EvaluateConfig) -> dict[str, str]:
     """The baselines that the data or the settings rule out, each with what is lacking."""
     found = {name: type(build_baseline(name, config)).lacks(histories, config) for name in names}
@@ -218,8 +240,9 @@ def fit_baselines(
 
     The choice fits on training events alone and maximises ``metric``. With ``refit``, the chosen constants are fitted
     again on training and validation, as the model is; else the fit on training alone stays. Without validation queries
-    the defaults stay and ``validation`` is None. ``asked_V`` marks the users who are asked; None: all. Those of
-    :func:`left_out` are not in the result.
+    the defaults stay and ``validation`` is None. Where not all event types are predicted, each is tried with all events
+    and with those of the predicted types alone, which its constant ``events`` says. ``asked_V`` marks the users who are
+    asked; None: all. Those of :func:`left_out` are not in the result.
     """
     parse_metric(metric, tuple(QUERY_METRICS))
     train = histories.through(Split.TRAIN)
@@ -229,10 +252,15 @@ def fit_baselines(
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)
-    for name in (name for name in names if name not in ruled_out):
+    for name in paced("fitting baselines", [name for name in names if name not in ruled_out]):
         started = time.perf_counter()
         baseline = build_baseline(name, config)
         stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True
+        if len(histories.targets_T):
+            narrow = OfTargets(build_baseline(name, config))
+            narrow_stale = _choose(narrow, train, num_items, asked, metric) if len(asked) else True
+            if (narrow.validation or 0.0) > (baseline.validation or 0.0):
+                baseline, stale = narrow, narrow_stale
         if refit or stale:
             baseline.fit(final, num_items)
         baseline.seconds = time.perf_counter() - started

@@ -18,6 +18,7 @@ from recsys.config import Config
 from recsys.data.audit import Audit, audit
 from recsys.data.bounded import asked_queries, asked_users_V, bounds, fitted_histories
 from recsys.data.dataset import PreparedDataset
+from recsys.data.foresight import foresight
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.ablation import ablation_report
@@ -30,7 +31,7 @@ from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric,
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
 from recsys.evaluation.signals import certificate, combinations, query_signals
-from recsys.evaluation.targets import target_report
+from recsys.evaluation.targets import target_report, type_report
 from recsys.evaluation.trust import trust_report
 from recsys.parts import Parts
 
@@ -150,6 +151,8 @@ def evaluate(
     segments = _segments(rankings, values, without, dataset, config, through)
     targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
     segments = {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
+    types = type_report(rankings, queries, dataset.manifest.event_types, config, MODEL)
+    segments = {**segments, "event_types": types} if types else segments
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
     extras = {
@@ -169,6 +172,7 @@ def evaluate(
         comparison=comparison,
         granularities=granularities,
         data=_data(rankings[MODEL], queries, dataset, config, through)
+        | ({"foresight": seen.to_json()} if (seen := foresight(dataset)) else {})
         | ({"baselines_left_out": ruled_out} if ruled_out else {}),
         timing={
             "evaluate_s": time.perf_counter() - started,

@@ -18,6 +18,7 @@ import torch
 
 from recsys.data.histories import Array, Queries
 from recsys.granularities.sparse import SparseScores
+from recsys.pace import Pace
 
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32, and a few copies
 _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
@@ -76,10 +77,11 @@ class Ranking:
 def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, chunk: int = 512) -> Ranking:
     """Rank the whole catalogue for every query and mark the hits.
 
-    With ``exclude_seen``, items of the visible history are never recommended, so targets among them are dropped: no
-    list could hold them. A target that is listed twice counts once. Equal scores are ordered by a fixed shuffle of the
-    item ids, since ids may follow popularity and a constant scorer must stay at chance. Lists have K places also when
-    the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 128 MB of scores.
+    With ``exclude_seen``, items of the visible history (of events of types that are predicted, where not all are) are
+    never recommended, so targets among them are dropped: no list could hold them. A target that is listed twice counts
+    once. Equal scores are ordered by a fixed shuffle of the item ids, since ids may follow popularity and a constant
+    scorer must stay at chance. Lists have K places also when the catalogue is smaller. Memory is bounded by ``chunk``
+    and, for large catalogues, by 128 MB of scores.
 
     Raises:
         ValueError: the scorer returned NaN or a wrong shape.
@@ -88,8 +90,10 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
     items_BK = np.full((len(kept), k), -1, dtype=np.int32)
     scores_BK = np.full((len(kept), k), -np.inf, dtype=np.float32)
     with torch.inference_mode():
+        pace = Pace("ranking users", len(kept))
         for rows_b, found_bK, found_scores_bK in _lists(scorer, kept, k, exclude_seen, chunk):
             items_BK[rows_b], scores_BK[rows_b] = found_bK, found_scores_bK
+            pace.add(len(rows_b))
     hits_BK = mark_hits(items_BK, kept)
     return Ranking(kept, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(kept))
 
@@ -104,7 +108,7 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
         keep_P[np.unique(pairs_P, return_index=True)[1]] = True
     dropped = 0
     if exclude_seen:
-        seen_P = np.isin(pairs_P, _pairs(_history_rows(queries), queries.histories.items_E))
+        seen_P = np.isin(pairs_P, _pairs(*_seen(queries, True)))
         dropped = int((seen_P & keep_P).sum())
         keep_P &= ~seen_P
     num_B = np.bincount(target_rows_P[keep_P], minlength=len(queries))
@@ -115,7 +119,8 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
         queries.context_BC[rows_B],
         queries.asked_at_B[rows_B],
     )
-    return Queries(histories, offsets, queries.target_items[keep_P], asked_BC, asked_at_B), rows_B, dropped
+    targets, types = queries.target_items[keep_P], queries.target_types[keep_P]
+    return Queries(histories, offsets, targets, asked_BC, asked_at_B, types), rows_B, dropped
 
 
 def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
@@ -287,7 +292,11 @@ def _seen(queries: Queries, exclude_seen: bool) -> tuple[Array, Array]:
     """Row and item of every event of the visible histories; none where they may be recommended."""
     if not exclude_seen:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    return _history_rows(queries), queries.histories.items_E.astype(np.int64)
+    rows_E, items_E = _history_rows(queries), queries.histories.items_E.astype(np.int64)
+    if not len(queries.histories.targets_T):
+        return rows_E, items_E
+    had_E = queries.histories.are_targets_E
+    return rows_E[had_E], items_E[had_E]
 
 
 def _hide(scores_bN: torch.Tensor, rows_E: Array, items_E: Array) -> None:

@@ -9,7 +9,7 @@ Legend: B queries, K list length, P targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -42,18 +42,11 @@ def target_report(
     had_P = had_before(rankings[model].queries)
     if not had_P.any():
         return {}
+    repeated = _keys(rankings[model].queries)[had_P]
+    values = {name: _values(ranking, repeated, config) for name, ranking in rankings.items()}
+    found = {REPEATED: _entry(values, had_P, config, model)}
     kind, k = parse_metric(config.train.metric)
-    at = QUERY_METRICS[kind]
-
-    def repeated(ranking: Ranking) -> Array:
-        rows_P, items_P = ranking.queries.target_rows()[had_P], ranking.queries.target_items[had_P]
-        num_B = np.bincount(rows_P, minlength=len(ranking))
-        listed_BK = np.arange(len(ranking))[:, None] * 2**32 + ranking.items_BK
-        hits_BK = ranking.hits_BK & np.isin(listed_BK, rows_P * 2**32 + items_P)
-        return at(hits_BK[num_B > 0], num_B[num_B > 0], k)
-
-    found = {REPEATED: _entry({name: repeated(ranking) for name, ranking in rankings.items()}, had_P, config, model)}
-    chunk = config.evaluate.chunk_users
+    at, chunk = QUERY_METRICS[kind], config.evaluate.chunk_users
     anew = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
     if len(anew[model]):
         values = {name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()}
@@ -63,9 +56,45 @@ def target_report(
 
 def had_before(queries: Queries) -> Array:
     """Which targets are in the visible history of their query: bool [P]."""
-    rows_E = np.repeat(np.arange(len(queries)), queries.histories.lengths_U)
-    seen_E = rows_E * 2**32 + queries.histories.items_E
+    had = queries.histories.of_targets()
+    seen_E = np.repeat(np.arange(len(queries)), had.lengths_U) * 2**32 + had.items_E
     return np.isin(queries.target_rows() * 2**32 + queries.target_items, seen_E)
+
+
+def type_report(
+    rankings: Mapping[str, Ranking], queries: Queries, event_types: Sequence[str], config: Config, model: str
+) -> dict[str, Any]:
+    """Event type → the same figures, of targets of that type alone; lists stay as they are. Empty for a single type.
+
+    A target that comes with several types counts for each of them.
+    """
+    ranking = rankings[model]
+    asked = queries.take(ranking.rows_B)
+    counts_P = np.isin(_keys(asked), _keys(ranking.queries))  # not what was seen
+    types = np.unique(asked.target_types[counts_P])
+    if len(types) < 2:
+        return {}
+    found = {}
+    for code in types.tolist():
+        of_type_P = counts_P & (asked.target_types == code)
+        keys = np.unique(_keys(asked)[of_type_P])
+        values = {name: _values(each, keys, config) for name, each in rankings.items()}
+        found[event_types[code]] = _entry(values, of_type_P[counts_P], config, model)
+    return found
+
+
+def _keys(queries: Queries) -> Array:
+    """Query and item of every target as one number."""
+    return np.asarray(queries.target_rows() * 2**32 + queries.target_items)
+
+
+def _values(ranking: Ranking, keys: Array, config: Config) -> Array:
+    """The main metric of the queries that have one of these targets, when only they count."""
+    kind, k = parse_metric(config.train.metric)
+    num_B = np.bincount(keys // 2**32, minlength=len(ranking))
+    listed_BK = np.arange(len(ranking))[:, None] * 2**32 + ranking.items_BK
+    hits_BK = ranking.hits_BK & np.isin(listed_BK, keys)
+    return QUERY_METRICS[kind](hits_BK[num_B > 0], num_B[num_B > 0], k)
 
 
 def _entry(values: Mapping[str, Array], is_counted_P: Array, config: Config, model: str) -> dict[str, Any]:

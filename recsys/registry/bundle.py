@@ -28,7 +28,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -44,15 +44,16 @@ from safetensors.torch import load_file, save_file
 
 from recsys import __version__
 from recsys.config import ModelConfig
+from recsys.config.outside import from_artifact
 from recsys.data.context import ContextColumn
-from recsys.data.dataset import PreparedDataset, histories_from_table
+from recsys.data.dataset import PreparedDataset, histories_from_table, types_mask
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.model import FrozenModel, dump_sizes, load_sizes
-from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_parts
+from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_outside, check_parts
 from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
 from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, said_by, writing_aside
 from recsys.serving.retrieval import ItemIndex, can_index
@@ -82,6 +83,14 @@ _EVENT_COLUMNS: Final = {
 _ROWS_AT_A_TIME: Final = 65_536
 
 
+class OutsideEntry(BaseModel):
+    """Where a granularity from outside this package comes from."""
+
+    target: str  # module:Class of its section
+    package: str  # empty: of no installed package when the model was trained
+    version: str
+
+
 class BundleInfo(BaseModel):
     """The content of ``bundle.json``."""
 
@@ -93,7 +102,9 @@ class BundleInfo(BaseModel):
     model: ModelConfig
     sizes: dict[str, Any]
     granularities: list[str]
+    outside: dict[str, OutsideEntry] = {}  # granularities that other packages provide, by name
     event_types: list[str]
+    targets: list[str] = []  # event types that the model predicts; empty: all
     default_event_type: str  # of history events that a request gives without a type: the most frequent one
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
     context: list[dict[str, Any]] = []  # context columns, see ContextColumn
@@ -237,7 +248,12 @@ def _describe(
         model=frozen.config,
         sizes=dump_sizes(frozen.sizes),
         granularities=frozen.names,
+        outside={
+            name: OutsideEntry(target=offer.target, package=offer.package, version=offer.version)
+            for name, offer in frozen.config.granularities.outside().items()
+        },
         event_types=manifest.event_types,
+        targets=manifest.targets,
         default_event_type=manifest.event_types[int(frequency.argmax())] if manifest.event_types else "",
         dataset={
             "name": manifest.name,
@@ -385,7 +401,7 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
         items.column("title").to_pylist(),
         items.column("popularity").to_numpy(),
         users.column("user_id").to_pylist(),
-        _histories(users),
+        _histories(users, info),
         _index(folder, info),
     )
     check_parts(bundle)
@@ -413,8 +429,10 @@ def read_info(folder: str | Path) -> BundleInfo:
             f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
             "register the model again, or use the release that made it"
         )
+    check_outside(folder, content)
     try:
-        info = BundleInfo.model_validate(content)
+        with from_artifact():
+            info = BundleInfo.model_validate(content)
         check_names(info)
     except (pydantic.ValidationError, UserError, Inconsistent, RecursionError) as error:
         raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
@@ -432,9 +450,10 @@ def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
     return ItemIndex.read(folder / INDEX, int(info.index["reorder"]))
 
 
-def _histories(users: pa.Table) -> Histories:
+def _histories(users: pa.Table, info: BundleInfo) -> Histories:
     """Rows of ``users.parquet`` as histories."""
-    return histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
+    found = histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
+    return replace(found, targets_T=types_mask(info.event_types, info.targets))
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:

@@ -138,7 +138,7 @@ class Recommender:
         Raises:
             RequestError: as :meth:`recommend`.
         """
-        return _queries([self._see(index, request) for index, request in enumerate(requests)])
+        return _queries([self._see(i, request) for i, request in enumerate(requests)], self._histories.targets_T)
 
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order; one forward pass for all requests of a chunk.
@@ -259,7 +259,7 @@ class Recommender:
 
     @torch.inference_mode()
     def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
-        queries = _queries(visible)
+        queries = _queries(visible, self._histories.targets_T)
         given = {"friends": _friends(visible), "profile": attributes, "user_text": self._past_texts(visible)}
         brought = {signal: found for signal, found in given.items() if found is not None}
         parts = self._parts(requests, queries, brought)
@@ -280,7 +280,7 @@ class Recommender:
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
         parts, added = parts.where(usable_B), added.where(usable_B)
         histories = queries.histories
-        is_hidden_E = np.repeat(exclude_B, histories.lengths_U)
+        is_hidden_E = np.repeat(exclude_B, histories.lengths_U) & histories.are_targets_E
         rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
         hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
         find = self.bundle.index.top if self.bundle.index is not None else exact_top
@@ -344,7 +344,7 @@ class Recommender:
         )
 
 
-def _queries(visible: list[_Visible]) -> Queries:
+def _queries(visible: list[_Visible], targets_T: Array) -> Queries:
     """What is seen of the requests, asking without targets."""
     lengths = np.array([len(seen.items_E) for seen in visible], dtype=np.int64)
     histories = Histories(
@@ -356,6 +356,7 @@ def _queries(visible: list[_Visible]) -> Queries:
         np.concatenate([seen.values_E for seen in visible]),
         np.zeros(int(lengths.sum()), dtype=np.uint8),
         np.concatenate([seen.context_EC for seen in visible]),
+        targets_T,
     )
     asked_at_B = np.array([seen.asked_at for seen in visible], dtype=np.int64)
     return replace(as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible]))

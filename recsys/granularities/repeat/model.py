@@ -50,7 +50,7 @@ class Repeat(Granularity):
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         assert graphs.histories is not None, "asked for by reads_histories"
-        is_target_T = np.zeros(0, dtype=bool)  # all are
+        is_target_T = graphs.histories.targets_T
         whole = pairs_of(graphs.histories, is_target_T)
         habits = ItemHabits.of(whole, graphs.num_items)
         moments = draw_moments(graphs.histories, is_target_T, self.config.max_pairs)
