@@ -20,6 +20,7 @@ from pipelines.stacking import stacked
 from pipelines.tracking import EpochLog, tracked
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
@@ -42,6 +43,7 @@ class Descent:
     start: Start
     validate: Validate
     parent: dict[str, Any]
+    newer_V: Array | None = None  # users whose validation events are new to the parent
 
 
 def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> TrainResult:
@@ -77,7 +79,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         result = train_on_ray(trained_only(config) if stacks else config, dataset, validate, report, start)
         if stacks:
             settle_threads(config, dataset.num_items, folder.progress)
-            result = stacked(config, dataset, result, folder.progress)
+            result = stacked(config, dataset, result, folder.progress, descent.newer_V if descent else None)
         folder.forget_model()
         save_trained(folder.model, result)
         constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}

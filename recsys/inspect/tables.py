@@ -10,8 +10,9 @@ from typing import Final
 
 import polars as pl
 
+from recsys.data.overlap import SideIds, compare
 from recsys.data.validate import CellRules
-from recsys.errors import SourceError
+from recsys.errors import DataError, SourceError
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
@@ -336,6 +337,19 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
     table.why = (
         "no column has ids in common with the events" if best < _LITTLE else "its ids are neither one a row nor links"
     )
+    for column in table.id_columns if best < _LITTLE else ():
+        for words, known, wanted in ((USER, users, "user_id"), (FRIEND, users, "user_id"), (ITEM, items, "item_id")):
+            if table.like(column, words) >= _NAMED and (cause := _other_form(column, sets[column.name], known, wanted)):
+                table.why = cause
+
+
+def _other_form(column: Column, ours: IdSet, known: IdSet, key: str) -> str:
+    """What is to be said where ids are those of the events in another form, such as ``7`` and ``7.0``; else empty."""
+    try:
+        compare(SideIds("the file", column.name, ours.ids), SideIds("events", key, known.ids), 0.0)
+    except DataError as error:
+        return str(error) if "likely cause" in str(error) else ""
+    return ""
 
 
 def _may_be_events(table: Table, user: Column, events: Pair) -> bool:

@@ -128,7 +128,7 @@ class _Bench:
         cls = granularity_class(name, section)
         values: dict[str, Any] = {key: getattr(section, key)[0] for key in section.open_keys}
         tried: dict[str, dict[str, float]] = {}
-        for key in section.open_keys:
+        for key in section.open_on(self.sizes):
             candidates = getattr(section, key)
             sections = [section.with_values({**values, key: value}) for value in candidates]
             merits = [self._merit(module, state) for module, state in self._fits(cls, sections)]
