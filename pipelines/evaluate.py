@@ -31,6 +31,7 @@ from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
 from recsys.training.kept import KEPT
 from recsys.training.selected import STACK
+from recsys.training.threads import settle_threads
 
 
 def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         return earlier
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
+        settle_threads(config, dataset.num_items, folder.progress)
         baselines = ", ".join(settings.baselines) or "no baseline"
         folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK))

@@ -29,6 +29,7 @@ from recsys.granularities.evolution.model import Evolution, Interest
 from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
+from recsys.pace import paced
 from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
 from recsys.stack import TRAINED, Stack, covariance, inverse, sparse_spread, spread
@@ -172,7 +173,8 @@ class MultigrainModel(nn.Module):
     def _fitted(self, items: ItemView, graphs: Graphs) -> States:
         """The states of the fitted granularities, which training does not change: once for the same graphs."""
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            made = {name: module.state(items, graphs) for name, module in self.encoders.each(fitted=True)}
+            members = paced("fitting members", list(self.encoders.each(fitted=True)))
+            made = {name: module.state(items, graphs) for name, module in members}
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 

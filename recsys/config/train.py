@@ -49,7 +49,11 @@ class LossConfig(Section):
 class TrainConfig(Section):
     num_workers: int = Field(1, ge=1)
     use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads a worker; 0: the cores shared evenly")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads a process; 0: OMP_NUM_THREADS, or the fastest number, measured in a second",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(256, ge=1, description="users a step on average, over all workers")

@@ -39,6 +39,7 @@ class Progress:
     step: int = 0  # finished steps of the epoch after these
     loss_sum: float = 0.0  # of those steps, over all workers
     loss_weight: float = 0.0
+    threads: int = 0  # of the worker that wrote it: another number rounds otherwise; 0 in checkpoints of before
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)
@@ -76,7 +77,7 @@ def save_checkpoint(
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
-    values = asdict(progress)
+    values = {**asdict(progress), "threads": torch.get_num_threads()}
     if progress.best_value == float("-inf"):
         values.pop("best_value")  # -inf is no JSON
     with reaching(str(folder), "write to"):
