@@ -21,14 +21,17 @@ from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
 from recsys.data.repeats import repeats_line
+from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
+from recsys.evaluation.panels import own_panels
 from recsys.evaluation.ratings import rating_report
 from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
 from recsys.training.kept import KEPT
 from recsys.training.selected import STACK
+from recsys.training.threads import settle_threads
 
 
 def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         return earlier
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
+        settle_threads(config, dataset.num_items, folder.progress)
         baselines = ", ".join(settings.baselines) or "no baseline"
         folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
         evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK))
@@ -58,6 +62,8 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         strata = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
         if strata is not None:
             metrics["strata"] = strata
+        if panels := own_panels(trained.frozen, item_titles(dataset.features)):
+            metrics["panels"] = panels
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:
@@ -84,6 +90,8 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
     said = repeats_line("test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"])
     if said:
         folder.progress(said)
+    if seen := data.get("foresight"):
+        folder.progress(seen["note"])
     folder.progress(verdict(metrics))
 
 

@@ -24,6 +24,7 @@ from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final
 from recsys.training.members import trained_only
 from recsys.training.resume import FREE, training_digest
+from recsys.training.threads import settle_threads
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def final_model(
     folder.progress(_line(said, final))
     started = time.perf_counter()
     result = _trained(config, folder, dataset, final) if final.trains else _untrained(trained)
+    settle_threads(config, dataset.num_items, folder.progress)
     frozen = assemble_final(config, dataset, final, result.weights)
     result = replace(result, frozen=frozen, seconds=time.perf_counter() - started)
     folder.forget(folder.final)

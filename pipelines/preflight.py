@@ -161,7 +161,7 @@ def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
     windows = max(1.0, mean / longest) if sizes.ordered else 1.0  # a long history trains as several rows
     all_rows = sizes.users * windows
     batch = min(config.train.batch_size, all_rows)
-    epochs = config.train.epochs * (2 if config.train.refit else 1)
+    epochs = config.train.epochs * (1 + config.train.refit + config.train.final)
     steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs * config.model.granularities.are_trained
     # a batch is of rows of like length: few of them are long
     return steps, max(1.0, batch / config.train.num_workers), min(mean, longest)

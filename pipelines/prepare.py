@@ -14,6 +14,7 @@ from pipelines.session import ray_session
 from recsys.config import Config
 from recsys.data.content_hash import settings_hash
 from recsys.data.dataset import PreparedDataset
+from recsys.data.foresight import foresight
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, DataError
 
@@ -57,6 +58,8 @@ def _say_what_there_is(dataset: PreparedDataset, folder: RunFolder) -> None:
         f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows {bad:,} are in quarantine and {dropped:,} "
         "left out by rule"
     )
+    if seen := foresight(dataset):
+        folder.progress(seen.note)
 
 
 def _total(reasons: dict[str, dict[str, int]]) -> int:

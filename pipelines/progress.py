@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipelines.terminal import printable
+from recsys.pace import heard_by
 
 
 class Progress:
@@ -38,7 +39,8 @@ class Progress:
         outer, self._stage = self._stage, name
         started = time.monotonic()
         try:
-            yield
+            with heard_by(self):
+                yield
             self(f"done in {time.monotonic() - started:.1f} s")
         finally:
             self._stage = outer

@@ -39,6 +39,7 @@ from recsys.registry.foreign import ForeignScorer, fitted_through, leak_of
 from recsys.registry.measured import has_measured, measured
 from recsys.registry.register import pinned, resolve
 from recsys.registry.tracking import Tracker, tracking_uri
+from recsys.training.threads import settle_threads
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     """Rank the test part with both, and ask every rule."""
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
+    settle_threads(config, dataset.num_items, folder.progress)
     queries = asked_queries(dataset, Split.TEST, config)
     findings.notes.append(_what_is_compared(challenger, dataset, same))
     findings.notes += [note] if (note := _feedback_note(challenger)) else []

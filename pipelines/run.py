@@ -28,7 +28,8 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and close with the headline metrics and where everything is."""
     Validator.of(config)  # a wrong metric is known now, not after the training
-    if not config.has_model:
+    chooses = not config.has_model
+    if chooses:
         started = time.monotonic()
         with ray_session(config):
             prepare(config, folder)
@@ -36,7 +37,8 @@ def run(config: Config, folder: RunFolder) -> None:
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
-            prepare(config, folder)
+            if not chooses:
+                prepare(config, folder)
             train(config, folder)
         metrics = evaluate(config, folder)
         registered = register(config, folder)

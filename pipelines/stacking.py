@@ -16,7 +16,7 @@ from pipelines.progress import Progress, table
 from recsys.config import Config
 from recsys.data.bounded import asked_queries
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
+from recsys.data.histories import Array, Split
 from recsys.errors import DataError
 from recsys.evaluation.candidates import gather
 from recsys.evaluation.stacking import Stacked, choose_stack
@@ -31,8 +31,22 @@ from recsys.training.selected import STACK, assemble
 _SCALE_QUERIES: Final = 512
 
 
-def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, progress: Progress) -> TrainResult:
+def stacked(
+    config: Config,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    progress: Progress,
+    newer_V: Array | None = None,
+) -> TrainResult:
     """The training's result with all members of the configuration, weighed on validation.
+
+    Args:
+        config: with ``model.fusion.stack``.
+        dataset: that it was trained on.
+        trained: of its trained granularities alone.
+        progress: gets what was chosen.
+        newer_V: of a model that went on from a parent, the users whose validation events are new to that: by the others
+            the trained granularities would be weighed on what they have seen.
 
     Raises:
         DataError: no validation query has a target that counts.
@@ -43,7 +57,7 @@ def stacked(config: Config, dataset: PreparedDataset, trained: TrainResult, prog
     choices = {**trained.choices, CONSTANTS: constants}
     weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
     selected = assemble(config, dataset, Split.TRAIN, weights, choices)
-    found = weigh(config, dataset, selected)
+    found = weigh(config, dataset, selected, newer_V)
     stack = selected.encoders.stack
     assert stack is not None, "of a model with model.fusion.stack"
     described_stack = found.to_json(selected.members)
@@ -66,9 +80,11 @@ def chosen_constants(constants: Mapping[str, Any]) -> str:
     return f"chosen on validation: {', '.join(said)}"
 
 
-def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel) -> Stacked:
-    """The weights of the members of a model of training events alone."""
+def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer_V: Array | None = None) -> Stacked:
+    """The weights of the members of a model of training events alone; ``newer_V`` as in :func:`stacked`."""
     queries = asked_queries(dataset, Split.VALID, config)
+    if newer_V is not None:
+        queries = queries.take(np.flatnonzero(newer_V[queries.histories.users_U]))
     selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
     candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):

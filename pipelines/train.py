@@ -20,6 +20,7 @@ from pipelines.stacking import stacked
 from pipelines.tracking import EpochLog, tracked
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
@@ -29,6 +30,7 @@ from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
 from recsys.training.members import trained_only
 from recsys.training.resume import FREE, training_digest
+from recsys.training.threads import settle_threads
 
 ORIGIN = "origin.json"
 LR_SHARE_OF_MORE = 0.3  # of train.lr, for a training that goes on from evaluated weights
@@ -41,6 +43,7 @@ class Descent:
     start: Start
     validate: Validate
     parent: dict[str, Any]
+    newer_V: Array | None = None  # users whose validation events are new to the parent
 
 
 def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> TrainResult:
@@ -75,7 +78,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         start = descent.start if descent else None
         result = train_on_ray(trained_only(config) if stacks else config, dataset, validate, report, start)
         if stacks:
-            result = stacked(config, dataset, result, folder.progress)
+            settle_threads(config, dataset.num_items, folder.progress)
+            result = stacked(config, dataset, result, folder.progress, descent.newer_V if descent else None)
         folder.forget_model()
         save_trained(folder.model, result)
         constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}

@@ -159,7 +159,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
     folder.progress(f"warm start with {', '.join(new)} more; {int(newer_V.sum()):,} users to validate on")
     if anew:
         folder.progress(f"starting anew, as the parent has none: {', '.join(anew)}")
-    return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe())
+    return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), newer_V)
 
 
 def update_fusion(config: Config, folder: RunFolder) -> None:

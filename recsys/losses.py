@@ -6,15 +6,120 @@ exist for real positions only, so there is no padding to mask. Legend: B queries
 
 from __future__ import annotations
 
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
+
+from recsys.config import LossConfig
+from recsys.config.outside import LOSSES, load, resolve
+from recsys.errors import ConfigError
 
 _MAX_LOGITS: Final = 2**23  # logits held at a time: 32 MB of float32
 _CACHED_LOGITS: Final = 2**18  # what a CPU's core keeps near it: 1 MB
 _MIN_ROWS: Final = 128  # of a CPU's chunk where they fit above: below, products are slow
 _MAX_SHIFTLESS: Final = 60.0  # logits of at most this size need no shift: their exponentials and sums stay in float32
+
+
+class Loss(ABC):
+    """What a step sums over its (query, target) pairs; a subclass from outside is named by ``train.loss.kind``.
+
+    Workers add their sums and divide once by the weight of the whole step, so a loss is a sum over pairs, never a mean.
+    """
+
+    needs_negatives: ClassVar[bool] = False  # items drawn for a step, instead of the whole catalogue
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config  # its own settings are in ``config.options``
+
+    @abstractmethod
+    def __call__(
+        self,
+        users_BD: Tensor,
+        items_SD: Tensor,
+        pairs_P: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        negatives_M: Tensor,
+        log_q_M: Tensor,
+    ) -> Tensor:
+        """Σ_p w_p loss_p, a scalar.
+
+        Args:
+            users_BD: user vectors, already divided by the temperature.
+            items_SD: vectors of the items in view.
+            pairs_P: the query of each pair, int64.
+            targets_P: the target of each pair as a row of ``items_SD``, int64.
+            weights_P: what each pair counts.
+            negatives_M: rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
+            log_q_M: the log of how often each is expected to be drawn in a step.
+        """
+
+
+class FullSoftmax(Loss):
+    """:func:`full_softmax`."""
+
+    def __call__(
+        self,
+        users_BD: Tensor,
+        items_SD: Tensor,
+        pairs_P: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        negatives_M: Tensor,
+        log_q_M: Tensor,
+    ) -> Tensor:
+        return full_softmax(users_BD, items_SD, pairs_P, targets_P, weights_P, self.config.label_smoothing)
+
+
+class SampledSoftmax(Loss):
+    """:func:`sampled_softmax`.
+
+    Raises:
+        ConfigError: with label smoothing, which it has not.
+    """
+
+    needs_negatives = True
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__(config)
+        if config.label_smoothing:
+            raise ConfigError("train.loss.label_smoothing acts on full_softmax only; set it 0 or the kind full_softmax")
+
+    def __call__(
+        self,
+        users_BD: Tensor,
+        items_SD: Tensor,
+        pairs_P: Tensor,
+        targets_P: Tensor,
+        weights_P: Tensor,
+        negatives_M: Tensor,
+        log_q_M: Tensor,
+    ) -> Tensor:
+        known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
+        return sampled_softmax(*known, negatives_M=negatives_M, log_q_M=log_q_M)
+
+
+def make_loss(config: LossConfig, num_items: int) -> Loss:
+    """The loss that a configuration names, for a catalogue of this size.
+
+    Raises:
+        ConfigError: nobody offers the kind, or it cannot be imported.
+    """
+    if config.kind == "auto":
+        return (FullSoftmax if num_items <= config.max_full_items else SampledSoftmax)(config)
+    ours = {"full_softmax": FullSoftmax, "sampled_softmax": SampledSoftmax}
+    if config.kind in ours:
+        return ours[config.kind](config)
+    try:
+        offer = resolve(LOSSES, config.kind)
+        if offer is None:
+            raise ValueError(f"no installed package offers it by an entry point of {LOSSES}")
+        made: Loss = load(offer, Loss)(config)
+    except ValueError as error:
+        raise ConfigError(f"train.loss.kind {config.kind!r}: {error}") from None
+    return made
 
 
 def full_softmax(

@@ -29,6 +29,7 @@ from recsys.granularities.evolution.model import Evolution, Interest
 from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
+from recsys.pace import paced
 from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
 from recsys.stack import TRAINED, Stack, covariance, inverse, sparse_spread, spread
@@ -52,6 +53,7 @@ class Encoders(nn.Module):
         made: dict[str, Granularity] = {}
         for name, section in enabled.items():
             cls = granularity_class(name, section)
+            section.check(sizes)
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
         weights = {fitted: [enabled[name].weight for name, _ in self.each(fitted)] for fitted in (False, True)}
@@ -171,7 +173,8 @@ class MultigrainModel(nn.Module):
     def _fitted(self, items: ItemView, graphs: Graphs) -> States:
         """The states of the fitted granularities, which training does not change: once for the same graphs."""
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            made = {name: module.state(items, graphs) for name, module in self.encoders.each(fitted=True)}
+            members = paced("fitting members", list(self.encoders.each(fitted=True)))
+            made = {name: module.state(items, graphs) for name, module in members}
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 
@@ -386,7 +389,7 @@ class FrozenModel:
         Raises:
             RequestError: the model has no evolution, or a history too short to roll that far.
         """
-        evolution = self._evolution(f"a horizon of {steps + 1}")
+        place, evolution = self._evolution(f"a horizon of {steps + 1}")
         room = self.config.max_history - steps
         if room < 1:
             raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
@@ -398,7 +401,7 @@ class FrozenModel:
             event_BD = expected_event(users_BD @ self.items.vectors_SD.T, self.items.vectors_SD)
             batch, items = lengthen(batch, items, event_BD)
             z_BD, _ = evolution(batch, items, {})
-            z_BKD[:, self.names.index("evolution")] = normalize(z_BD, dim=-1) if self.config.unit_vectors else z_BD
+            z_BKD[:, place] = normalize(z_BD, dim=-1) if self.config.unit_vectors else z_BD
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._weighed(whole, z_BKD, weights_BK, self.encoders.fitted_weights)
 
@@ -414,7 +417,7 @@ class FrozenModel:
         Raises:
             RequestError: the model has no evolution.
         """
-        evolution = self._evolution("the path of a user's interest")
+        _, evolution = self._evolution("the path of a user's interest")
         self.encoders.eval()
         batch = last_position(query, self.config.max_history).to(self.item_vectors_ND.device)
         events_L = torch.arange(1, int(batch.lengths_U[0]) + 1, device=batch.lengths_U.device)
@@ -422,13 +425,17 @@ class FrozenModel:
         every = replace(batch, rows_B=torch.zeros_like(events_L), seen_B=events_L, asked_BC=no_context)
         return evolution.interest(every, self.items)
 
-    def _evolution(self, what: str) -> Evolution:
-        module = dict(self.encoders.each()).get("evolution")
-        if not isinstance(module, Evolution):
-            raise RequestError(
-                f"{what} needs a model with the granularity evolution; this one has {', '.join(self.names)}"
-            )
-        return module
+    @property
+    def rolls_forward(self) -> bool:
+        """Whether it can say what comes after the next event, and how an interest moved."""
+        return any(isinstance(module, Evolution) for _, module in self.encoders.each())
+
+    def _evolution(self, what: str) -> tuple[int, Evolution]:
+        """The evolution of interest, and its place among the granularities."""
+        for place, (_, module) in enumerate(self.encoders.each()):
+            if isinstance(module, Evolution):
+                return place, module
+        raise RequestError(f"{what} needs a model with the granularity evolution; this one has {', '.join(self.names)}")
 
     @torch.inference_mode()
     def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor, SparseScores]:

@@ -41,6 +41,9 @@ COSTLY_FILES: Final = (  # the longest first, so that no worker of pytest is lef
 )
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small problems on shared cores; and nothing is timed
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first; the order inside a file stays (`make test` hands out whole files in order)."""
     rank = {name: place for place, name in enumerate(COSTLY_FILES)}

@@ -20,7 +20,7 @@ from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.errors import ArtifactError, TrainingError
+from recsys.errors import ArtifactError, DataError, TrainingError
 from recsys.evaluation.validation import Validator
 from recsys.registry.bundle import FORMAT_VERSION, MEASURED, WITH_MEASURED, Measured, read_bundle, seal, write_bundle
 from recsys.registry.lineage import open_parent, write_refitted
@@ -29,6 +29,7 @@ from recsys.training.checkpoint import TrainResult
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, _chooses, assemble_final, fit_final
 from recsys.training.loop import fit
+from recsys.training.members import trained_only
 from recsys.training.resume import training_digest
 from tests.training_here import training_here
 
@@ -395,6 +396,28 @@ def test_a_model_without_anything_trained_is_only_fitted(story: Path) -> None:
     assert bundle.info.extra["final"] == {"through": "test", "events": 192, "epochs": 0, "start": "measured"}
     assert bundle.popularity_N.sum() == 192
     assert "fitting the model that goes out on all 192 events" in (story / "fitted/run.log").read_text()
+
+
+def test_members_of_an_update_are_weighed_by_users_that_are_new_to_the_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trained member has seen the validation events of the others, and would look too good on them."""
+    from pipelines import stacking
+
+    config, dataset = settings(("evolution", "item_cf")), world(tmp_path / "d")
+    config.model.fusion.stack = True
+    asked: list[int] = []
+
+    def gather(model: Any, queries: Any, *rest: Any) -> list[Any]:
+        asked.extend(queries.histories.users_U.tolist())
+        return []
+
+    monkeypatch.setattr(stacking, "gather", gather)
+    newer_V = np.arange(32) % 4 == 1
+    trained = measured_of(trained_only(config), dataset)
+    with pytest.raises(DataError, match="members cannot be weighed"):
+        stacking.stacked(config, dataset, trained, print, newer_V)  # type: ignore[arg-type]
+    assert sorted(asked) == list(range(1, 32, 4))
 
 
 def test_members_keep_the_weights_that_validation_gave_them(story: Path) -> None:

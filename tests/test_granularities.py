@@ -72,6 +72,10 @@ CASES = [
     ("user_cf", {"rank": 8}),
     ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
     ("popularity", {}),
+    ("item_cf", {"form": "neighbours", "recency": 1.0}),
+    ("item_knn", {"recency": 1.0, "half_life": 2.0}),
+    ("als", {"factors": 4}),
+    ("content", {"recency": 1.0, "half_life": 2.0}),
     ("repeat", {}),
 ]
 ALWAYS_THERE = {"popularity"}  # they need nothing of the user
@@ -351,7 +355,7 @@ def test_a_users_row_is_refused_on_ordered_data() -> None:
 
 
 def test_unknown_granularity_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match="behaviour, collaborative, evolution"):
+    with pytest.raises(ConfigError, match="als, behaviour, collaborative, content, evolution"):
         granularity_class("behavior")
     assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the order of the table is that of the keys"
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # What stands lower in the list may import what stands higher, never the other way round. One line, one level.
 LEVELS = [
-    {"recsys", "recsys.errors", "recsys.schema", "recsys.config", "recsys.storage"},
+    {"recsys", "recsys.errors", "recsys.pace", "recsys.schema", "recsys.config", "recsys.storage"},
     {"recsys.sources", "recsys.data"},
     {"recsys.inspect"},
     {"recsys.granularities"},

@@ -29,7 +29,6 @@ from tune.watching import Children, Lines
 _SEARCH: Final = 0.45  # share of the time that is left which the search may take
 _RESERVE: Final = 0.15  # share for members, stacking, evaluation and registration
 _LEAST_RESERVE: Final = 20.0  # seconds of them
-_TRAININGS: Final = 3  # select, refit, final
 _FEW: Final = 0.4  # of the planned epochs; with less than that the refit is left out
 _RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
 _REDUCTION: Final = 3
@@ -93,6 +92,8 @@ def search(
         if trial.best is not None
     ]
     whole = _in_time(configured(config, traits, chosen), best, deadline)
+    cost = _cost(best, whole)
+    said.append(f"estimate: {cost / 60:.1f} min to train, {(deadline - time.monotonic()) / 60:.1f} min are left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs{'' if whole.train.refit else ', without refit'}")
     folder.progress("\n".join(said))
     return whole, said
@@ -123,7 +124,7 @@ def _try_all(
         ray_session(config),
         Children(tracker, folder.progress) as kids,
     ):
-        slots = slots_of_cluster(plan.config)
+        slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
         lines = Lines(folder.progress, kids, config.train.metric, len(portfolio))
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
     return plan
@@ -131,16 +132,29 @@ def _try_all(
 
 def _in_time(config: Config, best: Trial, deadline: float) -> Config:
     """The configuration with as many epochs as the time that is left holds, by the measured cost of one."""
-    seconds = [float(report.get("seconds") or 0.0) for report in best.history.values()]
-    left = deadline - time.monotonic()
-    left -= max(_LEAST_RESERVE, _RESERVE * left)
-    if not seconds or sum(seconds) <= 0:
+    seconds, left = _seconds_an_epoch(best), deadline - time.monotonic()
+    if not seconds:
         return config
-    affordable = left / (sum(seconds) / len(seconds))
-    wanted, trainings, refit = config.train.epochs, _TRAININGS, config.train.refit
-    if affordable < _FEW * wanted * trainings:
+    affordable = (left - max(_LEAST_RESERVE, _RESERVE * left)) / seconds
+    wanted, trainings, refit = config.train.epochs, _trainings(config), config.train.refit
+    if refit and affordable < _FEW * wanted * trainings:
         trainings, refit = trainings - 1, False
     epochs = int(max(1, min(wanted, affordable / trainings)))
     every = max(1, min(config.train.evaluate_every, epochs // 4))
     changes = {"epochs": epochs, "refit": refit, "evaluate_every": every}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def _cost(best: Trial, config: Config) -> float:
+    """Seconds of the trainings of a configuration, by the measured cost of an epoch."""
+    return _seconds_an_epoch(best) * config.train.epochs * _trainings(config)
+
+
+def _trainings(config: Config) -> int:
+    """How often a model is trained: to choose the epoch, with validation events, with all events."""
+    return 1 + config.train.refit + bool(getattr(config.train, "final", False))
+
+
+def _seconds_an_epoch(trial: Trial) -> float:
+    seconds = [float(report.get("seconds") or 0.0) for report in trial.history.values()]
+    return sum(seconds) / len(seconds) if seconds else 0.0

@@ -5,6 +5,7 @@ Why: Ray would let a trial wait for resources that its own workers hold, in sile
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray
 
 from recsys.config import Config
 from recsys.errors import ConfigError
+from recsys.training.threads import asked_threads, fastest_threads, usable_threads
 
 _WRAPPER_BYTES = 100_000_000  # a trial that wraps a trainer asks for memory and no CPU, which its workers need
 
@@ -35,17 +37,21 @@ class Slots:
         return {"CPU": self.cpus, **({"GPU": 1} if self.use_gpu else {})}
 
 
-def share_out(config: Config, cluster: dict[str, float], node_cpus: int) -> Slots:
-    """Divide a cluster's CPUs and GPUs; ``node_cpus`` are those of its smallest node.
+def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest: int = 0) -> Slots:
+    """Divide a cluster's CPUs and GPUs. A CPU is kept free for the driver where a trial leaves one.
 
-    A CPU is kept free for the driver where a trial leaves one.
+    Args:
+        config: what is asked for.
+        cluster: resources of all nodes.
+        node_cpus: those of the smallest node.
+        fastest: threads with which a trial of one process is as fast as with more; 0: unknown.
 
     Raises:
         ConfigError: a trial, or ``tune.concurrent`` of them, does not fit.
     """
     total, gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
     workers, tune = config.train.num_workers, config.tune
-    cpus = workers if workers > 1 else tune.cpus or config.train.threads or node_cpus
+    cpus = workers if workers > 1 else tune.cpus or config.train.threads or fastest or node_cpus
     use_gpu = config.train.use_gpu == "yes" or (config.train.use_gpu == "auto" and gpus >= workers)
     if config.train.use_gpu == "yes" and gpus < workers:
         raise ConfigError(
@@ -67,13 +73,21 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int) -> Slot
     kept = "" if tune.concurrent or total < (concurrent + 1) * cpus else ", and one is kept for the driver"
     on = f" and {'a GPU' if workers == 1 else f'{workers} GPUs'}" if use_gpu else ""
     words = f"{how}: the cluster has {total} CPUs, a trial takes {cpus}{on}{kept}"
-    threads = config.train.threads or cpus
+    threads = config.train.threads or min(cpus, fastest or cpus)
     return Slots(concurrent, cpus, workers, threads, use_gpu, words)
 
 
-def slots_of_cluster(config: Config) -> Slots:
-    """:func:`share_out` for the connected cluster."""
+def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None]) -> Slots:
+    """:func:`share_out` for the connected cluster; ``say`` is told how many threads are the fastest."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     smallest = min((number for number in cpus if number > 0), default=1)
-    return share_out(config, ray.cluster_resources(), smallest)  # type: ignore[no-untyped-call]
+    fastest = 0
+    if config.train.num_workers == 1 and not config.train.threads:
+        fastest, why = asked_threads(config), ""
+        if not fastest:
+            fastest, why = fastest_threads(config, num_items, min(config.tune.cpus or smallest, usable_threads()))
+        fastest = min(fastest, smallest)
+        if why:
+            say(why)
+    return share_out(config, ray.cluster_resources(), smallest, fastest)  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ _FEW_EVENTS: Final = 120_000  # below it narrow models, which overfit less
 _LONG: Final = 60.0  # mean history from which order matters by distance
 _MANY_USERS: Final = 50_000  # beyond it user_cf, which looks at every user, is left out
 _MANY_EVENTS: Final = 5_000_000  # beyond it the members that hold all events are left out
-_FULL_ITEMS: Final = 6_000  # up to it the exact softmax is as fast
+_FULL_SCORES: Final = 4e8  # targets times items up to which the exact softmax is affordable
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _merged(tree: Tree, *changes: Tree) -> Tree:
 
 def _sequences(traits: Traits) -> list[Setting]:
     """Attention over ordered histories, and a pooled view of them."""
-    narrow = traits.events < _FEW_EVENTS
+    narrow = traits.events < _FEW_EVENTS or traits.length > _LONG / 2
     far = traits.length > _LONG
     width = 64 if narrow else 128
     dropout = 0.4 if narrow and not far else 0.3
@@ -143,7 +143,7 @@ def _ordered_training(traits: Traits, width: int) -> Tree:
     epochs = int(min(max(_TARGETS / targets, 10), 40))
     far = traits.length > _LONG
     loss: Tree = {"kind": "full_softmax"}
-    if traits.items > _FULL_ITEMS:
+    if targets * traits.items > _FULL_SCORES:
         loss = {"kind": "sampled_softmax", "num_negatives": 512, "popularity_power": 0.0}
     return {
         "epochs": epochs,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from recsys.config.section import Place, Section
-from recsys.config.sources import Source, SyntheticSource
+from recsys.config.sources import Source, SyntheticSource, open_kind
 
 
 class SplitConfig(Section):
@@ -159,7 +159,7 @@ class QuarantineConfig(Section):
 
 class DataConfig(Section):
     dir: Place = Field("", description="prepared dataset; default: RUN_DIR/dataset")
-    source: Source = Field(default_factory=SyntheticSource)
+    source: SerializeAsAny[Annotated[Source, WrapValidator(open_kind)]] = Field(default_factory=SyntheticSource)
     order: Literal["auto", "time", "file", "none"] = Field(
         "auto", description="auto: by time where most events have one (the others come first), else none"
     )

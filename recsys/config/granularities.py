@@ -30,6 +30,9 @@ SECTIONS: Final = {
     "media": "recsys.granularities.media.section:MediaConfig",
     "item_cf": "recsys.granularities.item_cf.section:ItemCFConfig",
     "user_cf": "recsys.granularities.user_cf.section:UserCFConfig",
+    "item_knn": "recsys.granularities.item_knn.section:ItemKnnConfig",
+    "als": "recsys.granularities.als.section:AlsConfig",
+    "content": "recsys.granularities.content.section:ContentConfig",
     "popularity": "recsys.granularities.popularity.section:PopularityConfig",
     "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }

@@ -71,6 +71,11 @@ class GranularityConfig(Section):
         """The candidates that hold several values."""
         return [key for key in self.candidates if len(getattr(self, key)) > 1]
 
+    def open_on(self, sizes: Any) -> list[str]:
+        """Those of them that mean something on a dataset: ages need times, the newest event needs an order."""
+        idle = ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered)
+        return [key for key in self.open_keys if key not in idle]
+
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """The section with one value for each of these candidates."""
         return self.model_copy(update={key: [value] for key, value in values.items()})

@@ -17,7 +17,7 @@ from recsys.config.granularities import GranularitiesConfig
 from recsys.config.redaction import redacted_tree
 from recsys.config.root import Config
 from recsys.config.shape import shaped
-from recsys.config.sources import source_class
+from recsys.config.sources import SOURCE_KINDS, source_class
 from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import ConfigError, choices
 from recsys.storage.uris import CREDENTIALS, has_credentials, is_remote
@@ -187,7 +187,7 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{dotted}: missing, and it has no default")
         elif problem["type"] == "union_tag_not_found":
-            lines.append(f"{dotted}.kind: missing; expected one of {choices(_SOURCE_KINDS)}")
+            lines.append(f"{dotted}.kind: missing; expected one of {choices(SOURCE_KINDS)}")
         elif problem["input"] is None:
             lines.append(f"{dotted}: is empty; give a value ([] for an empty list), or leave the key out")
         else:
@@ -233,18 +233,17 @@ def _short(value: Any) -> str:
 
 _FORM: Final = re.compile(r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]")  # of values, by pydantic
 _TYPE_ERRORS: Final = ("string_type", "float_type", "list_type", "dict_type")
-_SOURCE_KINDS = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")
 
 
 def _without_tags(path: Sequence[str]) -> list[str]:
     """Drop the union tag that pydantic puts behind ``data.source``."""
-    return [p for i, p in enumerate(path) if not (p in _SOURCE_KINDS and i > 0 and path[i - 1] == "source")]
+    return [p for i, p in enumerate(path) if not (p in SOURCE_KINDS and i > 0 and path[i - 1] == "source")]
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:
     model: Any = Config
     for i, part in enumerate(path):
-        if part in _SOURCE_KINDS and i > 0 and path[i - 1] == "source":
+        if part in SOURCE_KINDS and i > 0 and path[i - 1] == "source":
             return key_names(source_class(part))
         annotation = next((f.annotation for n, f in model.model_fields.items() if (f.alias or n) == part), None)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
+from recsys.config.outside import SOURCES, load, offers, one_of, resolve
 from recsys.config.section import Section, as_word
 
 ABSENT_TEXTS: Final = (
@@ -252,6 +261,34 @@ Source = Annotated[
     CanonicalSource | RecBoleSource | HetRecLastFmSource | SequencesSource | SyntheticSource,
     Field(discriminator="kind"),
 ]
+
+
+class OutsideSource(Section):
+    """Base of the section of a source from outside this package, with the keys that it needs.
+
+    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as ``module:Class``.
+    """
+
+    adapter: ClassVar[str] = ""
+
+    kind: str
+
+
+def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """A source from outside by its kind; every other one by its own section."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if isinstance(value, OutsideSource) or not isinstance(kind, str) or kind in SOURCE_KINDS:
+        return value if isinstance(value, OutsideSource) else handler(value)
+    offer = resolve(SOURCES, kind)
+    if offer is None:
+        raise ValueError(f"kind: expected {one_of([*SOURCE_KINDS, *offers(SOURCES)])}, or module:Class (got {kind!r})")
+    cls = load(offer, OutsideSource)
+    if strays := sorted({*value} - {*cls.model_fields}):
+        raise ValueError(f"unknown key {', '.join(strays)}; valid keys here: {', '.join(sorted(cls.model_fields))}")
+    return cls.model_validate(value)
+
+
+SOURCE_KINDS: Final = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")
 
 
 def source_class(kind: str) -> type[Section]:

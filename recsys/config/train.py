@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from recsys.config.outside import LOSSES, is_path, offers, one_of
 from recsys.config.section import Section, as_word
 from recsys.config.values import MetricName
 
+_LOSS_KINDS: Final = ("auto", "full_softmax", "sampled_softmax")
+
+
+def _known_loss(kind: str) -> str:
+    """A kind of loss: ours, a path, or of an installed package; imported only when a training begins."""
+    if kind in _LOSS_KINDS or is_path(kind) or kind in offers(LOSSES):
+        return kind
+    raise ValueError(f"expected {one_of([*_LOSS_KINDS, *offers(LOSSES)])}, or module:Class")
+
 
 class LossConfig(Section):
-    kind: Literal["auto", "full_softmax", "sampled_softmax"] = Field(
-        "auto", description="auto: full up to max_full_items items, sampled beyond"
+    kind: Annotated[str, AfterValidator(_known_loss)] = Field(
+        "auto",
+        description="auto (full up to max_full_items items, sampled beyond), full_softmax, sampled_softmax, "
+        "module:Class, or what an installed package offers",
     )
+    options: dict[str, Any] = Field({}, description="settings of a loss from outside, see docs/extending.md")
     max_full_items: int = Field(50_000, ge=1)
     max_dense_items: int = Field(
         200_000, ge=0, description="beyond, sampled_softmax updates only the id rows of the items that a step views"
@@ -36,7 +49,11 @@ class LossConfig(Section):
 class TrainConfig(Section):
     num_workers: int = Field(1, ge=1)
     use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads a worker; 0: the cores shared evenly")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads a process; 0: OMP_NUM_THREADS, or the fastest number, measured in a second",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(256, ge=1, description="users a step on average, over all workers")

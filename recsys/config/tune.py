@@ -46,7 +46,9 @@ class TuneConfig(Section):
     reduction: int = Field(3, ge=2, description="one of so many trials goes on at each rung (asha)")
     concurrent: int = Field(0, ge=0, description="trials at once; 0: as many as the cluster holds (trials)")
     cpus: int = Field(
-        0, ge=0, description="of a one-process trial; 0: train.threads, or a node's when that is 0 as well (trials)"
+        0,
+        ge=0,
+        description="of a one-process trial; 0: train.threads, or the fastest number (trials)",
     )
     silent_s: float = Field(
         600.0,

@@ -28,6 +28,7 @@ from recsys.data.histories import Array
 from recsys.data.keys import CODED, coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
 from recsys.errors import ConfigError, choices
+from recsys.pace import Pace
 from recsys.sources.base import Piece
 
 TERM: Final = "_term"  # the text of an auxiliary event
@@ -404,9 +405,11 @@ def exchange(pieces: Sequence[Piece], num_buckets: int, rules: EventRules, known
     gatherer = task(gather_bucket, 3)
     known = ray.put(known_items)
     buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
+    pace = Pace("blocks of events read", 0)
     for parts in [splitter.remote(pickle.dumps(piece), num_buckets, rules) for piece in pieces]:
         for number, part in enumerate(parts):  # a failed task ends with its error, which the gatherer hands on
             buckets[number % num_buckets].append(part)
+            pace.add(int((number + 1) % num_buckets == 0))
     return [gatherer.remote(rules, known, *(bucket or [rules.exchange_schema.empty_table()])) for bucket in buckets]
 
 

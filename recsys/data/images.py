@@ -26,6 +26,7 @@ from recsys.data.histories import Array
 from recsys.data.text import model_fingerprint, resolve_dtype, resolve_model, usable_cores
 from recsys.data.text_cache import VectorCache, cluster_dtype, default_cache_dir
 from recsys.errors import ConfigError
+from recsys.pace import Pace, paced
 from recsys.storage.places import filesystem_of
 
 MISSING: Final = "missing"  # no such file
@@ -144,14 +145,18 @@ def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, li
     )
     pieces = [pa.table({"path": pa.array(paths[i : i + 4096], pa.string())}) for i in range(0, len(paths), 4096)]
     digests: list[str] = []
-    for found in results_of(digest_block, pieces, num_tasks):
+    for found in paced("reading images", results_of(digest_block, pieces, num_tasks), len(pieces)):
         digests += found
     wanted = {key: path for key, path in zip(digests, paths, strict=True) if key not in (MISSING, UNREADABLE)}
     vectors = cache.load(list(wanted))
     cached, left = len(vectors), sorted(set(wanted) - set(vectors))
     table = pa.table({"key": pa.array(left, pa.string()), "path": pa.array([wanted[key] for key in left], pa.string())})
     blocks = [table.slice(start, _BLOCK_IMAGES) for start in range(0, len(left), _BLOCK_IMAGES)]
-    for keys, vectors_BM in results_of(functools.partial(encode_block, settings=settings), blocks, num_tasks, num_gpus):
+    pace = Pace("encoding images", len(left))
+    for block, (keys, vectors_BM) in zip(
+        blocks, results_of(functools.partial(encode_block, settings=settings), blocks, num_tasks, num_gpus), strict=True
+    ):
+        pace.add(len(block))
         if keys:
             cache.store(keys, vectors_BM)
             vectors.update(zip(keys, vectors_BM, strict=True))

@@ -53,6 +53,7 @@ from recsys.data.user_text import write_user_texts
 from recsys.data.user_text_reader import TextRules
 from recsys.data.vocabulary import Vocabulary, dense, union
 from recsys.errors import ArtifactError, ConfigError, DataError, choices
+from recsys.pace import paced
 from recsys.sources.base import Piece, SourceAdapter, dataset
 
 _MAX_EVENT_TYPES: Final = 255
@@ -257,7 +258,7 @@ class _Preparation:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
         is_bound = self.config.data.unknown_items != "keep"
         buckets = exchange(pieces, self._num_shards(), self.rules, known if is_bound else None)
-        summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in buckets]
+        summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in paced("gathering users' events", buckets)]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket, summary in zip(buckets, summaries, strict=True):
             self.quarantine.add("events", fetch(bucket[1]))
@@ -375,7 +376,7 @@ class _Preparation:
             for bucket, summary, number in zip(buckets, summaries, numbers, strict=True)
         ]
         buckets.clear()
-        for refs in encoded:
+        for refs in paced("numbering users and items", encoded):
             self.quarantine.add("events", fetch(refs[2]))
         self.quarantine.check("events")
         ignored = sum(fetch([refs[3] for refs in encoded]))
@@ -423,7 +424,7 @@ class _Preparation:
         encoded.clear()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         names = []
-        for refs in written:
+        for refs in paced("writing histories", written):
             report: ShardReport = fetch(refs[0])
             self.counts.update(report.counts)
             counts_N3[report.items] += report.item_counts

@@ -23,7 +23,7 @@ import ray.data
 
 from recsys.config import TextConfig
 from recsys.data.adapter import Adapter
-from recsys.data.blocks import cluster_resources, fetch, task, user_errors
+from recsys.data.blocks import cluster_resources, fetch, results_of, task, user_errors
 from recsys.data.histories import Array
 from recsys.data.text import (
     EncoderSettings,
@@ -32,10 +32,12 @@ from recsys.data.text import (
     resolve_dtype,
     usable_cores,
 )
+from recsys.pace import Pace
 from recsys.storage.places import filesystem_of
 
 _ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting more would cost more
-_BLOCK_TEXTS: Final = 2048
+_BLOCK_TEXTS: Final = 2048  # for which another task pays
+_PIECE_TEXTS: Final = 512  # between two lines of progress
 
 
 class VectorCache:
@@ -133,7 +135,10 @@ def encode_texts(
     vectors = cache.load(keys)
     cached = len(vectors)
     missing = [(key, text) for key, text in zip(keys, unique, strict=True) if key not in vectors]
+    length_of = {key: len(text) + 1 for key, text in missing}  # what a text costs, about
+    pace = Pace("encoding texts", len(missing), sum(length_of.values()))
     for new_keys, new_vectors in _encode_missing(missing, config, adapter):
+        pace.add(len(new_keys), sum(length_of[key] for key in new_keys))
         cache.store(new_keys, new_vectors)
         vectors.update(zip(new_keys, new_vectors, strict=True))
     by_text = dict(zip(unique, keys, strict=True))
@@ -159,13 +164,15 @@ def _encode_missing(
     missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
     table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
     if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
-        yield _unpacked(fetch(task(encode_block).remote(table, EncoderSettings.of(config, adapter=adapter))))
+        encode = functools.partial(encode_block, settings=EncoderSettings.of(config, adapter=adapter))
+        pieces = [table.slice(start, _PIECE_TEXTS) for start in range(0, len(missing), _PIECE_TEXTS)]
+        yield from map(_unpacked, results_of(encode, pieces, 1))
         return
     available = num_gpus or max(int(resources.get("CPU", 1)), 1)
     num_tasks = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
     threads = max(usable_cores() // num_tasks, 1)
     settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0, adapter=adapter)
-    pieces = [table.slice(start, _BLOCK_TEXTS) for start in range(0, len(missing), _BLOCK_TEXTS)]
+    pieces = [table.slice(start, _PIECE_TEXTS) for start in range(0, len(missing), _PIECE_TEXTS)]
     encoded = ray.data.from_arrow(pieces).map_batches(
         functools.partial(encode_block, settings=settings),
         batch_size=None,

@@ -24,6 +24,7 @@ from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_ite
 from recsys.evaluation.baselines_in_time import Frequency, RecentPopularity
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import rank
+from recsys.pace import paced
 
 
 class Popularity(Baseline):
@@ -251,7 +252,7 @@ def fit_baselines(
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)
-    for name in (name for name in names if name not in ruled_out):
+    for name in paced("fitting baselines", [name for name in names if name not in ruled_out]):
         started = time.perf_counter()
         baseline = build_baseline(name, config)
         stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True

@@ -18,6 +18,7 @@ from torch import Tensor
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.ranking import countable, mask_seen, tie_order
 from recsys.evaluation.stacking import Candidates
+from recsys.pace import paced
 from recsys.stack import BOUNDS
 
 BEST: Final = 100  # items of each member
@@ -49,7 +50,8 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
         kept = kept.take(np.linspace(0, len(kept) - 1, MAX_QUERIES).astype(np.int64))
     chunk = max(1, _MAX_SCORES // max(num_items * len(model.members), 1))
     tie_N = torch.from_numpy(tie_order(num_items)).float() / max(num_items, 1) * _TIE
-    pieces = [_piece(model, piece, exclude_seen, tie_N) for piece in kept.chunks(chunk)]
+    chunks = paced("scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk))
+    pieces = [_piece(model, piece, exclude_seen, tie_N) for piece in chunks]
     width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
     return Candidates(
         torch.cat([_padded(scores, width) for scores, _, _ in pieces]),

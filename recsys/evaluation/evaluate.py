@@ -18,6 +18,7 @@ from recsys.config import Config
 from recsys.data.audit import Audit, audit
 from recsys.data.bounded import asked_queries, asked_users_V, bounds, fitted_histories
 from recsys.data.dataset import PreparedDataset
+from recsys.data.foresight import foresight
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.ablation import ablation_report
@@ -171,6 +172,7 @@ def evaluate(
         comparison=comparison,
         granularities=granularities,
         data=_data(rankings[MODEL], queries, dataset, config, through)
+        | ({"foresight": seen.to_json()} if (seen := foresight(dataset)) else {})
         | ({"baselines_left_out": ruled_out} if ruled_out else {}),
         timing={
             "evaluate_s": time.perf_counter() - started,

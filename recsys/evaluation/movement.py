@@ -51,7 +51,7 @@ def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) ->
     Each is ``{by, labels, events: [title], chosen: [label], times: [seconds], long: [[share]], immediate: [[share]] or
     None, share: float}``, one entry an event, shares in the order of ``labels`` and adding up to at most 1.
     """
-    if "evolution" not in model.names:
+    if not model.rolls_forward:
         return []
     titles_N = item_titles(dataset.features)
     vectors_ND = model.items.vectors_SD

@@ -11,6 +11,7 @@ from typing import Any, Final
 from recsys.evaluation.charts import Axis, axis
 from recsys.evaluation.members import single_line
 from recsys.evaluation.segments import COLD
+from recsys.model import FrozenModel
 
 _TITLES: Final = {
     ("weights_changed", "off"): "Left out",
@@ -25,6 +26,13 @@ _WEIGHTS: Final = {
     "even": "all the same",
     "constant": "the gate's mean",
 }
+
+
+def own_panels(model: FrozenModel, titles: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the granularities of a model show of themselves, by name: ``panels`` of ``metrics.json``."""
+    modules = [*model.encoders.each(), *model.encoders.each(fitted=True)]
+    found = {name: module.panel(model.states.get(name, {}), titles) for name, module in modules}
+    return {name: panel.to_json() for name, panel in found.items() if panel is not None}
 
 
 def ablation_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:

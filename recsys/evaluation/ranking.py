@@ -18,6 +18,7 @@ import torch
 
 from recsys.data.histories import Array, Queries
 from recsys.granularities.sparse import SparseScores
+from recsys.pace import Pace
 
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32, and a few copies
 _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
@@ -89,8 +90,10 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
     items_BK = np.full((len(kept), k), -1, dtype=np.int32)
     scores_BK = np.full((len(kept), k), -np.inf, dtype=np.float32)
     with torch.inference_mode():
+        pace = Pace("ranking users", len(kept))
         for rows_b, found_bK, found_scores_bK in _lists(scorer, kept, k, exclude_seen, chunk):
             items_BK[rows_b], scores_BK[rows_b] = found_bK, found_scores_bK
+            pace.add(len(rows_b))
     hits_BK = mark_hits(items_BK, kept)
     return Ranking(kept, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(kept))
 

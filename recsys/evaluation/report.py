@@ -23,7 +23,7 @@ from recsys.evaluation.movement import movement_panel
 from recsys.evaluation.panels import ablation_panel, cold_panel, members_panel, signals_panel, trust_panel
 from recsys.evaluation.ratings import ratings_panel
 from recsys.evaluation.strata import strata_panel
-from recsys.evaluation.wording import duration, figure, metric_name, number, signed
+from recsys.evaluation.wording import duration, figure, metric_name, number, sentence, signed
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -75,7 +75,13 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        metric=metric_name, recommender=recommender_name, duration=duration, number=number, signed=signed, figure=figure
+        metric=metric_name,
+        recommender=recommender_name,
+        duration=duration,
+        number=number,
+        signed=signed,
+        figure=figure,
+        sentence=sentence,
     )
     html = environment.get_template("report.html.j2").render(
         title=manifest.name,
@@ -99,6 +105,7 @@ def render_report(
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),
         strata=strata_panel(evaluation),
+        own=list(evaluation.get("panels", {}).values()),
         ratings=ratings_panel(evaluation),
         quarantine=_quarantine(manifest),
         split=_split(manifest),

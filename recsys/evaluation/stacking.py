@@ -7,7 +7,8 @@ search on all validation users: a weight that is chosen and measured on the same
    the metric is above its noise, and the weights of those before it are adjusted;
 2. weights by length of history are then moved, group by group, under the same rule;
 3. all of this is done once for every fold of the users without that fold, and measured on the fold (cross-fitting);
-4. where the cross-fitted stack is below the best single member, the stack *is* that member.
+4. a member that adds nothing to the folds, on which no weight was chosen, is dropped;
+5. where the cross-fitted stack is below the best single member, cross-fitted as well, the stack *is* that member.
 
 Scores of a member are divided by their standard deviation over the catalogue, query by query (see
 :class:`recsys.stack.Stack`), so a weight means the same for a short and a long history. Everything is computed on the
@@ -34,7 +35,7 @@ FOLDS: Final = 5
 _NOISE: Final = 1.0  # standard errors of the paired gain that a new member must bring
 _GROUP_NOISE: Final = 1.5  # the same for weights of a group, of which more are tried
 _LEAST_QUERIES: Final = 100  # of a group that may have weights of its own
-_START: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # weights at which a member is tried, the best one has 1
+_START: Final = (0.01, 0.03, 0.1, 0.3, 1.0)  # weights at which a member is tried, the best one has 1
 _ADJUST: Final = (0.5, 0.75, 1.33, 2.0)  # factors at which the weights of members are tried again
 _GROUP: Final = (0.0, 0.5, 2.0)
 _ROUNDS: Final = 2
@@ -77,6 +78,7 @@ class Stacked:
     is_single: bool  # whether the model is that member
     value: float  # of the stack, on the queries that chose it
     cross_fitted: float  # of stacks chosen without the fold that they are measured on
+    single_cross_fitted: float  # of the best single member, chosen in the same way
     alone: dict[str, float] = field(default_factory=dict)
     without: dict[str, float] = field(default_factory=dict)  # of the stack with one weight set to zero
     dropped: list[str] = field(default_factory=list)  # members without any weight
@@ -88,6 +90,7 @@ class Stacked:
             "is_single": self.is_single,
             "validation": self.value,
             "cross_fitted": self.cross_fitted,
+            "single_cross_fitted": self.single_cross_fitted,
             "dropped": self.dropped,
             "members": {
                 name: {
@@ -115,28 +118,36 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     best = int(np.argmax(alone_QM.mean(axis=0)))
     chosen_GM = _choose(candidates, measure, len(names), num_groups)
     fold_Q = np.random.default_rng(seed).permutation(len(candidates)) % FOLDS
-    crossed_Q = np.zeros(len(candidates))
+    crossed_Q, single_Q = np.zeros(len(candidates)), np.zeros(len(candidates))
+    rest_QM = np.zeros((len(candidates), len(names)))  # without each member
     for fold in range(FOLDS):
         rest, held = np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)
         if len(rest) and len(held):
             weights_GM = _choose(candidates.take(rest), measure, len(names), num_groups)
-            crossed_Q[held] = measure(candidates.take(held), weights_GM)
+            fold_held = candidates.take(held)
+            crossed_Q[held] = measure(fold_held, weights_GM)
+            for place in range(len(names)):
+                used = weights_GM[:, place].any()
+                rest_QM[held, place] = measure(fold_held, _without(weights_GM, place)) if used else crossed_Q[held]
+            single_Q[held] = alone_QM[held, int(np.argmax(alone_QM[rest].mean(axis=0)))]
+    adds_M = crossed_Q.mean() - rest_QM.mean(axis=0)
+    for place in np.flatnonzero((adds_M <= 0) & (np.arange(len(names)) != best)).tolist():
+        chosen_GM = _without(chosen_GM, place)
     chosen_GM /= chosen_GM.max()
-    is_single = bool(crossed_Q.mean() < alone_QM[:, best].mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
+    is_single = bool(crossed_Q.mean() < single_Q.mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if is_single:
         chosen_GM = _one(best, len(names), num_groups)
     without = {}
     for place, name in enumerate(names):
         if chosen_GM[:, place].any() and not is_single:
-            rest_GM = chosen_GM.copy()
-            rest_GM[:, place] = 0.0
-            without[name] = float(measure(candidates, rest_GM).mean())
+            without[name] = float(measure(candidates, _without(chosen_GM, place)).mean())
     return Stacked(
         weights_GM=chosen_GM,
         single=names[best],
         is_single=is_single,
         value=float(measure(candidates, chosen_GM).mean()),
-        cross_fitted=float(alone_QM[:, best].mean() if is_single else crossed_Q.mean()),
+        cross_fitted=float((single_Q if is_single else crossed_Q).mean()),
+        single_cross_fitted=float(single_Q.mean()),
         alone={name: float(alone_QM[:, place].mean()) for place, name in enumerate(names)},
         without=without,
         dropped=[name for place, name in enumerate(names) if not chosen_GM[:, place].any()],
@@ -183,6 +194,13 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
     weights_GM = np.zeros((num_groups, num_members))
     weights_GM[:, member] = 1.0
     return weights_GM
+
+
+def _without(weights_GM: Array, member: int) -> Array:
+    """The weights without one member; unchanged where nothing would be left."""
+    rest_GM = weights_GM.copy()
+    rest_GM[:, member] = 0.0
+    return rest_GM if rest_GM.any() else weights_GM
 
 
 def _choose(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:

@@ -61,3 +61,12 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def sentence(text: str) -> str:
+    """A text with a capital and a full stop; ``str.capitalize`` would make names small.
+
+    >>> sentence("the best is EASE")
+    'The best is EASE.'
+    """
+    return f"{text[:1].upper()}{text[1:]}."

@@ -21,6 +21,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Split
 from recsys.data.neighbours import Neighbours
 from recsys.errors import ConfigError, choices
+from recsys.granularities.panel import Panel
 from recsys.granularities.sparse import SparseScores
 
 
@@ -240,6 +241,15 @@ class Granularity(nn.Module):
         """User vectors ``z_BD`` and ``present_B`` (bool)."""
         raise NotImplementedError
 
+    def panel(self, state: State, titles: Sequence[str]) -> Panel | None:
+        """What the report shows of it, beside its weight; the default has nothing to show.
+
+        Args:
+            state: as the frozen model keeps it.
+            titles: of every item.
+        """
+        return None
+
     def refit_due(self, epoch: int) -> bool:
         """Whether :meth:`refit` is wanted before an epoch, counted from 0; the default has nothing to fit."""
         return False
@@ -266,8 +276,6 @@ class Granularity(nn.Module):
 
     sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
     calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
-
-    log_scale = False  # of a fitted granularity: its scores are logarithms of probabilities, up to a constant a query
 
     @classmethod
     def fits(

@@ -49,7 +49,7 @@ class SeenEvents:
         """Days from each event to its question, at least 0; where the question has no time, to the query's newest
         event; 0 where the event has none: [E] float32."""
         newest_B = torch.zeros(self.num_queries, dtype=torch.int64, device=self.rows_E.device)
-        newest_B.index_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
+        newest_B.scatter_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
         asked_B = torch.where(asked_at_B == 0, newest_B, asked_at_B)
         days_E = (asked_B[self.rows_E] - self.times_E).clamp(min=0) / DAY
         return torch.where(self.times_E == 0, 0.0, days_E.float())
@@ -77,3 +77,14 @@ def seen_events(batch: Batch) -> SeenEvents:
     lags_E = lengths_B.cumsum(0)[rows_E] - 1 - torch.arange(len(rows_E), device=device)
     items_E, types_E, times_E, values_E = found
     return SeenEvents(len(batch), rows_E, items_E.long(), types_E.long(), times_E.long(), values_E.float(), lags_E)
+
+
+def event_weights(seen: SeenEvents, asked_at_B: Tensor, recency: float, half_life: float | None) -> Tensor:
+    """(n + 1)^(−p) 2^(−days / h) of every event, the newest distinct one of each query weighing at least 2^-20, so that
+    an old history still speaks: [E] float32."""
+    logs_E = -recency * (seen.lags_E + 1).float().log2()
+    if half_life is not None:
+        logs_E = logs_E - seen.days_before(asked_at_B) / half_life
+    most_B = torch.full((seen.num_queries,), -torch.inf, device=logs_E.device)
+    most_B = most_B.scatter_reduce(0, seen.rows_E, logs_E, "amax")
+    return torch.exp2(logs_E + (-20.0 - most_B).clamp(min=0)[seen.rows_E])

@@ -13,13 +13,15 @@ from recsys import schema
 from recsys.inspect.columns import Column
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.tables import Table, determines
-from recsys.inspect.vocabulary import ITEM, SESSION, TEXT, has_id, likeness
+from recsys.inspect.vocabulary import ADDRESS, ITEM, SESSION, TEXT, has_id, likeness
 from recsys.sources.names import fold
 
 _CATEGORY: Final = 0.5  # different values a row up to which a column groups rows
 _TELLS: Final = 0.5  # of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
 _MOST_FACTS: Final = 8
+_MANY_ROWS: Final = 500  # from which whole numbers that are all different are ids
+_SPARSE: Final = 50  # range of codes against their number
 _KINDS: Final = {
     "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses", "image": "images",
     "path": "paths of categories", "list": "lists", "lists": "lists", "vector": "vectors", "token": "categories",
@@ -57,6 +59,7 @@ def attributes_of(
     keys: Sequence[str],
     items: IdSet | None,
     moved: Mapping[str, str] | None = None,
+    people: IdSet | None = None,
 ) -> Attributes:
     """What further columns of a table are good for.
 
@@ -66,6 +69,7 @@ def attributes_of(
         keys: canonical columns of the table, whose names are taken.
         items: ids of items, so that lists of other items are told from lists of words; None for users.
         moved: columns that get other names anyway (see :func:`reserved`).
+        people: ids of users, so that lists of friends are told from other lists.
     """
     found = Attributes(rename=dict(moved or {}))
     given = list(columns)
@@ -79,6 +83,9 @@ def attributes_of(
     for column in given:
         name = _name(column, found, table, taken)
         taken.add(name)
+        if people is not None and column.kind in ("list", "lists") and _are_ids(column, people):
+            found.idle[column.name] = "lists of other users; as a file of pairs they would be friends"
+            continue
         _sort(found, column, name, items, _is_text(table, column))
     found.facts = found.facts[:_MOST_FACTS]
     found.separators = {name: mark for name, mark in found.separators.items() if name in found.facts}
@@ -118,13 +125,16 @@ def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str
 def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_text: bool) -> None:
     """Put one column where it belongs."""
     kind = column.kind
+    if likeness(column.name, ADDRESS) >= 0.8:
+        found.idle[column.name] = "addresses and numbers of people and places tell nothing by themselves"
+        return
     found.kinds[name] = _KINDS.get(kind, kind)
     groups = 1 < column.num_distinct <= _CATEGORY * column.num_values
     if kind in ("empty", "constant", "object"):
         words = {"empty": "empty", "constant": "one value in every row", "object": "nested objects"}
         found.idle[column.name] = words[kind]
     elif kind in ("url", "image", "time"):
-        words = {"url": "addresses are no text", "image": "paths of images", "time": "times of items are not used"}
+        words = {"url": "addresses are no text", "image": "paths of images", "time": "times are not used here"}
         found.idle[column.name] = words[kind]
         if kind == "image":
             found.images.append(name)
@@ -137,7 +147,7 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
         if kind == "html":
             found.html.append(name)
     elif kind in ("path", "list", "lists"):
-        if kind == "lists" and items is not None and _are_items(column, items):
+        if kind == "lists" and items is not None and _are_ids(column, items):
             found.idle[column.name] = "ids of other items"
             return
         if items is None:
@@ -149,28 +159,46 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
         if column.mark:
             found.separators[name] = column.mark.strip() or column.mark
     elif kind in ("number", "price"):
-        if column.is_whole and (column.is_key or has_id(column.name)) and name not in ("latitude", "longitude"):
-            found.idle[column.name] = "ids of something else"
-        elif is_text:
-            found.numbers.append(name)
-        else:
-            found.others.append(name)
+        _sort_number(found, column, name, is_text, items is not None)
     elif kind == "flag" or items is None and groups:
         found.others.append(name)
     elif column.is_wordy and items is not None:
         found.text.append(name)
         if groups:
             found.facts.append(name)
-    elif groups and not has_id(column.name):
+    elif groups:
         found.facts.append(name)
     else:
         found.idle[column.name] = "codes that tell nothing of themselves"
 
 
-def _are_items(column: Column, items: IdSet) -> bool:
+def _sort_number(found: Attributes, column: Column, name: str, is_text: bool, is_item: bool) -> None:
+    """A quantity, the code of a category, or an id of something else."""
+    is_code = column.is_whole and (has_id(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name))
+    if is_code and name not in ("latitude", "longitude"):
+        if 1 < column.num_distinct <= _CATEGORY * column.num_values:
+            found.kinds[name] = "codes of categories"
+            (found.facts if is_item else found.others).append(name)
+        else:
+            found.idle[column.name] = "ids of something else"
+    elif column.is_whole and column.is_key and column.num_values >= _MANY_ROWS:
+        found.idle[column.name] = "a number of its own in every row"
+    elif is_text:
+        found.numbers.append(name)
+    else:
+        found.others.append(name)
+
+
+def _is_sparse(column: Column, name: str) -> bool:
+    """Whether unnamed whole numbers are few and far between, as codes are."""
+    return name.startswith("number_") and column.high - column.low > _SPARSE * column.num_distinct
+
+
+def _are_ids(column: Column, ids: IdSet) -> bool:
+    """Whether the members of lists are these ids."""
     texts = column.values.drop_null().slice(0, 2000)
-    members = pc.unique(pc.list_flatten(pc.split_pattern(texts, " | ")))
-    known = pc.sum(pc.is_in(members, value_set=items.ids)).as_py() or 0
+    members = pc.unique(pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(texts, column.mark or " | "))))
+    known = pc.sum(pc.is_in(members, value_set=ids.ids)).as_py() or 0
     return len(members) > 0 and known > 0.2 * len(members)
 
 

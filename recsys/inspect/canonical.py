@@ -196,7 +196,8 @@ class _Canonical:
             return None, "", False
         name = column.name
         named = self.pair.table.sample.has_names
-        is_rating = likeness(name, _RATINGS) >= 0.8 if named else habits.num_values <= 21
+        stepped = bool((pc.multiply(events.column(schema.VALUE), 2).to_numpy() % 1 == 0).all())
+        is_rating = likeness(name, _RATINGS) >= 0.8 if named else habits.num_values <= 21 and stepped
         if habits.negative > 0:
             whole = column.is_whole
             why = f"{habits.negative:.1%} of the events have a negative {name}: returned, cancelled or disliked"
@@ -270,7 +271,8 @@ class _Canonical:
             column = next(table.column(name) for name, to in table.names.items() if to == key)
             rest = [c for c in table.columns if c is not column]
             moved = reserved(table, kind, table.names)
-            found = attributes_of(table, rest, [key], item_ids if role == "items" else None, moved)
+            ids = {"items": item_ids} if role == "items" else {"items": None, "people": IdSet(self.columns.user)}
+            found = attributes_of(table, rest, [key], moved=moved, **ids)
             plans.append(plan_of_attributes(role, table.sample, table.names, found, moved, table.shares))
             items, users = (found, users) if role == "items" else (items, found)
         if of_items:
@@ -317,7 +319,8 @@ class _Canonical:
         sample = together([table.sample for table in used]) if len(used) > 1 else first.sample
         kind = schema.TABLES[role]
         names = {**first.names, **reserved(first, kind, first.names)}
-        reasons = {name: first.shares for name in first.names}
+        own = (schema.RELATION, schema.TAIL)
+        reasons = {name: "what is said of it" if to in own else first.shares for name, to in first.names.items()}
         plan = TablePlan(role, sample, names, reasons)
         if role == "knowledge" and schema.RELATION not in first.names.values():
             tail = next(name for name, to in first.names.items() if to == schema.TAIL)

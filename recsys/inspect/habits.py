@@ -199,7 +199,8 @@ def _of_types(frame: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
 def _temporal(frame: pl.DataFrame, share: float, targets: Sequence[str]) -> Temporal | None:
     """What is left where the latest share of the events is test and as many before it are validation."""
     timed = frame.filter(pl.col("time").is_not_null())
-    test_from, valid_from = (timed["time"].quantile(1 - count * share, "higher") for count in (1, 2))
+    asked_at = _of_types(timed, targets)["time"]
+    test_from, valid_from = (asked_at.quantile(1 - count * share, "higher") for count in (1, 2))
     if test_from is None or valid_from is None or not valid_from < test_from:
         return None
     before = timed.filter(pl.col("time") < test_from)["user"].unique()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from recsys.config.data import DataConfig
 from recsys.config.sources import TABLES
 from recsys.inspect.draft import Draft
 from recsys.inspect.habits import Habits
@@ -81,8 +80,7 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.set(
             "data.interactions", list(found.meaning.history), f"{', '.join(others)} say the contrary, or what was shown"
         )
-    has_targets = "targets" in DataConfig.model_fields
-    if found.meaning.targets and has_targets:
+    if found.meaning.targets:
         share = sum(habits.types.get(kind, 0) for kind in found.meaning.targets) / max(sum(habits.types.values()), 1)
         rest = [kind for kind in habits.types if kind not in found.meaning.targets]
         draft.set(
@@ -91,7 +89,7 @@ def _rules(draft: Draft, found: Understood) -> None:
             f"what is to be predicted, {share:.1%} of the events; {', '.join(rest)} count as history",
         )
         draft.other("data.targets", [], "to predict all types alike")
-    elif len(habits.types) > 1 and found.event_text is None and has_targets:
+    elif len(habits.types) > 1 and found.event_text is None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(habits.types.items())[:6])
         draft.other(
             "data.targets", [next(iter(habits.types))], f"all types count alike ({kinds}); this would predict one"

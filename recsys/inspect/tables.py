@@ -10,8 +10,9 @@ from typing import Final
 
 import polars as pl
 
+from recsys.data.overlap import SideIds, compare
 from recsys.data.validate import CellRules
-from recsys.errors import SourceError
+from recsys.errors import DataError, SourceError
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
@@ -81,12 +82,7 @@ class Table:
     def id_columns(self) -> list[Column]:
         """Columns that may be ids, the likeliest first."""
         found = [column for column in self.columns if column.may_be_id]
-        if len(found) < 2:
-            found += [
-                column
-                for column in self.columns
-                if column.kind in ("text", "url", "path", "list") and column.num_distinct < 0.6 * column.num_values
-            ]
+        found += [column for column in self.columns if _is_name(column)]
         return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[:_CANDIDATES]
 
     def _id_prior(self, column: Column) -> float:
@@ -122,6 +118,11 @@ class Table:
         ):
             return True
         return any(column.looks_like_coordinate(180.0) for column in self.columns)
+
+
+def _is_name(column: Column) -> bool:
+    """Whether texts come again and again, so that they may stand for an id, as titles of films do."""
+    return column.kind in ("text", "url", "path", "list") and column.num_distinct < 0.6 * column.num_values
 
 
 def pairs(one: Column, other: Column) -> int:
@@ -209,6 +210,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
     score += 0.5 if user.place < item.place else 0.0
+    score -= 1.5 * _is_name(user) + 1.0 * _is_name(item)
     rows = min(user.num_values, item.num_values)
     enough = min(10, rows / 3)
     score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
@@ -335,6 +337,19 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
     table.why = (
         "no column has ids in common with the events" if best < _LITTLE else "its ids are neither one a row nor links"
     )
+    for column in table.id_columns if best < _LITTLE else ():
+        for words, known, wanted in ((USER, users, "user_id"), (FRIEND, users, "user_id"), (ITEM, items, "item_id")):
+            if table.like(column, words) >= _NAMED and (cause := _other_form(column, sets[column.name], known, wanted)):
+                table.why = cause
+
+
+def _other_form(column: Column, ours: IdSet, known: IdSet, key: str) -> str:
+    """What is to be said where ids are those of the events in another form, such as ``7`` and ``7.0``; else empty."""
+    try:
+        compare(SideIds("the file", column.name, ours.ids), SideIds("events", key, known.ids), 0.0)
+    except DataError as error:
+        return str(error) if "likely cause" in str(error) else ""
+    return ""
 
 
 def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
@@ -403,9 +418,15 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
     if not others:
         table.why = "several rows an item without a category"
         return
+    relation = next(
+        (c for c in others if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values), None
+    )
+    others = [c for c in others if c is not relation] or others
     told = max(others, key=lambda c: (c.is_wordy, -c.place))
     table.role = "knowledge"
     table.names = {key.name: "head", told.name: "tail"}
+    if relation is not None and relation is not told:
+        table.names[relation.name] = "relation"
     table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items of the events"
 
 

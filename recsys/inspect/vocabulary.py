@@ -49,6 +49,8 @@ HEAD: Final = ("head", "subject", "h")
 TAIL: Final = ("tail", "object", "t")
 TEXT: Final = ("title", "name", "description", "text", "summary", "abstract", "body", "headline", "plot", "desc")
 
+ADDRESS: Final = ("address", "street", "phone", "telephone", "fax", "mobile", "email", "mail", "iban")
+
 EVENT_FILES: Final = (
     "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log", "view", "checkin",
     "check_in", "check-in", "listen", "history", "play", "sales", "retail", "invoice", "behavior", "behaviour",

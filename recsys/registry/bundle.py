@@ -44,6 +44,7 @@ from safetensors.torch import load_file, save_file
 
 from recsys import __version__
 from recsys.config import ModelConfig
+from recsys.config.outside import from_artifact
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset, histories_from_table, types_mask
 from recsys.data.histories import Array, Histories
@@ -52,7 +53,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, UserError
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.model import FrozenModel, dump_sizes, load_sizes
-from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_parts
+from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_outside, check_parts
 from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
 from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, said_by, writing_aside
 from recsys.serving.retrieval import ItemIndex, can_index
@@ -82,6 +83,14 @@ _EVENT_COLUMNS: Final = {
 _ROWS_AT_A_TIME: Final = 65_536
 
 
+class OutsideEntry(BaseModel):
+    """Where a granularity from outside this package comes from."""
+
+    target: str  # module:Class of its section
+    package: str  # empty: of no installed package when the model was trained
+    version: str
+
+
 class BundleInfo(BaseModel):
     """The content of ``bundle.json``."""
 
@@ -93,6 +102,7 @@ class BundleInfo(BaseModel):
     model: ModelConfig
     sizes: dict[str, Any]
     granularities: list[str]
+    outside: dict[str, OutsideEntry] = {}  # granularities that other packages provide, by name
     event_types: list[str]
     targets: list[str] = []  # event types that the model predicts; empty: all
     default_event_type: str  # of history events that a request gives without a type: the most frequent one
@@ -238,6 +248,10 @@ def _describe(
         model=frozen.config,
         sizes=dump_sizes(frozen.sizes),
         granularities=frozen.names,
+        outside={
+            name: OutsideEntry(target=offer.target, package=offer.package, version=offer.version)
+            for name, offer in frozen.config.granularities.outside().items()
+        },
         event_types=manifest.event_types,
         targets=manifest.targets,
         default_event_type=manifest.event_types[int(frequency.argmax())] if manifest.event_types else "",
@@ -415,8 +429,10 @@ def read_info(folder: str | Path) -> BundleInfo:
             f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
             "register the model again, or use the release that made it"
         )
+    check_outside(folder, content)
     try:
-        info = BundleInfo.model_validate(content)
+        with from_artifact():
+            info = BundleInfo.model_validate(content)
         check_names(info)
     except (pydantic.ValidationError, UserError, Inconsistent, RecursionError) as error:
         raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None

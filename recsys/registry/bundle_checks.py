@@ -8,16 +8,24 @@ Legend: U users, E events, N items, D width, C context columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recsys.config import GranularityConfig
+from recsys.config.outside import GRANULARITIES, from_artifact, load, resolve
 from recsys.data.histories import VALID_ALONE, Array
+from recsys.errors import ArtifactError
 from recsys.granularities.base import ModelSizes
+from recsys.registry.sealed import damaged, said_by
 
 if TYPE_CHECKING:
     from recsys.registry.bundle import Bundle, BundleInfo
+
+_LOG = logging.getLogger(__name__)
 
 
 class Inconsistent(Exception):
@@ -32,6 +40,37 @@ def check_names(info: BundleInfo) -> None:
     kinds = info.event_types
     if len(set(kinds)) < len(kinds) or (kinds and info.default_event_type not in kinds):
         raise Inconsistent(f"event types {kinds} with the default {info.default_event_type!r}")
+
+
+def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
+    """Raise :class:`ArtifactError` where a granularity of the bundle is of a package that is not installed here.
+
+    A bundle names who provides it. Nothing that stands in the bundle alone is imported.
+    """
+    outside = content.get("outside")
+    for name, entry in outside.items() if isinstance(outside, Mapping) else ():
+        try:
+            target, package, release = (str(entry[key]) for key in ("target", "package", "version"))
+            section = content["model"]["granularities"][name]
+            with from_artifact():
+                offer = resolve(GRANULARITIES, str(section.get("kind", name)))
+                found = None if offer is None else load(offer, GranularityConfig)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise damaged(folder, f"outside, {name}: {said_by(error)}") from None
+        except ValueError:
+            found = None
+        if found is not None and offer is not None and offer.version != release:
+            _LOG.warning("%s: %s was trained with %s %s, here is %s", folder, name, package, release, offer.version)
+        if found is None:
+            cure = (
+                f"install the package that provides it: pip install {package}=={release}"
+                if package
+                else f"no package provided it: install one that offers {target} by an entry point of {GRANULARITIES}"
+            )
+            raise ArtifactError(
+                f"{folder} needs the granularity {name} ({target}), which is not of this package, and no installed "
+                f"package offers it here; {cure}. A path that a bundle names is not imported by itself"
+            )
 
 
 def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from recsys.config import Config, redact
 from recsys.data.dataset import Manifest
+from recsys.evaluation.members import single_line
+from recsys.evaluation.wording import sentence
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
 _USE: Final = (
@@ -48,6 +50,8 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
         lines += _section("Trained on all events after that", final_lines(metrics))
         lines += _section("Against the baselines", _baselines(metrics))
         lines += _section("By segment", _segments(metrics))
+        lines += _section("By the signals of a query", _signals(metrics))
+        lines += _section("Members", _members(metrics))
         lines += _section("Granularities", _granularities(metrics))
     lines += _section("Limits", _limits(manifest, metrics))
     lines += _section("Lineage", lineage_lines(lineage))
@@ -85,6 +89,8 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     if against:
         shown = (f"{name} {entry['difference']:+.4f}" for name, entry in against.items())
         found.append(f"More than the baselines: {', '.join(shown)}.")
+    if said := single_line(metrics.get("members") or {}):
+        found.append(sentence(said))
     final = (metrics.get("data") or {}).get("final")
     if final:
         found.append(f"The figures are of a model without test; this one is of all {final['events']:,} events.")
@@ -214,6 +220,43 @@ def _segments(metrics: Mapping[str, Any]) -> list[str]:
     return table(["segment", "users", metric, "95 % interval"], rows) if rows else []
 
 
+def _signals(metrics: Mapping[str, Any]) -> list[str]:
+    """The signal certificate."""
+    rows = [
+        [
+            entry["label"],
+            f"{entry['queries']:,}",
+            f"{entry['value']:.4f}",
+            f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}",
+            f"{entry['best_baseline']} {entry['baseline']:.4f}" if entry["best_baseline"] else "",
+            f"{entry['low']:+.4f} … {entry['high']:+.4f}" if entry["best_baseline"] else "",
+        ]
+        for entry in metrics.get("signals") or []
+    ]
+    head = ["signals", "queries", metrics.get("metric", ""), "95 % interval", "best baseline there", "difference"]
+    return table(head, rows) if rows else []
+
+
+def _members(metrics: Mapping[str, Any]) -> list[str]:
+    """Each alone and the model without it on test, and what became of it."""
+    members = metrics.get("members") or {}
+    rows = [
+        [name, *(_figure(entry[what]["test"]) for what in ("alone", "without")), entry["why"]]
+        for name, entry in (members.get("each") or {}).items()
+    ]
+    if not rows:
+        return []
+    metric = members["metric"]
+    said = single_line(members)
+    return [*([_text(sentence(said)), ""] if said else [])] + table(
+        ["member", f"{metric} alone", f"{metric} without it", "outcome"], rows
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
 def _granularities(metrics: Mapping[str, Any]) -> list[str]:
     without = f"{metrics.get('metric', '')}_without"
     rows = [
@@ -232,6 +275,8 @@ def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:
         "- Items and users that it does not know are skipped in a request; who gives nothing to go by gets the most "
         "popular items.",
     ]
+    if note := ((metrics.get("data") or {}).get("foresight") or {}).get("note"):
+        found.append(f"- The split is {note}.")
     if not manifest.ordered:
         found.append("- Histories are sets: the order of events is not known, and nothing is said of time.")
     if "new users" not in cold:

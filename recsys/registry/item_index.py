@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from recsys.pace import tell
 from recsys.registry.bundle import INDEX, Bundle, read_bundle, read_files, seal
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
@@ -39,6 +40,7 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
             f"every one of {bundle.num_items:,} items will be scored: for an index, which is faster, run "
             "`pip install 'multigrain[serve]'` and register again"
         )
+    tell(f"building an index of {bundle.num_items:,} items")
     index = ItemIndex.build(bundle.model.item_vectors_ND)
     index.write(folder / INDEX)
     reached = _measure(folder, bundle, index)

@@ -33,6 +33,7 @@ from recsys.storage.uris import is_remote, within
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "pydantic", "pyyaml")
 _URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_LONGEST_TAG: Final = 4_000  # characters; MLflow takes 5,000
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def _logged_files(uri: str) -> dict[str, str]:
 def requirements(bundle: Bundle) -> list[str]:
     """The packages that answering takes: little, unless requests bring a past that is read, or the index is asked."""
     found = [*REQUIREMENTS, *(["faiss-cpu"] if bundle.index is not None else [])]
+    found += sorted({entry.package for entry in bundle.info.outside.values() if entry.package})
     if bundle.info.user_text:
         found.append("transformers")
         packaged = PACKAGED.get(str(bundle.info.user_text["model"]).removeprefix("sentence-transformers/"))
@@ -231,6 +233,7 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
         "dataset.content_hash": str(bundle.info.dataset.get("content_hash", "")),
         "dataset.name": str(bundle.info.dataset.get("name", "")),
         "granularities": ", ".join(bundle.info.granularities),
+        **_finding_tags(metrics),
         "multigrain.version": bundle.info.package_version,
         "run_id": tracker.run_id,
         **_lineage_tags(bundle.info.extra.get("lineage") or {}),
@@ -242,6 +245,19 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
 def _final_tags(bundle: Bundle) -> dict[str, str]:
     """Of a model of all events: on what it was trained after its like was measured."""
     return {f"final.{key}": str(value) for key, value in (bundle.info.extra.get("final") or {}).items()}
+
+
+def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Which members the model is made of, and for which signals of a query it is below the best baseline there."""
+    found = {}
+    if each := (metrics.get("members") or {}).get("each"):
+        members = [name for name, entry in each.items() if entry["kept"] and "part of" not in entry["why"]]
+        found["members"] = ", ".join(members)
+    if signals := metrics.get("signals"):
+        below = [entry["label"] for entry in signals if entry["best_baseline"] and entry["high"] < 0]
+        found["signals.below_baseline"] = " | ".join(below)[:_LONGEST_TAG] or "none"
+        found["signals.combinations"] = str(len(signals))
+    return found
 
 
 def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:

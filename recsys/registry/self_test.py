@@ -111,7 +111,7 @@ def questions(bundle: Bundle) -> list[dict[str, Any]]:
     if profile is not None and profile.users:
         rows.append({"attributes": {field.name: field.example for field in profile.users}})
     rows += [{"history": history, "context": context} for context in _contexts(bundle) if history]
-    if "evolution" in bundle.info.granularities and bundle.info.model.max_history > 1 and history:
+    if bundle.model.rolls_forward and bundle.info.model.max_history > 1 and history:
         rows.append({"history": history, "horizon": 2})
     unknown, ids = "nobody", set(bundle.user_ids)
     while unknown in ids:

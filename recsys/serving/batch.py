@@ -26,6 +26,7 @@ import ray
 import ray.data
 
 from recsys.errors import RequestError
+from recsys.pace import Pace
 from recsys.registry.bundle import USERS, Bundle, read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, Answer, parse_requests
@@ -82,15 +83,21 @@ def recommend_all(
     num_users = num_fallback = num_rows = 0
     try:
         with pq.ParquetWriter(aside, output_schema(names), compression="zstd") as writer:
+            pace = Pace("recommending to users", _num_asked(bundle, users, requests))
             for table in _answer_tables(bundle, (k, exclude_seen, at), batch_size, chosen):
                 writer.write_table(table.cast(output_schema(names)), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
+                pace.add(len(firsts))
                 num_fallback += firsts.column("source").to_pylist().count("popularity")
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
     return BatchSummary(output, num_users, num_rows, num_fallback, time.perf_counter() - started)
+
+
+def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
+    return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
 
 
 def output_schema(granularities: Sequence[str]) -> pa.Schema:

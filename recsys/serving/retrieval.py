@@ -23,11 +23,13 @@ from torch import Tensor
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_by_vectors
 from recsys.granularities.sparse import SparseScores
+from recsys.pace import paced
 from recsys.storage.beside import writing_beside
 
 RECALL: Final = 0.99  # of the exact list that an index must find, at LIST places
 LIST: Final = 100
 REORDERS: Final = (4, 8, 16, 32)  # how many times too long the list may be
+_ADDED: Final = 100_000  # items at a time
 _TRAINING_ITEMS: Final = 65_536
 _LONG_HISTORY: Final = 4096  # hidden items beyond which a request is answered exactly
 
@@ -69,7 +71,8 @@ class ItemIndex:
         index = faiss.index_factory(vectors.shape[1], f"PQ{vectors.shape[1]}x4fs", faiss.METRIC_INNER_PRODUCT)
         step = max(1, len(vectors) // _TRAINING_ITEMS)
         index.train(np.ascontiguousarray(vectors[::step]))
-        index.add(vectors)
+        for start in paced("adding items to the index", range(0, len(vectors), _ADDED)):
+            index.add(vectors[start : start + _ADDED])
         return cls(index, reorder)
 
     @classmethod

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from recsys.config import Section
+from recsys.config.sources import OutsideSource
 from recsys.errors import ConfigError, choices
 
 if TYPE_CHECKING:
@@ -27,8 +28,27 @@ def open_source(source: Section) -> SourceAdapter:
         ConfigError: no adapter has this kind.
     """
     kind = getattr(source, "kind", None)
+    if isinstance(source, OutsideSource):
+        return _from_outside(source)
     if kind not in ADAPTERS:
         raise ConfigError(f"data.source.kind {kind!r} is unknown; choose one of: {choices(ADAPTERS)}")
     module, name = ADAPTERS[kind]
     adapter: SourceAdapter = getattr(import_module(module), name)(source)
+    return adapter
+
+
+def _from_outside(source: OutsideSource) -> SourceAdapter:
+    """The adapter that a section from outside names."""
+    from recsys.sources.base import SourceAdapter
+
+    module, _, name = source.adapter.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"data.source.kind {source.kind}: its adapter {source.adapter!r} cannot be imported ({error})"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, SourceAdapter)):
+        raise ConfigError(f"data.source.kind {source.kind}: {source.adapter} is no recsys.sources.base.SourceAdapter")
+    adapter: SourceAdapter = found(source)
     return adapter

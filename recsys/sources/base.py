@@ -13,10 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
+from recsys import schema
 from recsys.config import Section
+from recsys.data.validate import Layout, check_rows, finish, raw_text
 from recsys.errors import SourceError
 from recsys.sources.files import InputFile
 
@@ -106,6 +109,24 @@ class SourceAdapter(ABC):
     def tables(self) -> dict[str, ray.data.Dataset]:
         """Every table as a lazy dataset of Arrow blocks: known, extra and provenance columns (see ``schema``)."""
         return {table: dataset(pieces) for table, pieces in self.pieces().items()}
+
+
+def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 1, first_order: int = 0) -> pa.Table:
+    """Rows under their canonical names as a finished block: cast, each row that breaks a rule with its reason.
+
+    ``first_row`` and ``first_order`` number the rows in their file and in the whole source; pieces of one file go on
+    where the piece before ended.
+    """
+    layout = Layout(table)
+    checked = check_rows(raw, layout)
+    numbers = np.arange(raw.num_rows, dtype=np.int64)
+    provenance = {
+        schema.FILE: pa.repeat(pa.scalar(file, pa.string()), raw.num_rows),
+        schema.ROW: pa.array(numbers + first_row),
+        schema.ORDER: pa.array(numbers + first_order),
+        schema.RAW: raw_text(raw, checked.column(schema.REASON), ","),
+    }
+    return finish(checked, layout, provenance)
 
 
 def dataset(pieces: Sequence[Piece]) -> ray.data.Dataset:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsys.config import ModelConfig
+from recsys.config.outside import from_artifact
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.storage.places import reaching
@@ -38,6 +39,7 @@ class Progress:
     step: int = 0  # finished steps of the epoch after these
     loss_sum: float = 0.0  # of those steps, over all workers
     loss_weight: float = 0.0
+    threads: int = 0  # of the worker that wrote it: another number rounds otherwise; 0 in checkpoints of before
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)
@@ -75,7 +77,7 @@ def save_checkpoint(
         for index, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     }
-    values = asdict(progress)
+    values = {**asdict(progress), "threads": torch.get_num_threads()}
     if progress.best_value == float("-inf"):
         values.pop("best_value")  # -inf is no JSON
     with reaching(str(folder), "write to"):
@@ -170,7 +172,8 @@ def load_trained(folder: Path) -> TrainResult:
         for name, digest in description.get("sha256", {}).items():
             if _sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
+        with from_artifact():
+            config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")
         selected = load_file(folder / SELECTED) if (folder / SELECTED).is_file() else None

@@ -37,6 +37,7 @@ from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, TrainingError
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
+from recsys.pace import Pace
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
@@ -310,6 +311,7 @@ class Phase:
         self.model.train()
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
         total, weight = self._so_far(), self.progress.loss_weight
+        pace = Pace(f"steps of epoch {epoch + 1}", self.loader.num_steps - self.progress.step)
         for step in self._steps(epoch):
             if step.number > self.progress.step and self._is_due(step.number):
                 self._save(step.number, total, weight)
@@ -324,6 +326,7 @@ class Phase:
             self._set_lr(epoch, step.number)
             self.optimizer.step()
             total, weight = total + summed.detach(), weight + step.weight
+            pace.add()
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")

@@ -39,15 +39,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
+from recsys.pace import heard_by
 from recsys.storage.mirror import remove
 from recsys.storage.places import filesystem_of, reaching
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
-from recsys.training.checkpoint import TrainResult, check_checkpoint, load_trained, save_trained
+from recsys.training.checkpoint import TrainResult, check_checkpoint, load_checkpoint, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, fit_final
 from recsys.training.loop import Validate, fit
 from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
+from recsys.training.threads import asked_threads, fastest_threads, usable_threads
 
 MODEL_FOLDER = "trained"
 PROGRESS_FOLDER = "progress"
@@ -102,6 +104,7 @@ def train_on_ray(
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "dataset": dataset.root,
+            "threads": asked_threads(config),
             "validate": validate,
             "queue": queue,
             "checkpoints": (storage, name, earlier),
@@ -212,7 +215,6 @@ def _worker(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])  # expanded on the driver already
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config.train.threads or _threads(world_size))
     queue: Queue = settings["queue"]
     storage, name, earlier = settings["checkpoints"]
     orders: Queue | None = settings["orders"]
@@ -244,14 +246,16 @@ def _worker(settings: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as parent:
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
+            _settle_threads(settings["threads"], config, dataset, resume_from, note)
             device = ray.train.torch.get_device()
             save = partial(hand_over, {"saved": 1})
             training = TrainContext(rank, world_size, device, report, resume_from, save, note)
             start, final = (ray.get(held[0]) if held else None for held in (settings["start"], settings["final"]))
-            if final is not None:
-                result = fit_final(config, dataset, training, final)
-            else:
-                result = fit(config, dataset, settings["validate"], training, start)
+            with heard_by(note):
+                if final is not None:
+                    result = fit_final(config, dataset, training, final)
+                else:
+                    result = fit(config, dataset, settings["validate"], training, start)
         with tempfile.TemporaryDirectory() as parent:
             if rank == 0:
                 save_trained(Path(parent) / MODEL_FOLDER, result)
@@ -375,8 +379,19 @@ def _cluster(resource: str) -> int:
     return int(resources.get(resource, 0))
 
 
-def _threads(world_size: int) -> int:
-    return max(1, (os.cpu_count() or 1) // world_size)
+def _settle_threads(
+    asked: int, config: Config, dataset: PreparedDataset, resume_from: Path | None, note: Callable[[str], None]
+) -> None:
+    """Threads of this worker: as asked for, as the interrupted training had them, whose numbers they round, or the
+    fastest."""
+    if not asked and resume_from is not None:
+        asked = load_checkpoint(resume_from, None)[2].threads
+    if not asked:
+        most = usable_threads(ray.train.get_context().get_local_world_size())
+        asked, why = fastest_threads(config, dataset.num_items, most)
+        if why:
+            note(why)
+    torch.set_num_threads(asked)
 
 
 def _storage(config: Config) -> str:

@@ -14,9 +14,8 @@ from recsys.config import LossConfig
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, StepKey
-from recsys.losses import full_softmax, sampled_softmax
+from recsys.losses import make_loss
 from recsys.model import MultigrainModel
 
 
@@ -27,11 +26,9 @@ class StepLoss(nn.Module):
         super().__init__()
         self.model, self.graphs, self.config = model, graphs, config
         num_items = model.sizes.num_items
-        full = config.kind == "full_softmax" or (config.kind == "auto" and num_items <= config.max_full_items)
-        self.num_negatives = 0 if full else config.num_negatives
+        self.sum = make_loss(config, num_items)
+        self.num_negatives = config.num_negatives if self.sum.needs_negatives else 0
         model.tower.update_rows(bool(self.num_negatives) and num_items > config.max_dense_items)
-        if self.num_negatives and config.label_smoothing:
-            raise ConfigError("train.loss.label_smoothing acts on full_softmax only; set it 0 or the kind full_softmax")
         weight_N = (torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0) ** (
             config.popularity_power
         )
@@ -57,10 +54,12 @@ class StepLoss(nn.Module):
         users_BD = self.model(batch, items, states) * self.log_scale.exp()
         if negatives_M is None or log_q_M is None:
             vectors_CD, targets_P = self._candidates(items.vectors_SD, batch.targets_P)
-            known = (users_BD, vectors_CD, batch.pairs_P, targets_P, self._weights(batch))
-            return full_softmax(*known, self.config.label_smoothing)
+            none_M = targets_P[:0]
+            return self.sum(
+                users_BD, vectors_CD, batch.pairs_P, targets_P, self._weights(batch), none_M, none_M.float()
+            )
         parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
-        return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
+        return self.sum(*parts, negatives_M, log_q_M)
 
     def _candidates(self, vectors_ND: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
         """The items that the full softmax is over, and the targets numbered by them."""

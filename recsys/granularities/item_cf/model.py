@@ -16,6 +16,8 @@ matrix where one side is below 2500, else by randomised subspace iteration.
 (see ``item_links``): a sparse member of N K weights, whose fit grows with N instead of N³. With 20,000 items it is
 as good as the exact B, and better than 2,000 factors.
 
+A query's newer events may weigh more than older ones (``recency``); the fit has them alike.
+
 It is fitted, not trained: the loop leaves it alone, and its weight is chosen on validation afterwards, as a model that
 saw these factors in training would trust them on the very events they were fitted on.
 
@@ -58,6 +60,7 @@ class ItemCF(Granularity):
     def __init__(self, config: ItemCFConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config = config
+        self.recency = config.recency[0] if sizes.ordered else 0.0
         self.sparse = config.by_neighbours(sizes.num_users, sizes.num_items, sizes.text_width)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
@@ -67,8 +70,13 @@ class ItemCF(Granularity):
     def fits(
         cls, sections: Sequence[ItemCFConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
+        """One fit for sections that differ in λ, and none more for those that differ in how they are asked."""
         modules = [cls(section, sizes).eval() for section in sections]
-        yield from zip(modules, modules[0]._states(sections, items, graphs), strict=True)
+        if len({section.regularisation[0] for section in sections}) == 1:
+            state = modules[0].state(items, graphs)
+            yield from ((module, state) for module in modules)
+        else:
+            yield from zip(modules, modules[0]._states(sections, items, graphs), strict=True)
 
     def _states(self, sections: Sequence[ItemCFConfig], items: ItemView, graphs: Graphs) -> Iterator[State]:
         """The states for sections that differ in λ, of one spectrum or one Gram matrix."""
@@ -122,14 +130,15 @@ class ItemCF(Granularity):
 
     def _weights(self, seen: SeenEvents) -> Tensor:
         """x of every event: [E]."""
+        decay_E = (seen.lags_E + 1).float() ** -self.recency
         if self.config.event_weights == "none" or not len(seen.rows_E):
-            return torch.ones_like(seen.values_E)
+            return decay_E
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
         place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
         values_BL = seen.values_E.new_zeros(seen.num_queries, int(counts_B.max()))
         values_BL[seen.rows_E, place_E] = seen.values_E
         real_BL = torch.arange(values_BL.shape[1], device=counts_B.device) < counts_B[:, None]
-        return rank_weights(values_BL, real_BL)[seen.rows_E, place_E]
+        return decay_E * rank_weights(values_BL, real_BL)[seen.rows_E, place_E]
 
 
 def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
@@ -196,7 +205,7 @@ def _by_gram(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array,
         real_R = squares_R > _LEAST_SHARE * max(float(squares_R[0]), 1e-12)
         vectors = vectors * np.where(real_R, 1 / np.maximum(sigma_R, 1e-12), 0.0)
         sigma_R = sigma_R * real_R
-    return vectors.astype(np.float32), sigma_R.astype(np.float32)
+    return np.ascontiguousarray(vectors, dtype=np.float32), sigma_R.astype(np.float32)
 
 
 def _randomised(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ FULL_SIDE = 2048  # users and text width together, or items: up to it all factor
 class ItemCFConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("regularisation",)
+    candidates: ClassVar[tuple[str, ...]] = ("regularisation", "recency")
     smaller: ClassVar[str] = "rank or neighbours"
 
     form: Literal["auto", "factors", "neighbours"] = Field(
@@ -28,6 +28,9 @@ class ItemCFConfig(GranularityConfig):
     neighbours: int = Field(50, ge=1, description="items that an item is told from")
     regularisation: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
         [100.0, 30.0, 300.0, 1000.0], description="λ, one or several"
+    )
+    recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
+        [0.0, 0.5, 1.0], description="p: an event with n behind it weighs (n + 1)^-p where it is asked; data in order"
     )
     text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
     event_weights: Literal["none", "rank"] = Field("none", description="rank: by the rank of value within the user")

@@ -1,0 +1,80 @@
+"""Implicit alternating least squares as a member: item factors of all events, a user folded in by one exact solve.
+
+    min Σ_ui c_ui (x_ui − z_u · y_i)² + λ (Σ ‖z_u‖² + Σ ‖y_i‖²),    c = α for an event, 1 for what is missing,
+    z_u = (YᵀY + λI + (α − 1) Y_HᵀY_H)⁻¹ α Y_Hᵀ1
+
+(Hu, Koren and Volinsky 2008). The library ``implicit`` fits; serving solves in torch and needs it no more. A user is a
+function of the history, so newcomers are served alike. α and λ are chosen on validation.
+
+Legend: N items, R factors, B queries, E events that they see, L events of a query.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from recsys.data.batches import Batch
+from recsys.granularities.als.section import AlsConfig
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.history import seen_events
+from recsys.granularities.item_cf.model import training_matrix
+
+_NUMBERS: Final = 2**24  # of gathered item factors and of matrices that are solved at a time: 64 MB each
+
+
+class Als(Granularity):
+    """A fitted member with item vectors of its own; absent where a history is empty."""
+
+    fitted = True
+
+    def __init__(self, config: AlsConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.config, self.alpha = config, config.alpha[0]
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        import threadpoolctl
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        events = training_matrix(graphs, "none")
+        with threadpoolctl.threadpool_limits(1, "blas"):  # a pool inside its threads makes it slow
+            model = AlternatingLeastSquares(
+                factors=self.config.factors,
+                regularization=self.config.regularisation[0],
+                alpha=self.alpha,
+                iterations=self.config.iterations,
+                num_threads=torch.get_num_threads(),
+                random_state=0,
+            )
+            model.fit(sp.csr_matrix(events), show_progress=False)
+        known_N1 = (graphs.degree_N.cpu() > 0)[:, None]
+        items_NR = torch.as_tensor(np.asarray(model.item_factors)).float() * known_N1
+        gram_RR = items_NR.T @ items_NR + self.config.regularisation[0] * torch.eye(items_NR.shape[1])
+        device = items.vectors_SD.device
+        return {"items_NR": items_NR.to(device), "gram_RR": gram_RR.to(device)}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["items_NR"]
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        seen = seen_events(batch).distinct()
+        counts_B = seen.per_query(torch.ones_like(seen.rows_E))
+        place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
+        none, rank = state["items_NR"].shape
+        longest = max(int(counts_B.max()) if len(batch) else 0, 1)
+        items_BL = torch.full((len(batch), longest), none, device=counts_B.device)  # a row of zeros behind the factors
+        items_BL[seen.rows_E, place_E] = seen.items_E
+        padded_IR = torch.cat([state["items_NR"], state["items_NR"].new_zeros(1, rank)])
+        size = max(1, _NUMBERS // (rank * max(rank, longest)))
+        found = [self._solved(padded_IR[items_bL], state["gram_RR"]) for items_bL in torch.split(items_BL, size)]
+        z_BR = torch.cat(found) if found else state["items_NR"].new_zeros(0, rank)
+        return z_BR, (z_BR != 0).any(1)
+
+    def _solved(self, own_bLR: Tensor, gram_RR: Tensor) -> Tensor:
+        left_bRR = gram_RR + (self.alpha - 1) * own_bLR.mT @ own_bLR
+        solved_bR: Tensor = torch.linalg.solve(left_bRR, self.alpha * own_bLR.sum(1))
+        return solved_bR

@@ -1,0 +1,29 @@
+"""What ``als`` says of itself: implicit alternating least squares."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.workload import FLOAT, Estimate, Workload
+
+Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)]
+
+
+class AlsConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.als.model:Als"
+    always_fitted: ClassVar[bool] = True
+    candidates: ClassVar[tuple[str, ...]] = ("alpha", "regularisation")
+    smaller: ClassVar[str] = "factors"
+
+    factors: int = Field(64, ge=1)
+    iterations: int = Field(15, ge=1)
+    alpha: Positive = Field([1.0, 10.0], description="confidence of an event; of what is missing it is 1")
+    regularisation: Positive = Field([1.0, 10.0], description="one or several")
+
+    def estimate(self, work: Workload) -> Estimate:
+        """Factors of users and items, and the events as a matrix and its transpose."""
+        fitting = (work.data.users + work.data.items) * self.factors * FLOAT * 3 + work.data.events * 24
+        return Estimate(layers=0.0, holds_events=True, fitting=fitting)

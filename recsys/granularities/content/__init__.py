@@ -1,0 +1,1 @@
+"""How much items read like those of the history."""

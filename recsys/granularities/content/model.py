@@ -1,0 +1,51 @@
+"""Content: the cosine between the texts of items and those of the history, for items that few or nobody chose.
+
+    a_i = t_i / ‖t_i‖,    z_u = Σ_j w_j a_j / Σ_j w_j,    r_ui = z_u · a_i = the mean cosine, weighted,
+
+t the text vectors as the item tower has them (centred and whitened on the catalogue, ``model.item.text_whiten``: what
+all texts have in common says nothing), w as in ``item_knn``. An item without text has no vector. Nothing but the
+constants of the weights is fitted, which validation chooses.
+
+Legend: N items, T text width, B queries, E events that they see.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.content.section import ContentConfig
+from recsys.granularities.history import event_weights, seen_events
+
+
+class Content(Granularity):
+    """A fitted member whose item vectors are the texts; absent where no item of the history has one."""
+
+    fitted = True
+    reads_events = False
+
+    def __init__(self, config: ContentConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        self.recency = config.recency[0] if sizes.ordered else 0.0
+        half_life = config.half_life[0] if sizes.timed else "none"
+        self.half_life = None if half_life == "none" else float(half_life)
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        return {"texts_NT": normalize(items.text_ST.float(), dim=1)}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["texts_NT"]
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        seen = seen_events(batch).distinct()
+        has_text_N = (state["texts_NT"] != 0).any(1)
+        seen = seen.where(has_text_N[seen.items_E])
+        weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
+        weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12)[seen.rows_E]
+        z_BT = state["texts_NT"].new_zeros(len(batch), state["texts_NT"].shape[1])
+        z_BT.index_add_(0, seen.rows_E, state["texts_NT"][seen.items_E] * weights_E[:, None])
+        return z_BT, seen.per_query(torch.ones_like(seen.rows_E)) > 0

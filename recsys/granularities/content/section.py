@@ -1,0 +1,39 @@
+"""What ``content`` says of itself: how much items read like those of the history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig, HalfLives, Several
+from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recsys.granularities.base import ModelSizes
+
+
+class ContentConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.content.model:Content"
+    always_fitted: ClassVar[bool] = True
+    candidates: ClassVar[tuple[str, ...]] = ("recency", "half_life")
+
+    recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
+        [0.5, 0.0, 1.0, 2.0],
+        description="p: an event with n behind it weighs (n + 1)^-p; data in order",
+    )
+    half_life: HalfLives = Field(
+        ["none", 3.0, 30.0, 365.0], description="days after which an event weighs half; data with times"
+    )
+
+    def check(self, sizes: ModelSizes) -> None:
+        if not sizes.text_width:
+            raise ConfigError(
+                "model.granularities.content compares the texts of items, and this dataset has none; disable it, or "
+                "name text columns of items in data.text.fields and prepare again"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        """The texts' vectors once more."""
+        return Estimate(layers=0.0, fitting=work.data.items * work.data.text_width * FLOAT * 2)

@@ -1,0 +1,67 @@
+"""Item neighbours with decay: what occurs together with the history, the newest events weighing most.
+
+    s_ji = c_ji / (√(c_j c_i) + β)  for the K largest i of each j,    r_ui = Σ_{j ∈ H_u} w_j s_ji / √(Σ_j w_j),
+    w_j = (n_j + 1)^(−p) 2^(−days_j / h)
+
+where c counts common users, n_j the events behind j, and days_j the time from j to the question (Sarwar et al. 2001;
+shrinkage β as in Bell and Koren 2007; decay as in Ding and Li 2005). The root keeps long histories from exploding.
+
+A sparse fitted member of N K links. β, p and h are chosen on validation; p is 0 where data has no order, h is none
+where it has no times. The events of one user that are beyond bounds are sampled, see ``item_links.together``.
+
+Legend: N items, K neighbours, B queries, E events that they see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.history import event_weights, seen_events
+from recsys.granularities.item_cf.model import training_matrix
+from recsys.granularities.item_knn.section import ItemKnnConfig
+from recsys.granularities.item_links import links, most_similar, spoken_for, together
+from recsys.granularities.sparse import SparseScores
+
+
+class ItemKnn(Granularity):
+    """A fitted sparse member; absent where no item of the history has a neighbour."""
+
+    fitted = True
+    sparse = True
+
+    def __init__(self, config: ItemKnnConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        self.config = config
+        self.recency = config.recency[0] if sizes.ordered else 0.0
+        half_life = config.half_life[0] if sizes.timed else "none"
+        self.half_life = None if half_life == "none" else float(half_life)
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        pairs_NN = together(training_matrix(graphs, "none"))
+        made = links(*most_similar(pairs_NN, self.config.neighbours, self.config.shrinkage[0]), by_target=False)
+        return {name: value.to(items.vectors_SD.device) for name, value in made.items()}
+
+    @classmethod
+    def fits(
+        cls, sections: Sequence[ItemKnnConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
+    ) -> Iterator[tuple[Granularity, State]]:
+        """Sections that differ in the decay alone share their links."""
+        made: dict[float, State] = {}
+        for section in sections:
+            module = cls(section, sizes).eval()
+            if section.shrinkage[0] not in made:
+                made[section.shrinkage[0]] = module.state(items, graphs)
+            yield module, made[section.shrinkage[0]]
+
+    def own_items(self, state: State) -> Tensor:
+        return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
+
+    def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        seen = seen_events(batch).distinct()
+        weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
+        total_B = seen.per_query(weights_E).clamp(min=1e-12)
+        return spoken_for(seen, weights_E / total_B.sqrt()[seen.rows_E], state)

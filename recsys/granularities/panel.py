@@ -1,0 +1,22 @@
+"""What a granularity shows of itself in the report: a title, a sentence and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Cell = str | float | int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A card of the report, and of ``panels`` in ``metrics.json``."""
+
+    title: str
+    text: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,112 @@
+"""``model: auto``: what is chosen for which data, and that a budget is kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys.auto.portfolio import configured, members, settings
+from recsys.auto.traits import Traits, has_coordinates
+from recsys.config import Config, build_config
+from recsys.config.values import seconds_of
+from tune.auto import Portfolio, _in_time
+from tune.ledger import Ledger, Trial
+
+PLAIN = Traits(
+    users=1000,
+    items=500,
+    events=20_000,
+    ordered=True,
+    timed=True,
+    repeats=False,
+    text=False,
+    user_text=False,
+    friends=False,
+    facts=False,
+    user_attributes=False,
+    item_attributes=False,
+    coordinates=False,
+    media=False,
+)
+CONFIG = build_config({"data": {"source": {"kind": "synthetic"}}, "train": {"metric": "ndcg@5"}})
+KINDS = {
+    "ids with order": PLAIN,
+    "sets": replace(PLAIN, ordered=False, timed=False),
+    "a shop with repeats": replace(PLAIN, repeats=True, text=True, user_attributes=True),
+    "places and friends": replace(PLAIN, friends=True, coordinates=True, facts=True),
+    "many short histories with text": replace(PLAIN, users=100_000, items=50_000, events=800_000, text=True),
+    "few long histories": replace(PLAIN, users=500, events=100_000),
+    "large": replace(PLAIN, users=3_000_000, events=100_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_of_every_kind_is_a_whole_configuration(kind: str) -> None:
+    traits = KINDS[kind]
+    found = [configured(CONFIG, traits, setting) for setting in settings(traits)]
+    assert len({setting.digest() for setting in settings(traits)}) == len(found) > 1
+    for config in found:
+        assert config.has_model and config.model.fusion.stack and config.model.granularities.are_trained
+        assert set(members(traits)) <= set(config.model.granularities.enabled())
+        assert Config.model_validate(config.model_dump(mode="json")) == config, "config.yaml runs it again"
+    assert not configured(CONFIG, traits, None).model.granularities.are_trained
+
+
+def test_members_are_those_that_the_data_can_feed() -> None:
+    assert "repeat" not in members(PLAIN)
+    assert {"repeat", "profile"} <= set(members(KINDS["a shop with repeats"]))
+    assert {"knowledge", "popularity"} <= set(members(KINDS["places and friends"]))
+    assert "user_cf" not in members(KINDS["large"]), "it looks at every user"
+
+
+def test_what_the_user_says_of_training_is_kept() -> None:
+    config = configured(
+        build_config({"train": {"epochs": 3, "loss": {"temperature": 0.5}}, "data": {"source": {"kind": "synthetic"}}}),
+        PLAIN,
+        settings(PLAIN)[0],
+    )
+    assert config.train.epochs == 3 and config.train.loss.temperature == 0.5
+    assert config.train.batch_size == settings(PLAIN)[0].train["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("left", "epochs", "refit"), [(10_000.0, 40, True), (200.0, 20, True), (60.0, 8, False), (1.0, 1, False)]
+)
+def test_epochs_are_cut_to_the_time_that_is_left(left: float, epochs: int, refit: bool) -> None:
+    config = configured(CONFIG, PLAIN, settings(PLAIN)[0])
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 40, "refit": True})})
+    trial = Trial(0, 0, 1, {}, history={1: {"seconds": 2.0}, 2: {"seconds": 4.0}})
+    found = _in_time(config, trial, time.monotonic() + left)
+    trainings = 1 + found.train.refit + found.train.final
+    assert found.train.refit == refit
+    assert found.train.epochs * trainings * 3.0 <= max(left, 3.0 * trainings)
+    assert found.train.epochs <= epochs
+
+
+def test_no_setting_is_proposed_after_the_deadline_but_the_first(tmp_path: Path) -> None:
+    configs = [configured(CONFIG, PLAIN, setting) for setting in settings(PLAIN)]
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    plan = Portfolio(configs, [setting.name for setting in settings(PLAIN)], ledger, deadline=time.monotonic() - 1)
+    first = plan.next(())
+    assert isinstance(first, Trial) and first.number == 0
+    ledger.start(first)
+    ledger.end(first, "stopped", seconds=1.0)
+    assert plan.next(()) is None
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("2 h", 7200), ("", 0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["20", "m", "20 minutes later", "-5m", "1d"])
+def test_a_wrong_duration_names_the_forms(text: str) -> None:
+    with pytest.raises(ValueError, match="20m, 1h30m or 90s"):
+        seconds_of(text)
+
+
+def test_coordinates_need_both_columns() -> None:
+    assert has_coordinates(["name", "LAT", "Lng"]) and not has_coordinates(["latitude", "price"])

@@ -1,0 +1,59 @@
+"""Leave-last over a long period is said to know the future's popularity; other splits and short periods are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from handmade import DAY, small_model, write_dataset
+
+from recsys.config import build_config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.foresight import foresight, spread_of
+from recsys.data.histories import Split
+from recsys.evaluation.evaluate import evaluate
+
+
+def dataset(folder, last_days: list[int]) -> PreparedDataset:
+    """One user a day of the last event; each began at day 1."""
+    walks = [
+        [(0, 0, DAY, Split.TRAIN), (1, 0, (day - 1) * DAY, Split.VALID), (2 + day % 2, 0, day * DAY, Split.TEST)]
+        for day in last_days
+    ]
+    return write_dataset(folder, walks, 5)
+
+
+def test_targets_that_lie_years_apart_are_said_with_their_dates(tmp_path) -> None:
+    found = foresight(dataset(tmp_path, list(range(10, 411, 4))))
+    assert found is not None
+    assert found.share == pytest.approx(0.9 * 400 / 409, abs=0.001)  # of day 1 to day 410
+    assert (found.since, found.until) == ("1970-01-31", "1971-01-26")  # a twentieth of 400 days off both ends
+    assert "data.split.kind temporal" in found.note and "88%" in found.note
+
+
+def test_targets_close_together_other_splits_and_unknown_times_are_fine(tmp_path) -> None:
+    assert foresight(dataset(tmp_path / "a", [400 + day % 20 for day in range(60)])) is None
+    wide = dataset(tmp_path / "b", list(range(10, 411, 4)))
+    split, manifest = {"kind": "temporal"}, wide.manifest
+    wide.manifest = replace(manifest, split=split)
+    assert foresight(wide) is None
+    wide.manifest = replace(manifest, timed=False)
+    assert foresight(wide) is None
+
+
+def test_one_target_has_no_spread() -> None:
+    import numpy as np
+
+    assert spread_of(np.array([5 * DAY]), DAY, 5 * DAY) is None
+
+
+def test_the_evaluation_carries_the_note(tmp_path) -> None:
+    wide = dataset(tmp_path, list(range(10, 411, 40)))
+    config = build_config(
+        {
+            "model": {"granularities": {"behaviour": {"enabled": True}}},
+            "evaluate": {"baselines": [], "ablate": False, "bootstrap": 100},
+        }
+    )
+    result = evaluate(small_model(wide), wide, config, refit=True)
+    assert result.data["foresight"]["note"].startswith("leave-last over a long period")

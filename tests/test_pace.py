@@ -1,0 +1,114 @@
+"""Long work says how far it is, now and then, and short work says nothing."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import small_model, small_world
+
+from pipelines.progress import Progress
+from recsys import pace
+from recsys.config import TextConfig
+from recsys.data import text_cache
+from recsys.data.histories import Split
+from recsys.evaluation.ranking import rank
+from recsys.pace import Pace, heard_by, paced, tell
+
+
+def clock(step: float) -> Callable[[], float]:
+    """Every look at it is so many seconds later."""
+    ticks = itertools.count()
+    return lambda: step * next(ticks)
+
+
+def test_a_line_at_most_every_ten_seconds_with_the_time_that_is_left() -> None:
+    said: list[str] = []
+    with heard_by(said.append):
+        work = Pace("ranking users", 20, clock=clock(4.0))
+        for _ in range(20):
+            work.add()
+    assert said[0] == "ranking users: 3 of 20 (15 %), about 1 min left"
+    assert said[1] == "ranking users: 6 of 20 (30 %), about 55 s left"
+    assert len(said) == 6 and all("20 of 20" not in line for line in said), "the stage says that it is done"
+
+
+def test_short_work_and_work_that_nobody_listens_to_say_nothing() -> None:
+    said: list[str] = []
+    with heard_by(said.append):
+        work = Pace("ranking users", 20, clock=clock(0.4))
+        for _ in range(20):
+            work.add()
+    assert said == []
+    alone = Pace("ranking users", 20, clock=clock(40.0))
+    alone.add()
+    tell("building an index")
+    assert said == []
+
+
+def test_the_time_left_is_counted_in_work_and_not_in_things() -> None:
+    """Ten texts, the first as long as the nine others together: behind it is half of the way."""
+    said: list[str] = []
+    with heard_by(said.append):
+        Pace("encoding texts", 10, 18.0, clock(60.0)).add(1, 9.0)
+    assert said == ["encoding texts: 1 of 10 (50 %), about 1 min left"]
+
+
+def test_what_has_no_known_end_says_how_much_was_done() -> None:
+    said: list[str] = []
+    with heard_by(said.append):
+        Pace("blocks of events read", 0, clock=clock(20.0)).add(3)
+    assert said == ["blocks of events read: 3 so far"]
+
+
+def test_a_stage_lends_its_voice_and_takes_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "EVERY_S", 0.0)
+    stream = io.StringIO()
+    progress = Progress(stream)
+    with progress.stage("evaluate"):
+        assert list(paced("fitting baselines", ["ease", "als"])) == ["ease", "als"]
+        tell("building an index of 5 items")
+    list(paced("fitting baselines", ["ease", "als"]))
+    lines = [line.split("  ", 1)[1] for line in stream.getvalue().splitlines()]
+    assert lines[0].startswith("evaluate   fitting baselines: 1 of 2 (50 %), about ")
+    assert lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3  # and that it is done
+
+
+def test_rankings_and_fits_speak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.setattr(pace, "EVERY_S", 0.0)
+    dataset = small_world(tmp_path / "data")
+    said: list[str] = []
+    with heard_by(said.append):
+        rank(_Scores(dataset.num_items), dataset.histories().queries(Split.TEST), 3, chunk=1)
+        small_model(dataset)
+    assert any(line.startswith("ranking users: 1 of 3 (33 %)") for line in said), said
+
+
+class _Scores:
+    def __init__(self, num_items: int) -> None:
+        self.num_items = num_items
+
+    def scores(self, queries: Any) -> torch.Tensor:
+        return torch.arange(self.num_items).float().repeat(len(queries), 1)
+
+
+def test_encoding_texts_speaks_by_their_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pieces(missing: list[tuple[str, str]], config: Any, adapter: Any) -> Iterator[tuple[list[str], Any]]:
+        for key, _ in sorted(missing, key=lambda pair: -len(pair[1])):
+            yield [key], np.ones((1, 4), dtype=np.float16)
+
+    monkeypatch.setattr(pace, "EVERY_S", 0.0)
+    monkeypatch.setattr(text_cache, "_encode_missing", pieces)
+    monkeypatch.setattr(text_cache, "cluster_dtype", lambda wanted: "float32")
+    monkeypatch.setattr(text_cache, "model_identity", lambda config: "model")
+    said: list[str] = []
+    with heard_by(said.append):
+        vectors_NT, numbers = text_cache.encode_texts(["a", "b" * 17, None], TextConfig(cache_dir=str(tmp_path)), None)
+    assert numbers == {"encoded": 2, "cached": 0} and vectors_NT.shape == (3, 4)
+    assert [line.rsplit(",", 1)[0] for line in said] == ["encoding texts: 1 of 2 (90 %)"]

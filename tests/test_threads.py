@@ -1,0 +1,121 @@
+"""How many threads compute fastest: the choice from given timings, and who asks for it. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recsys.config import Config, build_config
+from recsys.training import threads
+from recsys.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from recsys.training.threads import asked_threads, choose, fastest_threads, numbers, settle_threads, step_like, timed
+from tune.slots import share_out
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    threads._measured.cache_clear()
+    yield
+    threads._measured.cache_clear()
+    torch.set_num_threads(before)
+
+
+def settings(**train: Any) -> Config:
+    return build_config({"model": {"granularities": {"evolution": {"enabled": True}}}, "train": train})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({1: 1.0}, 1),
+        ({1: 1.0, 2: 0.95}, 1),  # not worth a second core
+        ({1: 1.0, 2: 0.5, 4: 0.48}, 2),
+        ({1: 1.0, 2: 0.6, 3: 0.4, 4: 0.3}, 4),
+        ({1: 1.0, 2: 20.0}, 1),  # a shared machine
+    ],
+)
+def test_the_fewest_threads_near_the_fastest_are_taken(seconds: dict[int, float], expected: int) -> None:
+    assert choose(seconds) == expected
+
+
+def test_what_is_tried_grows_to_all_cores() -> None:
+    assert numbers(1) == [1] and numbers(3) == [1, 2, 3]
+    assert numbers(64)[-1] == 64 and len(numbers(64)) < 14
+
+
+def test_steps_are_timed_by_turns_and_the_first_round_does_not_count() -> None:
+    now, asked = [0.0], list[int]()
+
+    def step() -> None:
+        asked.append(torch.get_num_threads())
+        first = len(asked) <= 2
+        now[0] += 100.0 if first else {1: 0.1, 2: 0.3}[asked[-1]]
+
+    before = torch.get_num_threads()
+    found = timed([1, 2], step, lambda: now[0])
+    assert found == {1: pytest.approx(0.1), 2: pytest.approx(0.3)}
+    assert asked == [1, 2, 1, 2], "the warm-up alone took longer than a measurement may"
+    assert torch.get_num_threads() == before
+
+
+def test_the_step_computes() -> None:
+    step_like(4, 3, 8, 10)()
+
+
+def test_it_is_measured_once_in_a_process_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def given(tried: Any, step: Any, clock: Any) -> dict[int, float]:
+        calls.append(list(tried))
+        return {1: 1.0, 2: 0.5, 3: 0.49, 4: 0.49}
+
+    monkeypatch.setattr(threads, "timed", given)
+    monkeypatch.setattr(threads, "usable_threads", lambda share=1: 4)
+    said: list[str] = []
+    for _ in range(2):
+        settle_threads(settings(), 1000, said.append)
+    assert calls == [[1, 2, 3, 4]] and torch.get_num_threads() == 2
+    assert said == [
+        "2 of 4 threads, as measured on a step of this shape (1: 1000.0 ms, 2: 500.0 ms, 3: 490.0 ms, 4: 490.0 ms); "
+        "train.threads sets it"
+    ]
+
+
+def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
+    assert asked_threads(settings(threads=3)) == 3 and asked_threads(settings()) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert asked_threads(settings(threads=3)) == 3 and asked_threads(settings()) == 2
+    settle_threads(settings(), 1000, lambda line: pytest.fail(line))
+    assert torch.get_num_threads() == 2
+    assert fastest_threads(settings(), 1000, 1) == (1, "")
+
+
+def test_a_checkpoint_says_how_many_threads_rounded_its_numbers(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    save_checkpoint(tmp_path, {"a": torch.ones(1)}, {"a": torch.ones(1)}, optimizer, Progress())
+    assert load_checkpoint(tmp_path, None)[2].threads == 2
+    content = json.loads((tmp_path / "progress.json").read_text())
+    content.pop("threads")  # of an earlier release
+    (tmp_path / "progress.json").write_text(json.dumps(content))
+    assert load_checkpoint(tmp_path, None)[2].threads == 0
+
+
+def test_trials_take_the_cores_that_pay() -> None:
+    """With two threads as fast as sixteen, seven trials run at once and not one."""
+    config = build_config(settings().model_dump(mode="json") | {"tune": {"space": ["s.yaml"]}})
+    slots = share_out(config, {"CPU": 16}, 16, fastest=2)
+    assert (slots.concurrent, slots.cpus, slots.threads) == (7, 2, 2)
+    config.tune.cpus = 4  # reserved, whatever is computed with
+    slots = share_out(config, {"CPU": 16}, 16, fastest=2)
+    assert (slots.cpus, slots.threads) == (4, 2)
+    config.train.threads = 3
+    assert share_out(config, {"CPU": 16}, 16, fastest=2).threads == 3
