@@ -90,6 +90,8 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
     said = repeats_line("test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"])
     if said:
         folder.progress(said)
+    for name, why in data.get("baselines_left_out", {}).items():
+        folder.progress(f"baseline {name} is left out: {why}")
     if seen := data.get("foresight"):
         folder.progress(seen["note"])
     folder.progress(verdict(metrics))

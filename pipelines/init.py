@@ -15,6 +15,7 @@ from pipelines.cli import UsageError
 from pipelines.session import quiet
 from pipelines.stages import VERBS
 from recsys.errors import ConfigError
+from recsys.storage.uris import is_remote
 
 DEFAULT: Final = "recsys.yaml"
 
@@ -32,6 +33,8 @@ def command(words: Sequence[str]) -> int:
     """Do what the words behind ``init`` say; the exit code."""
     wanted = parse(words)
     out = Path(wanted.out).expanduser()
+    if is_remote(wanted.out):
+        raise ConfigError(f"--out {wanted.out}: a configuration is written to a local file")
     _check_free(out, wanted.force)
     quiet()
     from recsys.inspect.look import look
@@ -91,8 +94,6 @@ def plain_name(stem: str) -> str:
 
 
 def _check_free(out: Path, force: bool) -> None:
-    if "://" in str(out):
-        raise ConfigError(f"--out {out}: a configuration is written to a local file")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; expected a file such as {out / DEFAULT}")
     if out.exists() and not force:

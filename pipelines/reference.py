@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from recsys.config import Config
+from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
 
 _BOUNDS = {
     annotated_types.Ge: ("≥", "ge"),
@@ -36,6 +36,8 @@ def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
         if not kinds:
             lines.append(_key(path, field))
         below += [(path, kind) for kind in kinds]
+    if issubclass(model, GranularitiesConfig):  # those that installed packages offer, too
+        below += [(f"{prefix}{name}", section_class(name)) for name in model.valid_names() if name not in SECTIONS]
     for path, kind in below:
         tag = kind.model_fields.get("kind") if sum(other == path for other, _ in below) > 1 else None
         head = f"{path} with kind {tag.default}" if tag is not None else path

@@ -97,7 +97,7 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
 
 def described(found: Stacked, members: list[str], metric: str) -> str:
     """The members as a table: each alone, and the whole without it; then what the model is."""
-    rows = [["member", f"{metric} alone", "without it", "weight"]]
+    rows = [["member, on validation", f"{metric} alone", "without it", "weight"]]
     for place, name in enumerate(members):
         without = f"{found.without[name]:.4f}" if name in found.without else "–"
         rows.append([name, f"{found.alone[name]:.4f}", without, _weights(found.weights_GM[:, place].tolist())])

@@ -14,7 +14,7 @@ _MOST_SIGNALS: Final = 8  # combinations on the console; the report has all
 def member_table(metrics: Mapping[str, Any]) -> str:
     """Every member and baseline alone, and the model without it, on test; then what the model is."""
     members = metrics["members"]
-    rows = [["member", f"{members['metric']} alone", "without it", "weight", ""]]
+    rows = [["member, on test", f"{members['metric']} alone", "without it", "weight", ""]]
     for name, entry in members["each"].items():
         if entry["kind"] == "trained" and not entry["kept"]:
             continue  # the line of the trained ones together says it
@@ -53,7 +53,7 @@ def signal_table(metrics: Mapping[str, Any]) -> str:
         return ""
     named = [entry for entry in found if entry["present"] or entry["missing"]]
     common = set.intersection(*(set(entry["present"]) for entry in named)) if named else set()
-    rows = [["signals", "queries", metrics["metric"], "best baseline", ""]]
+    rows = [["signals, on test", "queries", metrics["metric"], "best baseline", ""]]
     for entry in found[:_MOST_SIGNALS]:
         rows.append([_differing(entry, common), f"{entry['queries']:,}", f"{entry['value']:.4f}", *_against(entry)])
     lines = [table(rows)]

@@ -17,7 +17,11 @@ from recsys.evaluation.evaluate import evaluate
 def dataset(folder, last_days: list[int]) -> PreparedDataset:
     """One user a day of the last event; each began at day 1."""
     walks = [
-        [(0, 0, DAY, Split.TRAIN), (1, 0, (day - 1) * DAY, Split.VALID), (2 + day % 2, 0, day * DAY, Split.TEST)]
+        [
+            (4 * (day % 3 > 0), 0, DAY, Split.TRAIN),
+            (1, 0, (day - 1) * DAY, Split.VALID),
+            (2 + day % 2, 0, day * DAY, Split.TEST),
+        ]
         for day in last_days
     ]
     return write_dataset(folder, walks, 5)

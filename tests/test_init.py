@@ -19,16 +19,18 @@ from recsys import schema
 from recsys.config import Config, build_config
 from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import UserError
+from recsys.inspect import samples
 from recsys.inspect.look import Look, look
 from recsys.inspect.telling import told
 from recsys.sources import open_source
 from recsys.sources.base import read_all
+from recsys.sources.files import input_file
 from tests import own_data as own
 
 Captured = pytest.CaptureFixture[str]
 
 
-def proposed(*files: Path) -> tuple[Look, Config, dict[str, pa.Table]]:
+def proposed(*files: Path | str) -> tuple[Look, Config, dict[str, pa.Table]]:
     """A look at files, the configuration that it writes, and the tables that its source reads."""
     found = look([str(file) for file in files])
     config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
@@ -320,6 +322,47 @@ def test_friends_of_other_ids_are_left_out(tmp_path: Path) -> None:
     assert any("no column has ids in common" in why for why in found.found.ignored.values())
 
 
+def test_ids_in_another_form_are_named(tmp_path: Path) -> None:
+    world = own.World()
+    events = [(f"{e.user}.0", f"i{e.item}") for e in world.events]
+    files = [
+        own.write(tmp_path / "events.csv", [("user_id", "item_id"), *events]),
+        own.write(tmp_path / "users.csv", [("user_id", "age"), *[(u, 20 + u % 9) for u in range(world.users)]]),
+    ]
+    found, _, tables = proposed(*files)
+    assert set(tables) == {"events"}
+    (why,) = found.found.ignored.values()
+    assert "likely cause" in why and "'7.0'" in why or "'0.0'" in why
+
+
+def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head and pieces up to the end: the period is seen whole, the number of rows is an estimate."""
+    path = events_csv(tmp_path, lambda e: own.epoch(e.time), users=400, per_user=30)
+    whole, _, _ = proposed(path)
+    monkeypatch.setattr(samples, "WHOLE_BYTES", 10_000)
+    monkeypatch.setattr(samples, "_BLOCK", 4_000)
+    monkeypatch.setattr(samples, "_PIECE_BYTES", 2_000)
+    found, config, _ = proposed(path)
+    sample = samples.sample_of(input_file(str(path)))
+    assert not sample.is_whole
+    true = whole.found.habits
+    assert abs(sample.num_rows - true.num_rows) < 0.05 * true.num_rows
+    assert 0.1 < sample.rows.num_rows / true.num_rows < 0.5
+    assert found.found.habits.last == true.last
+    assert config.data.source.rename == {"events": {"user": "user_id", "item": "item_id", "date": "timestamp"}}  # type: ignore[union-attr]
+    assert "about" in found.draft.text()
+
+
+def test_a_bucket_is_looked_at_like_a_folder(tmp_path: Path, bucket: str) -> None:
+    from recsys.storage.mirror import upload
+
+    own.shop(tmp_path / "shop")
+    upload(tmp_path / "shop", f"{bucket}/shop")
+    _, config, tables = proposed(f"{bucket}/shop")
+    assert set(tables) == {"events", "items", "users", "social"}
+    assert config.data.source.events == [f"{bucket}/shop/tracking_2023.csv"]  # type: ignore[union-attr]
+
+
 # ------------------------------------------------------------------------------------------------------- command line
 
 
@@ -363,6 +406,7 @@ def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.M
         (["items.csv"], "no file has events"),
         (["one.csv", "--out", "folder"], "is a folder"),
         (["one.csv", "--out", "no/where.yaml"], "does not exist"),
+        (["one.csv", "--out", "s3://bucket/mine.yaml"], "a local file"),
     ],
 )
 def test_mistakes_are_one_message_and_two(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from handmade import small_model, small_world, write_dataset
 
+from pipelines.summary import member_table, signal_table, verdict
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.evaluation.ablation import Kept, ranked_values
@@ -138,10 +141,75 @@ def test_panels_show_every_member_and_combination(tmp_path) -> None:
 
 
 def test_every_query_is_in_the_certificate_once(tmp_path) -> None:
-    walks = [[(item, 0, 100 + item, Split(max(0, item - 3))) for item in range(6)] for _ in range(5)]
+    walks = [[((user + item) % 8, 0, 100 + item, Split(max(0, item - 3))) for item in range(6)] for user in range(5)]
     dataset = write_dataset(tmp_path, walks, 8)
     model = small_model(dataset)
     config = build_config(settings())
     found = evaluate(model, dataset, config, refit=True).extras["signals"]
     assert [entry["queries"] for entry in found] == [5]
     assert found[0]["label"] == "other combinations", "fewer than twenty queries have no line of their own"
+
+
+def test_the_console_names_members_and_what_differs_between_combinations() -> None:
+    alone = {"validation": 0.2, "test": 0.1, "interval": [0.0, 0.2]}
+    kept = {"kind": "fitted", "alone": alone, "without": {"test": 0.05}, "weight": [0.2, 1.0], "kept": True}
+    gone = {"alone": {**alone, "test": None}, "without": {"test": None}, "weight": [0.0, 0.0], "kept": False}
+    figures = {"best_baseline": "ease", "baseline": 0.2, "value": 0.1}
+    metrics = {
+        "metric": "ndcg@5",
+        "members": {
+            "metric": "ndcg@5",
+            "is_single": False,
+            "together": {"test": 0.12},
+            "each": {"trained": {**gone, "kind": "together"}, "evolution": {**gone, "kind": "trained"}, "als": kept},
+            "baselines": {"als": {"alone": alone}},
+        },
+        "signals": [
+            {"label": "", "present": ["friends", "long history (5+)"], "missing": [], "queries": 1200, **figures}
+            | {"low": 0.01, "high": 0.02},
+            {"label": "", "present": ["friends"], "missing": ["history"], "queries": 30, **figures}
+            | {"low": -0.02, "high": -0.01},
+            {"label": "other combinations", "present": [], "missing": [], "queries": 3, **figures}
+            | {"low": -0.02, "high": 0.01},
+        ],
+    }
+    assert [line.split() for line in member_table(metrics).splitlines()] == [
+        ["member,", "on", "test", "ndcg@5", "alone", "without", "it", "weight"],
+        ["trained", "–", "–", "0", "dropped"],
+        ["als", "0.1000", "0.0500", "0.20", "to", "1.00"],
+        ["als", "0.1000", "baseline"],
+        ["together", "0.1200"],
+    ]
+    lines = signal_table(metrics).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == [
+        "long history (5+)",
+        "without history",
+        "other combinations",
+        "all have: friends",
+    ]
+    assert lines[1].endswith("above") and lines[2].endswith("below") and lines[3].endswith("not distinguishable")
+    assert signal_table({**metrics, "signals": metrics["signals"][:1]}) == ""
+
+
+def test_both_best_baselines_are_in_the_verdict() -> None:
+    against = {"ease": {"difference": 0.1, "low": 0.05, "high": 0.2}, "als": {"difference": 0, "low": -1, "high": 1}}
+    comparison = {"best_baseline": "ease", "best_on_test": "als", "against": against}
+    first, second = verdict({"metric": "ndcg@5", "comparison": comparison}).splitlines()
+    assert first.startswith("above ease, the best baseline on validation: ndcg@5 +0.1000")
+    assert second.startswith("not distinguishable from als, the best baseline on test")
+    comparison["best_on_test"] = "ease"
+    assert verdict({"metric": "ndcg@5", "comparison": comparison}).startswith("above ease, the best baseline: ")
+
+
+def test_a_sparse_matrix_is_made_without_a_warning() -> None:
+    """In a process of its own: torch warns once."""
+    code = (
+        "import torch\n"
+        "from recsys.granularities.base import adjacency, spread\n"
+        "ends = torch.tensor([0, 1])\n"
+        "print(spread(adjacency(ends, ends, torch.ones(2), (2, 2)), torch.eye(2)).tolist())\n"
+    )
+    command = [sys.executable, "-W", "always", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[[1.0, 0.0], [0.0, 1.0]]"
+    assert "Sparse" not in done.stderr

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import torch
 import yaml
 
 from pipelines.cli import main
+from pipelines.reference import reference
 from recsys.config import Config, build_config, dump_config, outside
+from recsys.data.attributes import Field
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
+from recsys.granularities.profile.encoding import encoding_of
 from recsys.model import dump_sizes, load_sizes
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import requirements
@@ -150,13 +154,14 @@ def test_what_it_needs_and_says_is_its_own(importable: Path, tmp_path: Path) -> 
 
 
 def test_an_installed_package_is_registered_and_pulled_like_ours(
-    importable: Path, shop: PreparedDataset, tmp_path: Path, ray_local: None
+    importable: Path, shop: PreparedDataset, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named by its entry point alone, through the commands; then read by processes with and without the package."""
+    """Named by its entry point alone, through the commands; then read with and without the package."""
     installed(importable, "budget-granularity", "1.2", {"budget": "budget.section:BudgetConfig"}, outside.GRANULARITIES)
     outside._offers.cache_clear()
     tree = config_of(shop, {"budget": {"enabled": True, "levels": LEVELS}}).model_dump(mode="json")
     assert "kind" not in tree["model"]["granularities"]["budget"]
+    assert "--model.granularities.budget.levels" in reference() and "--model.granularities.budget.weight" in reference()
     tree |= {"run": {"dir": str(tmp_path / "run")}, "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     tree["evaluate"] = {"ks": [10], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 1, "ablate": False}
     tree["registry"] = {"name": "priced"}
@@ -176,17 +181,10 @@ def test_an_installed_package_is_registered_and_pulled_like_ours(
     found = next((tmp_path / "pulled").rglob("bundle.json")).parent
     assert "budget-granularity==1.2" in (tmp_path / "pulled/requirements.txt").read_text().splitlines()
     assert "budget-granularity" in requirements(read_bundle(found))
-    code = "import sys; from recsys.serving.recommender import Recommender; print(Recommender.load(sys.argv[1]).names)"
-    here, there = (_run(code, found, path) for path in ([importable], []))
-    assert here.stdout.strip() == "['evolution', 'budget']", here.stderr
-    assert "pip install budget-granularity==1.2" in there.stderr and "Error" in there.stderr
-
-
-def _run(code: str, argument: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
-    import os
-
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
-    return subprocess.run([sys.executable, "-c", code, str(argument)], env=environment, capture_output=True, text=True)
+    assert Recommender.load(found).names == ["evolution", "budget"]
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(importable)])
+    with pytest.raises(ArtifactError, match="pip install budget-granularity==1.2"):
+        read_bundle(found)
 
 
 def test_a_path_that_a_bundle_names_is_never_imported(
@@ -216,6 +214,38 @@ def test_a_path_that_a_bundle_names_is_never_imported(
     place.write_text(json.dumps(honest))
     config_of(shop, BY_PATH)  # the configuration of this process names it
     assert read_bundle(tmp_path / "bundle").model.names == ["evolution", "money"]
+
+
+def test_sizes_of_earlier_bundles_are_read() -> None:
+    """What a release before had as keys of their own is now the size of a signal."""
+    plain = dict.fromkeys(("width", "max_history", "num_users", "num_items", "num_types", "text_width"), 4)
+    plain |= {"ordered": True, "timed": False, "context": [["weather", 3]]}
+    fields = {"users": [asdict(Field("age", "number", edges=(3.0,)))], "items": []}
+    signals = {"profile": fields, "num_strata": 8, "user_text_width": 384, "media": [["image", 4]]}
+    read = load_sizes({**plain, **json.loads(json.dumps(signals)), "num_entities": 9, "num_relations": 2})
+    assert read.context == (("weather", 3),) and read.inputs == {
+        "profile": json.loads(json.dumps(fields)),
+        "stratum": 8,
+        "user_text": 384,
+        "media": [["image", 4]],
+        "knowledge": {"entities": 9, "relations": 2},
+    }
+    encoding = encoding_of(read)
+    assert encoding is not None and encoding.users == (Field("age", "number", edges=(3.0,)),)
+    nothing = {"profile": None, "num_strata": 0, "user_text_width": 0, "media": [], "num_entities": 0}
+    assert load_sizes({**plain, **nothing, "num_relations": 0}).inputs == {}
+
+
+def test_sections_need_no_torch() -> None:
+    """The command line and a dry run wait for none."""
+    code = (
+        "import sys, recsys.config, importlib, pkgutil, recsys.granularities\n"
+        "for part in pkgutil.iter_modules(recsys.granularities.__path__, 'recsys.granularities.'):\n"
+        "    part.ispkg and importlib.import_module(part.name + '.section')\n"
+        "print([name for name in ('torch', 'ray', 'pandas', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_loss_from_outside(importable: Path, shop: PreparedDataset) -> None:

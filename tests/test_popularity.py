@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,4 +153,6 @@ def test_one_value_or_none_to_tell_leaves_the_first(fashions) -> None:  # type: 
 
     assert chosen(half_life=7, counts="users") == {}
     assert set(chosen(half_life=7)["popularity"]["chosen"]) == {"counts"}
-    assert math.isfinite(min(chosen()["popularity"]["candidates"]["half_life"].values()))
+    found = chosen()["popularity"]
+    assert found["chosen"] == {"half_life": PopularityConfig().half_life[0], "counts": "users"}
+    assert found["candidates"] == {"half_life": {}, "counts": {}}, "no number that is none"

@@ -338,6 +338,14 @@ def test_a_bare_run_renders_too(tmp_path) -> None:
     assert page.open == [] and "No baseline was run beside it." in page.text and "NaN" not in page.text
 
 
+def test_constants_may_be_numbers_words_and_nothing(tmp_path) -> None:
+    content = evaluation_json()
+    content["comparison"]["against"]["ease"]["constants"] = {"half_life": None, "l2": 300.0, "events": "targets"}
+    render_report(tmp_path / "r.html", content, manifest(), [], [], "")
+    text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "half_life none, l2 300, events targets" in text
+
+
 def test_one_epoch_and_a_diverged_loss_render(tmp_path) -> None:
     rows = [{"epoch": 1, "loss": float("nan"), "valid_ndcg@20": 0.1, "lr": 0.1, "seconds": 1.0}]
     render_report(tmp_path / "r.html", evaluation_json(), manifest(), rows, [], "")

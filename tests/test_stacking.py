@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.config import build_config
 from recsys.evaluation.metrics import QUERY_METRICS
 from recsys.evaluation.stacking import Candidates, choose_stack, values_of
 from recsys.stack import NUM_GROUPS, Stack, covariance, inverse, spread
+from recsys.training.members import trained_only
 
 QUERIES, PLACES = 600, 40
 
@@ -108,3 +110,16 @@ def test_weights_follow_the_length_of_the_history() -> None:
     stack.weights_GM.copy_(torch.arange(2.0 * NUM_GROUPS).reshape(NUM_GROUPS, 2))
     assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [[0.0, 1.0], [2.0, 3.0], [12.0, 13.0]]
     assert not stack.is_silent(0)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "expected"),
+    [(["evolution", "item_cf", "popularity"], ["evolution"]), (["item_cf", "repeat"], ["item_cf"])],
+)
+def test_a_training_has_the_trained_members_or_one_where_all_are_fitted(
+    enabled: list[str], expected: list[str]
+) -> None:
+    sections = {name: {"enabled": True} for name in enabled}
+    config = build_config({"model": {"granularities": sections, "fusion": {"stack": True}}})
+    found = trained_only(config)
+    assert list(found.model.granularities.enabled()) == expected and not found.model.fusion.stack

@@ -132,16 +132,7 @@ def evaluate(
     through = Split.VALID if refit else Split.TRAIN
     baselines, ruled_out = _baselines(model, dataset, config, through, checked)
     queries = asked_queries(dataset, Split.TEST, config)
-    rankings = {
-        name: rank(scorer, queries, max(ks), settings.exclude_seen, settings.chunk_users)
-        for name, scorer in _scorers(model, baselines).items()
-    }
-    if len(rankings[MODEL]) == 0:
-        raise DataError(
-            f"the test part has {len(queries)} queries, none with a target that counts "
-            f"({rankings[MODEL].dropped_targets} targets were already seen); check data.split, or set "
-            "evaluate.exclude_seen false if repeats are to be predicted"
-        )
+    rankings = _rankings(_scorers(model, baselines), queries, config, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
     values = {name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()}
@@ -172,7 +163,6 @@ def evaluate(
         comparison=comparison,
         granularities=granularities,
         data=_data(rankings[MODEL], queries, dataset, config, through)
-        | ({"foresight": seen.to_json()} if (seen := foresight(dataset)) else {})
         | ({"baselines_left_out": ruled_out} if ruled_out else {}),
         timing={
             "evaluate_s": time.perf_counter() - started,
@@ -196,6 +186,20 @@ def _baselines(
 
 def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str, Scorer]:
     return {MODEL: model, **baselines}
+
+
+def _rankings(scorers: Mapping[str, Scorer], queries: Queries, config: Config, k: int) -> dict[str, Ranking]:
+    settings = config.evaluate
+    found = {
+        name: rank(scorer, queries, k, settings.exclude_seen, settings.chunk_users) for name, scorer in scorers.items()
+    }
+    if len(found[MODEL]) == 0:
+        raise DataError(
+            f"the test part has {len(queries)} queries, none with a target that counts "
+            f"({found[MODEL].dropped_targets} targets were already seen); check data.split, or set "
+            "evaluate.exclude_seen false if repeats are to be predicted"
+        )
+    return found
 
 
 def _values(ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]) -> dict[str, Array | float]:
@@ -329,4 +333,5 @@ def _data(
         "dropped_targets": ranking.dropped_targets,
         "dropped_queries": ranking.dropped_queries,
         **({"bounds": sampled} if (sampled := bounds(dataset, config)) else {}),
+        **({"foresight": seen.to_json()} if (seen := foresight(dataset)) else {}),
     }

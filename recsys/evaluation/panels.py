@@ -170,7 +170,11 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
         "dots": dots,
         "ticks": scale.labels(),
         "together": members["together"],
-        "rows": [{"name": name, **entry} for name, entry in members["each"].items()],
+        "rows": [
+            {"name": name, **entry}
+            for name, entry in members["each"].items()
+            if entry["kept"] or entry["kind"] != "trained" or entry["alone"]["test"] is not None
+        ],
         "baselines": beside,
         "single": single_line(members),
     }

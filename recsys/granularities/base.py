@@ -277,8 +277,6 @@ class Granularity(nn.Module):
     sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
     calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
 
-    log_scale = False  # of a fitted granularity: its scores are logarithms of probabilities, up to a constant a query
-
     @classmethod
     def fits(
         cls, sections: Sequence[Any], sizes: ModelSizes, items: ItemView, graphs: Graphs

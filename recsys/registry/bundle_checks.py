@@ -8,6 +8,7 @@ Legend: U users, E events, N items, D width, C context columns.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from recsys.registry.sealed import damaged, said_by
 
 if TYPE_CHECKING:
     from recsys.registry.bundle import Bundle, BundleInfo
+
+_LOG = logging.getLogger(__name__)
 
 
 class Inconsistent(Exception):
@@ -56,6 +59,8 @@ def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
             raise damaged(folder, f"outside, {name}: {said_by(error)}") from None
         except ValueError:
             found = None
+        if found is not None and offer is not None and offer.version != release:
+            _LOG.warning("%s: %s was trained with %s %s, here is %s", folder, name, package, release, offer.version)
         if found is None:
             cure = (
                 f"install the package that provides it: pip install {package}=={release}"

@@ -5,9 +5,8 @@ later by what it says alone. A section says which of its keys may hold several v
 of each is where the search starts, and what stays where validation has nothing to say. One key after the other takes
 the value with the best merit, the others as they are by then: sums of the keys' fits, not products.
 
-The merit is the validation metric of the granularity alone, or, where its scores are logarithms of probabilities
-(``log_scale``), the mean log-likelihood of the targets, which tells more of few queries. Fitted on training events
-alone; no test event is seen.
+The merit is the validation metric of the granularity alone, as that of the baselines is, so that no member is chosen
+worse than the baseline of its kind. Fitted on training events alone; no test event is seen.
 
 Legend: B queries, N items, P targets.
 """
@@ -19,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,7 +126,6 @@ class _Bench:
 
     def choose(self, name: str, section: GranularityConfig) -> dict[str, Any]:
         cls = granularity_class(name, section)
-        by_likelihood = cls.log_scale
         values: dict[str, Any] = {key: getattr(section, key)[0] for key in section.open_keys}
         tried: dict[str, dict[str, float]] = {}
         for key in section.open_on(self.sizes):
@@ -137,9 +134,8 @@ class _Bench:
             merits = [self._merit(module, state) for module, state in self._fits(cls, sections)]
             best = max(range(len(merits)), key=lambda place: (merits[place], -place)) if self._can_tell(merits) else 0
             values[key] = candidates[int(self.context.from_first(torch.tensor(best)))]
-            tried[key] = {str(value): merit for value, merit in zip(candidates, merits, strict=True)}
-        merit = "mean log-likelihood of the validation targets" if by_likelihood else self.config.train.metric
-        return {"chosen": values, "merit": merit, "candidates": tried}
+            tried[key] = {str(value): merit for value, merit in zip(candidates, merits, strict=True) if merit == merit}
+        return {"chosen": values, "merit": self.config.train.metric, "candidates": tried}
 
     def _fits(self, cls: type[Granularity], sections: list[GranularityConfig]) -> Iterator[tuple[Granularity, State]]:
         with torch.no_grad():
@@ -150,24 +146,7 @@ class _Bench:
         return not any(map(math.isnan, merits))
 
     def _merit(self, module: Granularity, state: State) -> float:
-        alone = Alone(module, state, self.items, self.graphs.degree_N, self.config.model.max_history)
-        if module.log_scale:
-            return log_likelihood(alone, self.queries, self.config.evaluate.exclude_seen)
+        length = max(self.config.model.max_history, self.config.model.fitted_history)
+        alone = Alone(module, state, self.items, self.graphs.degree_N, length)
         values_B = self.validate(alone, self.queries)
         return float(values_B.mean()) if len(values_B) else math.nan
-
-
-def log_likelihood(alone: Alone, queries: Queries, exclude_seen: bool) -> float:
-    """The mean of log softmax(scores)[target] over the targets that count; NaN without any."""
-    total, number = 0.0, 0
-    for piece in queries.chunks(_ROWS):
-        rows_P, items_P = piece.target_rows(), piece.target_items.astype(np.int64)
-        if exclude_seen:
-            rows_E = np.repeat(np.arange(len(piece)), piece.histories.lengths_U)
-            size = len(alone.popularity_N)
-            is_new_P = ~np.isin(rows_P * size + items_P, rows_E * size + piece.histories.items_E)
-            rows_P, items_P = rows_P[is_new_P], items_P[is_new_P]
-        logs_BN = alone.scores(piece).log_softmax(1)
-        total += float(logs_BN[torch.as_tensor(rows_P), torch.as_tensor(items_P)].sum())
-        number += len(rows_P)
-    return total / number if number else math.nan

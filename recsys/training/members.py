@@ -16,7 +16,9 @@ def fitted_names(config: Config) -> list[str]:
 
 
 def trained_only(config: Config) -> Config:
-    """The configuration of the training alone: without fitted members and their weights."""
-    found = without(config, fitted_names(config))
+    """The configuration of the training alone: without fitted members and their weights; of a model of fitted members
+    alone, with the first of them, as a model must have one."""
+    names = fitted_names(config)
+    found = without(config, names if config.model.granularities.are_trained else names[1:])
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})

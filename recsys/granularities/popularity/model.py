@@ -12,7 +12,7 @@ as fresh as the events it was fitted on.
 
 Where data has no times, a_i = log((A_i + 1) / (Σ A + N)) for everybody.
 
-Half-life and what counts are chosen on validation by likelihood, as the scores are logarithms of probabilities.
+Half-life and what counts are chosen on validation.
 
 Legend: E events, N items, T moments, B queries.
 """
@@ -41,7 +41,6 @@ class Popularity(Granularity):
 
     fitted = True
     reads_events = False
-    log_scale = True
 
     def __init__(self, config: PopularityConfig, sizes: ModelSizes) -> None:
         super().__init__()
