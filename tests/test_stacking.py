@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from recsys.config import build_config
 from recsys.evaluation.metrics import QUERY_METRICS
 from recsys.evaluation.stacking import Candidates, choose_stack, values_of
 from recsys.stack import NUM_GROUPS, Stack, covariance, inverse, spread
+from recsys.training.members import trained_only
 
 QUERIES, PLACES = 600, 40
 
@@ -108,3 +110,21 @@ def test_weights_follow_the_length_of_the_history() -> None:
     stack.weights_GM.copy_(torch.arange(2.0 * NUM_GROUPS).reshape(NUM_GROUPS, 2))
     assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [[0.0, 1.0], [2.0, 3.0], [12.0, 13.0]]
     assert not stack.is_silent(0)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "left"),
+    [
+        (("evolution", "item_cf", "popularity"), ["evolution"]),
+        (("item_cf", "popularity"), ["popularity"]),
+        (("item_cf", "user_cf"), ["item_cf"]),
+    ],
+)
+def test_the_training_of_a_stacked_model_knows_no_fitted_members_but_one_where_nothing_is_trained(
+    enabled: tuple[str, ...], left: list[str]
+) -> None:
+    granularities = {name: {"enabled": True} for name in enabled}
+    config = build_config({"model": {"granularities": granularities, "fusion": {"stack": True}}})
+    found = trained_only(config)
+    assert list(found.model.granularities.enabled()) == left and not found.model.fusion.stack
+    assert set(config.model.granularities.enabled()) == set(enabled), "the configuration of the model is as it was"
