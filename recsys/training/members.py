@@ -6,12 +6,8 @@ weight that is chosen on validation needs all of them as they answer there.
 
 from __future__ import annotations
 
-from typing import Final
-
 from recsys.config import Config
 from recsys.training.kept import without
-
-_CHEAPEST: Final = "popularity"
 
 
 def fitted_names(config: Config) -> list[str]:
@@ -20,13 +16,9 @@ def fitted_names(config: Config) -> list[str]:
 
 
 def trained_only(config: Config) -> Config:
-    """The configuration of the training alone: without fitted members and their weights.
-
-    Where nothing is trained, one fitted granularity stays, the cheapest that there is: there is no model without any.
-    """
-    fitted = fitted_names(config)
-    if len(fitted) == len(config.model.granularities.enabled()):
-        fitted.remove(_CHEAPEST if _CHEAPEST in fitted else fitted[0])
-    found = without(config, fitted)
+    """The configuration of the training alone: without fitted members and their weights; of a model of fitted members
+    alone, with the first of them, as a model must have one."""
+    names = fitted_names(config)
+    found = without(config, names if config.model.granularities.are_trained else names[1:])
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})
