@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +39,13 @@ from recsys.inspect.vocabulary import (
 _FEW: Final = 20  # different values of what is an attribute and no id, in a table of many rows
 _NAMED: Final = 0.7
 _CANDIDATES: Final = 7
+_LOOKED_AT: Final = 200  # ids whose form is looked at
+_FORMS: Final = (
+    (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
+    (re.compile(r"(?i)(?:item|i|prod|product|p|sku|art|article|movie|film|track|song|book|poi|venue)[-_:#]?\d+"), 1),
+    (re.compile(r"[^@\s]+@[^@\s]+\.\w+|A[0-9A-Z]{11,14}"), -1),  # e-mail, Amazon's reviewers
+    (re.compile(r"(?i)(?:user|u|usr|customer|cust|c|member|m|visitor|client|person|uid)[-_:#]?\d+"), -1),
+)
 _ATTRIBUTES: Final = (
     "age", "gender", "sex", "year", "zip", "zipcode", "zip_code", "postcode", "city", "country", "state", "region",
     "price", "amount", "cost", "total", "brand", "category", "color", "colour", "size", "occupation", "language",
@@ -113,6 +121,15 @@ class Table:
         ):
             return True
         return any(column.looks_like_coordinate(180.0) for column in self.columns)
+
+
+def form_sign(column: Column) -> int:
+    """What the form of ids says: 1 things (ISBN, ASIN, ``item7``), -1 people (e-mail, ``user7``), 0 neither."""
+    values = column.values.drop_null().slice(0, _LOOKED_AT).to_pylist()
+    for pattern, says in _FORMS:
+        if values and sum(bool(pattern.fullmatch(value)) for value in values) >= 0.95 * len(values):
+            return says
+    return 0
 
 
 def _is_name(column: Column) -> bool:
@@ -205,6 +222,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
     score += 0.5 if user.place < item.place else 0.0
+    score += 1.5 * (form_sign(item) - form_sign(user))
     score -= 1.5 * _is_name(user) + 1.0 * _is_name(item)
     rows = min(user.num_values, item.num_values)
     enough = min(10, rows / 3)
