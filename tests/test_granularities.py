@@ -20,6 +20,7 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.behaviour.user_text import UserTextVectors
 from recsys.granularities.knowledge.facts import Facts
 from recsys.granularities.media.model import MediaVectors
+from recsys.granularities.place.columns import Places
 from recsys.granularities.social.friends import Friends
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
@@ -36,6 +37,7 @@ SIZES = ModelSizes(
         "knowledge": {"entities": 10, "relations": 2},
         "user_text": TEXT,
         "media": [["audio", 3], ["image", 4]],
+        "place": [["lat", "lon"], ["price"]],
     },
 )
 HISTORIES = [[1, 2, 3, 4], [5], [], [2, 7, 7, 9, 1, 3], [11, 0]]
@@ -76,6 +78,8 @@ CASES = [
     ("item_knn", {"recency": 1.0, "half_life": 2.0}),
     ("als", {"factors": 4}),
     ("content", {"recency": 1.0, "half_life": 2.0}),
+    ("place", {"recency": 1.0}),
+    ("social", {"fit": "counts", "half_life": "none"}),
     ("repeat", {}),
 ]
 ALWAYS_THERE = {"popularity"}  # they need nothing of the user
@@ -109,7 +113,10 @@ def graphs() -> Graphs:
     audio[::2], image[3:7] = 0, 0  # items 4 and 6 have neither
     media = MediaVectors((audio, image))
     friends = Friends(src, dst, torch.ones(4))
+    points = np.random.default_rng(0).random((ITEMS, 2))
+    places = Places(points, np.linspace(0, 1, ITEMS)[:, None])
     side = {"profile": profiles, "knowledge": facts, "user_text": user_texts, "media": media, "friends": friends}
+    side["place"] = places
     return Graphs(USERS, ITEMS, users, items, inputs=side, histories=histories([0, 1, 2, 3, 4]))
 
 

@@ -252,6 +252,17 @@ def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
     assert set(tables["events"].column("split").to_pylist()) == {"train", "valid", "test"}
 
 
+@pytest.mark.parametrize("user_first", [True, False])
+def test_users_and_items_without_names_are_told_by_the_form_of_their_ids(user_first: bool, tmp_path: Path) -> None:
+    """Amazon publishes its ratings both ways, without a header."""
+    rows = [(f"A{e.user:013d}", f"B{e.item:09d}", e.value, own.epoch(e.time)) for e in own.World().events]
+    rows = rows if user_first else [(item, user, *rest) for user, item, *rest in rows]
+    _, config, _ = proposed(own.write(tmp_path / "ratings_Beauty.csv", rows))
+    ids = ["user_id", "item_id"]
+    expected = [*(ids if user_first else ids[::-1]), "value", "timestamp"]
+    assert config.data.source.columns == {"events": expected}  # type: ignore[union-attr]
+
+
 def test_numbered_folds_under_the_name_of_the_split_do_no_harm(tmp_path: Path) -> None:
     rows = [(f"u{e.user}", f"i{e.item}", n % 5) for n, e in enumerate(own.World().events)]
     path = own.write(tmp_path / "log.csv", [("user_id", "item_id", "split"), *rows])

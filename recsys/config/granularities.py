@@ -33,6 +33,7 @@ SECTIONS: Final = {
     "item_knn": "recsys.granularities.item_knn.section:ItemKnnConfig",
     "als": "recsys.granularities.als.section:AlsConfig",
     "content": "recsys.granularities.content.section:ContentConfig",
+    "place": "recsys.granularities.place.section:PlaceConfig",
     "popularity": "recsys.granularities.popularity.section:PopularityConfig",
     "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }

@@ -3,6 +3,6 @@
 The way of a look::
 
     arguments → files (arguments.py) → form and sample (forms.py, samples.py) → kinds of columns (columns.py)
-              → which table is which, by names and by ids in common (tables.py)
+              → which table holds the events, and what the others are, by ids in common (tables.py, roles.py)
               → habits of the events: repeats, times, types (habits.py) → a configuration with reasons (proposal.py)
 """

@@ -174,3 +174,15 @@ def _is_atomic(file: InputFile) -> bool:
 def shown_path(path: str) -> str:
     """A path as a configuration takes it: dollars doubled."""
     return path if is_remote(path) else path.replace("$", "$$")
+
+
+def data_name(file: InputFile) -> str:
+    """A short name for the data: of the folder, or of the file where it stands alone.
+
+    >>> data_name(InputFile("shop/events.csv", 1)), data_name(InputFile("events.csv", 1))
+    ('shop', 'events')
+    """
+    folders = [part for part in file.path.split("://")[-1].split("?")[0].split("/")[:-1] if "=" not in part]
+    word = folders[-1] if folders and folders[-1] not in ("", ".", "..", "~", "data") else file.name.split(".")[0]
+    plain = "-".join(parts(word)) or "data"
+    return plain[:40]

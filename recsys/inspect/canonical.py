@@ -10,22 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import SPLIT_WORDS, CellRules, Layout, check_rows
-from recsys.inspect.arguments import Looked, shown_path
+from recsys.data.validate import CellRules, Layout, check_rows
+from recsys.inspect.arguments import Looked, data_name
 from recsys.inspect.attributes import Attributes, attributes_of, reserved, told_by_events
 from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
-from recsys.inspect.forms import SequenceForm, TextForm
 from recsys.inspect.habits import Habits, Types, events_of, habits_of, meaning_of
 from recsys.inspect.overlap import IdSet
+from recsys.inspect.roles import place_others
 from recsys.inspect.samples import Sample, together
+from recsys.inspect.sequences import understand_sequences
 from recsys.inspect.settings import TablePlan, form_words, plan_of_attributes, relation_of, source_settings
-from recsys.inspect.tables import Pair, Table, find_events, place_others
+from recsys.inspect.siblings import event_files
+from recsys.inspect.tables import Pair, Table, find_events
 from recsys.inspect.understood import Setting, Told, Understood
-from recsys.inspect.vocabulary import SESSION, STRONG, WEAK, likeness, parts
-from recsys.sources.files import InputFile
+from recsys.inspect.vocabulary import SESSION, likeness
 
-_COPIES: Final = 0.9  # share of a file's events that the main one has, from which it is an extract of that
 _RATINGS: Final = ("rating", "star", "stars", "score", "overall", "rate", "grade", "preference", "feedback")
 _ABSENT_RATING: Final = 0.2  # share of zeros on a scale from which zero means that nothing was said
 _MOST_CONTEXT: Final = 200  # different values
@@ -42,7 +42,7 @@ def understand(looked: Looked) -> Understood:
     place_others(tables, pair)
     pair.table.role = "events"
     if pair.table.sample.format == "sequences":
-        return _sequences(looked, tables, pair)
+        return understand_sequences(looked, tables, pair)
     return _Canonical(looked, tables, pair).understood()
 
 
@@ -54,15 +54,12 @@ class _Canonical:
         self.columns: EventColumns = columns_of_events(pair)
         self.ignored = dict(looked.ignored)
         self.notes: list[str] = []
-        self.settings: list[Setting] = []
-        self.rows = pair.table.sample.rows
-        self.sample = pair.table.sample
-        self.parts_of_files: dict[str, list[str]] = {}
-        self.types_of_files: dict[str, list[str]] = {}
+        files = event_files(looked, tables, pair, self.columns)
+        self.rows, self.sample = files.rows, files.sample
+        self.parts_of_files, self.types_of_files = files.parts, files.types
 
     def understood(self) -> Understood:
         """Everything."""
-        self._more_events()
         rules = self._rules()
         names = self.columns.names
         events, bad = events_of(self.rows, self._typed_names(), rules)
@@ -115,67 +112,6 @@ class _Canonical:
             if files:
                 names[column] = column
         return names
-
-    def _more_events(self) -> None:
-        """Other files with users and items: parts of a split, one event type each, extracts of the main file."""
-        others = [table for table in self.tables if table.role == "more events"]
-        alike = [table for table in others if self._is_alike(table)]
-        for table in others:
-            if table not in alike:
-                table.role = ""
-                table.why = "events of other columns than those of the main file; write both as one file to use them"
-        alike = [table for table in alike if not self._is_extract(table)]
-        main = self.pair.table
-        words = {id(table): _part_word(table.sample) for table in (main, *alike)}
-        if alike and all(words.values()) and {"train", "test"} <= {*words.values()} and self.columns.split is None:
-            self._join(alike, schema.SPLIT, words, self.parts_of_files)
-            return
-        kinds = {id(table): _type_word(table.sample, main.sample, alike) for table in (main, *alike)}
-        if alike and all(kinds.values()) and len({*kinds.values()}) == len(kinds) and self.columns.type is None:
-            self._join(alike, schema.EVENT_TYPE, kinds, self.types_of_files)
-            return
-        for table in alike:
-            table.role, table.why = (
-                "",
-                f"a second file of events beside {main.sample.name}, and its name says nothing of them",
-            )
-
-    def _is_alike(self, table: Table) -> bool:
-        one, other = self.pair.table.sample, table.sample
-        forms = [
-            replace(sample.form, suffix="", doubt="") if isinstance(sample.form, TextForm) else sample.form
-            for sample in (one, other)
-        ]
-        return forms[0] == forms[1] and one.rows.column_names == other.rows.column_names
-
-    def _is_extract(self, table: Table) -> bool:
-        names = [
-            name for name, to in self.columns.names.items() if to in (schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP)
-        ]
-        keys = [_joined(sample.rows, names) for sample in (self.pair.table.sample, table.sample)]
-        share = pc.mean(pc.is_in(keys[1], value_set=pc.unique(keys[0])).cast(pa.int8())).as_py() or 0.0
-        if share < _COPIES or _part_word(self.pair.table.sample):
-            return False
-        table.role, table.why = (
-            "",
-            f"{share:.0%} of its events are in {self.pair.table.sample.name} as well: a part of it",
-        )
-        return True
-
-    def _join(self, tables: Sequence[Table], column: str, words: dict[int, str], files: dict[str, list[str]]) -> None:
-        """Make the files one table of events, with a column that their names say."""
-        every = [self.pair.table, *tables]
-        parts_ = []
-        for table in every:
-            word = words[id(table)]
-            files.setdefault(word, []).extend(shown_path(path) for path in self.looked.patterns(table.sample))
-            value = pa.repeat(pa.scalar(word, pa.string()), table.sample.rows.num_rows)
-            rows = table.sample.rows
-            rows = rows.drop_columns([column]) if column in rows.column_names else rows
-            parts_.append(rows.append_column(column, value))
-            table.role = "events"
-        self.rows = pa.concat_tables(parts_, promote_options="permissive").combine_chunks()
-        self.sample = replace(together([table.sample for table in every]), given="")
 
     def _rules(self) -> CellRules:
         commas = [table.sample.name for table in self.tables if table.role for c in table.columns if c.decimal_comma]
@@ -412,101 +348,3 @@ class _Canonical:
 
     def _name(self) -> str:
         return data_name(self.pair.table.sample.files[0])
-
-
-def data_name(file: InputFile) -> str:
-    """A short name for the data: of the folder, or of the file where it stands alone.
-
-    >>> data_name(InputFile("shop/events.csv", 1)), data_name(InputFile("events.csv", 1))
-    ('shop', 'events')
-    """
-    folders = [part for part in file.path.split("://")[-1].split("?")[0].split("/")[:-1] if "=" not in part]
-    word = folders[-1] if folders and folders[-1] not in ("", ".", "..", "~", "data") else file.name.split(".")[0]
-    plain = "-".join(parts(word)) or "data"
-    return plain[:40]
-
-
-def _joined(rows: pa.Table, names: Sequence[str]) -> pa.Array:
-    cells = [rows.column(name).cast(pa.string()).combine_chunks() for name in names]
-    return pc.binary_join_element_wise(*cells, "\t", null_handling="replace")
-
-
-def _part_word(sample: Sample) -> str:
-    """The part of a split that a file's name says; empty: none."""
-    words = {SPLIT_WORDS.get(word, "") for word in parts(sample.name) if len(word) > 2} - {""}
-    return words.pop() if len(words) == 1 else ""
-
-
-def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:
-    """The event type that a file's name says: a word that the names of the other files lack."""
-    stems = [[w for w in parts(s.name.split(".")[0]) if not w.isdigit()] for s in (main, *(t.sample for t in others))]
-    mine = [word for word in parts(sample.name.split(".")[0]) if not word.isdigit()]
-    common = set.intersection(*map(set, stems)) if stems else set()
-    own = [word.removesuffix("s") if len(word) > 3 else word for word in mine if word not in common]
-    known = [word for word in own if word in (*STRONG, *WEAK) or any(word.startswith(k) for k in (*STRONG, *WEAK))]
-    return known[0] if known else "-".join(own)
-
-
-# ---------------------------------------------------------------------------------------------------------- sequences
-
-
-def _sequences(looked: Looked, tables: Sequence[Table], pair: Pair) -> Understood:
-    """A file of lines ``user item item …``, and a table of items where the adapter can read it."""
-    sample = pair.table.sample
-    assert isinstance(sample.form, SequenceForm)
-    events, bad = events_of(sample.rows, {pair.user.name: schema.USER_ID, pair.item.name: schema.ITEM_ID}, CellRules())
-    habits = habits_of(events, bad)
-    found = Understood(data_name(sample.files[0]), [], habits, order="file")
-    found.order_why = "the items of a line are in order, and no time is known"
-    found.source = [
-        Setting("kind", "sequences", "lines of USER ITEM ITEM …, of different lengths"),
-        Setting(
-            "events", shown_path(sample.files[0].path), f"{habits.num_users:,} lines, {sample.num_rows:,} items in them"
-        ),
-    ]
-    found.tables = [Told("events", sample.files[0].path, f"a line a user, {sample.num_rows:,} events")]
-    table = next((t for t in tables if t.role == "items" and t.sample.has_names and _is_plain(t.sample)), None)
-    if table is not None:
-        key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
-        rest = [column for column in table.columns if column is not key]
-        moved = reserved(table, schema.ITEMS, table.names)
-        found.items = attributes_of(table, rest, [schema.ITEM_ID], IdSet(pair.item), moved)
-        found.has_items = True
-        files = [shown_path(path) for path in looked.patterns(table.sample)]
-        found.source.append(Setting("items", files, f"{table.sample.num_rows:,} rows; {table.shares}"))
-        rename = {**found.items.rename, **table.names}
-        rename = {name: to for name, to in rename.items() if name != to}
-        found.source += [
-            Setting(f"rename.{name}", to, "the ids of the sequences" if to == schema.ITEM_ID else "by its values")
-            for name, to in rename.items()
-        ]
-        if found.items.numbers:
-            found.source.append(
-                Setting("numbers", found.items.numbers, "their values are numbers, which the file writes as text")
-            )
-        told = Told("items", ", ".join(files), f"{form_words(table.sample)}, {table.sample.num_rows:,} rows")
-        told.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
-        found.tables.append(told)
-        known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
-        found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
-    if sample.form.comment:
-        found.source.append(Setting("comment", sample.form.comment, "lines that begin so are no sequences"))
-    if sample.form.separator:
-        found.source.insert(2, Setting("separator", sample.form.separator, "between the ids of a line"))
-    others = [t for t in tables if t is not pair.table and t is not table]
-    found.ignored = {
-        **looked.ignored,
-        **{
-            t.sample.files[0].path: t.why or "a source of sequences reads a table of items beside them, and no other"
-            for t in others
-        },
-    }
-    return found
-
-
-def _is_plain(sample: Sample) -> bool:
-    """Whether a table needs no settings of its form."""
-    form = sample.form
-    return form is None or (
-        not isinstance(form, SequenceForm) and form.is_usual and form.encoding == "utf-8" and not form.comment
-    )

@@ -148,8 +148,8 @@ def habits_of(
     )
     if not len(frame):
         return Habits(0, 0, 0, 0, bad)
-    parts = {str(name): int(count) for name, count in frame["part"].drop_nulls().value_counts().rows()}
-    types = {str(name): int(count) for name, count in frame["type"].value_counts(sort=True).rows()}
+    parts = _counts(frame["part"])
+    types = _counts(frame["type"])
     used = frame if min_value is None else frame.filter(pl.col("value") >= min_value)
     times: Any = used["time"].drop_nulls()
     timed = len(times) / max(len(used), 1)
@@ -178,6 +178,12 @@ def habits_of(
         _number((values < middle).mean()),
         _same_time(used) if timed > 0.5 else 0.0,
     )
+
+
+def _counts(texts: pl.Series) -> dict[str, int]:
+    """The most frequent first, equal ones by name."""
+    rows = texts.drop_nulls().value_counts().rows()
+    return {str(name): int(count) for name, count in sorted(rows, key=lambda row: (-row[1], row[0]))}
 
 
 def _number(value: Any) -> float:

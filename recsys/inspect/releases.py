@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.config import HetRecLastFmSource, RecBoleSource
 from recsys.data.validate import CellRules
-from recsys.inspect.arguments import Looked, shown_path
+from recsys.inspect.arguments import Looked, data_name, shown_path
 from recsys.inspect.attributes import attributes_of
-from recsys.inspect.canonical import data_name
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.habits import habits_of
 from recsys.inspect.overlap import IdSet

@@ -37,6 +37,7 @@ _FORMATS: Final = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
 }
+_SHEETS: Final = (".xlsx", ".xlsm", ".xls", ".ods")
 _NEVER: Final = (
     ".py", ".ipynb", ".md", ".rst", ".pdf", ".docx", ".xlsx", ".xls", ".png", ".jpg", ".jpeg", ".gif", ".html", ".htm",
     ".sh", ".pl", ".yaml", ".yml", ".toml", ".npy", ".npz", ".pkl", ".pt", ".bin", ".xml", ".log.md", ".tex", ".sql",
@@ -104,6 +105,8 @@ def sample_of(file: InputFile, given: str = "") -> Sample:
         SourceError: it is no table, with the reason.
     """
     suffix = file.suffix
+    if suffix in _SHEETS:
+        raise SourceError("a spreadsheet: save its table as CSV or Parquet")
     if suffix in _NEVER and not file.compressed:
         raise SourceError(f"{suffix} files are no tables that are read")
     folders = folder_values(file.path)

@@ -1,8 +1,8 @@
-"""Which table is which: events, items, users, friends, facts, by names and by ids that tables have in common."""
+"""Tables as samples with their columns, and which of them holds the events: by names, structure and ids in common."""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +10,8 @@ from typing import Final
 
 import polars as pl
 
-from recsys.data.overlap import SideIds, compare
 from recsys.data.validate import CellRules
-from recsys.errors import DataError, SourceError
+from recsys.errors import SourceError
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
@@ -25,7 +24,6 @@ from recsys.inspect.vocabulary import (
     ITEM_FILES,
     LATITUDE,
     LONGITUDE,
-    RELATION,
     SESSION,
     SOCIAL_FILES,
     SPLIT,
@@ -39,10 +37,15 @@ from recsys.inspect.vocabulary import (
 )
 
 _FEW: Final = 20  # different values of what is an attribute and no id, in a table of many rows
-_SOME: Final = 0.3  # likeness of ids from which two columns mean the same
-_LITTLE: Final = 0.03  # with names that say so
 _NAMED: Final = 0.7
 _CANDIDATES: Final = 7
+_LOOKED_AT: Final = 200  # ids whose form is looked at
+_FORMS: Final = (
+    (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
+    (re.compile(r"(?i)(?:item|i|prod|product|p|sku|art|article|movie|film|track|song|book|poi|venue)[-_:#]?\d+"), 1),
+    (re.compile(r"[^@\s]+@[^@\s]+\.\w+|A[0-9A-Z]{11,14}"), -1),  # e-mail, Amazon's reviewers
+    (re.compile(r"(?i)(?:user|u|usr|customer|cust|c|member|m|visitor|client|person|uid)[-_:#]?\d+"), -1),
+)
 _ATTRIBUTES: Final = (
     "age", "gender", "sex", "year", "zip", "zipcode", "zip_code", "postcode", "city", "country", "state", "region",
     "price", "amount", "cost", "total", "brand", "category", "color", "colour", "size", "occupation", "language",
@@ -118,6 +121,15 @@ class Table:
         ):
             return True
         return any(column.looks_like_coordinate(180.0) for column in self.columns)
+
+
+def form_sign(column: Column) -> int:
+    """What the form of ids says: 1 things (ISBN, ASIN, ``item7``), -1 people (e-mail, ``user7``), 0 neither."""
+    values = column.values.drop_null().slice(0, _LOOKED_AT).to_pylist()
+    for pattern, says in _FORMS:
+        if values and sum(bool(pattern.fullmatch(value)) for value in values) >= 0.95 * len(values):
+            return says
+    return 0
 
 
 def _is_name(column: Column) -> bool:
@@ -210,6 +222,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
     score += 0.5 if user.place < item.place else 0.0
+    score += 1.5 * (form_sign(item) - form_sign(user))
     score -= 1.5 * _is_name(user) + 1.0 * _is_name(item)
     rows = min(user.num_values, item.num_values)
     enough = min(10, rows / 3)
@@ -272,177 +285,3 @@ def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
                 weight = 1.0 if named_like(other.sample.name, SOCIAL_FILES) else linked
                 best = max(best, weight * min(mine.likeness(one), mine.likeness(two)))
     return best
-
-
-# ------------------------------------------------------------------------------------------------------- other tables
-
-
-def place_others(tables: Sequence[Table], events: Pair) -> None:
-    """Give every other table its role, or the reason why it is left out."""
-    users, items = IdSet(events.user), IdSet(events.item)
-    for table in tables:
-        if table is events.table or table.role:
-            continue
-        _place(table, events, users, items)
-    for role in ("items", "users"):
-        _keep_one(tables, role)
-
-
-def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
-    sets = {column.name: IdSet(column) for column in table.id_columns}
-    user_like = {name: ids.likeness(users) for name, ids in sets.items()}
-    item_like = {name: ids.likeness(items) for name, ids in sets.items()}
-
-    def of_user(column: Column) -> float:
-        said = max(table.like(column, USER), table.like(column, FRIEND))
-        return 0.6 * said + user_like[column.name]
-
-    def of_item(column: Column) -> float:
-        return 0.6 * table.like(column, ITEM) + item_like[column.name]
-
-    def is_user(column: Column) -> bool:
-        said = max(table.like(column, USER), table.like(column, FRIEND)) >= _NAMED
-        return user_like[column.name] >= (_LITTLE if said else _SOME) and of_user(column) >= of_item(column)
-
-    def is_item(column: Column) -> bool:
-        said = table.like(column, ITEM) >= _NAMED
-        return item_like[column.name] >= (_LITTLE if said else _SOME) and of_item(column) >= of_user(column)
-
-    people = sorted((c for c in table.id_columns if is_user(c)), key=of_user, reverse=True)
-    things = sorted((c for c in table.id_columns if is_item(c)), key=of_item, reverse=True)
-    if _is_facts(table):
-        _as_facts(table, items)
-        return
-    if len(people) >= 2 and not things and not people[0].is_key:
-        _as_friends(table, people, users)
-        return
-    if people and things and not (people[0].is_key or things[0].is_key) and _may_be_events(table, people[0], events):
-        table.names = {people[0].name: "user_id", things[0].name: "item_id"}
-        table.role = "more events"
-        return
-    keys = [c for c in (*people, *things) if c.num_distinct >= 0.9 * c.num_values and c.filled > 0.5]
-    if keys:
-        key = max(keys, key=lambda c: max(of_user(c), of_item(c)))
-        role = "users" if key in people else "items"
-        known, noun = (users, "users") if role == "users" else (items, "items")
-        table.role, table.names = role, {key.name: "user_id" if role == "users" else "item_id"}
-        table.shares = f"{sets[key.name].share_in(known):.0%} of its ids are {noun} of the events"
-        if len([c for c in table.columns if c.kind not in ("empty", "constant", "object")]) < 2:
-            table.role, table.why = "", "it holds ids alone"
-        return
-    if things and len(table.columns) >= 2:
-        _as_categories(table, things[0], items)
-        return
-    best = max([*user_like.values(), *item_like.values()], default=0.0)
-    table.why = (
-        "no column has ids in common with the events" if best < _LITTLE else "its ids are neither one a row nor links"
-    )
-    for column in table.id_columns if best < _LITTLE else ():
-        for words, known, wanted in ((USER, users, "user_id"), (FRIEND, users, "user_id"), (ITEM, items, "item_id")):
-            if table.like(column, words) >= _NAMED and (cause := _other_form(column, sets[column.name], known, wanted)):
-                table.why = cause
-
-
-def _other_form(column: Column, ours: IdSet, known: IdSet, key: str) -> str:
-    """What is to be said where ids are those of the events in another form, such as ``7`` and ``7.0``; else empty."""
-    try:
-        compare(SideIds("the file", column.name, ours.ids), SideIds("events", key, known.ids), 0.0)
-    except DataError as error:
-        return str(error) if "likely cause" in str(error) else ""
-    return ""
-
-
-def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
-    """Whether users and items side by side are events too: named so, or with a time where the events have one."""
-    if table.like(user, USER) >= _NAMED:
-        return True
-    has_time = any(column.kind == "time" for column in events.table.columns)
-    return not has_time or any(column.kind == "time" for column in table.columns)
-
-
-def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
-    one, two = sorted(people[:2], key=lambda column: column.place)
-    table.role = "social"
-    table.names = {one.name: "src_user_id", two.name: "dst_user_id"}
-    share = IdSet(one, two).share_in(users)
-    table.shares = f"{share:.0%} of its people are users of the events"
-    for column in table.columns:
-        if (
-            column.kind == "number"
-            and column.name not in table.names
-            and table.like(column, ("weight", "strength", "trust")) >= 0.8
-        ):
-            table.names[column.name] = "weight"
-            break
-
-
-def _is_facts(table: Table) -> bool:
-    """Head, relation, tail."""
-    said = [any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)]
-    if all(said):
-        return True
-    if len(table.columns) != 3 or table.sample.has_names and not said[1]:
-        return False
-    middle = table.columns[1]
-    ends = (table.columns[0], table.columns[2])
-    return (
-        middle.kind == "token"
-        and middle.num_distinct <= min(500, 0.1 * middle.num_values)
-        and all(end.may_be_id and end.num_distinct > middle.num_distinct for end in ends)
-    )
-
-
-def _as_facts(table: Table, items: IdSet) -> None:
-    columns = table.columns
-    if all(any(table.like(c, words) >= 0.8 for c in columns) for words in (HEAD, RELATION, TAIL)):
-        found = [max(columns, key=lambda c, w=words: table.like(c, w)) for words in (HEAD, RELATION, TAIL)]  # type: ignore[misc]
-    else:
-        found = list(columns[:3])
-    shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
-    if len({column.name for column in found}) < 3 or not shared:
-        table.why = "facts of which none is about an item of the events by its id"
-        return
-    table.role = "knowledge"
-    table.names = dict(zip((c.name for c in found), ("head", "relation", "tail"), strict=True))
-    table.shares = f"about {shared:,} items of the events"
-
-
-def _as_categories(table: Table, key: Column, items: IdSet) -> None:
-    """Several rows an item: what it belongs to, as facts."""
-    others = [
-        c
-        for c in table.columns
-        if c is not key and c.kind in ("token", "number", "flag", "text") and c.num_distinct > 1
-    ]
-    others = [c for c in others if c.kind != "number" or c.is_whole]
-    if not others:
-        table.why = "several rows an item without a category"
-        return
-    relation = next(
-        (c for c in others if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values), None
-    )
-    others = [c for c in others if c is not relation] or others
-    told = max(others, key=lambda c: (c.is_wordy, -c.place))
-    table.role = "knowledge"
-    table.names = {key.name: "head", told.name: "tail"}
-    if relation is not None and relation is not told:
-        table.names[relation.name] = "relation"
-    table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items of the events"
-
-
-def _keep_one(tables: Sequence[Table], role: str) -> None:
-    """One table of items and one of users is read: the one that tells most."""
-    found = [table for table in tables if table.role == role]
-    if len(found) < 2:
-        return
-    worth = {"text": 3, "html": 3, "path": 2, "lists": 2, "list": 2, "price": 1, "vector": 2, "token": 1, "number": 1}
-
-    def value(table: Table) -> float:
-        told = sum(worth.get(column.kind, 0) for column in table.columns)
-        return told + 0.001 * math.log1p(table.sample.num_rows)
-
-    best = max(found, key=value)
-    for table in found:
-        if table is not best:
-            table.role = ""
-            table.why = f"a second table of {role} beside {best.sample.name}; join them into one file to use both"

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig
+from recsys.config.granularity import GranularityConfig, HalfLives, Several
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 
 class SocialConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.social.model:Social"
+    counts: ClassVar[str] = "recsys.granularities.social.counts:SocialCounts"
     reads: ClassVar[str] = "friends"
 
+    fit: Literal["training", "counts"] = Field(
+        "training", description="counts: what friends had, added up; conv to dropout idle"
+    )
     conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat use the friends' weights")
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    half_life: HalfLives = Field(
+        ["none", 30.0, 365.0], description="days after which a friend's event counts half; data with times (counts)"
+    )
+    popularity_damping: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
+        [0.0, 0.25, 0.5], description="γ: an event counts users^-γ of its item; one or several (counts)"
+    )
+    max_friends: int = Field(200, ge=1, description="of a user that are read, those of most weight (counts)")
+    max_events: int = Field(500, ge=1, description="latest of a friend that are read (counts)")
+
+    candidates: ClassVar[tuple[str, ...]] = ("popularity_damping", "half_life")
+
+    @property
+    def target(self) -> str:
+        return self.counts if self.by_counts else self.module
+
+    @property
+    def open_keys(self) -> list[str]:
+        return super().open_keys if self.by_counts else []
 
     def estimate(self, work: Workload) -> Estimate:
+        if self.by_counts:
+            return Estimate(layers=0.0, holds_events=True, graph=work.data.friends * 64, fitting=work.data.events * 60)
         step = work.queries * work.width * FLOAT * 8
         return Estimate(holds_events=True, graph=work.data.friends * 64, step=step)

@@ -1,0 +1,197 @@
+"""Place: how near an item is to where the user was, lately and usually, and how alike in numbers such as a price.
+
+    k(i, j) = Σ_b θ_b exp(−d_ij / h_b) + Σ_m η_m exp(−|ρ_im − ρ_jm| / s),    r_ui = Σ_j w_j k(i, j) + γ log q_i,
+
+d the distance in kilometres, ρ the rank of a number among the items, w the weights of the history's events, which sum
+to 1 and fall with the events behind them, q the item's share of events. θ, η ≥ 0 and γ maximise the likelihood of
+events given those before, log softmax(r), over items drawn at random: a convex problem of a handful of numbers.
+
+So that a user is one vector, k is factored, k(i, j) ≈ a_i · a_j, by randomly pivoted Cholesky (Chen, Epperly, Tropp and
+Webber 2022): exact among the landmarks that it draws, where items are dense most of them. Then z_u = Σ_j w_j a_j. An
+item without coordinates or numbers has no vector.
+
+Memory: N × landmarks numbers, at most 2^26 of them. Legend: N items, C coordinates, M landmarks, F kernels, P positions
+that are learned from, S items that they are told from, B queries, E events.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Split
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.history import event_weights, seen_events
+from recsys.granularities.place.columns import Places, found_columns, read_places
+from recsys.granularities.place.section import PlaceConfig
+
+_QUANTILES: Final = (0.05, 0.2, 0.4, 0.6, 0.85)  # of the distances between events, which are the bandwidths
+_STEPS: Final = (0.05, 0.25)  # bandwidths of ranks
+_POSITIONS, _OTHERS, _LATEST = 2000, 500, 20  # events that are learned from, items drawn for them, events before them
+_RIDGE: Final = 1e-3
+_MAX_NUMBERS: Final = 2**26
+_LEAST: Final = 1e-6  # of what is left of the kernel's diagonal
+
+
+class Place(Granularity):
+    """A fitted member with item vectors of its own; absent where nothing is known of the history's items."""
+
+    fitted = True
+    reads_histories = True
+
+    @classmethod
+    def size(cls, section: PlaceConfig, dataset: PreparedDataset, through: Split) -> list[list[str]]:
+        return found_columns(dataset.features.column_names, section.coordinates, section.numbers)
+
+    @classmethod
+    def build_input(cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Places:
+        return read_places(dataset.features, sizes.inputs["place"])
+
+    def __init__(self, config: PlaceConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        self.config = config
+        self.recency = config.recency[0] if sizes.ordered else 0.0
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        places: Places = graphs["place"]
+        assert graphs.histories is not None, "asked for by reads_histories"
+        counts_N = graphs.degree_N.cpu().numpy()
+        popularity_N = np.log((counts_N + 1) / (counts_N.sum() + len(counts_N)))
+        kernel = Kernel(places, self.config.bandwidths or bandwidths(graphs.histories, places.points_NC))
+        weights_F, share = learned(kernel, graphs.histories, popularity_N, self.recency)
+        vectors_NM = kernel.factored(weights_F, counts_N + 1, self.config.landmarks)
+        vectors_NM = np.concatenate([vectors_NM, share * popularity_N[:, None]], axis=1)
+        made = {"vectors_NM": vectors_NM.astype(np.float32), "known_N": places.known_N, "weights_F": weights_F}
+        return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["vectors_NM"]
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        seen = seen_events(batch)
+        seen = seen.where(state["known_N"][seen.items_E])
+        weights_E = event_weights(seen, batch.asked_at_B, self.recency, None)
+        weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-30)[seen.rows_E]
+        vectors_NM = state["vectors_NM"]
+        z_BM = vectors_NM.new_zeros(len(batch), vectors_NM.shape[1])
+        z_BM.index_add_(0, seen.rows_E, vectors_NM[seen.items_E] * weights_E[:, None])
+        present_B = seen.per_query(torch.ones_like(seen.rows_E)) > 0
+        z_BM[:, -1] = present_B.float()  # the items' popularity as it is
+        return z_BM, present_B
+
+
+class Kernel:
+    """Likenesses of items, each positive definite and 1 at no distance; 0 where an item is unknown."""
+
+    def __init__(self, places: Places, widths: list[float]) -> None:
+        self.places = places
+        self.widths = widths if places.points_NC.shape[1] else []
+
+    def between(self, left_X: Array, right_Y: Array) -> Array:
+        """Every likeness of some items to others: [F, X, Y]."""
+        found = []
+        if self.widths:
+            points_XC, points_YC = self.places.points_NC[left_X], self.places.points_NC[right_Y]
+            squares_XY = (points_XC**2).sum(1)[:, None] + (points_YC**2).sum(1) - 2 * points_XC @ points_YC.T
+            distance_XY = np.sqrt(squares_XY.clip(0))
+            found += [np.exp(-distance_XY / width) for width in self.widths]
+        for ranks_N in self.places.ranks_NK.T:
+            apart_XY = np.abs(ranks_N[left_X][:, None] - ranks_N[right_Y])
+            found += [np.exp(-apart_XY / width) for width in _STEPS]
+        return np.asarray(np.nan_to_num(np.stack(found), nan=0.0))
+
+    def factored(self, weights_F: Array, importance_N: Array, landmarks: int) -> Array:
+        """a [N, M] with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark."""
+        num_items = len(importance_N)
+        everything = np.arange(num_items)
+        most = max(1, min(landmarks, num_items, _MAX_NUMBERS // max(num_items, 1)))
+        vectors_NM = np.zeros((num_items, most))
+        left_N = np.einsum("f,fn->n", weights_F, self._diagonal())
+        least, random = _LEAST * max(float(left_N.max(initial=0.0)), 1e-30), np.random.default_rng(0)
+        for place in range(most):
+            chance_N = np.where(left_N > least, left_N, 0.0) * importance_N
+            if not chance_N.any():
+                return vectors_NM[:, :place]
+            pivot = int(random.choice(num_items, p=chance_N / chance_N.sum()))
+            column_N = np.einsum("f,fn->n", weights_F, self.between(everything, np.array([pivot]))[:, :, 0])
+            column_N = column_N - vectors_NM[:, :place] @ vectors_NM[pivot, :place]
+            vectors_NM[:, place] = column_N / np.sqrt(left_N[pivot])
+            left_N = (left_N - vectors_NM[:, place] ** 2).clip(0)
+            left_N[pivot] = 0
+        return vectors_NM
+
+    def _diagonal(self) -> Array:
+        """k(i, i) of every kernel: [F, N]."""
+        is_placed_N = ~np.isnan(self.places.points_NC).any(1)  # all where there are no coordinates, and no widths then
+        found = [is_placed_N] * len(self.widths)
+        for ranks_N in self.places.ranks_NK.T:
+            found += [~np.isnan(ranks_N)] * len(_STEPS)
+        return np.stack(found).astype(np.float64)
+
+
+def bandwidths(histories: Histories, points_NC: Array) -> list[float]:
+    """Kilometres: quantiles of the distances between users' consecutive events, where they differ."""
+    if not points_NC.shape[1]:
+        return []
+    rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    same_E = rows_E[1:] == rows_E[:-1]
+    before, after = points_NC[histories.items_E[:-1][same_E]], points_NC[histories.items_E[1:][same_E]]
+    distance_E = np.sqrt(((before - after) ** 2).sum(1))
+    distance_E = distance_E[distance_E > 1e-3]
+    found = np.quantile(distance_E, _QUANTILES) if len(distance_E) else np.ones(1)
+    return [float(width) for width in np.unique(found.round(3)) if width > 0] or [1.0]
+
+
+def learned(kernel: Kernel, histories: Histories, popularity_N: Array, recency: float) -> tuple[Array, float]:
+    """θ and η [F], and γ, by the likelihood of events given those before; even where there is nothing to learn from."""
+    known_N = kernel.places.known_N
+    random = np.random.default_rng(0)
+    rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    place_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
+    usable = np.flatnonzero((place_E > 0) & known_N[histories.items_E])
+    chosen_P = random.choice(usable, min(len(usable), _POSITIONS), replace=False)
+    pool_S = random.choice(np.flatnonzero(known_N), min(int(known_N.sum()), _OTHERS), replace=False)
+    features, own = [], []
+    for event in chosen_P:
+        start = max(histories.offsets_U1[rows_E[event]], event - _LATEST)
+        before = histories.items_E[start:event].astype(np.int64)
+        target = int(histories.items_E[event])
+        is_known = known_N[before]
+        if target in before or not is_known.any():
+            continue
+        weights = np.arange(len(before), 0, -1.0)[is_known] ** -recency
+        told = np.concatenate([[target], pool_S])
+        likeness_FSL = kernel.between(told, before[is_known])
+        features.append(likeness_FSL @ (weights / weights.sum()))
+        own.append(target)
+    num_kernels = len(kernel.widths) + len(_STEPS) * kernel.places.ranks_NK.shape[1]
+    if not features:
+        return np.ones(num_kernels), 1.0
+    features_PFS = np.stack(features)
+    popularity_PS = popularity_N[np.concatenate([np.array(own)[:, None], np.tile(pool_S, (len(own), 1))], axis=1)]
+    features_PFS = np.concatenate([features_PFS, popularity_PS[:, None]], axis=1)
+    is_again_PS = np.concatenate(
+        [np.zeros((len(own), 1), dtype=bool), np.array(own)[:, None] == pool_S], axis=1
+    )  # the target among the drawn ones
+
+    def loss(theta_F: Array) -> tuple[float, Array]:
+        scores_PS = np.einsum("f,pfs->ps", theta_F, features_PFS)
+        scores_PS = np.where(is_again_PS, -np.inf, scores_PS)
+        scores_PS -= scores_PS.max(1, keepdims=True)
+        chance_PS = np.exp(scores_PS)
+        total_P = chance_PS.sum(1, keepdims=True)
+        chance_PS = chance_PS / total_P
+        value = (np.log(total_P[:, 0]) - scores_PS[:, 0]).mean() + _RIDGE * (theta_F**2).sum()
+        slope_F = np.einsum("ps,pfs->f", chance_PS, features_PFS) - features_PFS[:, :, 0].sum(0)
+        return float(value), slope_F / len(own) + 2 * _RIDGE * theta_F
+
+    start_F = np.ones(num_kernels + 1)
+    found = minimize(loss, start_F, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(start_F))
+    return found.x[:-1], float(found.x[-1])

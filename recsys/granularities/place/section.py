@@ -1,0 +1,45 @@
+"""What ``place`` says of itself: distance to the places of the history, and likeness in numbers of items."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recsys.granularities.base import ModelSizes
+
+
+class PlaceConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.place.model:Place"
+    reads: ClassVar[str] = "place"
+    always_fitted: ClassVar[bool] = True
+    candidates: ClassVar[tuple[str, ...]] = ("recency",)
+    smaller: ClassVar[str] = "landmarks"
+
+    coordinates: list[str] = Field(
+        [], max_length=2, description="columns of items: latitude, longitude; empty: found by name, if they are there"
+    )
+    numbers: list[str] = Field([], description="further columns of numbers, e.g. price, compared by rank")
+    bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
+        [], description="kilometres in which likeness falls to 1/e; empty: from the distances between users' events"
+    )
+    landmarks: int = Field(256, ge=1, description="places that the others are told from; more is finer")
+    recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
+        [0.5, 0.0, 1.0, 2.0], description="p: an event with n behind it weighs (n + 1)^-p; data in order"
+    )
+
+    def check(self, sizes: ModelSizes) -> None:
+        if not any(sizes.inputs.get(self.signal) or []):
+            raise ConfigError(
+                "model.granularities.place needs coordinates or numbers of items, and this dataset has no columns "
+                "latitude and longitude; name them in place.coordinates, or numbers in place.numbers, or disable it"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        """The items' vectors and the kernel's rows, in two precisions."""
+        return Estimate(layers=0.0, holds_events=True, fitting=work.data.items * self.landmarks * FLOAT * 4)

@@ -1,0 +1,109 @@
+"""Several files of events: parts of a split, one event type each, or extracts of the main file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.data.validate import SPLIT_WORDS
+from recsys.inspect.arguments import Looked, shown_path
+from recsys.inspect.events import EventColumns
+from recsys.inspect.forms import TextForm
+from recsys.inspect.samples import Sample, together
+from recsys.inspect.tables import Pair, Table
+from recsys.inspect.vocabulary import STRONG, WEAK, parts
+
+_COPIES: Final = 0.9  # share of a file's events that the main one has, from which it is an extract of that
+
+
+@dataclass(frozen=True)
+class EventFiles:
+    """The files of events as one sample."""
+
+    rows: pa.Table = field(repr=False)
+    sample: Sample
+    parts: dict[str, list[str]] = field(default_factory=dict)  # part of a split → files, where their names say it
+    types: dict[str, list[str]] = field(default_factory=dict)  # event type → files, where their names say it
+
+
+def event_files(looked: Looked, tables: Sequence[Table], pair: Pair, columns: EventColumns) -> EventFiles:
+    """The main file with those that belong to it; the others are told why they are left out."""
+    main = pair.table
+    others = [table for table in tables if table.role == "more events"]
+    alike = [table for table in others if _is_alike(main.sample, table.sample)]
+    for table in others:
+        if table not in alike:
+            table.role = ""
+            table.why = "events of other columns than those of the main file; write both as one file to use them"
+    alike = [table for table in alike if not _is_extract(table, main, columns)]
+    words = {id(table): part_word(table.sample) for table in (main, *alike)}
+    if alike and all(words.values()) and {"train", "test"} <= {*words.values()} and columns.split is None:
+        return _joined(looked, [main, *alike], schema.SPLIT, words)
+    kinds = {id(table): _type_word(table.sample, main.sample, alike) for table in (main, *alike)}
+    if alike and all(kinds.values()) and len({*kinds.values()}) == len(kinds) and columns.type is None:
+        return _joined(looked, [main, *alike], schema.EVENT_TYPE, kinds)
+    for table in alike:
+        table.role = ""
+        table.why = f"a second file of events beside {main.sample.name}, and its name says nothing of them"
+    return EventFiles(main.sample.rows, main.sample)
+
+
+def _is_alike(one: Sample, other: Sample) -> bool:
+    forms = [
+        replace(sample.form, suffix="", doubt="") if isinstance(sample.form, TextForm) else sample.form
+        for sample in (one, other)
+    ]
+    return forms[0] == forms[1] and one.rows.column_names == other.rows.column_names
+
+
+def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
+    """Whether the main file has the events of a table too; says so in the table."""
+    keys = (schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP)
+    names = [name for name, to in columns.names.items() if to in keys]
+    ours, theirs = (_keys(sample.rows, names) for sample in (main.sample, table.sample))
+    share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
+    if share < _COPIES or part_word(main.sample):
+        return False
+    table.role, table.why = "", f"{share:.0%} of its events are in {main.sample.name} as well: a part of it"
+    return True
+
+
+def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:
+    cells = [rows.column(name).cast(pa.string()).combine_chunks() for name in names]
+    return pc.binary_join_element_wise(*cells, "\t", null_handling="replace")
+
+
+def _joined(looked: Looked, tables: Sequence[Table], column: str, words: dict[int, str]) -> EventFiles:
+    """The files as one table of events, with a column that their names say."""
+    found, named = [], dict[str, list[str]]()
+    for table in tables:
+        word, rows = words[id(table)], table.sample.rows
+        named.setdefault(word, []).extend(shown_path(path) for path in looked.patterns(table.sample))
+        rows = rows.drop_columns([column]) if column in rows.column_names else rows
+        found.append(rows.append_column(column, pa.repeat(pa.scalar(word, pa.string()), rows.num_rows)))
+        table.role = "events"
+    rows = pa.concat_tables(found, promote_options="permissive").combine_chunks()
+    sample = replace(together([table.sample for table in tables]), given="")
+    is_split = column == schema.SPLIT
+    return EventFiles(rows, sample, named if is_split else {}, {} if is_split else named)
+
+
+def part_word(sample: Sample) -> str:
+    """The part of a split that a file's name says; empty: none."""
+    words = {SPLIT_WORDS.get(word, "") for word in parts(sample.name) if len(word) > 2} - {""}
+    return words.pop() if len(words) == 1 else ""
+
+
+def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:
+    """The event type that a file's name says: a word that the names of the other files lack."""
+    stems = [[w for w in parts(s.name.split(".")[0]) if not w.isdigit()] for s in (main, *(t.sample for t in others))]
+    mine = [word for word in parts(sample.name.split(".")[0]) if not word.isdigit()]
+    common = set.intersection(*map(set, stems)) if stems else set()
+    own = [word.removesuffix("s") if len(word) > 3 else word for word in mine if word not in common]
+    known = [word for word in own if word in (*STRONG, *WEAK) or any(word.startswith(k) for k in (*STRONG, *WEAK))]
+    return known[0] if known else "-".join(own)

@@ -1,0 +1,138 @@
+"""Distances and numbers of items: the kernel by hand, its factors, columns by name, and a world of nearby steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from recsys.config import build_config
+from recsys.data.batches import last_position
+from recsys.data.histories import Histories, Queries, Split
+from recsys.errors import ConfigError
+from recsys.evaluation.validation import Validator
+from recsys.granularities.base import Graphs, ItemView, ModelSizes
+from recsys.granularities.place.columns import Places, found_columns, read_places
+from recsys.granularities.place.model import Kernel, Place, bandwidths
+from recsys.granularities.place.section import PlaceConfig
+from recsys.model import FrozenModel
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
+from tests.handmade import leave_last, write_dataset
+
+ITEMS = 6
+TABLE = pa.table(
+    {
+        "item_id": [f"i{item}" for item in range(ITEMS)],
+        "Lat": [0.0, 0.0, 1.0, 60.0, None, 0.0],
+        "lng": [0.0, 1.0, 0.0, 180.0, 3.0, 0.5],
+        "price": ["5", "1", "9.5", None, "7", "5"],
+    }
+)
+COLUMNS = [["Lat", "lng"], ["price"]]
+DEGREE = 6371 * np.pi / 180
+
+
+def test_degrees_become_kilometres_and_numbers_ranks() -> None:
+    assert found_columns(TABLE.column_names, [], ["price"]) == COLUMNS
+    places = read_places(TABLE, COLUMNS)
+    distance = np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2)
+    assert distance[0, 1] == pytest.approx(DEGREE, rel=1e-4) and distance[0, 2] == pytest.approx(DEGREE, rel=1e-4)
+    assert distance[0, 5] == pytest.approx(DEGREE / 2, rel=1e-4)
+    assert np.isnan(places.points_NC[4]).all(), "one coordinate alone is no place"
+    np.testing.assert_allclose(places.ranks_NK[:, 0], [0.4, 0.1, 0.9, np.nan, 0.7, 0.4])
+    assert places.known_N.all()
+    plane = read_places(TABLE.set_column(1, "Lat", pa.array([0.0, 300, 0, 0, None, 0])), [["Lat", "lng"], []])
+    np.testing.assert_allclose(plane.points_NC[1], [300, 1], err_msg="no degrees: a plane")
+
+
+def test_columns_are_found_by_name_or_named() -> None:
+    assert found_columns(["latitude", "x"], [], []) == [[], []]
+    with pytest.raises(ConfigError, match=r"place names altitude.*their columns: a, b"):
+        found_columns(["a", "b"], [], ["altitude"])
+    with pytest.raises(ConfigError, match="expected two columns"):
+        found_columns(["a", "b"], ["a"], [])
+    with pytest.raises(ConfigError, match=r"needs coordinates or numbers.*place\.coordinates"):
+        Place(PlaceConfig(), ModelSizes(4, 10, 3, ITEMS, 1, 0, ordered=True, timed=True, inputs={"place": [[], []]}))
+
+
+def test_with_all_landmarks_the_factors_are_the_kernel() -> None:
+    kernel = Kernel(read_places(TABLE, COLUMNS), [50.0, 500.0])
+    weights_F, everything = np.array([1.0, 2.0, 0.5, 0.0]), np.arange(ITEMS)
+    vectors_NM = kernel.factored(weights_F, np.ones(ITEMS), 100)
+    exact = np.einsum("f,fxy->xy", weights_F, kernel.between(everything, everything))
+    np.testing.assert_allclose(vectors_NM @ vectors_NM.T, exact, atol=1e-4)
+    assert exact[0, 1] == pytest.approx(
+        np.exp(-DEGREE / 50) + 2 * np.exp(-DEGREE / 500) + 0.5 * np.exp(-0.3 / 0.05), rel=1e-3
+    )
+    few = kernel.factored(weights_F, np.ones(ITEMS), 2)
+    assert few.shape == (ITEMS, 2)
+    assert (np.diag(few @ few.T) <= np.diag(exact) + 1e-6).all(), "a part of each likeness, never more"
+
+
+def test_a_user_is_the_weighted_mean_of_the_places() -> None:
+    rows = [[0, 1, 5], [1, 2], [5, 0, 2, 1]]
+    histories = Histories.of_items(rows, [0, 1, 2])
+    users_E = torch.repeat_interleave(torch.arange(3), torch.tensor([3, 2, 4]))
+    places = read_places(TABLE, [["Lat", "lng"], []])
+    items_E = torch.as_tensor(histories.items_E.astype(np.int64))
+    graphs = Graphs(3, ITEMS, users_E, items_E, histories=histories, inputs={"place": places})
+    view = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
+    sizes = ModelSizes(4, 10, 3, ITEMS, 1, 0, ordered=True, timed=False, inputs={"place": [["Lat", "lng"], []]})
+    module = Place(PlaceConfig(bandwidths=[100.0], recency=1.0), sizes)
+    state = module.state(view, graphs)
+    asked = Histories.of_items([[4, 1, 0], [4], []])
+    batch = last_position(Queries(asked, np.zeros(4, np.int64), np.zeros(0, np.int32)), 10)
+    z_BM, present_B = module(batch, view, state)
+    assert present_B.tolist() == [True, False, False] and not z_BM[1:].any(), "item 4 is nowhere"
+    likeness = np.exp(-np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2) / 100)
+    expected = float(state["weights_F"][0]) * (likeness[0] * 2 / 3 + likeness[1] / 3)
+    popularity = module.own_items(state)[:, -1].numpy()
+    found = (z_BM[0] @ module.own_items(state).T).numpy()
+    placed = [0, 1, 2, 3, 5]
+    np.testing.assert_allclose(found[placed] - popularity[placed], expected[placed], atol=1e-4)
+    assert found[4] == pytest.approx(popularity[4], abs=1e-6)
+
+
+def test_bandwidths_are_those_of_the_users_steps() -> None:
+    points = np.array([[0.0, 0], [1, 0], [11, 0], [np.nan, np.nan]])
+    histories = Histories.of_items([[0, 1, 1], [1, 2], [3, 0]])
+    assert bandwidths(histories, points)[0] == pytest.approx(1.45)
+    assert bandwidths(histories, points[:, :0]) == []
+
+
+@pytest.mark.parametrize("by", ["place", "price"])
+def test_steps_to_what_is_near_are_found(tmp_path: Path, by: str) -> None:
+    """Items on a map, or of a price; a user goes to one of the eight nearest ones of the last; ids say little."""
+    random, num_items = np.random.default_rng(0), 400
+    places = random.random((num_items, 2)) if by == "place" else np.stack([random.random(num_items)] * 2, axis=1)
+    near = np.argsort(((places[:, None] - places) ** 2).sum(2), axis=1)[:, 1:9]
+    rows = []
+    for _ in range(250):
+        row = [int(random.integers(num_items))]
+        for _ in range(5):
+            row.append(int(random.choice(near[row[-1]])))
+        rows.append(leave_last(*row))
+    columns = {"latitude": pa.array(places[:, 0]), "longitude": pa.array(places[:, 1])}
+    columns = columns if by == "place" else {"price": pa.array(places[:, 0])}
+    dataset = write_dataset(tmp_path / "data", rows, num_items, item_columns=columns)
+    section = {"enabled": True, "recency": 2.0, "numbers": [] if by == "place" else ["price"]}
+    tree = {"model": {"granularities": {"place": section}}, "train": {"metric": "ndcg@10"}}
+    config = build_config({"data": {"dir": dataset.root}, **tree})
+    frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
+    queries = dataset.histories().queries(Split.TEST)
+    value = Validator.of(config)(frozen, queries).mean()
+    assert value > 0.3, value  # measured: .53; by chance .011
+    read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
+    assert torch.equal(read.scores(queries), frozen.scores(queries))
+    mixed = replace(frozen.sizes, inputs={"place": [[], []]})
+    with pytest.raises(ConfigError, match="needs coordinates"):
+        FrozenModel.from_tensors(frozen.config, mixed, frozen.tensors())
+
+
+def test_places_of_nothing_are_unknown() -> None:
+    assert not Places(np.full((2, 2), np.nan), np.full((2, 1), np.nan)).known_N.any()
