@@ -8,9 +8,10 @@ the chosen setting are cut to what the search has measured of their cost, so tha
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Any, Final
 
 from pipelines.folder import RunFolder
+from pipelines.progress import Progress
 from pipelines.session import ray_session
 from pipelines.tracking import tracked
 from recsys.auto.portfolio import Setting, configured, settings
@@ -33,6 +34,31 @@ _FEW: Final = 0.4  # of the planned epochs; with less than that the refit is lef
 _TOO_FEW: Final = 0.1  # of the planned epochs; with less than that nothing is trained
 _RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
 _REDUCTION: Final = 3
+_SPEAKS_S: Final = 15.0  # between two lines about running trials
+
+
+class Spoken(Lines):
+    """The lines of a search that also say, now and then, how far it is and what is best so far."""
+
+    def __init__(self, progress: Progress, children: Children, metric: str, names: list[str]) -> None:
+        super().__init__(progress, children, metric, len(names))
+        self.names, self.leading, self.last = names, ("", 0.0), 0.0
+
+    def started(self, trial: Trial, config: Config) -> None:
+        self.progress(f"trial {trial.name} of {len(self.names)}: {self.names[trial.number]}")
+        self.children.started(trial, config)
+
+    def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        super().epoch(trial, history)
+        value = trial.best or 0.0
+        if value > self.leading[1]:
+            self.leading = trial.name, value
+        if time.monotonic() - self.last > _SPEAKS_S:
+            self.last = time.monotonic()
+            self.progress(
+                f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f}; best so far "
+                f"{self.leading[1]:.4f}, trial {self.leading[0]}"
+            )
 
 
 class Portfolio(Plan):
@@ -130,7 +156,7 @@ def _try_all(
         Children(tracker, folder.progress) as kids,
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
-        lines = Lines(folder.progress, kids, config.train.metric, len(portfolio))
+        lines = Spoken(folder.progress, kids, config.train.metric, names)
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
     return plan
 
