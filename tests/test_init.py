@@ -362,6 +362,8 @@ def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.found.habits.last == true.last
     assert config.data.source.rename == {"events": {"user": "user_id", "item": "item_id", "date": "timestamp"}}  # type: ignore[union-attr]
     assert "about" in found.draft.text()
+    assert "in a sample of the files" in told(found.found)
+    assert "in a sample of the files" not in told(whole.found)
 
 
 def test_a_bucket_is_looked_at_like_a_folder(tmp_path: Path, bucket: str) -> None:

@@ -82,6 +82,7 @@ class _Canonical:
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
         time = self.columns.time.time if self.columns.time else None
+        found.is_sampled = not self.sample.is_whole
         found.day_only = bool(time and time.by_day)
         found.other_time_format = time.other if time else ""
         found.source = (

@@ -24,7 +24,7 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
         command: that is writing it, for the head.
     """
     draft = Draft()
-    seen = "all rows of the sample" if found.habits.num_rows else "the files"
+    seen = "a sample of the files" if found.is_sampled else "all rows of the files"
     draft.title = [
         f"Written by `{command}` from {seen}; every line says why.",
         "Next: recsys run --config THIS_FILE --budget 20m. Paths are relative to the folder that recsys is started in.",
@@ -86,7 +86,7 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.set(
             "data.targets",
             list(found.meaning.targets),
-            f"what is to be predicted, {share:.1%} of the events; {', '.join(rest)} count as history",
+            f"what is to be predicted, {share:.1%} of the events; the others are history: {', '.join(rest)}",
         )
         draft.other("data.targets", [], "to predict all types alike")
     elif len(habits.types) > 1 and found.event_text is None:

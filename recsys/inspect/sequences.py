@@ -27,6 +27,7 @@ def understand_sequences(looked: Looked, tables: Sequence[Table], pair: Pair) ->
     events, bad = events_of(sample.rows, {pair.user.name: schema.USER_ID, pair.item.name: schema.ITEM_ID}, CellRules())
     habits = habits_of(events, bad)
     found = Understood(data_name(sample.files[0]), [], habits, order="file")
+    found.is_sampled = not sample.is_whole
     found.order_why = "the items of a line are in order, and no time is known"
     found.source = [
         Setting("kind", "sequences", "lines of USER ITEM ITEM …, of different lengths"),

@@ -33,7 +33,8 @@ def _tables(found: Understood) -> Iterator[str]:
 
 def _events(found: Understood) -> Iterator[str]:
     habits = found.habits
-    yield f"seen       {habits.num_events:,} events of {habits.num_users:,} users and {habits.num_items:,} items"
+    where = " in a sample of the files" if found.is_sampled else ""
+    yield f"seen       {habits.num_events:,} events of {habits.num_users:,} users and {habits.num_items:,} items{where}"
     if habits.first is not None and habits.last is not None and habits.timed > 0.5:
         by_day = ", by the day" if found.day_only else ""
         yield f"             from {habits.first:%Y-%m-%d} to {habits.last:%Y-%m-%d}{by_day}"

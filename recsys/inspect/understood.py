@@ -52,6 +52,7 @@ class Understood:
     min_value: float | None = None
     min_value_why: str = ""
     day_only: bool = False
+    is_sampled: bool = False  # whether the files have more events than were looked at
     other_time_format: str = ""
     unknown_items: float = 0.0  # share of events of items that the table of items lacks
     bad: dict[str, float] = field(default_factory=dict)  # table → share of rows that cannot be used

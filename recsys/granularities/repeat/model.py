@@ -71,7 +71,7 @@ class Repeat(Granularity):
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
         assert batch.whole is not None, "evaluation and serving ask with uncut histories"
-        numbers = {name: tensor.cpu().numpy().astype(np.float64) for name, tensor in state.items()}
+        numbers = {name: tensor.cpu().numpy() for name, tensor in state.items()}  # views: a request looks at few items
         habits = ItemHabits(**{name: numbers[name] for name in _HABITS}, share=float(numbers["share"]))
         basis = Basis(**{name: numbers[name] for name in _BASIS})
         pairs = pairs_of(batch.whole.histories, numbers["is_target_T"] > 0)
