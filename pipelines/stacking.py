@@ -61,8 +61,9 @@ def stacked(
     stack = selected.encoders.stack
     assert stack is not None, "of a model with model.fusion.stack"
     described_stack = found.to_json(selected.members)
-    for name, scale in zip(selected.members, stack.scales_M.tolist(), strict=True):
-        described_stack["members"][name]["scale"] = scale
+    for place, name in enumerate(selected.members):
+        kept = {"scale": float(stack.scales_M[place]), "floor": float(stack.floors_M[place])}
+        described_stack["members"][name] |= kept
     choices[STACK] = described_stack
     progress(described(found, selected.members, config.train.metric))
     through = Split.VALID if trained.refit else Split.TRAIN

@@ -32,7 +32,7 @@ from recsys.items import ItemTower
 from recsys.pace import paced
 from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
-from recsys.stack import TRAINED, Stack, covariance, inverse, sparse_spread, spread
+from recsys.stack import FLOOR, TRAINED, Stack, covariance, inverse, sparse_spread, spread
 
 States = dict[str, State]
 
@@ -311,9 +311,13 @@ class FrozenModel:
 
     def _scale_free(self, member: str, users_BD: Tensor) -> Tensor:
         """What a member's scores are multiplied with to have the spread 1 over the catalogue: [B]."""
+        return inverse(spread(users_BD, self._covariance(member)), self._floor(member))
+
+    def _covariance(self, member: str) -> Tensor:
+        """Covariance of a member's item vectors, made once."""
         if member not in self._covariances:
             self._covariances[member] = covariance(self._own_items(member))
-        return inverse(spread(users_BD, self._covariances[member]))
+        return self._covariances[member]
 
     def _own_items(self, member: str) -> Tensor:
         if member == TRAINED:
@@ -352,21 +356,36 @@ class FrozenModel:
         assert stack is not None, "asked of a model with stacking alone"
         if module.calibrated:
             return stack.scales_M[self.members.index(member)].expand(num_rows)
-        return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)))
+        return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)), self._floor(member))
+
+    def _floor(self, member: str) -> Tensor:
+        """What is added to the spread of every query."""
+        stack = self.encoders.stack
+        assert stack is not None, "asked of a model with stacking alone"
+        return stack.floors_M[self.members.index(member)]
 
     @torch.inference_mode()
     def choose_scales(self, queries: Queries) -> None:
-        """Set the constant by which values of calibrated members are multiplied: one over their mean spread, so that
-        their weights are of the size of other members'."""
+        """Set what depends on the mean spread of a member's scores: the floor of the spread of a query, and the
+        constant by which values of calibrated members are multiplied."""
         stack = self.encoders.stack
         assert stack is not None, "asked of a model with stacking alone"
-        batch = self._fitted_batch(self._batch(queries))
+        batch = self._batch(queries)
+        spreads = {}
+        if TRAINED in self.members:
+            users_BD, _ = self.encoders.fusion(*self.encoders.encode(batch, self.items, self.states))
+            spreads[TRAINED] = spread(users_BD, self._covariance(TRAINED))
+        batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
-            if module.sparse and module.calibrated and name in self.states:
+            if name in self.states and module.sparse:
                 scores = module.boost(batch, self.items, self.states[name])
-                spread_B = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
-                mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(1.0)
-                stack.scales_M[self.members.index(name)] = 1 / mean
+                spreads[name] = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
+            elif name in self.states:
+                spreads[name] = spread(module(batch, self.items, self.states[name])[0], self._covariance(name))
+        for name, spread_B in spreads.items():
+            mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(0.0)
+            stack.floors_M[self.members.index(name)] = FLOOR * mean
+            stack.scales_M[self.members.index(name)] = inverse(mean, torch.zeros(()))
 
     @torch.inference_mode()
     def unweighted(self, queries: Queries) -> Parts:

@@ -5,10 +5,11 @@ A member's scores are divided by their standard deviation over the catalogue, qu
 history grow with its length, those of a mean do not, and one weight must fit both. With C the covariance of the
 member's item vectors,
 
-    std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / std_m · z_m,    g: group of the history's length,
+    std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / (std_m + f_m) · z_m,    g: group of the history's length,
 
-so the factor belongs to the query, a user stays one vector and every share is exact. Scores of sparse members are
-divided by their root mean square; where they are probabilities, by one constant for all queries.
+where f_m, a share of the member's mean deviation, keeps a member that hardly tells items apart for a query from being
+blown up. The factor belongs to the query, a user stays one vector and every share is exact. Scores of sparse members
+are divided by their root mean square; where they are probabilities, by one constant for all queries.
 
 Legend: B queries, D width of a member, N items, M members, G groups of history length.
 """
@@ -25,6 +26,7 @@ from recsys.granularities.sparse import SparseScores
 TRAINED: Final = "trained"  # the trained granularities as one member
 BOUNDS: Final = (1, 3, 6, 11, 21, 51)  # lengths of history at which the next group begins
 NUM_GROUPS: Final = len(BOUNDS) + 1
+FLOOR: Final = 0.3  # of the mean spread of a member
 _LEAST: Final = 1e-12  # a smaller spread is that of a member that says nothing
 
 
@@ -33,12 +35,14 @@ class Stack(nn.Module):
 
     weights_GM: Tensor
     scales_M: Tensor
+    floors_M: Tensor
     bounds_G: Tensor
 
     def __init__(self, num_members: int) -> None:
         super().__init__()
         self.register_buffer("weights_GM", torch.ones(NUM_GROUPS, num_members))
         self.register_buffer("scales_M", torch.ones(num_members))  # of members whose values are probabilities
+        self.register_buffer("floors_M", torch.zeros(num_members))  # added to the spread of a query
         self.register_buffer("bounds_G", torch.tensor(BOUNDS), persistent=False)
 
     def groups(self, lengths_B: Tensor) -> Tensor:
@@ -83,6 +87,6 @@ def sparse_spread(scores: SparseScores, num_rows: int, num_items: int) -> Tensor
     return (sums_B / max(num_items, 1)).sqrt()
 
 
-def inverse(spread_B: Tensor) -> Tensor:
-    """One over the spread; zero where a member says nothing, so that rounding is not made a signal."""
-    return torch.where(spread_B > _LEAST, 1 / spread_B.clamp(min=_LEAST), 0.0)
+def inverse(spread_B: Tensor, floor: Tensor) -> Tensor:
+    """One over the spread and its floor; zero where a member says nothing, so that rounding is not made a signal."""
+    return torch.where(spread_B > _LEAST, 1 / (spread_B + floor).clamp(min=_LEAST), 0.0)

@@ -32,6 +32,7 @@ PLAIN = Traits(
     media=False,
 )
 CONFIG = build_config({"data": {"source": {"kind": "synthetic"}}, "train": {"metric": "ndcg@5"}})
+THREE_SECONDS_AN_EPOCH = Trial(0, 0, 1, {}, history={1: {"seconds": 2.0}, 2: {"seconds": 4.0}})
 KINDS = {
     "ids with order": PLAIN,
     "sets": replace(PLAIN, ordered=False, timed=False),
@@ -41,6 +42,11 @@ KINDS = {
     "few long histories": replace(PLAIN, users=500, events=100_000),
     "large": replace(PLAIN, users=3_000_000, events=100_000_000),
 }
+
+
+def _forty_epochs() -> Config:
+    config = configured(CONFIG, PLAIN, settings(PLAIN)[0])
+    return config.model_copy(update={"train": config.train.model_copy(update={"epochs": 40, "refit": True})})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,18 +78,17 @@ def test_what_the_user_says_of_training_is_kept() -> None:
     assert config.train.batch_size == settings(PLAIN)[0].train["batch_size"]
 
 
-@pytest.mark.parametrize(
-    ("left", "epochs", "refit"), [(10_000.0, 40, True), (200.0, 20, True), (60.0, 8, False), (1.0, 1, False)]
-)
-def test_epochs_are_cut_to_the_time_that_is_left(left: float, epochs: int, refit: bool) -> None:
-    config = configured(CONFIG, PLAIN, settings(PLAIN)[0])
-    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 40, "refit": True})})
-    trial = Trial(0, 0, 1, {}, history={1: {"seconds": 2.0}, 2: {"seconds": 4.0}})
-    found = _in_time(config, trial, time.monotonic() + left)
+@pytest.mark.parametrize(("left", "refit"), [(10_000.0, True), (250.0, True), (100.0, False)])
+def test_epochs_are_cut_to_the_time_that_is_left(left: float, refit: bool) -> None:
+    found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + left)
+    assert found is not None and found.train.refit == refit
     trainings = 1 + found.train.refit + found.train.final
-    assert found.train.refit == refit
-    assert found.train.epochs * trainings * 3.0 <= max(left, 3.0 * trainings)
-    assert found.train.epochs <= epochs
+    assert 4 <= found.train.epochs <= 40
+    assert found.train.epochs * trainings * 3.0 <= left
+
+
+def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:
+    assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
 
 
 def test_no_setting_is_proposed_after_the_deadline_but_the_first(tmp_path: Path) -> None:

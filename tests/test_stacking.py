@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,12 @@ def world(strengths: list[float], seed: int = 0, noise: float = 1.0) -> Candidat
     hits_QP[torch.arange(QUERIES), wanted_QP.argmax(dim=1)] = True
     lengths_Q = np.random.default_rng(seed).integers(0, NUM_GROUPS, QUERIES)
     return Candidates(
-        scores_QPM, hits_QP, torch.ones_like(hits_QP), np.ones(QUERIES, dtype=np.int64), lengths_Q.astype(np.int64)
+        scores_QPM,
+        hits_QP,
+        torch.ones_like(hits_QP),
+        np.ones(QUERIES, dtype=np.int64),
+        lengths_Q.astype(np.int64),
+        torch.from_numpy(lengths_Q).float(),
     )
 
 
@@ -71,7 +78,7 @@ def test_a_group_whose_history_misleads_gets_other_weights() -> None:
         told.scores_QPM[misled_Q, :, 1],
         told.scores_QPM[misled_Q, :, 0],
     )
-    mixed = Candidates(scores_QPM, told.hits_QP, told.listed_QP, told.num_targets_Q, np.minimum(told.groups_Q, 1))
+    mixed = replace(told, scores_QPM=scores_QPM, groups_Q=np.minimum(told.groups_Q, 1))
     found = choose_stack(mixed, names(2), NUM_GROUPS, "ndcg@10", seed=0)
     share_G = found.weights_GM[:, 0] / found.weights_GM.sum(axis=1)
     assert share_G[1] < share_G[0] or found.is_single
@@ -85,7 +92,14 @@ def test_values_on_candidates_are_those_of_a_full_order(kind: str) -> None:
     hits_QP[:, 0] = True
     targets_Q = hits_QP.sum(dim=1).numpy()
     few, many = (
-        Candidates(scores_QP[:, :, None], hits, torch.ones_like(hits), hits.sum(dim=1).numpy(), np.zeros(30, dtype=int))
+        Candidates(
+            scores_QP[:, :, None],
+            hits,
+            torch.ones_like(hits),
+            hits.sum(dim=1).numpy(),
+            np.zeros(30, dtype=int),
+            torch.zeros(30),
+        )
         for hits in (torch.eye(12, dtype=torch.bool)[torch.arange(30) % 12], hits_QP)
     )
     for candidates in (few, many):
@@ -100,7 +114,7 @@ def test_values_on_candidates_are_those_of_a_full_order(kind: str) -> None:
 def test_a_scale_free_score_has_spread_one_for_every_query_and_zero_for_none() -> None:
     vectors_ND = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
     users_BD = torch.tensor([[1.0, 2.0, 0.0, -1.0], [100.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    factor_B = inverse(spread(users_BD, covariance(vectors_ND)))
+    factor_B = inverse(spread(users_BD, covariance(vectors_ND)), torch.zeros(()))
     spread_B = ((users_BD * factor_B[:, None]) @ vectors_ND.T).std(dim=1, correction=0)
     torch.testing.assert_close(spread_B, torch.tensor([1.0, 1.0, 0.0]))
 

@@ -30,6 +30,7 @@ _SEARCH: Final = 0.45  # share of the time that is left which the search may tak
 _RESERVE: Final = 0.15  # share for members, stacking, evaluation and registration
 _LEAST_RESERVE: Final = 20.0  # seconds of them
 _FEW: Final = 0.4  # of the planned epochs; with less than that the refit is left out
+_TOO_FEW: Final = 0.1  # of the planned epochs; with less than that nothing is trained
 _RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
 _REDUCTION: Final = 3
 
@@ -92,6 +93,10 @@ def search(
         if trial.best is not None
     ]
     whole = _in_time(configured(config, traits, chosen), best, deadline)
+    if whole is None:
+        said.append("the time that is left is too short for a training: fitted members alone")
+        folder.progress("\n".join(said))
+        return configured(config, traits, None), said
     cost = _cost(best, whole)
     said.append(f"estimate: {cost / 60:.1f} min to train, {(deadline - time.monotonic()) / 60:.1f} min are left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs{'' if whole.train.refit else ', without refit'}")
@@ -130,8 +135,9 @@ def _try_all(
     return plan
 
 
-def _in_time(config: Config, best: Trial, deadline: float) -> Config:
-    """The configuration with as many epochs as the time that is left holds, by the measured cost of one."""
+def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
+    """The configuration with as many epochs as the time that is left holds, by the measured cost of one; None where
+    they are too few to learn anything."""
     seconds, left = _seconds_an_epoch(best), deadline - time.monotonic()
     if not seconds:
         return config
@@ -139,7 +145,9 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config:
     wanted, trainings, refit = config.train.epochs, _trainings(config), config.train.refit
     if refit and affordable < _FEW * wanted * trainings:
         trainings, refit = trainings - 1, False
-    epochs = int(max(1, min(wanted, affordable / trainings)))
+    epochs = int(min(wanted, affordable / trainings))
+    if epochs < min(wanted, max(1, _TOO_FEW * wanted)):
+        return None
     every = max(1, min(config.train.evaluate_every, epochs // 4))
     changes = {"epochs": epochs, "refit": refit, "evaluate_every": every}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})

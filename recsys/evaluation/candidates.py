@@ -1,7 +1,9 @@
 """What stacking sees of validation queries: the scores of every member on the items that could be in a list.
 
 Why candidates: a sum of members is tried some hundred times, and a full ranking of the catalogue each time would take
-minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum.
+minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum. That holds for
+targets too: one outside the lists is a miss. As a candidate it would stand without the other items of its rank, and
+sums that lift such items would look better than they are.
 
 Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
 """
@@ -21,8 +23,8 @@ from recsys.evaluation.stacking import Candidates
 from recsys.pace import paced
 from recsys.stack import BOUNDS
 
-BEST: Final = 100  # items of each member
-MAX_QUERIES: Final = 4096
+BEST: Final = 60  # items of each member
+MAX_QUERIES: Final = 3000
 _MAX_SCORES: Final = 2**25  # numbers held at a time
 _TIE: Final = 1e-5  # scale-free scores that are so near count as equal, in the order of every ranking here
 
@@ -43,7 +45,7 @@ class MemberScorer(Protocol):
 def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items: int) -> Candidates:
     """The candidates of every query that has a target which counts.
 
-    Memory: 4 bytes a query, candidate and member, at most :data:`BEST` candidates a member and the targets.
+    Memory: 4 bytes a query, candidate and member, at most :data:`BEST` candidates a member.
     """
     kept, _, _ = countable(queries, exclude_seen)
     if len(kept) > MAX_QUERIES:
@@ -59,6 +61,7 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
         torch.cat([_padded(listed, width) for _, _, listed in pieces]),
         kept.num_targets_B.astype(np.int64),
         groups_of(kept),
+        torch.from_numpy(np.log1p(kept.histories.lengths_U)).float(),
     )
 
 
@@ -84,12 +87,11 @@ def _piece(model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Ten
         is_candidate_bN &= hidden_bN == 0
     is_target_bN = torch.zeros_like(is_candidate_bN)
     is_target_bN[torch.from_numpy(queries.target_rows()), torch.from_numpy(queries.target_items).long()] = True
-    is_candidate_bN |= is_target_bN
-    width = int(is_candidate_bN.sum(dim=1).max())
+    width = max(int(is_candidate_bN.sum(dim=1).max()), 1)
     places_bP = is_candidate_bN.float().topk(width, dim=1).indices
     listed_bP = is_candidate_bN.gather(1, places_bP)
     scores_bPM = torch.stack([scores_bN.gather(1, places_bP) for scores_bN in scores], dim=2)
-    return scores_bPM, is_target_bN.gather(1, places_bP), listed_bP
+    return scores_bPM, is_target_bN.gather(1, places_bP) & listed_bP, listed_bP
 
 
 def _padded(values: Tensor, width: int) -> Tensor:

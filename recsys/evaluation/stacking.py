@@ -1,20 +1,22 @@
 """Stacking: the weights of a model's members, chosen on validation so that the sum is never below its best member.
 
-Why not by gradient: fitted members have seen every training event, so training would trust them too much. Why not one
-search on all validation users: a weight that is chosen and measured on the same users flatters itself. So
+Why not by gradient in training: fitted members have seen every training event, so training would trust them too much.
+Why not one search on all validation users: weights that are chosen and measured on the same users flatter themselves.
+So there are three ways to weights, none of which may be negative, and cross-fitting over the users says which holds:
 
-1. members are added greedily, beginning with the best one (Caruana et al. 2004): a member joins when the paired gain of
-   the metric is above its noise, and the weights of those before it are adjusted;
-2. weights by length of history are then moved, group by group, under the same rule;
-3. all of this is done once for every fold of the users without that fold, and measured on the fold (cross-fitting);
-4. a member that adds nothing to the folds, on which no weight was chosen, is dropped;
-5. where the cross-fitted stack is below the best single member, cross-fitted as well, the stack *is* that member.
+* ``greedy``: beginning with the best member, one joins when the paired gain of the metric is above its noise, and the
+  weights of those before it are adjusted (Caruana et al. 2004); then weights by length of history in the same way;
+* ``softmax``: the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge;
+* ``gated``: the same with w_m exp(s_m x), x the standardised logarithm of the history's length.
 
-Scores of a member are divided by their standard deviation over the catalogue, query by query (see
-:class:`recsys.stack.Stack`), so a weight means the same for a short and a long history. Everything is computed on the
-candidates of each query: the best items of every member, and the targets.
+Each is fitted without every fold of the users and measured on it. A member that adds nothing to the folds is dropped;
+where the best of the three is below the best single member, cross-fitted as well, the stack *is* that member.
 
-Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, F folds.
+Scores of a member are divided by their spread over the catalogue, query by query (see :class:`recsys.stack.Stack`), so
+a weight means the same for a short and a long history. Everything is computed on the candidates of each query, the best
+items of every member; a target outside them is a miss.
+
+Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, T targets.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recsys.data.histories import Array
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
@@ -39,6 +41,9 @@ _START: Final = (0.01, 0.03, 0.1, 0.3, 1.0)  # weights at which a member is trie
 _ADJUST: Final = (0.5, 0.75, 1.33, 2.0)  # factors at which the weights of members are tried again
 _GROUP: Final = (0.0, 0.5, 2.0)
 _ROUNDS: Final = 2
+_RIDGE: Final = 1.0  # of the softmax fits, over the number of queries
+_GATE_RIDGE: Final = 3.0  # of the slopes, likewise
+_FIT_STEPS: Final = 40
 _FEW_TARGETS: Final = 3  # a query, up to which ranks are counted
 
 
@@ -51,6 +56,7 @@ class Candidates:
     listed_QP: Tensor  # bool, False behind a query's last candidate
     num_targets_Q: Array  # int64, in the whole catalogue
     groups_Q: Array  # int64, group of the length of the history
+    log_lengths_Q: Tensor  # float32, log(1 + length of the history)
 
     @cached_property
     def targets(self) -> tuple[Tensor, Tensor]:
@@ -61,8 +67,9 @@ class Candidates:
     def take(self, rows_Q: Array) -> Candidates:
         """Some of the queries."""
         at = torch.from_numpy(rows_Q)
+        scores_QPM, hits_QP, listed_QP = self.scores_QPM[at], self.hits_QP[at], self.listed_QP[at]
         return Candidates(
-            self.scores_QPM[at], self.hits_QP[at], self.listed_QP[at], self.num_targets_Q[rows_Q], self.groups_Q[rows_Q]
+            scores_QPM, hits_QP, listed_QP, self.num_targets_Q[rows_Q], self.groups_Q[rows_Q], self.log_lengths_Q[at]
         )
 
     def __len__(self) -> int:
@@ -76,6 +83,7 @@ class Stacked:
     weights_GM: Array  # float64, one row a group
     single: str  # the best single member
     is_single: bool  # whether the model is that member
+    way: str  # to the weights: greedy, softmax, gated or single
     value: float  # of the stack, on the queries that chose it
     cross_fitted: float  # of stacks chosen without the fold that they are measured on
     single_cross_fitted: float  # of the best single member, chosen in the same way
@@ -88,6 +96,7 @@ class Stacked:
         return {
             "single": self.single,
             "is_single": self.is_single,
+            "way": self.way,
             "validation": self.value,
             "cross_fitted": self.cross_fitted,
             "single_cross_fitted": self.single_cross_fitted,
@@ -116,27 +125,19 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     measure = _measure(metric)
     alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
     best = int(np.argmax(alone_QM.mean(axis=0)))
-    chosen_GM = _choose(candidates, measure, len(names), num_groups)
-    fold_Q = np.random.default_rng(seed).permutation(len(candidates)) % FOLDS
-    crossed_Q, single_Q = np.zeros(len(candidates)), np.zeros(len(candidates))
-    rest_QM = np.zeros((len(candidates), len(names)))  # without each member
-    for fold in range(FOLDS):
-        rest, held = np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)
-        if len(rest) and len(held):
-            weights_GM = _choose(candidates.take(rest), measure, len(names), num_groups)
-            fold_held = candidates.take(held)
-            crossed_Q[held] = measure(fold_held, weights_GM)
-            for place in range(len(names)):
-                used = weights_GM[:, place].any()
-                rest_QM[held, place] = measure(fold_held, _without(weights_GM, place)) if used else crossed_Q[held]
-            single_Q[held] = alone_QM[held, int(np.argmax(alone_QM[rest].mean(axis=0)))]
-    adds_M = crossed_Q.mean() - rest_QM.mean(axis=0)
+    single_Q = _crossed(candidates, seed, lambda rest: _best_of(rest, measure, len(names), num_groups), measure)[0]
+    found = {}
+    for way, fit in _ways(measure, len(names), num_groups).items():
+        found[way] = (fit, *_crossed(candidates, seed, fit, measure))
+    way = max(found, key=lambda name: float(found[name][1].mean()))
+    fit, crossed_Q, adds_M = found[way]
+    chosen_GM = fit(candidates)
     for place in np.flatnonzero((adds_M <= 0) & (np.arange(len(names)) != best)).tolist():
         chosen_GM = _without(chosen_GM, place)
-    chosen_GM /= chosen_GM.max()
     is_single = bool(crossed_Q.mean() < single_Q.mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if is_single:
-        chosen_GM = _one(best, len(names), num_groups)
+        chosen_GM, way = _one(best, len(names), num_groups), "single"
+    chosen_GM = chosen_GM / chosen_GM.max()
     without = {}
     for place, name in enumerate(names):
         if chosen_GM[:, place].any() and not is_single:
@@ -145,6 +146,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
         weights_GM=chosen_GM,
         single=names[best],
         is_single=is_single,
+        way=way,
         value=float(measure(candidates, chosen_GM).mean()),
         cross_fitted=float((single_Q if is_single else crossed_Q).mean()),
         single_cross_fitted=float(single_Q.mean()),
@@ -155,6 +157,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
 
 
 Measure = Callable[[Candidates, Array], Array]
+Fit = Callable[[Candidates], Array]
 
 
 def _measure(metric: str) -> Measure:
@@ -194,6 +197,84 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
     weights_GM = np.zeros((num_groups, num_members))
     weights_GM[:, member] = 1.0
     return weights_GM
+
+
+def _ways(measure: Measure, num_members: int, num_groups: int) -> dict[str, Fit]:
+    """The ways to weights, by name."""
+    return {
+        "greedy": lambda rest: _choose(rest, measure, num_members, num_groups),
+        "softmax": lambda rest: fit_softmax(rest, num_groups, gated=False),
+        "gated": lambda rest: fit_softmax(rest, num_groups, gated=True),
+    }
+
+
+def _crossed(candidates: Candidates, seed: int, fit: Fit, measure: Measure) -> tuple[Array, Array]:
+    """The metric of every query [Q] with weights that were fitted without its fold, and what every member adds [M]."""
+    num_members = candidates.scores_QPM.shape[2]
+    fold_Q = np.random.default_rng(seed).permutation(len(candidates)) % FOLDS
+    crossed_Q, rest_QM = np.zeros(len(candidates)), np.zeros((len(candidates), num_members))
+    for fold in range(FOLDS):
+        rest, held = np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)
+        if not len(rest) or not len(held):
+            continue
+        weights_GM, of_fold = fit(candidates.take(rest)), candidates.take(held)
+        crossed_Q[held] = measure(of_fold, weights_GM)
+        for place in range(num_members):
+            used = weights_GM[:, place].any()
+            rest_QM[held, place] = measure(of_fold, _without(weights_GM, place)) if used else crossed_Q[held]
+    return crossed_Q, crossed_Q.mean() - rest_QM.mean(axis=0)
+
+
+def _best_of(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:
+    values = [measure(candidates, _one(place, num_members, num_groups)).mean() for place in range(num_members)]
+    return _one(int(np.argmax(values)), num_members, num_groups)
+
+
+def fit_softmax(candidates: Candidates, num_groups: int, gated: bool) -> Array:
+    """The weights under which the targets among the candidates are most likely: [G, M], none negative.
+
+    Minimises the mean of −log softmax(Σ_m w_m exp(s_m x) score_m)[target] and a ridge on w and s, by L-BFGS. A group
+    has the weights of its mean x.
+    """
+    scores_QPM, num_members = candidates.scores_QPM, candidates.scores_QPM.shape[2]
+    wanted_QP = candidates.hits_QP.float()
+    counts_Q1 = wanted_QP.sum(dim=1, keepdim=True)
+    told_Q = (counts_Q1[:, 0] > 0).nonzero()[:, 0]
+    if not len(told_Q):
+        return np.ones((num_groups, num_members))
+    scores_QPM, wanted_QP = scores_QPM[told_Q], (wanted_QP / counts_Q1.clamp(min=1))[told_Q]
+    out_QP = torch.where(candidates.listed_QP[told_Q], 0.0, -1e9)
+    x_Q = candidates.log_lengths_Q - candidates.log_lengths_Q.mean()
+    x_Q = x_Q / x_Q.std().clamp(min=1e-6) if len(x_Q) > 1 else x_Q
+    raw_M = torch.full((num_members,), -2.0, requires_grad=True)
+    slopes_M = torch.zeros(num_members, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [raw_M, slopes_M] if gated else [raw_M], max_iter=_FIT_STEPS, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        weights_M = nn.functional.softplus(raw_M)
+        weights_QM = weights_M * (x_Q[told_Q, None] * slopes_M).exp()
+        logits_QP = torch.einsum("qpm,qm->qp", scores_QPM, weights_QM) + out_QP
+        fitted = -(wanted_QP * logits_QP.log_softmax(dim=1)).sum(dim=1).mean()
+        ridge = _RIDGE * weights_M.square().sum() + _GATE_RIDGE * slopes_M.square().sum()
+        whole: Tensor = fitted + ridge / len(told_Q)
+        whole.backward()  # type: ignore[no-untyped-call]
+        return whole
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        weights_M = nn.functional.softplus(raw_M)
+        groups_Q = torch.from_numpy(candidates.groups_Q)
+        means_G = torch.stack(
+            [
+                x_Q[groups_Q == group].mean() if bool((groups_Q == group).any()) else torch.tensor(0.0)
+                for group in range(num_groups)
+            ]
+        )
+        found_GM = weights_M * (means_G[:, None] * slopes_M).exp()
+        return found_GM.double().numpy() if bool(found_GM.isfinite().all()) else np.ones((num_groups, num_members))
 
 
 def _without(weights_GM: Array, member: int) -> Array:

@@ -60,7 +60,8 @@ def assemble(
         members = choices[STACK]["members"]
         weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
         model.encoders.stack.weights_GM.copy_(weights_GM)
-        model.encoders.stack.scales_M.copy_(torch.tensor([members[name]["scale"] for name in model.encoders.members]))
+        for key, buffer in (("scale", model.encoders.stack.scales_M), ("floor", model.encoders.stack.floors_M)):
+            buffer.copy_(torch.tensor([members[name][key] for name in model.encoders.members]))
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
     return frozen
