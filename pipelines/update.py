@@ -40,6 +40,7 @@ from recsys.registry.register import register as register_bundle
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.feedback import gather, read_feedback
 from recsys.serving.recommender import Recommender
+from recsys.training.members import refuse_stacked
 from recsys.training.refit_fusion import Refit, refit_fusion
 from recsys.training.strata import refit_strata, stratum_of
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
@@ -168,6 +169,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
     with folder.progress.stage("feedback"):
         feedback = read_feedback(settings.feedback, settings.rewards, config.data.quarantine.limit("events"))
         parent = open_parent(parent_uri(config), tracking_uri(config))
+        refuse_stacked(parent.bundle.model.encoders, "update.only fusion", parent.uri)
         recommender = Recommender(parent.bundle)
         found = gather(recommender, feedback)
         folder.progress(

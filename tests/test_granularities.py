@@ -24,6 +24,7 @@ from recsys.granularities.place.columns import Places
 from recsys.granularities.social.friends import Friends
 
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
+DAY = 86_400
 PROFILE = ProfileEncoding(
     (Field("age", "number", edges=(30.0,), center=30.0, scale=10.0), Field("city", "category", 1, ("rome", "oslo"))),
     (Field("genres", "list", 2, ("drama", "crime")),),
@@ -79,10 +80,11 @@ CASES = [
     ("als", {"factors": 4}),
     ("content", {"recency": 1.0, "half_life": 2.0}),
     ("place", {"recency": 1.0}),
+    ("moment", {}),
     ("social", {"fit": "counts", "half_life": "none"}),
     ("repeat", {}),
 ]
-ALWAYS_THERE = {"popularity"}  # they need nothing of the user
+ALWAYS_THERE = {"popularity", "moment"}  # they need nothing of the user
 
 
 def make(name: str, **options: object) -> Granularity:
@@ -134,12 +136,14 @@ def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
 
 def histories(users: list[int]) -> Histories:
     made = Histories.of_items([HISTORIES[user] for user in users], users)
-    return replace(made, times_E=np.arange(len(made.items_E), dtype=np.int64) * 86_400 + 1)
+    place_E = np.arange(len(made.items_E)) - np.repeat(made.offsets_U1[:-1], made.lengths_U)
+    return replace(made, times_E=place_E.astype(np.int64) * DAY + 1)
 
 
 def batch_of(users: list[int]) -> Batch:
     asked = histories(users)
-    return last_position(Queries(asked, np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 6)
+    nothing, at = (np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), np.full(len(asked), 30 * DAY)
+    return last_position(Queries(asked, *nothing, asked_at_B=at), 6)
 
 
 def answers(module: Granularity, batch: Batch, items: ItemView, state: State) -> tuple[torch.Tensor, torch.Tensor]:

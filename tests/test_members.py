@@ -14,12 +14,14 @@ from handmade import small_model, small_world, write_dataset
 from pipelines.summary import member_table, signal_table, verdict
 from recsys.config import build_config
 from recsys.data.histories import Split
+from recsys.errors import ConfigError
 from recsys.evaluation.ablation import Kept, ranked_values
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.members import Shares, member_report, shares, single_line
 from recsys.evaluation.panels import members_panel, signals_panel
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
+from recsys.training.members import refuse_stacked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -199,6 +201,13 @@ def test_both_best_baselines_are_in_the_verdict() -> None:
     assert second.startswith("not distinguishable from als, the best baseline on test")
     comparison["best_on_test"] = "ease"
     assert verdict({"metric": "ndcg@5", "comparison": comparison}).startswith("above ease, the best baseline: ")
+
+
+def test_lambdas_of_a_stacked_model_are_not_chosen_again(tmp_path) -> None:
+    dataset = small_world(tmp_path)
+    with pytest.raises(ConfigError, match=r"tune.search fusion: the members of this one are weighed by stacking"):
+        refuse_stacked(stacked_model(dataset, [1.0, 1.0, 1.0]).encoders, "tune.search fusion", "this one")
+    refuse_stacked(small_model(dataset).encoders, "tune.search fusion", "this one")
 
 
 def test_a_sparse_matrix_is_made_without_a_warning() -> None:

@@ -39,6 +39,7 @@ from recsys.registry.lineage import Parent, open_parent
 from recsys.registry.tracking import Tracker, remembered_run, tracking_uri
 from recsys.training.checkpoint import TrainResult
 from recsys.training.fitted import sample_queries
+from recsys.training.members import refuse_stacked
 from recsys.training.selected import selected_model
 from tune.fusion_report import render_report
 from tune.fusion_search import CrossFit, Setting, Trials, cross_fit, search
@@ -99,6 +100,7 @@ def check(trained: TrainResult, folder: RunFolder) -> None:
             f"tune.search fusion weighs granularities against each other, but the model in {folder.model} has one, "
             f"{names[0]}; enable another (model.granularities) and train again"
         )
+    refuse_stacked(trained.frozen.encoders, "tune.search fusion", f"the model in {folder.model}")
     if "parent" in folder.read_json(folder.model / ORIGIN, "run `recsys train` again"):
         raise ConfigError(
             f"the model in {folder.model} goes on from an earlier one, which has been trained on the validation events "

@@ -51,6 +51,7 @@ def members(traits: Traits) -> Tree:
         "repeat": traits.repeats,
         "place": traits.coordinates,
         "content": traits.text,
+        "moment": traits.timed,
     }
     found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted and name in SECTIONS}
     if traits.friends and small and "fit" in section_class("social").model_fields:

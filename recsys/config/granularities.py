@@ -34,6 +34,7 @@ SECTIONS: Final = {
     "als": "recsys.granularities.als.section:AlsConfig",
     "content": "recsys.granularities.content.section:ContentConfig",
     "place": "recsys.granularities.place.section:PlaceConfig",
+    "moment": "recsys.granularities.moment.section:MomentConfig",
     "popularity": "recsys.granularities.popularity.section:PopularityConfig",
     "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }

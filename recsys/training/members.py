@@ -7,6 +7,8 @@ weight that is chosen on validation needs all of them as they answer there.
 from __future__ import annotations
 
 from recsys.config import Config
+from recsys.errors import ConfigError
+from recsys.model import Encoders
 from recsys.training.kept import without
 
 
@@ -22,3 +24,21 @@ def trained_only(config: Config) -> Config:
     found = without(config, names if config.model.granularities.are_trained else names[1:])
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})
+
+
+def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
+    """Refuse to choose λ of a model in which stacking weighs the members: its answers would not follow them.
+
+    Args:
+        encoders: of the model.
+        what: the key that asks for it, such as ``tune.search fusion``.
+        whose: the model, for the message.
+
+    Raises:
+        ConfigError: the model is stacked.
+    """
+    if encoders.stack is not None:
+        raise ConfigError(
+            f"{what}: the members of {whose} are weighed by stacking (model.fusion.stack), which already chose the "
+            "best sum on validation; run `recsys train` or `recsys update` to choose it again on newer events"
+        )

@@ -1,0 +1,87 @@
+"""Moment: what is chosen at such an hour, on such a day of the week, in such a context, more often than usual.
+
+Cells g are the hours and weekdays (UTC) of the question, and the values of context columns known when it is asked.
+
+    a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),    r_ui = log q_i + Σ_{g at the question} a_ig,
+
+c_gi the events of item i in cell g, n_g those of all items, p_i the item's share of events, q_i the same with one event
+more each: naive Bayes over the cells, as ``profile`` counts. The score orders by the probability of an item now; α is
+chosen on validation. A table of items × (31 + values of the context columns).
+
+Legend: N items, G cells, B queries, E events, C context columns.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.log_odds import log_odds
+from recsys.granularities.moment.section import HOURS, WEEKDAYS, MomentConfig
+
+_HOUR: Final = 3600
+_THURSDAY: Final = 3  # 1 January 1970, Monday being 0
+
+
+class Moment(Granularity):
+    """A fitted member with item vectors of its own; absent where neither time nor context of the question is known."""
+
+    fitted = True
+    reads_events = False
+    reads_histories = True
+
+    def __init__(self, config: MomentConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        config.check(sizes)
+        self.smoothing = config.smoothing[0]
+        names = [name for name, _ in sizes.context]
+        self.columns = [names.index(name) for name in config.query_context]
+        self.num_codes = [sizes.context[column][1] for column in self.columns]
+
+    def cells(self, times_E: Tensor, context_EC: Tensor) -> Tensor:
+        """The cells of moments: [E, 2 + columns], −1 where unknown."""
+        is_known_E = times_E != 0
+        hours_E = torch.where(is_known_E, times_E.div(_HOUR, rounding_mode="floor") % HOURS, -1)
+        days_E = (times_E.div(_HOUR * HOURS, rounding_mode="floor") + _THURSDAY) % WEEKDAYS
+        found, start = [hours_E, torch.where(is_known_E, days_E + HOURS, -1)], HOURS + WEEKDAYS
+        for column, num_codes in zip(self.columns, self.num_codes, strict=True):
+            codes_E = context_EC[:, column].long()
+            found.append(torch.where(codes_E > 0, codes_E + start, -1))
+            start += num_codes
+        return torch.stack(found, dim=1)
+
+    @property
+    def num_cells(self) -> int:
+        return HOURS + WEEKDAYS + sum(self.num_codes)
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        histories = graphs.histories
+        assert histories is not None, "asked for by reads_histories"
+        cells_EX = self.cells(torch.as_tensor(histories.times_E), torch.as_tensor(histories.context_EC)).numpy()
+        known_EX = cells_EX >= 0
+        pairs_P = cells_EX[known_EX] * graphs.num_items + np.repeat(histories.items_E, known_EX.sum(1))
+        size = self.num_cells * graphs.num_items
+        counts_GN = torch.as_tensor(np.bincount(pairs_P, minlength=size).reshape(self.num_cells, -1)).float()
+        events_N = torch.as_tensor(np.bincount(histories.items_E, minlength=graphs.num_items)).float()
+        share_N = events_N / events_N.sum().clamp(min=1)
+        odds_GN = log_odds(counts_GN, counts_GN.sum(1, keepdim=True), share_N, self.smoothing)
+        popularity_N = ((events_N + 1) / (events_N.sum() + graphs.num_items)).log()
+        vectors_NG = torch.cat([odds_GN, popularity_N[None]]).T.contiguous()
+        return {"vectors_NG": vectors_NG.to(items.vectors_SD.device)}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["vectors_NG"]
+
+    def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        cells_BX = self.cells(batch.asked_at_B, batch.asked_BC)
+        known_BX = cells_BX >= 0
+        z_BG = torch.zeros(len(batch), self.num_cells + 1, device=cells_BX.device)
+        z_BG.scatter_add_(1, cells_BX.clamp(min=0), known_BX.float())
+        present_B = known_BX.any(1)
+        z_BG[:, -1] = present_B.float()
+        return z_BG, present_B

@@ -1,0 +1,46 @@
+"""What ``moment`` says of itself: what is chosen at such an hour, on such a weekday, in such a context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.workload import FLOAT, Estimate, Workload
+from recsys.errors import ConfigError, choices
+
+if TYPE_CHECKING:
+    from recsys.granularities.base import ModelSizes
+
+HOURS, WEEKDAYS = 24, 7
+
+
+class MomentConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
+    always_fitted: ClassVar[bool] = True
+    candidates: ClassVar[tuple[str, ...]] = ("smoothing",)
+
+    query_context: list[str] = Field(
+        [], description="categories among data.context known at the moment of asking (no column that tells the answer)"
+    )
+    smoothing: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
+        [10_000.0, 1_000.0, 100.0], description="events that an hour is taken to have as every hour has; one or several"
+    )
+
+    def check(self, sizes: ModelSizes) -> None:
+        known = [name for name, num_codes in sizes.context if num_codes]
+        if strays := [name for name in self.query_context if name not in known]:
+            raise ConfigError(
+                f"model.granularities.moment.query_context names {', '.join(strays)}, no category of data.context: "
+                f"{choices(known) or 'there is none'}"
+            )
+        if not sizes.timed and not self.query_context:
+            raise ConfigError(
+                "model.granularities.moment needs times of events, or context in moment.query_context, and this "
+                "dataset has neither; disable it"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        """The counts and their logarithms."""
+        return Estimate(layers=0.0, holds_events=True, fitting=work.data.items * (HOURS + WEEKDAYS + 64) * FLOAT * 3)
