@@ -61,7 +61,6 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
         torch.cat([_padded(listed, width) for _, _, listed in pieces]),
         kept.num_targets_B.astype(np.int64),
         groups_of(kept),
-        torch.from_numpy(np.log1p(kept.histories.lengths_U)).float(),
     )
 
 

@@ -2,15 +2,16 @@
 
 Why not by gradient in training: fitted members have seen every training event, so training would trust them too much.
 Why not one search on all validation users: weights that are chosen and measured on the same users flatter themselves.
-So there are three ways to weights, none of which may be negative, and cross-fitting over the users says which holds:
+So there are two ways to weights, none of which may be negative, and cross-fitting over the users says which holds:
 
+* ``softmax``: the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge; the
+  steadier one where users are few;
 * ``greedy``: beginning with the best member, one joins when the paired gain of the metric is above its noise, and the
-  weights of those before it are adjusted (Caruana et al. 2004); then weights by length of history in the same way;
-* ``softmax``: the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge;
-* ``gated``: the same with w_m exp(s_m x), x the standardised logarithm of the history's length.
+  weights of those before it are adjusted (Caruana et al. 2004); then weights by length of history in the same way. It
+  is taken where it is better than the softmax beyond noise.
 
 Each is fitted without every fold of the users and measured on it. A member that adds nothing to the folds is dropped;
-where the best of the three is below the best single member, cross-fitted as well, the stack *is* that member.
+where the way that is taken is below the best single member, cross-fitted as well, the stack *is* that member.
 
 Scores of a member are divided by their spread over the catalogue, query by query (see :class:`recsys.stack.Stack`), so
 a weight means the same for a short and a long history. Everything is computed on the candidates of each query, the best
@@ -41,8 +42,7 @@ _START: Final = (0.01, 0.03, 0.1, 0.3, 1.0)  # weights at which a member is trie
 _ADJUST: Final = (0.5, 0.75, 1.33, 2.0)  # factors at which the weights of members are tried again
 _GROUP: Final = (0.0, 0.5, 2.0)
 _ROUNDS: Final = 2
-_RIDGE: Final = 1.0  # of the softmax fits, over the number of queries
-_GATE_RIDGE: Final = 3.0  # of the slopes, likewise
+_RIDGE: Final = 10.0  # of the softmax fit, over the number of queries
 _FIT_STEPS: Final = 40
 _FEW_TARGETS: Final = 3  # a query, up to which ranks are counted
 
@@ -56,7 +56,6 @@ class Candidates:
     listed_QP: Tensor  # bool, False behind a query's last candidate
     num_targets_Q: Array  # int64, in the whole catalogue
     groups_Q: Array  # int64, group of the length of the history
-    log_lengths_Q: Tensor  # float32, log(1 + length of the history)
 
     @cached_property
     def targets(self) -> tuple[Tensor, Tensor]:
@@ -68,9 +67,7 @@ class Candidates:
         """Some of the queries."""
         at = torch.from_numpy(rows_Q)
         scores_QPM, hits_QP, listed_QP = self.scores_QPM[at], self.hits_QP[at], self.listed_QP[at]
-        return Candidates(
-            scores_QPM, hits_QP, listed_QP, self.num_targets_Q[rows_Q], self.groups_Q[rows_Q], self.log_lengths_Q[at]
-        )
+        return Candidates(scores_QPM, hits_QP, listed_QP, self.num_targets_Q[rows_Q], self.groups_Q[rows_Q])
 
     def __len__(self) -> int:
         return len(self.num_targets_Q)
@@ -83,7 +80,7 @@ class Stacked:
     weights_GM: Array  # float64, one row a group
     single: str  # the best single member
     is_single: bool  # whether the model is that member
-    way: str  # to the weights: greedy, softmax, gated or single
+    way: str  # to the weights: softmax, greedy or single
     value: float  # of the stack, on the queries that chose it
     cross_fitted: float  # of stacks chosen without the fold that they are measured on
     single_cross_fitted: float  # of the best single member, chosen in the same way
@@ -129,7 +126,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     found = {}
     for way, fit in _ways(measure, len(names), num_groups).items():
         found[way] = (fit, *_crossed(candidates, seed, fit, measure))
-    way = max(found, key=lambda name: float(found[name][1].mean()))
+    way = "greedy" if _gains(found["greedy"][1], found["softmax"][1], _NOISE) else "softmax"
     fit, crossed_Q, adds_M = found[way]
     chosen_GM = fit(candidates)
     for place in np.flatnonzero((adds_M <= 0) & (np.arange(len(names)) != best)).tolist():
@@ -203,8 +200,7 @@ def _ways(measure: Measure, num_members: int, num_groups: int) -> dict[str, Fit]
     """The ways to weights, by name."""
     return {
         "greedy": lambda rest: _choose(rest, measure, num_members, num_groups),
-        "softmax": lambda rest: fit_softmax(rest, num_groups, gated=False),
-        "gated": lambda rest: fit_softmax(rest, num_groups, gated=True),
+        "softmax": lambda rest: fit_softmax(rest, num_groups),
     }
 
 
@@ -230,51 +226,35 @@ def _best_of(candidates: Candidates, measure: Measure, num_members: int, num_gro
     return _one(int(np.argmax(values)), num_members, num_groups)
 
 
-def fit_softmax(candidates: Candidates, num_groups: int, gated: bool) -> Array:
+def fit_softmax(candidates: Candidates, num_groups: int) -> Array:
     """The weights under which the targets among the candidates are most likely: [G, M], none negative.
 
-    Minimises the mean of −log softmax(Σ_m w_m exp(s_m x) score_m)[target] and a ridge on w and s, by L-BFGS. A group
-    has the weights of its mean x.
+    Minimises the mean of −log softmax(Σ_m w_m score_m)[target] and a ridge on w, by L-BFGS.
     """
-    scores_QPM, num_members = candidates.scores_QPM, candidates.scores_QPM.shape[2]
-    wanted_QP = candidates.hits_QP.float()
-    counts_Q1 = wanted_QP.sum(dim=1, keepdim=True)
+    num_members = candidates.scores_QPM.shape[2]
+    counts_Q1 = candidates.hits_QP.sum(dim=1, keepdim=True)
     told_Q = (counts_Q1[:, 0] > 0).nonzero()[:, 0]
+    even_GM = np.ones((num_groups, num_members))
     if not len(told_Q):
-        return np.ones((num_groups, num_members))
-    scores_QPM, wanted_QP = scores_QPM[told_Q], (wanted_QP / counts_Q1.clamp(min=1))[told_Q]
+        return even_GM
+    scores_QPM = candidates.scores_QPM[told_Q]
+    wanted_QP = (candidates.hits_QP / counts_Q1.clamp(min=1))[told_Q]
     out_QP = torch.where(candidates.listed_QP[told_Q], 0.0, -1e9)
-    x_Q = candidates.log_lengths_Q - candidates.log_lengths_Q.mean()
-    x_Q = x_Q / x_Q.std().clamp(min=1e-6) if len(x_Q) > 1 else x_Q
     raw_M = torch.full((num_members,), -2.0, requires_grad=True)
-    slopes_M = torch.zeros(num_members, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [raw_M, slopes_M] if gated else [raw_M], max_iter=_FIT_STEPS, line_search_fn="strong_wolfe"
-    )
+    optimizer = torch.optim.LBFGS([raw_M], max_iter=_FIT_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         weights_M = nn.functional.softplus(raw_M)
-        weights_QM = weights_M * (x_Q[told_Q, None] * slopes_M).exp()
-        logits_QP = torch.einsum("qpm,qm->qp", scores_QPM, weights_QM) + out_QP
+        logits_QP = scores_QPM @ weights_M + out_QP
         fitted = -(wanted_QP * logits_QP.log_softmax(dim=1)).sum(dim=1).mean()
-        ridge = _RIDGE * weights_M.square().sum() + _GATE_RIDGE * slopes_M.square().sum()
-        whole: Tensor = fitted + ridge / len(told_Q)
+        whole: Tensor = fitted + _RIDGE / len(told_Q) * weights_M.square().sum()
         whole.backward()  # type: ignore[no-untyped-call]
         return whole
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        weights_M = nn.functional.softplus(raw_M)
-        groups_Q = torch.from_numpy(candidates.groups_Q)
-        means_G = torch.stack(
-            [
-                x_Q[groups_Q == group].mean() if bool((groups_Q == group).any()) else torch.tensor(0.0)
-                for group in range(num_groups)
-            ]
-        )
-        found_GM = weights_M * (means_G[:, None] * slopes_M).exp()
-        return found_GM.double().numpy() if bool(found_GM.isfinite().all()) else np.ones((num_groups, num_members))
+    weights_M = nn.functional.softplus(raw_M).detach().double().numpy()
+    return np.tile(weights_M, (num_groups, 1)) if np.isfinite(weights_M).all() else even_GM
 
 
 def _without(weights_GM: Array, member: int) -> Array:
