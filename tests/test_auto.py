@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.auto import with_model
+from pipelines.folder import RunFolder
+from pipelines.progress import Progress
 from recsys.auto.portfolio import configured, members, settings
 from recsys.auto.traits import Traits, has_coordinates
-from recsys.config import Config, build_config
+from recsys.config import Config, build_config, load_config
 from recsys.config.values import seconds_of
+from recsys.data.histories import Split
+from recsys.errors import ArtifactError
+from tests.handmade import DAY, write_dataset
 from tune.auto import Portfolio, _in_time
 from tune.ledger import Ledger, Trial
 
@@ -115,3 +121,25 @@ def test_a_wrong_duration_names_the_forms(text: str) -> None:
 
 def test_coordinates_need_both_columns() -> None:
     assert has_coordinates(["name", "LAT", "Lng"]) and not has_coordinates(["latitude", "price"])
+
+
+def _dataset_and_folder(tmp_path: Path) -> tuple[Config, RunFolder]:
+    parts = (Split.TRAIN, Split.TRAIN, Split.TRAIN, Split.VALID, Split.TEST)
+    rows = [[((user + day) % 7, 0, (day + 1) * DAY, part) for day, part in enumerate(parts)] for user in range(12)]
+    write_dataset(tmp_path / "data", rows, 7)
+    config = build_config({"data": {"dir": str(tmp_path / "data"), "source": {"kind": "synthetic"}}})
+    (tmp_path / "run").mkdir()
+    return config, RunFolder(tmp_path / "run", Progress(None))
+
+
+def test_a_choice_is_written_whole_and_followed_by_the_verbs_that_do_not_choose(tmp_path: Path) -> None:
+    config, folder = _dataset_and_folder(tmp_path)
+    with pytest.raises(ArtifactError, match="run `recsys run` or `recsys train`"):
+        with_model(config, folder, chooses=False)
+    chosen = with_model(config, folder, chooses=True)
+    assert chosen.has_model and chosen.train.final
+    assert with_model(config, folder, chooses=False).model == chosen.model
+    assert load_config(folder.config).model == chosen.model, "config.yaml runs it again without a choice"
+    other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
+    with pytest.raises(ArtifactError, match="nothing was chosen yet"):
+        with_model(other, folder, chooses=False)
