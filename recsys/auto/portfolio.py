@@ -104,7 +104,7 @@ def _sequences(traits: Traits) -> list[Setting]:
     far = traits.length > _LONG
     width = 64 if narrow else 128
     dropout = 0.4 if narrow and not far else 0.3
-    pooled = "text" if traits.text else "item"
+    pooled = "text" if traits.text and not far else "item"  # long histories tell more by ids
 
     def one(name: str, width: int, changes: Tree | None = None, **evolution: Any) -> Setting:
         attention = {
@@ -162,8 +162,10 @@ def _ordered_training(traits: Traits, width: int) -> Tree:
 def _sets(traits: Traits) -> list[Setting]:
     """Light graph convolution over histories without order."""
 
-    def one(name: str, width: int = 128, layers: int = 4, **changes: Any) -> Setting:
+    def one(name: str, width: int = 128, layers: int = 6, friends: bool = False, **changes: Any) -> Setting:
         granularities: Tree = {"collaborative": {"enabled": True, "layers": layers, "weight": 1.0}}
+        if friends:
+            granularities["social"] = {"enabled": True, "conv": "light", "dropout": 0.0, "weight": 0.4}
         model: Tree = {
             "width": width,
             "max_history": 64,
@@ -172,7 +174,7 @@ def _sets(traits: Traits) -> list[Setting]:
             "granularities": granularities,
         }
         train: Tree = {
-            "epochs": 60,
+            "epochs": 80,
             "batch_size": 4096,
             "lr": 0.015,
             "warmup": 0.0,
@@ -185,9 +187,9 @@ def _sets(traits: Traits) -> list[Setting]:
         return Setting(name, model, train | changes)
 
     return [
-        one("graph convolution of width 128"),
-        one("six layers", layers=6),
-        one("two layers", layers=2),
+        one("graph convolution of width 128, 6 layers"),
+        *([one("friends in the training", friends=True)] if traits.friends else []),
+        one("3 layers", layers=3),
         one("width 64", width=64),
         one("less hidden", hide_history=0.15),
     ]

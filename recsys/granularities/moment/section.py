@@ -42,5 +42,6 @@ class MomentConfig(GranularityConfig):
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        """The counts and their logarithms."""
-        return Estimate(layers=0.0, holds_events=True, fitting=work.data.items * (HOURS + WEEKDAYS + 64) * FLOAT * 3)
+        """The counts and their logarithms, and the events in order."""
+        counts = work.data.items * (HOURS + WEEKDAYS + 64) * FLOAT * 3
+        return Estimate(layers=0.0, fitting=counts + work.data.events * 60)
