@@ -27,10 +27,9 @@ from tune.slots import slots_of_cluster
 from tune.space import Space
 from tune.watching import Children, Lines
 
-_SEARCH: Final = 0.45  # share of the time that is left which the search may take
-_RESERVE: Final = 0.15  # share for members, stacking, evaluation and registration
+_SEARCH: Final = 0.35  # share of the time that is left which the search may take
+_RESERVE: Final = 0.35  # share for members, stacking, evaluation and registration
 _LEAST_RESERVE: Final = 20.0  # seconds of them
-_FEW: Final = 0.4  # of the planned epochs; with less than that the refit is left out
 _TOO_FEW: Final = 0.1  # of the planned epochs; with less than that nothing is trained
 _RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
 _REDUCTION: Final = 3
@@ -125,7 +124,7 @@ def search(
         return configured(config, traits, None), said
     cost = _cost(best, whole)
     said.append(f"estimate: {cost / 60:.1f} min to train, {(deadline - time.monotonic()) / 60:.1f} min are left")
-    said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs{'' if whole.train.refit else ', without refit'}")
+    said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
     folder.progress("\n".join(said))
     return whole, said
 
@@ -168,14 +167,12 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     if not seconds:
         return config
     affordable = (left - max(_LEAST_RESERVE, _RESERVE * left)) / seconds
-    wanted, trainings, refit = config.train.epochs, _trainings(config), config.train.refit
-    if refit and affordable < _FEW * wanted * trainings:
-        trainings, refit = trainings - 1, False
-    epochs = int(min(wanted, affordable / trainings))
+    wanted = config.train.epochs
+    epochs = int(min(wanted, affordable / _trainings(config)))
     if epochs < min(wanted, max(1, _TOO_FEW * wanted)):
         return None
     every = max(1, min(config.train.evaluate_every, epochs // 4))
-    changes = {"epochs": epochs, "refit": refit, "evaluate_every": every}
+    changes = {"epochs": epochs, "evaluate_every": every}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
