@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.tracking import EpochLog, tracked
-from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, epoch_line
+from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, reporter
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -22,7 +22,7 @@ from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final
-from recsys.training.members import trained_only
+from recsys.training.members import trained_part
 from recsys.training.resume import FREE, training_digest
 from recsys.training.threads import settle_threads
 
@@ -118,19 +118,11 @@ def _untrained(trained: TrainResult) -> TrainResult:
 
 def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final) -> TrainResult:
     with tracked(config, folder) as tracker, ray_session(config):
-        from recsys.training.ray_train import NOTE, train_on_ray
+        from recsys.training.ray_train import train_on_ray
 
         log_epoch = EpochLog(tracker, folder.progress)
-
-        def report(values: dict[str, Any]) -> None:
-            if NOTE in values:
-                folder.progress(values[NOTE])
-                return
-            folder.progress(epoch_line(values))
-            log_epoch(values)
-
-        asked = trained_only(config) if config.model.fusion.stack else config
-        result = train_on_ray(asked, dataset, Validator.of(config), report, final=final)
+        report = reporter(folder, log_epoch)
+        result = train_on_ray(trained_part(config), dataset, Validator.of(config), report, final=final)
         log_epoch.complete(result.history)
         tracker.log_metrics({"final": {"epochs": final.epochs, "total_seconds": result.seconds}})
     return result

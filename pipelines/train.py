@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
-from recsys.training.members import trained_only
+from recsys.training.members import trained_part
 from recsys.training.resume import FREE, training_digest
 from recsys.training.threads import settle_threads
 
@@ -61,23 +62,15 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             EpochLog(tracker, folder.progress).complete(result.history)
         return result
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
-        from recsys.training.ray_train import NOTE, train_on_ray
+        from recsys.training.ray_train import train_on_ray
 
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
         preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
 
-        def report(values: dict[str, Any]) -> None:
-            if NOTE in values:
-                folder.progress(values[NOTE])
-                return
-            folder.progress(epoch_line(values))
-            log_epoch(values)
-
-        stacks = config.model.fusion.stack
         start = descent.start if descent else None
-        result = train_on_ray(trained_only(config) if stacks else config, dataset, validate, report, start)
-        if stacks:
+        result = train_on_ray(trained_part(config), dataset, validate, reporter(folder, log_epoch), start)
+        if config.model.fusion.stack:
             settle_threads(config, dataset.num_items, folder.progress)
             result = stacked(config, dataset, result, folder.progress, descent.newer_V if descent else None)
         folder.forget_model()
@@ -147,6 +140,20 @@ def chosen_line(result: TrainResult, metric: str) -> str:
     else:
         what = f"chose epoch {result.best_epoch}{', the model as it was' if result.best_epoch == 0 else ''}"
     return f"{what} by {metric} on validation{again if result.refit else ''}"
+
+
+def reporter(folder: RunFolder, log_epoch: EpochLog) -> Callable[[dict[str, Any]], None]:
+    """What a training reports, as a progress line and, where it is an epoch, in MLflow."""
+    from recsys.training.ray_train import NOTE
+
+    def report(values: dict[str, Any]) -> None:
+        if NOTE in values:
+            folder.progress(values[NOTE])
+            return
+        folder.progress(epoch_line(values))
+        log_epoch(values)
+
+    return report
 
 
 def epoch_line(values: dict[str, Any]) -> str:

@@ -183,7 +183,7 @@ def _cost(best: Trial, config: Config) -> float:
 
 def _trainings(config: Config) -> int:
     """How often a model is trained: to choose the epoch, with validation events, with all events."""
-    return 1 + config.train.refit + bool(getattr(config.train, "final", False))
+    return 1 + config.train.refit + config.train.final
 
 
 def _seconds_an_epoch(trial: Trial) -> float:

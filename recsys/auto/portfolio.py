@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.auto.traits import Traits
-from recsys.config import Config, TrainConfig, build_config, section_class
-from recsys.config.granularities import SECTIONS
+from recsys.config import Config, build_config
 
 Tree = dict[str, Any]
 
@@ -53,8 +52,8 @@ def members(traits: Traits) -> Tree:
         "content": traits.text,
         "moment": traits.timed,
     }
-    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted and name in SECTIONS}
-    if traits.friends and small and "fit" in section_class("social").model_fields:
+    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted}
+    if traits.friends and small:
         found["social"] = {"enabled": True, "fit": "counts"}
     if traits.user_attributes:
         found["profile"] = {"enabled": True, "fit": "counts"}
@@ -81,9 +80,7 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
         model |= own
         granularities = granularities | setting.model["granularities"]
         tree["train"] = _merged(tree["train"], setting.train)
-    tree["train"] = _merged(
-        tree["train"], {"final": True} if "final" in TrainConfig.model_fields else {}, given
-    )  # what the user says counts
+    tree["train"] = _merged(tree["train"], {"final": True}, given)  # what the user says counts
     tree["model"] = model | {"granularities": granularities}
     return build_config(tree, "auto", expand=False)
 

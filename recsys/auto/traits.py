@@ -11,9 +11,8 @@ from recsys import schema
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.items import TEXT
+from recsys.granularities.place.columns import found_columns
 
-_LATITUDES: Final = ("latitude", "lat")
-_LONGITUDES: Final = ("longitude", "lon", "lng", "long")
 _OWN: Final = {schema.USER_ID, schema.ITEM_ID, schema.ENTITY_ID, TEXT}
 
 
@@ -88,8 +87,7 @@ def has_coordinates(columns: list[str]) -> bool:
     >>> has_coordinates(["Latitude", "lng"]), has_coordinates(["lat"])
     (True, False)
     """
-    lowered = {name.lower() for name in columns}
-    return bool(lowered & set(_LATITUDES)) and bool(lowered & set(_LONGITUDES))
+    return bool(found_columns(columns, (), ())[0])
 
 
 def _any_usable(table: pa.Table, columns: list[str]) -> bool:

@@ -42,3 +42,8 @@ def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
             f"{what}: the members of {whose} are weighed by stacking (model.fusion.stack), which already chose the "
             "best sum on validation; run `recsys train` or `recsys update` to choose it again on newer events"
         )
+
+
+def trained_part(config: Config) -> Config:
+    """The configuration that the training reads: without the fitted members where stacking adds them afterwards."""
+    return trained_only(config) if config.model.fusion.stack else config
