@@ -75,14 +75,17 @@ CASES = [
     ("user_cf", {"rank": 8}),
     ("user_cf", {"rank": 8, "neighbours": 2, "power": 0.0, "popularity_power": 0.5}),
     ("popularity", {}),
+    ("popularity", {"counts": "all", "as_of": "last"}),
     ("item_cf", {"form": "neighbours", "recency": 1.0}),
     ("item_knn", {"recency": 1.0, "half_life": 2.0}),
+    ("item_knn", {"shrinkage": 0.0, "itself": True}),
     ("als", {"factors": 4}),
     ("content", {"recency": 1.0, "half_life": 2.0}),
     ("place", {"recency": 1.0}),
     ("moment", {}),
     ("social", {"fit": "counts", "half_life": "none"}),
     ("repeat", {}),
+    ("frequency", {"half_life": 2.0}),
 ]
 ALWAYS_THERE = {"popularity", "moment"}  # they need nothing of the user
 

@@ -48,6 +48,7 @@ def members(traits: Traits) -> Tree:
         "als": small,
         "user_cf": small and traits.users <= _MANY_USERS,
         "repeat": traits.repeats,
+        "frequency": traits.repeats,
         "place": traits.coordinates,
         "content": traits.text,
         "moment": traits.timed,

@@ -36,6 +36,7 @@ SECTIONS: Final = {
     "place": "recsys.granularities.place.section:PlaceConfig",
     "moment": "recsys.granularities.moment.section:MomentConfig",
     "popularity": "recsys.granularities.popularity.section:PopularityConfig",
+    "frequency": "recsys.granularities.frequency.section:FrequencyConfig",
     "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")

@@ -1,13 +1,15 @@
 """Item neighbours with decay: what occurs together with the history, the newest events weighing most.
 
-    s_ji = c_ji / (√(c_j c_i) + β)  for the K largest i of each j,    r_ui = Σ_{j ∈ H_u} w_j s_ji / √(Σ_j w_j),
+    s_ji = c_ji / (√(c_j c_i) + β)  for the K largest i ≠ j of each j,    r_ui = Σ_{j ∈ H_u} w_j s_ji / √(Σ_j w_j),
     w_j = (n_j + 1)^(−p) 2^(−days_j / h)
 
 where c counts common users, n_j the events behind j, and days_j the time from j to the question (Sarwar et al. 2001;
 shrinkage β as in Bell and Koren 2007; decay as in Ding and Li 2005). The root keeps long histories from exploding.
 
-A sparse fitted member of N K links. β, p and h are chosen on validation; p is 0 where data has no order, h is none
-where it has no times. The events of one user that are beyond bounds are sampled, see ``item_links.together``.
+With ``itself``, s_jj counts too: an item that a user had speaks for being had again.
+
+A sparse fitted member of N K links. β, K, p, h and ``itself`` are chosen on validation; p is 0 where data has no order,
+h is none where it has no times. The events of one user that are beyond bounds are sampled, see ``item_links.together``.
 
 Legend: N items, K neighbours, B queries, E events that they see.
 """
@@ -16,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import scipy.sparse as sp
+import torch
 from torch import Tensor
 
 from recsys.data.batches import Batch
@@ -41,21 +45,28 @@ class ItemKnn(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        pairs_NN = together(training_matrix(graphs, "none"))
-        made = links(*most_similar(pairs_NN, self.config.neighbours, self.config.shrinkage[0]), by_target=False)
+        return self._linked(together(training_matrix(graphs, "none")), items)
+
+    def _linked(self, pairs_NN: sp.csr_matrix, items: ItemView) -> State:
+        neighbours, shrinkage = self.config.num_neighbours(pairs_NN.shape[0]), self.config.shrinkage[0]
+        made = links(*most_similar(pairs_NN, neighbours, shrinkage), by_target=False)
+        counts_N = torch.as_tensor(pairs_NN.diagonal()).float()
+        made["itself_N"] = torch.where(counts_N > 0, counts_N / (counts_N + shrinkage).clamp(min=1e-12), 0.0)
         return {name: value.to(items.vectors_SD.device) for name, value in made.items()}
 
     @classmethod
     def fits(
         cls, sections: Sequence[ItemKnnConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
-        """Sections that differ in the decay alone share their links."""
-        made: dict[float, State] = {}
+        """Sections that differ in how they are asked alone share their links."""
+        pairs_NN = together(training_matrix(graphs, "none"))
+        made: dict[tuple[float, int], State] = {}
         for section in sections:
             module = cls(section, sizes).eval()
-            if section.shrinkage[0] not in made:
-                made[section.shrinkage[0]] = module.state(items, graphs)
-            yield module, made[section.shrinkage[0]]
+            key = section.shrinkage[0], section.num_neighbours(sizes.num_items)
+            if key not in made:
+                made[key] = module._linked(pairs_NN, items)
+            yield module, made[key]
 
     def own_items(self, state: State) -> Tensor:
         return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
@@ -63,5 +74,9 @@ class ItemKnn(Granularity):
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
         seen = seen_events(batch).distinct()
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
-        total_B = seen.per_query(weights_E).clamp(min=1e-12)
-        return spoken_for(seen, weights_E / total_B.sqrt()[seen.rows_E], state)
+        weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12).sqrt()[seen.rows_E]
+        found = spoken_for(seen, weights_E, state)
+        if not self.config.itself[0]:
+            return found
+        own = SparseScores.of(seen.rows_E, seen.items_E, weights_E * state["itself_N"][seen.items_E])
+        return SparseScores.total([found, own])

@@ -9,16 +9,23 @@ from pydantic import Field
 from recsys.config.granularity import GranularityConfig, HalfLives, Several
 from recsys.config.workload import FLOAT, Estimate, Workload
 
+MOST_LINKS = 2**23  # of the model: 64 MB
+
 
 class ItemKnnConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.item_knn.model:ItemKnn"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("shrinkage", "recency", "half_life")
+    candidates: ClassVar[tuple[str, ...]] = ("shrinkage", "neighbours", "itself", "recency", "half_life")
     smaller: ClassVar[str] = "neighbours"
 
-    neighbours: int = Field(100, ge=1, description="most similar items that an item speaks for")
+    neighbours: Annotated[list[Annotated[int, Field(ge=1)]], Several, Field(min_length=1)] = Field(
+        [100, 20, 500], description=f"most similar items that an item speaks for, at most {MOST_LINKS:,} in all"
+    )
     shrinkage: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
-        [20.0, 5.0, 100.0], description="makes items of few common users less similar; one or several"
+        [20.0, 0.0, 5.0, 100.0], description="makes items of few common users less similar; one or several"
+    )
+    itself: Annotated[list[bool], Several, Field(min_length=1)] = Field(
+        [False, True], description="whether an item speaks for itself too, which counts where repeats are predicted"
     )
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
         [0.0, 0.5, 1.0, 2.0],
@@ -28,9 +35,13 @@ class ItemKnnConfig(GranularityConfig):
         ["none", 7.0, 30.0, 90.0, 365.0], description="days after which an event weighs half; data with times"
     )
 
+    def num_neighbours(self, items: int) -> int:
+        """The neighbours of an item that are kept."""
+        return max(1, min(self.neighbours[0], MOST_LINKS // max(items, 1)))
+
     def estimate(self, work: Workload) -> Estimate:
         """Pairs of items, and the neighbours."""
         data = work.data
         pairs = min(data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26)
-        fitting = pairs * 8 * 2 + data.items * self.neighbours * FLOAT * 4
+        fitting = pairs * 8 * 2 + self.num_neighbours(data.items) * data.items * FLOAT * 4
         return Estimate(layers=0.0, holds_events=True, fitting=fitting)

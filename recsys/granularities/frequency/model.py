@@ -1,0 +1,56 @@
+"""What a user had most often, lately: the baseline of every shop as a member, without anything to learn.
+
+    v_ui = log(1 + Σ_e 2^(−Δ_e / h))    over the events e of user u about item i,
+
+Δ the time from e to the newest event of the user in days, or in events where times are unknown. ``repeat`` learns more
+from the same events where there are enough of them. Half-life h, and whether events of types that are not predicted
+count, are chosen on validation.
+
+Legend: B queries, E events that they see, T event types.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recsys.data.batches import Batch
+from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.frequency.section import FrequencyConfig
+from recsys.granularities.history import seen_events
+from recsys.granularities.sparse import SparseScores
+
+
+class Frequency(Granularity):
+    """A fitted sparse member; absent where a history is empty."""
+
+    fitted = True
+    sparse = True
+    reads_events = False
+    reads_histories = True
+
+    def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
+        super().__init__()
+        half_life = config.half_life[0]
+        self.half_life = None if half_life == "none" else float(half_life)
+        self.targets_alone, self.timed = config.types[0] == "targets", sizes.timed
+
+    def state(self, items: ItemView, graphs: Graphs) -> State:
+        assert graphs.histories is not None, "asked for by reads_histories"
+        counts_T = torch.as_tensor(graphs.histories.targets_T).bool()
+        return {"counts_T": counts_T.to(items.vectors_SD.device), "none_N": items.vectors_SD[:, :0]}
+
+    def own_items(self, state: State) -> Tensor:
+        return state["none_N"]
+
+    def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        seen = seen_events(batch)
+        if self.targets_alone and len(state["counts_T"]):
+            seen = seen.where(state["counts_T"][seen.types_E])
+        values_E = torch.ones(len(seen.rows_E), device=seen.rows_E.device)
+        if self.half_life is not None:
+            no_time_B = torch.zeros_like(batch.asked_at_B)  # from the newest event: the question ages all alike
+            ages_E = seen.days_before(no_time_B) if self.timed else seen.lags_E.float()
+            values_E = torch.exp2(-ages_E / self.half_life)
+        found = SparseScores.of(seen.rows_E, seen.items_E, values_E)
+        return SparseScores(found.rows_P, found.items_P, torch.log1p(found.values_P))

@@ -1,0 +1,43 @@
+"""What ``frequency`` says of itself: what a user had most often, lately."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from recsys.config.granularity import GranularityConfig, HalfLives, Several
+from recsys.config.workload import Estimate, Workload
+
+if TYPE_CHECKING:
+    from recsys.config.root import Config
+
+
+class FrequencyConfig(GranularityConfig):
+    module: ClassVar[str] = "recsys.granularities.frequency.model:Frequency"
+    always_fitted: ClassVar[bool] = True
+    candidates: ClassVar[tuple[str, ...]] = ("half_life", "types")
+
+    half_life: HalfLives = Field(
+        ["none", 7.0, 30.0, 90.0, 365.0],
+        description="after which an event counts half: days, or events where data has no times; one or several",
+    )
+    types: Annotated[list[Literal["all", "targets"]], Several, Field(min_length=1)] = Field(
+        ["all", "targets"], description="whether events of types that are not predicted count as well; one or both"
+    )
+
+    def open_on(self, sizes: object) -> list[str]:
+        """Every half-life means something: without times it counts events."""
+        return self.open_keys
+
+    def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        if config.evaluate.exclude_seen:
+            yield (
+                f"{where} lifts what a user had before, and evaluate.exclude_seen true leaves that out of every list: "
+                "set evaluate.exclude_seen false where repeats count, or disable it"
+            )
+
+    def estimate(self, work: Workload) -> Estimate:
+        """Nothing is kept but what counts as a target."""
+        return Estimate(layers=0.0)
