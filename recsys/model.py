@@ -291,6 +291,9 @@ class FrozenModel:
                 factor_B = weight_B * self._scale_free(name, z_BR) if name in weights else weight_B
                 vectors_BKD = pad(vectors_BKD, (0, z_BR.shape[1], 0, 1))
                 vectors_BKD[:, -1, -z_BR.shape[1] :] = factor_B[:, None] * z_BR
+                if module.corrects:
+                    correction = module.boost(fitted_batch, self.items, self.states[name])
+                    sparse[vectors_BKD.shape[1] - 1] = correction.weighed(factor_B)
             weights_BK = torch.cat([weights_BK, (weight_B * present_B)[:, None]], dim=1)
         return Parts(vectors_BKD, weights_BK, sparse)
 
@@ -346,7 +349,10 @@ class FrozenModel:
                 found.append(scores_BN * self._sparse_scale(name, scores, len(batch))[:, None])
             else:
                 z_BR, _ = module(fitted_batch, self.items, self.states[name])
-                found.append((z_BR * self._scale_free(name, z_BR)[:, None]) @ self._own_items(name).T)
+                scores_BN = z_BR @ self._own_items(name).T
+                if module.corrects:
+                    module.boost(fitted_batch, self.items, self.states[name]).add_to(scores_BN)
+                found.append(scores_BN * self._scale_free(name, z_BR)[:, None])
         return found
 
     def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:

@@ -64,7 +64,7 @@ class Parts(NamedTuple):
         vectors_BRD = item_vectors_ND[items_BR.clamp(min=0)].double()
         shares_BKR = torch.einsum("bkd,brd->bkr", self.vectors_BKD.double(), vectors_BRD).float()
         for place, scores in self.sparse.items():
-            shares_BKR[:, place] = scores.at(items_BR)
+            shares_BKR[:, place] += scores.at(items_BR)
         return shares_BKR.double()
 
     def take(self, rows_R: Tensor) -> Parts:

@@ -12,7 +12,7 @@ import torch
 
 from recsys.config import EvaluateConfig, GranularitiesConfig
 from recsys.data.histories import Histories, Queries
-from recsys.evaluation.baselines import build_baseline
+from recsys.evaluation.baselines import OfTargets, build_baseline
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.training.constants import Alone
@@ -30,7 +30,9 @@ def events() -> Histories:
         own = random.permutation(ITEMS // 2) * 2 + user % 2
         rows.append([int(own[min(int(random.exponential(3)), len(own) - 1)] + day // 50) % ITEMS for day in days])
         times += [int(day + 1) * DAY + user for day in days]
-    return replace(Histories.of_items(rows, list(range(USERS))), times_E=np.array(times))
+    made = replace(Histories.of_items(rows, list(range(USERS))), times_E=np.array(times))
+    types_E = random.integers(0, 2, len(times)).astype(made.types_E.dtype)
+    return replace(made, types_E=types_E, targets_T=np.array([False, True]))
 
 
 def asked(events: Histories, day: int) -> Queries:
@@ -45,7 +47,7 @@ def asked(events: Histories, day: int) -> Queries:
 def member(name: str, events: Histories, **options: Any) -> Alone:
     torch.manual_seed(0)
     section = type(getattr(GranularitiesConfig(), name))(enabled=True, **options)
-    sizes = ModelSizes(4, 50, USERS, ITEMS, 1, 0, ordered=True, timed=True)
+    sizes = ModelSizes(4, 50, USERS, ITEMS, 2, 0, ordered=True, timed=True)
     module = granularity_class(name, section)(section, sizes).eval()
     pairs = sorted({(u, int(i)) for u in range(USERS) for i in events.take(np.array([u])).items_E})
     users_E, items_E = (torch.tensor(column) for column in zip(*pairs, strict=True))
@@ -64,24 +66,27 @@ PLAIN = {"recency": 0.0, "half_life": "none"}
         ("recent_popularity", {"half_life_days": 7.0}, "popularity", {"half_life": 7.0, "counts": "all", "rest": 1e-6}),
         ("item_knn", {"neighbours": 100}, "item_knn", {"neighbours": 100, "shrinkage": 0.0, "itself": True, **PLAIN}),
         ("als", {"regularization": 10.0, "alpha": 10.0}, "als", {"regularisation": 10.0, "alpha": 10.0}),
-        ("ease", {"l2": 30.0}, "item_cf", {"regularisation": 30.0, "recency": 0.0}),
-        ("frequency", {"half_life": 30.0}, "frequency", {"half_life": 30.0, "types": "all"}),
-        ("frequency", {"half_life": None}, "frequency", {"half_life": "none", "types": "all"}),
+        ("ease", {"l2": 30.0}, "item_cf", {"regularisation": 30.0, "recency": 0.0, "itself": False}),
+        ("frequency", {"half_life": 30.0}, "frequency", {"half_life": 30.0}),
+        ("frequency", {"half_life": None}, "frequency", {"half_life": "none"}),
     ],
 )
+@pytest.mark.parametrize("types", ["all", "targets"])
 def test_member_ranks_as_the_baseline_of_its_kind(
-    events: Histories, baseline: str, constants: Mapping[str, Any], name: str, options: dict[str, Any]
+    events: Histories, baseline: str, constants: Mapping[str, Any], name: str, options: dict[str, Any], types: str
 ) -> None:
-    exclude_seen = baseline == "ease"
-    fitted = build_baseline(baseline, EvaluateConfig(exclude_seen=exclude_seen))
+    fitted = build_baseline(baseline, EvaluateConfig(exclude_seen=False))
     fitted.constants = dict(constants)
+    fitted = OfTargets(fitted) if types == "targets" else fitted
     fitted.fit(events, ITEMS)
     queries = asked(events, 200)
-    found = member(name, events, **options).scores(queries)
+    found = member(name, events, types=types, **options).scores(queries)
     expected = fitted.scores(queries)
     for row in range(len(queries)):
-        own = set(queries.histories.take(np.array([row])).items_E.tolist())
-        shown = [i for i in range(ITEMS) if (i not in own if exclude_seen else baseline != "frequency" or i in own)]
+        own = set(queries.histories.take(np.array([row])).of_targets().items_E.tolist())
+        if not own and "popularity" not in baseline:
+            continue  # popularity answers, of all events or of those of predicted types
+        shown = [i for i in range(ITEMS) if baseline != "frequency" or i in own]
         assert same_order(found[row, shown].numpy(), expected[row, shown].numpy()), f"user {row}"
 
 

@@ -25,6 +25,8 @@ def _as_list(value: Any) -> Any:
 
 Several = BeforeValidator(_as_list)
 """Of a key that is among the ``candidates`` of its section: one value, or a list of which validation chooses one."""
+Types = Annotated[list[Literal["all", "targets"]], Several, Field(min_length=1)]
+"""Which events count: all, or those of types that are predicted alone."""
 HalfLives = Annotated[list[Annotated[float, Field(gt=0)] | Literal["none"]], Several, Field(min_length=1)]
 """Days after which an event counts half; ``none``: it does not fade."""
 
@@ -72,8 +74,11 @@ class GranularityConfig(Section):
         return [key for key in self.candidates if len(getattr(self, key)) > 1]
 
     def open_on(self, sizes: Any) -> list[str]:
-        """Those of them that mean something on a dataset: ages need times, the newest event needs an order."""
-        idle = ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered)
+        """Those of them that mean something on a dataset: ages need times, the newest event an order, types
+        several of them."""
+        idle = (
+            ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered) + ("types",) * (sizes.num_types < 2)
+        )
         return [key for key in self.open_keys if key not in idle]
 
     def with_values(self, values: Mapping[str, Any]) -> Self:

@@ -1,9 +1,9 @@
 """What stacking sees of validation queries: the scores of every member on the items that could be in a list.
 
 Why candidates: a sum of members is tried some hundred times, and a full ranking of the catalogue each time would take
-minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum. That holds for
-targets too: one outside the lists is a miss. As a candidate it would stand without the other items of its rank, and
-sums that lift such items would look better than they are.
+minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum; in a small catalogue
+all items are candidates. It holds for targets too: one outside the lists is a miss. As a candidate it would stand
+without the other items of its rank, and sums that lift such items would look better than they are.
 
 Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
 """
@@ -23,7 +23,8 @@ from recsys.evaluation.stacking import Candidates
 from recsys.pace import paced
 from recsys.stack import BOUNDS
 
-BEST: Final = 60  # items of each member
+BEST: Final = 60  # items of each member, …
+MOST_NUMBERS: Final = 2**23  # … or all items where the scores of all queries are no more than so many
 MAX_QUERIES: Final = 3000
 _MAX_SCORES: Final = 2**25  # numbers held at a time
 _TIE: Final = 1e-5  # scale-free scores that are so near count as equal, in the order of every ranking here
@@ -45,15 +46,18 @@ class MemberScorer(Protocol):
 def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items: int) -> Candidates:
     """The candidates of every query that has a target which counts.
 
-    Memory: 4 bytes a query, candidate and member, at most :data:`BEST` candidates a member.
+    Memory: 4 bytes a query, candidate and member: at most :data:`BEST` candidates a member, or all items of a small
+    catalogue.
     """
     kept, _, _ = countable(queries, exclude_seen)
     if len(kept) > MAX_QUERIES:
         kept = kept.take(np.linspace(0, len(kept) - 1, MAX_QUERIES).astype(np.int64))
     chunk = max(1, _MAX_SCORES // max(num_items * len(model.members), 1))
     tie_N = torch.from_numpy(tie_order(num_items)).float() / max(num_items, 1) * _TIE
+    is_whole = len(kept) * num_items * len(model.members) <= MOST_NUMBERS
+    best = num_items if is_whole else min(BEST, num_items)
     chunks = paced("scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk))
-    pieces = [_piece(model, piece, exclude_seen, tie_N) for piece in chunks]
+    pieces = [_piece(model, piece, exclude_seen, tie_N, best) for piece in chunks]
     width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
     return Candidates(
         torch.cat([_padded(scores, width) for scores, _, _ in pieces]),
@@ -69,7 +73,9 @@ def groups_of(queries: Queries) -> Array:
     return np.searchsorted(np.array(BOUNDS), queries.histories.lengths_U, side="right")
 
 
-def _piece(model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _piece(
+    model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor, best: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [b, P, M] with ties apart, hits [b, P] and which places hold a candidate [b, P]."""
     scores = [scores_bN - tie_N for scores_bN in model.member_scores(queries)]
     num_items = scores[0].shape[1]
@@ -78,7 +84,7 @@ def _piece(model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Ten
         shown_bN = scores_bN.clone()
         if exclude_seen:
             mask_seen(shown_bN, queries)
-        best_bC = shown_bN.topk(min(BEST, num_items), dim=1).indices
+        best_bC = shown_bN.topk(best, dim=1).indices
         is_candidate_bN.scatter_(1, best_bC, True)
     if exclude_seen:  # fewer items than places: seen ones are among the best
         hidden_bN = torch.zeros(is_candidate_bN.shape)

@@ -275,6 +275,7 @@ class Granularity(nn.Module):
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
 
     sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
+    corrects = False  # of a fitted granularity of vectors: :meth:`boost` adds to its scores what no vector holds
     calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
 
     @classmethod

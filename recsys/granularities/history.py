@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recsys.data.batches import Batch
+from recsys.granularities.base import Graphs
 
 DAY: Final = 86_400.0
 
@@ -45,6 +46,10 @@ class SeenEvents:
         is_last_E[:-1] = pairs_E[order_E][1:] != pairs_E[order_E][:-1]
         return self.where(order_E[is_last_E].sort().values)
 
+    def of_types(self, counts_T: Tensor | None) -> SeenEvents:
+        """The events of types that count, all of them where no mask says so."""
+        return self if counts_T is None or not len(counts_T) else self.where(counts_T[self.types_E])
+
     def days_before(self, asked_at_B: Tensor) -> Tensor:
         """Days from each event to its question, at least 0; where the question has no time, to the query's newest
         event; 0 where the event has none: [E] float32."""
@@ -57,6 +62,12 @@ class SeenEvents:
     def per_query(self, values_E: Tensor) -> Tensor:
         """The sum of a number of every event over each query: [B]."""
         return values_E.new_zeros(self.num_queries).index_add_(0, self.rows_E, values_E)
+
+
+def target_types(graphs: Graphs) -> Tensor:
+    """Which event types are predicted: bool [T], empty where all are, or nobody knows of types."""
+    known = graphs.histories is not None
+    return torch.as_tensor(graphs.histories.targets_T if known else [], dtype=torch.bool)
 
 
 def seen_events(batch: Batch) -> SeenEvents:

@@ -105,10 +105,12 @@ class ItemIndex:
         nothing of; of all items where it does not name enough, or where so many are hidden that it would have to name a
         large part of them."""
         num_hidden_B = np.bincount(rows_E, minlength=len(users_BD))
+        if added is not None:  # what is lowered makes room, as what is hidden does
+            num_hidden_B += np.bincount(added.rows_P[added.values_P < 0].numpy(), minlength=len(users_BD))
         is_long_B = num_hidden_B > _LONG_HISTORY
         most = int(num_hidden_B[~is_long_B].max(initial=0))
         _, candidates_BC = self._index.search(users_BD.numpy(), min(self.wanted(k) + most, len(vectors_ND)))
-        hidden_B = np.split(hidden_E, np.cumsum(num_hidden_B)[:-1])  # rows_E ascends
+        hidden_B = np.split(hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD))))  # rows_E ascends
         added_B = [added.between(row, row + 1) if added is not None else None for row in range(len(users_BD))]
         top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
         order_N, size = tie_order(len(vectors_ND)), min(k, len(vectors_ND))

@@ -59,6 +59,8 @@ class Alone:
         else:
             z_BR, present_B = self.module(batch, self.items, self.state)
             scores_BN = z_BR @ self.module.own_items(self.state).T
+            if self.module.corrects:
+                self.module.boost(batch, self.items, self.state).add_to(scores_BN)
         scores_BN[~present_B] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 

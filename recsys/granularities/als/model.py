@@ -21,7 +21,7 @@ from torch import Tensor
 from recsys.data.batches import Batch
 from recsys.granularities.als.section import AlsConfig
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.history import seen_events
+from recsys.granularities.history import seen_events, target_types
 from recsys.granularities.item_cf.model import training_matrix
 
 _NUMBERS: Final = 2**24  # of gathered item factors and of matrices that are solved at a time: 64 MB each
@@ -35,12 +35,14 @@ class Als(Granularity):
     def __init__(self, config: AlsConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config, self.alpha = config, config.alpha[0]
+        self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         import threadpoolctl
         from implicit.cpu.als import AlternatingLeastSquares
 
-        events = training_matrix(graphs, "none")
+        counts_T = target_types(graphs)[: None if self.config.types[0] == "targets" else 0]
+        events = training_matrix(graphs, "none", len(counts_T) > 0)
         with threadpoolctl.threadpool_limits(1, "blas"):  # a pool inside its threads makes it slow
             model = AlternatingLeastSquares(
                 factors=self.config.factors,
@@ -51,17 +53,17 @@ class Als(Granularity):
                 random_state=0,
             )
             model.fit(sp.csr_matrix(events), show_progress=False)
-        known_N1 = (graphs.degree_N.cpu() > 0)[:, None]
+        known_N1 = torch.as_tensor(np.asarray((events != 0).sum(0)).ravel() > 0)[:, None]
         items_NR = torch.as_tensor(np.asarray(model.item_factors)).float() * known_N1
         gram_RR = items_NR.T @ items_NR + self.config.regularisation[0] * torch.eye(items_NR.shape[1])
         device = items.vectors_SD.device
-        return {"items_NR": items_NR.to(device), "gram_RR": gram_RR.to(device)}
+        return {"items_NR": items_NR.to(device), "gram_RR": gram_RR.to(device), "counts_T": counts_T.to(device)}
 
     def own_items(self, state: State) -> Tensor:
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        seen = seen_events(batch).distinct()
+        seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
         place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
         none, rank = state["items_NR"].shape

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.granularity import GranularityConfig, Several, Types
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)]
@@ -15,13 +15,14 @@ Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_len
 class AlsConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.als.model:Als"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("alpha", "regularisation")
+    candidates: ClassVar[tuple[str, ...]] = ("alpha", "regularisation", "types")
     smaller: ClassVar[str] = "factors"
 
     factors: int = Field(64, ge=1)
     iterations: int = Field(15, ge=1)
     alpha: Positive = Field([1.0, 10.0], description="confidence of an event; of what is missing it is 1")
     regularisation: Positive = Field([1.0, 10.0], description="one or several")
+    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
 
     def estimate(self, work: Workload) -> Estimate:
         """Factors of users and items, and the events as a matrix and its transpose."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.frequency.section import FrequencyConfig
-from recsys.granularities.history import seen_events
+from recsys.granularities.history import seen_events, target_types
 from recsys.granularities.sparse import SparseScores
 
 
@@ -27,26 +27,23 @@ class Frequency(Granularity):
     fitted = True
     sparse = True
     reads_events = False
-    reads_histories = True
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
         super().__init__()
         half_life = config.half_life[0]
         self.half_life = None if half_life == "none" else float(half_life)
         self.targets_alone, self.timed = config.types[0] == "targets", sizes.timed
+        self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        assert graphs.histories is not None, "asked for by reads_histories"
-        counts_T = torch.as_tensor(graphs.histories.targets_T).bool()
+        counts_T = target_types(graphs)[: None if self.targets_alone else 0]
         return {"counts_T": counts_T.to(items.vectors_SD.device), "none_N": items.vectors_SD[:, :0]}
 
     def own_items(self, state: State) -> Tensor:
         return state["none_N"]
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        seen = seen_events(batch)
-        if self.targets_alone and len(state["counts_T"]):
-            seen = seen.where(state["counts_T"][seen.types_E])
+        seen = seen_events(batch).of_types(state["counts_T"])
         values_E = torch.ones(len(seen.rows_E), device=seen.rows_E.device)
         if self.half_life is not None:
             no_time_B = torch.zeros_like(batch.asked_at_B)  # from the newest event: the question ages all alike

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, HalfLives, Several
+from recsys.config.granularity import GranularityConfig, HalfLives, Types
 from recsys.config.workload import Estimate, Workload
 
 if TYPE_CHECKING:
@@ -23,13 +23,11 @@ class FrequencyConfig(GranularityConfig):
         ["none", 7.0, 30.0, 90.0, 365.0],
         description="after which an event counts half: days, or events where data has no times; one or several",
     )
-    types: Annotated[list[Literal["all", "targets"]], Several, Field(min_length=1)] = Field(
-        ["all", "targets"], description="whether events of types that are not predicted count as well; one or both"
-    )
+    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
 
-    def open_on(self, sizes: object) -> list[str]:
+    def open_on(self, sizes: Any) -> list[str]:
         """Every half-life means something: without times it counts events."""
-        return self.open_keys
+        return [key for key in self.open_keys if key != "types" or sizes.num_types > 1]
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         if config.evaluate.exclude_seen:

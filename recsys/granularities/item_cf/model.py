@@ -9,8 +9,9 @@ No N × N matrix is made. Two forms (``form``):
 
 ``factors``: with the leading singular triples M ≈ A Σ Qᵀ and g = σ² / (σ² + λ), an item that is not in the history
 scores r_ui = Σ_{j ∈ H_u} x_uj (g ⊙ q_j) · q_i w_i, w_i = 1 / (1 − Σ_r g_r q_ir²): exact at full rank, and a user is one
-vector. The items in the history differ by their own share, which no ranking of unseen items meets. Of the smaller Gram
-matrix where one side is below 2500, else by randomised subspace iteration.
+vector. The items in the history have a share of their own in addition, which no ranking of unseen items meets; without
+``itself`` it is taken off, as additions to few items. Of the smaller Gram matrix where one side is below 2500, else by
+randomised subspace iteration.
 
 ``neighbours``: each item is told from the few items that are most similar to it, by a ridge regression on these alone
 (see ``item_links``): a sparse member of N K weights, whose fit grows with N instead of N³. With 20,000 items it is
@@ -39,7 +40,7 @@ from torch.nn.functional import embedding_bag
 from recsys.data.batches import Batch
 from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.history import SeenEvents, seen_events
+from recsys.granularities.history import SeenEvents, seen_events, target_types
 from recsys.granularities.item_cf.section import ItemCFConfig
 from recsys.granularities.item_links import links, most_similar, regressions, spoken_for, together
 from recsys.granularities.sparse import SparseScores
@@ -62,6 +63,8 @@ class ItemCF(Granularity):
         self.config = config
         self.recency = config.recency[0] if sizes.ordered else 0.0
         self.sparse = config.by_neighbours(sizes.num_users, sizes.num_items, sizes.text_width)
+        self.corrects = not (self.sparse or config.itself[0])
+        self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         return next(self._states([self.config], items, graphs))
@@ -72,7 +75,9 @@ class ItemCF(Granularity):
     ) -> Iterator[tuple[Granularity, State]]:
         """One fit for sections that differ in λ, and none more for those that differ in how they are asked."""
         modules = [cls(section, sizes).eval() for section in sections]
-        if len({section.regularisation[0] for section in sections}) == 1:
+        if len({section.types[0] for section in sections}) > 1:
+            yield from ((module, module.state(items, graphs)) for module in modules)
+        elif len({section.regularisation[0] for section in sections}) == 1:
             state = modules[0].state(items, graphs)
             yield from ((module, state) for module in modules)
         else:
@@ -81,14 +86,15 @@ class ItemCF(Granularity):
     def _states(self, sections: Sequence[ItemCFConfig], items: ItemView, graphs: Graphs) -> Iterator[State]:
         """The states for sections that differ in λ, of one spectrum or one Gram matrix."""
         first, device = sections[0], items.vectors_SD.device
-        events = training_matrix(graphs, first.event_weights)
+        counts_T = target_types(graphs)[: None if first.types[0] == "targets" else 0]
+        events = training_matrix(graphs, first.event_weights, len(counts_T) > 0)
         chosen_N = np.asarray((events != 0).sum(0)).ravel() > 0
         text_NT = items.text_ST.cpu().numpy()
         text_NT = np.sqrt(first.text_weight) * text_NT * chosen_N[:, None] if first.text_weight else text_NT[:, :0]
         lambdas = [section.regularisation[0] for section in sections]
         made = self._linked if self.sparse else self._factored
         for state in made(events, text_NT, chosen_N, lambdas):
-            yield {name: value.to(device) for name, value in state.items()}
+            yield {name: value.to(device) for name, value in {**state, "counts_T": counts_T}.items()}
 
     def _factored(
         self, events_VN: sp.csr_array, text_NT: Array, chosen_N: Array, lambdas: list[float]
@@ -116,7 +122,7 @@ class ItemCF(Granularity):
         return state["fold_NR"] * state["unfold_R"] * state["scale_N"][:, None]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        seen = seen_events(batch).distinct()
+        seen = self._seen(batch, state)
         starts_B = seen.per_query(torch.ones_like(seen.rows_E)).cumsum(0).roll(1)
         starts_B[:1] = 0
         z_BR = embedding_bag(
@@ -125,8 +131,14 @@ class ItemCF(Granularity):
         return z_BR, (z_BR != 0).any(1)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        seen = seen_events(batch).distinct()
-        return spoken_for(seen, self._weights(seen), state)
+        seen = self._seen(batch, state)
+        if self.sparse:
+            return spoken_for(seen, self._weights(seen), state)
+        share_E = (state["fold_NR"][seen.items_E] * self.own_items(state)[seen.items_E]).sum(1)
+        return SparseScores.of(seen.rows_E, seen.items_E, -share_E * self._weights(seen))
+
+    def _seen(self, batch: Batch, state: State) -> SeenEvents:
+        return seen_events(batch).of_types(state.get("counts_T")).distinct()
 
     def _weights(self, seen: SeenEvents) -> Tensor:
         """x of every event: [E]."""
@@ -156,13 +168,20 @@ def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
     return torch.where(known_BL, rank_BL, 1.0)
 
 
-def training_matrix(graphs: Graphs, event_weights: str) -> sp.csr_array:
-    """X [V, N]: the training events, weighted as :func:`rank_weights` does."""
-    users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
+def training_matrix(graphs: Graphs, event_weights: str, targets_alone: bool = False) -> sp.csr_array:
+    """X [V, N]: the training events, weighted as :func:`rank_weights` does; those of predicted types alone if asked."""
+    users_E, items_E, values_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy(), graphs.values_E
     weights_E = np.ones(len(users_E), dtype=np.float32)
-    if event_weights == "rank" and graphs.values_E is not None:
-        weights_E = _ranks_within(users_E, graphs.values_E.cpu().numpy())
-    return sp.csr_array((weights_E, (users_E, items_E)), (graphs.num_users, graphs.num_items))
+    if event_weights == "rank" and values_E is not None:
+        weights_E = _ranks_within(users_E, values_E.cpu().numpy())
+    shape = (graphs.num_users, graphs.num_items)
+    if targets_alone:
+        assert graphs.histories is not None, "asked for by reads_histories"
+        wanted = graphs.histories.of_targets()
+        pairs_E = np.repeat(wanted.users_U, wanted.lengths_U).astype(np.int64) * shape[1] + wanted.items_E
+        kept_E = np.isin(users_E.astype(np.int64) * shape[1] + items_E, pairs_E)
+        users_E, items_E, weights_E = users_E[kept_E], items_E[kept_E], weights_E[kept_E]
+    return sp.csr_array((weights_E, (users_E, items_E)), shape)
 
 
 def _ranks_within(users_E: Array, values_E: Array) -> Array:

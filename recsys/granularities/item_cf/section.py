@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.granularity import GranularityConfig, Several, Types
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 FULL_SIDE = 2048  # users and text width together, or items: up to it all factors are fitted in seconds
@@ -15,7 +15,7 @@ FULL_SIDE = 2048  # users and text width together, or items: up to it all factor
 class ItemCFConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("regularisation", "recency")
+    candidates: ClassVar[tuple[str, ...]] = ("regularisation", "types", "itself", "recency")
     smaller: ClassVar[str] = "rank or neighbours"
 
     form: Literal["auto", "factors", "neighbours"] = Field(
@@ -31,6 +31,12 @@ class ItemCFConfig(GranularityConfig):
     )
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
         [0.0, 0.5, 1.0], description="p: an event with n behind it weighs (n + 1)^-p where it is asked; data in order"
+    )
+    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
+    itself: Annotated[list[bool], Several, Field(min_length=1)] = Field(
+        [True, False],
+        description="whether an item of the history speaks for itself (factors alone; false is EASE), which counts "
+        "where lists may show it; one or both",
     )
     text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
     event_weights: Literal["none", "rank"] = Field("none", description="rank: by the rank of value within the user")

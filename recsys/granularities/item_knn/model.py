@@ -24,7 +24,7 @@ from torch import Tensor
 
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.history import event_weights, seen_events
+from recsys.granularities.history import event_weights, seen_events, target_types
 from recsys.granularities.item_cf.model import training_matrix
 from recsys.granularities.item_knn.section import ItemKnnConfig
 from recsys.granularities.item_links import links, most_similar, spoken_for, together
@@ -40,18 +40,24 @@ class ItemKnn(Granularity):
     def __init__(self, config: ItemKnnConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config = config
+        self.reads_histories = "targets" in config.types and sizes.num_types > 1
         self.recency = config.recency[0] if sizes.ordered else 0.0
         half_life = config.half_life[0] if sizes.timed else "none"
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        return self._linked(together(training_matrix(graphs, "none")), items)
+        counts_T = self._types(graphs)
+        return self._linked(together(training_matrix(graphs, "none", len(counts_T) > 0)), counts_T, items)
 
-    def _linked(self, pairs_NN: sp.csr_matrix, items: ItemView) -> State:
+    def _types(self, graphs: Graphs) -> Tensor:
+        return target_types(graphs)[: None if self.config.types[0] == "targets" else 0]
+
+    def _linked(self, pairs_NN: sp.csr_matrix, counts_T: Tensor, items: ItemView) -> State:
         neighbours, shrinkage = self.config.num_neighbours(pairs_NN.shape[0]), self.config.shrinkage[0]
         made = links(*most_similar(pairs_NN, neighbours, shrinkage), by_target=False)
         counts_N = torch.as_tensor(pairs_NN.diagonal()).float()
         made["itself_N"] = torch.where(counts_N > 0, counts_N / (counts_N + shrinkage).clamp(min=1e-12), 0.0)
+        made["counts_T"] = counts_T
         return {name: value.to(items.vectors_SD.device) for name, value in made.items()}
 
     @classmethod
@@ -59,20 +65,23 @@ class ItemKnn(Granularity):
         cls, sections: Sequence[ItemKnnConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
         """Sections that differ in how they are asked alone share their links."""
-        pairs_NN = together(training_matrix(graphs, "none"))
-        made: dict[tuple[float, int], State] = {}
+        pairs: dict[int, sp.csr_matrix] = {}
+        made: dict[tuple[int, float, int], State] = {}
         for section in sections:
             module = cls(section, sizes).eval()
-            key = section.shrinkage[0], section.num_neighbours(sizes.num_items)
+            counts_T = module._types(graphs)
+            key = len(counts_T), section.shrinkage[0], section.num_neighbours(sizes.num_items)
+            if len(counts_T) not in pairs:
+                pairs[len(counts_T)] = together(training_matrix(graphs, "none", len(counts_T) > 0))
             if key not in made:
-                made[key] = module._linked(pairs_NN, items)
+                made[key] = module._linked(pairs[len(counts_T)], counts_T, items)
             yield module, made[key]
 
     def own_items(self, state: State) -> Tensor:
         return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        seen = seen_events(batch).distinct()
+        seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
         weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12).sqrt()[seen.rows_E]
         found = spoken_for(seen, weights_E, state)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, HalfLives, Several
+from recsys.config.granularity import GranularityConfig, HalfLives, Several, Types
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 MOST_LINKS = 2**23  # of the model: 64 MB
@@ -15,7 +15,7 @@ MOST_LINKS = 2**23  # of the model: 64 MB
 class ItemKnnConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.item_knn.model:ItemKnn"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("shrinkage", "neighbours", "itself", "recency", "half_life")
+    candidates: ClassVar[tuple[str, ...]] = ("shrinkage", "neighbours", "types", "itself", "recency", "half_life")
     smaller: ClassVar[str] = "neighbours"
 
     neighbours: Annotated[list[Annotated[int, Field(ge=1)]], Several, Field(min_length=1)] = Field(
@@ -24,6 +24,7 @@ class ItemKnnConfig(GranularityConfig):
     shrinkage: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
         [20.0, 0.0, 5.0, 100.0], description="makes items of few common users less similar; one or several"
     )
+    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
     itself: Annotated[list[bool], Several, Field(min_length=1)] = Field(
         [False, True], description="whether an item speaks for itself too, which counts where repeats are predicted"
     )

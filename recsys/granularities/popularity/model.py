@@ -44,15 +44,21 @@ class Popularity(Granularity):
         super().__init__()
         self.half_life, self.counts, self.moments = config.half_life[0], config.counts[0], config.moments
         self.rest, self.always_last = config.rest[0], config.as_of[0] == "last"
-        self.reads_histories = sizes.timed
+        self.targets_alone = config.types[0] == "targets"
+        self.reads_histories = sizes.timed or ("targets" in config.types and sizes.num_types > 1)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         device, num_items = items.vectors_SD.device, graphs.num_items
-        if graphs.histories is None or not (graphs.histories.times_E != 0).any():
+        histories = graphs.histories
+        if histories is not None and self.targets_alone:
+            histories = histories.of_targets()
+        if histories is None or not (histories.times_E != 0).any():
             counts_N = graphs.degree_N.cpu().numpy()
+            if histories is not None and self.targets_alone:
+                counts_N = np.bincount(distinct_items(histories, num_items), minlength=num_items)
             table_NT, moments_T = _log_share(counts_N, counts_N, self.rest)[:, None], np.zeros(1, dtype=np.int64)
         else:
-            found = counted(graphs.histories, num_items, self.counts)
+            found = counted(histories, num_items, self.counts)
             most = max(1, min(self.moments, MOST_NUMBERS // max(num_items, 1)))
             moments_T = moments(found[1], most)
             table_NT = at_moments(*found, moments_T, num_items, self.half_life, self.rest)
@@ -72,6 +78,12 @@ class Popularity(Granularity):
         z_BT = torch.zeros(len(batch), last + 1, device=moments_T.device)
         z_BT[torch.arange(len(batch), device=moments_T.device), places_B.clamp(min=0)] = present_B.float()
         return z_BT, present_B
+
+
+def distinct_items(histories: Histories, num_items: int) -> Array:
+    """The item of every pair of a user and an item."""
+    users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    return np.asarray(np.unique(users_E * num_items + histories.items_E) % max(num_items, 1))
 
 
 def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, HalfLives, Several
+from recsys.config.granularity import GranularityConfig, HalfLives, Several, Types
 from recsys.config.workload import FLOAT, Estimate, Workload
 
 MOST_NUMBERS = 2**23  # of the table of moments: 32 MB
@@ -15,7 +15,7 @@ MOST_NUMBERS = 2**23  # of the table of moments: 32 MB
 class PopularityConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.popularity.model:Popularity"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("half_life", "counts", "rest", "as_of")
+    candidates: ClassVar[tuple[str, ...]] = ("half_life", "types", "counts", "rest", "as_of")
     smaller: ClassVar[str] = "moments"
 
     half_life: HalfLives = Field(
@@ -25,6 +25,7 @@ class PopularityConfig(GranularityConfig):
         ["users", "events", "all"],
         description="what counts of a user and an item: users: the first event; events: one a day; all; one or several",
     )
+    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
     rest: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Several, Field(min_length=1)] = Field(
         [0.1, 0.001], description="ρ, the share of the counts of all times beside the recent ones; one or several"
     )
