@@ -158,7 +158,8 @@ class CausalAttention(nn.Module):
         self.uses_softmax = kind.uses_softmax
         self.blocks = nn.ModuleList(kind(sizes.width, config) for _ in range(config.layers))
         length, relative = sizes.max_history + 1, config.positions != "absolute"
-        self.lag_bias_LH = nn.Parameter(_older_is_fainter(length, config.heads)) if relative else None
+        start_LH = _older_is_fainter(length, config.heads) if self.uses_softmax else torch.zeros(length, config.heads)
+        self.lag_bias_LH = nn.Parameter(start_LH) if relative else None
         self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
         if self.gap_bias is not None:
             nn.init.zeros_(self.gap_bias.weight)
@@ -204,7 +205,8 @@ class CausalAttention(nn.Module):
 
 
 def _older_is_fainter(length: int, heads: int) -> Tensor:
-    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1."""
+    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1. Before a
+    softmax only: a negative logit in SiLU is a negative weight, not a faint one."""
     lag_L1 = torch.arange(length, dtype=torch.float32)[:, None]
     return -torch.linspace(0, 1, heads) * torch.log1p(lag_L1)
 
