@@ -1,7 +1,7 @@
 """The block of HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"): attention without softmax, gated.
 
 Why: softmax makes the events of a history compete, since its weights sum to one and none is negative. Here every pair
-of events has a weight of its own, whatever the others have, and a gate of the query's event says what of the sum counts.
+of events has a weight of its own, and a gate of the query's event says what of the sum counts.
 The gate also takes the place of the feed-forward. The norm behind the sum takes its size out again, as in the paper::
 
     U, Q, V, K = SiLU(W₁ norm(x))                                four times [L, D]
