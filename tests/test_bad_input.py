@@ -44,7 +44,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "out of range": (["run", "--config", "CONFIG", "--train.lr", "-1"], ["train.lr", "greater than 0", "-1"]),
     "unknown choice": (
         ["run", "--config", "CONFIG", "--model.granularities.evolution.cell", "rnn"],
-        ["model.granularities.evolution.cell", "'lstm', 'gru' or 'attention'", "'rnn'"],
+        ["model.granularities.evolution.cell", "'lstm', 'gru', 'attention' or 'hstu'", "'rnn'"],
     ),
     "not a YAML value": (
         ["run", "--config", "CONFIG", "--evaluate.ks", "[1, 2"],

@@ -12,8 +12,10 @@ import pytest
 import torch
 from handmade import DAY, Event, leave_last, small_model, small_world, write_dataset
 from torch import Tensor
+from torch.nn.functional import silu
 
 from recsys.config import Config, build_config
+from recsys.config.contradictions import check_settings
 from recsys.data.batches import Batch, every_position, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
@@ -22,7 +24,7 @@ from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import ItemView, ModelSizes
-from recsys.granularities.evolution.model import Evolution
+from recsys.granularities.evolution.model import NUM_TIME_BUCKETS, CausalAttention, Evolution
 from recsys.granularities.evolution.section import EvolutionConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
@@ -55,17 +57,84 @@ def asked(*history: int) -> Batch:
     return last_position(Queries(histories, np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
 
 
+def timed(*rows: list[int]) -> Histories:
+    """Histories with gaps from an hour to days between the events."""
+    histories = Histories.of_items(list(rows))
+    place_E = np.arange(len(histories.items_E), dtype=np.int64)
+    return replace(histories, times_E=DAY + place_E**2 * DAY // 24)
+
+
+@pytest.mark.parametrize("cell", ["attention", "hstu"])
 @pytest.mark.parametrize("positions", ["absolute", "relative", "both"])
-def test_one_question_a_row_is_answered_as_all_of_them(positions: str) -> None:
-    module = made(cell="attention", heads=2, layers=2, positions=positions)
-    histories = Histories.of_items([[1, 2, 3, 4, 5], [], [6], [7, 8, 1]])
-    histories = replace(histories, times_E=np.cumsum([DAY] * len(histories.items_E)))
+def test_one_question_a_row_is_answered_as_all_of_them(cell: str, positions: str) -> None:
+    module = made(cell=cell, heads=2, layers=2, positions=positions)
+    histories = timed([1, 2, 3, 4, 5], [], [6], [7, 8, 1])
     alone = last_position(Queries(histories, np.zeros(5, np.int64), np.zeros(0, np.int32)), 7)
     alone = replace(alone, seen_B=torch.tensor([4, 0, 1, 3]))  # one sees a part
     twice = replace(alone, **{name: torch.cat([getattr(alone, name)] * 2) for name in ("rows_B", "seen_B", "asked_BC")})
     (z_BD, present_B), (all_BD, _) = (module(batch, items(), {}) for batch in (alone, twice))
     torch.testing.assert_close(z_BD, all_BD[:4])
     assert present_B.tolist() == [True, False, True, True] and not z_BD[1].any()
+
+
+@pytest.mark.parametrize("cell", ["attention", "hstu", "gru", "lstm"])
+def test_padding_changes_nothing(cell: str) -> None:
+    """A short history gives the same answer alone and beside one that makes its row twice as long."""
+    module = made(cell=cell, layers=2)
+    histories = timed([3, 1, 4], [1, 5, 2, 6, 5, 3])
+    both = last_position(Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32)), 7)
+    alone = last_position(Queries(histories.take(np.array([0])), np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
+    assert both.history_UL.shape[1] == 2 * alone.history_UL.shape[1]
+    with torch.no_grad():
+        padded_BD, alone_BD = module(both, items(), {})[0], module(alone, items(), {})[0]
+    torch.testing.assert_close(padded_BD[:1], alone_BD, rtol=1e-5, atol=1e-6)
+
+
+def naive_hstu(module: Evolution, batch: Batch) -> Tensor:
+    """The state behind the last event of the first row, pair of events by pair: [D]."""
+    cell = module.cell
+    assert isinstance(cell, CausalAttention) and cell.lag_bias_LH is not None and cell.gap_bias is not None
+    length, heads = int(batch.lengths_U[0]), cell.lag_bias_LH.shape[1]
+    rows = items().vectors_SD[batch.history_UL[0, :length]] * math.sqrt(WIDTH) + module.type_embedding.weight[0]
+    events = [row if cell.position_LD is None else row + cell.position_LD[i] for i, row in enumerate(rows)]
+    minutes = [float(age) * 24 * 60 for age in batch.ages_UL[0]]
+    for block in cell.blocks:
+        parts = [silu(block.uqvk(block.norm(event))).view(4, heads, -1) for event in events]  # type: ignore[operator]
+        left = []
+        for i, event in enumerate(events):
+            mixed = torch.zeros_like(parts[i][0])
+            for j in range(i + 1):
+                gap = min(int(math.log2(1 + minutes[j] - minutes[i])), NUM_TIME_BUCKETS - 1)
+                bias_H = cell.lag_bias_LH[i - j] + cell.gap_bias.weight[gap]
+                weight_H = silu((parts[i][1] * parts[j][3]).sum(1) + bias_H) / (i + 1)
+                mixed = mixed + weight_H[:, None] * parts[j][2]
+            gated = block.norm_mixed(mixed.flatten()) * parts[i][0].flatten()  # type: ignore[operator]
+            left.append(event + block.mix(gated))  # type: ignore[operator]
+        events = left
+    last_D: Tensor = events[-1]
+    return last_D
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("positions", ["relative", "both"])
+def test_hstu_is_its_formula(positions: str, layers: int) -> None:
+    module = made(cell="hstu", heads=2, layers=layers, positions=positions)
+    histories = timed([3, 1, 4, 1, 5], [2, 6, 5, 3, 5, 8, 7])
+    batch = last_position(Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32)), 7)
+    found_BD = module.interest(batch, items()).long_BD
+    torch.testing.assert_close(found_BD[0], module.norm(naive_hstu(module, batch)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["attention", "hstu"])
+def test_later_events_have_no_part_in_a_state(cell: str) -> None:
+    """Not even by a gradient of zero times infinity: the state behind event 3 has none in events 4 and 5."""
+    module = made(cell=cell, heads=2, layers=2)
+    histories = timed([3, 1, 4, 1, 5])
+    batch = last_position(Queries(histories, np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
+    events_ULD = torch.randn(1, 5, WIDTH, requires_grad=True)
+    module.cell(events_ULD, batch)[0, 2].sum().backward()
+    assert events_ULD.grad is not None and torch.isfinite(events_ULD.grad).all()
+    assert events_ULD.grad[0, :3].abs().sum(1).min() > 0 and not events_ULD.grad[0, 3:].any()
 
 
 def logistic(x: Tensor) -> Tensor:
@@ -128,18 +197,24 @@ def test_sweeps_close_in_on_the_formula(cell: str) -> None:
 
 
 def test_settings_that_cannot_act_are_refused() -> None:
-    with pytest.raises(ConfigError, match="states parallel, or cell lstm or gru"):
-        made(states="formula")
+    for cell in ("attention", "hstu"):
+        with pytest.raises(ConfigError, match=f"{cell} reads all steps at once; set states parallel, or cell lstm"):
+            made(cell=cell, states="formula")
+        with pytest.raises(ConfigError, match=f"states formula needs cell lstm or gru, got {cell}"):
+            check_settings(settings({"cell": cell, "states": "formula"}), ("train",))
     with pytest.raises(ConfigError, match="time_gaps needs a timestamp"):
         Evolution(EvolutionConfig(time_gaps=True), replace(SIZES, timed=False))
     with pytest.raises(ConfigError, match="'weather' is no context column of this dataset; there are: none"):
         made(query_context=["weather"])
 
 
-def test_the_loss_is_that_of_every_position(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cell", ["attention", "hstu"])
+def test_the_loss_is_that_of_every_position(tmp_path: Path, cell: str) -> None:
     """One pass over a history costs what one query for each of its prefixes costs together."""
     dataset = small_world(tmp_path)
-    config = build_config({"model": {"granularities": {"evolution": {"enabled": True}}, "item": {"text": False}}})
+    config = build_config(
+        {"model": {"granularities": {"evolution": {"enabled": True, "cell": cell}}, "item": {"text": False}}}
+    )
     torch.manual_seed(0)
     model = build_model(config, dataset, Split.TEST).eval()
     loss = StepLoss(model, build_graphs(dataset, Split.TEST), config.train.loss, dataset)
@@ -229,7 +304,9 @@ class Ahead:
 
 
 @pytest.mark.parametrize(
-    "evolution", [{"cell": "gru"}, {"cell": "attention"}, {"cell": "lstm", "states": "parallel"}], ids=str
+    "evolution",
+    [{"cell": "gru"}, {"cell": "attention"}, {"cell": "hstu"}, {"cell": "lstm", "states": "parallel"}],
+    ids=str,
 )
 def test_rolling_forward_sees_the_group_after_the_next(tmp_path: Path, evolution: dict[str, Any]) -> None:
     """The test event is two steps after what is shown. Margins measured: .59 … .62 rolled, .08 … .17 not rolled."""

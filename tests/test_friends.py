@@ -29,6 +29,7 @@ FRIENDS = ((0, 1), (0, 2), (0, 3), (1, 2), (2, 4))
 READERS = {
     "behaviour": {"input": "text"},
     "evolution attention": {"cell": "attention"},
+    "evolution hstu": {"cell": "hstu"},
     "evolution gru": {"cell": "gru"},
     "evolution lstm": {"cell": "lstm"},
     "collaborative": {},

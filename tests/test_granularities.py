@@ -53,6 +53,9 @@ CASES = [
     ("evolution", {"cell": "gru", "states": "formula", "time_gaps": True}),
     ("evolution", {"cell": "lstm", "states": "parallel", "sweeps": 3}),
     ("evolution", {"cell": "attention", "states": "parallel", "positions": "absolute"}),
+    ("evolution", {"cell": "hstu"}),
+    ("evolution", {"cell": "hstu", "layers": 2, "positions": "relative"}),
+    ("evolution", {"cell": "hstu", "states": "parallel", "positions": "absolute"}),
     ("collaborative", {}),
     ("collaborative", {"user_embedding": True}),
     ("social", {"conv": "sage", "layers": 2}),
@@ -355,7 +358,14 @@ def test_evolution_refuses_data_without_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("behaviour", {}), ("evolution", {}), ("social", {"conv": "gat"}), ("knowledge", {})]
+    ("name", "options"),
+    [
+        ("behaviour", {}),
+        ("evolution", {}),
+        ("evolution", {"cell": "hstu"}),
+        ("social", {"conv": "gat"}),
+        ("knowledge", {}),
+    ],
 )
 def test_heads_must_divide_the_width(name: str, options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{name}.heads 3 does not divide model.width 8"):

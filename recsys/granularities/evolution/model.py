@@ -1,9 +1,10 @@
 """Evolution: how a user's interest moves, read from the order and the times of the history (S4).
 
 A causal sequence model over the item vectors of the history, trained at every position. ``cell`` picks an LSTM or a
-GRU, or pre-norm causal attention (SASRec, Kang & McAuley 2018) whose positions enter as vectors added to the
-events, as learned biases on the lag between two events and on the time between them (as in HSTU, Zhai et al. 2024), or
-both. An event is the sum of its item, its type, its context columns and (``time_gaps``) the time since the one before.
+GRU, pre-norm causal attention (SASRec, Kang & McAuley 2018), or HSTU's gated blocks without softmax (see
+:mod:`~recsys.granularities.evolution.hstu`). In the last two, positions enter as vectors added to the events, as
+learned biases on the lag between two events and on the time between them (as in HSTU, Zhai et al. 2024), or both. An
+event is the sum of its item, its type, its context columns and (``time_gaps``) the time since the one before.
 
 ``states`` picks what comes of it: the cell's state behind the last event, which is the predicted next interest state
 H_{t+1}, or H_{t+1} and the immediate state i_t with a learned share (see
@@ -23,6 +24,7 @@ from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, ItemView, ModelSizes, State, gather_queries, heads_error
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.evolution.context import AskedContext, ContextVectors, hide
+from recsys.granularities.evolution.hstu import HstuBlock
 from recsys.granularities.evolution.interest import Fuse, InterestStates
 from recsys.granularities.evolution.section import EvolutionConfig
 
@@ -64,14 +66,14 @@ class Evolution(Granularity):
         self.norm = nn.LayerNorm(width)
         two = config.states != "cell"
         self.cell: nn.Module
-        if config.cell == "attention":
+        if config.attends:
             self.cell = CausalAttention(config, sizes)
         else:
             kind = nn.LSTM if config.cell == "lstm" else nn.GRU
             drop = config.dropout if config.layers > 1 else 0.0
             self.cell = kind(2 * width if two else width, width, config.layers, batch_first=True, dropout=drop)
         self.states = InterestStates(width) if two else None
-        self.enter = nn.Linear(2 * width, width) if two and config.cell == "attention" else None
+        self.enter = nn.Linear(2 * width, width) if two and config.attends else None
         self.fuse = Fuse(width) if two else None
         self.gap_embedding = nn.Embedding(NUM_GAP_BUCKETS + 1, width) if config.time_gaps else None
         if self.gap_embedding is not None:
@@ -146,15 +148,18 @@ def _buckets(days: Tensor, number: int) -> Tensor:
 
 
 class CausalAttention(nn.Module):
-    """Pre-norm transformer blocks with learned lag and time-gap biases."""
+    """Pre-norm blocks, a transformer's or HSTU's, with learned lag and time-gap biases that all of them share."""
 
     def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
         super().__init__()
         if sizes.width % config.heads:
             raise heads_error("evolution", config.heads, sizes.width)
-        self.blocks = nn.ModuleList(Block(sizes.width, config) for _ in range(config.layers))
+        kind = HstuBlock if config.cell == "hstu" else Block
+        self.uses_softmax = kind.uses_softmax
+        self.blocks = nn.ModuleList(kind(sizes.width, config) for _ in range(config.layers))
         length, relative = sizes.max_history + 1, config.positions != "absolute"
-        self.lag_bias_LH = nn.Parameter(_older_is_fainter(length, config.heads)) if relative else None
+        start_LH = _older_is_fainter(length, config.heads) if self.uses_softmax else torch.zeros(length, config.heads)
+        self.lag_bias_LH = nn.Parameter(start_LH) if relative else None
         self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
         if self.gap_bias is not None:
             nn.init.zeros_(self.gap_bias.weight)
@@ -170,7 +175,7 @@ class CausalAttention(nn.Module):
         """Without dropout, the state behind the last event that each row's one query sees, [U, D]; of no meaning where
         it sees none."""
         last = self.blocks[-1]
-        assert isinstance(last, Block)
+        assert isinstance(last, Block | HstuBlock)
         return last.at(*self._enter_last(events_ULD, batch), (batch.seen_B - 1).clamp(min=0))
 
     def _enter_last(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -181,8 +186,9 @@ class CausalAttention(nn.Module):
         return states_ULD, bias_UHLL
 
     def _bias(self, batch: Batch, length: int, device: torch.device) -> Tensor:
-        """What is added to the logits, U and H 1 where all rows and heads share it; minus infinity for later events.
-        Padding is later than every real event of its row, so that nothing else needs to hide it."""
+        """What is added to the logits, U and H 1 where all rows and heads share it; before a softmax minus infinity for
+        later events, which HSTU's blocks multiply by zero instead. Padding is later than every real event of its row,
+        so that nothing else needs to hide it."""
         places_L = torch.arange(length, device=device)
         lag_LL = places_L[:, None] - places_L
         bias_UHLL = torch.zeros(1, 1, length, length, device=device)
@@ -191,7 +197,7 @@ class CausalAttention(nn.Module):
         if self.gap_bias is not None:
             gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0)
             bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(0, 3, 1, 2)
-        return bias_UHLL.masked_fill(lag_LL < 0, float("-inf"))
+        return bias_UHLL.masked_fill(lag_LL < 0, float("-inf")) if self.uses_softmax else bias_UHLL
 
     def place(self, events_ULD: Tensor) -> Tensor:
         """Events with their positions, counted from the row's first."""
@@ -199,13 +205,16 @@ class CausalAttention(nn.Module):
 
 
 def _older_is_fainter(length: int, heads: int) -> Tensor:
-    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1."""
+    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1. Before a
+    softmax only: a negative logit in SiLU is a negative weight, not a faint one."""
     lag_L1 = torch.arange(length, dtype=torch.float32)[:, None]
     return -torch.linspace(0, 1, heads) * torch.log1p(lag_L1)
 
 
 class Block(nn.Module):
     """Attention and a feed-forward of ``inner`` times width D, each behind a norm and a residual."""
+
+    uses_softmax = True
 
     def __init__(self, width: int, config: EvolutionConfig) -> None:
         super().__init__()

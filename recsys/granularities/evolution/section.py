@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 class EvolutionConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
 
-    cell: Literal["lstm", "gru", "attention"] = "attention"
-    positions: Literal["absolute", "relative", "both"] = Field("both", description="how attention knows the order")
+    cell: Literal["lstm", "gru", "attention", "hstu"] = "attention"
+    positions: Literal["absolute", "relative", "both"] = Field(
+        "both", description="how attention and hstu know the order"
+    )
     layers: int = Field(1, ge=1)
     heads: int = Field(2, ge=1)
-    feed_forward: int = Field(4, ge=1, description="inner width of attention's blocks, in widths of the model")
+    feed_forward: int = Field(4, ge=1, description="inner width of attention's blocks, in widths (hstu has none)")
     dropout: float = Field(0.3, ge=0, lt=1)
     input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
     states: Literal["cell", "parallel", "formula"] = Field(
@@ -37,11 +39,16 @@ class EvolutionConfig(GranularityConfig):
     )
     context_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows and queries without context in training")
 
+    @property
+    def attends(self) -> bool:
+        """Whether the cell reads all steps at once, so it cannot go step by step."""
+        return self.cell in ("attention", "hstu")
+
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         if config.data.order == "none":
             yield f"{where} needs events in order, and data.order is none; disable it, or set data.order auto"
-        if self.states == "formula" and self.cell == "attention":
-            yield f"{where}.states formula needs cell lstm or gru, got attention; set another"
+        if self.states == "formula" and self.attends:
+            yield f"{where}.states formula needs cell lstm or gru, got {self.cell}; set another"
         if unknown := sorted({*self.query_context} - {*config.data.context}):
             yield f"{where}.query_context names {', '.join(unknown)}, not in data.context; add it there"
 
@@ -56,16 +63,19 @@ class EvolutionConfig(GranularityConfig):
             raise ConfigError(
                 f"{where}.time_gaps needs a timestamp of every event, and this dataset lacks some; set it false"
             )
-        if self.states == "formula" and self.cell == "attention":
+        if self.states == "formula" and self.attends:
             raise ConfigError(
-                f"{where}.states formula goes step by step, which attention over all steps does not; set states "
+                f"{where}.states formula goes step by step, and {self.cell} reads all steps at once; set states "
                 "parallel, or cell lstm or gru"
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        step = work.queries * work.width * FLOAT * 8 + work.rows * work.length * work.width * FLOAT * 16 * self.layers
+        is_hstu = self.cell == "hstu"  # no feed-forward: 5 D² numbers a layer, fewer values kept of events and pairs
+        vectors, pair, layer = (12, 12, 5 / 12) if is_hstu else (16, 16, 1.0)
+        step = work.queries * work.width * FLOAT * 8
+        step += work.rows * work.length * work.width * FLOAT * vectors * self.layers
         validation = 0.0
-        if self.cell == "attention":
-            step += work.queries * work.longest * (self.heads * 16 * self.layers + 24)
+        if self.attends:
+            step += work.queries * work.longest * (self.heads * pair * self.layers + 24)
             validation = work.validation_rows * work.validation_length**2 * (self.heads * 8 + 20)
-        return Estimate(layers=1.0 + self.layers, step=step, validation=validation)
+        return Estimate(layers=1.0 + layer * self.layers, step=step, validation=validation)
