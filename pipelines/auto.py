@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
-from recsys.auto.portfolio import configured, settings
+from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
 from recsys.config.values import seconds_of
@@ -65,8 +65,9 @@ def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder, started
     """The configuration, and what was seen of the data and tried."""
     traits = Traits.of(dataset, config)
     portfolio = settings(traits)
-    why = [traits.describe()]
+    why = [traits.describe(), members_line(traits)]
     folder.progress(f"model auto: {traits.describe()}")
+    folder.progress(members_line(traits))
     budget = seconds_of(config.run.budget)
     if budget:
         module, name = SEARCH.split(":")
@@ -78,6 +79,18 @@ def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder, started
     said = f"setting by rules: {first.name if first else 'fitted members alone'}"
     folder.progress(said)
     return chosen, [*why, said]
+
+
+def members_line(traits: Traits) -> str:
+    """The members, and what is left out, each with the reason.
+
+    >>> print(members_line(Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})))
+    members: popularity, repeat, content, moment, profile, knowledge
+    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events), als (more than 5,000,000 \
+events), user_cf (more than 50,000 users), place (no columns), social (more than 5,000,000 events)
+    """
+    without = [f"{name} ({reason})" for name, reason in left_out(traits).items()]
+    return f"members: {', '.join(members(traits))}" + (f"\nleft out: {', '.join(without)}" if without else "")
 
 
 def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Config | None:

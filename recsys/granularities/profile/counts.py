@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys import schema
+from recsys.config import Config
 from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
@@ -59,6 +61,15 @@ class ProfileCounts(Granularity):
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
         return encoded_attributes(sizes, dataset)
+
+    @classmethod
+    def idle(cls, section: ProfileConfig, dataset: PreparedDataset, config: Config) -> str:
+        columns = [name for name in dataset.user_features.column_names if name != schema.USER_ID]
+        if not columns:
+            return "no attributes of users"
+        if not profile_encoding(section, dataset, Split.TRAIN).users:
+            return f"no column of users has values that several users share: {', '.join(columns)}"
+        return ""
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
