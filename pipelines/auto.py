@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
-from recsys.auto.portfolio import configured, left_out, members, settings
+from recsys.auto.portfolio import UNTRAINED, configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
 from recsys.config.values import seconds_of
@@ -76,7 +76,7 @@ def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder, started
         return chosen, why + said
     first = portfolio[0] if portfolio else None
     chosen = configured(config, traits, first)
-    said = f"setting by rules: {first.name if first else 'fitted members alone'}"
+    said = f"setting by rules: {first.name if first else UNTRAINED}"
     folder.progress(said)
     return chosen, [*why, said]
 

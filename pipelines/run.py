@@ -20,7 +20,7 @@ from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
 from recsys.evaluation.metrics import parse_metric
-from recsys.evaluation.validation import Validator
+from recsys.evaluation.validation import Validator, check_targets
 
 _HEADLINES = ("recall", "hit", "mrr", "coverage")
 
@@ -32,13 +32,13 @@ def run(config: Config, folder: RunFolder) -> None:
     if chooses:
         started = time.monotonic()
         with ray_session(config):
-            prepare(config, folder)
+            check_targets(prepare(config, folder), config)
             config = with_model(config, folder, chooses=True, started=started)
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
             if not chooses:
-                prepare(config, folder)
+                check_targets(prepare(config, folder), config)
             train(config, folder)
         metrics = evaluate(config, folder)
         registered = register(config, folder)

@@ -14,7 +14,7 @@ from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.session import ray_session
 from pipelines.tracking import tracked
-from recsys.auto.portfolio import Setting, configured, settings
+from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -100,7 +100,7 @@ def search(
     """
     portfolio = settings(traits)
     if not portfolio:
-        return configured(config, traits, None), ["no trained granularity fits the data: fitted members alone"]
+        return configured(config, traits, None), [UNTRAINED]
     left = deadline - time.monotonic()
     until = time.monotonic() + _SEARCH * left
     folder.progress(

@@ -24,6 +24,8 @@ _MANY_USERS: Final = 50_000  # beyond it user_cf, which looks at every user, is 
 _HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
 _FULL_SCORES: Final = 4e8  # targets times items up to which the exact softmax is affordable
 
+UNTRAINED: Final = "fitted members alone, as the training part has too few events of a user to train on"
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,7 +57,9 @@ def left_out(traits: Traits) -> dict[str, str]:
 
 
 def settings(traits: Traits) -> list[Setting]:
-    """Trained models for such data, the one that is taken without a search first."""
+    """Trained models for such data, the one that is taken without a search first; none where nothing can be trained."""
+    if not traits.trainable:
+        return []
     return _sequences(traits) if traits.ordered else _sets(traits)
 
 

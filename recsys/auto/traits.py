@@ -9,6 +9,8 @@ from typing import Final
 from recsys.auto.candidates import idle
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.data.loader import can_train
 
 _SIGNALS: Final = {  # in words, by the candidate that reads it
     "repeat": "repeats",
@@ -29,6 +31,7 @@ class Traits:
     events: int  # of training and validation
     ordered: bool
     timed: bool
+    trainable: bool = True  # whether there are events that a trained granularity can learn to predict
     idle: Mapping[str, str] = field(default_factory=dict)  # why the data cannot feed a candidate, by its name
 
     @property
@@ -54,10 +57,9 @@ class Traits:
         """
         found = ["order"] * self.ordered + ["times"] * self.timed
         found += [word for name, word in _SIGNALS.items() if name not in self.idle]
-        return (
-            f"{self.users:,} users, {self.items:,} items, {self.events:,} events; with "
-            f"{', '.join(found) or 'nothing but ids'}"
-        )
+        sizes = (("user", self.users), ("item", self.items), ("event", self.events))
+        counted = ", ".join(f"{number:,} {noun}{'s' * (number != 1)}" for noun, number in sizes)
+        return f"{counted}; with {', '.join(found) or 'nothing but ids'}"
 
     @staticmethod
     def of(dataset: PreparedDataset, config: Config) -> Traits:
@@ -69,5 +71,6 @@ class Traits:
             events=counts.get("train", 0) + counts.get("valid", 0),
             ordered=manifest.ordered,
             timed=manifest.timed,
+            trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
             idle=idle(config, dataset),
         )

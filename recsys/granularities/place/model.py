@@ -58,9 +58,9 @@ class Place(Granularity):
     def idle(cls, section: PlaceConfig, dataset: PreparedDataset, config: Config) -> str:
         coordinates, numbers = cls.size(section, dataset, Split.TRAIN)
         if not (coordinates or numbers):
-            return "no columns of items for latitude and longitude"
+            return "no coordinates of items"
         if not read_places(dataset.features, [coordinates, numbers]).differ:
-            return f"the items' {', '.join([*coordinates, *numbers])} hold no two different values"
+            return f"no two items differ in {', '.join([*coordinates, *numbers])}"
         return ""
 
     def __init__(self, config: PlaceConfig, sizes: ModelSizes) -> None:

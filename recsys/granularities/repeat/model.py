@@ -49,11 +49,11 @@ class Repeat(Granularity):
     @classmethod
     def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
         if config.evaluate.exclude_seen:
-            return "evaluate.exclude_seen is true, so nothing that a user had is listed"
+            return "evaluate.exclude_seen is true"
         for shard in dataset.shards():
             if pairs_of(shard.through(Split.TRAIN), shard.targets_T).again_P.any():
                 return ""
-        return "no user has an item again in the training part"
+        return "no user has an item again"
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
         super().__init__()

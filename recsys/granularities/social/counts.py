@@ -46,7 +46,7 @@ class SocialCounts(Granularity):
     def idle(cls, section: SocialConfig, dataset: PreparedDataset, config: Config) -> str:
         src_F, dst_F, _ = dataset.social_edges()
         if not len(src_F):
-            return "no friendships between users of the events"
+            return "no friendships between known users"
         is_of_use_F = (src_F != dst_F) & dataset.active_users_V(Split.TRAIN)[src_F]
         return "" if is_of_use_F.any() else "no friend has training events"
 
