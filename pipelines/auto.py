@@ -8,7 +8,6 @@ trained again without a search.
 from __future__ import annotations
 
 import importlib
-import time
 from typing import Any, Final
 
 from pipelines.folder import RunFolder
@@ -25,14 +24,13 @@ SEARCH: Final = "tune.auto:search"  # stands above the pipelines, as the verb `t
 _SECTIONS: Final = ("model", "train")
 
 
-def with_model(config: Config, folder: RunFolder, chooses: bool, started: float | None = None) -> Config:
+def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
     """The configuration with the sections that auto chose; itself where it has a model.
 
     Args:
         config: may lack the section ``model``.
         folder: of the run.
         chooses: whether the verb may choose; the others follow an earlier choice.
-        started: when the budget began (``time.monotonic``).
 
     Raises:
         ArtifactError: nothing was chosen yet and the verb does not choose.
@@ -51,7 +49,7 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
                 f"the configuration has no section model, and nothing was chosen yet in {folder.shown(folder.root)}; "
                 "run `recsys run` or `recsys train` with it first"
             )
-    chosen, why = _choose(config, dataset, folder, time.monotonic() if started is None else started)
+    chosen, why = _choose(config, dataset, folder)
     tree = chosen.model_dump(mode="json")
     folder.write_json(
         folder.root / CHOICE, {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}}
@@ -61,7 +59,7 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
     return chosen
 
 
-def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder, started: float) -> tuple[Config, list[str]]:
+def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder) -> tuple[Config, list[str]]:
     """The configuration, and what was seen of the data and tried."""
     traits = Traits.of(dataset, config)
     portfolio = settings(traits)
@@ -72,7 +70,7 @@ def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder, started
     if budget:
         module, name = SEARCH.split(":")
         search = getattr(importlib.import_module(module), name)
-        chosen, said = search(config, dataset, folder, traits, started + budget)
+        chosen, said = search(config, dataset, folder, traits, folder.progress.started + budget)
         return chosen, why + said
     first = portfolio[0] if portfolio else None
     chosen = configured(config, traits, first)

@@ -17,10 +17,11 @@ from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config, load_config
 from recsys.config.values import seconds_of
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from tests.handmade import DAY, write_dataset
-from tune.auto import Portfolio, _in_time
+from tune.auto import Portfolio, _in_time, search
 from tune.ledger import Ledger, Trial
 
 SIGNALS = ("repeat", "place", "content", "social", "profile", "knowledge")  # beside events and their times
@@ -96,6 +97,15 @@ def test_epochs_are_cut_to_the_time_that_is_left(left: float) -> None:
 
 def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:
     assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
+
+
+@pytest.mark.parametrize(("left", "word"), [(-40.0, "is spent"), (10.0, "has 10 s left")])
+def test_a_budget_that_holds_no_training_takes_the_fitted_members(tmp_path: Path, left: float, word: str) -> None:
+    config, folder = _dataset_and_folder(tmp_path)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"budget": "5s"})})
+    dataset = PreparedDataset(config.dataset_dir)
+    chosen, (said,) = search(config, dataset, folder, PLAIN, time.monotonic() + left)
+    assert not chosen.model.granularities.are_trained and f"the budget of 5s {word}" in said
 
 
 def test_no_setting_is_proposed_after_the_deadline_but_the_first(tmp_path: Path) -> None:

@@ -100,8 +100,17 @@ def search(
     """
     portfolio = settings(traits)
     if not portfolio:
+        folder.progress(UNTRAINED)
         return configured(config, traits, None), [UNTRAINED]
     left = deadline - time.monotonic()
+    if left <= _LEAST_RESERVE:
+        spent = "is spent" if left <= 0 else f"has {left:.0f} s left"
+        why = (
+            f"the budget of {config.run.budget} {spent} after prepare, too little for a training: fitted members "
+            "alone; a larger run.budget tries trained models, too"
+        )
+        folder.progress(why)
+        return configured(config, traits, None), [why]
     until = time.monotonic() + _SEARCH * left
     folder.progress(
         f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, "
