@@ -270,3 +270,12 @@ def test_targets_that_were_all_seen_end_with_one_message(
     code, said = _said_of_a_run(_written(tmp_path), capsys)
     assert code == 2 and "recsys: no validation user has a target that counts" in said
     assert "epoch" not in said, "it is said before anything is trained"
+
+
+def test_a_budget_too_small_for_a_training_still_gives_a_model(
+    tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _events(tmp_path)
+    code, said = _said_of_a_run(_written(tmp_path), capsys, "--budget", "1s")
+    assert code == 0, said
+    assert "the budget of 1s is spent after prepare" in said and "nothing is trained" in said
