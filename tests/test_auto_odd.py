@@ -253,6 +253,13 @@ def test_facts_and_friends_that_tell_nothing_are_left_out(
     assert "social (no friend" in said and "knowledge (no fact is shared by" in said
 
 
+def test_init_says_which_column_has_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = _events(tmp_path, user=lambda _: "u")
+    assert main(["init", events, "--out", str(tmp_path / "recsys.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "no file has events" in said and "user_id (one value in every row)" in said
+
+
 def test_too_little_data_ends_with_one_message(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
