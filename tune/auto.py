@@ -113,7 +113,7 @@ def search(
         return configured(config, traits, None), [why]
     until = time.monotonic() + _SEARCH * left
     folder.progress(
-        f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, "
+        f"budget: {_span(left)} are left: up to {_span(_SEARCH * left)} to try {len(portfolio)} settings, "
         "the rest to train, evaluate and register"
     )
     plan = _try_all(config, dataset, folder, traits, portfolio, until)
@@ -132,7 +132,7 @@ def search(
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
     cost = _cost(best, whole)
-    said.append(f"estimate: {cost / 60:.1f} min to train, {(deadline - time.monotonic()) / 60:.1f} min are left")
+    said.append(f"estimate: {_span(cost)} to train, {_span(deadline - time.monotonic())} are left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
     folder.progress("\n".join(said))
     return whole, said
@@ -193,6 +193,14 @@ def _cost(best: Trial, config: Config) -> float:
 def _trainings(config: Config) -> int:
     """How often a model is trained: to choose the epoch, with validation events, with all events."""
     return 1 + config.train.refit + config.train.final
+
+
+def _span(seconds: float) -> str:
+    """
+    >>> _span(8.4), _span(150.0)
+    ('8 s', '2.5 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def _seconds_an_epoch(trial: Trial) -> float:
