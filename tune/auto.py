@@ -14,7 +14,7 @@ from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.session import ray_session
 from pipelines.tracking import tracked
-from recsys.auto.portfolio import Setting, configured, settings
+from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -100,11 +100,20 @@ def search(
     """
     portfolio = settings(traits)
     if not portfolio:
-        return configured(config, traits, None), ["no trained granularity fits the data: fitted members alone"]
+        folder.progress(UNTRAINED)
+        return configured(config, traits, None), [UNTRAINED]
     left = deadline - time.monotonic()
+    if left <= _LEAST_RESERVE:
+        spent = "is spent" if left <= 0 else f"has {left:.0f} s left"
+        why = (
+            f"the budget of {config.run.budget} {spent} after prepare, too little for a training: fitted members "
+            "alone; a larger run.budget tries trained models, too"
+        )
+        folder.progress(why)
+        return configured(config, traits, None), [why]
     until = time.monotonic() + _SEARCH * left
     folder.progress(
-        f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, "
+        f"budget: {_span(left)} are left: up to {_span(_SEARCH * left)} to try {len(portfolio)} settings, "
         "the rest to train, evaluate and register"
     )
     plan = _try_all(config, dataset, folder, traits, portfolio, until)
@@ -123,7 +132,7 @@ def search(
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
     cost = _cost(best, whole)
-    said.append(f"estimate: {cost / 60:.1f} min to train, {(deadline - time.monotonic()) / 60:.1f} min are left")
+    said.append(f"estimate: {_span(cost)} to train, {_span(deadline - time.monotonic())} are left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
     folder.progress("\n".join(said))
     return whole, said
@@ -184,6 +193,14 @@ def _cost(best: Trial, config: Config) -> float:
 def _trainings(config: Config) -> int:
     """How often a model is trained: to choose the epoch, with validation events, with all events."""
     return 1 + config.train.refit + config.train.final
+
+
+def _span(seconds: float) -> str:
+    """
+    >>> _span(8.4), _span(150.0)
+    ('8 s', '2.5 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def _seconds_an_epoch(trial: Trial) -> float:

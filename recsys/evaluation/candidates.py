@@ -1,9 +1,9 @@
 """What stacking sees of validation queries: the scores of every member on the items that could be in a list.
 
 Why candidates: a sum of members is tried some hundred times, and a full ranking of the catalogue each time would take
-minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum; in a small catalogue
-all items are candidates. It holds for targets too: one outside the lists is a miss. As a candidate it would stand
-without the other items of its rank, and sums that lift such items would look better than they are.
+minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum. In a small
+catalogue all items are candidates. A target outside the lists is a miss: as a candidate it would stand without the
+other items of its rank, and sums that lift such items would look better than they are.
 
 Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
 """

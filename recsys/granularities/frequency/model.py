@@ -14,7 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.frequency.section import FrequencyConfig
 from recsys.granularities.history import seen_events, target_types
@@ -27,6 +29,10 @@ class Frequency(Granularity):
     fitted = True
     sparse = True
     reads_events = False
+
+    @classmethod
+    def idle(cls, section: FrequencyConfig, dataset: PreparedDataset, config: Config) -> str:
+        return "evaluate.exclude_seen is true" if config.evaluate.exclude_seen else ""
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
-from recsys.data.histories import Array
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.repeat.features import Basis, raw_numbers
 from recsys.granularities.repeat.habits import ItemHabits, pairs_of
@@ -43,6 +45,15 @@ class Repeat(Granularity):
     sparse = True
     reads_events = False
     reads_histories = True
+
+    @classmethod
+    def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
+        if config.evaluate.exclude_seen:
+            return "evaluate.exclude_seen is true"
+        for shard in dataset.shards():
+            if pairs_of(shard.through(Split.TRAIN), shard.targets_T).again_P.any():
+                return ""
+        return "no user has an item again"
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
         super().__init__()
