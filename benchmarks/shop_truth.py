@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,8 @@ from recsys.config import Config, load_config
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 
-_TABLES = ("items", "users", "social")
+_TABLES: Final = ("items", "users", "social")
+_FEW_REPEATS, _MANY_REPEATS = 0.05, 0.25  # shares of the events; between them either is right
 
 
 def misread(configuration: Path, shop: Shop) -> list[str]:
@@ -44,9 +45,10 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
         wrong.append(f"targets {targets} of types {list(shop.types)}")
     if config.data.split.kind != "temporal":
         wrong.append(f"split {config.data.split.kind} of real times over {world.plan.days} days")
-    repeats = world.plan.has("repeats") or world.plan.has("types")
-    if repeats == config.evaluate.exclude_seen:
-        wrong.append(f"exclude_seen {config.evaluate.exclude_seen}, repeats {'are' if repeats else 'are not'} usual")
+    pairs = len(set(zip(world.users.tolist(), world.items.tolist(), strict=True)))
+    repeats = 1 - pairs / len(world.users)
+    if not _FEW_REPEATS < repeats < _MANY_REPEATS and config.evaluate.exclude_seen == (repeats >= _MANY_REPEATS):
+        wrong.append(f"exclude_seen {config.evaluate.exclude_seen}, {repeats:.1%} of the events are repeats")
     return wrong
 
 
