@@ -25,6 +25,8 @@ MISLEADING: Final = {"text": 0.35, "friends": 0.35, "attributes": 0.45, "brands"
 """Where a shop lacks the signal: how probable it is that its files have the columns, filled at random."""
 TYPES: Final = ("view", "cart", "purchase")
 DAY: Final = 86_400
+FURTHER: Final = (0.15, 0.5)
+"""The share of views that lead on: of aimless ones, and of those with a reason."""
 _LEAST_SIGNALS: Final = 2
 _PARTS_OF_DAY: Final = 4
 _STRENGTH: Final = (0.5, 1.0)
@@ -110,12 +112,9 @@ def plan_of(seed: int, users: float = 1.0, items: float = 1.0) -> Plan:
 
 def world_of(plan: Plan) -> World:
     """People and things, and every choice of the period."""
-    world = World(plan)
-    random = np.random.default_rng([plan.seed, 1])
-    _make_items(world, random)
-    people = _make_people(world, random)
-    _Choices(world, people, random).make()
-    return world
+    choices = Choices.of(plan)
+    choices.make()
+    return choices.world
 
 
 def _make_items(world: World, random: np.random.Generator) -> None:
@@ -136,7 +135,7 @@ def _make_items(world: World, random: np.random.Generator) -> None:
 
 
 @dataclass
-class _People:
+class People:
     """What the files do not say of users, or only in part."""
 
     styles: Array  # [users, styles], shares
@@ -146,7 +145,7 @@ class _People:
     parts: Array  # preferred part of the day
 
 
-def _make_people(world: World, random: np.random.Generator) -> _People:
+def _make_people(world: World, random: np.random.Generator) -> People:
     plan, num = world.plan, world.plan.num_users
     styles = random.dirichlet(np.full(plan.styles, 0.25), num)  # mostly one to three styles
     world.ages = random.integers(16, 80, num)
@@ -154,7 +153,7 @@ def _make_people(world: World, random: np.random.Generator) -> _People:
     homes = world.item_places[random.integers(0, plan.num_items, num)] + random.normal(0, 3, (num, 2))
     if plan.shows("friends"):
         world.friends = _friends(styles.argmax(1), plan.has("friends"), random)
-    return _People(
+    return People(
         styles,
         world.brands[random.integers(0, plan.num_items, (num, 2))],
         np.log(world.prices)[random.integers(0, plan.num_items, num)],
@@ -176,10 +175,10 @@ def _friends(groups: Array, is_true: bool, random: np.random.Generator) -> Array
     return np.array(sorted(found), np.int64).reshape(-1, 2)
 
 
-class _Choices:
+class Choices:
     """Every visit of every user, in the order of time."""
 
-    def __init__(self, world: World, people: _People, random: np.random.Generator) -> None:
+    def __init__(self, world: World, people: People, random: np.random.Generator) -> None:
         plan = world.plan
         self.world, self.plan, self.people, self.random = world, plan, people, random
         ranks = random.permutation(plan.num_items) + 1.0
@@ -205,11 +204,20 @@ class _Choices:
         self.lasting: dict[int, Array] = {}
         self._day, self._offer = -1, self.popularity
 
-    def make(self) -> None:
-        """Write the events into the world."""
+    @staticmethod
+    def of(plan: Plan) -> Choices:
+        """Before the first one."""
+        world, random = World(plan), np.random.default_rng([plan.seed, 1])
+        _make_items(world, random)
+        return Choices(world, _make_people(world, random), random)
+
+    def make(self, until: int | None = None) -> None:
+        """Write the events into the world, all or those of choices before a time."""
         rows: list[tuple[int, int, int, int]] = []
         for time, user in self._visits():
-            item, is_meant = self._choose(user, time)
+            if until is not None and time >= until:
+                break
+            item, is_meant = self.choose(user, time)
             self.had[user][item], self.last[user] = time, item
             rows.append((time, user, item, 0))
             if self.plan.has("types"):
@@ -220,7 +228,7 @@ class _Choices:
 
     def _further(self, time: int, user: int, item: int, is_meant: bool) -> list[tuple[int, int, int, int]]:
         """What a view leads to: nothing, a cart, a purchase."""
-        if self.random.random() > (0.5 if is_meant else 0.15):
+        if self.random.random() > FURTHER[is_meant]:
             return []
         later = time + int(self.random.integers(20, 240))
         bought = [(later + int(self.random.integers(30, 900)), user, item, 2)] if self.random.random() < 0.6 else []
@@ -247,10 +255,10 @@ class _Choices:
             return int(self.people.parts[user] * DAY / _PARTS_OF_DAY + self.random.uniform(0, DAY / _PARTS_OF_DAY))
         return int(self.random.normal(17, 3.5) * 3600) % DAY
 
-    def _choose(self, user: int, time: int) -> tuple[int, bool]:
+    def choose(self, user: int, time: int) -> tuple[int, bool]:
         """An item, and whether it was chosen for a reason."""
         plan, random, strength = self.plan, self.random, self.plan.strength
-        offer = self._offered((time - plan.start) // DAY)
+        offer = self.offered((time - plan.start) // DAY)
         if plan.has("repeats") and random.random() < 0.75 * strength["repeats"]:
             due = self._due(user, time, offer)
             if due >= 0:
@@ -260,7 +268,7 @@ class _Choices:
             return int(self.followers[last, int(random.random() < 0.3)]), True
         weights, is_meant = offer, random.random() >= plan.aimless
         if is_meant:
-            weights = offer * self._lasting(user)
+            weights = offer * self.wanted(user)
             if plan.has("taste"):
                 weights = weights * self.fits[:, random.choice(plan.styles, p=self.people.styles[user])]
             if plan.has("hours"):
@@ -274,7 +282,7 @@ class _Choices:
         sums = np.cumsum(weights)
         return int(min(np.searchsorted(sums, random.random() * sums[-1]), plan.num_items - 1)), is_meant
 
-    def _offered(self, day: int) -> Array:
+    def offered(self, day: int) -> Array:
         """Popularity on a day: things come, are in fashion, and are forgotten."""
         if day != self._day:
             self._day, self._offer = day, self.popularity
@@ -303,7 +311,7 @@ class _Choices:
                     weights[item] *= 1 + 6 * self.plan.strength["friends"]
         return weights
 
-    def _lasting(self, user: int) -> Array:
+    def wanted(self, user: int) -> Array:
         """What does not change with time: brands, prices, distance, and what people of the region and age like."""
         if user not in self.lasting:
             world, people, strength = self.world, self.people, self.plan.strength

@@ -6,8 +6,9 @@
 Every shop (:mod:`benchmarks.shop_world`) is written as files of some form (:mod:`benchmarks.shop_files`), and goes the
 way of a user's own data: ``recsys init FILES --out mine.yaml``, ``recsys run --config mine.yaml``. The gain is the
 model's metric on test against the best baseline of the same run, the one that turned out best on test; its interval is
-that of the paired difference. ``misread`` lists what ``init`` has understood wrongly, by what the generator knows.
-``--out`` keeps everything; a shop that has its metrics there is not run again.
+that of the paired difference. ``ceiling`` is what somebody who knows the shop's rules would reach, ``misread`` what
+``init`` has understood wrongly by what the generator knows. ``--out`` keeps everything; a shop that has run there is
+not run again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.paired import ROOT, say
+from benchmarks.shop_ceiling import ceiling
 from benchmarks.shop_files import Shop, write_shop
 from benchmarks.shop_truth import misread
 from benchmarks.shop_world import plan_of, world_of
@@ -73,13 +75,16 @@ def measure(seed: int, options: argparse.Namespace, folder: Path) -> Json:
     try:
         recsys(folder, "init", *map(str, shop.files), "--out", str(configuration), "--force")
         found["misread"] = misread(configuration, shop)
-        started = time.perf_counter()
-        if not (run / "metrics.json").is_file():
+        found["ceiling"] = ceiling(configuration, shop)
+        took = folder / "seconds"
+        if not took.is_file():
+            started = time.perf_counter()
             budget = ["--budget", options.budget] if options.budget else []
             own = ["--run.dir", str(run), "--tracking.enabled", "false"]
             recsys(folder, "run", "--config", str(configuration), *budget, *own)
+            took.write_text(f"{time.perf_counter() - started:.0f}", encoding="utf-8")
         found |= outcome(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
-        found["seconds"] = round(time.perf_counter() - started)
+        found["seconds"] = int(took.read_text(encoding="utf-8"))
     except RuntimeError as error:
         found["error"] = str(error)
     show(f"shop {seed}: {told(found, shop)}")
@@ -145,7 +150,8 @@ def told(found: Json, shop: Shop) -> str:
     low, high = found["difference"][1:]
     return (
         f"{found['metric']} {found['model']:.4f}, {found['baseline']} {found['baseline_value']:.4f}, "
-        f"gain {found['gain']:+.1%} (difference {low:+.4f} to {high:+.4f}), {found['seconds']} s; "
+        f"gain {found['gain']:+.1%} (difference {low:+.4f} to {high:+.4f}), ceiling {found['ceiling']}, "
+        f"{found['seconds']} s; "
         f"{', '.join(shop.roles.values())}: {wrong}"
     )
 
