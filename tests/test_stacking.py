@@ -62,6 +62,17 @@ def test_beside_members_of_noise_the_model_is_the_one_that_tells(seed: int) -> N
     assert weights_M[0] == weights_M.max() and (weights_M[1:] <= 0.2).all()
 
 
+def test_members_that_tell_the_same_are_dropped_one_at_a_time_and_the_rest_takes_over_their_weight() -> None:
+    told, copies = world([1.0, 1.0]), 12
+    copies_QPC = told.scores_QPM[:, :, 1:].repeat(1, 1, copies)
+    copies_QPC += 0.3 * torch.randn(copies_QPC.shape, generator=torch.Generator().manual_seed(1))
+    many = replace(told, scores_QPM=torch.cat([told.scores_QPM[:, :, :1], copies_QPC], dim=2))
+    found = choose_stack(many, names(1 + copies), NUM_GROUPS, "ndcg@10", seed=0)
+    weights_M = found.weights_GM.mean(axis=0)
+    assert found.dropped, "fewer than twelve copies tell as much"
+    assert weights_M[1:].sum() == pytest.approx(weights_M[0], rel=0.25)
+
+
 def test_no_stack_is_below_its_best_member_on_the_queries_that_chose_it() -> None:
     for seed in range(3):
         found = choose_stack(world([0.3, 0.3, 0.2], seed, noise=2.0), names(3), NUM_GROUPS, "recall@5", seed)

@@ -10,8 +10,9 @@ So there are two ways to weights, none of which may be negative, and cross-fitti
   weights of those before it are adjusted (Caruana et al. 2004); then weights by length of history in the same way. It
   is taken where it is better than the softmax beyond noise.
 
-Each is fitted without every fold of the users and measured on it. A member that adds nothing to the folds is dropped;
-where the way that is taken is below the best single member, cross-fitted as well, the stack *is* that member.
+Each is fitted without every fold of the users and measured on it. Members that add nothing to the folds are dropped,
+one after the other, and the rest is fitted again. Where the way that is taken is below the best single member,
+cross-fitted as well, the stack *is* that member.
 
 Scores of a member are divided by their spread over the catalogue, query by query (see :class:`recsys.stack.Stack`), so
 a weight means the same for a short and a long history. Everything is computed on the candidates of each query, the best
@@ -23,7 +24,7 @@ Legend: Q queries, P candidates of a query, M members, G groups of history lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 FOLDS: Final = 5
 _NOISE: Final = 1.0  # standard errors of the paired gain that a new member must bring
+_LOSS: Final = 0.25  # standard errors that leaving members out may cost
 _GROUP_NOISE: Final = 1.5  # the same for weights of a group, of which more are tried
 _LEAST_QUERIES: Final = 100  # of a group that may have weights of its own
 _START: Final = (0.01, 0.03, 0.1, 0.3, 1.0)  # weights at which a member is tried, the best one has 1
@@ -122,15 +124,12 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     measure = _measure(metric)
     alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
     best = int(np.argmax(alone_QM.mean(axis=0)))
-    single_Q = _crossed(candidates, seed, lambda rest: _best_of(rest, measure, len(names), num_groups), measure)[0]
-    found = {}
-    for way, fit in _ways(measure, len(names), num_groups).items():
-        found[way] = (fit, *_crossed(candidates, seed, fit, measure))
+    folds = _Folds(candidates, measure, seed)
+    single_Q = folds.measured(folds.fitted(lambda rest: _best_of(rest, measure, len(names), num_groups)))
+    found = {way: _pruned(folds, fit, best) for way, fit in _ways(measure, num_groups).items()}
     way = "greedy" if _gains(found["greedy"][1], found["softmax"][1], _NOISE) else "softmax"
-    fit, crossed_Q, adds_M = found[way]
+    fit, crossed_Q = found[way]
     chosen_GM = fit(candidates)
-    for place in np.flatnonzero((adds_M <= 0) & (np.arange(len(names)) != best)).tolist():
-        chosen_GM = _without(chosen_GM, place)
     is_single = bool(crossed_Q.mean() < single_Q.mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if is_single:
         chosen_GM, way = _one(best, len(names), num_groups), "single"
@@ -196,29 +195,78 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
     return weights_GM
 
 
-def _ways(measure: Measure, num_members: int, num_groups: int) -> dict[str, Fit]:
+def _ways(measure: Measure, num_groups: int) -> dict[str, Fit]:
     """The ways to weights, by name."""
     return {
-        "greedy": lambda rest: _choose(rest, measure, num_members, num_groups),
+        "greedy": lambda rest: _choose(rest, measure, num_groups),
         "softmax": lambda rest: fit_softmax(rest, num_groups),
     }
 
 
-def _crossed(candidates: Candidates, seed: int, fit: Fit, measure: Measure) -> tuple[Array, Array]:
-    """The metric of every query [Q] with weights that were fitted without its fold, and what every member adds [M]."""
-    num_members = candidates.scores_QPM.shape[2]
-    fold_Q = np.random.default_rng(seed).permutation(len(candidates)) % FOLDS
-    crossed_Q, rest_QM = np.zeros(len(candidates)), np.zeros((len(candidates), num_members))
-    for fold in range(FOLDS):
-        rest, held = np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)
-        if not len(rest) or not len(held):
-            continue
-        weights_GM, of_fold = fit(candidates.take(rest)), candidates.take(held)
-        crossed_Q[held] = measure(of_fold, weights_GM)
-        for place in range(num_members):
-            used = weights_GM[:, place].any()
-            rest_QM[held, place] = measure(of_fold, _without(weights_GM, place)) if used else crossed_Q[held]
-    return crossed_Q, crossed_Q.mean() - rest_QM.mean(axis=0)
+@dataclass(frozen=True)
+class _Folds:
+    """Queries in folds: weights are fitted without each of them and measured on it."""
+
+    candidates: Candidates
+    measure: Measure
+    seed: int
+
+    @cached_property
+    def pairs(self) -> list[tuple[Array, Array]]:
+        """The rows of the other folds, and of the fold; of folds where neither is empty."""
+        fold_Q = np.random.default_rng(self.seed).permutation(len(self.candidates)) % FOLDS
+        found = [(np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)) for fold in range(FOLDS)]
+        return [(rest, held) for rest, held in found if len(rest) and len(held)]
+
+    @cached_property
+    def held(self) -> list[Candidates]:
+        return [self.candidates.take(held) for _, held in self.pairs]
+
+    def fitted(self, fit: Fit) -> list[Array]:
+        """The weights [G, M] that are fitted without each fold."""
+        return [fit(self.candidates.take(rest)) for rest, _ in self.pairs]
+
+    def measured(self, weights: list[Array]) -> Array:
+        """The metric of every query [Q] with the weights that were fitted without its fold."""
+        found_Q = np.zeros(len(self.candidates))
+        for (_, held), own, weights_GM in zip(self.pairs, self.held, weights, strict=True):
+            found_Q[held] = self.measure(own, weights_GM)
+        return found_Q
+
+
+def _pruned(folds: _Folds, fit: Fit, best: int) -> tuple[Fit, Array]:
+    """A way to weights without the members that add nothing to the folds, and its metric of every query [Q].
+
+    One member leaves at a time, the most useless first: two that tell the same each add nothing beside the other, and
+    together much. The rest is fitted again, since it must take over what the others did, and taken unless that loses.
+    """
+    weights = folds.fitted(fit)
+    whole_Q = folds.measured(weights)
+    kept = [place for place in range(weights[0].shape[1]) if any(found[:, place].any() for found in weights)]
+    value = whole_Q.mean()
+    while len(kept) > 1:
+        left_out = {place: [_without(found, place) for found in weights] for place in kept if place != best}
+        values = {place: folds.measured(fewer).mean() for place, fewer in left_out.items()}
+        place = max(values, key=lambda each: values[each], default=best)
+        if place == best or values[place] < value:
+            break
+        weights, value = left_out[place], values[place]
+        kept.remove(place)
+    narrow = _of_members(fit, kept)
+    narrow_Q = folds.measured(folds.fitted(narrow))
+    return (fit, whole_Q) if _gains(whole_Q, narrow_Q, _LOSS) else (narrow, narrow_Q)
+
+
+def _of_members(fit: Fit, kept: list[int]) -> Fit:
+    """The same way with some members alone; the others have no weight."""
+
+    def narrow(candidates: Candidates) -> Array:
+        found_GK = fit(replace(candidates, scores_QPM=candidates.scores_QPM[:, :, kept]))
+        weights_GM = np.zeros((len(found_GK), candidates.scores_QPM.shape[2]))
+        weights_GM[:, kept] = found_GK
+        return weights_GM
+
+    return narrow
 
 
 def _best_of(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:
@@ -264,8 +312,9 @@ def _without(weights_GM: Array, member: int) -> Array:
     return rest_GM if rest_GM.any() else weights_GM
 
 
-def _choose(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:
+def _choose(candidates: Candidates, measure: Measure, num_groups: int) -> Array:
     """Greedy weights, the same for every group, then moved by group: [G, M]."""
+    num_members = candidates.scores_QPM.shape[2]
     alone_MQ = [measure(candidates, _one(member, num_members, num_groups)) for member in range(num_members)]
     best = int(np.argmax([values_Q.mean() for values_Q in alone_MQ]))
     weights_GM, value_Q = _one(best, num_members, num_groups), alone_MQ[best]
