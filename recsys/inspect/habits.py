@@ -230,8 +230,9 @@ def _is_enough(fit: Temporal) -> bool:
 
 
 def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:
-    """The share of the events to predict of which the user had the item before: at an earlier time, or, without times,
-    in an earlier row. What repeats user, item, type and time is one event."""
+    """The share of the events to predict of which the user had the item before: before the cut, as in an evaluation;
+    without a cut at an earlier time, or, without times, in an earlier row. What repeats user, item, type and time is
+    one event."""
     has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
     rows = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
     if has_times:
@@ -242,12 +243,10 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
         seen = pl.int_range(pl.len()).over(["user", "item"])
         rows = rows.with_columns(again=seen > 0, place=pl.col("user").cum_count().over("user"))
     if temporal is not None:
-        asked = rows.filter(pl.col("time") >= int(temporal.test_from.timestamp() * 1e6))
-        asked = asked.filter(
-            pl.col("user").is_in(
-                rows.filter(pl.col("time") < int(temporal.test_from.timestamp() * 1e6))["user"].unique().implode()
-            )
-        )
+        cut = int(temporal.test_from.timestamp() * 1e6)
+        known = rows.filter(pl.col("time") < cut)["user"].unique().implode()
+        rows = rows.with_columns(again=pl.col("time").min().over(["user", "item"]) < cut)
+        asked = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
     else:
         asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
     asked = _of_types(asked, targets)
