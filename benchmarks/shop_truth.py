@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,7 +17,7 @@ from recsys.sources import open_source
 from recsys.sources.base import read_all
 
 _TABLES: Final = ("items", "users", "social")
-_FEW_REPEATS, _MANY_REPEATS = 0.05, 0.25  # shares of the events; between them either is right
+_FEW_REPEATS, _MANY_REPEATS = 0.08, 0.15  # shares of the targets; between them either is right
 
 
 def misread(configuration: Path, shop: Shop) -> list[str]:
@@ -45,11 +46,20 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
         wrong.append(f"targets {targets} of types {list(shop.types)}")
     if config.data.split.kind != "temporal":
         wrong.append(f"split {config.data.split.kind} of real times over {world.plan.days} days")
-    pairs = len(set(zip(world.users.tolist(), world.items.tolist(), strict=True)))
-    repeats = 1 - pairs / len(world.users)
+    repeats = _repeats(config, shop)
     if not _FEW_REPEATS < repeats < _MANY_REPEATS and config.evaluate.exclude_seen == (repeats >= _MANY_REPEATS):
-        wrong.append(f"exclude_seen {config.evaluate.exclude_seen}, {repeats:.1%} of the events are repeats")
+        wrong.append(f"exclude_seen {config.evaluate.exclude_seen}, {repeats:.1%} of the targets were had before")
     return wrong
+
+
+def _repeats(config: Config, shop: Shop) -> float:
+    """The share of the test targets of which the user had the item before the cut in time."""
+    world = shop.world
+    is_asked_E = world.kinds == (len(shop.types) - 1 if config.data.targets and shop.types else 0)
+    cut = np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test or 0.1), method="higher")
+    pairs_E = world.users * world.plan.num_items + world.items
+    asked_E = is_asked_E & (world.times >= cut) & np.isin(world.users, world.users[world.times < cut])
+    return float(np.isin(pairs_E[asked_E], pairs_E[world.times < cut]).mean()) if asked_E.any() else 0.0
 
 
 def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:

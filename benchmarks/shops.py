@@ -95,8 +95,8 @@ def outcome(metrics: Json) -> Json:
     """The model against the baseline that turned out best on test, of ``metrics.json``.
 
     >>> outcome({"metric": "ndcg@10", "model": {"ndcg@10": 0.22}, "baselines": {"als": {"ndcg@10": 0.2}},
-    ...     "comparison": {"best_on_test": "als", "against": {"als": {"difference": 0.02, "low": 0.01, "high": 0.03}}},
-    ...     "members": {"each": {}}, "data": {"queries": 50}})["gain"]
+    ...     "comparison": {"best_baseline": "als", "against": {"als": {"difference": 0.02, "low": 0.01, "high": 0.03}}},
+    ...     "data": {"queries": 50}})["gain"]
     0.1
     """
     metric, comparison = metrics["metric"], metrics["comparison"]
