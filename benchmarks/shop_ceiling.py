@@ -28,15 +28,15 @@ def ceiling(configuration: Path, shop: Shop) -> float | None:
     if config.data.split.kind != "temporal":
         return None
     kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
-    is_asked_E = world.kinds == (TYPES.index("purchase") if config.data.targets else 0)
-    if not config.data.targets:
-        is_asked_E = np.ones(len(world.kinds), dtype=bool)
+    kind_asked = TYPES.index("purchase") if config.data.targets else 0
+    is_asked_E = world.kinds == kind_asked
     cut = int(np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test), method="higher"))
     choices, values = Choices.of(plan), []
     choices.make(until=cut)
+    past = choices.world
     is_asked_E &= world.times >= cut
     for user in np.unique(world.users[is_asked_E]).tolist():
-        had = list(choices.had[user]) if config.evaluate.exclude_seen else []
+        had = past.items[(past.users == user) & (past.kinds == kind_asked)] if config.evaluate.exclude_seen else []
         rows_E = is_asked_E & (world.users == user)
         targets = np.setdiff1d(world.items[rows_E], had)
         if not choices.had[user] or not len(targets):

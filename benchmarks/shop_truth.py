@@ -53,13 +53,13 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
 
 
 def _repeats(config: Config, shop: Shop) -> float:
-    """The share of the test targets of which the user had the item before the cut in time."""
+    """The share of the test targets of which the user had the item by such an event before the cut in time."""
     world = shop.world
     is_asked_E = world.kinds == (len(shop.types) - 1 if config.data.targets and shop.types else 0)
     cut = np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test or 0.1), method="higher")
     pairs_E = world.users * world.plan.num_items + world.items
     asked_E = is_asked_E & (world.times >= cut) & np.isin(world.users, world.users[world.times < cut])
-    return float(np.isin(pairs_E[asked_E], pairs_E[world.times < cut]).mean()) if asked_E.any() else 0.0
+    return float(np.isin(pairs_E[asked_E], pairs_E[is_asked_E & (world.times < cut)]).mean()) if asked_E.any() else 0.0
 
 
 def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:

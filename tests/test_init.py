@@ -326,14 +326,14 @@ def test_shared_repeats_are_stated(tmp_path: Path) -> None:
 
 
 def test_a_purchase_after_its_own_view_is_no_repeat(tmp_path: Path) -> None:
-    """What leads to a purchase lies behind the cut too: the lists are asked for before it, and new items are wanted."""
+    """Lists leave out what was bought before, not what was looked at."""
     world = own.World(seed=17, users=300, items=400)
     rows = [(f"u{e.user}", f"i{e.item}", own.epoch(e.time), "view") for e in world.events]
     rows += [(user, item, time + 300, "purchase") for user, item, time, _ in rows[::3]]
     header = ("user_id", "item_id", "timestamp", "event_type")
     found, config, _ = proposed(own.write(tmp_path / "events.csv", [header, *rows]))
     assert config.data.targets == ["purchase"] and config.data.split.kind == "temporal"
-    assert config.evaluate.exclude_seen, "nobody buys what was looked at before the cut"
+    assert config.evaluate.exclude_seen, "nobody buys a thing twice"
 
 
 def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> None:
