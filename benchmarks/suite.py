@@ -60,6 +60,7 @@ BENCHMARKS: Final = {
     "workers-beauty": Benchmark("worker_scaling --data beauty --epochs 2 --rounds 1"),
     "serving": Benchmark("serving items --num 1000000"),
     "gpu": Benchmark("gpu"),
+    "shops": Benchmark("shops", True),
 }
 
 RATE = "targets_a_second"
@@ -158,6 +159,8 @@ ROWS: Final = [
     ),
     Row("serving", "the same, p99 ms", "items/1000000/index/p99_ms", "items/1000000/exact/p99_ms", "exact"),
     Row("serving", "the same, recall", "items/1000000/recall@100", ratio="items/1000000/recall@100", least=0.99),
+    Row("shops", "gain over the best baseline, mean of ten shops", "mean_gain", ratio="mean_gain", least=0.1),
+    Row("shops", "the same, the worst of them", "worst_gain", ratio="worst_gain", least=-0.01),
 ]
 
 

@@ -219,6 +219,29 @@ def test_month_before_day_is_told_by_the_numbers(tmp_path: Path) -> None:
     assert good(tables["events"]).num_rows == tables["events"].num_rows
 
 
+@pytest.mark.parametrize(
+    "form", ["%d %b %Y %H:%M", "%b %d, %Y %I:%M %p", "%d-%b-%y", "%B %d, %Y, %I:%M:%S %p", "%d %b %Y %H:%M:%S"]
+)
+def test_dates_with_the_name_of_the_month_are_times(form: str, tmp_path: Path) -> None:
+    world = own.World(seed=15)
+    rows = [(f"u{e.user}", f"i{e.item}", e.time.strftime(form)) for e in world.events]
+    _, config, tables = proposed(own.write(tmp_path / "sales.csv", [("shopper", "article", "sold"), *rows]))
+    events = good(tables["events"])
+    assert events.num_rows == len(rows) and events.column("timestamp").null_count == 0
+    assert min(events.column("timestamp").to_pylist()).date() == world.events[0].time.date()
+    assert config.data.order == "time"
+
+
+def test_items_are_known_by_their_code_where_a_name_stands_beside_it(tmp_path: Path) -> None:
+    world = own.World(seed=16, per_user=20)
+    names = ["Red Garden Lamp", "Red Garden Lamp", *world.titles[2:]]  # two things of one name
+    rows = [(e.time.isoformat(), f"h{e.user}", 500 + 3 * e.item, names[e.item]) for e in world.events]
+    header = ("occurred", "hh_key", "model_no", "product_name")
+    found, config, tables = proposed(own.write(tmp_path / "data.csv", [header, *rows]))
+    assert set(good(tables["events"]).column("item_id").to_pylist()) == {str(500 + 3 * i) for i in range(60)}
+    assert config.data.text.fields == ["product_name"]
+
+
 def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Path) -> None:
     path = events_csv(tmp_path, lambda e: f"{1 + e.time.day % 12:02d}.{e.time:%m}.{e.time:%Y}")
     found, config, _ = proposed(path)
@@ -300,6 +323,17 @@ def test_shared_repeats_are_stated(tmp_path: Path) -> None:
     assert config.evaluate.exclude_seen is False
     line = next(line for line in found.draft.text().splitlines() if "exclude_seen" in line)
     assert "repeats are wanted" in line and "%" in line
+
+
+def test_a_purchase_after_its_own_view_is_no_repeat(tmp_path: Path) -> None:
+    """Lists leave out what was bought before, not what was looked at."""
+    world = own.World(seed=17, users=300, items=400)
+    rows = [(f"u{e.user}", f"i{e.item}", own.epoch(e.time), "view") for e in world.events]
+    rows += [(user, item, time + 300, "purchase") for user, item, time, _ in rows[::3]]
+    header = ("user_id", "item_id", "timestamp", "event_type")
+    found, config, _ = proposed(own.write(tmp_path / "events.csv", [header, *rows]))
+    assert config.data.targets == ["purchase"] and config.data.split.kind == "temporal"
+    assert config.evaluate.exclude_seen, "nobody buys a thing twice"
 
 
 def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> None:

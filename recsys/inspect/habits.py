@@ -230,27 +230,24 @@ def _is_enough(fit: Temporal) -> bool:
 
 
 def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:
-    """The share of the events to predict of which the user had the item before: at an earlier time, or, without times,
-    in an earlier row. What repeats user, item, type and time is one event."""
+    """The share of the events to predict of which the user had the item before by such an event, as in an evaluation:
+    before the cut; without a cut at an earlier time, or, without times, in an earlier row. What repeats user, item,
+    type and time is one event."""
     has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
-    rows = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
-    if has_times:
-        rows = rows.sort(["user", "time"], maintain_order=True)
-        first = pl.col("time").min().over(["user", "item"])
-        rows = rows.with_columns(again=pl.col("time") > first, place=pl.col("user").cum_count().over("user"))
-    else:
-        seen = pl.int_range(pl.len()).over(["user", "item"])
-        rows = rows.with_columns(again=seen > 0, place=pl.col("user").cum_count().over("user"))
+    every = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
+    rows, first = _of_types(every, targets), pl.col("time").min().over(["user", "item"])
     if temporal is not None:
-        asked = rows.filter(pl.col("time") >= int(temporal.test_from.timestamp() * 1e6))
-        asked = asked.filter(
-            pl.col("user").is_in(
-                rows.filter(pl.col("time") < int(temporal.test_from.timestamp() * 1e6))["user"].unique().implode()
-            )
-        )
+        cut = int(temporal.test_from.timestamp() * 1e6)
+        known = every.filter(pl.col("time") < cut)["user"].unique().implode()
+        rows = rows.with_columns(again=first < cut)
+        asked = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
+        return _number(asked["again"].mean()) if len(asked) else 0.0
+    if has_times:
+        rows = rows.sort(["user", "time"], maintain_order=True).with_columns(again=pl.col("time") > first)
     else:
-        asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
-    asked = _of_types(asked, targets)
+        rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
+    rows = rows.with_columns(place=pl.col("user").cum_count().over("user"))
+    asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
     return _number(asked["again"].mean()) if len(asked) else 0.0
 
 

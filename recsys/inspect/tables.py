@@ -218,7 +218,25 @@ def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
             if best is None or score > best.score:
                 best = Pair(table, user, item, score)
     assert best is not None
+    best = _with_code(best, candidates)
     return Pair(table, best.user, best.item, best.score + _table_score(table, best))
+
+
+def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
+    """Where items are known by a name, the code that tells the name, whatever that column is called."""
+    if not _is_name(pair.item) or pair.table.like(pair.item, ITEM) >= _NAMED:
+        return pair
+    codes = [
+        column
+        for column in candidates
+        if column is not pair.user
+        and not _is_name(column)
+        and pair.item.num_distinct <= column.num_distinct < 0.6 * column.num_values
+        and pairs(column, pair.item) <= 1.02 * column.num_distinct
+        and pairs(column, pair.user) >= 1.05 * max(column.num_distinct, pair.user.num_distinct)
+    ]
+    code = min(codes, key=lambda column: (column.num_distinct, column.place), default=pair.item)
+    return Pair(pair.table, pair.user, code, pair.score)
 
 
 def _pair_score(table: Table, user: Column, item: Column) -> float:

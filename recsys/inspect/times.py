@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +22,10 @@ _LOOKED_AT: Final = 20_000
 _DAY_MONTH: Final = re.compile(
     r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2}):(\d{2})(:\d{2})?(?:\.\d+)?( ?[AaPp][Mm])?)?"
 )
+_MONTH_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%b %d, %Y", "%d-%b-%Y", "%d/%b/%Y", "%d-%b-%y", "%d %b %y")
+_MONTH_DAYS_LONG: Final = tuple(days.replace("%b", "%B") for days in _MONTH_DAYS)
+_CLOCKS: Final = ("", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
+_GAPS: Final = (" ", ", ", "T", ":")
 _EPOCH_NUMBER: Final = r"^[1-9]\d{8,18}(?:\.\d+)?$"
 _CALENDAR_NUMBER: Final = r"^(?:19|20)\d{6}(?:\d{4}|\d{6})?$"
 
@@ -65,7 +71,7 @@ def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_say
     micros, _ = timestamps(cells, rules)
     known = micros.cast(pa.int64()).drop_null().to_numpy()
     if len(known) < _GOOD * len(cells) or not len(known):
-        return None
+        return _month_names(cells) if is_text and not rules.time_format else None
     plausible = float(((known >= _FIRST) & (known < _LAST)).mean())
     if plausible < (_GOOD if name_says_time else 1.0):
         return None
@@ -136,6 +142,20 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
     by_order = _in_order(cells, months) > _in_order(cells, days) and mark == "/"
     chosen, other = (months, days) if by_order else (days, months)
     return TimeForm(words, chosen, other, not has_clock)
+
+
+def _month_names(cells: pa.Array) -> TimeForm | None:
+    """Times such as 27 Nov 2020 21:51, which are read with their form alone."""
+    first = cells[0].as_py().strip()
+    for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG):
+        for form in dict.fromkeys(f"{days}{gap}{clock}" if clock else days for clock in _CLOCKS for gap in _GAPS):
+            with suppress(ValueError):
+                datetime.strptime(first, form)
+                micros = timestamps(cells, CellRules(time_format=form))[0].cast(pa.int64())
+                known = micros.drop_null().to_numpy()
+                if ((known >= _FIRST) & (known < _LAST)).sum() >= _GOOD * len(cells):
+                    return TimeForm(f"times such as {first}", form, by_day=form == days)
+    return None
 
 
 def _in_order(cells: pa.Array, form: str) -> float:
