@@ -121,7 +121,7 @@ def fashions(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) -> None:  # type: ignore[no-untyped-def]
     section: dict[str, object] = {"enabled": True, "half_life": ["none", 2, 1000], "counts": "events", "rest": 0.1}
-    section["as_of"] = "question"
+    section |= {"as_of": "question", "types": "all"}
     tree = {"model": {"granularities": {"popularity": section}}, "evaluate": {"exclude_seen": False}}
     config = build_config({"data": {"dir": fashions.root}, **tree, "train": {"metric": "ndcg@10", "refit": True}})
     found = choose_values(config, fashions, Validator.of(config), TrainContext())["popularity"]
@@ -147,7 +147,7 @@ def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) ->
 
 def test_one_value_or_none_to_tell_leaves_the_first(fashions) -> None:  # type: ignore[no-untyped-def]
     def chosen(**keys: object) -> dict[str, dict[str, object]]:
-        section = {"enabled": True, "rest": 0.1, "as_of": "question", **keys}
+        section = {"enabled": True, "rest": 0.1, "as_of": "question", "types": "all", **keys}
         tree = {"data": {"dir": fashions.root}, "model": {"granularities": {"popularity": section}}}
         config = build_config(tree)
         return choose_values(config, fashions, lambda _, queries: np.zeros(0), TrainContext())

@@ -66,8 +66,8 @@ class SeenEvents:
 
 def target_types(graphs: Graphs) -> Tensor:
     """Which event types are predicted: bool [T], empty where all are, or nobody knows of types."""
-    known = graphs.histories is not None
-    return torch.as_tensor(graphs.histories.targets_T if known else [], dtype=torch.bool)
+    found = () if graphs.histories is None else graphs.histories.targets_T
+    return torch.as_tensor(found, dtype=torch.bool)
 
 
 def seen_events(batch: Batch) -> SeenEvents:
