@@ -51,6 +51,11 @@ class Batch:
         """True at real events."""
         return torch.arange(self.history_UL.shape[1], device=self.lengths_U.device) < self.lengths_U[:, None]
 
+    @property
+    def sees_whole_rows(self) -> bool:
+        """Whether every query sees all events of its row. One query a row is not enough: in training it may see less."""
+        return len(self) <= len(self.users_U) and torch.equal(self.seen_B, self.lengths_U[self.rows_B])
+
     def __len__(self) -> int:
         return len(self.rows_B)
 
