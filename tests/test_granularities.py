@@ -209,6 +209,10 @@ class TestContract:
             queries = Queries(asked, *nothing, asked_at_B=asked_at_B)
             alone, _ = answers(module, last_position(queries, 6), items, state)
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
+        few = torch.tensor([1, 6])  # one query a row, which is not at its end
+        parts = {name: getattr(trained, name)[few] for name in ("rows_B", "seen_B", "asked_at_B", "asked_BC")}
+        one_each, _ = answers(module, replace(trained, **parts), items, state)
+        torch.testing.assert_close(one_each, z[few], rtol=1e-4, atol=1e-5)
 
     def test_unknown_user_is_served_from_state(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         module = make(name, **options)

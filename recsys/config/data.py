@@ -165,7 +165,9 @@ class DataConfig(Section):
     )
     interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
     targets: list[str] = Field(
-        [], description="event types that are predicted, e.g. purchase; the others are history alone; empty: all"
+        [],
+        description="event types that are predicted, e.g. purchase; the others are history alone; empty: all. "
+        "With split.kind temporal training asks before the user's first touch of the item in the same visit",
     )
     context: list[str] = Field(
         [], description="further columns of the events that models may read, e.g. weather, device; categories"

@@ -51,6 +51,11 @@ class Batch:
         """True at real events."""
         return torch.arange(self.history_UL.shape[1], device=self.lengths_U.device) < self.lengths_U[:, None]
 
+    @property
+    def sees_whole_rows(self) -> bool:
+        """Whether every query sees all events of its row. A training query may see fewer, also where it is alone."""
+        return len(self) <= len(self.users_U) and torch.equal(self.seen_B, self.lengths_U[self.rows_B])
+
     def __len__(self) -> int:
         return len(self.rows_B)
 
@@ -88,6 +93,10 @@ class Hidden:
 def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
     """Ordered training: one query a position that has a next event, which is its target, of a type that is predicted.
 
+    Histories with ``ahead_E`` are asked for a target that many events earlier, at the time and in the context of the
+    event that follows there; see :mod:`recsys.data.first_touch`. Several queries may then be at one position. A target
+    that would be asked before the first event of its row is left out.
+
     Rows longer than ``max_history + 1`` give their last events only; see ``Histories.windows``.
     """
     chosen = histories.take(rows)
@@ -100,13 +109,18 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
     if len(chosen.targets_T):
         is_target_B = torch.as_tensor(chosen.targets_T)[padded.types_UL[rows_B, seen_B]]
         rows_B, seen_B = rows_B[is_target_B], seen_B[is_target_B]
+    places_B = seen_B  # of the targets
+    if len(chosen.ahead_E):
+        firsts_U = torch.as_tensor(chosen.offsets_U1[1:] - lengths)
+        seen_B = places_B - torch.as_tensor(chosen.ahead_E)[firsts_U[rows_B] + places_B]
+        rows_B, places_B, seen_B = rows_B[seen_B > 0], places_B[seen_B > 0], seen_B[seen_B > 0]
     width = max(int(inputs.max()) if len(inputs) else 0, 1)
     return replace(
         _cut(padded, inputs, width),
         rows_B=rows_B,
         seen_B=seen_B,
         pairs_P=torch.arange(len(rows_B)),
-        targets_P=padded.history_UL[rows_B, seen_B],
+        targets_P=padded.history_UL[rows_B, places_B],
         asked_at_B=padded.times_UL[rows_B, seen_B],
         asked_BC=padded.context_ULC[rows_B, seen_B],
     )

@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 ALL_TYPES: Final[Array] = np.zeros(0, dtype=bool)
 NO_TYPES: Final[Array] = np.zeros(0, dtype=np.uint8)  # of targets that say no type
 NO_TIMES: Final[Array] = np.zeros(0, dtype=np.int64)  # of questions that say no time
+NONE_AHEAD: Final[Array] = np.zeros(0, dtype=np.int32)
 NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)  # of data without context columns, whatever its size
 
 
@@ -45,6 +46,7 @@ class Histories:
     splits_E: Array  # uint8, see Split and VALID_ALONE
     context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
     targets_T: Array = field(default_factory=lambda: ALL_TYPES)  # bool: event types that are predicted; empty: all
+    ahead_E: Array = field(default_factory=lambda: NONE_AHEAD)  # int32: events by which training asks earlier; empty: 0
 
     def __post_init__(self) -> None:
         if self.context_EC is NO_CONTEXT:
@@ -68,6 +70,12 @@ class Histories:
         """Only the events of types that are predicted."""
         return self.where(self.are_targets_E) if len(self.targets_T) else self
 
+    @property
+    def are_asked_E(self) -> Array:
+        """Which events ordered training asks for: targets with an event before the place where they are asked."""
+        places_E = _ranges(np.zeros(len(self), dtype=np.int64), self.lengths_U)
+        return np.asarray(self.are_targets_E & (places_E > (self.ahead_E if len(self.ahead_E) else 0)))
+
     def take(self, rows: Array) -> Histories:
         """The given users (positions, repeated ones allowed) in the given order."""
         lengths = self.lengths_U[rows]
@@ -76,6 +84,7 @@ class Histories:
 
     def where(self, keep_E: Array) -> Histories:
         """Only the events where the mask holds; users without any stay, with empty histories."""
+        assert not len(self.ahead_E), "ahead_E counts events: leave events out before it is found"
         kept = np.concatenate([[0], np.cumsum(keep_E)])[self.offsets_U1]
         return self._with_events(self.users_U, kept.astype(np.int64), np.flatnonzero(keep_E))
 
@@ -124,7 +133,8 @@ class Histories:
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:
         columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E)
-        rest = {"context_EC": self.context_EC[events], "targets_T": self.targets_T}
+        ahead_E = self.ahead_E[events] if len(self.ahead_E) else self.ahead_E
+        rest = {"context_EC": self.context_EC[events], "targets_T": self.targets_T, "ahead_E": ahead_E}
         return Histories(users, offsets, *(column[events] for column in columns), **rest)
 
     @staticmethod
@@ -133,7 +143,7 @@ class Histories:
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([part.lengths_U for part in parts])
-        fields = ("users_U", "items_E", "types_E", "times_E", "values_E", "splits_E")
+        fields = ("users_U", "items_E", "types_E", "times_E", "values_E", "splits_E", "ahead_E")
         columns = {field: np.concatenate([getattr(part, field) for part in parts]) for field in fields}
         width = max(part.context_EC.shape[1] for part in parts)
         context_EC = np.concatenate([_missing_or(part.context_EC, width) for part in parts])

@@ -16,6 +16,7 @@ import torch
 
 from recsys.data.batches import TEXT_ROWS, Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
+from recsys.data.first_touch import asks_before_first_touch, with_first_touches
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.user_text_reader import WHOLE
 from recsys.errors import ConfigError, DataError
@@ -82,12 +83,14 @@ class TrainingLoader:
                 f"train.hide_history {config.hide_history} hides other events than the texts of users leave out: "
                 f"set it {self._texts.hidden_share:g}, or data.text.users.folds to one over it and prepare again"
             )
+        self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
         self._measure()
         if sum(self._rows) < world_size:
             need = "two events" if self.ordered else "one event"
             workers = f"{world_size} worker{'s' * (world_size > 1)}"
+            need = "an event before their first touch of a target (data.targets)" if self._early else need
             raise DataError(
                 f"{sum(self._rows)} users have at least {need} to train on, fewer than {workers} (train.num_workers): "
                 "give more events a user, change data.split, or enable only fitted granularities, such as item_cf"
@@ -108,7 +111,8 @@ class TrainingLoader:
                 number += self._pass_over(window, random)
                 continue
             histories, starts_U = self._only or self._load(int(window))
-            for rows in self._global_batches(histories, random):
+            num_targets_U = self._num_targets_U(histories)
+            for rows in self._global_batches(histories, num_targets_U, random):
                 if number < first:
                     number += 1
                     continue
@@ -116,7 +120,7 @@ class TrainingLoader:
                 batch = self._with_texts(
                     self._batch(histories, mine, self.hidden(epoch)), histories, starts_U, mine, epoch
                 )
-                yield Step(batch, self._weight(histories, rows), number)
+                yield Step(batch, self._weight(num_targets_U[rows]), number)
                 number += 1
 
     def _pass_over(self, window: int, random: np.random.Generator) -> int:
@@ -153,22 +157,20 @@ class TrainingLoader:
         rows_B = torch.as_tensor(self._texts.at(users_B, places_B))
         return replace(batch, inputs={**batch.inputs, TEXT_ROWS: rows_B})
 
-    def _weight(self, histories: Histories, rows: Array) -> float:
-        """What the targets of a whole step weigh together: the loss is divided by it."""
-        targets = self._num_targets_U(histories)[rows]
+    def _weight(self, num_targets_U: Array) -> float:
+        """What the targets of the rows of a whole step weigh together: the loss is divided by it."""
         if self.ordered:
-            return float(targets.sum())
-        return float((targets**self.config.event_power).sum())
+            return float(num_targets_U.sum())
+        return float((num_targets_U**self.config.event_power).sum())
 
     def _num_targets_U(self, histories: Histories) -> Array:
-        """Targets of every row: its events of types that are predicted, but the first in ordered data."""
+        """Targets of every row: its events of types that are predicted, in ordered data with something to ask from."""
         if not len(histories.targets_T):
             return np.asarray(histories.lengths_U - 1 if self.ordered else histories.lengths_U)
-        counts = np.concatenate([[0], np.cumsum(histories.are_targets_E)])
-        firsts_U = histories.offsets_U1[:-1] + (1 if self.ordered else 0)  # no row is empty
-        return np.asarray(counts[histories.offsets_U1[1:]] - counts[firsts_U])
+        counts_E = histories.are_asked_E if self.ordered else histories.are_targets_E
+        return np.diff(np.concatenate([[0], np.cumsum(counts_E)])[histories.offsets_U1])
 
-    def _global_batches(self, histories: Histories, random: np.random.Generator) -> list[Array]:
+    def _global_batches(self, histories: Histories, num_targets_U: Array, random: np.random.Generator) -> list[Array]:
         """Rows of every global batch. Ordered: rows of like length together, so that a batch pads little; batches of
         like numbers of targets, so that a short history's target weighs no more in its step than a long one's."""
         order = random.permutation(len(histories))
@@ -176,7 +178,7 @@ class TrainingLoader:
             return np.array_split(order, self._num_batches(len(order)))
         lengths = histories.lengths_U[order] * (1 + LENGTH_JITTER * random.random(len(order)))
         order = order[np.argsort(lengths, kind="stable")]
-        batches = np.split(order, self._borders(self._num_targets_U(histories)[order]))
+        batches = np.split(order, self._borders(num_targets_U[order]))
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _borders(self, targets: Array) -> Array:
@@ -199,6 +201,7 @@ class TrainingLoader:
     def _trainable(self, shard: Histories) -> tuple[Histories, Array]:
         seen = shard.through(self.through)
         kept = seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
+        kept = with_first_touches(kept) if self._early else kept
         rows, starts = kept, np.zeros(len(kept), dtype=np.int64)
         if self.ordered:
             rows, starts = kept.windows(self.config.max_history + 1), kept.window_spans(self.config.max_history + 1)[1]

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from recsys.config import Config
 from recsys.data.batches import Batch, Hidden, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
+from recsys.data.first_touch import asks_before_first_touch, with_first_touches
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata
 from recsys.data.whitening import whiten
@@ -225,6 +226,7 @@ def _batches(config: Config, dataset: PreparedDataset, through: Split, sizes: Mo
         parts.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
         left -= len(parts[-1])
     kept, random = Histories.concat(parts), np.random.default_rng(config.seed)
+    kept = with_first_touches(kept) if asks_before_first_touch(dataset) else kept
     while len(kept):
         rows = random.choice(len(kept), min(_ROWS, len(kept)), replace=False)
         if dataset.manifest.ordered:

@@ -121,10 +121,10 @@ class Collaborative(Granularity):
         fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(items.vectors_SD.dtype)
         present_B = batch.seen_B > 0
         scale_B = batch.seen_B.clamp(min=1).to(fold_ULD.dtype).rsqrt() * present_B
-        if len(batch) > len(batch.users_U):
-            summed_BD = fold_ULD.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
-        else:
+        if batch.sees_whole_rows:
             summed_BD = fold_ULD.sum(1)[batch.rows_B]
+        else:
+            summed_BD = fold_ULD.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
         z_BD = summed_BD * scale_B[:, None]
         if "users_VD" in state:
             users_B = batch.users_U[batch.rows_B].clamp(min=0)

@@ -110,10 +110,10 @@ class Stratum(Granularity):
             unit_ST = self._unit(items)
             told_UL1 = batch.mask_UL[:, :, None].to(unit_ST.dtype)
             history_ULT = unit_ST[batch.history_UL] * told_UL1
-            if len(batch) > len(batch.users_U):
-                summed_BT = history_ULT.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
-            else:
+            if batch.sees_whole_rows:
                 summed_BT = history_ULT.sum(1)[batch.rows_B]
+            else:
+                summed_BT = history_ULT.cumsum(1)[batch.rows_B, (batch.seen_B - 1).clamp(min=0)]
             present_B = (batch.seen_B > 0) & (summed_BT.square().sum(1) > 1e-12)
             u_BT = normalize(summed_BT, dim=1)
             scale = (self.config.temperature * self.gap).clamp(min=1e-12)

@@ -1,0 +1,83 @@
+"""Where training asks for a target: before the user's first touch of the item in the same visit.
+
+Why: a visit to a shop is view → cart → purchase of one item within minutes. Asked right before the purchase, a model
+learns to copy the last event. A cut in time asks before the whole visit. There is nothing to copy there, and such a
+model ranks below popularity. So training asks as the evaluation does, see :func:`asks_before_first_touch`.
+
+Legend: E events of some users, sorted (S) by user, item and place in the history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Split
+
+_VISIT_S: Final = 86_400  # longest time between two events of a visit about one item
+_VISIT_EVENTS: Final = 20  # where times are unknown: how far before a target its visit may begin
+
+
+def asks_before_first_touch(dataset: PreparedDataset) -> bool:
+    """Whether training asks for the targets of a dataset before their first touch. True only where some event types
+    are predicted (``data.targets``) and events have an order; then the split decides.
+
+    * ``temporal``: yes. The history of a test query ends at the cut, before the visits in which targets are bought.
+    * ``leave-last``: no. The history ends with the views seconds before the purchase, and copying is right.
+    * ``ratio`` and ``given``: as validation shows. ``ratio`` asks for several targets at once, the first behind its
+      views and the others before theirs, and a source may cut anywhere. Yes where the share of validation targets with
+      a touch in the visible history is less than half the share of training targets with one.
+
+    It scans all shards for ``ratio`` and ``given``. Test events decide nothing.
+    """
+    manifest = dataset.manifest
+    if not manifest.targets or not manifest.ordered:
+        return False
+    kind = manifest.split.get("kind")
+    if kind in ("temporal", "leave-last"):
+        return bool(kind == "temporal")
+    touched, total = np.zeros(2), np.zeros(2)  # of training and validation targets
+    for shard in dataset.shards():
+        known = shard.through(Split.VALID)
+        ahead_E = events_ahead(known)
+        first_part_E = known.splits_E[np.arange(len(ahead_E)) - ahead_E]
+        for split in (Split.TRAIN, Split.VALID):
+            is_target_E = known.are_targets_E & (known.splits_E == split)
+            is_visible_E = (ahead_E > 0) & (first_part_E <= Split.TRAIN)
+            touched[split] += np.count_nonzero(is_target_E & is_visible_E)
+            total[split] += np.count_nonzero(is_target_E)
+    in_training, in_validation = touched / np.maximum(total, 1)
+    return bool(in_validation < in_training / 2)
+
+
+def with_first_touches(histories: Histories) -> Histories:
+    """The same histories, of which :func:`recsys.data.batches.every_position` asks before first touches."""
+    return replace(histories, ahead_E=events_ahead(histories))
+
+
+def events_ahead(histories: Histories) -> Array:
+    """How many events lie between the place where each target is asked and the target: int32 [E], 0 for other events.
+
+    The visit of a target consists of the user's earlier events about the item, of any type, each at most a day before
+    the next one. Where times are unknown, it consists of those among the 20 events before the target.
+    """
+    num_events = len(histories.items_E)
+    rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    order_S = np.lexsort((histories.items_E, rows_E))  # stable: within a row and an item by place
+    rows_S, items_S, times_S = rows_E[order_S], histories.items_E[order_S], histories.times_E[order_S]
+    is_known_S = times_S != 0
+    is_near = np.where(is_known_S[1:], np.abs(np.diff(times_S)) <= _VISIT_S, True)
+    is_near &= (is_known_S[1:] == is_known_S[:-1]) & (rows_S[1:] == rows_S[:-1]) & (items_S[1:] == items_S[:-1])
+    begins_S = np.concatenate([[True], ~is_near])[:num_events]
+    places_S = np.arange(num_events)
+    firsts_S = np.maximum.accumulate(np.where(begins_S, places_S, 0))
+    if not is_known_S.all():
+        visit_S = np.cumsum(begins_S) * (num_events + _VISIT_EVENTS)
+        recent_S = np.searchsorted(visit_S + order_S, visit_S + order_S - _VISIT_EVENTS)
+        firsts_S = np.where(is_known_S, firsts_S, recent_S)
+    ahead_E = np.zeros(num_events, dtype=np.int32)
+    ahead_E[order_S] = order_S - order_S[firsts_S]
+    return ahead_E * histories.are_targets_E
