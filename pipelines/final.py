@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from pipelines.folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.tracking import EpochLog, tracked
@@ -20,6 +22,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
+from recsys.training.apart import named, own_config, sections, without_apart
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final
 from recsys.training.members import trained_part
@@ -67,6 +70,8 @@ def final_model(
     folder.progress(_line(said, final))
     started = time.perf_counter()
     result = _trained(config, folder, dataset, final) if final.trains else _untrained(trained)
+    apart = _trained_apart(config, folder, dataset, trained, final.goes_on)
+    result = replace(result, weights={**result.weights, **apart})
     settle_threads(config, dataset.num_items, folder.progress)
     frozen = assemble_final(config, dataset, final, result.weights)
     result = replace(result, frozen=frozen, seconds=time.perf_counter() - started)
@@ -110,6 +115,26 @@ def _line(said: dict[str, Any], final: Final) -> str:
         return f"fitting the model that goes out {on}"
     more = " more, from the evaluated weights" if final.goes_on else ""
     return f"training the model that goes out {on}; {final.epochs} epoch{'s' * (final.epochs != 1)}{more}"
+
+
+def _trained_apart(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, goes_on: bool
+) -> dict[str, Tensor]:
+    """The weights of the models apart, each trained on all events as the others are; what stacking gave no weight, or
+    has nothing to train, keeps its own."""
+    weights = {key: tensor for key, tensor in trained.weights.items() if key not in without_apart(trained.weights)}
+    for name in sections(config):
+        final = Final.of_apart(config, trained, name, goes_on)
+        if final is None or not final.trains:
+            continue
+        folder.progress(f"training {name} apart on all events; {final.epochs} epoch{'s' * (final.epochs != 1)}")
+        with ray_session(config):
+            from recsys.training.ray_train import train_on_ray
+
+            report = reporter(folder, lambda _: None)
+            own = train_on_ray(own_config(config, name, goes_on), dataset, Validator.of(config), report, final=final)
+        weights |= named(name, own.weights)
+    return weights
 
 
 def _untrained(trained: TrainResult) -> TrainResult:

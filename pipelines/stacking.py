@@ -57,7 +57,8 @@ def stacked(
         progress(chosen_constants(constants))
     choices = {**trained.choices, CONSTANTS: constants}
     weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
-    selected = assemble(config, dataset, Split.TRAIN, weights, choices)
+    inputs = trained.frozen.sizes.inputs  # as the training fixed them, or its parent
+    selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     found = weigh(config, dataset, selected, newer_V)
     stack = selected.encoders.stack
     assert stack is not None, "of a model with model.fusion.stack"
@@ -68,7 +69,7 @@ def stacked(
     choices[STACK] = described_stack
     progress(described(found, selected.members, config.train.metric))
     through = Split.VALID if trained.refit else Split.TRAIN
-    frozen = assemble(config, dataset, through, trained.weights, choices)
+    frozen = assemble(config, dataset, through, trained.weights, choices, inputs)
     return replace(trained, frozen=frozen, choices=choices)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cli import main
@@ -25,6 +25,7 @@ from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
 from recsys.registry.tracking import flatten
+from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import narrowed
@@ -44,6 +45,7 @@ class Descent:
     start: Start
     validate: Validate
     parent: dict[str, Any]
+    apart: dict[str, Start] = field(default_factory=dict)  # of the models that are trained apart
     newer_V: Array | None = None  # users whose validation events are new to the parent
 
 
@@ -70,6 +72,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
 
         start = descent.start if descent else None
         result = train_on_ray(trained_part(config), dataset, validate, reporter(folder, log_epoch), start)
+        result = joined(result, _trained_apart(config, folder, dataset, validate, descent))
         if config.model.fusion.stack:
             settle_threads(config, dataset.num_items, folder.progress)
             result = stacked(config, dataset, result, folder.progress, descent.newer_V if descent else None)
@@ -84,6 +87,22 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
         folder.progress(chosen_line(result, config.train.metric))
     return result
+
+
+def _trained_apart(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, validate: Validate, descent: Descent | None
+) -> dict[str, TrainResult]:
+    """The models that are trained apart and become members, by name."""
+    from recsys.training.ray_train import train_on_ray
+
+    found, names = {}, list(sections(config))
+    for number, name in enumerate(names, 1):
+        folder.progress(f"training {name} apart, {number} of {len(names)}")
+        own = own_config(config, name, goes_on=descent is not None)
+        start = None if descent is None else descent.apart.get(name)
+        report = reporter(folder, lambda _: None)
+        found[name] = train_on_ray(own, dataset, validate, report, start)
+    return found
 
 
 def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
@@ -142,7 +161,7 @@ def chosen_line(result: TrainResult, metric: str) -> str:
     return f"{what} by {metric} on validation{again if result.refit else ''}"
 
 
-def reporter(folder: RunFolder, log_epoch: EpochLog) -> Callable[[dict[str, Any]], None]:
+def reporter(folder: RunFolder, log_epoch: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     """What a training reports, as a progress line and, where it is an epoch, in MLflow."""
     from recsys.training.ray_train import NOTE
 

@@ -33,6 +33,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
+from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
 from recsys.registry.lineage import Parent, open_parent, write_refitted
 from recsys.registry.provenance import lineage
@@ -40,7 +41,9 @@ from recsys.registry.register import register as register_bundle
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.feedback import gather, read_feedback
 from recsys.serving.recommender import Recommender
-from recsys.training.members import refuse_stacked
+from recsys.training.apart import own_config, own_weights, sections
+from recsys.training.build import Start
+from recsys.training.members import refuse_stacked, trained_part
 from recsys.training.refit_fusion import Refit, refit_fusion
 from recsys.training.strata import refit_strata, stratum_of
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
@@ -151,7 +154,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
                 "the parent was trained on all of its events, and this split validates or tests on some of them: going "
                 "on from its weights of before that"
             )
-    grown, anew = warm_start(config, dataset, earlier)
+    grown, anew = warm_start(trained_part(config), dataset, earlier)
     new = [
         f"{dataset.num_users - earlier.sizes.num_users:,} users",
         f"{dataset.num_items - earlier.sizes.num_items:,} items",
@@ -160,7 +163,15 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
     folder.progress(f"warm start with {', '.join(new)} more; {int(newer_V.sum()):,} users to validate on")
     if anew:
         folder.progress(f"starting anew, as the parent has none: {', '.join(anew)}")
-    return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), newer_V)
+    apart = {name: _grown_apart(config, dataset, earlier, name) for name in sections(config)}
+    return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), apart, newer_V)
+
+
+def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, name: str) -> Start:
+    """Where the training of a model apart goes on from."""
+    sizes = load_sizes(earlier.sizes.inputs[sections(config)[name].signal])
+    own = Earlier(own_weights(earlier.weights, name), sizes, earlier.text_identity)
+    return warm_start(own_config(config, name), dataset, own)[0]
 
 
 def update_fusion(config: Config, folder: RunFolder) -> None:

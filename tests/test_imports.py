@@ -20,6 +20,7 @@ LEVELS = [
     {"recsys.granularities"},
     {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
     {"recsys.model"},
+    {"recsys.apart"},
     {"recsys.training", "recsys.evaluation"},
     {"recsys.registry", "recsys.serving", "recsys.auto"},
     {"pipelines"},

@@ -39,6 +39,8 @@ SECTIONS: Final = {
     "frequency": "recsys.granularities.frequency.section:FrequencyConfig",
     "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }
+KINDS: Final = {"apart": "recsys.granularities.apart.section:ApartConfig"}
+"""Kinds of this package of which a model may have several, each under a name of its own."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 _OWN: Final = "\0name"  # the key under which a section from outside learns its name while it is checked
 
@@ -51,13 +53,13 @@ def _from_outside(value: Any) -> GranularityConfig:
     kind = value.get("kind", name)
     if not isinstance(kind, str):
         raise ValueError(f"kind: expected module:Class or the name of an entry point, got {kind!r}")
-    offer = resolve(GRANULARITIES, kind)
+    offer = Offer(kind, KINDS[kind], "", "") if kind in KINDS else resolve(GRANULARITIES, kind)
     if offer is None:
         if "kind" not in value:
             raise PydanticCustomError("extra_forbidden", "unknown granularity")
         raise ValueError(
-            f"kind {kind!r} is neither module:Class nor offered by an installed package (entry points of "
-            f"{GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'})"
+            f"kind {kind!r} is not {choices(KINDS)}, no module:Class, and not offered by an installed package (entry "
+            f"points of {GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'})"
         )
     if not _NAME.fullmatch(name):
         raise ValueError("the name of a granularity is of small letters, digits and _, and begins with a letter")
@@ -98,6 +100,8 @@ class _Granularities(Section):
         """Who offers the granularities that are switched on and come from outside, by name."""
         found = {}
         for name, section in (self.model_extra or {}).items():
+            if section._kind in KINDS:
+                continue
             offer = resolve(GRANULARITIES, section._kind or name)
             if section.enabled and offer is not None:
                 found[name] = offer

@@ -22,6 +22,7 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.errors import TrainingError
 from recsys.model import FrozenModel
 from recsys.stack import TRAINED
+from recsys.training.apart import APART, own_config, own_weights, without_apart
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
 from recsys.training.constants import with_constants
@@ -59,11 +60,28 @@ class Final:
             trained.best_epoch if go_on is None else go_on,
             trained.best_epoch,
             {**trained.choices},
-            trained.weights,
+            without_apart(trained.weights),
             tuple(frozen.trained_names),
             frozen.sizes.inputs,
             go_on is not None,
             lr_share,
+        )
+
+    @staticmethod
+    def of_apart(config: Config, trained: TrainResult, name: str, goes_on: bool) -> Final | None:
+        """The same of a model apart, anew or once more from its weights; None where stacking gave it no weight."""
+        members = trained.choices.get(STACK, {}).get("members", {})
+        if name in members and not any(members[name]["weights"]):
+            return None
+        chosen, own = trained.choices[APART][name], own_config(config, name)
+        return Final(
+            chosen["best_epoch"],
+            chosen["best_epoch"],
+            {**chosen["choices"]},
+            own_weights(trained.weights, name),
+            tuple(own.model.granularities.enabled()),
+            chosen["inputs"],
+            goes_on,
         )
 
     @property

@@ -7,6 +7,7 @@ have been; those that ``train`` keeps beside them (``selected.safetensors``) hav
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -16,7 +17,8 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
-from recsys.model import FrozenModel
+from recsys.model import FrozenModel, dump_sizes
+from recsys.training.apart import APART, own_config, own_weights, sections
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
 from recsys.training.constants import with_constants
@@ -47,6 +49,9 @@ def assemble(
             fix them otherwise.
     """
     config = with_constants(config, choices)
+    apart = _apart(config, dataset, through, weights, choices)
+    if apart:
+        inputs = {**(inputs or {}), **{signal: dump_sizes(frozen.sizes) for signal, frozen in apart.items()}}
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
     start = None if inputs is None else Start(weights, inputs)
     model = build_model(config, dataset, through, num_strata, start)
@@ -56,6 +61,7 @@ def assemble(
     found = transplant(weights, names_of(weights, names, model.silent), own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     graphs = build_graphs(dataset, through, model, config)
+    graphs = replace(graphs, inputs={**graphs.inputs, **apart})
     if model.encoders.stack is not None and STACK in choices:
         members = choices[STACK]["members"]
         weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
@@ -65,6 +71,20 @@ def assemble(
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
     return frozen
+
+
+def _apart(
+    config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
+) -> dict[str, FrozenModel]:
+    """The models that were trained apart, by signal."""
+    found = {}
+    for name, section in sections(config).items():
+        chosen = choices[APART][name]
+        own = own_weights(weights, name)
+        found[section.signal] = assemble(
+            own_config(config, name), dataset, through, own, chosen["choices"], chosen["inputs"]
+        )
+    return found
 
 
 def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResult) -> FrozenModel:

@@ -1,0 +1,159 @@
+"""Models that are trained apart and become members: through every verb, and against the same models by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipelines.cli import main
+from recsys.config import build_config, load_config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.errors import ConfigError
+from recsys.model import FrozenModel
+from recsys.registry.bundle import read_bundle
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+from recsys.training.apart import own_config, own_weights
+from recsys.training.checkpoint import load_trained
+from recsys.training.selected import assemble
+from tests.training_here import training_here
+
+DAY = 86_400
+OWN = {
+    "kind": "apart",
+    "enabled": True,
+    "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True, "cell": "gru"}}},
+    "train": {"epochs": 2, "lr": 0.02},
+    "seed": 3,
+}
+
+
+def events(path: Path, days: range) -> None:
+    lines = [f"u{u:02},i{(u + 2 * day + u * day % 3) % 15:02},{(day + 1) * DAY}" for u in range(30) for day in days]
+    path.write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    """A registered model of Monday's events, with a member that was trained apart."""
+    folder = tmp_path_factory.mktemp("apart")
+    events(folder / "1-monday.csv", range(8))
+    tree: dict[str, Any] = {
+        "run": {"dir": str(folder / "monday")},
+        "data": {
+            "source": {"kind": "canonical", "events": [str(folder / "[0-9]*.csv")]},
+            "text": {"enabled": False},
+            "num_shards": 1,
+        },
+        "model": {
+            "width": 8,
+            "item": {"text": False},
+            "fusion": {"stack": True},
+            "granularities": {
+                "evolution": {"enabled": True},
+                "item_cf": {"enabled": True, "regularisation": 10, "recency": 0, "itself": True},
+                "gru": OWN,
+            },
+        },
+        "train": {
+            "epochs": 3,
+            "batch_size": 8,
+            "metric": "ndcg@5",
+            "threads": 1,
+            "warmup": 0.0,
+            "lr": 0.01,
+            "refit": True,
+            "final": True,
+        },
+        "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 0, "ablate": False},
+        "registry": {"name": "pocket", "alias": "champion"},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "update": {"epochs": 2},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with training_here() as trained:
+        assert main(["run", "--config", str(folder / "c.yaml")]) == 0
+    assert trained[:2] == [str(folder / "monday"), str(folder / "monday/apart/gru")]
+    return folder
+
+
+def opened(folder: Path, name: str) -> tuple[PreparedDataset, Any]:
+    return PreparedDataset(str(folder / name / "dataset")), load_trained(folder / name / "model")
+
+
+def test_the_member_scores_as_the_model_that_was_trained_apart(world: Path) -> None:
+    dataset, trained = opened(world, "monday")
+    config = load_config(world / "c.yaml")
+    queries = dataset.histories().queries(Split.TEST)
+    alone = assemble(
+        own_config(config, "gru"),
+        dataset,
+        Split.VALID,
+        own_weights(trained.weights, "gru"),
+        trained.choices["apart"]["gru"]["choices"],
+    )
+    trained.choices["stack"]["members"]["gru"]["weights"] = [0.5] * 7
+    whole = assemble(config, dataset, Split.VALID, trained.weights, trained.choices)
+    parts = whole.unweighted(queries)
+    place = whole.names.index("gru")
+    torch.testing.assert_close(parts.each(whole.item_vectors_ND)[:, place], alone.scores(queries))
+    read = FrozenModel.from_tensors(whole.config, whole.sizes, whole.tensors())
+    torch.testing.assert_close(read.scores(queries), whole.scores(queries))
+    items = torch.arange(dataset.num_items).expand(len(queries), -1)
+    shares_BKR = read.parts(queries).shares(read.item_vectors_ND, items)
+    torch.testing.assert_close(shares_BKR.sum(1).float(), read.scores(queries), atol=1e-4, rtol=1e-4)
+    refitted, chosen = (
+        own_weights(found, "gru")["model.tower.id_ND.weight"] for found in (trained.weights, trained.selected)
+    )
+    assert not torch.equal(refitted, chosen), "the weights of before the refit are kept too"
+
+
+def test_it_is_served_and_its_model_apart_is_of_all_events(world: Path) -> None:
+    bundle = read_bundle(world / "monday/bundle")
+    assert "gru" in bundle.model.names
+    final, measured = load_trained(world / "monday/final"), load_trained(world / "monday/model")
+    key = "apart.gru.model.tower.id_ND.weight"
+    has_weight = any(measured.choices["stack"]["members"]["gru"]["weights"])
+    assert torch.equal(final.weights[key], measured.weights[key]) != has_weight
+    recommender = Recommender.load(world / "monday/bundle")
+    [answer] = recommender.recommend(parse_requests([{"user_id": "u01", "k": 3}]))
+    assert len(answer.item_ids) == 3
+
+
+def test_an_update_goes_on_from_its_weights(world: Path) -> None:
+    events(world / "2-tuesday.csv", range(8, 10))
+    with training_here() as trained:
+        assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "tuesday")]) == 0
+    assert trained[:2] == [str(world / "tuesday"), str(world / "tuesday/apart/gru")]
+    before, after = opened(world, "monday")[1], opened(world, "tuesday")[1]
+    old, new = (own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after))
+    assert old.shape == new.shape and not torch.equal(old, new)
+    fresh = np.linalg.norm(old.numpy())
+    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near to the parent's, not anew"
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({**OWN, "model": {"granularities": {"item_cf": {"enabled": True}}}}, "item_cf is fitted"),
+        ({**OWN, "model": {"width": 2}}, "width"),
+        ({**OWN, "model": {}}, "no granularity is enabled"),
+        ({**OWN, "rank": 3}, "unknown key rank"),
+    ],
+)
+def test_mistakes_name_the_key(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config({"model": {"granularities": {"evolution": {"enabled": True}, "gru": own}}})
+
+
+def test_without_stacking_nothing_weighs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = {"run": {"dir": str(tmp_path)}, "model": {"granularities": {"evolution": {"enabled": True}, "gru": OWN}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert main(["run", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
+    assert "model.granularities.gru is weighed by stacking: set model.fusion.stack true" in capsys.readouterr().err
