@@ -8,12 +8,11 @@ trained again without a search.
 from __future__ import annotations
 
 import importlib
-import time
 from typing import Any, Final
 
 from pipelines.folder import RunFolder
 from pipelines.prepare import open_dataset
-from recsys.auto.portfolio import configured, settings
+from recsys.auto.portfolio import UNTRAINED, configured, left_out, members, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
 from recsys.config.values import seconds_of
@@ -25,14 +24,13 @@ SEARCH: Final = "tune.auto:search"  # stands above the pipelines, as the verb `t
 _SECTIONS: Final = ("model", "train")
 
 
-def with_model(config: Config, folder: RunFolder, chooses: bool, started: float | None = None) -> Config:
+def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
     """The configuration with the sections that auto chose; itself where it has a model.
 
     Args:
         config: may lack the section ``model``.
         folder: of the run.
         chooses: whether the verb may choose; the others follow an earlier choice.
-        started: when the budget began (``time.monotonic``).
 
     Raises:
         ArtifactError: nothing was chosen yet and the verb does not choose.
@@ -51,7 +49,7 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
                 f"the configuration has no section model, and nothing was chosen yet in {folder.shown(folder.root)}; "
                 "run `recsys run` or `recsys train` with it first"
             )
-    chosen, why = _choose(config, dataset, folder, time.monotonic() if started is None else started)
+    chosen, why = _choose(config, dataset, folder)
     tree = chosen.model_dump(mode="json")
     folder.write_json(
         folder.root / CHOICE, {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}}
@@ -61,23 +59,36 @@ def with_model(config: Config, folder: RunFolder, chooses: bool, started: float 
     return chosen
 
 
-def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder, started: float) -> tuple[Config, list[str]]:
+def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder) -> tuple[Config, list[str]]:
     """The configuration, and what was seen of the data and tried."""
     traits = Traits.of(dataset, config)
     portfolio = settings(traits)
-    why = [traits.describe()]
+    why = [traits.describe(), members_line(traits)]
     folder.progress(f"model auto: {traits.describe()}")
+    folder.progress(members_line(traits))
     budget = seconds_of(config.run.budget)
     if budget:
         module, name = SEARCH.split(":")
         search = getattr(importlib.import_module(module), name)
-        chosen, said = search(config, dataset, folder, traits, started + budget)
+        chosen, said = search(config, dataset, folder, traits, folder.progress.started + budget)
         return chosen, why + said
     first = portfolio[0] if portfolio else None
     chosen = configured(config, traits, first)
-    said = f"setting by rules: {first.name if first else 'fitted members alone'}"
+    said = f"setting by rules: {first.name if first else UNTRAINED}"
     folder.progress(said)
     return chosen, [*why, said]
+
+
+def members_line(traits: Traits) -> str:
+    """The members, and what is left out, each with the reason.
+
+    >>> print(members_line(Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})))
+    members: popularity, repeat, frequency, content, moment, profile, knowledge
+    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events), als (more than 5,000,000 \
+events), user_cf (more than 50,000 users), place (no columns), social (more than 5,000,000 events)
+    """
+    without = [f"{name} ({reason})" for name, reason in left_out(traits).items()]
+    return f"members: {', '.join(members(traits))}" + (f"\nleft out: {', '.join(without)}" if without else "")
 
 
 def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Config | None:

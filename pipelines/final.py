@@ -109,7 +109,7 @@ def _line(said: dict[str, Any], final: Final) -> str:
     if not final.trains:
         return f"fitting the model that goes out {on}"
     more = " more, from the evaluated weights" if final.goes_on else ""
-    return f"training the model that goes out {on}; {final.epochs} epochs{more}"
+    return f"training the model that goes out {on}; {final.epochs} epoch{'s' * (final.epochs != 1)}{more}"
 
 
 def _untrained(trained: TrainResult) -> TrainResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 from pipelines.auto import with_model
@@ -20,7 +19,7 @@ from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
 from recsys.evaluation.metrics import parse_metric
-from recsys.evaluation.validation import Validator
+from recsys.evaluation.validation import Validator, check_targets
 
 _HEADLINES = ("recall", "hit", "mrr", "coverage")
 
@@ -28,21 +27,25 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and close with the headline metrics and where everything is."""
     Validator.of(config)  # a wrong metric is known now, not after the training
-    chooses = not config.has_model
-    if chooses:
-        started = time.monotonic()
-        with ray_session(config):
-            prepare(config, folder)
-            config = with_model(config, folder, chooses=True, started=started)
+    if config.has_model:
+        metrics, registered = _run(config, folder, is_prepared=False)
+    else:
+        with ray_session(config):  # one for all: a budget counts every start
+            check_targets(prepare(config, folder), config)
+            metrics, registered = _run(with_model(config, folder, chooses=True), folder, is_prepared=True)
+    folder.progress.plain(closing_words(metrics, registered, folder))
+
+
+def _run(config: Config, folder: RunFolder, is_prepared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stages of a configuration with a model: its metrics, and what was registered."""
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
-            if not chooses:
-                prepare(config, folder)
+            if not is_prepared:
+                check_targets(prepare(config, folder), config)
             train(config, folder)
         metrics = evaluate(config, folder)
-        registered = register(config, folder)
-    folder.progress.plain(closing_words(metrics, registered, folder))
+        return metrics, register(config, folder)
 
 
 def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: RunFolder) -> str:

@@ -17,6 +17,7 @@ from recsys.config import Config
 from recsys.data.bounded import asked_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
+from recsys.data.repeats import no_targets
 from recsys.errors import DataError
 from recsys.evaluation.candidates import gather
 from recsys.evaluation.stacking import Stacked, choose_stack
@@ -89,10 +90,7 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
     selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
     candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):
-        raise DataError(
-            "no validation user has a target that counts, so members cannot be weighed: every one is an item that the "
-            "user had before; set evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
-        )
+        raise DataError(no_targets("validation"))
     return choose_stack(candidates, selected.members, NUM_GROUPS, config.train.metric, config.seed)
 
 

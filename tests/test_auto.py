@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,40 +12,37 @@ import pytest
 from pipelines.auto import with_model
 from pipelines.folder import RunFolder
 from pipelines.progress import Progress
-from recsys.auto.portfolio import configured, members, settings
-from recsys.auto.traits import Traits, has_coordinates
+from recsys.auto.candidates import CANDIDATES
+from recsys.auto.portfolio import configured, left_out, members, settings
+from recsys.auto.traits import Traits
 from recsys.config import Config, build_config, load_config
 from recsys.config.values import seconds_of
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from tests.handmade import DAY, write_dataset
-from tune.auto import Portfolio, _in_time
+from tune.auto import Portfolio, _in_time, search
 from tune.ledger import Ledger, Trial
 
-PLAIN = Traits(
-    users=1000,
-    items=500,
-    events=20_000,
-    ordered=True,
-    timed=True,
-    repeats=False,
-    text=False,
-    user_text=False,
-    friends=False,
-    facts=False,
-    user_attributes=False,
-    item_attributes=False,
-    coordinates=False,
-    media=False,
-)
+SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")  # beside events and their times
+
+
+def _idle(*fed: str) -> Mapping[str, str]:
+    """Candidates that read a signal which the data lacks."""
+    return {name: f"no {name}" for name in SIGNALS if name not in fed}
+
+
+PLAIN = Traits(users=1000, items=500, events=20_000, ordered=True, timed=True, idle=_idle())
 CONFIG = build_config({"data": {"source": {"kind": "synthetic"}}, "train": {"metric": "ndcg@5"}})
 THREE_SECONDS_AN_EPOCH = Trial(0, 0, 1, {}, history={1: {"seconds": 2.0}, 2: {"seconds": 4.0}})
 KINDS = {
     "ids with order": PLAIN,
-    "sets": replace(PLAIN, ordered=False, timed=False),
-    "a shop with repeats": replace(PLAIN, repeats=True, text=True, user_attributes=True),
-    "places and friends": replace(PLAIN, friends=True, coordinates=True, facts=True),
-    "many short histories with text": replace(PLAIN, users=100_000, items=50_000, events=800_000, text=True),
+    "sets": replace(PLAIN, ordered=False, timed=False, idle={**_idle(), "moment": "no times"}),
+    "a shop with repeats": replace(PLAIN, idle=_idle("repeat", "frequency", "content", "profile")),
+    "places and friends": replace(PLAIN, idle=_idle("social", "place", "knowledge")),
+    "many short histories with text": replace(
+        PLAIN, users=100_000, items=50_000, events=800_000, idle=_idle("content")
+    ),
     "few long histories": replace(PLAIN, users=500, events=100_000),
     "large": replace(PLAIN, users=3_000_000, events=100_000_000),
 }
@@ -69,9 +67,13 @@ def test_every_setting_of_every_kind_is_a_whole_configuration(kind: str) -> None
 
 def test_members_are_those_that_the_data_can_feed() -> None:
     assert "repeat" not in members(PLAIN)
-    assert {"repeat", "profile"} <= set(members(KINDS["a shop with repeats"]))
+    assert {"repeat", "frequency", "profile"} <= set(members(KINDS["a shop with repeats"]))
     assert {"knowledge", "popularity"} <= set(members(KINDS["places and friends"]))
-    assert "user_cf" not in members(KINDS["large"]), "it looks at every user"
+    large = KINDS["large"]
+    assert "user_cf" not in members(large), "it looks at every user"
+    for traits in KINDS.values():
+        assert {*members(traits), *left_out(traits)} == {*CANDIDATES}, "every candidate is a member or has a reason"
+    assert left_out(large)["als"] == "more than 5,000,000 events" and left_out(large)["place"] == "no place"
 
 
 def test_what_the_user_says_of_training_is_kept() -> None:
@@ -97,6 +99,15 @@ def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:
     assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
 
 
+@pytest.mark.parametrize(("left", "word"), [(-40.0, "is spent"), (10.0, "has 10 s left")])
+def test_a_budget_that_holds_no_training_takes_the_fitted_members(tmp_path: Path, left: float, word: str) -> None:
+    config, folder = _dataset_and_folder(tmp_path)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"budget": "5s"})})
+    dataset = PreparedDataset(config.dataset_dir)
+    chosen, (said,) = search(config, dataset, folder, PLAIN, time.monotonic() + left)
+    assert not chosen.model.granularities.are_trained and f"the budget of 5s {word}" in said
+
+
 def test_no_setting_is_proposed_after_the_deadline_but_the_first(tmp_path: Path) -> None:
     configs = [configured(CONFIG, PLAIN, setting) for setting in settings(PLAIN)]
     ledger = Ledger(tmp_path / "ledger.jsonl")
@@ -117,10 +128,6 @@ def test_durations(text: str, seconds: float) -> None:
 def test_a_wrong_duration_names_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match="20m, 1h30m or 90s"):
         seconds_of(text)
-
-
-def test_coordinates_need_both_columns() -> None:
-    assert has_coordinates(["name", "LAT", "Lng"]) and not has_coordinates(["latitude", "price"])
 
 
 def _dataset_and_folder(tmp_path: Path) -> tuple[Config, RunFolder]:

@@ -20,8 +20,8 @@ LEVELS = [
     {"recsys.granularities"},
     {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
     {"recsys.model"},
-    {"recsys.training", "recsys.evaluation", "recsys.auto"},
-    {"recsys.registry", "recsys.serving"},
+    {"recsys.training", "recsys.evaluation"},
+    {"recsys.registry", "recsys.serving", "recsys.auto"},
     {"pipelines"},
     {"tune"},
 ]

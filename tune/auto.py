@@ -14,7 +14,7 @@ from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.session import ray_session
 from pipelines.tracking import tracked
-from recsys.auto.portfolio import Setting, configured, settings
+from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -100,8 +100,17 @@ def search(
     """
     portfolio = settings(traits)
     if not portfolio:
-        return configured(config, traits, None), ["no trained granularity fits the data: fitted members alone"]
+        folder.progress(UNTRAINED)
+        return configured(config, traits, None), [UNTRAINED]
     left = deadline - time.monotonic()
+    if left <= _LEAST_RESERVE:
+        spent = "is spent" if left <= 0 else f"has {left:.0f} s left"
+        why = (
+            f"the budget of {config.run.budget} {spent} after prepare, too little for a training: fitted members "
+            "alone; a larger run.budget tries trained models, too"
+        )
+        folder.progress(why)
+        return configured(config, traits, None), [why]
     until = time.monotonic() + _SEARCH * left
     folder.progress(
         f"budget: {left / 60:.1f} min are left: up to {_SEARCH * left / 60:.1f} min to try {len(portfolio)} settings, "

@@ -11,18 +11,20 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from recsys.auto.candidates import CANDIDATES, Tree
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
-
-Tree = dict[str, Any]
 
 _TARGETS_A_STEP: Final = 2000  # of ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
 _TARGETS: Final = 1.6e6  # trained on in all, by which the number of epochs is chosen
 _FEW_EVENTS: Final = 120_000  # below it narrow models, which overfit less
 _LONG: Final = 60.0  # mean history from which order matters by distance
-_MANY_USERS: Final = 50_000  # beyond it user_cf, which looks at every user, is left out
 _MANY_EVENTS: Final = 5_000_000  # beyond it the members that hold all events are left out
+_MANY_USERS: Final = 50_000  # beyond it user_cf, which looks at every user, is left out
+_HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
 _FULL_SCORES: Final = 4e8  # targets times items up to which the exact softmax is affordable
+
+UNTRAINED: Final = "fitted members alone, as the training part has too few events of a user to train on"
 
 
 @dataclass(frozen=True)
@@ -40,31 +42,24 @@ class Setting:
 
 def members(traits: Traits) -> Tree:
     """The fitted granularities that the data can feed, by name; stacking gives each its weight, or none."""
-    small = traits.events <= _MANY_EVENTS
-    wanted = {
-        "popularity": True,
-        "item_cf": small,
-        "item_knn": small,
-        "als": small,
-        "user_cf": small and traits.users <= _MANY_USERS,
-        "repeat": traits.repeats,
-        "frequency": traits.repeats,
-        "place": traits.coordinates,
-        "content": traits.text,
-        "moment": traits.timed,
-    }
-    found: Tree = {name: {"enabled": True} for name, is_wanted in wanted.items() if is_wanted}
-    if traits.friends and small:
-        found["social"] = {"enabled": True, "fit": "counts"}
-    if traits.user_attributes:
-        found["profile"] = {"enabled": True, "fit": "counts"}
-    if traits.facts:
-        found["knowledge"] = {"enabled": True, "fit": "counts"}
-    return found
+    without = left_out(traits)
+    return {name: section for name, section in CANDIDATES.items() if name not in without}
+
+
+def left_out(traits: Traits) -> dict[str, str]:
+    """Why a candidate is no member, by its name: the data tells it nothing, or is too large for it."""
+    found = dict(traits.idle)
+    if traits.events > _MANY_EVENTS:
+        found |= dict.fromkeys(_HOLD_EVENTS, f"more than {_MANY_EVENTS:,} events")
+    if traits.users > _MANY_USERS:
+        found |= {"user_cf": f"more than {_MANY_USERS:,} users"}
+    return {name: found[name] for name in CANDIDATES if name in found}
 
 
 def settings(traits: Traits) -> list[Setting]:
-    """Trained models for such data, the one that is taken without a search first."""
+    """Trained models for such data, the one that is taken without a search first; none where nothing can be trained."""
+    if not traits.trainable:
+        return []
     return _sequences(traits) if traits.ordered else _sets(traits)
 
 

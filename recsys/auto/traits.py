@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
-import pyarrow as pa
-
-from recsys import schema
+from recsys.auto.candidates import idle
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.items import TEXT
-from recsys.granularities.place.columns import found_columns
+from recsys.data.histories import Split
+from recsys.data.loader import can_train
 
-_OWN: Final = {schema.USER_ID, schema.ITEM_ID, schema.ENTITY_ID, TEXT}
+_SIGNALS: Final = {  # in words, by the candidate that reads it
+    "repeat": "repeats",
+    "content": "item text",
+    "social": "friends",
+    "knowledge": "facts",
+    "profile": "user attributes",
+    "place": "coordinates",
+}
 
 
 @dataclass(frozen=True)
@@ -25,71 +31,46 @@ class Traits:
     events: int  # of training and validation
     ordered: bool
     timed: bool
-    repeats: bool  # whether items that a user had are asked for again
-    text: bool
-    user_text: bool
-    friends: bool
-    facts: bool
-    user_attributes: bool
-    item_attributes: bool
-    coordinates: bool
-    media: bool
+    trainable: bool = True  # whether there are events that a trained granularity can learn to predict
+    idle: Mapping[str, str] = field(default_factory=dict)  # why the data cannot feed a candidate, by its name
 
     @property
     def length(self) -> float:
         """Mean events of a user."""
         return self.events / max(self.users, 1)
 
+    @property
+    def text(self) -> bool:
+        """Whether texts tell items apart."""
+        return "content" not in self.idle
+
+    @property
+    def friends(self) -> bool:
+        """Whether users have friends with events."""
+        return "social" not in self.idle
+
     def describe(self) -> str:
-        """One line for people."""
-        signals = {
-            "order": self.ordered,
-            "times": self.timed,
-            "repeats": self.repeats,
-            "item text": self.text,
-            "friends": self.friends,
-            "facts": self.facts,
-            "user attributes": self.user_attributes,
-            "item attributes": self.item_attributes,
-            "coordinates": self.coordinates,
-            "media": self.media,
-        }
-        there = ", ".join(name for name, is_there in signals.items() if is_there) or "nothing but ids"
-        return f"{self.users:,} users, {self.items:,} items, {self.events:,} events; with {there}"
+        """One line for people.
+
+        >>> Traits(1200, 80, 9000, ordered=True, timed=False, idle=dict.fromkeys(_SIGNALS, "no")).describe()
+        '1,200 users, 80 items, 9,000 events; with order'
+        """
+        found = ["order"] * self.ordered + ["times"] * self.timed
+        found += [word for name, word in _SIGNALS.items() if name not in self.idle]
+        sizes = (("user", self.users), ("item", self.items), ("event", self.events))
+        counted = ", ".join(f"{number:,} {noun}{'s' * (number != 1)}" for noun, number in sizes)
+        return f"{counted}; with {', '.join(found) or 'nothing but ids'}"
 
     @staticmethod
     def of(dataset: PreparedDataset, config: Config) -> Traits:
-        """Read the manifest and the columns of the features."""
+        """Read the manifest, and ask the candidates."""
         manifest, counts = dataset.manifest, dataset.manifest.counts
-        item_columns = [name for name in dataset.features.column_names if name not in _OWN]
-        user_columns = [name for name in dataset.user_features.column_names if name not in _OWN]
         return Traits(
             users=dataset.num_users,
             items=dataset.num_items,
             events=counts.get("train", 0) + counts.get("valid", 0),
             ordered=manifest.ordered,
             timed=manifest.timed,
-            repeats=not config.evaluate.exclude_seen,
-            text=bool(manifest.text.get("dimension")) and bool(dataset.has_text_N.any()),
-            user_text=bool(dataset.user_text_width),
-            friends=bool(counts.get("social_edges")),
-            facts=bool(counts.get("facts")),
-            user_attributes=_any_usable(dataset.user_features, user_columns),
-            item_attributes=_any_usable(dataset.features, item_columns),
-            coordinates=has_coordinates(item_columns),
-            media=bool(dataset.media_names),
+            trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
+            idle=idle(config, dataset),
         )
-
-
-def has_coordinates(columns: list[str]) -> bool:
-    """Whether there is a column of latitudes and one of longitudes.
-
-    >>> has_coordinates(["Latitude", "lng"]), has_coordinates(["lat"])
-    (True, False)
-    """
-    return bool(found_columns(columns, (), ())[0])
-
-
-def _any_usable(table: pa.Table, columns: list[str]) -> bool:
-    """Whether any column has values."""
-    return any(table.column(name).null_count < len(table) for name in columns)

@@ -45,6 +45,19 @@ class Step:
     number: int  # position in the epoch
 
 
+def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> bool:
+    """Whether every worker has a user with an event to predict, which in ordered data has another one before it."""
+    skipped, found = int(dataset.manifest.ordered), 0
+    for shard in dataset.shards():
+        seen = shard.through(through)
+        rows_E = np.repeat(np.arange(len(seen)), seen.lengths_U)
+        place_E = np.arange(len(rows_E)) - seen.offsets_U1[rows_E]
+        found += len(np.unique(rows_E[seen.are_targets_E & (place_E >= skipped)]))
+        if found >= num_workers:
+            return True
+    return False
+
+
 class TrainingLoader:
     """Batches of a prepared dataset's events through ``through``.
 
@@ -72,12 +85,14 @@ class TrainingLoader:
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
         self._measure()
-        self._only = self._load(0) if len(self._windows) == 1 else None
         if sum(self._rows) < world_size:
             need = "two events" if self.ordered else "one event"
+            workers = f"{world_size} worker{'s' * (world_size > 1)}"
             raise DataError(
-                f"{sum(self._rows)} users have at least {need} to train on, fewer than {world_size} workers"
+                f"{sum(self._rows)} users have at least {need} to train on, fewer than {workers} (train.num_workers): "
+                "give more events a user, change data.split, or enable only fitted granularities, such as item_cf"
             )
+        self._only = self._load(0) if len(self._windows) == 1 else None
 
     @property
     def num_steps(self) -> int:

@@ -451,8 +451,9 @@ class _Preparation:
         empty += [f"target among the {part}" for part in PARTS[1:] if self.counts.get(f"{part}_targets", 1) == 0]
         if empty:
             sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
+            rule = ": it holds out events of users with three or more events" if kind == "leave-last" else ""
             raise DataError(
-                f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}); "
+                f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}){rule}; "
                 "change data.split (kind, shares, cut-offs) or give more events a user"
             )
 

@@ -27,3 +27,15 @@ def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     if num_left_out <= _MANY * num_users:
         return said
     return f"warning: {said}; set evaluate.exclude_seen false if repeats are to be predicted"
+
+
+def no_targets(part: str) -> str:
+    """The message that a part holds nothing to measure on.
+
+    >>> no_targets("test")[:41]
+    'no test user has a target that counts: ea'
+    """
+    return (
+        f"no {part} user has a target that counts: each is an item that the user had before; set "
+        "evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
+    )

@@ -30,11 +30,11 @@ class Whitening:
 
     @staticmethod
     def of(text_NT: Tensor, num_directions: int) -> Whitening:
-        """Centre, axes and scale of the rows with text; all zero where there are fewer than two."""
+        """Centre, axes and scale of the rows with text; all zero where no two differ."""
         rows = text_NT[text_NT.abs().sum(1) > 0].to(torch.float64)
         dimension = text_NT.shape[1]
         width = whitened_width(num_directions, dimension)
-        if len(rows) < 2:
+        if not (rows[1:] != rows[:1]).any():
             return Whitening(torch.zeros(dimension), torch.zeros(dimension, width))
         mean_T = rows.mean(0)
         white, axes_TW = rows - mean_T, torch.eye(dimension, dtype=torch.float64)

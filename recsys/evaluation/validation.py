@@ -5,9 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recsys.config import Config
-from recsys.data.histories import Array, Queries
+from recsys.data.bounded import asked_by_shard
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Queries, Split
+from recsys.data.repeats import no_targets
+from recsys.errors import DataError
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric, query_metrics
-from recsys.evaluation.ranking import Scorer, rank
+from recsys.evaluation.ranking import Scorer, countable, rank
+
+
+def check_targets(dataset: PreparedDataset, config: Config) -> None:
+    """Refuse data on which nothing could be validated or tested, before anything is trained on it.
+
+    Raises:
+        DataError: every target of a part is an item that its user had before, which ``evaluate.exclude_seen`` leaves
+            out.
+    """
+    for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
+        asked = asked_by_shard(dataset, split, config)
+        if not any(len(countable(queries, config.evaluate.exclude_seen)[0]) for queries in asked):
+            raise DataError(no_targets(part))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys.config import Config
 from recsys.data.batches import Batch, Hidden
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Split
@@ -204,6 +205,15 @@ class Granularity(nn.Module):
         method ``to`` is moved to the device of the training.
         """
         return None
+
+    @classmethod
+    def idle(cls, section: Any, dataset: PreparedDataset, config: Config) -> str:
+        """Why it would tell no two items apart on a dataset, in a few words for people; empty where it may.
+
+        ``model: auto`` asks and leaves an idle one out. What makes a model impossible is said by the section's
+        ``check``; what is only useless, such as coordinates that are all equal, is said here.
+        """
+        return ""
 
     keeps_size = False  # whether a model that goes on from another keeps that one's size, as its weights rest on it
 

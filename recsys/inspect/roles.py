@@ -76,7 +76,9 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
         table.role, table.names = role, {key.name: "user_id" if role == "users" else "item_id"}
         table.shares = f"{sets[key.name].share_in(known):.0%} of its ids are {noun} of the events"
         if len([c for c in table.columns if c.kind not in ("empty", "constant", "object")]) < 2:
-            table.role, table.why = "", "it holds ids alone"
+            alike = [c.name for c in table.columns if c.kind in ("empty", "constant")]
+            why = f"beside ids it has only {', '.join(alike)}, empty or with one value in every row"
+            table.role, table.why = "", why if alike else "it holds ids alone"
         return
     if things and len(table.columns) >= 2:
         _as_categories(table, things[0], items)

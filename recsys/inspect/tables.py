@@ -188,12 +188,17 @@ def find_events(tables: Sequence[Table]) -> Pair:
     found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)
     if best is None or best.score < 1.0:
-        seen = "; ".join(f"{table.sample.name}: {', '.join(c.name for c in table.columns[:8])}" for table in tables[:5])
+        seen = "; ".join(f"{table.sample.name}: {', '.join(map(_told, table.columns[:8]))}" for table in tables[:5])
         raise SourceError(
             "no file has events: two columns of ids, of users and of items, that occur again and again; found "
             f"{seen}; add the file with the events, or name the columns by hand with data.source.rename (docs/files.md)"
         )
     return best
+
+
+def _told(column: Column) -> str:
+    """A column's name, and why it can be no ids where that is plain."""
+    return f"{column.name} (one value in every row)" if column.kind == "constant" else column.name
 
 
 def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:

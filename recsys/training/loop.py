@@ -33,7 +33,7 @@ from recsys.data.bounded import asked_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
-from recsys.data.repeats import repeats_line
+from recsys.data.repeats import no_targets, repeats_line
 from recsys.errors import DataError, TrainingError
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
@@ -161,21 +161,7 @@ class Phase:
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
-        self.loader = TrainingLoader(
-            dataset,
-            through,
-            LoaderConfig(
-                config.train.batch_size,
-                config.model.max_history,
-                config.train.hide_history,
-                config.train.loss.event_power,
-                config.train.window_events,
-                config.seed,
-                any(section.signal == USER_TEXT for section in config.model.granularities.enabled().values()),
-            ),
-            context.rank,
-            context.world_size,
-        )
+        self._loader = self._events() if self.names else None  # fitted granularities read the graphs alone
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
             self.loss.load_state_dict(transplant(start.weights, start.names, self.loss.state_dict(), self.names))
@@ -201,6 +187,25 @@ class Phase:
     def state(self) -> dict[str, Tensor]:
         """A copy of the trainable state."""
         return {name: tensor.detach().clone() for name, tensor in self.loss.state_dict().items()}
+
+    @property
+    def loader(self) -> TrainingLoader:
+        """The batches of the events; of a model with trained granularities."""
+        assert self._loader is not None, "nothing is trained"
+        return self._loader
+
+    def _events(self) -> TrainingLoader:
+        config = self.config
+        settings = LoaderConfig(
+            config.train.batch_size,
+            config.model.max_history,
+            config.train.hide_history,
+            config.train.loss.event_power,
+            config.train.window_events,
+            config.seed,
+            any(section.signal == USER_TEXT for section in config.model.granularities.enabled().values()),
+        )
+        return TrainingLoader(self.dataset, self.through, settings, self.context.rank, self.context.world_size)
 
     def surround(self, weights: dict[str, Tensor], names: list[str]) -> None:
         """Take the weights of a model of only these trained granularities; the others stay as they are."""
@@ -375,10 +380,7 @@ class Phase:
             sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
         if total[1] == 0:
-            raise DataError(
-                "no validation user has a target that counts: every one is an item that the user had before; set "
-                "evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
-            )
+            raise DataError(no_targets("validation"))
         if not self.says_repeats and (said := repeats_line("validation", int(total[2] - total[1]), int(total[2]))):
             self.context.note(said)
         self.says_repeats = True

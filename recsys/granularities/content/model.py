@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from recsys.config import Config
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.content.section import ContentConfig
 from recsys.granularities.history import event_weights, seen_events
@@ -26,6 +28,13 @@ class Content(Granularity):
 
     fitted = True
     reads_events = False
+
+    @classmethod
+    def idle(cls, section: ContentConfig, dataset: PreparedDataset, config: Config) -> str:
+        texts_MT = dataset.text_vectors_NT()[dataset.has_text_N]
+        if not texts_MT.size:
+            return "no texts of items"
+        return "" if (texts_MT != texts_MT[0]).any() else "no two items have different texts"
 
     def __init__(self, config: ContentConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -14,10 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.frequency.section import FrequencyConfig
 from recsys.granularities.history import seen_events
+from recsys.granularities.repeat.habits import why_nothing_repeats
 from recsys.granularities.sparse import SparseScores
 
 
@@ -28,6 +31,10 @@ class Frequency(Granularity):
     sparse = True
     reads_events = False
     reads_histories = True
+
+    @classmethod
+    def idle(cls, section: FrequencyConfig, dataset: PreparedDataset, config: Config) -> str:
+        return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from recsys.config import Config
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -46,6 +47,15 @@ class KnowledgeCounts(Granularity):
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Facts | None:
         return Facts.of(dataset)
+
+    @classmethod
+    def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:
+        facts = Facts.of(dataset)
+        if facts is None:
+            return "no facts about items"
+        shares_NE, _ = shares_of_items(facts, section.min_degree)
+        is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
+        return "" if shares_NE[is_had_N].any() else f"no fact is shared by {section.min_degree} items of the events"
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()

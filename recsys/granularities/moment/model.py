@@ -19,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
 from recsys.granularities.moment.section import HOURS, WEEKDAYS, MomentConfig
@@ -34,6 +37,20 @@ class Moment(Granularity):
     fitted = True
     reads_events = False
     reads_histories = True
+
+    @classmethod
+    def idle(cls, section: MomentConfig, dataset: PreparedDataset, config: Config) -> str:
+        if section.query_context:
+            return ""
+        if not dataset.manifest.timed:
+            return "no times of events"
+        cells: set[int] = set()
+        for shard in dataset.shards():
+            times_E = shard.through(Split.TRAIN).times_E
+            cells |= set(np.unique(times_E // _HOUR % (HOURS * WEEKDAYS)).tolist())
+            if len(cells) > 1:
+                return ""
+        return "all training events are in one hour of the week"
 
     def __init__(self, config: MomentConfig, sizes: ModelSizes) -> None:
         super().__init__()

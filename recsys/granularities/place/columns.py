@@ -35,6 +35,13 @@ class Places:
         is_known += list(~np.isnan(self.ranks_NK.T))
         return np.asarray(np.any(is_known, axis=0))
 
+    @property
+    def differ(self) -> bool:
+        """Whether any two items are apart, in place or in a number."""
+        points_MC = self.points_NC[~np.isnan(self.points_NC).any(1)]
+        known = [points_MC, *(ranks_N[~np.isnan(ranks_N)] for ranks_N in self.ranks_NK.T)]
+        return any((values[:1] != values).any() for values in known)
+
 
 def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Sequence[str]) -> list[list[str]]:
     """The columns of coordinates, two or none, and of numbers.

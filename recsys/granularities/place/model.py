@@ -23,6 +23,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
@@ -52,6 +53,15 @@ class Place(Granularity):
     @classmethod
     def build_input(cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Places:
         return read_places(dataset.features, sizes.inputs["place"])
+
+    @classmethod
+    def idle(cls, section: PlaceConfig, dataset: PreparedDataset, config: Config) -> str:
+        coordinates, numbers = cls.size(section, dataset, Split.TRAIN)
+        if not (coordinates or numbers):
+            return "no coordinates of items"
+        if not read_places(dataset.features, [coordinates, numbers]).differ:
+            return f"no two items differ in {', '.join([*coordinates, *numbers])}"
+        return ""
 
     def __init__(self, config: PlaceConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles
+from recsys import schema
+from recsys.config import Config
+from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, encode_table
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -59,6 +61,16 @@ class ProfileCounts(Granularity):
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
         return encoded_attributes(sizes, dataset)
+
+    @classmethod
+    def idle(cls, section: ProfileConfig, dataset: PreparedDataset, config: Config) -> str:
+        columns = [name for name in dataset.user_features.column_names if name != schema.USER_ID]
+        if not columns:
+            return "no attributes of users"
+        fields = profile_encoding(section, dataset, Split.TRAIN).users
+        codes_VS = encode_table(dataset.user_features, fields).codes_XS
+        is_told = bool((codes_VS != codes_VS[:1]).any())
+        return "" if is_told else f"values of {', '.join(columns)} are nearly all different, or all the same"
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.repeat.features import Basis, raw_numbers
-from recsys.granularities.repeat.habits import ItemHabits, pairs_of
+from recsys.granularities.repeat.habits import ItemHabits, pairs_of, why_nothing_repeats
 from recsys.granularities.repeat.moments import draw_moments
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.granularities.sparse import SparseScores
@@ -43,6 +45,10 @@ class Repeat(Granularity):
     sparse = True
     reads_events = False
     reads_histories = True
+
+    @classmethod
+    def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
+        return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
         super().__init__()

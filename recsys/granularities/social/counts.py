@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.config import Config
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
@@ -40,6 +41,14 @@ class SocialCounts(Granularity):
     @classmethod
     def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
         return Friends.of(dataset)
+
+    @classmethod
+    def idle(cls, section: SocialConfig, dataset: PreparedDataset, config: Config) -> str:
+        src_F, dst_F, _ = dataset.social_edges()
+        if not len(src_F):
+            return "no friendships between known users"
+        is_of_use_F = (src_F != dst_F) & dataset.active_users_V(Split.TRAIN)[src_F]
+        return "" if is_of_use_F.any() else "no friend has training events"
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
         super().__init__()
