@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.auto import with_model
@@ -20,11 +22,12 @@ from recsys.config.values import seconds_of
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
-from tests.handmade import DAY, write_dataset
+from recsys.training.build import model_sizes
+from tests.handmade import DAY, leave_last, write_dataset
 from tune.auto import Portfolio, _in_time, search
 from tune.ledger import Ledger, Trial
 
-SIGNALS = ("repeat", "place", "content", "social", "profile", "knowledge")  # beside events and their times
+SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")  # beside events and their times
 
 
 def _idle(*fed: str) -> Mapping[str, str]:
@@ -38,7 +41,7 @@ THREE_SECONDS_AN_EPOCH = Trial(0, 0, 1, {}, history={1: {"seconds": 2.0}, 2: {"s
 KINDS = {
     "ids with order": PLAIN,
     "sets": replace(PLAIN, ordered=False, timed=False, idle={**_idle(), "moment": "no times"}),
-    "a shop with repeats": replace(PLAIN, idle=_idle("repeat", "content", "profile")),
+    "a shop with repeats": replace(PLAIN, idle=_idle("repeat", "frequency", "content", "profile")),
     "places and friends": replace(PLAIN, idle=_idle("social", "place", "knowledge")),
     "many short histories with text": replace(
         PLAIN, users=100_000, items=50_000, events=800_000, idle=_idle("content")
@@ -67,13 +70,31 @@ def test_every_setting_of_every_kind_is_a_whole_configuration(kind: str) -> None
 
 def test_members_are_those_that_the_data_can_feed() -> None:
     assert "repeat" not in members(PLAIN)
-    assert {"repeat", "profile"} <= set(members(KINDS["a shop with repeats"]))
+    assert {"repeat", "frequency", "profile"} <= set(members(KINDS["a shop with repeats"]))
     assert {"knowledge", "popularity"} <= set(members(KINDS["places and friends"]))
     large = KINDS["large"]
     assert "user_cf" not in members(large), "it looks at every user"
     for traits in KINDS.values():
         assert {*members(traits), *left_out(traits)} == {*CANDIDATES}, "every candidate is a member or has a reason"
     assert left_out(large)["als"] == "more than 5,000,000 events" and left_out(large)["place"] == "no place"
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_quantities_of_items_are_named_in_the_configuration(tmp_path: Path, mapped: bool) -> None:
+    """With coordinates beside them, and alone."""
+    numbers = np.arange(12.0)
+    columns = {"listPrice": pa.array(numbers + 0.99), "seller_id": pa.array(numbers.astype(int))}
+    columns |= {"lat": pa.array(numbers), "lon": pa.array(numbers)} if mapped else {}
+    rows = [leave_last(user % 12, (user + 1) % 12, (user + 2) % 12, (user + 5) % 12) for user in range(20)]
+    dataset = write_dataset(tmp_path, rows, 12, item_columns=columns)
+    traits = Traits.of(dataset, CONFIG)
+    assert members(traits)["place"] == {"enabled": True, "numbers": ["listPrice"]}
+    place = configured(CONFIG, traits, None).model.granularities.enabled()["place"]
+    assert place.model_dump()["numbers"] == ["listPrice"]
+    assert model_sizes(configured(CONFIG, traits, None), dataset, Split.TRAIN).inputs["place"] == [
+        ["lat", "lon"] if mapped else [],
+        ["listPrice"],
+    ]
 
 
 def test_what_the_user_says_of_training_is_kept() -> None:

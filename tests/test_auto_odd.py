@@ -77,6 +77,8 @@ UNFED: dict[str, tuple[dict[str, Any], str, str]] = {  # what differs, the candi
     "no known place": ({"item_columns": _columns(lat=_numbers(5, 1, 0), lon=_numbers(6, 1))}, "place", "lat, lon"),
     "two known places": ({"item_columns": _columns(lat=_numbers(5, 1, 2), lon=_numbers(6, 1, 2))}, "place", ""),
     "no coordinates": ({"item_columns": _columns(lat=_numbers(5, 1))}, "place", "no coordinates"),
+    "a price alone": ({"item_columns": _columns(price=_numbers(5, 1.5))}, "place", ""),
+    "one price": ({"item_columns": _columns(price=_numbers(5, 0))}, "place", "no quantities"),
     "texts of items": ({"text_width": 4}, "content", ""),
     "no texts": ({}, "content", "no texts of items"),
     "friends of oneself": ({"friends": [(user, user) for user in range(USERS)]}, "social", "no friend has"),

@@ -54,6 +54,22 @@ def test_hours_weekdays_and_context_by_hand() -> None:
     np.testing.assert_allclose(scores_BN[1, :2], popularity + odds([1, 0]) + odds([2, 0]), rtol=1e-5)
 
 
+def test_with_a_half_life_the_popularity_is_that_of_the_last_days() -> None:
+    histories = Histories.of_items([[0, 0, 1]])
+    histories = replace(histories, times_E=np.array([DAY, 2 * DAY, 6 * DAY]), context_EC=np.zeros((3, 2), np.int16))
+    none = torch.zeros(0, dtype=torch.int64)
+    view, graphs = ItemView(torch.zeros(3, 4), torch.zeros(3, 0)), Graphs(1, 3, none, none, histories=histories)
+    found = {}
+    for half_life in ("none", 2.0):
+        module = Moment(MomentConfig(half_life=half_life), SIZES)  # type: ignore[arg-type]
+        found[half_life] = module.own_items(module.state(view, graphs))
+    assert torch.equal(found["none"][:, :-1], found[2.0][:, :-1]), "the cells stay"
+    np.testing.assert_allclose(found["none"][:, -1], np.log(np.array([3, 2, 1]) / 6), rtol=1e-5)
+    faded = np.array([2**-2.5 + 0.25, 1, 0])
+    expected = np.log(0.9 * faded / faded.sum() + 0.1 * np.array([3, 2, 1]) / 6)
+    np.testing.assert_allclose(found[2.0][:, -1], expected, rtol=1e-5)
+
+
 def test_what_it_needs() -> None:
     with pytest.raises(ConfigError, match=r"names size, no category of data\.context: device"):
         Moment(MomentConfig(query_context=["size"]), SIZES)

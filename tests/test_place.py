@@ -16,13 +16,15 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.place.columns import Places, found_columns, read_places
+from recsys.granularities.place.columns import Places, found_columns, quantities, read_places
 from recsys.granularities.place.model import Kernel, Place, bandwidths
 from recsys.granularities.place.section import PlaceConfig
+from recsys.granularities.shares import LogShares
 from recsys.model import FrozenModel
+from recsys.training.constants import choose_values
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
-from tests.handmade import leave_last, write_dataset
+from tests.handmade import DAY, leave_last, write_dataset
 
 ITEMS = 6
 TABLE = pa.table(
@@ -132,6 +134,69 @@ def test_steps_to_what_is_near_are_found(tmp_path: Path, by: str) -> None:
     mixed = replace(frozen.sizes, inputs={"place": [[], []]})
     with pytest.raises(ConfigError, match="needs coordinates"):
         FrozenModel.from_tensors(frozen.config, mixed, frozen.tensors())
+
+
+NUMBERS = {  # a column of items, and whether it measures them
+    "price": ([9.99, 5.0, 12.5, 3.0, 8.0, None], True),
+    "unit_price_eur": ([900, 850, 1200, 1100, 1999, 2000], True),  # whole, of the size of years
+    "weight": ([0.5, 1.5, 2.0, 0.25, 3.0, 4.0], True),
+    "mostly missing": ([9.99, None, None, None, None, 3.0], False),
+    "of two values": ([1.0, 2.0, 1.0, 2.0, 1.0, 2.0], False),
+    "below zero": ([-1.0, 2.0, 3.0, 4.5, 5.0, 6.0], False),
+    "row": ([1, 2, 3, 4, 5, 6], False),
+    "made in": ([1990, 1991, 1992, 1993, 1994, 1994], False),
+    "sellerId": ([7, 7, 8, 9, 10, 11], False),
+    "review_count": ([7, 7, 8, 9, 10, 11], False),
+    "latitude": ([7.5, 7.5, 8, 9, 10, 11], False),
+    "text": (["7.5", "7.5", "8", "9", "10", "11"], False),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_quantities_are_told_from_ids_counts_and_years(name: str) -> None:
+    values, is_quantity = NUMBERS[name]
+    assert quantities(pa.table({"item_id": ["a", "b", "c", "d", "e", "f"], name: values}), []) == [name] * is_quantity
+
+
+def test_prices_come_first_among_at_most_four_quantities() -> None:
+    table = pa.table({name: [1.5, 2, 3, 4, 5] for name in ("width", "height", "depth", "weight", "price")})
+    assert quantities(table, []) == ["price", "width", "height", "depth"]
+    assert quantities(table, ["width", "price"]) == ["height", "depth", "weight"], "coordinates are none"
+
+
+def test_shares_fade_with_age_and_are_read_as_of_before() -> None:
+    histories = replace(Histories.of_items([[0, 1, 1]]), times_E=np.array([DAY, 3 * DAY, 5 * DAY]))
+    shares = LogShares.of(histories, 3, 2.0)
+    assert shares.moments_T.tolist() == [DAY, 3 * DAY, 5 * DAY]
+    recent, whole = np.array([0.25, 1.5, 0]) / 1.75, np.array([2, 3, 1]) / 6
+    np.testing.assert_allclose(shares.last_N, np.log(0.9 * recent + 0.1 * whole), rtol=1e-5)
+    assert shares.before(np.array([0, 3 * DAY, 3 * DAY + 1, 9 * DAY])).tolist() == [0, 0, 1, 2]
+    for still in (LogShares.of(histories, 3, "none"), LogShares.of(Histories.of_items([[0, 1, 1]]), 3, 2.0)):
+        np.testing.assert_allclose(still.last_N, np.log(whole), rtol=1e-5)
+        assert not still.before(histories.times_E).any()
+
+
+def test_new_items_are_found_where_the_catalogue_changes(tmp_path: Path) -> None:
+    """Each month has twenty items of its own; a user goes to one of the nearest of them."""
+    random, months, a_month, rows = np.random.default_rng(0), 6, 20, []
+    places = random.random((months * a_month, 2))
+    for month in range(months):
+        items = np.arange(a_month) + month * a_month
+        near = items[np.argsort(((places[items][:, None] - places[items]) ** 2).sum(2), axis=1)[:, :6]] % a_month
+        for user in range(40):
+            item, row = int(random.integers(a_month)), []
+            for step in range(4):
+                item = int(random.choice(near[item]))
+                row.append((int(items[item]), 0, int((1 + 30 * month + 7 * step + user / 40) * DAY), Split.TRAIN))
+            last = month == months - 1
+            rows.append([*row[:3], (*row[3][:3], Split.VALID)] if last else row)
+    columns = {"lat": pa.array(places[:, 0]), "lon": pa.array(places[:, 1])}
+    dataset = write_dataset(tmp_path / "data", rows, months * a_month, item_columns=columns)
+    tree = {"model": {"granularities": {"place": {"enabled": True}}}, "train": {"metric": "ndcg@10"}}
+    config = build_config({"data": {"dir": dataset.root}, **tree})
+    found = choose_values(config, dataset, Validator.of(config), TrainContext())["place"]
+    tried = found["candidates"]["half_life"]
+    assert found["chosen"]["half_life"] != "none" and max(tried.values()) > 1.3 * tried["none"], tried
 
 
 def test_places_of_nothing_are_unknown() -> None:

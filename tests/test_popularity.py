@@ -14,8 +14,9 @@ from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.popularity.model import Popularity, moments
+from recsys.granularities.popularity.model import Popularity
 from recsys.granularities.popularity.section import PopularityConfig
+from recsys.granularities.shares import moments
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.constants import CONSTANTS, choose_values, narrowed, with_constants

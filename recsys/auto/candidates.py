@@ -6,6 +6,7 @@ data tells it anything (``idle``). Nothing here knows what one of them reads.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.config import Config, GranularitiesConfig, section_class
@@ -28,14 +29,28 @@ CANDIDATES: Final[Tree] = {
 }
 
 
-def idle(config: Config, dataset: PreparedDataset) -> dict[str, str]:
-    """Why the dataset cannot feed a candidate, by its name; candidates that it can feed are not there."""
-    found = {name: _why_idle(name, config, dataset) for name in CANDIDATES}
-    return {name: why for name, why in found.items() if why}
+@dataclass(frozen=True)
+class Fed:
+    """What a dataset says of the candidates."""
+
+    sections: Tree  # by name, with the keys that the granularity proposes for the dataset
+    idle: dict[str, str]  # why the dataset cannot feed one, by name; those that it can feed are not there
 
 
-def _why_idle(name: str, config: Config, dataset: PreparedDataset) -> str:
-    section = section_class(name).model_validate(CANDIDATES[name])
+def fed(config: Config, dataset: PreparedDataset) -> Fed:
+    """Ask every candidate."""
+    sections = {name: keys | _proposed(name, keys, dataset) for name, keys in CANDIDATES.items()}
+    reasons = {name: _why_idle(name, keys, config, dataset) for name, keys in sections.items()}
+    return Fed(sections, {name: why for name, why in reasons.items() if why})
+
+
+def _proposed(name: str, keys: Tree, dataset: PreparedDataset) -> Tree:
+    section = section_class(name).model_validate(keys)
+    return granularity_class(name, section).proposed(section, dataset)
+
+
+def _why_idle(name: str, keys: Tree, config: Config, dataset: PreparedDataset) -> str:
+    section = section_class(name).model_validate(keys)
     model = config.model.model_copy(update={"granularities": GranularitiesConfig.model_validate({name: section})})
     alone = config.model_copy(update={"model": model})
     try:

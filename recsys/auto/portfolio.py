@@ -43,7 +43,7 @@ class Setting:
 def members(traits: Traits) -> Tree:
     """The fitted granularities that the data can feed, by name; stacking gives each its weight, or none."""
     without = left_out(traits)
-    return {name: section for name, section in CANDIDATES.items() if name not in without}
+    return {name: section for name, section in traits.sections.items() if name not in without}
 
 
 def left_out(traits: Traits) -> dict[str, str]:

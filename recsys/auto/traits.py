@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from recsys.auto.candidates import idle
+from recsys.auto.candidates import CANDIDATES, Tree, fed
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -18,7 +18,7 @@ _SIGNALS: Final = {  # in words, by the candidate that reads it
     "social": "friends",
     "knowledge": "facts",
     "profile": "user attributes",
-    "place": "coordinates",
+    "place": "coordinates or quantities of items",
 }
 
 
@@ -33,6 +33,7 @@ class Traits:
     timed: bool
     trainable: bool = True  # whether there are events that a trained granularity can learn to predict
     idle: Mapping[str, str] = field(default_factory=dict)  # why the data cannot feed a candidate, by its name
+    sections: Tree = field(default_factory=lambda: CANDIDATES)  # of the candidates, with keys that the data proposes
 
     @property
     def length(self) -> float:
@@ -64,6 +65,7 @@ class Traits:
     @staticmethod
     def of(dataset: PreparedDataset, config: Config) -> Traits:
         """Read the manifest, and ask the candidates."""
+        candidates = fed(config, dataset)
         manifest, counts = dataset.manifest, dataset.manifest.counts
         return Traits(
             users=dataset.num_users,
@@ -72,5 +74,6 @@ class Traits:
             ordered=manifest.ordered,
             timed=manifest.timed,
             trainable=can_train(dataset, Split.TRAIN, config.train.num_workers),
-            idle=idle(config, dataset),
+            idle=candidates.idle,
+            sections=candidates.sections,
         )

@@ -254,10 +254,10 @@ class FieldFitter:
     def _kind(self, name: str) -> str | None:
         kind = self.table.column(name).type
         if name in self.config.numeric:
-            return "number" if _is_number(kind) or _is_string(kind) else None
+            return "number" if is_number(kind) or _is_string(kind) else None
         if _is_list(kind):
             return "list" if _is_string(kind.value_type) or pa.types.is_integer(kind.value_type) else None
-        if _is_number(kind):
+        if is_number(kind):
             return "category" if name in self.config.categorical else "number"
         return "category" if _is_string(kind) or pa.types.is_boolean(kind) else None
 
@@ -306,7 +306,7 @@ def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 

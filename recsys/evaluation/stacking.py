@@ -126,7 +126,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     best = int(np.argmax(alone_QM.mean(axis=0)))
     folds = _Folds(candidates, measure, seed)
     single_Q = folds.measured(folds.fitted(lambda rest: _best_of(rest, measure, len(names), num_groups)))
-    found = {way: _pruned(folds, fit, best) for way, fit in _ways(measure, num_groups).items()}
+    found = {way: _pruned(folds, fit) for way, fit in _ways(measure, num_groups).items()}
     way = "greedy" if _gains(found["greedy"][1], found["softmax"][1], _NOISE) else "softmax"
     fit, crossed_Q = found[way]
     chosen_GM = fit(candidates)
@@ -234,7 +234,7 @@ class _Folds:
         return found_Q
 
 
-def _pruned(folds: _Folds, fit: Fit, best: int) -> tuple[Fit, Array]:
+def _pruned(folds: _Folds, fit: Fit) -> tuple[Fit, Array]:
     """A way to weights without the members that add nothing to the folds, and its metric of every query [Q].
 
     One member leaves at a time, the most useless first: two that tell the same each add nothing beside the other, and
@@ -245,10 +245,10 @@ def _pruned(folds: _Folds, fit: Fit, best: int) -> tuple[Fit, Array]:
     kept = [place for place in range(weights[0].shape[1]) if any(found[:, place].any() for found in weights)]
     value = whole_Q.mean()
     while len(kept) > 1:
-        left_out = {place: [_without(found, place) for found in weights] for place in kept if place != best}
+        left_out = {place: [_without(found, place) for found in weights] for place in kept}
         values = {place: folds.measured(fewer).mean() for place, fewer in left_out.items()}
-        place = max(values, key=lambda each: values[each], default=best)
-        if place == best or values[place] < value:
+        place = max(values, key=lambda each: values[each])
+        if values[place] < value:
             break
         weights, value = left_out[place], values[place]
         kept.remove(place)

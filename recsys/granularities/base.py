@@ -215,6 +215,11 @@ class Granularity(nn.Module):
         """
         return ""
 
+    @classmethod
+    def proposed(cls, section: Any, dataset: PreparedDataset) -> dict[str, Any]:
+        """The keys that ``model: auto`` sets for a dataset beside those of the section, such as names of columns."""
+        return {}
+
     keeps_size = False  # whether a model that goes on from another keeps that one's size, as its weights rest on it
 
     @classmethod

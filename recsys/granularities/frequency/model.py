@@ -20,6 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.frequency.section import FrequencyConfig
 from recsys.granularities.history import seen_events, target_types
+from recsys.granularities.repeat.habits import why_nothing_repeats
 from recsys.granularities.sparse import SparseScores
 
 
@@ -32,7 +33,7 @@ class Frequency(Granularity):
 
     @classmethod
     def idle(cls, section: FrequencyConfig, dataset: PreparedDataset, config: Config) -> str:
-        return "evaluate.exclude_seen is true" if config.evaluate.exclude_seen else ""
+        return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -5,8 +5,9 @@ Cells g are the hours and weekdays (UTC) of the question, and the values of cont
     a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),    r_ui = log q_i + Σ_{g at the question} a_ig,
 
 c_gi the events of item i in cell g, n_g those of all items, p_i the item's share of events, q_i the same with one event
-more each: naive Bayes over the cells, as ``profile`` counts. The score orders by the probability of an item now; α is
-chosen on validation. A table of items × (31 + values of the context columns).
+more each, or with a half-life the share of the last days: naive Bayes over the cells, as ``profile`` counts. The score
+orders by the probability of an item now; α and the half-life are chosen on validation. A table of items × (31 + values
+of the context columns).
 
 Legend: N items, G cells, B queries, E events, C context columns.
 """
@@ -26,6 +27,7 @@ from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
 from recsys.granularities.moment.section import HOURS, WEEKDAYS, MomentConfig
+from recsys.granularities.shares import LogShares
 
 _HOUR: Final = 3600
 _THURSDAY: Final = 3  # 1 January 1970, Monday being 0
@@ -55,7 +57,7 @@ class Moment(Granularity):
     def __init__(self, config: MomentConfig, sizes: ModelSizes) -> None:
         super().__init__()
         config.check(sizes)
-        self.smoothing = config.smoothing[0]
+        self.smoothing, self.half_life = config.smoothing[0], config.half_life[0]
         names = [name for name, _ in sizes.context]
         self.columns = [names.index(name) for name in config.query_context]
         self.num_codes = [sizes.context[column][1] for column in self.columns]
@@ -87,7 +89,7 @@ class Moment(Granularity):
         events_N = torch.as_tensor(np.bincount(histories.items_E, minlength=graphs.num_items)).float()
         share_N = events_N / events_N.sum().clamp(min=1)
         odds_GN = log_odds(counts_GN, counts_GN.sum(1, keepdim=True), share_N, self.smoothing)
-        popularity_N = ((events_N + 1) / (events_N.sum() + graphs.num_items)).log()
+        popularity_N = torch.as_tensor(LogShares.of(histories, graphs.num_items, self.half_life).last_N)
         vectors_NG = torch.cat([odds_GN, popularity_N[None]]).T.contiguous()
         return {"vectors_NG": vectors_NG.to(items.vectors_SD.device)}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.granularity import GranularityConfig, HalfLives, Several
 from recsys.config.workload import FLOAT, Estimate, Workload
 from recsys.errors import ConfigError, choices
 
@@ -19,10 +19,14 @@ HOURS, WEEKDAYS = 24, 7
 class MomentConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("smoothing",)
+    candidates: ClassVar[tuple[str, ...]] = ("half_life", "smoothing")
 
     query_context: list[str] = Field(
         [], description="categories among data.context known at the moment of asking (no column that tells the answer)"
+    )
+    half_life: HalfLives = Field(
+        ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0],
+        description="days after which an event counts half in q, the items' shares of events; one or several",
     )
     smoothing: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
         [10_000.0, 1_000.0, 100.0], description="events that an hour is taken to have as every hour has; one or several"

@@ -3,8 +3,10 @@
     k(i, j) = Σ_b θ_b exp(−d_ij / h_b) + Σ_m η_m exp(−|ρ_im − ρ_jm| / s),    r_ui = Σ_j w_j k(i, j) + γ log q_i,
 
 d the distance in kilometres, ρ the rank of a number among the items, w the weights of the history's events, which sum
-to 1 and fall with the events behind them, q the item's share of events. θ, η ≥ 0 and γ maximise the likelihood of
-events given those before, log softmax(r), over items drawn at random: a convex problem of a handful of numbers.
+to 1 and fall with the events behind them, q the item's share of events, which with a half-life are those of the last
+days: as of the last event in the score, as of before each event where it is learned. θ, η and γ ≥ 0 maximise the
+likelihood of events given those before, log softmax(r), over items drawn at random: a convex problem of a handful of
+numbers. With q of all times an item that is new would count as unpopular, whatever its place.
 
 So that a user is one vector, k is factored, k(i, j) ≈ a_i · a_j, by randomly pivoted Cholesky (Chen, Epperly, Tropp and
 Webber 2022): exact among the landmarks that it draws, where items are dense most of them. Then z_u = Σ_j w_j a_j. An
@@ -16,7 +18,7 @@ that are learned from, S items that they are told from, B queries, E events.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,8 +31,9 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import event_weights, seen_events
-from recsys.granularities.place.columns import Places, found_columns, read_places
+from recsys.granularities.place.columns import Places, found_columns, quantities, read_places
 from recsys.granularities.place.section import PlaceConfig
+from recsys.granularities.shares import LogShares
 
 _QUANTILES: Final = (0.05, 0.2, 0.4, 0.6, 0.85)  # of the distances between events, which are the bandwidths
 _STEPS: Final = (0.05, 0.25)  # bandwidths of ranks
@@ -55,10 +58,16 @@ class Place(Granularity):
         return read_places(dataset.features, sizes.inputs["place"])
 
     @classmethod
+    def proposed(cls, section: PlaceConfig, dataset: PreparedDataset) -> dict[str, Any]:
+        coordinates, _ = cls.size(section, dataset, Split.TRAIN)
+        found = quantities(dataset.features, coordinates)
+        return {"numbers": found} if found else {}
+
+    @classmethod
     def idle(cls, section: PlaceConfig, dataset: PreparedDataset, config: Config) -> str:
         coordinates, numbers = cls.size(section, dataset, Split.TRAIN)
         if not (coordinates or numbers):
-            return "no coordinates of items"
+            return "no coordinates of items and no quantities such as a price"
         if not read_places(dataset.features, [coordinates, numbers]).differ:
             return f"no two items differ in {', '.join([*coordinates, *numbers])}"
         return ""
@@ -73,11 +82,11 @@ class Place(Granularity):
         places: Places = graphs["place"]
         assert graphs.histories is not None, "asked for by reads_histories"
         counts_N = graphs.degree_N.cpu().numpy()
-        popularity_N = np.log((counts_N + 1) / (counts_N.sum() + len(counts_N)))
+        shares = LogShares.of(graphs.histories, graphs.num_items, self.config.half_life[0])
         kernel = Kernel(places, self.config.bandwidths or bandwidths(graphs.histories, places.points_NC))
-        weights_F, share = learned(kernel, graphs.histories, popularity_N, self.recency)
+        weights_F, share = learned(kernel, graphs.histories, shares, self.recency)
         vectors_NM = kernel.factored(weights_F, counts_N + 1, self.config.landmarks)
-        vectors_NM = np.concatenate([vectors_NM, share * popularity_N[:, None]], axis=1)
+        vectors_NM = np.concatenate([vectors_NM, share * shares.last_N[:, None]], axis=1)
         made = {"vectors_NM": vectors_NM.astype(np.float32), "known_N": places.known_N, "weights_F": weights_F}
         return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
 
@@ -159,16 +168,17 @@ def bandwidths(histories: Histories, points_NC: Array) -> list[float]:
     return [float(width) for width in np.unique(found.round(3)) if width > 0] or [1.0]
 
 
-def learned(kernel: Kernel, histories: Histories, popularity_N: Array, recency: float) -> tuple[Array, float]:
+def learned(kernel: Kernel, histories: Histories, shares: LogShares, recency: float) -> tuple[Array, float]:
     """θ and η [F], and γ, by the likelihood of events given those before; even where there is nothing to learn from."""
     known_N = kernel.places.known_N
     random = np.random.default_rng(0)
+    column_E = shares.before(histories.times_E)
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     place_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
     usable = np.flatnonzero((place_E > 0) & known_N[histories.items_E])
     chosen_P = random.choice(usable, min(len(usable), _POSITIONS), replace=False)
     pool_S = random.choice(np.flatnonzero(known_N), min(int(known_N.sum()), _OTHERS), replace=False)
-    features, own = [], []
+    features, own, columns = [], [], []
     for event in chosen_P:
         start = max(histories.offsets_U1[rows_E[event]], event - _LATEST)
         before = histories.items_E[start:event].astype(np.int64)
@@ -181,11 +191,13 @@ def learned(kernel: Kernel, histories: Histories, popularity_N: Array, recency: 
         likeness_FSL = kernel.between(told, before[is_known])
         features.append(likeness_FSL @ (weights / weights.sum()))
         own.append(target)
+        columns.append(column_E[event])
     num_kernels = len(kernel.widths) + len(_STEPS) * kernel.places.ranks_NK.shape[1]
     if not features:
         return np.ones(num_kernels), 1.0
     features_PFS = np.stack(features)
-    popularity_PS = popularity_N[np.concatenate([np.array(own)[:, None], np.tile(pool_S, (len(own), 1))], axis=1)]
+    told_PS = np.concatenate([np.array(own)[:, None], np.tile(pool_S, (len(own), 1))], axis=1)
+    popularity_PS = shares.table_NT[told_PS, np.array(columns)[:, None]]
     features_PFS = np.concatenate([features_PFS, popularity_PS[:, None]], axis=1)
     is_again_PS = np.concatenate(
         [np.zeros((len(own), 1), dtype=bool), np.array(own)[:, None] == pool_S], axis=1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, Several
+from recsys.config.granularity import GranularityConfig, HalfLives, Several
 from recsys.config.workload import FLOAT, Estimate, Workload
 from recsys.errors import ConfigError
 
@@ -18,7 +18,7 @@ class PlaceConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.place.model:Place"
     reads: ClassVar[str] = "place"
     always_fitted: ClassVar[bool] = True
-    candidates: ClassVar[tuple[str, ...]] = ("recency",)
+    candidates: ClassVar[tuple[str, ...]] = ("half_life", "recency")
     smaller: ClassVar[str] = "landmarks"
 
     coordinates: list[str] = Field(
@@ -29,6 +29,10 @@ class PlaceConfig(GranularityConfig):
         [], description="kilometres in which likeness falls to 1/e; empty: from the distances between users' events"
     )
     landmarks: int = Field(256, ge=1, description="places that the others are told from; more is finer")
+    half_life: HalfLives = Field(
+        ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0],
+        description="days after which an event counts half in q, the items' shares of events; one or several",
+    )
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
         [0.5, 0.0, 1.0, 2.0], description="p: an event with n behind it weighs (n + 1)^-p; data in order"
     )

@@ -19,8 +19,6 @@ Legend: E events, N items, T moments, B queries.
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,10 +26,8 @@ from torch import Tensor
 from recsys.data.batches import Batch
 from recsys.data.histories import Array, Histories
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.history import DAY
 from recsys.granularities.popularity.section import MOST_NUMBERS, PopularityConfig
-
-_NEAR_THE_END: Final = 8  # moments in the last of the even parts
+from recsys.granularities.shares import at_moments, counted, log_share, moments
 
 
 class Popularity(Granularity):
@@ -56,7 +52,7 @@ class Popularity(Granularity):
             counts_N = graphs.degree_N.cpu().numpy()
             if histories is not None and self.targets_alone:
                 counts_N = np.bincount(distinct_items(histories, num_items), minlength=num_items)
-            table_NT, moments_T = _log_share(counts_N, counts_N, self.rest)[:, None], np.zeros(1, dtype=np.int64)
+            table_NT, moments_T = log_share(counts_N, counts_N, self.rest)[:, None], np.zeros(1, dtype=np.int64)
         else:
             found = counted(histories, num_items, self.counts)
             most = max(1, min(self.moments, MOST_NUMBERS // max(num_items, 1)))
@@ -84,64 +80,3 @@ def distinct_items(histories: Histories, num_items: int) -> Array:
     """The item of every pair of a user and an item."""
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     return np.asarray(np.unique(users_E * num_items + histories.items_E) % max(num_items, 1))
-
-
-def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Array]:
-    """Item and time of every event that counts, in time: a user's first of an item (``users``), the first of each day
-    (``events``), or ``all``. Events without a time are as old as can be."""
-    users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
-    items_E, times_E = histories.items_E.astype(np.int64), histories.times_E
-    known_E = times_E != 0
-    times_E = np.where(known_E, times_E, times_E[known_E].min())
-    key_E = users_E * num_items + items_E
-    if how == "all":
-        order_E = np.argsort(times_E, kind="stable")
-        return items_E[order_E], times_E[order_E]
-    days_E = (times_E // int(DAY)) if how == "events" else np.zeros_like(times_E)
-    order_E = np.lexsort((times_E, days_E, key_E))
-    key_E, days_E = key_E[order_E], days_E[order_E]
-    is_first_E = np.ones(len(order_E), dtype=bool)
-    is_first_E[1:] = (key_E[1:] != key_E[:-1]) | (days_E[1:] != days_E[:-1])
-    kept = order_E[is_first_E]
-    kept = kept[np.argsort(times_E[kept], kind="stable")]
-    return items_E[kept], times_E[kept]
-
-
-def moments(times_E: Array, most: int) -> Array:
-    """At most ``most`` times at which counts are kept, ascending: quantiles of the events, the last one the last event.
-
-    >>> moments(np.arange(1, 9), 4).tolist()
-    [2, 4, 6, 8]
-    """
-    near = _NEAR_THE_END if most >= 2 * _NEAR_THE_END else 0
-    even = np.arange(1, most - near + 1) / (most - near)
-    late = 1 - 0.5 ** np.arange(1, near + 1) / (most - near)
-    places = np.ceil(np.sort(np.concatenate([even, late])) * len(times_E)).astype(np.int64) - 1
-    return np.unique(times_E[places.clip(0)])
-
-
-def at_moments(
-    items_E: Array, times_E: Array, moments_T: Array, num_items: int, half_life: float | str, rest: float
-) -> Array:
-    """a [N, T] float32 of events in time; see the module."""
-    table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
-    recent_N, all_N, before, start = np.zeros(num_items), np.zeros(num_items), moments_T[0], 0
-    for place, moment in enumerate(moments_T):
-        end = int(np.searchsorted(times_E, moment, side="right"))
-        part, all_new_N = slice(start, end), np.bincount(items_E[start:end], minlength=num_items)
-        all_N = all_N + all_new_N
-        if isinstance(half_life, str):
-            recent_N = all_N
-        else:
-            weights_E = 0.5 ** ((moment - times_E[part]) / (half_life * DAY))
-            recent_N = recent_N * 0.5 ** ((moment - before) / (half_life * DAY))
-            recent_N = recent_N + np.bincount(items_E[part], weights=weights_E, minlength=num_items)
-        table_NT[:, place] = _log_share(recent_N, all_N, rest)
-        before, start = moment, end
-    return table_NT
-
-
-def _log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
-    rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
-    share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N
-    return np.asarray(np.log(share_N), dtype=np.float32)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.data.histories import Array, Histories
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Split
 
 _PRIOR_GAPS = 5.0  # intervals of an item that count as those of everybody
 
@@ -38,6 +40,16 @@ class Pairs:
     def keys_P(self) -> Array:
         """Row and item as one number, ascending."""
         return np.asarray(self.rows_P * 2**32 + self.items_P)
+
+
+def why_nothing_repeats(dataset: PreparedDataset, config: Config) -> str:
+    """Why no item of a history is worth lifting, in a few words for people; empty where one may be."""
+    if config.evaluate.exclude_seen:
+        return "evaluate.exclude_seen is true"
+    for shard in dataset.shards():
+        if pairs_of(shard.through(Split.TRAIN), shard.targets_T).again_P.any():
+            return ""
+    return "no user has an item again"
 
 
 def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:

@@ -26,10 +26,10 @@ from torch import Tensor
 from recsys.config import Config
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Split
+from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.repeat.features import Basis, raw_numbers
-from recsys.granularities.repeat.habits import ItemHabits, pairs_of
+from recsys.granularities.repeat.habits import ItemHabits, pairs_of, why_nothing_repeats
 from recsys.granularities.repeat.moments import draw_moments
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.granularities.sparse import SparseScores
@@ -48,12 +48,7 @@ class Repeat(Granularity):
 
     @classmethod
     def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
-        if config.evaluate.exclude_seen:
-            return "evaluate.exclude_seen is true"
-        for shard in dataset.shards():
-            if pairs_of(shard.through(Split.TRAIN), shard.targets_T).again_P.any():
-                return ""
-        return "no user has an item again"
+        return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
         super().__init__()

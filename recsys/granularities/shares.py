@@ -1,0 +1,109 @@
+"""The items' shares of events as of moments, events fading with age: what popularity is wherever it is read.
+
+Legend: E events, N items, T moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recsys.data.histories import Array, Histories
+from recsys.granularities.history import DAY
+
+_NEAR_THE_END: Final = 8  # moments in the last of the even parts
+_MOMENTS: Final = 64  # at which the shares of a member's prior are kept
+_MOST_NUMBERS: Final = 2**23  # of them all: 32 MB
+_REST: Final = 0.1  # of the shares of all times beside the recent ones, as in ``popularity``
+
+
+@dataclass(frozen=True)
+class LogShares:
+    """log q as of moments, ascending."""
+
+    table_NT: Array  # float32
+    moments_T: Array  # int64 seconds; one 0 where nothing fades
+
+    @classmethod
+    def of(cls, histories: Histories, num_items: int, half_life: float | str) -> LogShares:
+        """Of events that count half after ``half_life`` days. Where that is ``none``, or no event has a time:
+        log((c + 1) / (Σ c + N)), once."""
+        if isinstance(half_life, str) or not (histories.times_E != 0).any():
+            counts_N = np.bincount(histories.items_E, minlength=num_items)
+            share_N = np.log((counts_N + 1) / (counts_N.sum() + num_items))
+            return cls(share_N[:, None].astype(np.float32), np.zeros(1, dtype=np.int64))
+        found = counted(histories, num_items, "all")
+        moments_T = moments(found[1], max(1, min(_MOMENTS, _MOST_NUMBERS // max(num_items, 1))))
+        return cls(at_moments(*found, moments_T, num_items, half_life, _REST), moments_T)
+
+    @property
+    def last_N(self) -> Array:
+        """As of the last event."""
+        return np.asarray(self.table_NT[:, -1])
+
+    def before(self, times_E: Array) -> Array:
+        """The column of the newest moment before each time; the first one where there is none, or no time."""
+        return (np.searchsorted(self.moments_T, times_E) - 1).clip(0)
+
+
+def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Array]:
+    """Item and time of every event that counts, in time: a user's first of an item (``users``), the first of each day
+    (``events``), or ``all``. Events without a time are as old as can be."""
+    users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+    items_E, times_E = histories.items_E.astype(np.int64), histories.times_E
+    known_E = times_E != 0
+    times_E = np.where(known_E, times_E, times_E[known_E].min())
+    key_E = users_E * num_items + items_E
+    if how == "all":
+        order_E = np.argsort(times_E, kind="stable")
+        return items_E[order_E], times_E[order_E]
+    days_E = (times_E // int(DAY)) if how == "events" else np.zeros_like(times_E)
+    order_E = np.lexsort((times_E, days_E, key_E))
+    key_E, days_E = key_E[order_E], days_E[order_E]
+    is_first_E = np.ones(len(order_E), dtype=bool)
+    is_first_E[1:] = (key_E[1:] != key_E[:-1]) | (days_E[1:] != days_E[:-1])
+    kept = order_E[is_first_E]
+    kept = kept[np.argsort(times_E[kept], kind="stable")]
+    return items_E[kept], times_E[kept]
+
+
+def moments(times_E: Array, most: int) -> Array:
+    """At most ``most`` times at which counts are kept, ascending: quantiles of the events, the last one the last event.
+
+    >>> moments(np.arange(1, 9), 4).tolist()
+    [2, 4, 6, 8]
+    """
+    near = _NEAR_THE_END if most >= 2 * _NEAR_THE_END else 0
+    even = np.arange(1, most - near + 1) / (most - near)
+    late = 1 - 0.5 ** np.arange(1, near + 1) / (most - near)
+    places = np.ceil(np.sort(np.concatenate([even, late])) * len(times_E)).astype(np.int64) - 1
+    return np.unique(times_E[places.clip(0)])
+
+
+def at_moments(
+    items_E: Array, times_E: Array, moments_T: Array, num_items: int, half_life: float | str, rest: float
+) -> Array:
+    """a [N, T] float32 of events in time; see the module."""
+    table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
+    recent_N, all_N, before, start = np.zeros(num_items), np.zeros(num_items), moments_T[0], 0
+    for place, moment in enumerate(moments_T):
+        end = int(np.searchsorted(times_E, moment, side="right"))
+        part, all_new_N = slice(start, end), np.bincount(items_E[start:end], minlength=num_items)
+        all_N = all_N + all_new_N
+        if isinstance(half_life, str):
+            recent_N = all_N
+        else:
+            weights_E = 0.5 ** ((moment - times_E[part]) / (half_life * DAY))
+            recent_N = recent_N * 0.5 ** ((moment - before) / (half_life * DAY))
+            recent_N = recent_N + np.bincount(items_E[part], weights=weights_E, minlength=num_items)
+        table_NT[:, place] = log_share(recent_N, all_N, rest)
+        before, start = moment, end
+    return table_NT
+
+
+def log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
+    rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
+    share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N
+    return np.asarray(np.log(share_N), dtype=np.float32)
