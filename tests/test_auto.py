@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.training.build import model_sizes
 from tests.handmade import DAY, leave_last, write_dataset
-from tune.auto import Portfolio, _in_time, search
+from tune.auto import Portfolio, _in_time, _with_apart, search
 from tune.ledger import Ledger, Trial
 
 SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")  # beside events and their times
@@ -114,6 +116,30 @@ def test_epochs_are_cut_to_the_time_that_is_left(left: float) -> None:
     assert 4 <= found.train.epochs <= 40
     assert found.train.epochs * 3 * 3.0 <= left, "three trainings of three seconds an epoch"
     assert (found.train.epochs == 40) == (left == 10_000.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "names"),
+    [
+        (10_000.0, ["less dropout", "attention of width 64, seed + 1", "gru"]),
+        (1_000.0, ["less dropout"]),
+        (100.0, []),
+    ],
+)
+def test_what_time_is_left_trains_other_models_apart(left: float, names: list[str]) -> None:
+    portfolio = settings(PLAIN)
+    values = {0: 0.10, 2: 0.099, 4: 0.09, 1: 0.05}
+    trials = [
+        replace(THREE_SECONDS_AN_EPOCH, number=number, epochs={1: {"value": value, "best": value}})
+        for number, value in sorted(values.items())
+    ]
+    plan: Any = SimpleNamespace(ledger=SimpleNamespace(searched=lambda: trials))
+    config, said, seconds = _with_apart(_forty_epochs(), plan, portfolio, trials[0], left)
+    assert said == names and seconds <= left
+    apart = [section for name, section in config.model.granularities.enabled().items() if name.startswith("apart")]
+    assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
+    assert all(section.own_model().granularities.are_trained for section in apart)
+    assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
 
 
 def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:

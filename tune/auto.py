@@ -14,7 +14,7 @@ from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.session import ray_session
 from pipelines.tracking import tracked
-from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings
+from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings, with_apart
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -31,6 +31,9 @@ _SEARCH: Final = 0.35  # share of the time that is left which the search may tak
 _RESERVE: Final = 0.35  # share for members, stacking, evaluation and registration
 _LEAST_RESERVE: Final = 20.0  # seconds of them
 _TOO_FEW: Final = 0.1  # of the planned epochs; with less than that nothing is trained
+_MOST_APART: Final = 3
+_NEAR: Final = 0.8  # of the best setting's value, which a model that is trained apart must have
+_STARTS_S: Final = 8.0  # that the workers of one training take to start
 _RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
 _REDUCTION: Final = 3
 _SPEAKS_S: Final = 15.0  # between two lines about running trials
@@ -132,8 +135,12 @@ def search(
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
     cost = _cost(best, whole)
+    whole, apart, more = _with_apart(whole, plan, portfolio, best, deadline - time.monotonic() - cost)
+    cost += more
     said.append(f"estimate: {_span(cost)} to train, {_span(deadline - time.monotonic())} are left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
+    if apart:
+        said.append(f"trained apart as members beside it: {'; '.join(apart)}")
     folder.progress("\n".join(said))
     return whole, said
 
@@ -183,6 +190,31 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     every = max(1, min(config.train.evaluate_every, epochs // 4))
     changes = {"epochs": epochs, "evaluate_every": every}
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def _with_apart(
+    config: Config, plan: Portfolio, portfolio: list[Setting], best: Trial, left: float
+) -> tuple[Config, list[str], float]:
+    """The configuration with models that are trained apart, as many as the time that is left holds, what they are, and
+    the seconds that they cost: the next best settings in turn with the best one from another seed.
+
+    Args:
+        left: seconds behind the training of the chosen setting, the reserve among them.
+    """
+    trials = [trial for trial in plan.ledger.searched() if trial.best is not None and trial.number != best.number]
+    good = [trial for trial in trials if (trial.best or 0.0) >= _NEAR * (best.best or 0.0)]
+    good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
+    others = [(trial, 0) for trial in good]
+    ways = [*others[:1], (best, 1), *others[1:], (best, 2)][:_MOST_APART]
+    left -= max(_LEAST_RESERVE, _RESERVE * (left + _cost(best, config)))
+    said, spent = [], 0.0
+    for trial, seed in ways:
+        cost = _cost(trial, config) + _STARTS_S * _trainings(config)
+        if not _seconds_an_epoch(trial) or spent + cost > left:
+            continue
+        config, spent = with_apart(config, portfolio[trial.number], seed), spent + cost
+        said.append(portfolio[trial.number].name + (f", seed + {seed}" if seed else ""))
+    return config, said, spent
 
 
 def _cost(best: Trial, config: Config) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from recsys.auto.candidates import CANDIDATES, Tree
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
+from recsys.granularities.apart.section import KIND
 
 _TARGETS_A_STEP: Final = 2000  # of ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
 _TARGETS: Final = 1.6e6  # trained on in all, by which the number of epochs is chosen
@@ -81,6 +82,28 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
     return build_config(tree, "auto", expand=False)
 
 
+def with_apart(config: Config, setting: Setting, seed: int) -> Config:
+    """The configuration with the trained model of a setting as a member that is trained apart.
+
+    Args:
+        config: that :func:`configured` made.
+        seed: added to that of the run, so that the same setting twice is not the same model twice.
+    """
+    tree = config.model_dump(mode="json")
+    given = {key: value for key, value in tree["train"].items() if key in ("epochs", "evaluate_every", "threads")}
+    granularities, number = tree["model"]["granularities"], 1
+    while f"apart_{number}" in granularities:
+        number += 1
+    granularities[f"apart_{number}"] = {
+        "kind": KIND,
+        "enabled": True,
+        "model": {"fusion": {"kind": "learned", "signal_dropout": 0.0}, **setting.model},
+        "train": _merged(setting.train, given),
+        "seed": seed,
+    }
+    return build_config(tree, "auto", expand=False)
+
+
 def _merged(tree: Tree, *changes: Tree) -> Tree:
     """The tree with other values, section by section."""
     found = dict(tree)
@@ -121,8 +144,14 @@ def _sequences(traits: Traits) -> list[Setting]:
 
     first = one(f"attention of width {width}", width)
     other = 128 if narrow else 64
+    ids = Setting(
+        "ids alone",
+        _merged(first.model, {"item": {"text": False}, "granularities": {"behaviour": {"input": "item"}}}),
+        first.train,
+    )
     return [
         first,
+        *([ids] if traits.text else []),
         one("a higher learning rate", width, {"lr": 2 * first.train["lr"]}),
         one("less dropout", width, dropout=0.2, input_dropout=0.2),
         one(f"attention of width {other}", other),
