@@ -72,6 +72,12 @@ class Encoders(nn.Module):
         found = [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
         return [(name, module) for name, module in found if module.fitted == fitted]
 
+    @property
+    def silent_members(self) -> set[str]:
+        """The fitted granularities that stacking gave no weight; they are not fitted, and nothing of them is kept."""
+        stack, members = self.stack, self.members
+        return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
+
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD``, ``present_BK``; unit vectors where the model has them."""
         if not self.each():
@@ -173,8 +179,9 @@ class MultigrainModel(nn.Module):
     def _fitted(self, items: ItemView, graphs: Graphs) -> States:
         """The states of the fitted granularities, which training does not change: once for the same graphs."""
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            members = paced("fitting members", list(self.encoders.each(fitted=True)))
-            made = {name: module.state(items, graphs) for name, module in members}
+            silent = self.encoders.silent_members
+            heard = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
+            made = {name: module.state(items, graphs) for name, module in paced("fitting members", heard)}
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 
@@ -199,7 +206,7 @@ class FrozenModel:
         self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
         self.rating_head = rating_head  # where train.ratings asked for one and values vary
         self._covariances: dict[str, Tensor] = {}  # of item vectors, by member
-        silent = self.silent_members
+        silent = encoders.silent_members
         self.states = {name: state for name, state in states.items() if name not in silent}
         own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
@@ -208,12 +215,6 @@ class FrozenModel:
     def names(self) -> list[str]:
         """The granularities, in the order of K."""
         return self.encoders.names
-
-    @property
-    def silent_members(self) -> set[str]:
-        """The fitted granularities that stacking gave no weight; nothing of them is kept."""
-        stack, members = self.encoders.stack, self.encoders.members
-        return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
 
     @property
     def trained_names(self) -> list[str]:

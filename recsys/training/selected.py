@@ -76,9 +76,12 @@ def assemble(
 def _apart(
     config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
 ) -> dict[str, FrozenModel]:
-    """The models that were trained apart, by signal."""
+    """The models that were trained apart and have a weight, or none yet, by signal."""
+    members = choices.get(STACK, {}).get("members", {})
     found = {}
     for name, section in sections(config).items():
+        if name in members and not any(members[name]["weights"]):
+            continue
         chosen = choices[APART][name]
         own = own_weights(weights, name)
         found[section.signal] = assemble(
