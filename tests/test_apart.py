@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def test_the_member_scores_as_the_model_that_was_trained_apart(world: Path) -> N
         own_weights(found, "gru")["model.tower.id_ND.weight"] for found in (trained.weights, trained.selected)
     )
     assert not torch.equal(refitted, chosen), "the weights of before the refit are kept too"
+
+
+def test_the_table_of_members_says_that_it_is_apart(world: Path) -> None:
+    members = json.loads((world / "monday/metrics.json").read_text(encoding="utf-8"))["members"]["each"]
+    assert {name: entry["kind"] for name, entry in members.items()} == {
+        "trained": "together",
+        "evolution": "trained",
+        "item_cf": "fitted",
+        "gru": "apart",
+    }
 
 
 def test_it_is_served_and_its_model_apart_is_of_all_events(world: Path) -> None:

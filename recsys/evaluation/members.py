@@ -23,6 +23,7 @@ from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen, top_items
+from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.parts import Parts
 from recsys.stack import TRAINED
 
@@ -189,7 +190,9 @@ def _member(
 ) -> dict[str, Any]:
     """One member: ``alone`` and ``without`` (None where it was not measured), ``weight``, ``kept`` and ``why``."""
     chosen = choices.get("members", {}).get(name)
-    kind = "together" if name == TRAINED else "trained" if name in model.trained_names else "fitted"
+    section = config.model.granularities.enabled().get(name)
+    of_one = "trained" if name in model.trained_names else KIND if isinstance(section, ApartConfig) else "fitted"
+    kind = "together" if name == TRAINED else of_one
     is_part = kind == "trained" and bool(choices)
     # where stacking weighs the members, a trained granularity shares the fate of all trained ones
     dropped = (TRAINED if is_part else name) in choices.get("dropped", ())

@@ -237,24 +237,34 @@ class _Folds:
 def _pruned(folds: _Folds, fit: Fit) -> tuple[Fit, Array]:
     """A way to weights without the members that add nothing to the folds, and its metric of every query [Q].
 
-    One member leaves at a time, the most useless first: two that tell the same each add nothing beside the other, and
-    together much. The rest is fitted again, since it must take over what the others did, and taken unless that loses.
+    The rest is fitted again, since it must take over what the others did, and taken unless that loses.
     """
     weights = folds.fitted(fit)
     whole_Q = folds.measured(weights)
+    for noise in (_LOSS, 0.0):
+        narrow = _of_members(fit, _useful(folds, weights, whole_Q, noise))
+        narrow_Q = folds.measured(folds.fitted(narrow))
+        if not _gains(whole_Q, narrow_Q, _LOSS):
+            return narrow, narrow_Q
+    return fit, whole_Q
+
+
+def _useful(folds: _Folds, weights: list[Array], value_Q: Array, noise: float) -> list[int]:
+    """The members without which these weights lose more than so many standard errors.
+
+    One member leaves at a time, the most useless first: two that tell the same each add nothing beside the other, and
+    together much.
+    """
     kept = [place for place in range(weights[0].shape[1]) if any(found[:, place].any() for found in weights)]
-    value = whole_Q.mean()
     while len(kept) > 1:
         left_out = {place: [_without(found, place) for found in weights] for place in kept}
-        values = {place: folds.measured(fewer).mean() for place, fewer in left_out.items()}
-        place = max(values, key=lambda each: values[each])
-        if values[place] < value:
+        values = {place: folds.measured(fewer) for place, fewer in left_out.items()}
+        place = max(values, key=lambda each: values[each].mean())
+        if _gains(value_Q, values[place], noise):
             break
-        weights, value = left_out[place], values[place]
+        weights, value_Q = left_out[place], values[place]
         kept.remove(place)
-    narrow = _of_members(fit, kept)
-    narrow_Q = folds.measured(folds.fitted(narrow))
-    return (fit, whole_Q) if _gains(whole_Q, narrow_Q, _LOSS) else (narrow, narrow_Q)
+    return kept
 
 
 def _of_members(fit: Fit, kept: list[int]) -> Fit:
