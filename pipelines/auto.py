@@ -83,7 +83,7 @@ def members_line(traits: Traits) -> str:
     """The members, and what is left out, each with the reason.
 
     >>> print(members_line(Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})))
-    members: popularity, repeat, frequency, content, moment, profile, knowledge
+    members: popularity, frequency, repeat, content, moment, profile, knowledge
     left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events), als (more than 5,000,000 \
 events), user_cf (more than 50,000 users), place (no columns), social (more than 5,000,000 events)
     """

@@ -18,7 +18,6 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
 from recsys.errors import ConfigError, RequestError
 from recsys.evaluation.ranking import countable
-from recsys.granularities.item_cf.model import ItemCF
 from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
@@ -68,7 +67,7 @@ def test_histories_are_held_only_where_a_member_reads_them(tmp_path: Path, monke
     config = build_config(tree)
     model = build_model(config, dataset, Split.TRAIN)
     assert build_graphs(dataset, Split.TRAIN, model=model).histories is None
-    monkeypatch.setattr(ItemCF, "reads_histories", True)
+    monkeypatch.setattr(dict(model.encoders.each(fitted=True))["item_cf"], "reads_histories", True)
     held = build_graphs(dataset, Split.TRAIN, model=model).histories
     assert held is not None and len(held) == 40
     assert held.items_E.tolist() == [0, 1, 0] * 40 and held.times_E[:3].tolist() == [DAY, 2 * DAY, 3 * DAY]

@@ -26,7 +26,7 @@ from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.training.build import model_sizes
 from tests.handmade import DAY, leave_last, write_dataset
-from tune.auto import Portfolio, _in_time, _with_apart, search
+from tune.auto import Portfolio, _epochs, _in_time, _with_apart, search
 from tune.ledger import Ledger, Trial
 
 SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")  # beside events and their times
@@ -140,6 +140,20 @@ def test_what_time_is_left_trains_other_models_apart(left: float, names: list[st
     assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
     assert all(section.own_model().granularities.are_trained for section in apart)
     assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
+
+
+def test_the_cost_of_trainings_is_that_of_a_trial_that_ended_by_itself() -> None:
+    values = {3: 0.1, 6: 0.3, 9: 0.2}
+    ended = replace(
+        THREE_SECONDS_AN_EPOCH,
+        state="finished",
+        epochs={epoch: {"value": value, "best": value} for epoch, value in values.items()},
+        history={epoch: {"seconds": 3.0} for epoch in range(1, 13)},
+    )
+    assert _epochs(ended, _forty_epochs()) == 12 + 6 + 6
+    assert _epochs(replace(ended, state="stopped"), _forty_epochs()) == 3 * 40
+    found = _in_time(_forty_epochs(), ended, time.monotonic() + 150.0)
+    assert found is not None and found.train.epochs == 40, "the schedule of the trial"
 
 
 def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:

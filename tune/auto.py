@@ -184,7 +184,7 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
         return config
     affordable = (left - max(_LEAST_RESERVE, _RESERVE * left)) / seconds
     wanted = config.train.epochs
-    epochs = int(min(wanted, affordable / _trainings(config)))
+    epochs = wanted if _epochs(best, config) <= affordable else int(min(wanted, affordable / _trainings(config)))
     if epochs < min(wanted, max(1, _TOO_FEW * wanted)):
         return None
     every = max(1, min(config.train.evaluate_every, epochs // 4))
@@ -219,7 +219,17 @@ def _with_apart(
 
 def _cost(best: Trial, config: Config) -> float:
     """Seconds of the trainings of a configuration, by the measured cost of an epoch."""
-    return _seconds_an_epoch(best) * config.train.epochs * _trainings(config)
+    return _seconds_an_epoch(best) * _epochs(best, config)
+
+
+def _epochs(trial: Trial, config: Config) -> int:
+    """Epochs of all trainings of a configuration: as many as its trial needed until it ended by itself, and until its
+    best one in each training behind it; the planned ones where the trial was stopped."""
+    first = chosen = config.train.epochs
+    if trial.state == "finished" and trial.epochs:
+        first = min(first, max(trial.history, default=first))
+        chosen = min(chosen, max(trial.epochs, key=lambda epoch: trial.epochs[epoch]["value"]))
+    return first + chosen * (_trainings(config) - 1)
 
 
 def _trainings(config: Config) -> int:

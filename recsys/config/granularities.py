@@ -58,8 +58,8 @@ def _from_outside(value: Any) -> GranularityConfig:
         if "kind" not in value:
             raise PydanticCustomError("extra_forbidden", "unknown granularity")
         raise ValueError(
-            f"kind {kind!r} is not {choices(KINDS)}, no module:Class, and not offered by an installed package (entry "
-            f"points of {GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'})"
+            f"kind {kind!r} is neither module:Class nor offered by an installed package (entry points of "
+            f"{GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'}), nor {choices(KINDS)}"
         )
     if not _NAME.fullmatch(name):
         raise ValueError("the name of a granularity is of small letters, digits and _, and begins with a letter")
