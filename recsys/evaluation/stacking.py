@@ -237,16 +237,17 @@ class _Folds:
 def _pruned(folds: _Folds, fit: Fit) -> tuple[Fit, Array]:
     """A way to weights without the members that add nothing to the folds, and its metric of every query [Q].
 
-    The rest is fitted again, since it must take over what the others did, and taken unless that loses.
+    The rest is fitted again, since it must take over what the others did; where that loses, the weights stay, but for
+    those of members that only do harm.
     """
     weights = folds.fitted(fit)
     whole_Q = folds.measured(weights)
-    for noise in (_LOSS, 0.0):
-        narrow = _of_members(fit, _useful(folds, weights, whole_Q, noise))
+    narrow = _of_members(fit, _useful(folds, weights, whole_Q, _LOSS))
+    narrow_Q = folds.measured(folds.fitted(narrow))
+    if _gains(whole_Q, narrow_Q, _LOSS):
+        narrow = _silencing(fit, _useful(folds, weights, whole_Q, 0.0))
         narrow_Q = folds.measured(folds.fitted(narrow))
-        if not _gains(whole_Q, narrow_Q, _LOSS):
-            return narrow, narrow_Q
-    return fit, whole_Q
+    return narrow, narrow_Q
 
 
 def _useful(folds: _Folds, weights: list[Array], value_Q: Array, noise: float) -> list[int]:
@@ -265,6 +266,18 @@ def _useful(folds: _Folds, weights: list[Array], value_Q: Array, noise: float) -
         weights, value_Q = left_out[place], values[place]
         kept.remove(place)
     return kept
+
+
+def _silencing(fit: Fit, kept: list[int]) -> Fit:
+    """The same way, after which all other members have no weight."""
+
+    def quiet(candidates: Candidates) -> Array:
+        found_GM = fit(candidates)
+        weights_GM = np.zeros_like(found_GM)
+        weights_GM[:, kept] = found_GM[:, kept]
+        return weights_GM
+
+    return quiet
 
 
 def _of_members(fit: Fit, kept: list[int]) -> Fit:
