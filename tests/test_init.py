@@ -6,9 +6,11 @@ import random
 import shutil
 import string
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -251,12 +253,24 @@ def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Pat
 
 def test_users_who_are_gone_at_the_end_make_the_split_leave_last(tmp_path: Path) -> None:
     """Each user is active on days of their own: a cut in time leaves test users without a past."""
-    from datetime import timedelta
-
     path = events_csv(tmp_path, lambda e: own.epoch(own.START + timedelta(days=3 * e.user, minutes=e.item)))
     found, config, _ = proposed(path)
     assert config.data.split.kind == "leave-last"
     assert "one cut in time leaves few users" in found.draft.text()
+
+
+def test_items_that_are_new_behind_every_cut_make_the_split_leave_last(tmp_path: Path) -> None:
+    """An article is read in the week in which it appears."""
+    random = np.random.default_rng(0)
+    rows: list[tuple[str, str, object]] = [("user", "item", "date")]
+    for week in range(40):
+        reads = [(user, int(day)) for user in range(60) for day in random.integers(0, 7, 2)]
+        for user, day in reads:
+            at = own.START + timedelta(weeks=week, days=day, minutes=user)
+            rows.append((f"u{user}", f"w{week}a{random.integers(0, 8)}", own.epoch(at)))
+    found, config, _ = proposed(own.write(tmp_path / "events.csv", rows))
+    assert config.data.split.kind == "leave-last"
+    assert "are of items that anybody had before" in found.draft.text()
 
 
 def test_ids_of_ten_digits_are_no_times(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ SHARES: Final = (0.1, 0.15, 0.2)
 """Shares of the events that a temporal split may hold out for test, and again for validation; the first that fits."""
 _KNOWN_EVENTS: Final = 0.5  # share of the test events that must be of users with a past
 _KNOWN_USERS: Final = 0.15  # share of the users that must have a past and test events …
+_KNOWN_ITEMS: Final = 0.4  # share of the test events that must be of items that somebody had before
 _MANY_USERS: Final = 1000  # … or so many of them
 _FEWEST: Final = 5
 _MANY_REPEATS: Final = 0.1
@@ -39,6 +40,12 @@ class Temporal:
     num_test_users: int  # with events before the cut
     num_users: int  # with two events and more
     known: float = 1.0  # share of the test events that are of users with events before
+    known_items: float = 1.0  # share of them that are of items with events before
+
+    @property
+    def has_items(self) -> bool:
+        """Whether enough of what is asked for can be known at the cut."""
+        return self.known_items >= _KNOWN_ITEMS
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,9 @@ def _temporal(frame: pl.DataFrame, share: float, targets: Sequence[str]) -> Temp
         return None
     before = timed.filter(pl.col("time") < test_from)["user"].unique()
     earlier = timed.filter(pl.col("time") < valid_from)["user"].unique()
-    asked = _of_types(timed.filter(pl.col("time") >= test_from), targets)["user"]
+    later = _of_types(timed.filter(pl.col("time") >= test_from), targets)
+    had = timed.filter(pl.col("time") < test_from)["item"].unique()
+    asked, known_items = later["user"], _number(later["item"].is_in(had.implode()).mean())
     test, known_share = asked.unique(), _number(asked.is_in(before.implode()).mean())
     valid = _of_types(timed.filter((pl.col("time") >= valid_from) & (pl.col("time") < test_from)), targets)[
         "user"
@@ -219,14 +228,13 @@ def _temporal(frame: pl.DataFrame, share: float, targets: Sequence[str]) -> Temp
     known = int(test.is_in(before.implode()).sum())
     known_valid = int(valid.is_in(earlier.implode()).sum())
     counts = timed.group_by("user").len()
-    return Temporal(
-        share, _moment(int(test_from)), min(known, 2 * known_valid), int((counts["len"] > 1).sum()), known_share
-    )
+    num_users = int((counts["len"] > 1).sum())
+    return Temporal(share, _moment(int(test_from)), min(known, 2 * known_valid), num_users, known_share, known_items)
 
 
 def _is_enough(fit: Temporal) -> bool:
     enough = max(min(_KNOWN_USERS * fit.num_users, _MANY_USERS), _FEWEST)
-    return fit.num_test_users >= enough and fit.known >= _KNOWN_EVENTS
+    return fit.num_test_users >= enough and fit.known >= _KNOWN_EVENTS and fit.has_items
 
 
 def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:
