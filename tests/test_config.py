@@ -25,14 +25,16 @@ SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 
 
 def test_all_golden_configs_are_there() -> None:
-    assert [path.stem for path in CONFIGS] == ["beauty", "demo", "lastfm-leave-one-out", "lastfm", "ml-100k"]
+    names = ["beauty", "ciao", "demo", "lastfm-leave-one-out", "lastfm", "ml-100k", "online-retail"]
+    assert [path.stem for path in CONFIGS] == names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_golden_configs_are_valid_and_say_where_they_come_from(path: Path) -> None:
     config = load_config(path)
     head = path.read_text(encoding="utf-8").split("\nrun:")[0]
-    assert all(f"# {word}:" in head for word in ("data", "command", "date", "result"))
+    words = ("data", "command", "date", "result", *(() if path.stem == "demo" else ("auto",)))
+    assert all(f"# {word}:" in head for word in words)
     assert str(path.relative_to(path.parents[2])) in head
     assert config.model.granularities.enabled()
 
