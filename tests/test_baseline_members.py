@@ -90,6 +90,17 @@ def test_member_ranks_as_the_baseline_of_its_kind(
         assert same_order(found[row, shown].numpy(), expected[row, shown].numpy()), f"user {row}"
 
 
+def test_recent_popularity_inside_the_history_is_exact_between_the_moments(events: Histories) -> None:
+    fitted = build_baseline("recent_popularity", EvaluateConfig(exclude_seen=False))
+    fitted.constants = {"half_life_days": 3.0}
+    fitted.fit(events, ITEMS)
+    options = {"half_life": 3.0, "counts": "all", "rest": 1e-6, "types": "all", "as_of": "question", "moments": 5}
+    for day in (55, 80, 97):
+        queries = asked(events, day)
+        found, expected = member("popularity", events, **options).scores(queries), fitted.scores(queries)
+        assert same_order(found[0].numpy(), np.log(expected[0].numpy() + 1e-6)), f"day {day}"
+
+
 def same_order(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether no two items that one ranks apart are the other way round in the other, but for rounding."""
     one, other = ((values - values.min()) / max(np.ptp(values), 1e-9) for values in (one, other))

@@ -103,6 +103,21 @@ def at_moments(
     return table_NT
 
 
+def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
+    """The decayed number of all events as of each moment: float64 [T].
+
+    >>> sums_at(np.array([0, 86_400, 86_400]), np.array([0, 86_400]), 1.0).tolist()
+    [1.0, 2.5]
+    """
+    found, total, before, start = np.zeros(len(moments_T)), 0.0, moments_T[0], 0
+    for place, moment in enumerate(moments_T):
+        end = int(np.searchsorted(times_E, moment, side="right"))
+        rate = 0.0 if isinstance(half_life, str) else 1 / (half_life * DAY)
+        total = total * 0.5 ** ((moment - before) * rate) + (0.5 ** ((moment - times_E[start:end]) * rate)).sum()
+        found[place], before, start = total, moment, end
+    return found
+
+
 def log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
     rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
     share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N

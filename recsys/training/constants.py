@@ -33,6 +33,7 @@ from recsys.training.fitted import sample_queries
 
 CONSTANTS: Final = "constants"
 _ROWS: Final = 512  # queries scored at a time
+_QUERIES: Final = 2000  # that tell values apart; some hundred rankings of them are made
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def choose_values(
     graphs = build_graphs(dataset, Split.TRAIN, model, config).to(context.device)
     text_NT = model.tower.text(None)
     items = ItemView(text_NT.new_zeros(dataset.num_items, 1), text_NT)
-    queries = sample_queries(dataset, Split.VALID)
+    queries = sample_queries(dataset, Split.VALID, _QUERIES)
     bench = _Bench(config, model.sizes, items, graphs, queries, validate, context)
     return {name: bench.choose(name, section) for name, section in sections.items()}
 

@@ -6,9 +6,14 @@ With C_i(t) = Σ_e 2^(−(t − t_e) / h) over the events e of item i before t, 
 
 The second part ranks what had no event lately. The counts are kept at T moments between the first event and the last,
 more of them near the end. A question reads the newest moment before it, so that no event at or behind the question
-counts, and the score is z · a, where z has a single 1. Inside the history the counts are as old as the moments are
-apart. In serving a question comes behind the last event and reads the last moment: the counts of a registered model are
-as fresh as the events it was fitted on. With ``as_of: last`` every question reads the last moment.
+counts, and the score is z · a, where z has a single 1. What came between that moment m and the question is added to the
+few items that it is about, by the events themselves, up to a constant that is the same for all items:
+
+    log(1 + (1 − ρ) n_i / (exp(a_i(m)) Σ C(m) 2^(−(t − m) / h))),      n_i: the decayed events of i from m to t.
+
+Of more than two million events this is left out: counts are then as old as the moments are apart. In serving a question
+comes behind the last event and reads the last moment: the counts of a registered model are as fresh as its events. With
+``as_of: last`` every question reads the last moment.
 
 Where data has no times, a_i = log((A_i + 1) / (Σ A + N)) for everybody.
 
@@ -19,6 +24,8 @@ Legend: E events, N items, T moments, B queries.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,8 +33,12 @@ from torch import Tensor
 from recsys.data.batches import Batch
 from recsys.data.histories import Array, Histories
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.history import DAY
 from recsys.granularities.popularity.section import MOST_NUMBERS, PopularityConfig
-from recsys.granularities.shares import at_moments, counted, log_share, moments
+from recsys.granularities.shares import at_moments, counted, log_share, moments, sums_at
+from recsys.granularities.sparse import SparseScores
+
+_MOST_EVENTS: Final = 2**21  # that are kept for questions in the past: 32 MB
 
 
 class Popularity(Granularity):
@@ -40,12 +51,13 @@ class Popularity(Granularity):
         super().__init__()
         self.half_life, self.counts, self.moments = config.half_life[0], config.counts[0], config.moments
         self.rest, self.always_last = config.rest[0], config.as_of[0] == "last"
+        self.corrects = sizes.timed and not self.always_last
         self.targets_alone = config.types[0] == "targets"
         self.reads_histories = sizes.timed or ("targets" in config.types and sizes.num_types > 1)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         device, num_items = items.vectors_SD.device, graphs.num_items
-        histories = graphs.histories
+        histories, made = graphs.histories, dict[str, Tensor]()
         if histories is not None and self.targets_alone:
             histories = histories.of_targets()
         if histories is None or not (histories.times_E != 0).any():
@@ -58,22 +70,50 @@ class Popularity(Granularity):
             most = max(1, min(self.moments, MOST_NUMBERS // max(num_items, 1)))
             moments_T = moments(found[1], most)
             table_NT = at_moments(*found, moments_T, num_items, self.half_life, self.rest)
-        made = {"table_NT": torch.as_tensor(table_NT), "moments_T": torch.as_tensor(moments_T)}
+            if self.corrects and len(found[1]) <= _MOST_EVENTS:
+                made |= {"items_E": torch.as_tensor(found[0]), "times_E": torch.as_tensor(found[1])}
+                made["sums_T"] = torch.as_tensor(sums_at(found[1], moments_T, self.half_life))
+        made |= {"table_NT": torch.as_tensor(table_NT), "moments_T": torch.as_tensor(moments_T)}
         return {name: value.to(device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
         return state["table_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        moments_T = state["moments_T"]
-        places_B = torch.searchsorted(moments_T, batch.asked_at_B.contiguous()) - 1  # the newest before the question
-        last = len(moments_T) - 1
-        is_last_B = (batch.asked_at_B == 0) | (moments_T[0] == 0) | self.always_last
-        places_B = torch.where(is_last_B, last, places_B)
+        places_B = self._places(batch, state)
         present_B = places_B >= 0
-        z_BT = torch.zeros(len(batch), last + 1, device=moments_T.device)
-        z_BT[torch.arange(len(batch), device=moments_T.device), places_B.clamp(min=0)] = present_B.float()
+        z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=places_B.device)
+        z_BT[torch.arange(len(batch), device=places_B.device), places_B.clamp(min=0)] = present_B.float()
         return z_BT, present_B
+
+    def _places(self, batch: Batch, state: State) -> Tensor:
+        """The newest moment before every question, −1 where there is none: int64 [B]."""
+        moments_T = state["moments_T"]
+        places_B = torch.searchsorted(moments_T, batch.asked_at_B.contiguous()) - 1
+        is_last_B = (batch.asked_at_B == 0) | (moments_T[0] == 0) | self.always_last
+        return torch.where(is_last_B, len(moments_T) - 1, places_B)
+
+    def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        if "times_E" not in state:
+            return SparseScores.nothing(state["table_NT"].device)
+        places_B, times_E, asked_B = self._places(batch, state), state["times_E"], batch.asked_at_B.contiguous()
+        moments_B = state["moments_T"][places_B.clamp(min=0)]
+        starts_B = torch.searchsorted(times_E, moments_B, right=True)
+        counts_B = (torch.searchsorted(times_E, asked_B) - starts_B).clamp(min=0) * (places_B >= 0)
+        rows_P = torch.repeat_interleave(torch.arange(len(batch), device=counts_B.device), counts_B)
+        before_B = counts_B.cumsum(0) - counts_B
+        events_P = torch.arange(len(rows_P), device=rows_P.device) + (starts_B - before_B)[rows_P]
+        new = SparseScores.of(rows_P, state["items_E"][events_P], self._fading(asked_B[rows_P] - times_E[events_P]))
+        known_B = state["sums_T"][places_B.clamp(min=0)] * self._fading(asked_B - moments_B)
+        share_P = state["table_NT"][new.items_P, places_B[new.rows_P]].double().exp()
+        known_P = (share_P * known_B[new.rows_P]).clamp(min=1e-30)
+        return SparseScores(new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float())
+
+    def _fading(self, seconds: Tensor) -> Tensor:
+        """What an event counts after so many seconds, float64."""
+        if isinstance(self.half_life, str):
+            return torch.ones_like(seconds, dtype=torch.float64)
+        return torch.exp2(-seconds.double() / (self.half_life * DAY))
 
 
 def distinct_items(histories: Histories, num_items: int) -> Array:
