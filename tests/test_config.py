@@ -25,7 +25,7 @@ SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 
 
 def test_all_golden_configs_are_there() -> None:
-    names = ["beauty", "ciao", "demo", "lastfm-leave-one-out", "lastfm", "ml-100k", "online-retail"]
+    names = ["beauty", "ciao", "demo", "deskdrop", "lastfm-leave-one-out", "lastfm", "ml-100k", "online-retail"]
     assert [path.stem for path in CONFIGS] == names
 
 
