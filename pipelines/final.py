@@ -122,7 +122,8 @@ def _trained_apart(
 ) -> dict[str, Tensor]:
     """The weights of the models apart, each trained on all events as the others are; what stacking gave no weight, or
     has nothing to train, keeps its own."""
-    weights = {key: tensor for key, tensor in trained.weights.items() if key not in without_apart(trained.weights)}
+    others = without_apart(trained.weights)
+    weights = {key: tensor for key, tensor in trained.weights.items() if key not in others}
     for name in sections(config):
         final = Final.of_apart(config, trained, name, goes_on)
         if final is None or not final.trains:

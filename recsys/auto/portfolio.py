@@ -14,6 +14,7 @@ from typing import Any, Final
 from recsys.auto.candidates import CANDIDATES, Tree
 from recsys.auto.traits import Traits
 from recsys.config import Config, build_config
+from recsys.config.values import merged
 from recsys.granularities.apart.section import KIND
 
 _TARGETS_A_STEP: Final = 2000  # of ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
@@ -76,8 +77,8 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
         own = {key: value for key, value in setting.model.items() if key != "granularities"}
         model |= own
         granularities = granularities | setting.model["granularities"]
-        tree["train"] = _merged(tree["train"], setting.train)
-    tree["train"] = _merged(tree["train"], {"final": True}, given)  # what the user says counts
+        tree["train"] = merged(tree["train"], setting.train)
+    tree["train"] = merged(tree["train"], {"final": True}, given)  # what the user says counts
     tree["model"] = model | {"granularities": granularities}
     return build_config(tree, "auto", expand=False)
 
@@ -98,20 +99,10 @@ def with_apart(config: Config, setting: Setting, seed: int) -> Config:
         "kind": KIND,
         "enabled": True,
         "model": {"fusion": {"kind": "learned", "signal_dropout": 0.0}, **setting.model},
-        "train": _merged(setting.train, given),
+        "train": merged(setting.train, given),
         "seed": seed,
     }
     return build_config(tree, "auto", expand=False)
-
-
-def _merged(tree: Tree, *changes: Tree) -> Tree:
-    """The tree with other values, section by section."""
-    found = dict(tree)
-    for change in changes:
-        for key, value in change.items():
-            inner = found.get(key)
-            found[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return found
 
 
 def _sequences(traits: Traits) -> list[Setting]:
@@ -146,7 +137,7 @@ def _sequences(traits: Traits) -> list[Setting]:
     other = 128 if narrow else 64
     ids = Setting(
         "ids alone",
-        _merged(first.model, {"item": {"text": False}, "granularities": {"behaviour": {"input": "item"}}}),
+        merged(first.model, {"item": {"text": False}, "granularities": {"behaviour": {"input": "item"}}}),
         first.train,
     )
     return [

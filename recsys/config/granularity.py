@@ -110,3 +110,12 @@ class GranularityConfig(Section):
     def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         tree: dict[str, Any] = handler(self)
         return {"kind": self._kind, **tree} if self._kind else tree
+
+
+def lifts_seen(config: Config, where: str) -> Iterator[str]:
+    """What contradicts a granularity that adds to items of the history alone."""
+    if config.evaluate.exclude_seen:
+        yield (
+            f"{where} lifts what a user had before, and evaluate.exclude_seen true leaves that out of every list: "
+            "set evaluate.exclude_seen false where repeats count, or disable it"
+        )

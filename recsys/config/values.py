@@ -7,7 +7,8 @@ find it. Times are read by :mod:`recsys.data.times`, see :mod:`pipelines.mistake
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator
 
@@ -47,3 +48,19 @@ def seconds_of(text: str) -> float:
         raise ValueError(f"{text!r} is no duration; expected hours, minutes or seconds such as 20m, 1h30m or 90s")
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
+
+
+def merged(tree: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with other values, section by section; the last change counts.
+
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"d": 4})
+    {'a': {'b': 3, 'c': 2}, 'd': 4}
+    """
+    found = dict(tree)
+    for change in changes:
+        for key, value in change.items():
+            inner = found.get(key)
+            if isinstance(inner, Mapping) and isinstance(value, Mapping):
+                value = merged(inner, value)
+            found[key] = value
+    return found

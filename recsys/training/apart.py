@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
 from recsys.config import Config, TrainConfig
+from recsys.config.values import merged
 from recsys.errors import ArtifactError
 from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.storage.uris import within
@@ -36,7 +37,7 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
     """
     section = sections(config)[name]
     shared = {key: getattr(config.train, key) for key in ("refit", "final", "num_workers", "use_gpu", "metric")}
-    train = _merged(config.train.model_dump(mode="json"), section.train) | shared
+    train = merged(config.train.model_dump(mode="json"), section.train) | shared
     if goes_on:
         lr = section.train["lr"] * config.update.lr_share if "lr" in section.train else config.train.lr
         train |= {"epochs": config.train.epochs, "lr": lr}
@@ -47,15 +48,6 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
         "run": config.run.model_copy(update={"dir": within(config.run.dir, f"{APART}/{name}")}),
     }
     return config.model_copy(update=changes)
-
-
-def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with other values, section by section."""
-    found = dict(tree)
-    for key, value in changes.items():
-        inner = found.get(key)
-        found[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
-    return found
 
 
 def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult:

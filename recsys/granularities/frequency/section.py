@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, HalfLives, Types
+from recsys.config.granularity import GranularityConfig, HalfLives, Types, lifts_seen
 from recsys.config.workload import Estimate, Workload
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ class FrequencyConfig(GranularityConfig):
         return [key for key in self.open_keys if key != "types" or sizes.num_types > 1]
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
-        if config.evaluate.exclude_seen:
-            yield (
-                f"{where} lifts what a user had before, and evaluate.exclude_seen true leaves that out of every list: "
-                "set evaluate.exclude_seen false where repeats count, or disable it"
-            )
+        yield from lifts_seen(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
         """Nothing is kept but what counts as a target."""

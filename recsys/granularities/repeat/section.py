@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig
+from recsys.config.granularity import GranularityConfig, lifts_seen
 from recsys.config.workload import Estimate, Workload
 
 if TYPE_CHECKING:
@@ -25,11 +25,7 @@ class RepeatConfig(GranularityConfig):
     max_pairs: int = Field(300_000, ge=1000, description="of a moment and an item had before, drawn to learn from")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
-        if config.evaluate.exclude_seen:
-            yield (
-                f"{where} lifts what a user had before, and evaluate.exclude_seen true leaves that out of every list: "
-                "set evaluate.exclude_seen false where repeats count, or disable it"
-            )
+        yield from lifts_seen(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
         """The pairs with their features, and the events in order instead of the table."""
