@@ -82,12 +82,13 @@ def test_no_stack_is_below_its_best_member_on_the_queries_that_chose_it() -> Non
 def test_a_group_whose_history_misleads_gets_other_weights() -> None:
     told = world([1.0, 0.0])
     scores_QPM = told.scores_QPM.clone()
-    misled_Q = torch.from_numpy(told.groups_Q == 1)
+    groups_Q = (told.groups_Q > 3).astype(np.int64)
+    misled_Q = torch.from_numpy(groups_Q == 1)
     scores_QPM[misled_Q, :, 0], scores_QPM[misled_Q, :, 1] = (
         told.scores_QPM[misled_Q, :, 1],
         told.scores_QPM[misled_Q, :, 0],
     )
-    mixed = replace(told, scores_QPM=scores_QPM, groups_Q=np.minimum(told.groups_Q, 1))
+    mixed = replace(told, scores_QPM=scores_QPM, groups_Q=groups_Q)
     found = choose_stack(mixed, names(2), NUM_GROUPS, "ndcg@10", seed=0)
     share_G = found.weights_GM[:, 0] / found.weights_GM.sum(axis=1)
     assert share_G[1] < share_G[0] or found.is_single

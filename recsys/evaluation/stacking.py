@@ -2,17 +2,19 @@
 
 Why not by gradient in training: fitted members have seen every training event, so training would trust them too much.
 Why not one search on all validation users: weights that are chosen and measured on the same users flatter themselves.
-So there are two ways to weights, none of which may be negative, and cross-fitting over the users says which holds:
+So the weights are the mean of two ways to weights, none of which may be negative, and cross-fitting over the users
+measures what they are worth:
 
-* ``softmax``: the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge; the
-  steadier one where users are few;
-* ``greedy``: beginning with the best member, one joins when the paired gain of the metric is above its noise, and the
-  weights of those before it are adjusted (Caruana et al. 2004); then weights by length of history in the same way. It
-  is taken where it is better than the softmax beyond noise.
+* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge: hardly any noise,
+  but it gives members that tell likely items from unlikely ones weight that the first places of a list do not want;
+* bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`): what is wanted, but noisier.
 
-Each is fitted without every fold of the users and measured on it. Members that add nothing to the folds are dropped,
-one after the other, and the rest is fitted again. Where the way that is taken is below the best single member,
-cross-fitted as well, the stack *is* that member.
+The mean is better than either, and than the one that cross-fitting prefers: docs/quality.md has the figures. Members
+that are next to nothing of the sum are dropped, and so are small ones without which the folds are as good. Weights by
+length of history differ where that gains beyond noise.
+
+Where the cross-fitted stack is below the best single member, cross-fitted as well, its weights are pulled towards that
+member until it is not; at the end of the way the stack *is* that member.
 
 Scores of a member are divided by their spread over the catalogue, query by query (see :class:`recsys.stack.Stack`), so
 a weight means the same for a short and a long history. Everything is computed on the candidates of each query, the best
@@ -24,7 +26,7 @@ Legend: Q queries, P candidates of a query, M members, G groups of history lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -33,20 +35,20 @@ import torch
 from torch import Tensor, nn
 
 from recsys.data.histories import Array
+from recsys.evaluation.ensemble_selection import select
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 FOLDS: Final = 5
-_NOISE: Final = 1.0  # standard errors of the paired gain that a new member must bring
-_LOSS: Final = 0.25  # standard errors that leaving members out may cost
-_GROUP_NOISE: Final = 1.5  # the same for weights of a group, of which more are tried
+_SELECTED: Final = 0.7  # share of ensemble selection in the weights; the softmax has the rest
+_PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # parts of the way to the best single member; 1 is that member
+_NOTHING: Final = 0.01  # share of the sum of weights below which a member is dropped
+_GROUP_NOISE: Final = 1.5  # standard errors of the paired gain that weights of a group must bring
 _LEAST_QUERIES: Final = 100  # of a group that may have weights of its own
-_START: Final = (0.01, 0.03, 0.1, 0.3, 1.0)  # weights at which a member is tried, the best one has 1
-_ADJUST: Final = (0.5, 0.75, 1.33, 2.0)  # factors at which the weights of members are tried again
-_GROUP: Final = (0.0, 0.5, 2.0)
-_ROUNDS: Final = 2
+_GROUP: Final = (0.0, 0.5, 2.0)  # factors at which the weights of a group are tried
 _RIDGE: Final = 10.0  # of the softmax fit, over the number of queries
 _FIT_STEPS: Final = 40
 _FEW_TARGETS: Final = 3  # a query, up to which ranks are counted
+_LEAST: Final = 1e-12  # sum of weights
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,6 @@ class Stacked:
     weights_GM: Array  # float64, one row a group
     single: str  # the best single member
     is_single: bool  # whether the model is that member
-    way: str  # to the weights: softmax, greedy or single
     value: float  # of the stack, on the queries that chose it
     cross_fitted: float  # of stacks chosen without the fold that they are measured on
     single_cross_fitted: float  # of the best single member, chosen in the same way
@@ -95,7 +96,6 @@ class Stacked:
         return {
             "single": self.single,
             "is_single": self.is_single,
-            "way": self.way,
             "validation": self.value,
             "cross_fitted": self.cross_fitted,
             "single_cross_fitted": self.single_cross_fitted,
@@ -125,14 +125,18 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
     best = int(np.argmax(alone_QM.mean(axis=0)))
     folds = _Folds(candidates, measure, seed)
-    single_Q = folds.measured(folds.fitted(lambda rest: _best_of(rest, measure, len(names), num_groups)))
-    found = {way: _pruned(folds, fit) for way, fit in _ways(measure, num_groups).items()}
-    way = "greedy" if _gains(found["greedy"][1], found["softmax"][1], _NOISE) else "softmax"
-    fit, crossed_Q = found[way]
-    chosen_GM = fit(candidates)
-    is_single = bool(crossed_Q.mean() < single_Q.mean() or np.count_nonzero(chosen_GM.any(axis=0)) == 1)
-    if is_single:
-        chosen_GM, way = _one(best, len(names), num_groups), "single"
+    singles = folds.fitted(lambda rest: _best_of(rest, measure, len(names), num_groups))
+    single_Q = folds.measured(singles)
+    blend = _Blend(metric, num_groups, seed)
+    whole_GM, crossed = blend(candidates), folds.fitted(blend)
+    for pull in _PULLS:
+        crossed_Q = folds.measured([_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)])
+        if crossed_Q.mean() >= single_Q.mean():
+            break
+    chosen_GM = _pulled(whole_GM, _one(best, len(names), num_groups), pull)
+    is_single = np.count_nonzero(chosen_GM.any(axis=0)) == 1
+    if not is_single:
+        chosen_GM = _by_group(candidates, measure, chosen_GM)
     chosen_GM = chosen_GM / chosen_GM.max()
     without = {}
     for place, name in enumerate(names):
@@ -142,7 +146,6 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
         weights_GM=chosen_GM,
         single=names[best],
         is_single=is_single,
-        way=way,
         value=float(measure(candidates, chosen_GM).mean()),
         cross_fitted=float((single_Q if is_single else crossed_Q).mean()),
         single_cross_fitted=float(single_Q.mean()),
@@ -195,12 +198,21 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
     return weights_GM
 
 
-def _ways(measure: Measure, num_groups: int) -> dict[str, Fit]:
-    """The ways to weights, by name."""
-    return {
-        "greedy": lambda rest: _choose(rest, measure, num_groups),
-        "softmax": lambda rest: fit_softmax(rest, num_groups),
-    }
+@dataclass(frozen=True)
+class _Blend:
+    """The mean of both ways to weights: [G, M], sum 1, the same for every group."""
+
+    metric: str
+    num_groups: int
+    seed: int
+
+    def __call__(self, candidates: Candidates) -> Array:
+        selected_M = select(candidates, *parse_metric(self.metric, tuple(QUERY_METRICS)), self.seed)
+        likely_M = fit_softmax(candidates)
+        likely_M = likely_M / max(likely_M.sum(), _LEAST)
+        weights_M = _SELECTED * selected_M + (1 - _SELECTED) * likely_M
+        weights_M = np.where(weights_M < _NOTHING, 0.0, weights_M)
+        return np.tile(weights_M / weights_M.sum(), (self.num_groups, 1))
 
 
 @dataclass(frozen=True)
@@ -234,62 +246,10 @@ class _Folds:
         return found_Q
 
 
-def _pruned(folds: _Folds, fit: Fit) -> tuple[Fit, Array]:
-    """A way to weights without the members that add nothing to the folds, and its metric of every query [Q].
-
-    The rest is fitted again, since it must take over what the others did; where that loses, the weights stay, but for
-    those of members that only do harm.
-    """
-    weights = folds.fitted(fit)
-    whole_Q = folds.measured(weights)
-    narrow = _of_members(fit, _useful(folds, weights, whole_Q, _LOSS))
-    narrow_Q = folds.measured(folds.fitted(narrow))
-    if _gains(whole_Q, narrow_Q, _LOSS):
-        narrow = _silencing(fit, _useful(folds, weights, whole_Q, 0.0))
-        narrow_Q = folds.measured(folds.fitted(narrow))
-    return narrow, narrow_Q
-
-
-def _useful(folds: _Folds, weights: list[Array], value_Q: Array, noise: float) -> list[int]:
-    """The members without which these weights lose more than so many standard errors.
-
-    One member leaves at a time, the most useless first: two that tell the same each add nothing beside the other, and
-    together much.
-    """
-    kept = [place for place in range(weights[0].shape[1]) if any(found[:, place].any() for found in weights)]
-    while len(kept) > 1:
-        left_out = {place: [_without(found, place) for found in weights] for place in kept}
-        values = {place: folds.measured(fewer) for place, fewer in left_out.items()}
-        place = max(values, key=lambda each: values[each].mean())
-        if _gains(value_Q, values[place], noise):
-            break
-        weights, value_Q = left_out[place], values[place]
-        kept.remove(place)
-    return kept
-
-
-def _silencing(fit: Fit, kept: list[int]) -> Fit:
-    """The same way, after which all other members have no weight."""
-
-    def quiet(candidates: Candidates) -> Array:
-        found_GM = fit(candidates)
-        weights_GM = np.zeros_like(found_GM)
-        weights_GM[:, kept] = found_GM[:, kept]
-        return weights_GM
-
-    return quiet
-
-
-def _of_members(fit: Fit, kept: list[int]) -> Fit:
-    """The same way with some members alone; the others have no weight."""
-
-    def narrow(candidates: Candidates) -> Array:
-        found_GK = fit(replace(candidates, scores_QPM=candidates.scores_QPM[:, :, kept]))
-        weights_GM = np.zeros((len(found_GK), candidates.scores_QPM.shape[2]))
-        weights_GM[:, kept] = found_GK
-        return weights_GM
-
-    return narrow
+def _pulled(weights_GM: Array, single_GM: Array, pull: float) -> Array:
+    """Weights of sum 1, moved a part of the way to the best single member."""
+    pulled_GM: Array = (1 - pull) * weights_GM + pull * single_GM
+    return pulled_GM
 
 
 def _best_of(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:
@@ -297,17 +257,17 @@ def _best_of(candidates: Candidates, measure: Measure, num_members: int, num_gro
     return _one(int(np.argmax(values)), num_members, num_groups)
 
 
-def fit_softmax(candidates: Candidates, num_groups: int) -> Array:
-    """The weights under which the targets among the candidates are most likely: [G, M], none negative.
+def fit_softmax(candidates: Candidates) -> Array:
+    """The weights under which the targets among the candidates are most likely: float64 [M], none negative.
 
     Minimises the mean of −log softmax(Σ_m w_m score_m)[target] and a ridge on w, by L-BFGS.
     """
     num_members = candidates.scores_QPM.shape[2]
     counts_Q1 = candidates.hits_QP.sum(dim=1, keepdim=True)
     told_Q = (counts_Q1[:, 0] > 0).nonzero()[:, 0]
-    even_GM = np.ones((num_groups, num_members))
+    even_M = np.ones(num_members)
     if not len(told_Q):
-        return even_GM
+        return even_M
     scores_QPM = candidates.scores_QPM[told_Q]
     wanted_QP = (candidates.hits_QP / counts_Q1.clamp(min=1))[told_Q]
     out_QP = torch.where(candidates.listed_QP[told_Q], 0.0, -1e9)
@@ -325,7 +285,7 @@ def fit_softmax(candidates: Candidates, num_groups: int) -> Array:
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     weights_M = nn.functional.softplus(raw_M).detach().double().numpy()
-    return np.tile(weights_M, (num_groups, 1)) if np.isfinite(weights_M).all() else even_GM
+    return weights_M if np.isfinite(weights_M).all() else even_M
 
 
 def _without(weights_GM: Array, member: int) -> Array:
@@ -335,45 +295,12 @@ def _without(weights_GM: Array, member: int) -> Array:
     return rest_GM if rest_GM.any() else weights_GM
 
 
-def _choose(candidates: Candidates, measure: Measure, num_groups: int) -> Array:
-    """Greedy weights, the same for every group, then moved by group: [G, M]."""
-    num_members = candidates.scores_QPM.shape[2]
-    alone_MQ = [measure(candidates, _one(member, num_members, num_groups)) for member in range(num_members)]
-    best = int(np.argmax([values_Q.mean() for values_Q in alone_MQ]))
-    weights_GM, value_Q = _one(best, num_members, num_groups), alone_MQ[best]
-    left = set(range(num_members)) - {best}
-    while left:
-        tried = []
-        for member in sorted(left):
-            for start in _START:
-                proposed_GM = weights_GM.copy()
-                proposed_GM[:, member] = start
-                found_Q = measure(candidates, proposed_GM)
-                tried.append((found_Q.mean(), member, proposed_GM, found_Q))
-        _, member, proposed_GM, found_Q = max(tried, key=lambda each: each[0])
-        if not _gains(found_Q, value_Q, _NOISE):
-            break
-        left.discard(member)
-        weights_GM, value_Q = _adjust(candidates, measure, proposed_GM, found_Q)
-    for group in range(num_groups):
+def _by_group(candidates: Candidates, measure: Measure, weights_GM: Array) -> Array:
+    """Other weights for groups of history length where they gain."""
+    value_Q = measure(candidates, weights_GM)
+    for group in range(len(weights_GM)):
         weights_GM, value_Q = _move_group(candidates, measure, weights_GM, value_Q, group)
     return weights_GM
-
-
-def _adjust(candidates: Candidates, measure: Measure, weights_GM: Array, value_Q: Array) -> tuple[Array, Array]:
-    """Coordinate search around weights that are the same for every group."""
-    for _ in range(_ROUNDS):
-        moved = False
-        for member in np.flatnonzero(weights_GM.any(axis=0)).tolist():
-            for factor in _ADJUST:
-                proposed_GM = weights_GM.copy()
-                proposed_GM[:, member] *= factor
-                found_Q = measure(candidates, proposed_GM)
-                if found_Q.mean() > value_Q.mean():
-                    weights_GM, value_Q, moved = proposed_GM, found_Q, True
-        if not moved:
-            break
-    return weights_GM, value_Q
 
 
 def _move_group(

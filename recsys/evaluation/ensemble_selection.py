@@ -1,0 +1,91 @@
+"""Ensemble selection: weights of members straight for a ranking metric, steady by bagging.
+
+Begin with nothing and add the member that lifts the metric most, again and again; a member may be added many times.
+The number of times is its weight (Caruana et al. 2004, *Ensemble selection from libraries of models*). One such search
+follows the noise of its queries. So it is done on many random halves of the queries, and the weights are averaged.
+
+Legend: Q queries, P candidates of a query, M members, K list length, T targets among the candidates, F targets found in
+a list, R a query for every member.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from recsys.data.histories import Array
+from recsys.evaluation.metrics import QUERY_METRICS
+
+if TYPE_CHECKING:
+    from recsys.evaluation.stacking import Candidates
+
+_BAGS: Final = 20
+_STEPS: Final = 20  # members added in a bag
+_SHARE: Final = 0.5  # of the queries in a bag …
+_MOST_PAIRS: Final = 1_000_000  # … that has no more pairs of a target and a candidate, …
+_FEWEST_QUERIES: Final = 50  # … but so many queries
+_HIDDEN: Final = -1e9  # score of a place without a candidate
+
+
+def select(candidates: Candidates, kind: str, k: int, seed: int) -> Array:
+    """The mean weight of every member over the bags: float64 [M], sum 1.
+
+    Args:
+        candidates: of one query and more.
+        kind: a metric of :data:`~recsys.evaluation.metrics.QUERY_METRICS`.
+        k: length of its lists.
+        seed: of the bags.
+    """
+    random = np.random.default_rng(seed)
+    size = _queries_in_a_bag(candidates)
+    weights_M = np.zeros(candidates.scores_QPM.shape[2])
+    for _ in range(_BAGS):
+        rows = np.sort(random.choice(len(candidates), size, replace=False))
+        weights_M += _Bag(candidates.take(rows), kind, k).weights()
+    return weights_M / _BAGS
+
+
+def _queries_in_a_bag(candidates: Candidates) -> int:
+    num_queries = len(candidates)
+    pairs = max(len(candidates.targets[0]), 1) * candidates.hits_QP.shape[1] / num_queries
+    return min(num_queries, max(min(round(_SHARE * num_queries), int(_MOST_PAIRS / pairs)), _FEWEST_QUERIES, 1))
+
+
+class _Bag:
+    """Some of the queries. A target's rank is the number of candidates whose score is above its own."""
+
+    def __init__(self, candidates: Candidates, kind: str, k: int) -> None:
+        self._candidates, self._kind, self._k = candidates, kind, k
+        rows_T, places_T = candidates.targets
+        self._rows_T = rows_T.numpy()
+        above_TPM = candidates.scores_QPM[rows_T] - candidates.scores_QPM[rows_T, places_T][:, None, :]
+        above_TPM.masked_fill_(~candidates.listed_QP[rows_T][:, :, None], _HIDDEN)
+        self._above_MTP = np.ascontiguousarray(above_TPM.permute(2, 0, 1).numpy())  # above the target, by a member
+
+    def weights(self) -> Array:
+        """The shares of the additions up to the best sum: [M]."""
+        num_members = len(self._above_MTP)
+        counts_M, below_TP = np.zeros(num_members), np.zeros(self._above_MTP.shape[1:], dtype=np.float32)
+        best, best_M = -1.0, counts_M
+        for _ in range(_STEPS):
+            values_M = self._values(below_TP)
+            added = int(np.argmax(values_M))
+            below_TP -= self._above_MTP[added]
+            counts_M[added] += 1
+            if values_M[added] > best:
+                best, best_M = values_M[added], counts_M.copy()
+        shares_M: Array = best_M / best_M.sum()
+        return shares_M
+
+    def _values(self, below_TP: Array) -> Array:
+        """The mean of the metric where each member is added to a sum: [M]."""
+        ranks_MT = np.stack([(above_TP > below_TP).sum(axis=1) for above_TP in self._above_MTP])
+        members_F, targets_F = np.nonzero(ranks_MT < self._k)
+        num_members, num_queries = len(ranks_MT), len(self._candidates)
+        hits_MQK = np.zeros((num_members, num_queries, self._k), dtype=bool)
+        hits_MQK[members_F, self._rows_T[targets_F], ranks_MT[members_F, targets_F]] = True
+        num_targets_R = np.tile(self._candidates.num_targets_Q, num_members)
+        values_R = QUERY_METRICS[self._kind](hits_MQK.reshape(-1, self._k), num_targets_R, self._k)
+        means_M: Array = values_R.reshape(num_members, num_queries).mean(axis=1)
+        return means_M
