@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +44,7 @@ def test_two_members_that_each_tell_a_part_are_both_kept_and_beat_either() -> No
     assert not found.is_single
     assert found.cross_fitted > max(found.alone.values())
     assert found.without["member 1"] < found.value
+    assert json.loads(json.dumps(found.to_json(names(3))))["is_single"] is False, "metrics.json holds it"
     assert found.weights_GM[:, 2].max() <= 0.1, "what tells nothing has next to no weight"
 
 

@@ -134,7 +134,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
         if crossed_Q.mean() >= single_Q.mean():
             break
     chosen_GM = _pulled(whole_GM, _one(best, len(names), num_groups), pull)
-    is_single = np.count_nonzero(chosen_GM.any(axis=0)) == 1
+    is_single = bool(np.count_nonzero(chosen_GM.any(axis=0)) == 1)
     if not is_single:
         chosen_GM = _by_group(candidates, measure, chosen_GM)
     chosen_GM = chosen_GM / chosen_GM.max()
