@@ -92,6 +92,8 @@ class Manifest:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
     targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
+    forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.data.forget; empty: nobody was
+    pseudonyms: str = ""  # the check value of the key that user ids were hashed with; empty: ids as in the source
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)

@@ -1,0 +1,115 @@
+"""Pieces of a source as ``prepare`` may read them: with pseudonyms for ids, and without forgotten users.
+
+Why around the pieces: they are the one way from a source to everything that is written, bad rows and their raw text
+included, so what is taken out here is nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from recsys import schema
+from recsys.config import Config
+from recsys.config.privacy import PseudonymConfig
+from recsys.data.forgotten import Forgotten, list_place
+from recsys.data.histories import Array
+from recsys.data.items import PROVENANCE
+from recsys.data.pseudonyms import SAMPLE, Pseudonyms, email_like
+
+_USERS: Final = {
+    "events": (schema.USER_ID,),
+    "users": (schema.USER_ID,),
+    "social": (schema.SRC_USER_ID, schema.DST_USER_ID),
+}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is done with the user ids of a source. The key is looked up where a piece is read; it does not travel."""
+
+    pseudonyms: PseudonymConfig
+    forgotten: Forgotten
+
+    @staticmethod
+    def of(config: Config) -> Guard:
+        """The guard of a configuration.
+
+        Raises:
+            ConfigError: the key of ``data.pseudonymise`` is not where it should be.
+            ArtifactError: the list of forgotten users is damaged.
+        """
+        Pseudonyms.of(config.data.pseudonymise)
+        return Guard(config.data.pseudonymise, Forgotten.read(list_place(config)))
+
+    def keyed(self, content_hash: str) -> str:
+        """The content hash of a dataset whose ids the key has changed."""
+        key = Pseudonyms.of(self.pseudonyms)
+        return content_hash if key is None else hashlib.sha256(f"{content_hash} {key.check}".encode()).hexdigest()
+
+    def described(self, whole: str) -> tuple[dict[str, Any], str]:
+        """What the manifest says of who is left out, and the check value of the key; ``whole``: the content hash of
+        the dataset with everybody."""
+        key, number = Pseudonyms.of(self.pseudonyms), len(self.forgotten)
+        return {"of": whole, "users": number} if number else {}, key.check if key else ""
+
+    def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
+        """A note where ids, or values of a user's attributes, look like e-mail addresses; empty where none do."""
+        if Pseudonyms.of(self.pseudonyms) is None and (found := email_like(user_ids)):
+            return (
+                f"{found:,} of the first {min(len(user_ids), SAMPLE):,} user ids look like e-mail addresses, which every "
+                "artefact would hold: set data.pseudonymise.key_env, so that a keyed hash takes their place"
+            )
+        for name in [] if users is None else users.column_names:
+            if name not in PROVENANCE and name != schema.USER_ID and pa.types.is_string(users.schema.field(name).type):
+                if email_like(users.column(name).combine_chunks()):
+                    return f"the users' column {name!r} has values like e-mail addresses; leave it out of the source"
+        return ""
+
+    def around(self, pieces: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """The pieces of every table, guarded where a table holds users and there is anything to guard."""
+        if not self.forgotten.hashes and Pseudonyms.of(self.pseudonyms) is None:
+            return dict(pieces)
+        return {
+            table: [GuardedPiece(piece, _USERS[table], self) for piece in of_table] if table in _USERS else of_table
+            for table, of_table in pieces.items()
+        }
+
+
+@dataclass(frozen=True)
+class GuardedPiece:
+    """A piece whose rows are guarded as they are read."""
+
+    piece: Any
+    columns: tuple[str, ...]
+    guard: Guard
+
+    def read(self) -> Iterator[pa.Table]:
+        """The blocks of the piece without forgotten users and without ids.
+
+        The raw text of a bad row is what the file says, so pseudonymised tables keep none, and columns beside those of
+        the schema stay: what identifies people in them is for whoever names them to leave out.
+        """
+        key = Pseudonyms.of(self.guard.pseudonyms)
+        for block in self.piece.read():
+            present = [name for name in self.columns if name in block.column_names]
+            if key is not None:
+                for name in present:
+                    block = block.set_column(
+                        block.schema.get_field_index(name), name, key.of_column(block.column(name))
+                    )
+                if schema.RAW in block.column_names:
+                    nothing = pa.nulls(block.num_rows, pa.string())
+                    block = block.set_column(block.schema.get_field_index(schema.RAW), schema.RAW, nothing)
+            yield block.filter(pa.array(self._kept(block, present)))
+
+    def _kept(self, block: pa.Table, present: list[str]) -> Array:
+        gone = np.zeros(block.num_rows, dtype=bool)
+        for name in present:
+            gone |= self.guard.forgotten.among(block.column(name))
+        return ~gone
