@@ -1,10 +1,10 @@
 """The verb ``forget``: users go from the dataset, the models, the registry and whatever else a run folder has written,
 and a signed proof says where nothing of them was found.
 
-The order of the steps is what makes an interruption harmless: users are put on the list that keeps ``prepare`` from reading
-them again, then a journal says which rows they had, then each artefact is rewritten aside and renamed; the same command
-goes on. What was trained is trained again with ``--retrain``, from the newest ancestor that never knew them where there
-is one; otherwise the model card says what still depends on them.
+The order of the steps is what makes an interruption harmless: users are put on the list that keeps ``prepare`` from
+reading them again, then a journal says which rows they had, then each artefact is rewritten aside and renamed; the same
+command goes on. What was trained is trained again with ``--retrain``, from the newest ancestor that never knew them
+where there is one; otherwise the model card says what still depends on them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.folder import RunFolder
 from pipelines.forget_models import forget_lines, forget_recommendations, make_models_again, remove_derived
 from pipelines.forget_proof import Evidence, conclude, places_of
 from pipelines.forget_training import train_again
-from pipelines.forget_versions import forget_versions
+from pipelines.forget_versions import forget_artefacts, forget_versions
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet, ray_session
 from pipelines.train import ORIGIN
@@ -96,6 +96,8 @@ def forget(config: Config, folder: RunFolder) -> None:
     _renew_models(work, config, dataset)
     if store is not None:
         work.said["versions"] = forget_versions(config, folder, store, versions, work.ids)
+        traces, say = work.evidence.traces, folder.progress
+        work.said["artefacts"] = forget_artefacts(config, store, store.versions(), traces, say)
     with folder.progress.stage("forget"):
         _clean(work)
         (folder.root / JOURNAL).unlink(missing_ok=True)
@@ -152,7 +154,9 @@ def _gather(
         rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=asked)))
         if len(rows):
             names = {int(row): dataset.user_ids[int(row)].as_py() for row in rows}
-            evidence.add_histories(dataset.histories(), names, dataset.item_ids.to_pylist())
+            evidence.add_histories(
+                dataset.histories(), names, dataset.item_ids.to_pylist(), item_titles(dataset.features)
+            )
     bundles = [path.parent for path in sorted(work.folder.root.rglob(USERS)) if (path.parent / "bundle.json").is_file()]
     versions = []
     for version in store.versions() if store is not None else ():
@@ -166,7 +170,8 @@ def _gather(
             continue
         bundle = read_files(bundle_folder)
         evidence.add_ids(forms, pa.array(bundle.user_ids), pa.array(bundle.item_ids))
-        evidence.add_histories(bundle.histories, {row: bundle.user_ids[row] for row in users}, bundle.item_ids)
+        names = {row: bundle.user_ids[row] for row in users}
+        evidence.add_histories(bundle.histories, names, bundle.item_ids, bundle.titles)
     if not evidence.traces.ids:
         evidence.add_ids(forms, pa.array([], pa.string()), pa.array([], pa.string()))
     return versions
@@ -204,8 +209,8 @@ def _rewrite_dataset(work: Forgetting, dataset: PreparedDataset, forgotten: Forg
     work.said["dataset"] = {"before": before, "after": done.dataset.manifest.content_hash, "rows": rows}
     work.said.setdefault("left", []).extend(done.left)
     work.folder.progress(
-        f"{dataset.root}: {len(gone):,} users are gone, with {sum(rows.values()):,} rows in {len(rows)} files; the audit "
-        "has passed"
+        f"{dataset.root}: {len(gone):,} users are gone, with {sum(rows.values()):,} rows in {len(rows)} files; the "
+        "audit has passed"
     )
     return open_dataset(work.config)
 

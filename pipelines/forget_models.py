@@ -28,7 +28,7 @@ from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.forget import influence, without_users
 from recsys.training.resume import training_digest
 
-INFLUENCE: Final = "influence"  # key of RUN/model/origin.json
+INFLUENCE: Final = "influence"  # key of RUN/model/origin.json, which `register` reads
 DERIVED: Final = ("checkpoints", "trials", "best", "fusion", "apart")  # of trainings; made again by whoever needs them
 _LOGS: Final = ("run.log", "history.jsonl")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -53,9 +54,11 @@ class Evidence:
                 others, distinct = found.others | same.others, found.distinct and same.distinct
                 self.traces.ids[self.traces.ids.index(same)] = Id(user, others, distinct)
 
-    def add_histories(self, histories: Histories, users: Mapping[int, str], item_ids: list[str]) -> None:
+    def add_histories(
+        self, histories: Histories, users: Mapping[int, str], item_ids: list[str], titles: list[str]
+    ) -> None:
         """What is known of users (dense id → id) by the numbers of one dataset or bundle."""
-        self.traces.add_history(histories, list(users), item_ids)
+        self.traces.add_history(histories, list(users), item_ids, titles)
         for row in np.flatnonzero(np.isin(histories.users_U, list(users))).tolist():
             self.histories.setdefault(users[int(histories.users_U[row])], (histories.take(np.array([row])), item_ids))
 
@@ -94,7 +97,9 @@ def places_of(config: Config, folder: RunFolder, store: Store | None) -> Places:
         own.append(Path(config.dataset_dir))
     if store is not None:
         database = sqlite_path(store.uri)
-        own += [] if database is None else [database]
+        own += (
+            [] if database is None else sorted(database.parent.glob(f"{glob.escape(database.name)}*"))
+        )  # its log, too
         not_searched += [f"{redact(store.uri)}: the database of a tracking server"] if database is None else []
         own += store.places()
         not_searched += [f"{redact(place)}: remote artefacts" for place in store.remote_places()]
@@ -169,8 +174,8 @@ def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
     )
     if looked["ids_searched_byte_by_byte"] < looked["ids"]:
         folder.progress(
-            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be told from other numbers: they "
-            "were looked for where users are named"
+            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be told from other numbers: "
+            "they were looked for where users are named"
         )
     tested = proof["membership"]
     folder.progress(f"membership: {membership_words(tested)}")
@@ -178,8 +183,8 @@ def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
         folder.progress(f"not searched: {line}")
     if with_them := proof["source_files_with_them"]:
         folder.progress(
-            f"the source still has them, in {', '.join(with_them[:_SHOWN])}: delete them there as well; `recsys prepare` "
-            "leaves them out by the list meanwhile"
+            f"the source still has them, in {', '.join(with_them[:_SHOWN])}: delete them there as well; `recsys "
+            "prepare` leaves them out by the list meanwhile"
         )
     folder.progress(f"the signed proof: {place}")
 
@@ -194,8 +199,8 @@ def membership_words(tested: dict[str, Any]) -> str:
         return f"not tested: {tested['why']}"
     found, control = tested["forgotten"], tested.get("members")
     line = (
-        f"the attack tells {found['users']} forgotten from {tested['unseen']} never seen with AUC {found['auc']:.3f}, 95 % "
-        f"interval {found['low']:.3f} to {found['high']:.3f}"
+        f"the attack tells {found['users']} forgotten from {tested['unseen']} never seen with AUC {found['auc']:.3f}, "
+        f"95 % interval {found['low']:.3f} to {found['high']:.3f}"
     )
     if control:
         line += f"; members with {control['auc']:.3f} ({control['low']:.3f} to {control['high']:.3f})"

@@ -63,7 +63,9 @@ def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dic
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
         if "parent" in origin:
             extra["parent"] = origin["parent"]
-        card = model_card(config, dataset.manifest, metrics, made)
+        if "influence" in origin:
+            extra["influence"] = origin["influence"]
+        card = model_card(config, dataset.manifest, metrics, made, origin.get("influence", ()))
         served = trained if final is None else final.result
         measured = None if final is None else Measured(trained.frozen, trained.weights)
         write_bundle(folder.bundle, served.frozen, dataset, extra, served.weights, card, measured)

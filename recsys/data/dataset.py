@@ -43,6 +43,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from recsys.data.context import ContextColumn
+from recsys.data.forgotten import Forgotten
 from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.newcomers import Newcomers
 from recsys.data.user_text_reader import ENTRIES, VECTORS, UserTexts
@@ -143,13 +144,14 @@ class PreparedDataset:
     def vocabulary(self) -> Vocabulary:
         """All ids, for a dataset that continues this one."""
         known = (self.user_ids, self.item_ids, tuple(self.manifest.event_types))
+        forgotten = Forgotten.of_json(self.manifest.forgotten.get("users", {}))
         if not self.manifest.counts.get("facts"):
-            return Vocabulary(*known, context=self.context)
+            return Vocabulary(*known, context=self.context, forgotten=forgotten)
         named = (("entities", "entity"), ("relations", "relation"))
         entities, relations = (
             self._table(f"vocab/{file}.parquet").column(name).combine_chunks() for file, name in named
         )
-        return Vocabulary(*known, entities, relations, self.context)
+        return Vocabulary(*known, entities, relations, self.context, forgotten)
 
     @cached_property
     def features(self) -> pa.Table:

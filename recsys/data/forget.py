@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ from recsys.storage.mirror import download
 from recsys.storage.uris import is_remote
 
 FORGOTTEN_VALUE: Final = "(value of a forgotten user {})"
-_COUNTED: Final = (*PARTS, "valid_targets", "test_targets", "repeats", "cold_valid")
+_NOTE: Final = " users were forgotten; the numbers of rows read are those of before"
 
 
 @dataclass
@@ -287,8 +287,8 @@ class _Rewriting:
         features = self.source.features
         if TEXT in described.get("fields", []):
             raise ArtifactError(
-                f"{self.source.root}: the text of items is made of their column {TEXT!r} and of what users wrote, which "
-                "cannot be told apart any more; remove the users from the source and run `recsys prepare`"
+                f"{self.source.root}: the text of items is made of their column {TEXT!r} and of what users wrote, "
+                "which cannot be told apart any more; remove the users from the source and run `recsys prepare`"
             )
         groups = described.get("groups") or {TEXT: [*described.get("fields", []), label]}
         terms = merge_terms(int(described["max_event_terms"]), *counted)
@@ -343,9 +343,8 @@ class _Rewriting:
             if not name.startswith(f"{kind}/"):
                 continue
             table = self.source.table(name)
-            about = np.array(
-                [bool(text) and self.mentions(text) for text in table.column("raw").to_pylist()], dtype=bool
-            )
+            texts = table.column("raw").to_pylist()
+            about = np.array([bool(text) and self.mentions(text) for text in texts], dtype=bool)
             self.rows[name] = int(about.sum())
             rest = table.filter(pa.array(~about))
             of_table = getattr(self.manifest, {"quarantine": "quarantined", "dropped": "dropped"}[kind]).get(
@@ -359,6 +358,9 @@ class _Rewriting:
     def _described(self, forgotten: Forgotten) -> Manifest:
         manifest = self.manifest
         whole = manifest.forgotten.get("of") or manifest.content_hash
-        manifest.forgotten |= {"of": whole, "users": len(forgotten)}
+        manifest.forgotten |= {"of": whole, "users": forgotten.to_json()}
+        manifest.forgotten["left"] = sorted({*manifest.forgotten.get("left", []), *self.left})
+        manifest.notes = [note for note in manifest.notes if not note.endswith(_NOTE)]
+        manifest.notes.append(f"{len(forgotten):,}{_NOTE}")
         manifest.content_hash = forgotten.bound(whole)
         return manifest

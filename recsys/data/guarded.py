@@ -37,15 +37,19 @@ class Guard:
     forgotten: Forgotten
 
     @staticmethod
-    def of(config: Config) -> Guard:
-        """The guard of a configuration.
+    def of(config: Config, inherited: Forgotten) -> Guard:
+        """The guard of a configuration; ``inherited`` is the list of a model that the dataset continues.
 
         Raises:
             ConfigError: the key of ``data.pseudonymise`` is not where it should be.
             ArtifactError: the list of forgotten users is damaged.
         """
         Pseudonyms.of(config.data.pseudonymise)
-        return Guard(config.data.pseudonymise, Forgotten.read(list_place(config)))
+        here = Forgotten.read(list_place(config))
+        whole = here.with_all_of(inherited)
+        if len(whole) > len(here):
+            whole.write(list_place(config))
+        return Guard(config.data.pseudonymise, whole)
 
     def keyed(self, content_hash: str) -> str:
         """The content hash of a dataset whose ids the key has changed."""
@@ -55,20 +59,23 @@ class Guard:
     def described(self, whole: str) -> tuple[dict[str, Any], str]:
         """What the manifest says of who is left out, and the check value of the key; ``whole``: the content hash of
         the dataset with everybody."""
-        key, number = Pseudonyms.of(self.pseudonyms), len(self.forgotten)
-        return {"of": whole, "users": number} if number else {}, key.check if key else ""
+        key = Pseudonyms.of(self.pseudonyms)
+        said = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
+        return said, key.check if key else ""
 
     def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
         """A note where ids, or values of a user's attributes, look like e-mail addresses; empty where none do."""
         if Pseudonyms.of(self.pseudonyms) is None and (found := email_like(user_ids)):
+            looked = min(len(user_ids), SAMPLE)
             return (
-                f"{found:,} of the first {min(len(user_ids), SAMPLE):,} user ids look like e-mail addresses, which every "
+                f"{found:,} of the first {looked:,} user ids look like e-mail addresses, which every "
                 "artefact would hold: set data.pseudonymise.key_env, so that a keyed hash takes their place"
             )
-        for name in [] if users is None else users.column_names:
-            if name not in PROVENANCE and name != schema.USER_ID and pa.types.is_string(users.schema.field(name).type):
-                if email_like(users.column(name).combine_chunks()):
-                    return f"the users' column {name!r} has values like e-mail addresses; leave it out of the source"
+        table = users if users is not None else pa.table({})
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        for name in texts:
+            if name not in (*PROVENANCE, schema.USER_ID) and email_like(table.column(name).combine_chunks()):
+                return f"the users' column {name!r} has values like e-mail addresses; leave it out of the source"
         return ""
 
     def around(self, pieces: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -113,3 +120,7 @@ class GuardedPiece:
         for name in present:
             gone |= self.guard.forgotten.among(block.column(name))
         return ~gone
+
+
+def _with_column(block: pa.Table, name: str, column: Any) -> pa.Table:
+    return block.set_column(block.schema.get_field_index(name), name, column)

@@ -37,6 +37,7 @@ from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
 from recsys.data.finetune import finetune
+from recsys.data.forgotten import Forgotten
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
 from recsys.data.guarded import Guard
@@ -94,7 +95,7 @@ def prepare(
     if config.data.media.images.column:
         with quiet():
             fingerprint += image_fingerprint(source, config.data.media.images)
-    guard = Guard.of(config)
+    guard = Guard.of(config, base.forgotten if base else Forgotten())
     whole = guard.keyed(content_hash(config, fingerprint, base.digest() if base else ""))
     digest = guard.forgotten.bound(whole)
     existing = _existing(config.dataset_dir, digest)

@@ -1,8 +1,9 @@
 """Pseudonyms: user ids as a keyed hash of them, made where the source is read, so that no artefact holds an id.
 
-Why keyed: a plain hash of a customer number is found by hashing all customer numbers. Without the key a pseudonym tells
-nothing; with it, whoever asks for a user by the id hashes it again (HMAC-SHA256, RFC 2104). The key is no part of the
-configuration and of no artefact: only where it is found is, and a check value that tells a wrong key from the right one.
+Why keyed: a plain hash of a customer number is found by hashing all customer numbers. Without the key a pseudonym
+tells nothing; with it, whoever asks for a user by the id hashes it again (HMAC-SHA256, RFC 2104). The key is no part of
+the configuration and of no artefact: only where it is found is, and a check value that tells a wrong key from the right
+one.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Pseudonyms:
         key = text.strip().encode()
         if len(key) < _LEAST_BYTES:
             raise ConfigError(
-                f"data.pseudonymise: {where} holds {len(key)} bytes, expected a secret of at least {_LEAST_BYTES}; make "
-                "one with `openssl rand -hex 32`, keep it outside of the run folder, and set it on every machine that "
-                "reads the source"
+                f"data.pseudonymise: {where} holds {len(key)} bytes, expected a secret of at least {_LEAST_BYTES}; "
+                "make one with `openssl rand -hex 32`, keep it outside of the run folder, and set it on every machine "
+                "that reads the source"
             )
         return Pseudonyms(key)
 

@@ -1,13 +1,13 @@
 """A test of membership: can a model tell a user who was forgotten from one whom it has never seen?
 
-The attack (Yeom et al. 2018; Carlini et al. 2022) asks the model with each stretch of a history and looks at how probable
-it takes what came next to be. What a model remembers of a user makes their own events more probable than those of people
-like them. Asked without an id, as anybody could. AUC .5: the attack is blind; 1: it always tells.
+The attack (Yeom et al. 2018; Carlini et al. 2022) asks the model with each stretch of a history and looks at how
+probable it takes what came next to be. What a model remembers of a user makes their own events more probable than those
+of people like them. Asked without an id, as anybody could. AUC .5: the attack is blind; 1: it always tells.
 
     t(u) = mean over places p of  log softmax_i(s(u_{<p}, i)) at the item of place p
 
-Remaining users, whom the model was trained on, are asked as well: where the attack does not tell *them* either, the test says
-little, and says so. Legend: U users, Q questions, N items.
+Remaining users, whom the model was trained on, are asked as well: where the attack does not tell *them* either, the
+test says little, and says so. Legend: U users, Q questions, N items.
 """
 
 from __future__ import annotations
@@ -124,6 +124,6 @@ def _why(num_forgotten: int) -> str:
     if not num_forgotten:
         return "no forgotten user has two events that are known"
     return (
-        "there are no users that the model has never seen; name a file of their histories with forget.unseen, or forget "
-        "with a temporal split, which has newcomers in its test part"
+        "there are no users that the model has never seen; name a file of their histories with forget.unseen, or use a "
+        "temporal split, which has newcomers in its test part"
     )

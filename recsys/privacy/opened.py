@@ -1,7 +1,7 @@
 """Every byte of a file, and of what is packed in it: the parts in which a search looks.
 
-A file is itself a part (as bytes). Beside that, what is compressed or coded is opened, as deep as it goes: gzip, bz2, xz,
-zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files; ``data:`` URIs of pages. What cannot be
+A file is itself a part (as bytes). Beside that, what is compressed or coded is opened, as deep as it goes: gzip, bz2,
+xz, zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files; ``data:`` URIs of pages. What cannot be
 opened is a part of the kind ``unreadable``, which the caller must report: it was not searched.
 
 Not covered: what a picture shows, and what is encrypted.

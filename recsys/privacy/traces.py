@@ -1,10 +1,11 @@
 """What a user leaves in files: their id, in every form that files write it in, and stretches of their history.
 
-An id is looked for byte by byte where it is long enough that such bytes do not occur by chance. A short one (``2``) is a
-number like any other; it is looked for where users are named: columns and keys called user, friend, src or dst.
+An id is looked for byte by byte where it is long enough that such bytes do not occur by chance. A short one (``2``) is
+a number like any other; it is looked for where users are named: columns and keys called user, friend, src or dst.
 
 A history is looked for as stretches of items, in the order of time and of their numbers, and of times, as 32 and 64 bit
-integers and as texts; a stretch that another user has as well tells of nobody and is left out.
+integers and, of items, as ids and titles in a row; a stretch that another user has as well tells of nobody and is left
+out.
 """
 
 from __future__ import annotations
@@ -107,8 +108,11 @@ class Traces:
     num_events: int = 0
     num_common: int = 0  # stretches that others have as well
 
-    def add_history(self, histories: Histories, users: Sequence[int], item_ids: Sequence[str]) -> None:
-        """The stretches of these users (dense ids) in the numbers of one dataset or bundle."""
+    def add_history(
+        self, histories: Histories, users: Sequence[int], item_ids: Sequence[str], titles: Sequence[str] = ()
+    ) -> None:
+        """The stretches of these users (dense ids) in the numbers of one dataset or bundle, with the ids and titles of
+        its items."""
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         rows = np.flatnonzero(is_gone_U)
         others = histories.take(np.flatnonzero(~is_gone_U))
@@ -120,20 +124,25 @@ class Traces:
             self.num_events += len(items)
             for values, haystack in zip((items, times, np.unique(items)), haystacks, strict=True):
                 for stretch in _stretches(values):
-                    self._add(stretch, haystack, item_ids if values is items else None)
+                    if self._add(stretch, haystack) and values is items:
+                        self._add_texts(stretch, item_ids, titles)
 
-    def _add(self, stretch: Array, haystack: bytes, item_ids: Sequence[str] | None) -> None:
+    def _add(self, stretch: Array, haystack: bytes) -> bool:
         key = stretch.tobytes()
         if key in self.stretches:
-            return
+            return False
         if _holds(haystack, key, 8):
             self.num_common += 1
-            return
+            return False
         self.stretches.add(key)
-        if item_ids is not None and len(item_ids):
-            names = [re.escape(str(item_ids[item]).encode()) for item in stretch.tolist()]
-            between = rb"[^0-9A-Za-z]{1,%d}" % _MOST_BETWEEN
-            self.texts.append(re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])"))
+        return True
+
+    def _add_texts(self, stretch: Array, item_ids: Sequence[str], titles: Sequence[str]) -> None:
+        """The stretch as lists and pages write it, by ids and by titles, from the oldest on and from the newest."""
+        for names in (item_ids, titles):
+            if len(names):
+                shown = [_alternatives(str(names[item])) for item in stretch.tolist()]
+                self.texts += [_in_a_row(shown), _in_a_row(shown[::-1])]
 
     def found_in(self, part: Part) -> Iterator[str]:
         """``id`` or ``history`` where a part holds them."""
@@ -166,6 +175,17 @@ class Traces:
         if b"\0" in data[:4096]:
             return False
         return any(pattern.search(data) for pattern in self.texts)
+
+
+def _alternatives(name: str) -> bytes:
+    """A name as text, JSON and HTML write it."""
+    forms = {name, json.dumps(name)[1:-1], html.escape(name)}
+    return rb"(?:" + rb"|".join(re.escape(form.encode()) for form in sorted(forms)) + rb")"
+
+
+def _in_a_row(names: Sequence[bytes]) -> re.Pattern[bytes]:
+    between = rb"(?:<[^<>]{0,99}>|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
+    return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
 
 
 def _stretches(values: Array) -> list[Array]:

@@ -25,7 +25,13 @@ _NO_USE: Final = (
 )
 
 
-def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
+def model_card(
+    config: Config,
+    manifest: Manifest,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    influence: Sequence[str] = (),
+) -> str:
     """The card of an evaluated model, Markdown.
 
     Args:
@@ -33,6 +39,7 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
         manifest: of the dataset it was trained and evaluated on.
         metrics: the content of ``metrics.json``; empty where there is none.
         lineage: see :func:`recsys.registry.provenance.lineage`.
+        influence: what of the model still depends on users who were forgotten.
     """
     names = list(config.model.granularities.enabled())
     lines = [
@@ -54,6 +61,7 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
         lines += _section("Members", _members(metrics))
         lines += _section("Granularities", _granularities(metrics))
     lines += _section("Limits", _limits(manifest, metrics))
+    lines += _section("Influence of forgotten users", _influence(manifest, influence))
     lines += _section("Lineage", lineage_lines(lineage))
     return shown_as_text("\n".join([*lines, ""]))
 
@@ -264,6 +272,26 @@ def _granularities(metrics: Mapping[str, Any]) -> list[str]:
         for name, entry in (metrics.get("granularities") or {}).items()
     ]
     return table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows) if rows else []
+
+
+def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
+    """Whose rows are gone, and what was not trained again without them."""
+    if not manifest.forgotten.get("users"):
+        return []
+    number = sum(len(hashes) for hashes in manifest.forgotten["users"].values())
+    influence = [*influence, *manifest.forgotten.get("left", [])]
+    if not influence:
+        return [
+            f"The model was trained without the {number:,} users who were forgotten; nothing in it depends on them."
+        ]
+    return [
+        f"The rows of {number:,} forgotten users are gone, and what is counted or fitted was made again without them. "
+        "Trained before, or chosen on data that they were part of, and so not free of their influence:",
+        "",
+        *(f"- {_text(what)}" for what in influence),
+        "",
+        "`recsys forget --retrain` trains without them.",
+    ]
 
 
 def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:

@@ -64,6 +64,12 @@ class Store:
             return str(self._client.get_run(run_id).data.params.get("run.dir", ""))
         return ""
 
+    def run_of_model(self, model_id: str) -> str:
+        """The run that logged a model; empty where the store knows none."""
+        with suppress(Exception):
+            return str(self._client.get_logged_model(model_id).source_run_id or "")
+        return ""
+
     def replace(self, old: Version, number: int) -> None:
         """Hand the aliases of a version, and what its tags say of promotions, to a newer one of the same model."""
         for alias in old.aliases:
@@ -85,7 +91,8 @@ class Store:
         if version.folder is not None:
             shutil.rmtree(version.folder)
         elif location:
-            get_artifact_repository(location).delete_artifacts()
+            repository: Any = get_artifact_repository(location)
+            repository.delete_artifacts()
         if version.model_id:
             with suppress(Exception):  # it is gone with its files, whatever the store keeps of it
                 self._client.delete_logged_model(version.model_id)
