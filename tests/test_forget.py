@@ -372,3 +372,39 @@ def test_without_unseen_users_the_test_says_so() -> None:
     nobody = Histories.of_items([])
     said = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
     assert said == {"tested": False, "why": "no forgotten user has two events that are known"}
+
+
+@pytest.mark.slow
+def test_a_retrained_model_cannot_tell_who_was_forgotten_from_who_was_never_seen(
+    tmp_path: Path, ray_local: None, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that learns by heart: the attack tells whom it was trained on from others, and not who was forgotten."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    rng = np.random.default_rng(3)
+    lists = [rng.permutation(80)[:14].tolist() for _ in range(240)]
+    rows = [
+        f"u-{u:04d},i{item},{1_600_000_000 + 86_400 * p + u}" for u in range(180) for p, item in enumerate(lists[u])
+    ]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
+    unseen = [json.dumps({"history": [f"i{item}" for item in row]}) for row in lists[180:]]
+    (tmp_path / "unseen.jsonl").write_text("\n".join(unseen), encoding="utf-8")
+    tree = {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}, "text": {"enabled": False}},
+        "model": {"width": 48, "item": {"text": False}, "granularities": {"evolution": {"enabled": True}}},
+        "train": {"epochs": 60, "evaluate_every": 60, "batch_size": 32, "lr": 0.01, "metric": "ndcg@5", "threads": 1},
+        "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100},
+        "registry": {"name": "by-heart"},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    gone = [f"u-{u:04d}" for u in range(60)]
+    (tmp_path / "gone.txt").write_text("\n".join(gone), encoding="utf-8")
+    command = ["forget", "--config", str(tmp_path / "c.yaml"), "--forget.unseen", str(tmp_path / "unseen.jsonl")]
+    with training_here():
+        assert main(["run", "--config", str(tmp_path / "c.yaml")]) == 0
+        assert main([*command, "--forget.file", str(tmp_path / "gone.txt"), "--retrain"]) == 0
+    (proof,) = _proofs(tmp_path / "c.yaml")
+    tested = proof["membership"]
+    assert tested["members"]["low"] > 0.6, "the attack tells whom the model was trained on"
+    assert tested["is_blind"] and abs(tested["forgotten"]["auc"] - 0.5) < 0.12
+    assert "nothing in it depends on them" in (tmp_path / "run" / "bundle" / "MODEL_CARD.md").read_text()

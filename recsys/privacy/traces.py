@@ -13,8 +13,9 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -24,11 +25,10 @@ import pyarrow.compute as pc
 
 from recsys.data.histories import Array, Histories
 from recsys.privacy.opened import Part
+from recsys.privacy.stretches import Stretches, stretches_of
 
 _DISTINCT_BYTES: Final = 5
 _DISTINCT_DIGITS: Final = 9
-STRETCH: Final = 6  # events of a stretch, and …
-_LEAST: Final = 3  # … of the shortest that tells anything
 _NAMES_USERS: Final = re.compile(r"user|friend|src|dst|raw|member|customer|visitor", re.IGNORECASE)
 _WORD: Final = re.compile(rb"[0-9A-Za-z_]")
 _MORE: Final = re.compile(rb"[0-9A-Za-z_.@+:/-]")
@@ -71,15 +71,11 @@ class Id:
                 start = data.find(form, start + 1)
         return False
 
-    def in_cells(self, cells: Sequence[str], where: str) -> bool:
+    def in_cells(self, cells: Sequence[str], joined: bytes, where: str) -> bool:
         """Whether texts hold it; of a short id only in a column that names users, as a whole cell."""
-        if not self.distinct:
-            return bool(_NAMES_USERS.search(where)) and (
-                self.text in cells or self._named_in("\n".join(cells).encode())
-            )
-        array = pa.array(cells, pa.large_string())
-        held = array.filter(pc.match_substring(array, self.text)).to_pylist()
-        return any(self.in_bytes(text.encode()) for text in held)
+        if self.distinct:
+            return self.in_bytes(joined)
+        return bool(_NAMES_USERS.search(where)) and (self.text in cells or self._named_in(joined))
 
     def _is_word(self, data: Any, start: int, end: int) -> bool:
         """Whether it stands alone there, and not in a longer id of somebody else."""
@@ -103,8 +99,8 @@ class Traces:
     """All that a search looks for."""
 
     ids: list[Id] = field(default_factory=list)
-    stretches: set[bytes] = field(default_factory=set)  # of int64, little endian
-    texts: list[re.Pattern[bytes]] = field(default_factory=list)  # of item ids in a row
+    stretches: set[bytes] = field(default_factory=set)  # see recsys.privacy.stretches
+    texts: list[Row] = field(default_factory=list)  # items in a row, as lists and pages write them
     num_events: int = 0
     num_common: int = 0  # stretches that others have as well
 
@@ -114,87 +110,86 @@ class Traces:
         """The stretches of these users (dense ids) in the numbers of one dataset or bundle, with the ids and titles of
         its items."""
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
-        rows = np.flatnonzero(is_gone_U)
-        others = histories.take(np.flatnonzero(~is_gone_U))
-        plain = (others.items_E, others.times_E, _sorted_items(others))
-        haystacks = [values.astype(np.int64).tobytes() for values in plain]
-        for row in rows.tolist():
-            span = slice(int(histories.offsets_U1[row]), int(histories.offsets_U1[row + 1]))
-            items, times = histories.items_E[span].astype(np.int64), histories.times_E[span].astype(np.int64)
-            self.num_events += len(items)
-            for values, haystack in zip((items, times, np.unique(items)), haystacks, strict=True):
-                for stretch in _stretches(values):
-                    if self._add(stretch, haystack) and values is items:
-                        self._add_texts(stretch, item_ids, titles)
+        others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
+        self.num_events += len(gone.items_E)
+        spans = [slice(a, b) for a, b in zip(gone.offsets_U1[:-1].tolist(), gone.offsets_U1[1:].tolist(), strict=True)]
+        kinds = (
+            ([gone.items_E[span] for span in spans], others.items_E),
+            ([gone.times_E[span] for span in spans], others.times_E),
+            ([np.unique(gone.items_E[span]) for span in spans], _sorted_items(others)),
+        )
+        for number, (own, of_others) in enumerate(kinds):
+            keys = {key for values in own for key in stretches_of(values)} - self.stretches
+            common = Stretches(keys).among(of_others)
+            self.num_common += len(common)
+            self.stretches |= keys - common
+            if number == 0:
+                for key in sorted(keys - common):
+                    self._add_texts(np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles)
+        self.__dict__.pop("_numbers", None)
 
-    def _add(self, stretch: Array, haystack: bytes) -> bool:
-        key = stretch.tobytes()
-        if key in self.stretches:
-            return False
-        if _holds(haystack, key, 8):
-            self.num_common += 1
-            return False
-        self.stretches.add(key)
-        return True
-
-    def _add_texts(self, stretch: Array, item_ids: Sequence[str], titles: Sequence[str]) -> None:
-        """The stretch as lists and pages write it, by ids and by titles, from the oldest on and from the newest."""
+    def _add_texts(self, items: list[int], item_ids: Sequence[str], titles: Sequence[str]) -> None:
+        """By ids and by titles, from the oldest on and from the newest."""
         for names in (item_ids, titles):
             if len(names):
-                shown = [_alternatives(str(names[item])) for item in stretch.tolist()]
-                self.texts += [_in_a_row(shown), _in_a_row(shown[::-1])]
+                shown = [str(names[item]) for item in items]
+                self.texts += [Row.of(shown), Row.of(shown[::-1])]
+
+    @cached_property
+    def _numbers(self) -> Stretches:
+        return Stretches(self.stretches)
 
     def found_in(self, part: Part) -> Iterator[str]:
         """``id`` or ``history`` where a part holds them."""
         if part.kind == "numbers":
-            content = part.data.tobytes()
             numbers = [int(one.text) for one in self.ids if one.distinct and one.text.isdigit()]
             if numbers and np.isin(np.array([n for n in numbers if n < 2**63], dtype=np.int64), part.data).any():
                 yield "id"
-            if any(_holds(content, key, 8) for key in self.stretches):
+            if self._numbers.among(part.data):
                 yield "history"
         elif part.kind == "cells":
-            if any(one.in_cells(part.data, part.where) for one in self.ids):
+            joined = "\n".join(part.data).encode("utf-8", "surrogatepass")
+            if any(one.in_cells(part.data, joined, part.where) for one in self.ids):
                 yield "id"
-            joined = "\n".join(part.data).encode()
-            if any(pattern.search(joined) for pattern in self.texts):
+            if self._in_text(joined):
                 yield "history"
         elif part.kind == "bytes":
             if any(one.in_bytes(part.data) for one in self.ids):
                 yield "id"
-            if any(self._in_raw(part.data, key) for key in self.stretches) or self._in_text(part.data):
+            if self._numbers.inside(part.data) or (b"\0" not in part.data[:4096] and self._in_text(part.data)):
                 yield "history"
 
-    def _in_raw(self, data: Any, key: bytes) -> bool:
-        values = np.frombuffer(key, dtype=np.int64)
-        if data.find(key) >= 0:
-            return True
-        return bool(np.abs(values).max() < 2**31) and data.find(values.astype(np.int32).tobytes()) >= 0
-
     def _in_text(self, data: Any) -> bool:
-        if b"\0" in data[:4096]:
-            return False
-        return any(pattern.search(data) for pattern in self.texts)
+        names = {form for row in self.texts for form in row.forms}
+        there = {form for form in names if data.find(form) >= 0}
+        return any(row.may_be_among(there) and row.pattern.search(data) for row in self.texts)
 
 
-def _alternatives(name: str) -> bytes:
-    """A name as text, JSON and HTML write it."""
-    forms = {name, json.dumps(name)[1:-1], html.escape(name)}
-    return rb"(?:" + rb"|".join(re.escape(form.encode()) for form in sorted(forms)) + rb")"
+@dataclass(frozen=True)
+class Row:
+    """Names of items that stand in a row, with few characters or tags between them."""
 
+    names: tuple[tuple[bytes, ...], ...]  # the forms of each: as text, JSON and HTML write it
 
-def _in_a_row(names: Sequence[bytes]) -> re.Pattern[bytes]:
-    between = rb"(?:<[^<>]{0,99}>|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
-    return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
+    @staticmethod
+    def of(names: Sequence[str]) -> Row:
+        forms = [{name, json.dumps(name)[1:-1], html.escape(name)} for name in names]
+        return Row(tuple(tuple(sorted(form.encode() for form in of_name)) for of_name in forms))
 
+    @property
+    def forms(self) -> Iterator[bytes]:
+        for of_name in self.names:
+            yield from of_name
 
-def _stretches(values: Array) -> list[Array]:
-    """The first, the middle and the last stretch; none of values that are all the same or too few."""
-    if len(values) < _LEAST or len(np.unique(values)) < _LEAST:
-        return []
-    size = min(STRETCH, len(values))
-    starts = sorted({0, (len(values) - size) // 2, len(values) - size})
-    return [values[start : start + size] for start in starts if len(np.unique(values[start : start + size])) >= _LEAST]
+    def may_be_among(self, there: Collection[bytes]) -> bool:
+        """Whether every name stands somewhere."""
+        return all(any(form in there for form in of_name) for of_name in self.names)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[bytes]:
+        between = rb"(?:<[^<>]{0,99}>|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
+        names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
+        return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
 
 
 def _sorted_items(histories: Histories) -> Array:
@@ -202,13 +197,3 @@ def _sorted_items(histories: Histories) -> Array:
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U).astype(np.int64)
     size = int(histories.items_E.max(initial=0)) + 1
     return np.asarray(np.unique(rows_E * size + histories.items_E) % size)
-
-
-def _holds(content: bytes, key: bytes, width: int) -> bool:
-    """Whether whole numbers of a row of them are the key's."""
-    start = content.find(key)
-    while start >= 0:
-        if start % width == 0:
-            return True
-        start = content.find(key, start + 1)
-    return False
