@@ -94,7 +94,7 @@ class Manifest:
     targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
     forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.data.forget; empty: nobody was
-    pseudonyms: str = ""  # the check value of the key that user ids were hashed with; empty: ids as in the source
+    pseudonyms: dict[str, str] = field(default_factory=dict)  # where the key of user ids is, and its check value
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)

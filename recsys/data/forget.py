@@ -24,7 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
+import pyarrow.parquet as pq
 
+from recsys import schema
 from recsys.config import Config
 from recsys.data.adapter import Adapter
 from recsys.data.audit import audit
@@ -46,6 +48,8 @@ from recsys.storage.mirror import download
 from recsys.storage.uris import is_remote
 
 FORGOTTEN_VALUE: Final = "(value of a forgotten user {})"
+_ENDS: Final = (schema.SRC_USER_ID, schema.DST_USER_ID)
+_ARROW_ROWS: Final = 1 << 18
 _NOTE: Final = " users were forgotten; the numbers of rows read are those of before"
 
 
@@ -103,6 +107,15 @@ def forget_users(
     return Rewritten(PreparedDataset(dataset.root), numbering, rewriting.rows, rewriting.left)
 
 
+def _with_used_texts(table: pa.Table) -> pa.Table:
+    """Coded columns with only the texts that a row has: a dictionary keeps those of rows that are gone."""
+    for place, field_ in enumerate(table.schema):
+        if pa.types.is_dictionary(field_.type):
+            column = table.column(place).cast(field_.type.value_type).dictionary_encode().cast(field_.type)
+            table = table.set_column(place, field_, column)
+    return table
+
+
 def _rows_of(table: pa.Table, column: str, users: Array) -> Array:
     return np.isin(np.asarray(table.column(column)), users)
 
@@ -155,12 +168,54 @@ class _Rewriting:
         return sorted(info.path[len(base) + 1 :] for info in found if info.type == pyarrow.fs.FileType.File)
 
     def _others(self) -> None:
-        """What holds no user is copied."""
+        """Tables with a column of users lose their rows, whatever they are; what holds no user is copied."""
         base = self.source._base.rstrip("/")
         for name in self._names():
-            if name not in self.done:
-                with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
-                    self.folder.write_bytes(name, stream.read())
+            if name in self.done:
+                continue
+            with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
+                content = stream.read()
+            if name.endswith(".parquet"):
+                table = pq.read_table(pa.BufferReader(content))
+                if (rest := self._without_users(table)) is not table:
+                    self.rows[name] = table.num_rows - rest.num_rows
+                    self._write(name, rest)
+                    continue
+            elif name.endswith(".arrow"):
+                content = self._arrow_file(name, content)
+            self.folder.write_bytes(name, content)
+
+    def _arrow_file(self, name: str, content: bytes) -> bytes:
+        with pa.ipc.open_file(pa.BufferReader(content)) as reader:
+            table = reader.read_all()
+        rest = self._without_users(table)
+        if rest is table:
+            return content
+        self.rows[name] = table.num_rows - rest.num_rows
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rest.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(rest.unify_dictionaries().combine_chunks(), max_chunksize=_ARROW_ROWS)
+        return bytes(sink.getvalue())
+
+    def _without_users(self, table: pa.Table) -> pa.Table:
+        """Without the rows of who goes, by id or by dense id; the table itself where no column is of users."""
+        ids = pa.array([self.source.user_ids[int(user)].as_py() for user in self.gone], pa.string())
+        by_id = [name for name in (schema.USER_ID, *_ENDS) if name in table.column_names]
+        by_number = [name for name in ("user", "src", "dst") if name in table.column_names]
+        by_number = [name for name in by_number if pa.types.is_integer(table.schema.field(name).type)]
+        if not by_id and not by_number:
+            return table
+        for name in by_id:
+            table = table.filter(pc.invert(pc.is_in(table.column(name).cast(pa.string()), value_set=ids)))
+        for name in by_number:
+            table = table.filter(pa.array(~_rows_of(table, name, self.gone)))
+            numbers = pa.array(self.numbering.number_U[np.asarray(table.column(name))])
+            table = table.set_column(
+                table.schema.get_field_index(name),
+                table.schema.field(name),
+                numbers.cast(table.schema.field(name).type),
+            )
+        return _with_used_texts(table)
 
     # ------------------------------------------------------------------------------------------------------- content
 
@@ -175,7 +230,7 @@ class _Rewriting:
         names = []
         targets_T = types_mask(self.manifest.event_types, self.manifest.targets)
         for name in self.manifest.shards:
-            file, table = f"histories/{name}", self.source.table(f"histories/{name}")
+            file, table = f"histories/{name}", self._newest_rows(name)
             users_U = np.asarray(table.column("user"))
             going_U = np.isin(users_U, self.gone)
             self._take_out(histories_from_table(table.filter(pa.array(going_U))), targets_T)
@@ -195,6 +250,18 @@ class _Rewriting:
                 self.folder.write_table(file, table)
                 names.append(name)
         self.manifest.shards = names
+
+    def _newest_rows(self, name: str) -> pa.Table:
+        """The rows of a shard; of users whom later files of it have as well, the latest, which take their place."""
+        newer = getattr(self.manifest, "renewed", {}).pop(name, [])
+        table = self.source.table(f"histories/{name}")
+        if not newer:
+            return table
+        self.done |= {f"histories/{file}" for file in newer}
+        table = pa.concat_tables([table, *(self.source.table(f"histories/{file}") for file in newer)])
+        users_U = np.asarray(table.column("user"))
+        last_U = len(users_U) - 1 - np.unique(users_U[::-1], return_index=True)[1]
+        return table.take(pa.array(last_U))
 
     def _take_out(self, gone: Histories, targets_T: Array) -> None:
         """Count what goes."""

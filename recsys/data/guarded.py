@@ -56,12 +56,12 @@ class Guard:
         key = Pseudonyms.of(self.pseudonyms)
         return content_hash if key is None else hashlib.sha256(f"{content_hash} {key.check}".encode()).hexdigest()
 
-    def described(self, whole: str) -> tuple[dict[str, Any], str]:
-        """What the manifest says of who is left out, and the check value of the key; ``whole``: the content hash of
-        the dataset with everybody."""
+    def described(self, whole: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the manifest says of who is left out, and of the key; ``whole``: the content hash of the dataset with
+        everybody."""
         key = Pseudonyms.of(self.pseudonyms)
         said = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
-        return said, key.check if key else ""
+        return said, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}
 
     def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
         """A note where ids, or values of a user's attributes, look like e-mail addresses; empty where none do."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +27,7 @@ SAMPLE: Final = 10_000  # ids that are looked at
 _LEAST_BYTES: Final = 16
 _DIGEST_CHARS: Final = 32  # 128 bits: two of 10⁹ users share a pseudonym with probability 10⁻²¹
 _CHECK: Final = b"multigrain: which key is it"
+_LOG = logging.getLogger(__name__)
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
 
 
@@ -86,6 +89,31 @@ class Pseudonyms:
 
     def _hex(self, content: bytes) -> str:
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:_DIGEST_CHARS]
+
+
+def known_as(described: Mapping[str, str]) -> Callable[[str], str]:
+    """From the id of a request to that of a model: its pseudonym, where the model has pseudonyms and the key is here.
+
+    Without the key ids are taken as they are: who has no key may ask by pseudonym, and for newcomers.
+
+    Args:
+        described: what a manifest or bundle says of its pseudonyms; empty where it has none.
+    """
+    if not described:
+        return str
+    places = {key: described[key] for key in ("key_env", "key_file") if described.get(key)}
+    try:
+        key = Pseudonyms.of(PseudonymConfig.model_validate(places))
+    except ConfigError:
+        key = None
+    if key is None or not hmac.compare_digest(key.check, described["check"]):
+        _LOG.warning(
+            "the model knows users by pseudonyms, and %s is not at its place (%s): requests must name pseudonyms",
+            "its key" if key is None else "the key there is another one; its own",
+            ", ".join(places.values()),
+        )
+        return str
+    return key.of_id
 
 
 def email_like(ids: pa.Array, sample: int = SAMPLE) -> int:
