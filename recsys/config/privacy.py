@@ -24,6 +24,17 @@ class PseudonymConfig(Section):
         return self
 
 
+class PrivateConfig(Section):
+    """Training with differential privacy for users (DP-SGD): see docs/privacy.md for what it covers."""
+
+    epsilon: float = Field(0.0, ge=0, description="ε of the whole training; 0: not private")
+    delta: float = Field(0.0, ge=0, lt=1, description="δ; 0: the power of ten below 1 / (10 · users)")
+    clip: float = Field(1.0, gt=0, description="most that the gradient of a user may be long, in place of clip_norm")
+    popularity_share: float = Field(
+        0.1, gt=0, lt=1, description="of ε for the counts of items, which answer where nothing is known"
+    )
+
+
 class ForgetConfig(Section):
     """Whom `recsys forget` removes; the ids are written down nowhere."""
 

@@ -31,6 +31,7 @@ def model_card(
     metrics: Mapping[str, Any],
     lineage: Mapping[str, Any],
     influence: Sequence[str] = (),
+    private: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of an evaluated model, Markdown.
 
@@ -40,6 +41,7 @@ def model_card(
         metrics: the content of ``metrics.json``; empty where there is none.
         lineage: see :func:`recsys.registry.provenance.lineage`.
         influence: what of the model still depends on users who were forgotten.
+        private: what a private training has spent (:class:`recsys.training.private.Budget`); None: it was none.
     """
     names = list(config.model.granularities.enabled())
     lines = [
@@ -61,6 +63,7 @@ def model_card(
         lines += _section("Members", _members(metrics))
         lines += _section("Granularities", _granularities(metrics))
     lines += _section("Limits", _limits(manifest, metrics))
+    lines += _section("Differential privacy", _private(private))
     lines += _section("Influence of forgotten users", _influence(manifest, influence))
     lines += _section("Lineage", lineage_lines(lineage))
     return shown_as_text("\n".join([*lines, ""]))
@@ -272,6 +275,22 @@ def _granularities(metrics: Mapping[str, Any]) -> list[str]:
         for name, entry in (metrics.get("granularities") or {}).items()
     ]
     return table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows) if rows else []
+
+
+def _private(private: Mapping[str, Any] | None) -> list[str]:
+    """What ε covers, and what it does not."""
+    if private is None:
+        return []
+    return [
+        f"Trained by DP-SGD with the {private['unit']} as the unit: **ε {private['epsilon']:.3f} at δ "
+        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients cut "
+        f"to {private['clip']:g}, {private['steps']:,} steps with a share {private['sample_rate']:.4f} of "
+        f"{private['users']:,} users each).",
+        "",
+        "- It covers the trained weights, the items' vectors, and how often items occur.",
+        "- It does not cover which items and event types there are, the histories that a bundle keeps to answer known "
+        "users, or the figures of this card, which are of real users.",
+    ]
 
 
 def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from recsys.training.checkpoint import TrainResult
 from recsys.training.constants import CONSTANTS
 from recsys.training.kept import KEPT
 from recsys.training.loop import RATINGS
+from recsys.training.private import PRIVACY
 from recsys.training.ratings import fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.strata import refit_strata, stratum_of
@@ -55,6 +56,8 @@ def without_users(
         through: the last part whose events it was trained on.
     """
     frozen, weights = _made(config, dataset, trained, without_rows(trained.weights, numbering), through)
+    if PRIVACY in trained.choices:  # its noised counts are spent: others would spend again
+        frozen.popularity_N = trained.frozen.popularity_N
     if config.train.ratings and RATINGS in trained.choices:
         fit_head(frozen, dataset, through, trained.choices[RATINGS])
     selected = trained.selected
