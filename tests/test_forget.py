@@ -22,15 +22,20 @@ import torch
 import yaml
 from handmade import small_world
 from safetensors.torch import load_file, save_file
+from test_prepare import MemorySource, config, event, rows_of, silent
+from test_user_text import world as user_text_world
 
 from pipelines.cli import main
+from recsys import schema
 from recsys.config import build_config, load_config
 from recsys.data.audit import audit
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forget import forget_users
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Histories, Split
+from recsys.data.prepare import prepare
 from recsys.data.renumber import Renumbering
+from recsys.data.text_cache import VectorCache, forget_texts, text_keys
 from recsys.errors import ArtifactError
 from recsys.privacy.membership import membership, separation
 from recsys.privacy.proof import is_signed, search_file
@@ -127,7 +132,7 @@ def _holding(root: Path, word: str) -> list[str]:
 
 def test_after_forgetting_nothing_is_found_and_everything_still_works(trained: Path, capsys: Captured) -> None:
     """One story, as each step stands on the one before: forget, search, serve, prepare again, forget again."""
-    root, config = trained.parent, load_config(trained)
+    root, given = trained.parent, load_config(trained)
     store = f"sqlite:///{root / 'mlflow.db'}"
     served = Followed("models:/films@champion", store)
     before, examples = served.version(), read_bundle(root / "run" / "bundle")
@@ -168,10 +173,63 @@ def test_after_forgetting_nothing_is_found_and_everything_still_works(trained: P
     assert "old.zip: id in /notes/a.json.gz/gzip" in capsys.readouterr().err
     assert _proofs(trained)[-1]["result"] == "found"
     shutil.rmtree(root / "pulled")
-    assert config.forget.users == [] and "person" not in (root / "run" / "history.jsonl").read_text()
+    assert given.forget.users == [] and "person" not in (root / "run" / "history.jsonl").read_text()
 
     parent = open_parent(str(root / "run" / "bundle"), store)
     assert parent.vocabulary().forgotten.holds(GONE[0]), "an update in another folder leaves them out as well"
+
+
+def test_an_interrupted_forgetting_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between the dataset and the model, and again before the registry: the same command ends it."""
+    copied = _copy(trained, tmp_path)
+    command = ["forget", "--config", str(copied), "--user", "person-033"]
+    for module, name in (("pipelines.forget", "make_models_again"), ("pipelines.forget", "forget_versions")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{name}", _stopped)
+            assert main(command) == 1
+        assert (tmp_path / "run" / "forgetting.json").is_file()
+    assert main(command) == 0
+    assert _holding(tmp_path, "person-033") == ["events.csv", "social.csv"]
+    assert not (tmp_path / "run" / "forgetting.json").exists()
+    assert read_bundle(tmp_path / "run" / "bundle").info.dataset["counts"]["users"] == 59
+
+
+def _stopped(*_: Any, **__: Any) -> None:
+    raise RuntimeError("stopped")
+
+
+def _copy(trained: Path, folder: Path) -> Path:
+    """A world of its own with the same data; its run is made anew."""
+    tree = yaml.safe_load(trained.read_text(encoding="utf-8"))
+    for name in ("events.csv", "social.csv"):
+        shutil.copy(trained.parent / name, folder / name)
+    tree["run"]["dir"] = str(folder / "run")
+    tree["data"]["source"] |= {"events": [str(folder / "events.csv")], "social": [str(folder / "social.csv")]}
+    path = folder / "films.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert main(["run", "--config", str(path)]) == 0
+    return path
+
+
+def test_a_version_of_another_run_folder_is_named_and_deleted_when_told(
+    trained: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """It cannot be made again here, so the proof says where it is; nothing of others is deleted unasked."""
+    copied = _copy(trained, tmp_path)
+    store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert main(["run", "--config", str(copied), "--run.dir", str(tmp_path / "other")]) == 0
+    store.set_registered_model_alias("films", "champion", "2")
+    store.set_registered_model_alias("films", "challenger", "1")
+    command = ["forget", "--config", str(copied), "--user", "person-040"]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "models:/films/2 holds them and cannot be made again here (champion; made in" in captured.out
+    assert "run it there, or give --forget.delete_versions true" in captured.err
+    assert {str(one.version) for one in store.search_model_versions("name = 'films'")} == {"2", "3"}
+    assert main([*command, "--forget.delete_versions", "true"]) == 0
+    assert {str(one.version) for one in store.search_model_versions("name = 'films'")} == {"3"}
+    found = _holding(tmp_path / "mlartifacts", "person-040")
+    assert found == [], "its report and model are gone from the artefacts"
 
 
 # ------------------------------------------------------------------------------------------------------- the dataset
@@ -245,6 +303,116 @@ def test_a_damaged_list_stops_prepare_and_an_inherited_one_is_kept(tmp_path: Pat
     Path(place).write_text("{}")
     with pytest.raises(ArtifactError, match="list of forgotten users, is damaged"):
         Forgotten.read(place)
+
+
+def _shop(folder: Path, forgotten: Forgotten | None = None) -> PreparedDataset:
+    """Purchases with a context column, tags that make item text, friends, and a row of each kind that is set aside."""
+    rng, rows = np.random.default_rng(1), []
+    for user in range(9):
+        name = f"user-{user}"
+        for place, item in enumerate(rng.permutation(12)[:6].tolist()):
+            weather = f"only-{user}" if place == 0 else "rain"
+            rows.append(event(name, f"i{item}", 1000 * place + user, weather=weather))
+            rows.append(event(name, f"i{item}", 1000 * place + user, event_type="tag", tag=f"tag-{user % 4}"))
+    rows += [event("user-4", "i0", 5, **{schema.REASON: "bad time", schema.RAW: "user-4,i0,soon"}), rows[0]]
+    edges = [{schema.SRC_USER_ID: f"user-{a}", schema.DST_USER_ID: f"user-{(a + 1) % 9}"} for a in range(9)]
+    tables = {
+        "events": rows_of("events", rows, weather=pa.string(), tag=pa.string()),
+        "social": rows_of("social", edges),
+    }
+    text = {"enabled": False, "event_column": "tag", "event_types": ["tag"]}
+    settings = config(folder, context=["weather"], text=text, forgotten=str(folder / "list.json"))
+    if forgotten is not None:
+        forgotten.write(str(folder / "list.json"))
+    return prepare(settings, silent, MemorySource(**tables))
+
+
+def _shown(dataset: PreparedDataset) -> dict[str, Any]:
+    """A dataset by external ids, whatever its numbers are."""
+    users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
+    found, column = dataset.histories(), dataset.context[0]
+    weather = ["missing", "unknown", *(column.values or ())]
+    events = {}
+    for row, user in enumerate(found.users_U.tolist()):
+        span = range(found.offsets_U1[row], found.offsets_U1[row + 1])
+        events[users[user]] = [
+            (items[found.items_E[e]], int(found.times_E[e]), int(found.splits_E[e]), weather[found.context_EC[e, 0]])
+            for e in span
+        ]
+    src, dst, _ = dataset.social_edges()
+    aside = {kind: dataset.table(f"{kind}/events.parquet").num_rows for kind in ("quarantine", "dropped")
+             if (Path(dataset.root) / kind / "events.parquet").exists()}  # fmt: skip
+    counted = ("users", "items", "events", "train", "valid", "test", "social_edges", "items_with_text")
+    return {
+        "events": events,
+        "friends": sorted((users[a], users[b]) for a, b in zip(src, dst, strict=True)),
+        "texts": dict(zip(items, dataset.features.column("text").to_pylist(), strict=True)),
+        "counts": {part: dataset.item_counts_N(part).tolist() for part in Split},
+        "numbers": {name: dataset.manifest.counts[name] for name in counted},
+        "aside": {kind: number for kind, number in aside.items() if number},
+    }
+
+
+@pytest.mark.parametrize("gone", [("user-4",), ("user-8", "user-0")])
+def test_forgetting_gives_what_prepare_gives_without_them(
+    tmp_path: Path, ray_local: None, gone: tuple[str, ...]
+) -> None:
+    """Histories, item text of tags, counts, friends, context, rows set aside: rewritten and read anew are the same."""
+    forgotten = Forgotten().having(gone)
+    (tmp_path / "new").mkdir()
+    expected = _shop(tmp_path / "new", forgotten)
+    before = _shop(tmp_path / "old")
+    numbers = [before.user_ids.to_pylist().index(user) for user in gone]
+    lines = [user.encode() for user in gone]
+    found = forget_users(
+        before, numbers, forgotten, config(tmp_path), lambda text: any(line.decode() in text for line in lines)
+    )
+    assert _shown(found.dataset) == _shown(expected)
+    assert found.dataset.manifest.content_hash == expected.manifest.content_hash
+    assert any("context column weather" in line for line in found.left)
+    traces = Traces([Id.of(user, pa.array([], pa.string()), pa.array([], pa.string())) for user in gone])
+    for path in sorted(one for one in Path(found.dataset.root).rglob("*") if one.is_file()):
+        assert not search_file(path, path.name, traces).found, path
+
+
+def test_rows_of_users_in_other_tables_go_as_well(tmp_path: Path) -> None:
+    """A table that this release does not know, by ids or by numbers, coded or not: nothing of the rows is left."""
+    dataset = small_world(tmp_path / "d")
+    folder = Path(dataset.root) / "text"
+    folder.mkdir()
+    coded = pa.array(["u0", "u1", "u0"]).dictionary_encode()
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink:
+        table = pa.table({"user_id": coded, "what": [1, 2, 3]})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    pq.write_table(pa.table({"user": pa.array([0, 5, 1], pa.int32()), "what": [1, 2, 3]}), folder / "rows.parquet")
+    after = forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({})).dataset
+    with pa.ipc.open_file(str(Path(after.root) / "text/rows.arrow")) as reader:
+        rest = reader.read_all().combine_chunks()
+    assert rest.column("what").to_pylist() == [2] and b"u0" not in (Path(after.root) / "text/rows.arrow").read_bytes()
+    numbers = after.table("text/rows.parquet")
+    names = after.user_ids.to_pylist()
+    assert [names[user] for user in numbers.column("user").to_pylist()] == ["u5", "u1"]
+
+
+def test_texts_of_pasts_go_with_their_users(tmp_path: Path) -> None:
+    """What stays is read as before, row by row; vectors that nobody refers to any more are gone."""
+    dataset = user_text_world(tmp_path / "d")
+    names, before = dataset.user_ids.to_pylist(), dataset.user_texts(Split.VALID)
+    after = forget_users(dataset, [2, 5], Forgotten().having([names[2], names[5]]), build_config({})).dataset
+    texts = after.user_texts(Split.VALID)
+    assert before is not None and texts is not None
+    for user, name in enumerate(after.user_ids.to_pylist()):
+        rows = [found.whole(np.array([number]))[0] for found, number in ((texts, user), (before, names.index(name)))]
+        assert np.array_equal(texts.vectors_RT[rows[0]], before.vectors_RT[rows[1]])
+    assert len(texts.vectors_RT) < len(before.vectors_RT)
+
+
+def test_vectors_of_texts_leave_the_cache(tmp_path: Path) -> None:
+    cache = VectorCache(str(tmp_path), "some-model")
+    cache.store(text_keys(["a", "b", "c"], "some-model"), np.ones((3, 2), dtype=np.float16))
+    assert forget_texts(str(tmp_path), ["b", "z"]) == 1
+    assert len(cache.load(text_keys(["a", "b", "c"], "some-model"))) == 2
 
 
 # -------------------------------------------------------------------------------------------------------- the search

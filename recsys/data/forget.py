@@ -345,8 +345,6 @@ class _Rewriting:
             self._write(name, rest)
             tables.append(rest.group_by(["item", "term"]).aggregate([([], "count_all")]))
         if changed:
-            if "text_rows" in self.manifest.counts:
-                self.manifest.counts["text_rows"] -= changed
             self._compose_items([table.rename_columns(["item", "term", "count"]) for table in tables])
 
     def _compose_items(self, counted: list[pa.Table]) -> None:
