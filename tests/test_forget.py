@@ -211,6 +211,7 @@ def _copy(trained: Path, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_version_of_another_run_folder_is_named_and_deleted_when_told(
     trained: Path, tmp_path: Path, capsys: Captured
 ) -> None:

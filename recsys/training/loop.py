@@ -99,7 +99,8 @@ def fit(
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
             refit.best = weights  # so that its checkpoints carry what was selected
         refit.run()
-        weights, phase, selected = refit.state(), refit, refit.best if weights else None
+        weights, phase = refit.state(), refit
+        selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
         progress = replace(progress, phase="join", epoch=0, step=0)
     if silent:
         join = Phase(config, dataset, last, validate, context, progress, start)
