@@ -11,6 +11,7 @@ and the rest.
 from __future__ import annotations
 
 import importlib
+import json
 import signal
 import sys
 import traceback
@@ -119,8 +120,8 @@ def parse(words: Sequence[str]) -> Arguments:
     """
     config: str | None = None
     overrides: list[tuple[str, str]] = []
-    flags = dict.fromkeys(("--dry-run", "--help", "--ablate", "--resume", "--rollback"), False)
-    rest = list(words)
+    flags = dict.fromkeys(("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain"), False)
+    rest, users = list(words), list[str]()
     while rest:
         word = rest.pop(0)
         word = "--help" if word == "-h" else word
@@ -138,6 +139,10 @@ def parse(words: Sequence[str]) -> Arguments:
             value = rest.pop(0)
         if name == "config":
             config = value
+        elif name == "user":
+            while rest and not rest[0].startswith("--"):
+                value += f"\n{rest.pop(0)}"
+            users += value.split("\n")
         elif name == "budget":
             overrides.append(("run.budget", value))
         elif name == "force":
@@ -145,6 +150,10 @@ def parse(words: Sequence[str]) -> Arguments:
             overrides.append(("promote.force", quoted))
         else:
             overrides.append((name, value))
+    if users:
+        overrides.append(("forget.users", json.dumps(users)))
+    if flags["--retrain"]:
+        overrides.append(("forget.retrain", "true"))
     if flags["--rollback"]:
         overrides.append(("promote.rollback", "true"))
     if flags["--resume"]:
@@ -288,6 +297,7 @@ def _overview() -> str:
         "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
         "  --resume              go on where an interrupted run of the same configuration stopped\n"
         "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
+        "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
         "  --help                after a verb: every key with its type, default and meaning\n"
         "  --version\n\n"

@@ -68,7 +68,8 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:
                 folder.progress(f"no ratings foretold: {metrics['ratings']['skipped']}")
-        examples = example_users(trained.frozen, dataset, evaluation.ranking, settings.num_examples, config.seed)
+        shown = (settings.num_examples, config.seed, settings.show_ids)
+        examples = example_users(trained.frozen, dataset, evaluation.ranking, *shown)
         folder.write_json(folder.metrics, metrics)
         settings_text = redact(dump_config(config))
         render_report(folder.report, metrics, dataset.manifest, trained.history, examples, settings_text)

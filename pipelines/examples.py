@@ -24,9 +24,16 @@ _NUM_RECOMMENDATIONS: Final = 6
 
 
 def example_users(
-    model: FrozenModel, dataset: PreparedDataset, ranking: Ranking, num_examples: int, seed: int
+    model: FrozenModel,
+    dataset: PreparedDataset,
+    ranking: Ranking,
+    num_examples: int,
+    seed: int,
+    show_ids: bool = False,
 ) -> list[dict[str, Any]]:
     """Random queries of a ranking as the report shows them.
+
+    A report is sent around, so users have numbers unless ids are asked for.
 
     Each is ``{user, history: [title], recommendations: [{item, title, score, shares: {granularity: float}, hit}],
     movement, strata}``, the history oldest first; ``movement`` as of :func:`movements`, None without an evolution;
@@ -44,8 +51,8 @@ def example_users(
     moves: list[dict[str, Any] | None] = [*movements(model, dataset, queries)] or [None] * num_examples
     strata = strata_of_users(model, queries)
     examples = []
-    for shares_KR, history, row, movement, of_user in zip(
-        shares_EKR, queries.chunks(1), rows_E, moves, strata, strict=True
+    for number, (shares_KR, history, row, movement, of_user) in enumerate(
+        zip(shares_EKR, queries.chunks(1), rows_E, moves, strata, strict=True), 1
     ):
         kept_R = ranking.items_BK[row] >= 0
         items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
@@ -54,7 +61,7 @@ def example_users(
         user = int(history.histories.users_U[0])
         examples.append(
             {
-                "user": dataset.user_ids[user].as_py() if user >= 0 else "a user outside training",
+                "user": dataset.user_ids[user].as_py() if show_ids and user >= 0 else str(number),
                 "movement": movement,
                 "strata": of_user,
                 "history": [titles_N[item] for item in history.histories.items_E],

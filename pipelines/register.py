@@ -25,6 +25,7 @@ from recsys.registry.card import model_card
 from recsys.registry.item_index import index_bundle
 from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
+from recsys.training.private import PRIVACY
 
 
 def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dict[str, Any]:
@@ -63,7 +64,11 @@ def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dic
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
         if "parent" in origin:
             extra["parent"] = origin["parent"]
-        card = model_card(config, dataset.manifest, metrics, made)
+        if "influence" in origin:
+            extra["influence"] = origin["influence"]
+        private = trained.choices.get(PRIVACY)
+        extra |= {PRIVACY: private} if private else {}
+        card = model_card(config, dataset.manifest, metrics, made, origin.get("influence", ()), private)
         served = trained if final is None else final.result
         measured = None if final is None else Measured(trained.frozen, trained.weights)
         write_bundle(folder.bundle, served.frozen, dataset, extra, served.weights, card, measured)

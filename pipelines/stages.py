@@ -62,6 +62,14 @@ STAGES: Final[dict[str, Stage]] = {
         ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate says yes"),
     ),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
+    "forget": Stage(
+        ("{dataset}/", "{run}/model/", "every version in {tracking}"),
+        (
+            "{dataset}/ and {dataset}.forgotten.json",
+            "{run}/model/, metrics.json, report.html, bundle/ and a new version for those that are deleted",
+        ),
+    ),
+    "prove": Stage(("all files of {run}, {dataset}, {tracking} and the caches",), ("{run}/forgotten/proof-TIME.json",)),
     "parent": Stage(("{parent}",), ()),
     "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
     "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
@@ -103,6 +111,12 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.update:update",
         "go on from a registered model: new events (update.only all), feedback (fusion), strata",
         ("parent", "prepare", "train", "evaluate", "register"),
+    ),
+    "forget": Verb(
+        "pipelines.forget:forget",
+        "remove users from dataset, models, registry and caches, and prove it (--user ID …, --retrain)",
+        ("forget", "prove"),
+        reads_model=False,
     ),
     "serve": Verb(
         "pipelines.serve:serve",

@@ -31,6 +31,7 @@ from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import narrowed
 from recsys.training.loop import Validate
 from recsys.training.members import trained_part
+from recsys.training.private import PRIVACY
 from recsys.training.resume import FREE, training_digest
 from recsys.training.threads import settle_threads
 
@@ -154,6 +155,11 @@ def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
 def chosen_line(result: TrainResult, metric: str) -> str:
     """What was chosen, and on what the model rests."""
     again = f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and validation"
+    if budget := result.choices.get(PRIVACY):
+        return (
+            f"trained for {result.best_epoch} epochs, chosen by nobody's events: a user changes the model by at most "
+            f"ε {budget['epsilon']:.2f} at δ {budget['delta']:.0e}"
+        )
     if not result.frozen.trained_names:
         what = "nothing is trained: chose the weights of the fitted granularities"
     else:

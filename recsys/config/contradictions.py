@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from recsys.config.privacy_rules import not_private
 from recsys.config.root import Config
 from recsys.errors import ConfigError
 
@@ -24,6 +25,11 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
     """
     found = list(_of_data(config)) if _PREPARES in stages else []
     found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
+    if config.train.privacy.epsilon and ("sweep" in stages or (_TRAINS in stages and not config.has_model)):
+        found.append(
+            "train.privacy trains one model once, and a search or a chosen model (model auto) looks at users many "
+            "times: give a section model, and set train.privacy.epsilon 0 for the search"
+        )
     if found:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
 
@@ -61,6 +67,8 @@ def _of_training(config: Config) -> Iterator[str]:
     ordered = data.order in ("time", "file")
     if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
         yield "train.loss.label_smoothing acts on full_softmax only; set it 0, or train.loss.kind full_softmax"
+    if train.privacy.epsilon:
+        yield from not_private(config)
     if ordered and (train.hide_history or train.loss.event_power != 1.0):
         yield (
             f"train.hide_history {train.hide_history} and train.loss.event_power {train.loss.event_power} act on "

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
+from recsys.config.privacy import PseudonymConfig
 from recsys.config.section import Place, Section
 from recsys.config.sources import Source, SyntheticSource, open_kind
 
@@ -198,4 +199,8 @@ class DataConfig(Section):
     media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)
     knowledge: ItemFactsConfig = Field(default_factory=ItemFactsConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
+    pseudonymise: PseudonymConfig = Field(default_factory=PseudonymConfig)
+    forgotten: Place = Field(
+        "", description="list of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"
+    )
     num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")

@@ -31,3 +31,4 @@ class EvaluateConfig(Section):
     item_group: str = Field("", description="column of items, such as a category, by which exposure is compared")
     user_groups: list[str] = Field([], description="columns of users by which quality and exposure are compared")
     num_examples: int = Field(4, ge=0, description="users shown in the report")
+    show_ids: bool = Field(False, description="name the users that are shown by their ids; else by number")

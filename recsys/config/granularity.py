@@ -41,6 +41,7 @@ class GranularityConfig(Section):
     always_fitted: ClassVar[bool] = False  # in closed form, whatever its keys say
     reads: ClassVar[str] = ""  # the signal beside the events, empty: none; granularities of one signal share its input
     candidates: ClassVar[tuple[str, ...]] = ()  # keys of several values, of which validation chooses; see Several
+    per_user: ClassVar[bool] = False  # it reads of users only the history that is asked, so that it may train privately
     smaller: ClassVar[str] = ""  # the keys, below its section, that lower the memory of its fit
 
     enabled: bool = False

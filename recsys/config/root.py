@@ -10,6 +10,7 @@ from recsys.config.data import DataConfig
 from recsys.config.evaluate import EvaluateConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
+from recsys.config.privacy import ForgetConfig
 from recsys.config.promote import PromoteConfig, PullConfig
 from recsys.config.section import Place, Section
 from recsys.config.serve import ServeConfig
@@ -61,6 +62,7 @@ class Config(Section):
     serve: ServeConfig = Field(default_factory=ServeConfig)
     promote: PromoteConfig = Field(default_factory=PromoteConfig)
     pull: PullConfig = Field(default_factory=PullConfig)
+    forget: ForgetConfig = Field(default_factory=ForgetConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from recsys.config.outside import LOSSES, is_path, offers, one_of
+from recsys.config.privacy import PrivateConfig
 from recsys.config.section import Section, as_word
 from recsys.config.values import MetricName
 
@@ -82,6 +83,7 @@ class TrainConfig(Section):
     ratings: bool = Field(
         False, description="predict the values of events too, where they vary: RMSE and MAE beside the ranking"
     )
+    privacy: PrivateConfig = Field(default_factory=PrivateConfig)
     max_failures: int = Field(2, ge=0)
     checkpoint_steps: int = Field(
         1000, ge=0, description="steps between checkpoints inside an epoch, beside the one at each validation; 0: none"

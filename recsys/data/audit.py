@@ -133,8 +133,9 @@ class _Auditor(Checks):
 
     def _context(self) -> list[str]:
         """The known values of a category are those of training events; a number's mean has too little to tell by."""
+        unused = self.dataset.manifest.forgotten.get("context", {})
         for column, codes in zip(self.dataset.context, self.codes, strict=True):
-            known = set(range(UNKNOWN + 1, column.num_codes))
+            known = set(range(UNKNOWN + 1, column.num_codes)) - set(unused.get(column.name, ()))
             if column.values is not None and known - codes:
                 text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are of no training event"
                 self.refuse("context_values", text)

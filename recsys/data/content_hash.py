@@ -49,7 +49,7 @@ def settings_hash(config: Config) -> str:
 
 def _data(config: Config) -> dict[str, Any]:
     """The ``data`` section without the source, as far as it has an effect on what is written."""
-    data = config.data.model_dump(mode="json", exclude={"dir", "source", "min_overlap"})
+    data = config.data.model_dump(mode="json", exclude={"dir", "source", "min_overlap", "forgotten", "pseudonymise"})
     if not data["split"]["cold_users"]:  # keys that older datasets do not know
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     if not data["targets"]:

@@ -43,6 +43,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from recsys.data.context import ContextColumn
+from recsys.data.forgotten import Forgotten
 from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.newcomers import Newcomers
 from recsys.data.user_text_reader import ENTRIES, VECTORS, UserTexts
@@ -92,6 +93,8 @@ class Manifest:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
     targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
+    forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.data.forget; empty: nobody was
+    pseudonyms: dict[str, str] = field(default_factory=dict)  # where the key of user ids is, and its check value
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -141,13 +144,14 @@ class PreparedDataset:
     def vocabulary(self) -> Vocabulary:
         """All ids, for a dataset that continues this one."""
         known = (self.user_ids, self.item_ids, tuple(self.manifest.event_types))
+        forgotten = Forgotten.of_json(self.manifest.forgotten.get("users", {}))
         if not self.manifest.counts.get("facts"):
-            return Vocabulary(*known, context=self.context)
+            return Vocabulary(*known, context=self.context, forgotten=forgotten)
         named = (("entities", "entity"), ("relations", "relation"))
         entities, relations = (
             self._table(f"vocab/{file}.parquet").column(name).combine_chunks() for file, name in named
         )
-        return Vocabulary(*known, entities, relations, self.context)
+        return Vocabulary(*known, entities, relations, self.context, forgotten)
 
     @cached_property
     def features(self) -> pa.Table:

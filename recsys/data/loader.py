@@ -86,6 +86,7 @@ class TrainingLoader:
         self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]
         self._rows: list[int] = [0]
+        self._everything: tuple[Histories, Array] | None = None
         self._measure()
         if sum(self._rows) < world_size:
             need = "two events" if self.ordered else "one event"
@@ -122,6 +123,22 @@ class TrainingLoader:
                 )
                 yield Step(batch, self._weight(num_targets_U[rows]), number)
                 number += 1
+
+    def all_rows(self) -> tuple[Histories, Array]:
+        """The rows of all windows at once, and where each starts in its user's events: of a training that draws users.
+
+        One user may have several rows.
+        """
+        if self._everything is None:
+            loaded = [self._load(window) for window in range(len(self._windows))]
+            self._everything = Histories.concat([rows for rows, _ in loaded]), np.concatenate([s for _, s in loaded])
+        return self._everything
+
+    def batch_of(self, rows: Array, epoch: int) -> tuple[Batch, float]:
+        """A batch of rows of :meth:`all_rows`, and what their targets weigh."""
+        histories, starts_U = self.all_rows()
+        batch = self._with_texts(self._batch(histories, rows, self.hidden(epoch)), histories, starts_U, rows, epoch)
+        return batch, self._weight(self._num_targets_U(histories.take(rows)))
 
     def _pass_over(self, window: int, random: np.random.Generator) -> int:
         """Draw what :meth:`_global_batches` would for a window that is not read; the number of its batches."""

@@ -37,8 +37,10 @@ from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, encode_bucket, exchange
 from recsys.data.finetune import finetune
+from recsys.data.forgotten import Forgotten
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
+from recsys.data.guarded import Guard
 from recsys.data.html_text import without_html
 from recsys.data.item_text import ItemText, compose_groups, write_vectors
 from recsys.data.items import align, count_table, feature_table, text_groups
@@ -93,16 +95,19 @@ def prepare(
     if config.data.media.images.column:
         with quiet():
             fingerprint += image_fingerprint(source, config.data.media.images)
-    digest = content_hash(config, fingerprint, base.digest() if base else "")
+    guard = Guard.of(config, base.forgotten if base else Forgotten())
+    whole = guard.keyed(content_hash(config, fingerprint, base.digest() if base else ""))
+    digest = guard.forgotten.bound(whole)
     existing = _existing(config.dataset_dir, digest)
     if existing is not None:
         progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
         return existing
     destination = Destination(config.dataset_dir)
     with quiet(), destination.writing() as folder:
-        preparation = _Preparation(config, source, rules, destination, folder, progress, base)
+        preparation = _Preparation(config, source, rules, destination, folder, progress, base, guard)
         try:
             manifest = preparation.run(digest)
+            manifest.forgotten, manifest.pseudonyms = guard.described(whole)
         except BaseException:
             preparation.quarantine.abandon()
             raise
@@ -143,8 +148,9 @@ class _Preparation:
         folder: Folder,
         progress: Progress,
         base: Vocabulary | None,
+        guard: Guard,
     ) -> None:
-        self.base = base
+        self.base, self.guard = base, guard
         self.config, self.source, self.rules, self.folder, self.progress = config, source, rules, folder, progress
         self.quarantine = Quarantine(destination, config.data)
         self.counts: Counter[str] = Counter()
@@ -155,7 +161,7 @@ class _Preparation:
 
     def run(self, digest: str) -> Manifest:
         started = time.perf_counter()
-        pieces = self.source.unchanged_pieces()
+        pieces = self.guard.around(self.source.unchanged_pieces())
         for note in self.source.notes:
             self._note(note)
         events = pieces.pop("events")
@@ -178,6 +184,7 @@ class _Preparation:
                 new = len(user_ids) - len(self.base.users), len(item_ids) - len(self.base.items)
                 self.progress(f"{new[0]:,} new users and {new[1]:,} new items; the old ones keep their ids")
             self._write_vocabularies(user_ids, item_ids)
+            self._note(self.guard.warning(user_ids, users))
             self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
         with self._step("split"):

@@ -92,6 +92,29 @@ class VectorCache:
         self._filesystem.move(f"{name}.tmp", f"{name}.parquet")
 
 
+def forget_texts(root: str, texts: Sequence[str]) -> int:
+    """Take the vectors of these texts out of the cache, whatever model read them; how many there were.
+
+    Why: the key is a hash of the text, so whoever can guess what somebody did could see that it was there.
+    """
+    filesystem, base = filesystem_of(root or default_cache_dir())
+    removed = 0
+    for space in filesystem.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True)):
+        if space.type != pyarrow.fs.FileType.Directory:
+            continue
+        keys = pa.array(text_keys(texts, space.base_name), pa.string())
+        for info in filesystem.get_file_info(pyarrow.fs.FileSelector(space.path)):
+            if not info.base_name.endswith(".parquet"):
+                continue
+            table = pq.read_table(info.path, filesystem=filesystem)
+            kept = table.filter(pa.compute.invert(pa.compute.is_in(table.column("key"), value_set=keys)))
+            if kept.num_rows < table.num_rows:
+                removed += table.num_rows - kept.num_rows
+                pq.write_table(kept, f"{info.path}.tmp", filesystem=filesystem, write_page_checksum=True)
+                filesystem.move(f"{info.path}.tmp", info.path)
+    return removed
+
+
 def default_cache_dir(kind: str = "text") -> str:
     """``$XDG_CACHE_HOME/multigrain/KIND``."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

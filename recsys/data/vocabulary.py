@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.context import ContextColumn
+from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Array
 from recsys.errors import DataError
 
@@ -48,6 +49,7 @@ class Vocabulary:
     entities: pa.Array = field(default_factory=no_ids)
     relations: pa.Array = field(default_factory=no_ids)
     context: tuple[ContextColumn, ...] = ()  # how context columns are coded: values new to them stay unknown
+    forgotten: Forgotten = Forgotten()  # who must not come back with the data
 
     def grown(self, users: pa.Array, items: pa.Array) -> tuple[pa.Array, pa.Array]:
         """The users and items of new data, with the numbers of this vocabulary for those that it has.

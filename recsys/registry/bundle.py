@@ -262,6 +262,8 @@ def _describe(
             "split": _plain(manifest.split),
             "ordered": manifest.ordered,
             "timed": manifest.timed,
+            **({"forgotten": users} if (users := manifest.forgotten.get("users")) else {}),
+            **({"pseudonyms": manifest.pseudonyms} if manifest.pseudonyms else {}),
         },
         context=[column.to_json() for column in dataset.context],
         text_model=str(manifest.text.get("model", "")),

@@ -25,7 +25,14 @@ _NO_USE: Final = (
 )
 
 
-def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
+def model_card(
+    config: Config,
+    manifest: Manifest,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    influence: Sequence[str] = (),
+    private: Mapping[str, Any] | None = None,
+) -> str:
     """The card of an evaluated model, Markdown.
 
     Args:
@@ -33,6 +40,8 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
         manifest: of the dataset it was trained and evaluated on.
         metrics: the content of ``metrics.json``; empty where there is none.
         lineage: see :func:`recsys.registry.provenance.lineage`.
+        influence: what of the model still depends on users who were forgotten.
+        private: what a private training has spent (:class:`recsys.training.private.Budget`); None: it was none.
     """
     names = list(config.model.granularities.enabled())
     lines = [
@@ -54,6 +63,8 @@ def model_card(config: Config, manifest: Manifest, metrics: Mapping[str, Any], l
         lines += _section("Members", _members(metrics))
         lines += _section("Granularities", _granularities(metrics))
     lines += _section("Limits", _limits(manifest, metrics))
+    lines += _section("Differential privacy", _private(private))
+    lines += _section("Influence of forgotten users", _influence(manifest, influence))
     lines += _section("Lineage", lineage_lines(lineage))
     return shown_as_text("\n".join([*lines, ""]))
 
@@ -264,6 +275,42 @@ def _granularities(metrics: Mapping[str, Any]) -> list[str]:
         for name, entry in (metrics.get("granularities") or {}).items()
     ]
     return table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows) if rows else []
+
+
+def _private(private: Mapping[str, Any] | None) -> list[str]:
+    """What ε covers, and what it does not."""
+    if private is None:
+        return []
+    return [
+        f"Trained by DP-SGD with the {private['unit']} as the unit: **ε {private['epsilon']:.3f} at δ "
+        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients cut "
+        f"to {private['clip']:g}, {private['steps']:,} steps with a share {private['sample_rate']:.4f} of "
+        f"{private['users']:,} users each).",
+        "",
+        "- It covers the trained weights, the items' vectors, and how often items occur.",
+        "- It does not cover which items and event types there are, the histories that a bundle keeps to answer known "
+        "users, or the figures of this card, which are of real users.",
+    ]
+
+
+def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
+    """Whose rows are gone, and what was not trained again without them."""
+    if not manifest.forgotten.get("users"):
+        return []
+    number = sum(len(hashes) for hashes in manifest.forgotten["users"].values())
+    influence = [*influence, *manifest.forgotten.get("left", [])]
+    if not influence:
+        return [
+            f"The model was trained without the {number:,} users who were forgotten; nothing in it depends on them."
+        ]
+    return [
+        f"The rows of {number:,} forgotten users are gone, and what is counted or fitted was made again without them. "
+        "Trained before, or chosen on data that they were part of, and so not free of their influence:",
+        "",
+        *(f"- {_text(what)}" for what in influence),
+        "",
+        "`recsys forget --retrain` trains without them.",
+    ]
 
 
 def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsys import __version__
+from recsys.data.forgotten import Forgotten
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
@@ -109,8 +110,9 @@ class Parent:
         """
         info = self.bundle.info
         known = (pa.array(self.bundle.user_ids, pa.string()), pa.array(self.bundle.item_ids, pa.string()))
+        forgotten = Forgotten.of_json(info.dataset.get("forgotten", {}))
         if VOCABULARY not in info.files:
-            return Vocabulary(*known, tuple(info.event_types), context=self.bundle.context)
+            return Vocabulary(*known, tuple(info.event_types), context=self.bundle.context, forgotten=forgotten)
         check_file(self.folder, VOCABULARY, info.files[VOCABULARY])
         try:
             table = pq.read_table(self.folder / VOCABULARY)
@@ -120,7 +122,7 @@ class Parent:
             )
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise damaged(self.folder, f"{VOCABULARY}: {said_by(error)}") from None
-        return Vocabulary(*known, tuple(info.event_types), entities, relations, self.bundle.context)
+        return Vocabulary(*known, tuple(info.event_types), entities, relations, self.bundle.context, forgotten)
 
 
 def open_parent(uri: str, tracking_uri: str) -> Parent:

@@ -191,21 +191,24 @@ def requirements(bundle: Bundle) -> list[str]:
 
 
 def _example(bundle: Bundle) -> Any:
-    """A known user, newcomers with a history, with a friend, and, where the model reads them, with attributes."""
+    """Invented people, no user of the data: newcomers with a history, with a friend whom nobody knows, and, where the
+    model reads them, with attributes."""
     import pandas as pd
 
-    history = bundle.item_ids[:3]
-    user = bundle.user_ids[0] if bundle.user_ids else "newcomer"
+    history, user, friend = bundle.item_ids[:3], "invented-user", "invented-friend"
+    known = set(bundle.user_ids)
+    while user in known or friend in known:
+        user, friend = f"{user}-1", f"{friend}-1"
     rows: list[dict[str, Any]] = [
         {"user_id": user, "history": history[:1]},
-        {"user_id": "newcomer", "history": history},
-        {"user_id": "newcomer", "friends": [user]},
+        {"user_id": user, "history": history},
+        {"user_id": user, "friends": [friend]},
     ]
     nothing: dict[str, Any] = {"history": [], "friends": []}
     profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:
         nothing["attributes"] = {}
-        rows.append({"user_id": "newcomer", "attributes": {field.name: field.example for field in profile.users}})
+        rows.append({"user_id": user, "attributes": {field.name: field.example for field in profile.users}})
     return pd.DataFrame([{**nothing, **row, "k": 5} for row in rows])
 
 

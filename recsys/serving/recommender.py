@@ -10,7 +10,7 @@ Legend: B requests, K granularities, R list length, D width, N items, E events, 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 from recsys.data.attributes import AttributeRows, RequestEncoder
 from recsys.data.context import encode_request
 from recsys.data.histories import NO_TIMES, Array, Histories, Queries, Split
+from recsys.data.pseudonyms import known_as
 from recsys.errors import RequestError, choices
 from recsys.evaluation.ranking import top_items
 from recsys.granularities.profile.encoding import encoding_of
@@ -109,6 +110,11 @@ class Recommender:
         return {user: row for row, user in enumerate(self.bundle.user_ids)}
 
     @cached_property
+    def _known_as(self) -> Callable[[str], str]:
+        """From the id of a request to that of the bundle, which may have pseudonyms."""
+        return known_as(self.bundle.info.dataset.get("pseudonyms", {}))
+
+    @cached_property
     def _by_popularity(self) -> Array:
         """All items, the most popular first."""
         popularity_1N = torch.from_numpy(self.bundle.popularity_N.astype(np.float64))[None]
@@ -126,7 +132,8 @@ class Recommender:
 
     def user_row(self, user_id: str) -> int:
         """The dense id of a user, -1 for one the bundle does not know."""
-        return self._user_rows.get(user_id, -1)
+        row = self._user_rows.get(user_id, -1)
+        return row if row >= 0 else self._user_rows.get(self._known_as(user_id), -1)
 
     def item_row(self, item_id: str) -> int:
         """The dense id of an item, -1 for one the bundle does not know."""

@@ -77,6 +77,8 @@ def build_model(
     """
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
+    if config.train.privacy.epsilon:
+        trained_N = torch.ones_like(trained_N)  # which items nobody had is what the events tell
     sizes = model_sizes(config, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
     model = MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)

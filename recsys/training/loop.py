@@ -34,7 +34,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import no_targets, repeats_line
-from recsys.errors import DataError, TrainingError
+from recsys.errors import ConfigError, DataError, TrainingError
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
 from recsys.pace import Pace
@@ -45,6 +45,7 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
 from recsys.training.optimizer import build_optimizer, clip_gradients
+from recsys.training.private import PRIVACY, PrivateSteps, plan, private_progress
 from recsys.training.ratings import choose_constants, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
@@ -79,6 +80,8 @@ def fit(
     if CONSTANTS not in progress.choices and (chosen := choose_values(config, dataset, validate, context, start)):
         progress.choices[CONSTANTS] = chosen
     config = with_constants(config, progress.choices)
+    if config.train.privacy.epsilon:
+        progress = private_progress(config, progress, start)
     if progress.phase == "select":
         select = _select(config, dataset, validate, context, progress, start)
         if select.names:
@@ -96,7 +99,8 @@ def fit(
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
             refit.best = weights  # so that its checkpoints carry what was selected
         refit.run()
-        weights, phase, selected = refit.state(), refit, refit.best
+        weights, phase = refit.state(), refit
+        selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
         progress = replace(progress, phase="join", epoch=0, step=0)
     if silent:
         join = Phase(config, dataset, last, validate, context, progress, start)
@@ -171,6 +175,7 @@ class Phase:
         if context.world_size > 1 and context.device.type == "cuda":
             self.model.tower.update_rows(False)  # NCCL adds up no sparse gradients
         self.optimizer = build_optimizer(self.loss, config.train)
+        self.private = self._private_steps() if config.train.privacy.epsilon else None
         self.best = self.state()
         if context.resume_from is not None and (progress.epoch or progress.step):
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
@@ -207,6 +212,31 @@ class Phase:
         )
         return TrainingLoader(self.dataset, self.through, settings, self.context.rank, self.context.world_size)
 
+    def _private_steps(self) -> PrivateSteps:
+        """What draws users and noises their gradients; the progress says what it spends.
+
+        Raises:
+            ConfigError: negatives would be drawn by how often items occur.
+        """
+        train = self.config.train
+        if self.loss.num_negatives:
+            raise ConfigError(
+                f"train.privacy: {self.model.sizes.num_items:,} items are more than train.loss.max_full_items "
+                f"{train.loss.max_full_items:,}, and a sampled softmax draws by how often items occur; set it higher"
+            )
+        budget = plan(train.privacy, PrivateSteps.num_users(self.loader), train.batch_size, train.epochs)
+        self.progress.choices[PRIVACY] = budget.to_json()
+        self.context.note(
+            f"private training: noise {budget.noise_multiplier:.3f} in {budget.steps:,} steps of a share "
+            f"{budget.sample_rate:.3f} of the users gives ε {budget.epsilon:.3f} at δ {budget.delta:.0e}"
+        )
+        return PrivateSteps(self.loader, budget, self.context.device)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.loader.num_steps if self.private is None else self.private.budget.steps_of_epoch
+
     def surround(self, weights: dict[str, Tensor], names: list[str]) -> None:
         """Take the weights of a model of only these trained granularities; the others stay as they are."""
         self.loss.load_state_dict(transplant(weights, names, self.loss.state_dict(), self.names))
@@ -216,6 +246,9 @@ class Phase:
         self.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
         frozen, choices = self.model.freeze(self.graphs), self.progress.choices
         scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
+        if self.private is not None:
+            seen = self.dataset.histories().through(self.through)
+            frozen.popularity_N = self.private.counts(seen, self.dataset.num_items)
         if self.config.train.ratings:
             fit_head(frozen, self.dataset, self.through, choices[RATINGS])
         seconds = time.perf_counter() - started
@@ -314,6 +347,8 @@ class Phase:
     def _epoch(self, epoch: int) -> float:
         """One epoch; the mean loss of its targets over all workers."""
         self.model.train()
+        if self.private is not None:
+            return self._private_epoch(epoch, self.private)
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
         total, weight = self._so_far(), self.progress.loss_weight
         pace = Pace(f"steps of epoch {epoch + 1}", self.loader.num_steps - self.progress.step)
@@ -335,6 +370,22 @@ class Phase:
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
+        return mean
+
+    def _private_epoch(self, epoch: int, private: PrivateSteps) -> float:
+        """One epoch of drawn users; the mean loss of their targets, which is reported and no part of the account."""
+        torch.manual_seed(hash((self.config.seed, epoch)) % 2**31)
+        total = weight = 0.0
+        pace = Pace(f"steps of epoch {epoch + 1}", self.num_steps)
+        for number in range(self.num_steps):
+            found = private.set_gradients(self.loss, private.drawn(), (self.config.seed, epoch, number))
+            self._set_lr(epoch, number)
+            self.optimizer.step()
+            total, weight = total + found[0], weight + found[1]
+            pace.add()
+        mean = total / max(weight, 1.0)
+        if not math.isfinite(mean):
+            raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr")
         return mean
 
     def _steps(self, epoch: int) -> Iterator[Step]:
@@ -363,10 +414,8 @@ class Phase:
             self._with_checkpoint(self.context.save)
 
     def _set_lr(self, epoch: int, number: int) -> None:
-        done = epoch * self.loader.num_steps + number
-        share = schedule(
-            self.config.train.schedule, self.config.train.warmup, done, self.config.train.epochs * self.loader.num_steps
-        )
+        done, steps = epoch * self.num_steps + number, self.config.train.epochs * self.num_steps
+        share = schedule(self.config.train.schedule, self.config.train.warmup, done, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.train.lr * share
 

@@ -21,6 +21,7 @@ USER_TEXT: Final = "user_text"  # the signal: texts of users' pasts
 
 class BehaviourConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.behaviour.model:Behaviour"
+    per_user: ClassVar[bool] = True
 
     input: Literal["text", "item", "user_text", "both"] = Field(
         "text", description="pooled text vectors or item vectors, the text of the past, or pooled text and that text"

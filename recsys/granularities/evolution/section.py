@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 class EvolutionConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
+    per_user: ClassVar[bool] = True
 
     cell: Literal["lstm", "gru", "attention", "hstu"] = "attention"
     positions: Literal["absolute", "relative", "both"] = Field(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class MediaConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.media.model:Media"
     reads: ClassVar[str] = "media"
+    per_user: ClassVar[bool] = True
 
     weight: float = Field(0.2, ge=0, le=1, description="λ, as above; more costs where media tell nothing")
     refine: bool = Field(True, description="item vectors get what their media say, too")

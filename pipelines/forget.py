@@ -1,0 +1,284 @@
+"""The verb ``forget``: users go from the dataset, the models, the registry and whatever else a run folder has written,
+and a signed proof says where nothing of them was found.
+
+The order of the steps is what makes an interruption harmless: users are put on the list that keeps ``prepare`` from
+reading them again, then a journal says which rows they had, then each artefact is rewritten aside and renamed; the same
+command goes on. What was trained is trained again with ``--retrain``, from the newest ancestor that never knew them
+where there is one; otherwise the model card says what still depends on them.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder
+from pipelines.forget_models import forget_lines, forget_recommendations, make_models_again, remove_derived
+from pipelines.forget_proof import Evidence, conclude, places_of
+from pipelines.forget_training import train_again
+from pipelines.forget_versions import forget_artefacts, forget_versions
+from pipelines.prepare import open_dataset
+from pipelines.session import quiet, ray_session
+from pipelines.train import ORIGIN
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.forget import forget_users, needs_language_model
+from recsys.data.forgotten import Forgotten, list_place
+from recsys.data.pseudonyms import Pseudonyms
+from recsys.data.renumber import Renumbering
+from recsys.data.text_cache import forget_texts
+from recsys.data.titles import item_titles
+from recsys.data.user_text import texts_of
+from recsys.data.user_text_reader import TextRules
+from recsys.errors import ArtifactError, ConfigError
+from recsys.privacy.proof import signing_key
+from recsys.registry.bundle import USERS, read_files
+from recsys.registry.tracking import tracking_uri
+from recsys.registry.versions import Store, Version, holds_users, known_users
+from recsys.storage.uris import is_remote
+
+JOURNAL: Final = "forgetting.json"
+
+
+@dataclass
+class Forgetting:
+    """One run of the verb: who goes, and what is known of them."""
+
+    config: Config
+    folder: RunFolder
+    users: list[str]  # ids as the artefacts have them
+    evidence: Evidence
+    said: dict[str, Any] = field(default_factory=dict)  # what the proof says was done
+
+    @property
+    def ids(self) -> pa.Array:
+        return pa.array(self.users, pa.string())
+
+
+def forget(config: Config, folder: RunFolder) -> None:
+    """Forget ``forget.users``, and prove it.
+
+    Raises:
+        ConfigError: nobody is named, or no artefact and no list knows them.
+        ArtifactError: the model cannot be made again.
+        Refusal: the proof found something, or something could not be searched; all else is done.
+    """
+    quiet()
+    if is_remote(config.run.dir):
+        raise ConfigError(f"run.dir: {config.run.dir} is remote; `recsys forget` works in a local run folder")
+    raw = _named(config)
+    key = signing_key(config.forget.signing_key)
+    pseudonyms = Pseudonyms.of(config.data.pseudonymise)
+    users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
+    work = Forgetting(config, folder, users, Evidence())
+    dataset = _dataset(config)
+    store = Store(tracking_uri(config)) if config.tracking.enabled else None
+    with folder.progress.stage("forget"):
+        versions = _gather(work, dataset, store, [*dict.fromkeys([*raw, *users])])
+        place = list_place(config)
+        forgotten = Forgotten.read(place)
+        _check_known(work, forgotten, versions)
+        forgotten = forgotten.having(users)
+        forgotten.write(place)
+        work.said["list"] = place
+        if dataset is not None:
+            dataset = _rewrite_dataset(work, dataset, forgotten)
+    config = _with_model(config, folder)
+    _renew_models(work, config, dataset)
+    if store is not None:
+        work.said["versions"] = forget_versions(config, folder, store, versions, work.ids)
+        traces, say = work.evidence.traces, folder.progress
+        work.said["artefacts"] = forget_artefacts(config, store, store.versions(), traces, say)
+    with folder.progress.stage("forget"):
+        _clean(work)
+        (folder.root / JOURNAL).unlink(missing_ok=True)
+    with folder.progress.stage("prove"):
+        conclude(config, folder, places_of(config, folder, store), work.users, work.evidence, work.said, key)
+
+
+def _named(config: Config) -> list[str]:
+    found = list(config.forget.users)
+    if config.forget.file:
+        try:
+            found += [line.strip() for line in Path(config.forget.file).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"forget.file: {config.forget.file} cannot be read ({error})") from None
+    found = [one for one in dict.fromkeys(found) if one]
+    if not found:
+        raise ConfigError("forget.users is empty; name who is to be forgotten: recsys forget --config FILE --user ID …")
+    return found
+
+
+def _dataset(config: Config) -> PreparedDataset | None:
+    try:
+        return open_dataset(config)
+    except ArtifactError as error:
+        if "is not a prepared dataset" in str(error):
+            return None
+        raise
+
+
+def _with_model(config: Config, folder: RunFolder) -> Config:
+    if config.has_model or not (folder.model / ORIGIN).is_file():
+        return config
+    from pipelines.auto import CHOICE
+    from recsys.config import build_config, parse_yaml
+
+    if not (folder.root / CHOICE).is_file():
+        raise ArtifactError(f"{folder.root} has a model, but the configuration no section model; give the one it is of")
+    chosen = parse_yaml(folder.config.read_bytes(), str(folder.config))
+    tree = config.model_dump(mode="json") | {key: chosen[key] for key in ("model", "train")}
+    whole = build_config(tree, str(folder.config), expand=False)
+    return whole.model_copy(update={"forget": config.forget})
+
+
+# ---------------------------------------------------------------------------------------------------------- who it is
+
+
+def _gather(
+    work: Forgetting, dataset: PreparedDataset | None, store: Store | None, forms: list[str]
+) -> list[tuple[Version, bool]]:
+    """Collect the traces of the users from wherever they are known; every version, and whether it holds them."""
+    evidence, asked = work.evidence, work.ids
+    if dataset is not None:
+        evidence.add_ids(forms, dataset.user_ids, dataset.item_ids)
+        rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=asked)))
+        if len(rows):
+            names = {int(row): dataset.user_ids[int(row)].as_py() for row in rows}
+            evidence.add_histories(
+                dataset.histories(), names, dataset.item_ids.to_pylist(), item_titles(dataset.features)
+            )
+    bundles = [path.parent for path in sorted(work.folder.root.rglob(USERS)) if (path.parent / "bundle.json").is_file()]
+    versions = []
+    for version in store.versions() if store is not None else ():
+        held = version.folder is not None and holds_users(version.folder, asked)
+        versions.append((version, held))
+        if held and version.folder is not None:
+            bundles += [path.parent for path in version.folder.rglob(USERS)]
+    for bundle_folder in bundles:
+        users = known_users(bundle_folder / USERS, asked)
+        if not users:
+            continue
+        bundle = read_files(bundle_folder)
+        evidence.add_ids(forms, pa.array(bundle.user_ids), pa.array(bundle.item_ids))
+        names = {row: bundle.user_ids[row] for row in users}
+        evidence.add_histories(bundle.histories, names, bundle.item_ids, bundle.titles)
+    if not evidence.traces.ids:
+        evidence.add_ids(forms, pa.array([], pa.string()), pa.array([], pa.string()))
+    return versions
+
+
+def _check_known(work: Forgetting, forgotten: Forgotten, versions: list[tuple[Version, bool]]) -> None:
+    if work.evidence.traces.num_events or any(held for _, held in versions):
+        return
+    dataset = _dataset(work.config)
+    known = dataset is not None and bool(pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py())
+    unknown = [one for one in work.users if not forgotten.holds(one)]
+    if unknown and not known and not (work.folder.root / JOURNAL).is_file():
+        raise ConfigError(
+            f"forget.users: no dataset, bundle or registered version here knows {len(unknown):,} of the "
+            f"{len(work.users):,} users that are named, and none of the others; ids are text and count upper and lower "
+            "case"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- the dataset
+
+
+def _rewrite_dataset(work: Forgetting, dataset: PreparedDataset, forgotten: Forgotten) -> PreparedDataset:
+    """The dataset without the users; the journal has what a second attempt needs."""
+    gone = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=work.ids)))
+    if not len(gone):
+        return dataset
+    before = dataset.manifest.content_hash
+    journal = {"before": before, "num_users": dataset.num_users, "gone": gone.tolist()}
+    work.folder.write_json(work.folder.root / JOURNAL, journal)
+    work.said["cached_texts"] = _forget_texts(work.config, dataset, gone)
+    with ray_session(work.config) if needs_language_model(dataset, gone) else nullcontext():
+        done = forget_users(dataset, gone, forgotten, work.config, work.evidence.mentions)
+    rows = {name: number for name, number in done.rows.items() if number}
+    work.said["dataset"] = {"before": before, "after": done.dataset.manifest.content_hash, "rows": rows}
+    work.said.setdefault("left", []).extend(done.left)
+    work.folder.progress(
+        f"{dataset.root}: {len(gone):,} users are gone, with {sum(rows.values()):,} rows in {len(rows)} files; the "
+        "audit has passed"
+    )
+    return open_dataset(work.config)
+
+
+def _forget_texts(config: Config, dataset: PreparedDataset, gone: Any) -> int:
+    """Take the texts of the users' pasts out of the cache of the language model."""
+    described = dataset.manifest.text.get("users")
+    if not described:
+        return 0
+    manifest = dataset.manifest
+    rules = TextRules(tuple(manifest.event_types), manifest.ordered, *config.data.text.users.how)
+    gone_V = np.zeros(dataset.num_users, dtype=bool)
+    gone_V[gone] = True
+    titles = item_titles(dataset.features)
+    texts = {text for *_, text in texts_of(dataset.histories(gone_V), titles, rules) if text}
+    return forget_texts(config.data.text.cache_dir, sorted(texts))
+
+
+# -------------------------------------------------------------------------------------------------------- the models
+
+
+def _renew_models(work: Forgetting, config: Config, dataset: PreparedDataset | None) -> None:
+    """Make or train the models again, evaluate and register them, as far as the run folder had come."""
+    folder, journal = work.folder, work.folder.root / JOURNAL
+    had = {name: path.exists() for name, path in (("metrics", folder.metrics), ("bundle", folder.bundle))}
+    if not (folder.model / ORIGIN).is_file():
+        if had["bundle"] and known_users(folder.bundle / USERS, work.ids):
+            folder.forget(folder.bundle)
+            folder.progress(f"{folder.bundle} is deleted: there is no {folder.model.name}/ from which to make it again")
+        return
+    if dataset is None or not journal.is_file():
+        return
+    said = folder.read_json(journal, "run `recsys forget` again")
+    stages = {**had, **said.get("had", {})}
+    folder.write_json(journal, {**said, "had": stages})
+    numbering = Renumbering.without(int(said["num_users"]), said["gone"])
+    if config.forget.retrain:
+        work.said["model"] = {"trained": train_again(config, folder, dataset, work.ids)}
+    else:
+        with folder.progress.stage("refit"):
+            left = make_models_again(config, folder, dataset, numbering, str(said["before"]))
+        work.said["model"] = {"fitted again": True}
+        work.said.setdefault("left", []).extend(left)
+        if left:
+            folder.progress(f"what still depends on them: {'; '.join(left)}")
+    remove_derived(folder)
+    _measure(config, folder, stages)
+    work.evidence.model = folder.model
+
+
+def _measure(config: Config, folder: RunFolder, had: dict[str, bool]) -> None:
+    from pipelines.evaluate import evaluate
+    from pipelines.register import register
+
+    resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": not config.forget.retrain})})
+    if had.get("metrics"):
+        evaluate(config, folder)
+    if had.get("bundle"):
+        register(resumed, folder)
+
+
+def _clean(work: Forgetting) -> None:
+    """What is neither dataset nor model."""
+    folder = work.folder
+    rows = forget_recommendations(folder.recommendations, work.users)
+    lines = forget_lines(folder.root, work.evidence.mentions)
+    work.said |= {"recommendations": rows, "log_lines": lines, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+if __name__ == "__main__":
+    sys.exit(main(["forget", *sys.argv[1:]]))

@@ -1,0 +1,50 @@
+"""What cannot be trained with differential privacy, each with its reason and cure.
+
+Why refused and not left out: a model that says ε must have spent nothing beside it. Whatever is counted of raw events,
+chosen on validation, or made of other users' rows would be outside the account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recsys.config.root import Config
+
+_FITTED = "counts raw events"
+_OTHERS = "reads the rows of other users, whom clipping a user's gradient does not bound"
+
+
+def not_private(config: Config) -> Iterator[str]:
+    """Every setting that ``train.privacy`` rules out."""
+    where = "train.privacy"
+    for name, section in config.model.granularities.enabled().items():
+        if section.is_fitted or not section.per_user or section.signal == "user_text":
+            why = _FITTED if section.is_fitted else _OTHERS
+            yield f"{where}: model.granularities.{name} {why}; disable it (evolution, behaviour, media can be private)"
+    train, fusion, text = config.train, config.model.fusion, config.data.text
+    rules = (
+        (fusion.stack, "model.fusion.stack chooses weights on validation events", "set it false"),
+        (fusion.check, "model.fusion.check chooses granularities on validation events", "set it false"),
+        (train.ratings, "train.ratings fits a head to raw values", "set it false"),
+        (train.final, "train.final trains a second model on the same users", "set it false; refit true trains through "
+         "validation"),
+        (train.num_workers > 1, f"train.num_workers is {train.num_workers}: users are drawn by one worker", "set it 1"),
+        (
+            not train.refit and train.evaluate_every < train.epochs,
+            "an epoch would be chosen on validation events",
+            f"set train.evaluate_every to train.epochs ({train.epochs}), or train.refit true, which chooses none",
+        ),
+        (
+            train.loss.kind not in ("auto", "full_softmax"),
+            f"train.loss.kind {train.loss.kind} draws negatives by how often items occur",
+            "set it full_softmax",
+        ),
+        (bool(config.data.context), "data.context codes columns by the values of all events", "leave it empty"),
+        (text.finetune.enabled, "data.text.finetune learns from all histories", "set it false"),
+        (bool(text.event_types), "data.text.event_types makes item text of what users wrote", "leave it empty"),
+    )  # fmt: skip
+    for holds, what, cure in rules:
+        if holds:
+            yield f"{where}: {what}; {cure}"

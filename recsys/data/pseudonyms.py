@@ -1,0 +1,125 @@
+"""Pseudonyms: user ids as a keyed hash of them, made where the source is read, so that no artefact holds an id.
+
+Why keyed: a plain hash of a customer number is found by hashing all customer numbers. Without the key a pseudonym
+tells nothing; with it, whoever asks for a user by the id hashes it again (HMAC-SHA256, RFC 2104). The key is no part of
+the configuration and of no artefact: only where it is found is, and a check value that tells a wrong key from the right
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from recsys.config.privacy import PseudonymConfig
+from recsys.errors import ConfigError
+
+SAMPLE: Final = 10_000  # ids that are looked at
+_LEAST_BYTES: Final = 16
+_DIGEST_CHARS: Final = 32  # 128 bits: two of 10⁹ users share a pseudonym with probability 10⁻²¹
+_CHECK: Final = b"multigrain: which key is it"
+_LOG = logging.getLogger(__name__)
+_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """A key; ``repr`` does not show it."""
+
+    _key: bytes
+
+    @staticmethod
+    def of(config: PseudonymConfig) -> Pseudonyms | None:
+        """The key that a configuration says where to find; None where ids stay as they are.
+
+        Raises:
+            ConfigError: there is no key in that place, or one too short to be secret.
+        """
+        if config.key_env:
+            where, text = f"the variable {config.key_env}", os.environ.get(config.key_env, "")
+        elif config.key_file:
+            where = f"the file {config.key_file}"
+            try:
+                text = Path(config.key_file).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"data.pseudonymise.key_file: {where} cannot be read ({error})") from None
+        else:
+            return None
+        key = text.strip().encode()
+        if len(key) < _LEAST_BYTES:
+            raise ConfigError(
+                f"data.pseudonymise: {where} holds {len(key)} bytes, expected a secret of at least {_LEAST_BYTES}; "
+                "make one with `openssl rand -hex 32`, keep it outside of the run folder, and set it on every machine "
+                "that reads the source"
+            )
+        return Pseudonyms(key)
+
+    def __repr__(self) -> str:
+        return f"Pseudonyms(key {self.check})"
+
+    @property
+    def check(self) -> str:
+        """Tells one key from another, and nothing of it."""
+        return self._hex(_CHECK)[:16]
+
+    def of_id(self, user_id: str) -> str:
+        """The pseudonym of an id: 32 hexadecimal digits.
+
+        >>> Pseudonyms(b"sixteen bytes...").of_id("ann@example.org")
+        'be15942e4f1c4e17d954f0ca25a90730'
+        """
+        return self._hex(user_id.encode())
+
+    def of_column(self, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The pseudonyms of a column of ids; null stays null."""
+        coded = ids.cast(pa.string()).combine_chunks()
+        coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+        coded = coded.dictionary_encode()
+        names = pa.array([self.of_id(one) for one in coded.dictionary.to_pylist()], pa.string())
+        return pa.chunked_array([pa.DictionaryArray.from_arrays(coded.indices, names).cast(pa.string())])
+
+    def _hex(self, content: bytes) -> str:
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:_DIGEST_CHARS]
+
+
+def known_as(described: Mapping[str, str]) -> Callable[[str], str]:
+    """From the id of a request to that of a model: its pseudonym, where the model has pseudonyms and the key is here.
+
+    Without the key ids are taken as they are: who has no key may ask by pseudonym, and for newcomers.
+
+    Args:
+        described: what a manifest or bundle says of its pseudonyms; empty where it has none.
+    """
+    if not described:
+        return str
+    places = {key: described[key] for key in ("key_env", "key_file") if described.get(key)}
+    try:
+        key = Pseudonyms.of(PseudonymConfig.model_validate(places))
+    except ConfigError:
+        key = None
+    if key is None or not hmac.compare_digest(key.check, described["check"]):
+        _LOG.warning(
+            "the model knows users by pseudonyms, and %s is not at its place (%s): requests must name pseudonyms",
+            "its key" if key is None else "the key there is another one; its own",
+            ", ".join(places.values()),
+        )
+        return str
+    return key.of_id
+
+
+def email_like(ids: pa.Array, sample: int = SAMPLE) -> int:
+    """How many of the first ids look like e-mail addresses.
+
+    >>> email_like(pa.array(["ann@example.org", "b@c", "17"]))
+    1
+    """
+    return sum(bool(_EMAIL.fullmatch(one)) for one in ids.slice(0, sample).to_pylist() if one)

@@ -1,0 +1,237 @@
+"""Every byte of a file, and of what is packed in it: the parts in which a search looks.
+
+A file is itself a part (as bytes). Beside that, what is compressed or coded is opened, as deep as it goes: gzip, bz2,
+xz, zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files; ``data:`` URIs of pages. What cannot be
+opened is a part of the kind ``unreadable``, which the caller must report: it was not searched.
+
+Not covered: what a picture shows, and what is encrypted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import bz2
+import gzip
+import lzma
+import mmap
+import re
+import sqlite3
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DEEPEST: Final = 6
+_COPY: Final = 1 << 20
+_ROWS: Final = 65_536
+_DATA_URI: Final = re.compile(rb"data:[\w.+/;=-]*;base64,([A-Za-z0-9+/=\s]{16,})")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something to look into.
+
+    ``data`` is bytes (kind ``bytes``), a list of texts (kind ``cells``), a flat array of integers (kind ``numbers``) or
+    why it cannot be opened (kind ``unreadable``).
+    """
+
+    kind: str
+    data: Any
+    where: str = ""  # inside the file: "member/column", empty for the file itself
+
+
+def parts(path: Path) -> Iterator[Part]:
+    """The parts of a file; the file's own bytes first.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with _mapped(path) as data:
+        yield Part("bytes", data)
+        yield from _inside(path, data, "", DEEPEST)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
+
+def kind_of(head: bytes) -> str:
+    """The format that the first bytes of a file tell; empty for none that is opened.
+
+    >>> kind_of(b"PAR1...."), kind_of(b"{}")
+    ('parquet', '')
+    """
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    return "tar" if head[257:262] == b"ustar" else ""
+
+
+def _inside(path: Path, data: Any, where: str, depth: int) -> Iterator[Part]:
+    kind = kind_of(bytes(data[:512]))
+    try:
+        if depth == 0 and kind:
+            raise ValueError(f"nested more than {DEEPEST} deep")
+        if kind:
+            yield from _OPENERS[kind](path, where, depth)
+    except Exception as error:  # a damaged file fails in any library; it was not searched
+        yield Part("unreadable", f"{kind}: {type(error).__name__}: {error}", where)
+    if not kind and depth:
+        yield from _data_uris(data, where, depth)
+
+
+def _data_uris(data: Any, where: str, depth: int) -> Iterator[Part]:
+    for number, match in enumerate(_DATA_URI.finditer(data)):
+        try:
+            content = base64.b64decode(match[1], validate=False)
+        except binascii.Error:
+            continue
+        yield from _unpacked(content, f"{where}/data-uri-{number}", depth)
+
+
+def _unpacked(content: bytes, where: str, depth: int) -> Iterator[Part]:
+    with tempfile.NamedTemporaryFile(prefix="multigrain-") as file:
+        file.write(content)
+        file.flush()
+        yield from _part_of(Path(file.name), where, depth)
+
+
+def _part_of(path: Path, where: str, depth: int) -> Iterator[Part]:
+    with _mapped(path) as data:
+        yield Part("bytes", data, where)
+        yield from _inside(path, data, where, depth - 1)
+
+
+def _streamed(reader: Any, where: str, depth: int) -> Iterator[Part]:
+    """What a stream gives, as a file of its own."""
+    with tempfile.NamedTemporaryFile(prefix="multigrain-") as file:
+        while piece := reader.read(_COPY):
+            file.write(piece)
+        file.flush()
+        yield from _part_of(Path(file.name), where, depth)
+
+
+def _stream(opener: Callable[[Path], Any], name: str) -> Callable[[Path, str, int], Iterator[Part]]:
+    def opened(path: Path, where: str, depth: int) -> Iterator[Part]:
+        with opener(path) as reader:
+            yield from _streamed(reader, f"{where}/{name}", depth)
+
+    return opened
+
+
+def _arrow_stream(codec: str) -> Callable[[Path], Any]:
+    return lambda path: pa.input_stream(str(path), compression=codec)
+
+
+def _zip(path: Path, where: str, depth: int) -> Iterator[Part]:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith("/"):
+                with archive.open(name) as reader:
+                    yield from _streamed(reader, f"{where}/{name}", depth)
+
+
+def _tar(path: Path, where: str, depth: int) -> Iterator[Part]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            reader = archive.extractfile(member) if member.isfile() else None
+            if reader is not None:
+                yield from _streamed(reader, f"{where}/{member.name}", depth)
+
+
+def _parquet(path: Path, where: str, depth: int) -> Iterator[Part]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                yield from _column(column, f"{where}/{name}")
+
+
+def _arrow_file(path: Path, where: str, depth: int) -> Iterator[Part]:
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                yield from _column(column, f"{where}/{name}")
+
+
+def _column(column: Any, where: str) -> Iterator[Part]:
+    """The values of an Arrow column, whatever it nests."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary  # every value that a row may have
+    kind = column.type
+    if pa.types.is_struct(kind):
+        for field, child in zip(kind, column.flatten(), strict=True):
+            yield from _column(child, f"{where}.{field.name}")
+    elif pa.types.is_map(kind):
+        yield from _column(column.keys, f"{where}.keys")
+        yield from _column(column.items, f"{where}.values")
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _column(column.flatten(), where)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        yield Part("cells", [text for text in column.to_pylist() if text], where)
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        yield Part("bytes", b"\0".join(value for value in column.to_pylist() if value), where)
+    elif pa.types.is_integer(kind):
+        values = column.drop_null().to_numpy(zero_copy_only=False)
+        yield Part("numbers", values.astype(np.int64, copy=False), where)
+    elif pa.types.is_temporal(kind):
+        yield Part("cells", [text for text in column.cast(pa.string()).to_pylist() if text], where)
+
+
+def _sqlite(path: Path, where: str, depth: int) -> Iterator[Part]:
+    """The cells of every table: a text may be spread over pages of the file."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
+        store.text_factory = lambda content: content.decode("utf-8", "replace")
+        tables = [row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            cursor = store.execute(f'SELECT * FROM "{table.replace(chr(34), chr(34) * 2)}"')
+            names = [column[0] for column in cursor.description]
+            while rows := cursor.fetchmany(_ROWS):
+                for name, values in zip(names, zip(*rows, strict=True), strict=True):
+                    texts = [value for value in values if isinstance(value, str) and value]
+                    blobs = [value for value in values if isinstance(value, bytes) and value]
+                    if texts:
+                        yield Part("cells", texts, f"{where}/{table}.{name}")
+                    for blob in blobs:
+                        yield from _unpacked(blob, f"{where}/{table}.{name}", depth)
+
+
+_MAGIC: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
+    b"SQLite format 3\x00": "sqlite",
+}
+_OPENERS: Final[dict[str, Callable[[Path, str, int], Iterator[Part]]]] = {
+    "gzip": _stream(gzip.open, "gzip"),
+    "bz2": _stream(bz2.open, "bz2"),
+    "xz": _stream(lzma.open, "xz"),
+    "zstd": _stream(_arrow_stream("zstd"), "zstd"),
+    "lz4": _stream(_arrow_stream("lz4"), "lz4"),
+    "zip": _zip,
+    "tar": _tar,
+    "parquet": _parquet,
+    "arrow": _arrow_file,
+    "sqlite": _sqlite,
+}

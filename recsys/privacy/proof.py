@@ -1,0 +1,161 @@
+"""The proof of forgetting: every file that was searched, its checksum and the result, signed.
+
+The list names no user. A salted hash of each id stands in it, so that whoever was forgotten, and knows the salt from
+the list, can see that it is about them. The signature is Ed25519 (RFC 8032): with the public key in the list, which
+whoever runs the service publishes, anybody can check that the list is as it was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.errors import ConfigError
+from recsys.privacy.opened import parts
+from recsys.privacy.traces import Traces
+
+_FORMAT: Final = 1
+
+
+@dataclass
+class Searched:
+    """One file and what was found in it."""
+
+    path: str
+    bytes: int
+    sha256: str
+    parts: int  # that were looked into, the file itself among them
+    found: list[str] = field(default_factory=list)  # "id" or "history", and where inside the file
+    unreadable: list[str] = field(default_factory=list)  # what could not be opened, and was not searched
+
+
+def search_file(path: Path, shown: str, traces: Traces) -> Searched:
+    """Look into every part of a file; a file that is too little a file to read is said to be unreadable."""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        result = Searched(shown, path.stat().st_size, digest, 0)
+        for part in parts(path):
+            if part.kind == "unreadable":
+                result.unreadable.append(f"{part.where or 'file'}: {part.data}"[:300])
+                continue
+            result.parts += 1
+            result.found += [f"{what} in {part.where or 'the file'}" for what in traces.found_in(part)]
+    except OSError as error:
+        return Searched(shown, 0, "", 0, unreadable=[f"file: {error.strerror}"])
+    result.found = sorted(set(result.found))
+    return result
+
+
+def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
+    """Every file of these files and folders, once; links are followed to files, but to no folder."""
+    found: dict[Path, None] = {}
+    left = {path.resolve() for path in leave}
+    for place in places:
+        paths = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        found |= {path: None for path in paths if path.resolve() not in left}
+    by_target = {path.resolve(): path for path in reversed(found)}
+    return [path for path in found if by_target[path.resolve()] == path]
+
+
+def proof_of(users: Iterable[str], searched: list[Searched], traces: Traces, said: dict[str, Any]) -> dict[str, Any]:
+    """The unsigned list; ``said`` is what else is to be signed: time, models, membership test, what is left."""
+    salt = secrets.token_hex(16)
+    hidden = sorted(hashlib.sha256(f"{salt}{user}".encode()).hexdigest() for user in users)
+    holding = [one for one in searched if one.found]
+    unread = [one for one in searched if one.unreadable]
+    return {
+        "format": _FORMAT,
+        **said,
+        "users": {"number": len(hidden), "salt": salt, "sha256_of_salt_and_id": hidden},
+        "looked_for": {
+            "ids": len(traces.ids),
+            "ids_searched_byte_by_byte": sum(one.distinct for one in traces.ids),
+            "events": traces.num_events,
+            "stretches_of_history": len(traces.stretches),
+            "stretches_that_others_have_too": traces.num_common,
+        },
+        "result": "found" if holding else "unreadable" if unread else "nothing found",
+        "files": len(searched),
+        "bytes": sum(one.bytes for one in searched),
+        "found_in": [one.path for one in holding],
+        "unreadable": [one.path for one in unread],
+        "searched": [asdict(one) for one in searched],
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- signature
+
+
+def default_key() -> Path:
+    """``$XDG_CONFIG_HOME/multigrain/forget.pem``."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(home) / "multigrain" / "forget.pem"
+
+
+def signing_key(place: str) -> Any:
+    """The private key at a place; the default one is made where there is none, readable by its owner alone.
+
+    Raises:
+        ConfigError: no key there, or another kind of key.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    path = Path(place) if place else default_key()
+    if not place and not path.exists():
+        made = Ed25519PrivateKey.generate()
+        pem = made.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+        return made
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"forget.signing_key: {path} holds no private key that can be read ({error}); make one with "
+            "`openssl genpkey -algorithm ed25519 -out forget.pem`"
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(
+            f"forget.signing_key: {path} is no Ed25519 key; make one with `openssl genpkey -algorithm ed25519`"
+        )
+    return key
+
+
+def signed(content: dict[str, Any], key: Any) -> dict[str, Any]:
+    """The content with the public key and the signature of all of it."""
+    from cryptography.hazmat.primitives import serialization
+
+    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+    whole = {**content, "public_key": public}
+    return {**whole, "signature": key.sign(_canonical(whole)).hex()}
+
+
+def is_signed(proof: dict[str, Any], public_key: str = "") -> bool:
+    """Whether a proof is as it was signed, by the key in it or by the given one (hexadecimal)."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    content = {key: value for key, value in proof.items() if key != "signature"}
+    if public_key and content.get("public_key") != public_key:
+        return False
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(content["public_key"]))
+        key.verify(bytes.fromhex(proof["signature"]), _canonical(content))
+    except (InvalidSignature, KeyError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()

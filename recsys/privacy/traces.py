@@ -1,0 +1,199 @@
+"""What a user leaves in files: their id, in every form that files write it in, and stretches of their history.
+
+An id is looked for byte by byte where it is long enough that such bytes do not occur by chance. A short one (``2``) is
+a number like any other; it is looked for where users are named: columns and keys called user, friend, src or dst.
+
+A history is looked for as stretches of items, in the order of time and of their numbers, and of times, as 32 and 64 bit
+integers and, of items, as ids and titles in a row; a stretch that another user has as well tells of nobody and is left
+out.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.histories import Array, Histories
+from recsys.privacy.opened import Part
+from recsys.privacy.stretches import Stretches, stretches_of
+
+_DISTINCT_BYTES: Final = 5
+_DISTINCT_DIGITS: Final = 9
+_NAMES_USERS: Final = re.compile(r"user|friend|src|dst|raw|member|customer|visitor", re.IGNORECASE)
+_WORD: Final = re.compile(rb"[0-9A-Za-z_]")
+_MORE: Final = re.compile(rb"[0-9A-Za-z_.@+:/-]")
+_MOST_BETWEEN: Final = 12  # characters between two ids of a list, as in '", "'
+
+
+@dataclass(frozen=True)
+class Id:
+    """The id of a user, as a search looks for it."""
+
+    text: str
+    others: frozenset[bytes] = frozenset()  # longer ids of others that hold it as a word
+    distinct: bool = True  # whether it is looked for byte by byte
+
+    @staticmethod
+    def of(text: str, users: pa.Array, items: pa.Array) -> Id:
+        """An id among those of users and items, which may be longer ones or the same."""
+        holding = [pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)]
+        others = frozenset(one.encode() for ids in holding for one in ids if one != text)
+        enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdigit() else _DISTINCT_BYTES)
+        return Id(text, others, enough and text not in holding[1])
+
+    @property
+    def forms(self) -> list[bytes]:
+        """The id as files write it."""
+        escaped = json.dumps(self.text)[1:-1]
+        texts = {self.text, escaped, html.escape(self.text), quote(self.text, safe=""), quote(self.text)}
+        wide = [self.text.encode("utf-16-le"), self.text.encode("utf-32-le")]
+        return [*sorted(text.encode() for text in texts), *wide]
+
+    def in_bytes(self, data: Any) -> bool:
+        """Whether bytes hold the id as a word of its own."""
+        if not self.distinct:
+            return self._named_in(data)
+        for form in self.forms:
+            start = data.find(form)
+            while start >= 0:
+                if self._is_word(data, start, start + len(form)):
+                    return True
+                start = data.find(form, start + 1)
+        return False
+
+    def in_cells(self, cells: Sequence[str], joined: bytes, where: str) -> bool:
+        """Whether texts hold it; of a short id only in a column that names users, as a whole cell."""
+        if self.distinct:
+            return self.in_bytes(joined)
+        return bool(_NAMES_USERS.search(where)) and (self.text in cells or self._named_in(joined))
+
+    def _is_word(self, data: Any, start: int, end: int) -> bool:
+        """Whether it stands alone there, and not in a longer id of somebody else."""
+        if _WORD.match(data[start - 1 : start] if start else b"") or _WORD.match(data[end : end + 1]):
+            return False
+        while start and _MORE.match(data[start - 1 : start]):
+            start -= 1
+        while _MORE.match(data[end : end + 1]):
+            end += 1
+        whole = bytes(data[start:end]).strip(b".:/-@+")
+        return whole not in self.others
+
+    def _named_in(self, data: Any) -> bool:
+        name = re.escape(self.text.encode())
+        pattern = rb"(?i:user|friend|src|dst)\w*[\"']?\s*[:=]?\s*[\[\"']*" + name + rb"(?![0-9A-Za-z_.])"
+        return re.search(pattern, data) is not None
+
+
+@dataclass
+class Traces:
+    """All that a search looks for."""
+
+    ids: list[Id] = field(default_factory=list)
+    stretches: set[bytes] = field(default_factory=set)  # see recsys.privacy.stretches
+    texts: list[Row] = field(default_factory=list)  # items in a row, as lists and pages write them
+    num_events: int = 0
+    num_common: int = 0  # stretches that others have as well
+
+    def add_history(
+        self, histories: Histories, users: Sequence[int], item_ids: Sequence[str], titles: Sequence[str] = ()
+    ) -> None:
+        """The stretches of these users (dense ids) in the numbers of one dataset or bundle, with the ids and titles of
+        its items."""
+        is_gone_U = np.isin(histories.users_U, np.asarray(users))
+        others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
+        self.num_events += len(gone.items_E)
+        spans = [slice(a, b) for a, b in zip(gone.offsets_U1[:-1].tolist(), gone.offsets_U1[1:].tolist(), strict=True)]
+        kinds = (
+            ([gone.items_E[span] for span in spans], others.items_E),
+            ([gone.times_E[span] for span in spans], others.times_E),
+            ([np.unique(gone.items_E[span]) for span in spans], _sorted_items(others)),
+        )
+        for number, (own, of_others) in enumerate(kinds):
+            keys = {key for values in own for key in stretches_of(values)} - self.stretches
+            common = Stretches(keys).among(of_others)
+            self.num_common += len(common)
+            self.stretches |= keys - common
+            if number == 0:
+                for key in sorted(keys - common):
+                    self._add_texts(np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles)
+        self.__dict__.pop("_numbers", None)
+
+    def _add_texts(self, items: list[int], item_ids: Sequence[str], titles: Sequence[str]) -> None:
+        """By ids and by titles, from the oldest on and from the newest."""
+        for names in (item_ids, titles):
+            if len(names):
+                shown = [str(names[item]) for item in items]
+                self.texts += [Row.of(shown), Row.of(shown[::-1])]
+
+    @cached_property
+    def _numbers(self) -> Stretches:
+        return Stretches(self.stretches)
+
+    def found_in(self, part: Part) -> Iterator[str]:
+        """``id`` or ``history`` where a part holds them."""
+        if part.kind == "numbers":
+            numbers = [int(one.text) for one in self.ids if one.distinct and one.text.isdigit()]
+            if numbers and np.isin(np.array([n for n in numbers if n < 2**63], dtype=np.int64), part.data).any():
+                yield "id"
+            if self._numbers.among(part.data):
+                yield "history"
+        elif part.kind == "cells":
+            joined = "\n".join(part.data).encode("utf-8", "surrogatepass")
+            if any(one.in_cells(part.data, joined, part.where) for one in self.ids):
+                yield "id"
+            if self._in_text(joined):
+                yield "history"
+        elif part.kind == "bytes":
+            if any(one.in_bytes(part.data) for one in self.ids):
+                yield "id"
+            if self._numbers.inside(part.data) or (b"\0" not in part.data[:4096] and self._in_text(part.data)):
+                yield "history"
+
+    def _in_text(self, data: Any) -> bool:
+        names = {form for row in self.texts for form in row.forms}
+        there = {form for form in names if data.find(form) >= 0}
+        return any(row.may_be_among(there) and row.pattern.search(data) for row in self.texts)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Names of items that stand in a row, with few characters or tags between them."""
+
+    names: tuple[tuple[bytes, ...], ...]  # the forms of each: as text, JSON and HTML write it
+
+    @staticmethod
+    def of(names: Sequence[str]) -> Row:
+        forms = [{name, json.dumps(name)[1:-1], html.escape(name)} for name in names]
+        return Row(tuple(tuple(sorted(form.encode() for form in of_name)) for of_name in forms))
+
+    @property
+    def forms(self) -> Iterator[bytes]:
+        for of_name in self.names:
+            yield from of_name
+
+    def may_be_among(self, there: Collection[bytes]) -> bool:
+        """Whether every name stands somewhere."""
+        return all(any(form in there for form in of_name) for of_name in self.names)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[bytes]:
+        between = rb"(?:<[^<>]{0,99}>|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
+        names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
+        return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
+
+
+def _sorted_items(histories: Histories) -> Array:
+    """Every user's items once, in the order of their numbers, user by user: int64."""
+    rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U).astype(np.int64)
+    size = int(histories.items_E.max(initial=0)) + 1
+    return np.asarray(np.unique(rows_E * size + histories.items_E) % size)

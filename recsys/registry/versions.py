@@ -1,0 +1,142 @@
+"""The versions of every registered model, and where MLflow keeps files: for whoever must look into all of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.registry.bundle import USERS
+from recsys.registry.experiments import local_place
+from recsys.registry.tracking import client
+
+_KEPT_TAGS: Final = "promotion."
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    number: str
+    run_id: str
+    aliases: tuple[str, ...]
+    model_id: str  # of MLflow's logged model
+    folder: Path | None  # its files; None where they are not on this machine
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.number}"
+
+
+class Store:
+    """An MLflow store with its registry and artefacts."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self._client = uri, client(uri, writes=True)
+
+    def versions(self) -> Iterator[Version]:
+        """Every version of every registered model."""
+        for model in _all(self._client.search_registered_models):
+            for one in _all(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
+                aliases = tuple(alias for alias, number in model.aliases.items() if str(number) == str(one.version))
+                model_id, folder = self._files(str(one.source), str(getattr(one, "model_id", "") or ""))
+                yield Version(model.name, str(one.version), str(one.run_id or ""), aliases, model_id, folder)
+
+    def _files(self, source: str, model_id: str) -> tuple[str, Path | None]:
+        if source.startswith("models:/"):
+            model_id = model_id or source.removeprefix("models:/")
+            with suppress(Exception):  # a logged model that was deleted has no place
+                source = str(self._client.get_logged_model(model_id).artifact_location)
+        place = None if source.startswith("models:/") else local_place(source)
+        return model_id, place if place is not None and place.is_dir() else None
+
+    def folder_of_run(self, run_id: str) -> str:
+        """The run folder that a run was made in, as its configuration names it; empty where it does not say."""
+        with suppress(Exception):
+            return str(self._client.get_run(run_id).data.params.get("run.dir", ""))
+        return ""
+
+    def run_of_model(self, model_id: str) -> str:
+        """The run that logged a model; empty where the store knows none."""
+        with suppress(Exception):
+            return str(self._client.get_logged_model(model_id).source_run_id or "")
+        return ""
+
+    def replace(self, old: Version, number: int) -> None:
+        """Hand the aliases of a version, and what its tags say of promotions, to a newer one of the same model."""
+        for alias in old.aliases:
+            self._client.set_registered_model_alias(old.name, alias, str(number))
+        tags = dict(self._client.get_model_version(old.name, old.number).tags)
+        for key, value in tags.items():
+            if key.startswith(_KEPT_TAGS):
+                self._client.set_model_version_tag(old.name, str(number), key, value)
+
+    def purge(self, version: Version) -> None:
+        """Delete a version, its logged model and all files of it."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        location = ""
+        if version.model_id:
+            with suppress(Exception):
+                location = str(self._client.get_logged_model(version.model_id).artifact_location)
+        self._client.delete_model_version(version.name, version.number)
+        if version.folder is not None:
+            shutil.rmtree(version.folder)
+        elif location:
+            repository: Any = get_artifact_repository(location)
+            repository.delete_artifacts()
+        if version.model_id:
+            with suppress(Exception):  # it is gone with its files, whatever the store keeps of it
+                self._client.delete_logged_model(version.model_id)
+
+    def places(self) -> list[Path]:
+        """The folders of this machine in which experiments keep artefacts."""
+        from mlflow.entities import ViewType
+
+        found = []
+        for experiment in _all(self._client.search_experiments, view_type=ViewType.ALL):
+            place = local_place(str(experiment.artifact_location))
+            if place is not None and place.is_dir() and place not in found:
+                found.append(place)
+        return found
+
+    def remote_places(self) -> list[str]:
+        """Where experiments keep artefacts that this machine cannot open as files."""
+        from mlflow.entities import ViewType
+
+        found = {
+            str(experiment.artifact_location)
+            for experiment in _all(self._client.search_experiments, view_type=ViewType.ALL)
+        }
+        return sorted(place for place in found if local_place(place) is None)
+
+
+def holds_users(version_folder: Path, users: pa.Array) -> bool:
+    """Whether the bundle in a folder of MLflow knows any of the users."""
+    return any(len(known_users(path, users)) for path in version_folder.rglob(USERS))
+
+
+def known_users(path: Path, users: pa.Array) -> list[int]:
+    """The rows of a bundle's table of users that are of these."""
+    ids = pq.read_table(path, columns=["user_id"]).column("user_id")
+    found = pc.is_in(ids, value_set=users)
+    return [row for row, held in enumerate(found.to_pylist()) if held]
+
+
+def _all(search: Any, **options: Any) -> Iterator[Any]:
+    """Every page of a search."""
+    token: str | None = None
+    while True:
+        page = search(**options, **({"page_token": token} if token else {}))
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,203 @@
+"""DP-SGD (Abadi et al. 2016) with a user as the unit: whoever adds or removes one user changes the model by little.
+
+Every step draws each user with probability q, clips the gradient of each user's loss to length C, adds up, and adds
+Gaussian noise:
+
+    g = (Σ_{u drawn} g_u · min(1, C / ‖g_u‖) + N(0, σ² C² I)) / (q U)
+
+σ is the smallest for which the accountant of Opacus (Rényi differential privacy, Mironov 2017; Poisson sampling) gives
+ε at δ for all steps and the noised counts of items together.
+
+Why not Opacus' hooks: they read a gradient for each sample off a layer whose first axis is the samples. Ours view all
+items at once, so a layer of the item tower has items on that axis, and every user's loss is of all of them. So a user
+is a backward pass of their own.
+
+What σ bounds is the trained weights, item vectors and counts. A bundle also holds the histories that answers are made
+of, and figures are of real test users. Noise comes from torch's generator seeded by the operating system: no seed of
+the configuration makes a private training again. Legend: U users, N items, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import warnings
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.config import Config
+from recsys.config.privacy import PrivateConfig
+from recsys.config.privacy_rules import not_private
+from recsys.data.histories import Array, Histories
+from recsys.data.loader import TrainingLoader
+from recsys.errors import ConfigError
+from recsys.training.build import Start
+from recsys.training.checkpoint import Progress
+
+PRIVACY: Final = "privacy"  # the name among a training's choices
+COUNTED_ITEMS: Final = 20  # of a user in the noised counts
+_MOST_NOISE: Final = 1e3
+_LARGE_ORDERS: Final = (80, 112, 160, 224, 320, 448, 640, 896)  # of Rényi's divergence, where ε is small
+_ROUNDS: Final = 30
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a private training spends, and how."""
+
+    epsilon: float  # spent, at most what was asked for
+    delta: float
+    noise_multiplier: float  # σ
+    clip: float  # C
+    sample_rate: float  # q
+    steps: int
+    counts_noise_multiplier: float  # of the counts of items
+    users: int
+    unit: str = "user"
+    accountant: str = "opacus, RDP"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def steps_of_epoch(self) -> int:
+        return max(1, round(1 / self.sample_rate))
+
+
+def plan(settings: PrivateConfig, num_users: int, batch_size: int, epochs: int) -> Budget:
+    """The budget of a training: an epoch is as many steps as see each user once on average.
+
+    Raises:
+        ConfigError: Opacus is not installed, or ε is too small for so many steps.
+    """
+    rate = min(1.0, batch_size / max(num_users, 1))
+    delta = settings.delta or 10.0 ** math.floor(math.log10(1 / (10 * max(num_users, 1))))
+    steps = epochs * max(1, round(1 / rate))
+    counts = _least_noise(lambda s: [(s, 1.0, 1)], settings.epsilon * settings.popularity_share, delta)
+    sigma = _least_noise(lambda s: [(s, rate, steps), (counts, 1.0, 1)], settings.epsilon, delta)
+    spent = _epsilon([(sigma, rate, steps), (counts, 1.0, 1)], delta)
+    return Budget(spent, delta, sigma, settings.clip, rate, steps, counts, num_users)
+
+
+def _least_noise(history: Any, epsilon: float, delta: float) -> float:
+    """The smallest noise under which a history of mechanisms stays within ε."""
+    low, high = 1e-2, 1.0
+    while _epsilon(history(high), delta) > epsilon:
+        low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            raise ConfigError(
+                f"train.privacy.epsilon: no noise of reasonable size keeps ε {epsilon:g} at δ {delta:g}; ask for a "
+                "larger one, or for fewer epochs (train.epochs)"
+            )
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _epsilon(history(middle), delta) <= epsilon else (middle, high)
+    return high
+
+
+def _epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
+    try:
+        from opacus.accountants import RDPAccountant
+    except ImportError:
+        raise ConfigError("train.privacy needs Opacus: run `pip install 'multigrain[privacy]'`") from None
+    accountant = RDPAccountant()
+    accountant.history = history
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the order that is best at the ends of its range: the bound holds
+        return float(accountant.get_epsilon(delta=delta, alphas=[*accountant.DEFAULT_ALPHAS, *_LARGE_ORDERS]))
+
+
+def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
+    """Where a private training begins: with ``train.refit`` at once on training and validation, as nothing is chosen.
+
+    Raises:
+        ConfigError: it would go on from weights whose training is outside the account, or the settings are not private.
+    """
+    if start is not None:
+        raise ConfigError(
+            "train.privacy: a training that goes on from a model spends beside what that has spent; train anew with "
+            "`recsys run`, or set train.privacy.epsilon 0"
+        )
+    if wrong := list(not_private(config)):
+        raise ConfigError("settings contradict each other:\n  " + "\n  ".join(wrong))
+    if progress.phase != "select" or not config.train.refit:
+        return progress
+    return replace(progress, phase="refit", best_epoch=config.train.epochs)
+
+
+class PrivateSteps:
+    """The gradients of a private training: of drawn users, clipped and noised."""
+
+    def __init__(self, loader: TrainingLoader, budget: Budget, device: torch.device) -> None:
+        self.loader, self.budget, self.device = loader, budget, device
+        rows, _ = loader.all_rows()
+        users, row_users = np.unique(rows.users_U, return_inverse=True)
+        order = np.argsort(row_users, kind="stable")
+        self._rows_of = np.split(order, np.cumsum(np.bincount(row_users, minlength=len(users)))[:-1])
+        self._random = np.random.default_rng(secrets.randbits(128))
+        self._noise = torch.Generator(device=device).manual_seed(secrets.randbits(63))
+
+    @staticmethod
+    def num_users(loader: TrainingLoader) -> int:
+        return len(np.unique(loader.all_rows()[0].users_U))
+
+    def drawn(self) -> list[int]:
+        """One row of each user that a step draws."""
+        chosen = np.flatnonzero(self._random.random(len(self._rows_of)) < self.budget.sample_rate)
+        return [int(self._random.choice(self._rows_of[user])) for user in chosen]
+
+    def set_gradients(self, loss: torch.nn.Module, rows: list[int], key: tuple[int, int, int]) -> tuple[float, float]:
+        """Set the noised gradient of every trainable parameter; the summed loss of the users and their weight."""
+        parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
+        total = weight = 0.0
+        for row in rows:
+            batch, targets = self.loader.batch_of(np.array([row]), key[1])
+            if not targets:
+                continue
+            summed = loss(batch.to(self.device), key)
+            found = torch.autograd.grad(summed / targets, parameters, allow_unused=True)
+            add_clipped(sums, found, self.budget.clip)
+            total, weight = total + float(summed.detach()), weight + targets
+        scale = 1 / (self.budget.sample_rate * self.budget.users)
+        for parameter, of_all in zip(parameters, sums, strict=True):
+            parameter.grad = (of_all + self._normal(of_all)) * scale
+        return total, weight
+
+    def _normal(self, like: Tensor) -> Tensor:
+        std = self.budget.noise_multiplier * self.budget.clip
+        return std * torch.randn(like.shape, generator=self._noise, device=like.device, dtype=like.dtype)
+
+    def counts(self, histories: Histories, num_items: int) -> Tensor:
+        """How many users have each item, noised, of at most :data:`COUNTED_ITEMS` items a user: [N] float32."""
+        noise_N = torch.randn(num_items, generator=self._noise, device=self.device).cpu()
+        std = self.budget.counts_noise_multiplier * math.sqrt(COUNTED_ITEMS)
+        exact_N = torch.from_numpy(bounded_counts(histories, num_items, self._random)).float()
+        return (exact_N + std * noise_N).round().clamp(min=0)
+
+
+def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: float) -> None:
+    """Add a user's gradient, all parameters together shortened to a length of at most ``most``."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    length = torch.sqrt(
+        sum((gradient.double().square().sum() for gradient in there), torch.zeros((), dtype=torch.double))
+    )
+    factor = min(1.0, most / max(float(length), 1e-12))
+    for of_all, gradient in zip(sums, gradients, strict=True):
+        if gradient is not None:
+            of_all.add_(gradient, alpha=factor)
+
+
+def bounded_counts(histories: Histories, num_items: int, random: np.random.Generator) -> Array:
+    """Users of every item, where each user counts for at most :data:`COUNTED_ITEMS` items, drawn at random: [N]."""
+    counts_N = np.zeros(num_items, dtype=np.int64)
+    for start, stop in zip(histories.offsets_U1[:-1].tolist(), histories.offsets_U1[1:].tolist(), strict=True):
+        items = np.unique(histories.items_E[start:stop])
+        if len(items) > COUNTED_ITEMS:
+            items = random.choice(items, COUNTED_ITEMS, replace=False)
+        counts_N[items] += 1
+    return counts_N
