@@ -198,4 +198,7 @@ class DataConfig(Section):
     media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)
     knowledge: ItemFactsConfig = Field(default_factory=ItemFactsConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
+    keep_events: bool = Field(
+        True, description="keep the validated events in the dataset, so that `recsys update --events` can append"
+    )
     num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")
