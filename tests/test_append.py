@@ -79,7 +79,9 @@ def content(dataset: PreparedDataset) -> dict[str, Any]:
                 for row_codes in shard.context_EC[span].tolist()
             ]
             named = ([items[i] for i in shard.items_E[span]], [types[t] for t in shard.types_E[span]])
-            histories[users[user]] = list(zip(*named, *(column[span].tolist() for column in columns), codes, strict=True))
+            histories[users[user]] = list(
+                zip(*named, *(column[span].tolist() for column in columns), codes, strict=True)
+            )
     counts = dataset.table("items/counts.parquet").to_pylist()
     features = {row["item_id"]: row for row in dataset.features.to_pylist()}
     manifest = dataset.manifest

@@ -140,7 +140,12 @@ def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
 
 
 def encode_touched(
-    kept: Kept, fresh: pa.Table | None, coding: Coding, users: pa.Array | None, all_users: pa.Array, items: pa.Array
+    kept: Kept,
+    fresh: pa.Table | None,
+    coding: Coding,
+    touched: tuple[pa.Array, Array] | None,
+    all_users: pa.Array,
+    items: pa.Array,
 ) -> list[Any]:
     """The events of touched users of a bucket, those of them that were there before, and the new duplicates.
 
@@ -148,25 +153,25 @@ def encode_touched(
         kept: the rows of before.
         fresh: new good rows; None: none.
         coding: order and types.
-        users: the touched ones, sorted; None: all.
+        touched: users, sorted, and their dense ids; None: all.
         all_users: all external user ids, dense.
         items: all external item ids, dense.
 
     Returns:
         Tables of ``rules.event_schema`` with and without the new rows, and what the quarantine keeps of duplicates.
     """
-    before = kept.rows(None if users is None else of_users(users))
+    before = kept.rows(None if touched is None else of_users(touched[0]))
     if before is not None:
         before = _filtered(before.drop_columns([schema.RAW]), coding.rules)
     rows = joined([before, fresh])
-    if users is None:
+    if touched is None:
         users = used_texts(rows.column(schema.USER_ID))
-    numbers = dense([users], all_users)[0]
+        touched = users, dense([users], all_users)[0]
     counted = before.num_rows if before is not None else 0
-    events, _, duplicates, _ = encode_bucket(rows, coding, users, numbers, items, counted)
+    events, _, duplicates, _ = encode_bucket(rows, coding, *touched, items, counted)
     old = coding.rules.event_schema.empty_table()
     if before is not None and before.num_rows:
-        old = encode_bucket(joined([before]), coding, users, numbers, items)[0]
+        old = encode_bucket(joined([before]), coding, *touched, items)[0]
     return [events, old, duplicates]
 
 
@@ -291,8 +296,9 @@ class Appending(Preparation):
         self._whole_buckets = self._buckets_to_renew(len(user_ids))
         encoder = task(encode_touched, 3)
         encoded: list[list[Any]] = []
+        self._numbers = dense(self._touched, user_ids)
         for number, (bucket, users) in enumerate(zip(buckets, self._touched, strict=True)):
-            chosen = None if number in self._whole_buckets else users
+            chosen = None if number in self._whole_buckets else (users, self._numbers[number])
             is_idle = chosen is not None and not len(users)
             encoded.append([] if is_idle else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids))
         buckets.clear()
@@ -362,12 +368,13 @@ class Appending(Preparation):
             place += 2 if refs else 1
             if bucket in self._whole_buckets:
                 continue
-            users = user_ids.take(pa.array(fetch(moved)))
-            users = users.filter(pc.invert(pc.is_in(users, value_set=self._touched[bucket])))
-            if len(users):
-                users = users.take(pc.sort_indices(users))
+            numbers = np.setdiff1d(fetch(moved), self._numbers[bucket])
+            if len(numbers):
+                users = user_ids.take(pa.array(numbers))
+                order = pc.sort_indices(users)
+                chosen = users.take(order), numbers[np.asarray(order)]
                 self._newer_users[bucket] += len(users)
-                encoded[bucket] += encoder.remote(self._kept(bucket), None, self._code, users, *self._ids)
+                encoded[bucket] += encoder.remote(self._kept(bucket), None, self._code, chosen, *self._ids)
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array

@@ -26,13 +26,14 @@ import pyarrow.ipc
 from recsys import schema
 from recsys.data.destination import Folder
 from recsys.data.histories import Array
-from recsys.data.keys import parts_of
+from recsys.data.keys import compact
 from recsys.errors import ArtifactError
 from recsys.storage.places import reaching
 
 if TYPE_CHECKING:
     from recsys.data.events import BucketSummary
 
+Rows = Callable[[pa.Array], Array]  # the column of users of a batch → which of its rows, bool
 STORE: Final = "events"
 _ROWS: Final = 1 << 18  # of a batch
 _COMPRESSION: Final = "zstd"
@@ -62,21 +63,14 @@ class Kept:
     bucket: int
     readings: tuple[int, ...]
 
-    def rows(self, of: Callable[[pa.ChunkedArray], Array] | None = None) -> pa.Table | None:
+    def rows(self, of: Rows | None = None) -> pa.Table | None:
         """The good rows, in the order of their reading; None where there are none.
 
         Args:
             of: which rows of a batch, by its column of users; None: all.
         """
-        found = []
-        for reading in self.readings:
-            for batch in _batches(self.folder, part_name(self.bucket, reading)):
-                table = pa.Table.from_batches([batch])
-                if of is not None:
-                    table = table.filter(pa.array(of(table.column(schema.USER_ID))))
-                if table.num_rows:
-                    found.append(table)
-        return _judged(found)
+        names = [part_name(self.bucket, reading) for reading in self.readings]
+        return _judged([table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None])
 
     def unknown(self) -> pa.Table | None:
         """The rows whose item was not known."""
@@ -141,6 +135,30 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
         raise ArtifactError(_GONE.format(f"{folder.place}/{name}", error)) from None
 
 
+def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
+    """The chosen rows of a file's batches, which share their texts; only texts that a chosen row has stay."""
+    found: list[list[pa.Array]] = []
+    names: list[str] = []
+    for batch in batches:
+        names = batch.schema.names
+        columns = batch.columns
+        if of is not None:
+            rows = pa.array(np.flatnonzero(of(batch.column(schema.USER_ID))))
+            columns = [column.take(rows) for column in columns]
+        found.append(columns)
+    if not found or not any(len(columns[0]) for columns in found):
+        return None
+    return pa.table([_joined(list(parts)) for parts in zip(*found, strict=True)], names=names)
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    """Arrays of one file as one, and of coded texts those that are in use."""
+    if not pa.types.is_dictionary(parts[0].type):
+        return pa.concat_arrays(parts)
+    codes = pa.concat_arrays([part.indices for part in parts])
+    return compact(pa.chunked_array([pa.DictionaryArray.from_arrays(codes, parts[0].dictionary)]))
+
+
 def _judged(tables: list[pa.Table]) -> pa.Table | None:
     """Rows as the exchange has them: with a reason, which is null, and no raw text."""
     if not tables:
@@ -151,13 +169,14 @@ def _judged(tables: list[pa.Table]) -> pa.Table | None:
     return table
 
 
-def of_users(users: pa.Array) -> Callable[[pa.ChunkedArray], Array]:
-    """Which rows of a coded column are of these users."""
+def of_users(users: pa.Array) -> Rows:
+    """Which rows of a coded column are of these users; the texts of a file, which its batches share, are met once."""
+    met: list[tuple[pa.Array, Array]] = []
 
-    def chosen(column: pa.ChunkedArray) -> Array:
-        texts, codes_E = parts_of(column)
-        known = np.append(np.asarray(pc.is_in(texts, value_set=users)), False)
-        return np.asarray(known[codes_E])
+    def chosen(column: pa.Array) -> Array:
+        if not met or not met[0][0].equals(column.dictionary):
+            met[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
+        return np.asarray(met[0][1][np.asarray(column.indices)])
 
     return chosen
 
