@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.cli import main
 from pipelines.folder import RunFolder
@@ -18,13 +19,22 @@ from recsys.data.foresight import foresight
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, DataError
 
+if TYPE_CHECKING:
+    from recsys.data.append import Least
 
-def prepare(config: Config, folder: RunFolder, base: Vocabulary | None = None) -> PreparedDataset:
-    """Make the dataset, or find it up to date; ids of ``base`` keep their numbers."""
+
+def prepare(
+    config: Config,
+    folder: RunFolder,
+    base: Vocabulary | None = None,
+    earlier: PreparedDataset | None = None,
+    least: Least | None = None,
+) -> PreparedDataset:
+    """Make the dataset, or find it up to date; the rest as :func:`recsys.data.prepare.prepare` has it."""
     with folder.progress.stage("prepare"), ray_session(config):
         from recsys.data.prepare import prepare as prepare_dataset
 
-        dataset = prepare_dataset(config, progress=folder.progress, base=base)
+        dataset = prepare_dataset(config, folder.progress, base=base, earlier=earlier, least=least)
         _say_what_there_is(dataset, folder)
     return open_dataset(config)
 

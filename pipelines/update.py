@@ -21,7 +21,8 @@ from torch import Tensor
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.folder import RunFolder
-from pipelines.prepare import open_dataset, prepare
+from pipelines.newer import prepare_newer
+from pipelines.prepare import open_dataset
 from pipelines.register import register
 from pipelines.run import closing_words
 from pipelines.session import quiet, ray_session, ray_through
@@ -74,7 +75,7 @@ def update_all(config: Config, folder: RunFolder) -> None:
     with tracked(config, folder, fresh=True) as tracker, ray_through(config):
         tracker.set_tags({"parent": parent.uri})
         with ray_session(config):
-            prepare(config, folder, parent.vocabulary())
+            prepare_newer(config, folder, parent)
             with folder.progress.stage("parent"):
                 descent = descent_of(config, folder, parent, held)
             train(config, folder, descent)
@@ -216,7 +217,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
     if module is None:
         raise ConfigError(f"{parent.uri} has no granularity stratum to fit again; train one with it enabled")
     with ray_session(config):
-        prepare(config, folder, parent.vocabulary())
+        prepare_newer(config, folder, parent, needs_new=False)
     with folder.progress.stage("refit"):
         dataset = open_dataset(config)
         fresh = dataset.manifest.event_types[model.sizes.num_types :]

@@ -47,8 +47,9 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
     base = Vocabulary(pa.array(["m", "b"]), pa.array(["x"]), ("view",))
     users, items = base.grown(pa.array(["a", "b", "m"]), pa.array(["x"]))
     assert users.to_pylist() == ["m", "b", "a"] and items.to_pylist() == ["x"]
-    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update reads old and new events"):
-        base.grown(pa.array(["a", "b"]), pa.array(["x"]))
+    assert base.grown(pa.array(["a", "b"]), pa.array(["x"]))[0].to_pylist() == ["m", "b", "a"], "lost ids keep numbers"
+    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update goes on with old and new events"):
+        base.check_kept(pa.array(["a", "b"]), pa.array(["x"]))
     assert base.digest() != Vocabulary(pa.array(["b", "m"]), pa.array(["x"]), ("view",)).digest()
 
 
@@ -383,10 +384,15 @@ def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) 
     assert "trained with another model section: model.width was 8, is now 16" in refused(
         capsys, world, "--model.width", "16"
     )
-    assert "there is nothing to update on; give newer events" in refused(capsys, world)
-    run_folder = ["--update.model", str(updated)]  # its bundle knows users that are not in Monday's file
-    message = refused(capsys, world, *run_folder)
+    read_before = "there is nothing to update on: every file of events that is named was read into"
+    assert read_before in refused(capsys, world) and read_before in refused(
+        capsys, world, "--update.model", str(updated)
+    )
+    apart = ["--update.model", str(updated), "--update.dataset", str(world / "nowhere")]  # as if its dataset were gone
+    message = refused(capsys, world, *apart)
     assert "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message
+    message = refused(capsys, world, *apart, "--events", str(world / "later.csv"))
+    assert "nowhere is not a prepared dataset" in message and "set update.dataset" in message
     fusion = ["--update.only", "fusion", "--update.feedback"]
     assert "nowhere.csv" in refused(capsys, world, *fusion, f"[{world}/nowhere.csv]")
     (world / "empty.csv").write_text("user_id,item_id,event_type\n")

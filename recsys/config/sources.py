@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -299,17 +299,25 @@ def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 def source_settings(source: Section) -> dict[str, Any]:
-    """What a source says of how files are read: places are left out but for which of them are given.
+    """What a source says of how files are read; of places only which side tables there are.
 
     >>> one, other = (CanonicalSource(events=[place]) for place in ("logs/a.csv", "/data/logs/a.csv"))
-    >>> source_settings(one) == source_settings(other), source_settings(one)["events"]
-    (True, True)
+    >>> source_settings(one) == source_settings(other), source_settings(one)["items"]
+    (True, False)
     """
     dumped = source.model_dump(mode="json")
     for key in getattr(source, "places", ()):
-        given = dumped[key]
-        dumped[key] = sorted(given) if isinstance(given, dict) else bool(given)
+        given = dumped.pop(key)
+        if key in TABLES[1:]:
+            dumped[key] = bool(given)
     return dumped
+
+
+def one_place(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of a place with every path in it changed: one path, a list of them, or lists by name."""
+    if isinstance(value, dict):
+        return {key: one_place(inner, change) for key, inner in value.items()}
+    return [change(place) for place in value] if isinstance(value, list) else change(value)
 
 
 SOURCE_KINDS: Final = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")

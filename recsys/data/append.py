@@ -31,7 +31,7 @@ from recsys.data.blocks import fetch, task
 from recsys.data.content_hash import differences, settings_hash, settings_of
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Folder, folder_of
-from recsys.data.event_store import Kept, described, of_users, seen_in, times_name, write_rows
+from recsys.data.event_store import Kept, described, files_read, of_users, seen_in, times_name, write_rows
 from recsys.data.events import (
     PARTS,
     TEXT_SCHEMA,
@@ -49,14 +49,19 @@ from recsys.data.preparation import Preparation
 from recsys.data.shards import ShardReport, ShardRules, count_shard, with_context, write_shard
 from recsys.data.split import SplitPlan, plan_of
 from recsys.data.vocabulary import dense
-from recsys.errors import ConfigError, DataError
+from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.pace import paced
+from recsys.sources.base import SourceAdapter
 from recsys.storage.uris import is_remote, one_spelling
 
 _MOST_FILES: Final = 12  # newer files of a shard, before it is written anew
 _MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, from which it is written anew
 _TIMES: Final = ("user", "type", "time")
 _PARSED: Final = ("data.context", "data.context_numbers", "data.text_events")
+
+
+class NothingNew(DataError):
+    """All files of events that are named were read before."""
 
 
 class NeedsAll(Exception):
@@ -115,16 +120,37 @@ def nothing_new(earlier: PreparedDataset, config: Config, progress: Callable[[st
     """The dataset as it is, where it is the one that is asked for.
 
     Raises:
-        DataError: all files were read before.
+        NothingNew: all files were read before.
     """
     same = settings_hash(config) == earlier.manifest.settings_hash
     if same and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
         progress(f"dataset {config.dataset_dir} is up to date: all files of events were read before")
         return earlier
-    raise DataError(
+    raise NothingNew(
         f"there is nothing to update on: every file of events that is named was read into {earlier.root} before; give "
         "newer events with --events or in data.source"
     )
+
+
+def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
+    """
+    Raises:
+        DataError: files were appended to the dataset that would be written over, and the source does not name them.
+    """
+    try:
+        there = PreparedDataset(config.dataset_dir).manifest.store
+    except ArtifactError:
+        return
+    if len(there.get("readings", [])) < 2:
+        return
+    named = {(file["size"], file["fingerprint"]) for file in source.event_files()}
+    gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
+    if gone:
+        raise DataError(
+            f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such as "
+            f"{gone[0]}: they would be forgotten; name them in data.source, choose another data.dir, or mean it with "
+            "--replace"
+        )
 
 
 def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from recsys.config import Config
-from recsys.data.append import Appending, Least, NeedsAll, can_touch, check_earlier, nothing_new
+from recsys.data.append import Appending, Least, NeedsAll, can_touch, check_earlier, nothing_new, refuse_forgetting
 from recsys.data.audit import Audit, audit, audit_newer
 from recsys.data.audit_shard import ShardFindings, audit_shard
 from recsys.data.blocks import fetch, quiet, task
@@ -80,6 +80,8 @@ def prepare(
     if existing is not None:
         progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
         return existing
+    if earlier is None and not (least is not None and least.replace) and not config.update.replace:
+        refuse_forgetting(config, source)
     destination = Destination(config.dataset_dir)
     with quiet(), destination.writing() as folder:
         keeps_lost = earlier is not None or (least is not None and least.replace)
