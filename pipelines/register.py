@@ -60,6 +60,7 @@ def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dic
             "comparison": comparison,
             "lineage": made,
             CONFIG: handed_on(config),
+            **({"drift": metrics["drift"]} if "drift" in metrics else {}),
             **({"final": final.said} if final is not None else {}),
         }
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")

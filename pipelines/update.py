@@ -33,6 +33,7 @@ from recsys.config import Config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.evaluation.drift import NAMES, drift_of
 from recsys.evaluation.validation import Validator
 from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
@@ -78,10 +79,20 @@ def update_all(config: Config, folder: RunFolder) -> None:
             prepare_newer(config, folder, parent)
             with folder.progress.stage("parent"):
                 descent = descent_of(config, folder, parent, held)
+                say_drift(config, folder, parent)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
         registered = register(config, folder)
     folder.progress.plain(closing_words(metrics, registered, folder))
+
+
+def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
+    """Write ``drift.json``, of which the evaluation makes a panel and the gate a rule."""
+    dataset = open_dataset(config)
+    found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
+    folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
+    shown = ", ".join(f"{NAMES[key]} {value:.3f}" for key, value in found.items() if key in NAMES and value is not None)
+    folder.progress(f"drift of {found['events']:,} newer events: {shown or 'nothing to tell by'}")
 
 
 def shortened(config: Config) -> Config:

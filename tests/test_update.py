@@ -277,6 +277,45 @@ def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_newer_events_alone_go_on_with_all_of_the_parents(world: Path, updated: Path) -> None:
+    """No configuration is given and no old file is there: the model says how it was made, its dataset has all."""
+    day = world / "wednesday.csv"
+    events(day, [(f"u{u:02}", f"i{(u + day) % 12:02}", day + 20, "view") for u in range(24) for day in (8, 9)])
+    aside = world / "aside"
+    aside.mkdir()
+    old = [path.rename(aside / path.name) for path in world.glob("[0-9]*.csv")]
+    before = read_bundle(updated / "bundle")
+    words = ["update", "--update.model", str(updated), "--run.dir", str(world / "wednesday"), "--events", str(day)]
+    try:
+        with training_here():
+            assert main([*words, "--tracking.enabled", "false", "--update.epochs", "1"]) == 0
+    finally:
+        for path in old:
+            path.rename(world / path.name)
+    after = read_bundle(world / "wednesday/bundle")
+    counts = before.info.dataset["counts"]["events"], after.info.dataset["counts"]["events"]
+    assert counts == (counts[0], counts[0] + 48)
+    assert after.user_ids == before.user_ids and after.info.model == before.info.model
+    drift = json.loads((world / "wednesday/metrics.json").read_text())["drift"]
+    assert drift["events"] == 48 and drift["unknown_items"] == drift["unknown_users"] == 0
+    assert after.info.extra["drift"] == drift and "Drift" in (world / "wednesday/report.html").read_text()
+
+
+def test_the_newest_file_alone_in_the_source_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:
+    """The mistake of before: a source that names the new day alone made a model of that day alone."""
+    everybody = [(f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)]
+    events(world / "thursday.csv", everybody)
+    source = ["--data.source.events", f"[{world}/thursday.csv]", "--tracking.enabled", "false"]
+    gone = ["--update.dataset", str(world / "nowhere"), "--update.model", str(world / "monday/bundle")]
+    events(world / "few.csv", everybody[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)])
+    few = ["--data.source.events", f"[{world}/few.csv]"]
+    assert "was made of 144: an update does not forget" in refused(capsys, world, *gone, *few)
+    words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "thursday"), *source]
+    with training_here():
+        assert main([*words, "--update.model", str(world / "monday/bundle"), "--update.epochs", "1"]) == 0
+    assert read_bundle(world / "thursday/bundle").info.dataset["counts"]["events"] == 144 + len(everybody)
+
+
 def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     registered = json.loads((updated / "registered.json").read_text())
     assert registered["version"] == 2 and registered["alias"] == "challenger"

@@ -147,9 +147,9 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
     if gone:
         raise DataError(
-            f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such as "
-            f"{gone[0]}: they would be forgotten; name them in data.source, choose another data.dir, or mean it with "
-            "--replace"
+            f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such "
+            f"as {gone[0]}: they would be forgotten; name them in data.source, choose another data.dir, or mean it "
+            "with --replace"
         )
 
 
