@@ -301,6 +301,20 @@ def test_newer_events_alone_go_on_with_all_of_the_parents(world: Path, updated: 
     assert after.info.extra["drift"] == drift and "Drift" in (world / "wednesday/report.html").read_text()
 
 
+def test_promote_and_recommend_take_the_configuration_from_the_model(
+    world: Path, updated: Path, capsys: Captured
+) -> None:
+    place = ["--run.dir", str(world / "by-model")]
+    assert main(["promote", "--promote.model", "models:/pocket/2", "--train.metric", "hit@5", *place, "--dry-run"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["data"]["dir"] == str(updated / "dataset") and said["model"]["width"] == 8
+    assert said["train"]["metric"] == "hit@5" and said["evaluate"]["baselines"] == ["popularity"]
+    assert main(["recommend", "--recommend.model", str(updated), "--recommend.k", "2", *place]) == 0
+    assert (world / "by-model/recommendations.parquet").is_file()
+    assert main(["promote", "--promote.model", str(world / "monday"), *place]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
 def test_the_newest_file_alone_in_the_source_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:
     """The mistake of before: a source that names the new day alone made a model of that day alone."""
     everybody = [(f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)]
