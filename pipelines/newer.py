@@ -30,7 +30,7 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
     newer = with_newer_events(config)
     least = Least(int(info.dataset.get("counts", {}).get("events", 0)), settings.replace)
     if settings.replace:
-        return prepare(newer, folder, parent.vocabulary(), least=least)
+        return prepare(newer, folder, base=parent.vocabulary(), least=least)
     earlier, why = dataset_of(parent, config)
     if earlier is not None:
         events = earlier.manifest.counts["events"]
@@ -47,7 +47,7 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
             "update.dataset to where that dataset is, or list old and new files in data.source and leave --events out"
         )
     folder.progress(f"reading all of data.source: {why}")
-    return prepare(config, folder, parent.vocabulary(), least=least)
+    return prepare(config, folder, base=parent.vocabulary(), least=least)
 
 
 def with_newer_events(config: Config) -> Config:

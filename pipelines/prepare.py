@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pipelines.cli import main
 from pipelines.folder import RunFolder
@@ -16,25 +16,16 @@ from recsys.config import Config
 from recsys.data.content_hash import differences, settings_hash, settings_of
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, DataError
 
-if TYPE_CHECKING:
-    from recsys.data.append import Least
 
-
-def prepare(
-    config: Config,
-    folder: RunFolder,
-    base: Vocabulary | None = None,
-    earlier: PreparedDataset | None = None,
-    least: Least | None = None,
-) -> PreparedDataset:
-    """Make the dataset, or find it up to date; the rest as :func:`recsys.data.prepare.prepare` has it."""
+def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
+    """Make the dataset, or find it up to date; ``base``, ``earlier`` and ``least`` are those of
+    :func:`recsys.data.prepare.prepare`."""
     with folder.progress.stage("prepare"), ray_session(config):
         from recsys.data.prepare import prepare as prepare_dataset
 
-        dataset = prepare_dataset(config, folder.progress, base=base, earlier=earlier, least=least)
+        dataset = prepare_dataset(config, folder.progress, **how)
         _say_what_there_is(dataset, folder)
     return open_dataset(config)
 
