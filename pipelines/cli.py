@@ -120,7 +120,9 @@ def parse(words: Sequence[str]) -> Arguments:
     """
     config: str | None = None
     overrides: list[tuple[str, str]] = []
-    flags = dict.fromkeys(("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain"), False)
+    flags = dict.fromkeys(
+        ("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain", "--replace"), False
+    )
     rest, users = list(words), list[str]()
     while rest:
         word = rest.pop(0)
@@ -137,7 +139,12 @@ def parse(words: Sequence[str]) -> Arguments:
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"--{name} needs a value: --{name} VALUE or --{name}=VALUE")
             value = rest.pop(0)
-        if name == "config":
+        if name == "events":
+            files = [value]
+            while rest and not rest[0].startswith("--"):
+                files.append(rest.pop(0))
+            overrides.append(("update.events", _listed(files)))
+        elif name == "config":
             config = value
         elif name == "user":
             while rest and not rest[0].startswith("--"):
@@ -156,11 +163,22 @@ def parse(words: Sequence[str]) -> Arguments:
         overrides.append(("forget.retrain", "true"))
     if flags["--rollback"]:
         overrides.append(("promote.rollback", "true"))
+    if flags["--replace"]:
+        overrides.append(("update.replace", "true"))
     if flags["--resume"]:
         overrides.append(("run.resume", "true"))
     if flags["--ablate"]:
         overrides.insert(0, ("evaluate.ablation", "full"))  # a value that is given as well says more, and wins
     return Arguments(config, overrides, flags["--dry-run"], flags["--help"])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """Texts as a YAML list, whatever they look like.
+
+    >>> _listed(["a b.csv", "it's"])
+    "['a b.csv', 'it''s']"
+    """
+    return "[{}]".format(", ".join("'{}'".format(text.replace("'", "''")) for text in texts))
 
 
 def _command(words: list[str]) -> int:
@@ -183,12 +201,13 @@ def _command(words: list[str]) -> int:
     if arguments.help:
         print(_verb_help(verb))
         return 0
-    if arguments.config is None:
+    from pipelines.inherited import VERBS as INHERITING
+
+    if arguments.config is None and verb not in INHERITING:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
     from pipelines.mistakes import check, check_input
-    from recsys.config import load_config
 
-    config = load_config(config_file(arguments.config), arguments.overrides)
+    config = _config(verb, arguments)
     stages = _kind(verb, config).stages
     check(config, stages)
     if arguments.dry_run:
@@ -199,6 +218,17 @@ def _command(words: list[str]) -> int:
         return 0
     _run(verb, config)
     return 0
+
+
+def _config(verb: str, arguments: Arguments) -> Config:
+    """That of the file, or where there is none of the model that the verb is about."""
+    if arguments.config is None:
+        from pipelines.inherited import inherited_config
+
+        return inherited_config(verb, arguments.overrides)
+    from recsys.config import load_config
+
+    return load_config(config_file(arguments.config), arguments.overrides)
 
 
 def _run(verb: str, config: Config) -> None:
@@ -296,6 +326,7 @@ def _overview() -> str:
         "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
         "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
         "  --resume              go on where an interrupted run of the same configuration stopped\n"
+        "  --events FILE…        update: newer events alone, those of before are carried on; --replace forgets those\n"
         "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
         "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"

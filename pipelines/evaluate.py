@@ -24,6 +24,7 @@ from recsys.data.repeats import repeats_line
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
+from recsys.evaluation.drift import drift_panel, with_calibration
 from recsys.evaluation.evaluate import evaluate as evaluate_model
 from recsys.evaluation.panels import own_panels
 from recsys.evaluation.ratings import rating_report
@@ -62,8 +63,14 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         strata = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
         if strata is not None:
             metrics["strata"] = strata
+        drift = drift_read(folder, dataset.manifest.content_hash)
+        if drift is not None:
+            metrics["drift"] = with_calibration(drift, metrics)
         if panels := own_panels(trained.frozen, item_titles(dataset.features)):
             metrics["panels"] = panels
+        if drift is not None:
+            panel = drift_panel(metrics["drift"], config.promote)
+            metrics["panels"] = {**metrics.get("panels", {}), "drift": panel}
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:
@@ -79,6 +86,14 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
             tracker.log_file(path)
         say(metrics, config.train.metric, folder)
     return metrics
+
+
+def drift_read(folder: RunFolder, content_hash: str) -> dict[str, Any] | None:
+    """What an update has found of its newer events; None where this is no update of this dataset."""
+    with suppress(ArtifactError):
+        found = folder.read_json(folder.drift, "")
+        return found if found.pop("dataset", "") == content_hash else None
+    return None
 
 
 def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:

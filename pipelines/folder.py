@@ -11,6 +11,7 @@ Layout::
     checkpoints/ model/      of training
     final/                   the model that goes out, where train.final trains it on all events
     metrics.json report.html of evaluation
+    drift.json               of update: how far newer events are from the parent's
     bundle/ registered.json  of registration
     promotion.json promotion.md  of promote: the last decision
     recommendations.parquet  of recommend
@@ -85,6 +86,10 @@ class RunFolder:
     @property
     def bundle(self) -> Path:
         return self.fetch("bundle")
+
+    @property
+    def drift(self) -> Path:
+        return self.root / "drift.json"
 
     @property
     def registered(self) -> Path:

@@ -42,6 +42,10 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
     if "prepare" in stages:
         from recsys.sources import open_source
 
+        if "parent" in stages:
+            from pipelines.newer import with_newer_events
+
+            config = with_newer_events(config)
         source = open_source(config.data.source)
         source.check()
         notes = source.notes

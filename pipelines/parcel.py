@@ -43,6 +43,8 @@ _PLACES: Final = (
     "data.media.images.root",
     "data.media.images.cache_dir",
     "recommend.requests",
+    "update.events",
+    "update.dataset",
     "update.feedback",
 )
 # A place or a name: a place where there is such a file.

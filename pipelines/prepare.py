@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from pipelines.cli import main
 from pipelines.folder import RunFolder
 from pipelines.session import ray_session
 from recsys.config import Config
-from recsys.data.content_hash import settings_hash
+from recsys.data.content_hash import differences, settings_hash, settings_of
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight
-from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, DataError
 
 
-def prepare(config: Config, folder: RunFolder, base: Vocabulary | None = None) -> PreparedDataset:
-    """Make the dataset, or find it up to date; ids of ``base`` keep their numbers."""
+def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
+    """Make the dataset, or find it up to date; ``base``, ``earlier`` and ``least`` are those of
+    :func:`recsys.data.prepare.prepare`."""
     with folder.progress.stage("prepare"), ray_session(config):
         from recsys.data.prepare import prepare as prepare_dataset
 
-        dataset = prepare_dataset(config, progress=folder.progress, base=base)
+        dataset = prepare_dataset(config, folder.progress, **how)
         _say_what_there_is(dataset, folder)
     return open_dataset(config)
 
@@ -39,9 +40,11 @@ def open_dataset(config: Config) -> PreparedDataset:
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
     if dataset.manifest.settings_hash not in ("", settings_hash(config)):
+        found = differences(dataset.manifest.settings, settings_of(config)) if dataset.manifest.settings else []
+        named = f": {'; '.join(found[:5])}{' …' if len(found) > 5 else ''}" if found else ""
         raise ArtifactError(
-            f"{dataset.root} was prepared with other data settings (sections data and seed) than this configuration; "
-            "run `recsys prepare`"
+            f"{dataset.root} was prepared with other data settings (sections data and seed) than this configuration"
+            f"{named}; run `recsys prepare`, or give the settings that it was prepared with"
         )
     for part in ("users", "items", "train"):
         if not dataset.manifest.counts.get(part, 0):

@@ -28,6 +28,7 @@ from recsys.evaluation.promotion import (
     Findings,
     against_baselines,
     against_champion,
+    against_drift,
     measure_baselines,
     ranked,
     segments_of,
@@ -167,6 +168,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     findings.notes.append(_what_is_compared(challenger, dataset, same))
     findings.notes += [note] if (note := _feedback_note(challenger)) else []
     findings.notes += [note] if (note := _final_note(challenger, champion)) else []
+    against_drift(challenger.info.extra.get("drift"), config.promote, findings)
     scorer = ForeignScorer(challenger, dataset)
     _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
     folder.progress(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger")

@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.cli import main
 from pipelines.final import FinalModel, final_model
 from pipelines.folder import RunFolder
+from pipelines.inherited import CONFIG, handed_on
 from pipelines.prepare import open_dataset
 from pipelines.session import quiet
 from pipelines.tracking import tracked
@@ -59,6 +60,8 @@ def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dic
             "refit": trained.refit,
             "comparison": comparison,
             "lineage": made,
+            CONFIG: handed_on(config),
+            **({"drift": metrics["drift"]} if "drift" in metrics else {}),
             **({"final": final.said} if final is not None else {}),
         }
         origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")

@@ -21,7 +21,8 @@ from torch import Tensor
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.folder import RunFolder
-from pipelines.prepare import open_dataset, prepare
+from pipelines.newer import prepare_newer
+from pipelines.prepare import open_dataset
 from pipelines.register import register
 from pipelines.run import closing_words
 from pipelines.session import quiet, ray_session, ray_through
@@ -32,6 +33,7 @@ from recsys.config import Config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.evaluation.drift import NAMES, drift_of
 from recsys.evaluation.validation import Validator
 from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
@@ -74,13 +76,23 @@ def update_all(config: Config, folder: RunFolder) -> None:
     with tracked(config, folder, fresh=True) as tracker, ray_through(config):
         tracker.set_tags({"parent": parent.uri})
         with ray_session(config):
-            prepare(config, folder, parent.vocabulary())
+            prepare_newer(config, folder, parent)
             with folder.progress.stage("parent"):
                 descent = descent_of(config, folder, parent, held)
+                say_drift(config, folder, parent)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
         registered = register(config, folder)
     folder.progress.plain(closing_words(metrics, registered, folder))
+
+
+def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
+    """Write ``drift.json``, of which the evaluation makes a panel and the gate a rule."""
+    dataset = open_dataset(config)
+    found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
+    folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
+    shown = ", ".join(f"{NAMES[key]} {value:.3f}" for key, value in found.items() if key in NAMES and value is not None)
+    folder.progress(f"drift of {found['events']:,} newer events: {shown or 'nothing to tell by'}")
 
 
 def shortened(config: Config) -> Config:
@@ -216,7 +228,7 @@ def update_strata(config: Config, folder: RunFolder) -> None:
     if module is None:
         raise ConfigError(f"{parent.uri} has no granularity stratum to fit again; train one with it enabled")
     with ray_session(config):
-        prepare(config, folder, parent.vocabulary())
+        prepare_newer(config, folder, parent, needs_new=False)
     with folder.progress.stage("refit"):
         dataset = open_dataset(config)
         fresh = dataset.manifest.event_types[model.sizes.num_types :]

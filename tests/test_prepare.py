@@ -152,7 +152,7 @@ def test_an_interrupted_prepare_leaves_nothing_valid(tmp_path: Path, monkeypatch
     source = MemorySource(events=rows_of("events", TIMED))
     leftover = Destination(str(tmp_path / "dataset")).folder.path
     Path(leftover, "vocab").mkdir(parents=True)
-    monkeypatch.setattr(prepare_module._Preparation, "_write_graphs", fail)
+    monkeypatch.setattr(prepare_module.Preparation, "_write_graphs", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         prepare(config(tmp_path), silent, source)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from recsys.config import Config, PromoteConfig, build_config, load_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.evaluation.promotion import Findings, against_baselines, against_champion, ranked
+from recsys.evaluation.promotion import Findings, against_baselines, against_champion, against_drift, ranked
 from recsys.evaluation.validation import Validator
 from recsys.registry.bundle import WEIGHTS, read_bundle, write_bundle
 from recsys.registry.card import model_card
@@ -75,6 +75,17 @@ def test_a_segment_may_not_lose_more_than_the_bound_beyond_chance() -> None:
     assert compared(ours.tolist(), theirs.tolist(), groups, max_segment_loss=0.3).reasons == []
     few = compared(ours.tolist(), theirs.tolist(), groups, min_segment_users=50)
     assert few.reasons == [] and few.comparison["segments"]["friends"]["without friends"]["judged"] is False
+
+
+def test_drift_beyond_a_bound_refuses_and_names_it() -> None:
+    drift = {"events": 100, "unknown_items": 0.6, "unknown_users": 0.9, "popularity_shift": 0.1, "miscalibration": None}
+    findings = Findings()
+    against_drift(drift, PromoteConfig(), findings)
+    assert len(findings.reasons) == 1 and "0.600, at most 0.5 (promote.max_unknown_items)" in findings.reasons[0]
+    wide = Findings()
+    against_drift(drift, PromoteConfig(max_unknown_items=None), wide)
+    against_drift(None, PromoteConfig(), wide)
+    assert wide.reasons == [] and len(wide.checks) == 1, "a model that is no update has no drift"
 
 
 def test_a_segment_may_lose_by_chance() -> None:

@@ -47,8 +47,9 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
     base = Vocabulary(pa.array(["m", "b"]), pa.array(["x"]), ("view",))
     users, items = base.grown(pa.array(["a", "b", "m"]), pa.array(["x"]))
     assert users.to_pylist() == ["m", "b", "a"] and items.to_pylist() == ["x"]
-    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update reads old and new events"):
-        base.grown(pa.array(["a", "b"]), pa.array(["x"]))
+    assert base.grown(pa.array(["a", "b"]), pa.array(["x"]))[0].to_pylist() == ["m", "b", "a"], "lost ids keep numbers"
+    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update goes on with old and new events"):
+        base.check_kept(pa.array(["a", "b"]), pa.array(["x"]))
     assert base.digest() != Vocabulary(pa.array(["b", "m"]), pa.array(["x"]), ("view",)).digest()
 
 
@@ -276,6 +277,59 @@ def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_newer_events_alone_go_on_with_all_of_the_parents(world: Path, updated: Path) -> None:
+    """No configuration is given and no old file is there: the model says how it was made, its dataset has all."""
+    day = world / "wednesday.csv"
+    events(day, [(f"u{u:02}", f"i{(u + day) % 12:02}", day + 20, "view") for u in range(24) for day in (8, 9)])
+    aside = world / "aside"
+    aside.mkdir()
+    old = [path.rename(aside / path.name) for path in world.glob("[0-9]*.csv")]
+    before = read_bundle(updated / "bundle")
+    words = ["update", "--update.model", str(updated), "--run.dir", str(world / "wednesday"), "--events", str(day)]
+    try:
+        with training_here():
+            assert main([*words, "--tracking.enabled", "false", "--update.epochs", "1"]) == 0
+    finally:
+        for path in old:
+            path.rename(world / path.name)
+    after = read_bundle(world / "wednesday/bundle")
+    counts = before.info.dataset["counts"]["events"], after.info.dataset["counts"]["events"]
+    assert counts == (counts[0], counts[0] + 48)
+    assert after.user_ids == before.user_ids and after.info.model == before.info.model
+    drift = json.loads((world / "wednesday/metrics.json").read_text())["drift"]
+    assert drift["events"] == 48 and drift["unknown_items"] == drift["unknown_users"] == 0
+    assert after.info.extra["drift"] == drift and "Drift" in (world / "wednesday/report.html").read_text()
+
+
+def test_promote_and_recommend_take_the_configuration_from_the_model(
+    world: Path, updated: Path, capsys: Captured
+) -> None:
+    place = ["--run.dir", str(world / "by-model")]
+    assert main(["promote", "--promote.model", "models:/pocket/2", "--train.metric", "hit@5", *place, "--dry-run"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["data"]["dir"] == str(updated / "dataset") and said["model"]["width"] == 8
+    assert said["train"]["metric"] == "hit@5" and said["evaluate"]["baselines"] == ["popularity"]
+    assert main(["recommend", "--recommend.model", str(updated), "--recommend.k", "2", *place]) == 0
+    assert (world / "by-model/recommendations.parquet").is_file()
+    assert main(["promote", "--promote.model", str(world / "monday"), *place]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
+def test_the_newest_file_alone_in_the_source_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:
+    """The mistake of before: a source that names the new day alone made a model of that day alone."""
+    everybody = [(f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)]
+    events(world / "thursday.csv", everybody)
+    source = ["--data.source.events", f"[{world}/thursday.csv]", "--tracking.enabled", "false"]
+    gone = ["--update.dataset", str(world / "nowhere"), "--update.model", str(world / "monday/bundle")]
+    events(world / "few.csv", everybody[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)])
+    few = ["--data.source.events", f"[{world}/few.csv]"]
+    assert "was made of 144: an update does not forget" in refused(capsys, world, *gone, *few)
+    words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "thursday"), *source]
+    with training_here():
+        assert main([*words, "--update.model", str(world / "monday/bundle"), "--update.epochs", "1"]) == 0
+    assert read_bundle(world / "thursday/bundle").info.dataset["counts"]["events"] == 144 + len(everybody)
+
+
 def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     registered = json.loads((updated / "registered.json").read_text())
     assert registered["version"] == 2 and registered["alias"] == "challenger"
@@ -383,10 +437,15 @@ def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) 
     assert "trained with another model section: model.width was 8, is now 16" in refused(
         capsys, world, "--model.width", "16"
     )
-    assert "there is nothing to update on; give newer events" in refused(capsys, world)
-    run_folder = ["--update.model", str(updated)]  # its bundle knows users that are not in Monday's file
-    message = refused(capsys, world, *run_folder)
+    read_before = "there is nothing to update on: every file of events that is named was read into"
+    assert read_before in refused(capsys, world) and read_before in refused(
+        capsys, world, "--update.model", str(updated)
+    )
+    apart = ["--update.model", str(updated), "--update.dataset", str(world / "nowhere")]  # as if its dataset were gone
+    message = refused(capsys, world, *apart)
     assert "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message
+    message = refused(capsys, world, *apart, "--events", str(world / "later.csv"))
+    assert "nowhere is not a prepared dataset" in message and "set update.dataset" in message
     fusion = ["--update.only", "fusion", "--update.feedback"]
     assert "nowhere.csv" in refused(capsys, world, *fusion, f"[{world}/nowhere.csv]")
     (world / "empty.csv").write_text("user_id,item_id,event_type\n")

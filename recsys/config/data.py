@@ -203,4 +203,7 @@ class DataConfig(Section):
     forgotten: Place = Field(
         "", description="list of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"
     )
+    keep_events: bool = Field(
+        True, description="keep the validated events in the dataset, so that `recsys update --events` can append"
+    )
     num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")

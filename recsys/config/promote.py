@@ -25,6 +25,16 @@ class PromoteConfig(Section):
     )
     min_segment_users: int = Field(30, ge=2, description="segments with fewer test users are shown, not judged")
     beat_baselines: bool = Field(True, description="every baseline must be beaten, the whole interval above zero")
+    max_unknown_items: float | None = Field(
+        0.5, ge=0, le=1, description="share of an update's newer events about items new to its parent; null: any"
+    )
+    max_unknown_users: float | None = Field(None, ge=0, le=1, description="the same of users")
+    max_popularity_shift: float | None = Field(
+        0.5, ge=0, description="population stability index of item popularity, newer events against the parent's"
+    )
+    max_miscalibration: float | None = Field(
+        None, ge=0, le=1, description="share of exposure off what is chosen by head, middle and tail (of an update)"
+    )
     force: str = Field("", description="a reason to promote whatever the gate says; recorded (--force REASON)")
     rollback: bool = Field(False, description="give the alias back to the champion before this one (--rollback)")
 

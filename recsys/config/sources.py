@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -120,6 +120,8 @@ class CellSource(Section):
 class CanonicalSource(CellSource):
     """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps others)."""
 
+    places: ClassVar[tuple[str, ...]] = (*TABLES, "split_files", "type_files")
+
     kind: Literal["canonical"] = "canonical"
     events: list[str] = Field(min_length=1, description="files, folders or globs")
     items: list[str] = []
@@ -200,6 +202,8 @@ class CanonicalSource(CellSource):
 class RecBoleSource(CellSource):
     """RecBole atomic files: FOLDER/NAME.inter, .user, .item, .kg, .link, .net."""
 
+    places: ClassVar[tuple[str, ...]] = ("folder", "name")
+
     kind: Literal["recbole"] = "recbole"
     folder: str
     name: str = ""
@@ -212,6 +216,8 @@ class RecBoleSource(CellSource):
 class HetRecLastFmSource(CellSource):
     """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are ``tag`` events."""
 
+    places: ClassVar[tuple[str, ...]] = ("folder", "test_pairs")
+
     kind: Literal["hetrec-lastfm"] = "hetrec-lastfm"
     folder: str
     absent: list[str] = Field(
@@ -222,6 +228,8 @@ class HetRecLastFmSource(CellSource):
 
 class SequencesSource(CellSource):
     """Plain text, one line a user: ``user item item …`` in order; optionally a table of items."""
+
+    places: ClassVar[tuple[str, ...]] = ("events", "items")
 
     kind: Literal["sequences"] = "sequences"
     events: str
@@ -266,10 +274,12 @@ Source = Annotated[
 class OutsideSource(Section):
     """Base of the section of a source from outside this package, with the keys that it needs.
 
-    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as ``module:Class``.
+    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as ``module:Class``, and in ``places``
+    its keys that are paths or URIs: a dataset is known by what stands there, however that is spelled.
     """
 
     adapter: ClassVar[str] = ""
+    places: ClassVar[tuple[str, ...]] = ()
 
     kind: str
 
@@ -286,6 +296,28 @@ def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     if strays := sorted({*value} - {*cls.model_fields}):
         raise ValueError(f"unknown key {', '.join(strays)}; valid keys here: {', '.join(sorted(cls.model_fields))}")
     return cls.model_validate(value)
+
+
+def source_settings(source: Section) -> dict[str, Any]:
+    """What a source says of how files are read; of places only which side tables there are.
+
+    >>> one, other = (CanonicalSource(events=[place]) for place in ("logs/a.csv", "/data/logs/a.csv"))
+    >>> source_settings(one) == source_settings(other), source_settings(one)["items"]
+    (True, False)
+    """
+    dumped = source.model_dump(mode="json")
+    for key in getattr(source, "places", ()):
+        given = dumped.pop(key)
+        if key in TABLES[1:]:
+            dumped[key] = bool(given)
+    return dumped
+
+
+def one_place(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of a place with every path in it changed: one path, a list of them, or lists by name."""
+    if isinstance(value, dict):
+        return {key: one_place(inner, change) for key, inner in value.items()}
+    return [change(place) for place in value] if isinstance(value, list) else change(value)
 
 
 SOURCE_KINDS: Final = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")

@@ -26,6 +26,15 @@ class UpdateConfig(Section):
     """How a registered model goes on: with new events (all, or the strata alone), or with feedback (fusion)."""
 
     only: Literal["all", "fusion", "strata"] = "all"
+    events: list[Place] = Field(
+        [],
+        description="files, folders or globs of newer events (--events FILE…), appended to those of the model's "
+        "dataset; what it has read is not read again; default: data.source (all, strata)",
+    )
+    dataset: Place = Field(
+        "", description="dataset that the model was made of; default: where it was then (all, strata)"
+    )
+    replace: bool = Field(False, description="make the dataset of the named events alone and forget others (--replace)")
     model: Place = Field(
         "", description="models:/NAME@ALIAS, a run folder or a bundle; default: models:/REGISTRY.NAME@champion"
     )

@@ -62,6 +62,22 @@ def audit(dataset: PreparedDataset, findings: Sequence[ShardFindings] | None = N
     return auditor.run(findings)
 
 
+def audit_newer(dataset: PreparedDataset, findings: Sequence[ShardFindings]) -> Audit:
+    """What an append has written: its files of histories, vocabularies and graphs.
+
+    Why not all: the other files are those of the dataset that it continues, which were checked when they were written.
+    :func:`audit` goes through everything before each evaluation.
+
+    Args:
+        dataset: with what was appended.
+        findings: of :func:`audit_shard` for every new file.
+
+    Raises:
+        DataError: as :func:`audit`.
+    """
+    return _Auditor(dataset).run_newer(findings)
+
+
 class _Auditor(Checks):
     """What all shards say together, and the artefacts that are made of them."""
 
@@ -87,6 +103,21 @@ class _Auditor(Checks):
         checks += ["popularity", "cold_users"] if self.newcomers else ["popularity"]
         checks += self._context() + self._user_texts()
         self.found.checks = checks + self._text() + self._social() + self._facts()
+        return self.found
+
+    def run_newer(self, findings: Sequence[ShardFindings]) -> Audit:
+        self._vocabulary()
+        for number, shard in enumerate(findings):
+            self._users("of the newer files", number, shard.users_U)
+            self.found.events += shard.num_events
+        said = {part.name.lower(): self.dataset.manifest.counts.get(part.name.lower(), 0) for part in _PARTS}
+        table = self.dataset.table("items/counts.parquet")
+        for name, number in said.items():
+            counts_N = table.column(name).to_numpy()
+            if counts_N.sum() != number or (counts_N < 0).any():
+                self.refuse("popularity", f"items/counts.parquet has {counts_N.sum():,} {name} events for {number:,}")
+        self.found.checks = ["vocabulary", "ids", "order_of_parts", "queries", "popularity"]
+        self.found.checks += self._social() + self._facts()
         return self.found
 
     def _users(self, name: str, number: int, users_U: Array) -> None:
@@ -136,6 +167,8 @@ class _Auditor(Checks):
         unused = self.dataset.manifest.forgotten.get("context", {})
         for column, codes in zip(self.dataset.context, self.codes, strict=True):
             known = set(range(UNKNOWN + 1, column.num_codes)) - set(unused.get(column.name, ()))
+            if self.dataset.manifest.inherited_context:  # values of events that a window has left behind
+                known = set()
             if column.values is not None and known - codes:
                 text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are of no training event"
                 self.refuse("context_values", text)

@@ -75,7 +75,9 @@ class ShardAuditor(Checks):
         self.titles = item_titles(dataset.features) if self.user_texts is not None else []
 
     def run(self, name: str) -> ShardFindings:
-        shard = self.dataset.shard(name)
+        """Check one shard, or one file with newer rows of some of its users."""
+        is_shard = name in self.dataset.manifest.shards
+        shard = self.dataset.shard(name) if is_shard else self.dataset.history_file(name)
         self._ids(name, shard)
         self._order(name, shard)
         self._queries(name, shard)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from recsys.config import Config
+from recsys.config.sources import source_settings
 from recsys.data.dataset import SCHEMA_VERSION
 from recsys.data.images import image_model_identity
 from recsys.data.text_cache import model_identity
+from recsys.storage.uris import one_spelling
 
 _METHOD: Final = 3  # raised when prepare makes something else of the same input
 _NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")  # on what is written
@@ -39,22 +42,55 @@ def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
 
 
 def settings_hash(config: Config) -> str:
-    """Hash of those settings behind a dataset that can be compared without the source and the language model.
+    """Hash of :func:`settings_of`."""
+    return _hash(settings_of(config))
 
-    How many bad rows are tolerated is left out: it decides whether there is a dataset, not what is in it.
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings behind a dataset that can be compared without the source and the language model.
+
+    How many bad rows are tolerated is left out: it decides whether there is a dataset, not what is in it. So is where
+    the files of the source are.
     """
     data = {key: value for key, value in _data(config).items() if key != "quarantine"}
-    return _hash({"source": config.data.source.model_dump(mode="json"), "data": data, "seed": _seed(config)})
+    return {"data": data | {"source": source_settings(config.data.source)}, "seed": _seed(config)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two :func:`settings_of` differ, each with both values.
+
+    >>> differences({"data": {"order": "time"}, "seed": 1}, {"data": {"order": "none"}, "seed": 1})
+    ["data.order was 'time', is now 'none'"]
+    """
+    one, other = _flat(before), _flat(now)
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return [f"{name} was {_told(one, name)}, is now {_told(other, name)}" for name in names]
+
+
+def _told(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "not set"
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys; tuples as JSON gives them back."""
+    if not isinstance(node, Mapping) or not node:
+        return {prefix: list(node) if isinstance(node, tuple) else node}
+    flat: dict[str, Any] = {}
+    for key, child in node.items():
+        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _data(config: Config) -> dict[str, Any]:
     """The ``data`` section without the source, as far as it has an effect on what is written."""
-    data = config.data.model_dump(mode="json", exclude={"dir", "source", "min_overlap", "forgotten", "pseudonymise"})
+    out = {"dir", "source", "min_overlap", "keep_events", "forgotten", "pseudonymise"}
+    data = config.data.model_dump(mode="json", exclude=out)
     if not data["split"]["cold_users"]:  # keys that older datasets do not know
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     if not data["targets"]:
         del data["targets"]  # as datasets of before, which do not know the key
     text = data["text"]
+    text["model"] = one_spelling(text["model"])
     for key in ("groups", "users", "finetune"):  # absent where they are off: datasets of before have the same hash
         if not text[key] or not text[key].get("enabled", True):
             del text[key]
@@ -64,8 +100,9 @@ def _data(config: Config) -> dict[str, Any]:
     media = data.pop("media")  # absent when there is none: datasets of before have the same hash
     images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}
     if media["columns"] or images["column"]:
-        data["media"] = (media["columns"], images if images["column"] else None)
-    data["text_events"] = (text["event_column"], text["event_types"])
+        places = {key: one_spelling(images[key]) for key in ("root", "model")}
+        data["media"] = {"columns": media["columns"], "images": images | places if images["column"] else None}
+    data["text_events"] = [text["event_column"], text["event_types"]]
     return data
 
 

@@ -13,6 +13,7 @@ Layout::
     users/text_vectors.parquet    vector, where users' pasts are text: see recsys.data.user_text
     items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
+    histories/part-00000.00001.parquet  newer rows of some of its users, where events were appended
     histories/part-00000.parquet  one row a user: user, items, types, times, values, splits; context (all columns of
                                   an event, then the next one's) where there are context columns
     text/adapter/                 where fine-tuning paid: the language model's adapter, as peft writes it
@@ -22,6 +23,7 @@ Layout::
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the entity that the item is, null where none)
     provenance/text-00000.parquet user, item, time, term: the rows of events that item text is made of, for the audit
+    events/                       the validated events, for an append: see recsys.data.event_store
     quarantine/TABLE.parquet      file, row, reason, and the row as text: rows in which something is wrong
     dropped/TABLE.parquet         the same of harmless rows: repeats, friends without events
 
@@ -95,6 +97,11 @@ class Manifest:
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
     forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.data.forget; empty: nobody was
     pseudonyms: dict[str, str] = field(default_factory=dict)  # where the key of user ids is, and its check value
+    settings: dict[str, Any] = field(default_factory=dict)  # that hash is of these: what differs can be named
+    store: dict[str, Any] = field(default_factory=dict)  # what was read, for an append: see recsys.data.event_store
+    renewed: dict[str, list[str]] = field(default_factory=dict)  # shard → files with newer rows of some of its users
+    inherited_context: bool = False  # context columns are coded as in the dataset that this one continues
+    ancestors: list[str] = field(default_factory=list)  # content hashes of the datasets that this one continues
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
@@ -115,6 +122,11 @@ class PreparedDataset:
         self.root = root
         self.filesystem, self._base = filesystem_of(root)
         self.manifest = self._read_manifest()
+
+    @property
+    def base(self) -> str:
+        """The path inside the filesystem."""
+        return self._base
 
     @classmethod
     def being_written(cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> PreparedDataset:
@@ -239,6 +251,12 @@ class PreparedDataset:
             yield self.shard(name)
 
     def shard(self, name: str) -> Histories:
+        """The histories of one shard: of every user the newest row, in the order of the dense ids."""
+        newer = self.manifest.renewed.get(name, [])
+        return newest_rows([self.history_file(file) for file in (name, *newer)])
+
+    def history_file(self, name: str) -> Histories:
+        """The rows of one file; of some users of a shard that an append has touched, newer files have newer ones."""
         return replace(histories_from_table(self._table(f"histories/{name}")), targets_T=self.targets_T)
 
     @cached_property
@@ -297,6 +315,13 @@ class PreparedDataset:
         """One file of the dataset as it stands there, for the audit."""
         return self._table(name)
 
+    def rows_aside(self, kind: str, table: str) -> pa.Table | None:
+        """The rows of ``quarantine`` or ``dropped``; None where there are none."""
+        try:
+            return self._table(f"{kind}/{table}.parquet")
+        except ArtifactError:
+            return None
+
     def row_groups(self, name: str) -> Iterator[pa.Table]:
         """One file of the dataset as it stands there, some rows at a time."""
         with self._reading(name), pq.ParquetFile(f"{self._base}/{name}", filesystem=self.filesystem) as file:
@@ -342,6 +367,17 @@ def types_mask(event_types: Sequence[str], targets: Sequence[str]) -> Array:
     ([True, False], [])
     """
     return np.array([name in targets for name in event_types] if targets else [], dtype=bool)
+
+
+def newest_rows(files: Sequence[Histories]) -> Histories:
+    """The rows of several files of a shard, the oldest first: of every user the newest one, by dense id."""
+    if len(files) == 1:
+        return files[0]
+    joined = Histories.concat(list(files))
+    last_first_U = joined.users_U[::-1]
+    users, places = np.unique(last_first_U, return_index=True)
+    rows = len(joined) - 1 - places
+    return joined if np.array_equal(rows, np.arange(len(joined))) else joined.take(rows)
 
 
 def histories_from_table(table: pa.Table) -> Histories:

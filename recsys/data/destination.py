@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from recsys.data.dataset import Manifest
+from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.errors import DataError
 from recsys.storage.locks import holding
 from recsys.storage.places import filesystem_of, reaching
@@ -28,7 +28,8 @@ from recsys.storage.uris import beside, is_remote, within
 
 MANIFEST: Final = "manifest.json"
 _LAYOUT: Final = frozenset(
-    {MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "provenance", "quarantine", "dropped"}
+    {MANIFEST, "vocab", "users", "items", "histories", "graphs", "text", "provenance", "events"}
+    | {"quarantine", "dropped"}
 )
 _STALE_S: Final = 24 * 3600.0
 
@@ -87,12 +88,46 @@ class Folder:
         with reaching(self.place):
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
+    def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
+        """Have files of another folder here as well, which are never changed: linked where that is possible."""
+        for name in names:
+            one, other = f"{source.path}/{folder}/{name}", f"{self.path}/{folder}/{name}"
+            with reaching(self.place, "write to"):
+                self.make_folder(f"{self.path}/{folder}")
+                if self._is_local and source._is_local:
+                    try:
+                        os.link(one, other)
+                        continue
+                    except OSError:  # another device, or none that knows links
+                        pass
+                if self.filesystem.equals(source.filesystem):
+                    self.filesystem.copy_file(one, other)
+                else:
+                    pyarrow.fs.copy_files(
+                        one, other, source_filesystem=source.filesystem, destination_filesystem=self.filesystem
+                    )
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def clear(self) -> None:
+        """Remove all that was written."""
+        self.remove()
+        self.make_folder(self.path)
+
     def remove(self) -> None:
         """What makes the rest valid goes first: on an object store, removing a folder is no single step."""
         with suppress(FileNotFoundError), reaching(self.place, "write to"):
             if self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type == pyarrow.fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
             self.filesystem.delete_dir(self.path)
+
+
+def folder_of(dataset: PreparedDataset) -> Folder:
+    """Where a dataset is, for tasks in other working directories."""
+    is_local = isinstance(dataset.filesystem, pyarrow.fs.LocalFileSystem)
+    return Folder(dataset.filesystem, os.path.abspath(dataset.base) if is_local else dataset.base)
 
 
 class Destination:

@@ -22,6 +22,8 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.blocks import task
 from recsys.data.cells import DEFAULT_RULES, CellRules, ids, numbers
+from recsys.data.destination import Folder
+from recsys.data.event_store import Keeper, Kept
 from recsys.data.filters import EventFilters
 from recsys.data.hashing import pair_hashes, string_hashes
 from recsys.data.histories import Array
@@ -29,7 +31,7 @@ from recsys.data.keys import CODED, coded, codes_in, compact, lex_order, own_cod
 from recsys.data.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
 from recsys.errors import ConfigError, choices
 from recsys.pace import Pace
-from recsys.sources.base import Piece
+from recsys.sources.base import FILE_STRIDE, Piece
 
 TERM: Final = "_term"  # the text of an auxiliary event
 NO_TIME: Final = np.iinfo(np.int64).min
@@ -172,9 +174,9 @@ class BucketSummary:
 # --------------------------------------------------------------------------------------------------------- exchange
 
 
-def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules) -> list[pa.Table]:
+def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules, goes_on: bool = False) -> list[pa.Table]:
     """The rows of a block, bucket by bucket: the hash of the user id decides, the same one everywhere and always."""
-    table = project(block, rules)
+    table = project(block, rules, goes_on)
     texts, codes_E = parts_of(table.column(schema.USER_ID))
     buckets = np.append(string_hashes(texts), np.uint64(0)) % np.uint64(num_buckets)
     buckets_E = buckets.astype(np.uint16 if num_buckets <= _RADIX_LIMIT else np.int64)[codes_E]
@@ -191,21 +193,26 @@ def _compacted(table: pa.Table) -> pa.Table:
     return pa.table(arrays, names=table.column_names)
 
 
-def project(block: pa.Table, rules: EventRules) -> pa.Table:
+def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Table:
     """Only the columns that the pipeline reads, typed as in :mod:`recsys.schema`, texts coded; context categories
-    trimmed, cells of context numbers that are none are null.
+    trimmed, cells of context numbers that are none are null, and all cells of a context column that the newer files of
+    a dataset that ``goes_on`` lack.
 
     Raises:
         ConfigError: ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
     """
     if block.num_rows == 0:
         return rules.exchange_schema.empty_table()
-    for key, wanted in (("text.event_column", rules.text_column), *(("context", name) for name in rules.context)):
+    named = [("text.event_column", rules.text_column), *(("context", name) for name in rules.context)]
+    for key, wanted in () if goes_on else named:
         if wanted and wanted not in block.column_names:
             known = [name for name in block.column_names if not name.startswith("_")]
             raise ConfigError(f"data.{key}: {wanted!r} is not a column of the events; columns: {', '.join(known)}")
     arrays = {}
     for name, kind in rules.columns.items():
+        if name.startswith(CONTEXT) and name.removeprefix(CONTEXT) not in block.column_names:
+            arrays[name] = pa.nulls(block.num_rows, kind)
+            continue
         if name.startswith(CONTEXT):
             cells = block.column(name.removeprefix(CONTEXT)).combine_chunks()
             arrays[name] = numbers(cells, rules.cells)[0] if pa.types.is_floating(kind) else ids(cells, rules.cells)
@@ -217,15 +224,32 @@ def project(block: pa.Table, rules: EventRules) -> pa.Table:
 
 
 def gather_bucket(
-    rules: EventRules, known_items: pa.Array | None, *parts: pa.Table
+    rules: EventRules,
+    known_items: pa.Array | None,
+    *parts: pa.Table,
+    keeper: Keeper | None = None,
+    earlier: Kept | None = None,
+    whole: bool = True,
 ) -> tuple[pa.Table, pa.Table, BucketSummary]:
     """The good rows of a bucket, its bad ones as the quarantine keeps them, and a summary.
 
     An event is bad when its source says so, or when there is a table of items and its item is not in it. Good ones that
     the filters leave out are counted.
+
+    Args:
+        rules: which events are what.
+        known_items: ids of the table of items; None: any item is known.
+        parts: rows that were read.
+        keeper: where the good rows are kept for a later append.
+        earlier: rows of the dataset that is appended to, before those of ``parts``. Those whose item it did not know
+            are judged again.
+        whole: whether its good rows are gathered as well.
     """
-    table = pa.concat_tables(parts, promote_options="default").unify_dictionaries().combine_chunks()
-    summary = BucketSummary(read=table.num_rows)
+    read = sum(part.num_rows for part in parts)
+    waiting = earlier.unknown() if earlier is not None else None
+    table = joined([waiting, *parts])
+    summary = BucketSummary(read=read)
+    unknown = np.zeros(table.num_rows, dtype=bool)
     if known_items is not None:
         unknown = codes_in(table.column(schema.ITEM_ID), known_items) < 0
         if unknown.any():
@@ -233,13 +257,24 @@ def gather_bucket(
             table = mark(table, unknown, UNKNOWN_ITEM)
     is_good = table.column(schema.REASON).is_null()
     good = where(table, np.asarray(is_good)).drop_columns([schema.RAW])
+    if keeper is not None:
+        only_unknown = unknown & np.asarray(pc.fill_null(pc.equal(table.column(schema.REASON), UNKNOWN_ITEM), False))
+        keeper.keep(good, table.filter(pa.array(only_unknown)))
+    if whole and earlier is not None and (kept := earlier.rows()) is not None:
+        good = joined([kept.drop_columns([schema.RAW]), good])
     if good.num_rows and rules.filters.is_on:
         out, summary.dropped = rules.filters.left_out(good, rules.is_interaction(good.column(schema.EVENT_TYPE)))
         good = where(good, ~out) if summary.dropped else good
     if good.num_rows:
         summarise(good, rules, summary)
-    bad = table.filter(pc.invert(is_good)) if good.num_rows < table.num_rows else table.slice(0, 0)
+    bad = table.filter(pc.invert(is_good)) if not pc.all(is_good).as_py() else table.slice(0, 0)
     return good, bad_rows(_written_out(bad), _TEXT_COLUMNS), summary
+
+
+def joined(tables: Sequence[pa.Table | None]) -> pa.Table:
+    """The rows of all tables that there are, texts coded alike."""
+    found = [table for table in tables if table is not None]
+    return pa.concat_tables(found, promote_options="default").unify_dictionaries().combine_chunks()
 
 
 def where(table: pa.Table, kept_E: Array) -> pa.Table:
@@ -287,7 +322,7 @@ class Coding:
 
 
 def encode_bucket(
-    good: pa.Table, coding: Coding, users: pa.Array, dense_users: Array, item_ids: pa.Array
+    good: pa.Table, coding: Coding, users: pa.Array, dense_users: Array, item_ids: pa.Array, num_counted: int = 0
 ) -> tuple[pa.Table, pa.Table, pa.Table, int]:
     """Interactions and text rows with dense ids, user by user in the order of the data, and the duplicates among them.
 
@@ -296,6 +331,7 @@ def encode_bucket(
         coding: order and types.
         users: the bucket's users, with their dense ids in ``dense_users``.
         item_ids: all items, dense.
+        num_counted: rows at the start whose duplicates were reported before.
 
     Returns:
         Tables of ``rules.event_schema`` and :data:`TEXT_SCHEMA`, the duplicates for the quarantine, and how many rows
@@ -306,6 +342,7 @@ def encode_bucket(
     types = good.column(schema.EVENT_TYPE)
     is_text = coding.rules.is_text(types)
     kept = coding.rules.is_interaction(types) | is_text
+    num_counted = int(kept[:num_counted].sum())
     good, is_text = where(good, kept), is_text[kept]
     keys = _keys(good, users, dense_users, item_ids)
     if coding.order == "none":
@@ -315,7 +352,8 @@ def encode_bucket(
         is_duplicate = np.zeros(len(position), dtype=bool)
     else:
         is_duplicate = _duplicates(keys, position, coding.order == "file", is_text)
-    repeated = _written_out(good.filter(pa.array(is_duplicate)))
+    told = is_duplicate & (np.arange(len(is_duplicate)) >= num_counted)
+    repeated = _written_out(good.filter(pa.array(told)))
     repeated = repeated.append_column(schema.RAW, pa.nulls(repeated.num_rows, pa.string()))
     duplicates = bad_rows(mark(repeated, np.ones(repeated.num_rows, dtype=bool), DUPLICATE), _TEXT_COLUMNS)
     position = position[~is_duplicate[position]]
@@ -395,7 +433,45 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
 # ------------------------------------------------------------------------------------------------------------ tasks
 
 
-def exchange(pieces: Sequence[Piece], num_buckets: int, rules: EventRules, known_items: Any) -> list[list[Any]]:
+@dataclass(frozen=True)
+class Reading:
+    """How the rows that are read go together with those of before, and where they are kept.
+
+    Attributes:
+        number: of this reading; 0 where nothing was read before.
+        first_file: how many files were read before.
+        folder: where the rows are kept; None: nowhere.
+        earlier: folder of the dataset that is appended to.
+        whole: whether its good rows are gathered as well.
+        goes_on: whether an earlier dataset says which columns events have.
+    """
+
+    number: int = 0
+    first_file: int = 0
+    folder: Folder | None = None
+    earlier: Folder | None = None
+    whole: bool = True
+    goes_on: bool = False
+
+    def of(self, bucket: int) -> dict[str, Any]:
+        """What :func:`gather_bucket` is told."""
+        return {
+            "keeper": Keeper(self.folder, bucket, self.number) if self.folder is not None else None,
+            "earlier": self.kept(bucket),
+            "whole": self.whole,
+        }
+
+    def kept(self, bucket: int) -> Kept | None:
+        """The rows that the dataset that is appended to has of a bucket."""
+        return None if self.earlier is None else Kept(self.earlier, bucket, tuple(range(self.number)))
+
+
+FIRST_READING: Final = Reading()
+
+
+def exchange(
+    pieces: Sequence[Piece], num_buckets: int, rules: EventRules, known_items: Any, reading: Reading = FIRST_READING
+) -> list[list[Any]]:
     """Read the pieces and send their rows to their buckets.
 
     Returns:
@@ -406,15 +482,28 @@ def exchange(pieces: Sequence[Piece], num_buckets: int, rules: EventRules, known
     known = ray.put(known_items)
     buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
     pace = Pace("blocks of events read", 0)
-    for parts in [splitter.remote(pickle.dumps(piece), num_buckets, rules) for piece in pieces]:
+    told = (num_buckets, rules, reading.first_file, reading.goes_on)
+    for parts in [splitter.remote(pickle.dumps(piece), *told) for piece in pieces]:
         for number, part in enumerate(parts):  # a failed task ends with its error, which the gatherer hands on
             buckets[number % num_buckets].append(part)
             pace.add(int((number + 1) % num_buckets == 0))
-    return [gatherer.remote(rules, known, *(bucket or [rules.exchange_schema.empty_table()])) for bucket in buckets]
+    empty = rules.exchange_schema.empty_table()
+    return [
+        gatherer.remote(rules, known, *(parts or [empty]), **reading.of(number)) for number, parts in enumerate(buckets)
+    ]
 
 
-def split_piece(pickled: bytes, num_buckets: int, rules: EventRules) -> Iterator[pa.Table]:
-    """The rows of every block of a piece in turn, bucket by bucket; a block at a time is held."""
+def split_piece(
+    pickled: bytes, num_buckets: int, rules: EventRules, first_file: int = 0, goes_on: bool = False
+) -> Iterator[pa.Table]:
+    """The rows of every block of a piece in turn, bucket by bucket; a block at a time is held.
+
+    ``first_file``: how many files came before those of the source, in the order of the data.
+    """
     for block in pickle.loads(pickled).read():
-        for part in split_by_user(block, num_buckets, rules):  # noqa: UP028 (Ray calls `send`, which a list has not)
+        if first_file and block.num_rows:
+            place = block.schema.get_field_index(schema.ORDER)
+            order = pc.add(block.column(schema.ORDER), pa.scalar(first_file * FILE_STRIDE, pa.int64()))
+            block = block.set_column(place, schema.ORDER, order)
+        for part in split_by_user(block, num_buckets, rules, goes_on):  # noqa: UP028 (Ray calls `send`, which a list has not)
             yield part

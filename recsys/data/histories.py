@@ -226,6 +226,19 @@ def first_times(times_E: Array, starts_B: Array) -> Array:
     return np.where(found_B == latest, 0, found_B)
 
 
+def event_keys(histories: Histories) -> Array:
+    """A hash of user, item and time of every event."""
+    users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.uint64)
+    key = np.zeros(len(users_E), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for values in (users_E, histories.items_E.astype(np.uint64), histories.times_E.astype(np.uint64)):
+            key = (key ^ values) * np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+            key *= np.uint64(0xBF58476D1CE4E5B9)
+            key ^= key >> np.uint64(32)
+    return key
+
+
 def _missing_or(context_EC: Array, width: int) -> Array:
     """The codes, or missing ones where events are without context columns."""
     return context_EC if context_EC.shape[1] == width else np.zeros((len(context_EC), width), dtype=np.int16)

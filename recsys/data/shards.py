@@ -29,6 +29,9 @@ TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("c
 _EVENT_KINDS: Final = {field.name: field.type.to_pandas_dtype() for field in EVENT_SCHEMA}
 
 
+Parts = tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]  # see :func:`_parts`
+
+
 @dataclass(frozen=True)
 class ShardRules:
     """What every shard is written by."""
@@ -60,7 +63,14 @@ def time_bins(events: pa.Table, start: int, width: int, below: int, target_types
 
 
 def write_shard(
-    events: pa.Table, text: pa.Table, folder: Folder, index: int, rules: ShardRules, users: pa.Array, items: pa.Array
+    events: pa.Table,
+    text: pa.Table,
+    folder: Folder,
+    index: int,
+    rules: ShardRules,
+    users: pa.Array,
+    items: pa.Array,
+    ending: str = "",
 ) -> list[Any]:
     """Assign parts, write ``histories/part-INDEX.parquet``, and count.
 
@@ -72,36 +82,50 @@ def write_shard(
         rules: split, seed, number of parts that the terms are dealt to.
         users: all external user ids, dense.
         items: all external item ids, dense.
+        ending: of the file's name, before the extension.
 
     Returns:
         A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) a term part. Text on a held-out
         (user, item) pair, text of a cold user on anything but the training events left to them, and in temporal
         splits text from the validation cut-off on, is not among the terms.
     """
-    (columns, offsets_U1, splits_E), cold, cold_counts = _parts(events, rules, users, items)
-    name = f"part-{index:05d}.parquet" if len(columns["user"]) else ""
+    parts = _parts(events, rules, users, items)
+    (columns, offsets_U1, splits_E), cold, _ = parts
+    name = f"part-{index:05d}{ending}.parquet" if len(columns["user"]) else ""
     if name:
         rows = pa.array(columns["row"])
         context = [column.encode(events.column(f"{CONTEXT}{column.name}").take(rows)) for column in rules.context]
         folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context))
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
+    report = _counted(parts, rules, len(items))
+    more: dict[str, int] = {}
+    if len(cold):
+        text, more["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
+    kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
+    provenance = f"text-{index:05d}.parquet" if kept.num_rows else ""
+    if provenance:
+        folder.write_table(f"provenance/{provenance}", kept)
+    report = replace(report, name=name, counts=report.counts | text_counts | more, provenance=provenance)
+    return [report, *_term_parts(kept, rules.num_term_parts)]
+
+
+def count_shard(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> ShardReport:
+    """What :func:`write_shard` says of events without text; nothing is written."""
+    return _counted(_parts(events, rules, users, items), rules, len(items))
+
+
+def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
+    (columns, _, splits_E), _, cold_counts = parts
+    pairs_E = _pairs(columns["user"], columns["item"], num_items)
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
     if rules.plan.target_types:
         is_target_E = np.isin(columns["type"], rules.plan.target_types)
         held = (Split.VALID, VALID_ALONE), (Split.TEST,)
-        for key, parts in zip(("valid_targets", "test_targets"), held, strict=True):
-            counts[key] = int((is_target_E & np.isin(splits_E, parts)).sum())
+        for key, codes in zip(("valid_targets", "test_targets"), held, strict=True):
+            counts[key] = int((is_target_E & np.isin(splits_E, codes)).sum())
     counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
     counts["ties"] = _ties(columns) if rules.plan.ordered else 0
-    if len(cold):
-        text, cold_counts["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
-    kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
-    held_items, item_counts = _item_counts(columns["item"], splits_E)
-    provenance = f"text-{index:05d}.parquet" if kept.num_rows else ""
-    if provenance:
-        folder.write_table(f"provenance/{provenance}", kept)
-    report = ShardReport(name, counts | text_counts | cold_counts, held_items, item_counts, provenance)
-    return [report, *_term_parts(kept, rules.num_term_parts)]
+    return ShardReport("", counts | cold_counts, *_item_counts(columns["item"], splits_E))
 
 
 def tally_context(
@@ -116,9 +140,7 @@ def tally_context(
     ]
 
 
-def _parts(
-    events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
-) -> tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]:
+def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> Parts:
     """The events' columns, where each user starts, and the part that each event belongs to, without what cold users
     lose; the dense ids of the cold users; counts. ``row`` is an event's place in the table."""
     columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}

@@ -6,8 +6,8 @@ keeps at least one training event in every random or proportional split.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -53,6 +53,23 @@ class SplitPlan:
         if self.kind == "temporal":
             described |= {"valid_from": _iso(self.valid_from), "test_from": _iso(self.test_from)}
         return described
+
+
+def plan_of(described: Mapping[str, Any], target_types: Sequence[int]) -> SplitPlan:
+    """The plan that :meth:`SplitPlan.describe` tells of."""
+    plan = SplitPlan(
+        described["kind"],
+        described["valid"],
+        described["test"],
+        ordered=described["ordered"],
+        given_valid=described["given_valid"],
+        newcomers=Newcomers.of(described),
+        target_types=tuple(target_types),
+    )
+    if plan.kind != "temporal":
+        return plan
+    valid_from, test_from = (parse_time(str(described[key]), f"split.{key}") for key in ("valid_from", "test_from"))
+    return replace(plan, valid_from=valid_from, test_from=test_from)
 
 
 def assign(

@@ -52,10 +52,14 @@ class Vocabulary:
     forgotten: Forgotten = Forgotten()  # who must not come back with the data
 
     def grown(self, users: pa.Array, items: pa.Array) -> tuple[pa.Array, pa.Array]:
-        """The users and items of new data, with the numbers of this vocabulary for those that it has.
+        """The users and items of new data, with the numbers of this vocabulary for those that it has; those that the
+        data has no longer keep theirs."""
+        return extend(self.users, users), extend(self.items, items)
 
+    def check_kept(self, users: pa.Array, items: pa.Array) -> None:
+        """
         Raises:
-            DataError: the data has lost some.
+            DataError: the data has lost users or items of this vocabulary.
         """
         for what, base, found in (("users", self.users, users), ("items", self.items, items)):
             lost = base.filter(pc.invert(pc.is_in(base, value_set=found)))
@@ -63,10 +67,10 @@ class Vocabulary:
                 names = ", ".join(repr(name) for name in lost.slice(0, 3).to_pylist())
                 raise DataError(
                     f"{len(lost):,} of the {len(base):,} {what} that the model knows are not in the data any more, "
-                    f"e.g. {names}; an update reads old and new events: keep the old files in data.source beside the "
-                    "new ones, widen data.from, data.until and data.min_value, or train anew with `recsys run`"
+                    f"e.g. {names}; an update goes on with old and new events: give the new files alone with --events "
+                    "where the model's dataset keeps its events, keep the old files in data.source beside the new "
+                    "ones, or mean it with --replace, by which they keep their numbers"
                 )
-        return extend(self.users, users), extend(self.items, items)
 
     def digest(self) -> str:
         """Equal for equal ids in equal order."""

@@ -19,6 +19,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.bootstrap import LEVEL, compare
+from recsys.evaluation.drift import beyond
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import Groups, user_segments
@@ -142,6 +143,15 @@ def _segments(segments: Mapping[str, Mapping[str, Mapping[str, Any]]], settings:
         return Check("segments", False, f"worse {bound} for: {'; '.join(worse)}")
     num_judged = sum(entry["judged"] for group in segments.values() for entry in group.values())
     return Check("segments", True, f"none of {num_judged} segments is worse {bound}")
+
+
+def against_drift(drift: Mapping[str, Any] | None, settings: PromoteConfig, findings: Findings) -> None:
+    """The rule on the newer events of an update, added to the findings; a model of a whole training has none."""
+    if not drift:
+        return
+    found = beyond(drift, settings)
+    why = "; ".join(found) or f"{drift['events']:,} newer events are within the bounds of promote.max_…"
+    findings.checks.append(Check("drift", not found, f"newer events have drifted: {why}" if found else why))
 
 
 # ----------------------------------------------------------------------------------------------------------- baselines

@@ -57,6 +57,7 @@ from recsys.registry.bundle_checks import Inconsistent, check_counts, check_name
 from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
 from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, said_by, writing_aside
 from recsys.serving.retrieval import ItemIndex, can_index
+from recsys.storage.uris import is_remote
 
 FORMAT_VERSION: Final = 3  # 2: what friends send, and the training weights; 3: the test of itself
 WITH_MEASURED: Final = 4  # of a bundle of two models: an earlier release would rank the one that has seen test
@@ -258,6 +259,7 @@ def _describe(
         dataset={
             "name": manifest.name,
             "content_hash": manifest.content_hash,
+            "root": place_of(dataset),
             "counts": manifest.counts,
             "split": _plain(manifest.split),
             "ordered": manifest.ordered,
@@ -273,6 +275,11 @@ def _describe(
         extra=_plain(rest),
         files={},
     )
+
+
+def place_of(dataset: PreparedDataset) -> str:
+    """Where a dataset is, for whoever continues it."""
+    return dataset.root if is_remote(dataset.root) else str(Path(dataset.root).absolute())
 
 
 def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from torch import Tensor
 from recsys.data.context import MISSING, UNKNOWN, ContextColumn, number_codes
 from recsys.data.context import STEPS as CONTEXT_STEPS
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.histories import Array, Histories, Queries, Split, event_keys
 from recsys.registry.bundle import Bundle
-from recsys.training.warm_start import event_keys
 
 
 class ForeignScorer:

@@ -8,10 +8,11 @@ one process.
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,10 @@ import ray.data
 
 from recsys import schema
 from recsys.config import Section
+from recsys.config.sources import source_settings
 from recsys.data.validate import Layout, check_rows, finish, raw_text
 from recsys.errors import SourceError
-from recsys.sources.files import InputFile
+from recsys.sources.files import InputFile, folder_values
 
 FILE_STRIDE: Final = 2**40  # ``_order`` = index of the file × stride + row
 _MAX_TASKS: Final = 4096
@@ -37,6 +39,8 @@ class Piece(Protocol):
 
 class SourceAdapter(ABC):
     """One data set in some format, given as the canonical tables."""
+
+    appends: ClassVar[bool] = False  # whether files of newer events can be read alone: see :meth:`leave_out`
 
     def __init__(self, config: Section) -> None:
         self.config = config
@@ -76,12 +80,30 @@ class SourceAdapter(ABC):
         self.files()
 
     def fingerprint(self) -> str:
-        """Hash over the configuration and every input file: equal hash, equal tables."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        """Hash over the configuration and every input file: equal hash, equal tables.
+
+        A file is known by what it is for, its name, the columns in the names of its folders and its content, not by
+        where it is or how its path is spelled.
+        """
+        digest = hashlib.sha256(json.dumps(source_settings(self.config), sort_keys=True).encode())
         self._fingerprinted = self.files()
+        roles = self.roles()
         for file in self._fingerprinted:
-            digest.update(f"\n{file.path} {file.size} {file.fingerprint()}".encode())
+            known = (roles.get(file.path, ""), file.name, folder_values(file.path), file.size, file.fingerprint())
+            digest.update(f"\n{json.dumps(known)}".encode())
         return digest.hexdigest()
+
+    def event_files(self) -> list[dict[str, Any]]:
+        """What tells a file of events from any other, wherever it is: for the manifest, and for :meth:`leave_out`."""
+        return []
+
+    def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
+        """Read no file of events that is among ``known``, of :meth:`event_files` before; how many are left."""
+        raise NotImplementedError(f"{type(self).__name__} reads all of its events")
+
+    def roles(self) -> dict[str, str]:
+        """Path of every file whose name does not tell what it is for → what that is."""
+        return {}
 
     def unchanged_pieces(self) -> dict[str, list[Piece]]:
         """The pieces, of the files that the last fingerprint is of.

@@ -20,12 +20,12 @@ from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.derived import DerivedPiece
-from recsys.sources.files import InputFile, find
+from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
 from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
 from recsys.sources.names import Renames, canonical_names, require_columns, unused_names
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
-from recsys.sources.partitions import PieceInFolder, folder_values
+from recsys.sources.partitions import PieceInFolder
 from recsys.sources.spans import CHUNK_BYTES
 
 _FORMATS: Final = {
@@ -61,7 +61,12 @@ class TableFiles:
 class CanonicalAdapter(SourceAdapter):
     """Files that already have the canonical columns, or get them by ``rename`` or ``columns``."""
 
+    appends = True
     config: CanonicalSource
+
+    def __init__(self, config: CanonicalSource) -> None:
+        super().__init__(config)
+        self._left_out: frozenset[str] = frozenset()  # paths of files of events that were read before
 
     @property
     def name(self) -> str:
@@ -69,6 +74,29 @@ class CanonicalAdapter(SourceAdapter):
 
     def files(self) -> list[InputFile]:
         return list({file.path: file for table in self._tables().values() for file in table.files}.values())
+
+    def event_files(self) -> list[dict[str, Any]]:
+        table = self._tables()["events"]
+        return [_known(file, table) | {"fingerprint": file.fingerprint()} for file in table.files]
+
+    def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
+        seen = [{key: value for key, value in file.items() if key != "fingerprint"} for file in known]
+        hashes = {_content(file) for file in known}
+        table = self._tables()["events"]
+        for file in table.files:
+            now = _known(file, table)
+            if now in seen or _content(now | {"fingerprint": file.fingerprint()}) in hashes:
+                self._left_out |= {file.path}
+        return sum(file.path not in self._left_out for file in table.files)
+
+    def roles(self) -> dict[str, str]:
+        """The tables that a file is of, and the columns that its place in the configuration gives."""
+        found: dict[str, str] = {}
+        for name, table in self._tables().items():
+            for file in table.files:
+                constants = dict(sorted(table.constants.get(file.path, {}).items()))
+                found[file.path] = f"{found.get(file.path, '')} {name} {constants or ''}".strip()
+        return found
 
     def check(self) -> None:
         tables = self._tables()
@@ -175,6 +203,7 @@ class CanonicalAdapter(SourceAdapter):
             files = find(patterns)
             if table is schema.EVENTS:
                 files = list({file.path: file for file in [*files, *named]}.values())
+                files = [file for file in files if file.path not in self._left_out]
             if files:
                 tables[name] = TableFiles(
                     table,
@@ -188,6 +217,17 @@ class CanonicalAdapter(SourceAdapter):
                     numbers=tuple(config.numbers.get(name, ())),
                 )
         return tables
+
+
+def _known(file: InputFile, table: TableFiles) -> dict[str, Any]:
+    """A file by what needs no reading."""
+    values = {**folder_values(file.path), **table.constants.get(file.path, {})}
+    return {"name": file.name, "size": file.size, "modified": file.modified, "values": values}
+
+
+def _content(file: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two files with the same events have in common."""
+    return file["size"], file["fingerprint"], tuple(sorted(file["values"].items()))
 
 
 def _form(config: CanonicalSource, table: str) -> Form:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
+from urllib.parse import unquote
 
 import pyarrow.fs
 
@@ -24,6 +25,7 @@ from recsys.storage.uris import expanded, is_remote
 HASHED_WHOLE: Final = 64 << 20  # larger files are fingerprinted by size and modification time
 _BLOCK: Final = 4 << 20
 _SMALL: Final = 4 << 20
+_NOTHING: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,17 @@ def input_file(path: str) -> InputFile:
     if info.size == 0:
         raise SourceError(f"{path} is empty (0 bytes); expected a table with at least one row")
     return InputFile(path, info.size, info.mtime_ns)
+
+
+def folder_values(path: str) -> dict[str, str]:
+    """The columns in the names of the folders above a file; ``""`` where Hive says that there is no value.
+
+    >>> folder_values("logs/event_type=add%20to%20cart/day=__HIVE_DEFAULT_PARTITION__/a=b.csv")
+    {'event_type': 'add to cart', 'day': ''}
+    """
+    body = path.split("://", 1)[-1].split("?")[0] if "://" in path else path
+    pairs = [part.split("=", 1) for part in body.split("/")[:-1] if "=" in part.lstrip("=")]
+    return {unquote(name): "" if value == _NOTHING else unquote(value) for name, value in pairs}
 
 
 def exists(path: str) -> bool:

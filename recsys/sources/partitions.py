@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,19 +15,6 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.base import Piece
-
-_NOTHING: Final = "__HIVE_DEFAULT_PARTITION__"
-
-
-def folder_values(path: str) -> dict[str, str]:
-    """The columns in the names of the folders above a file; ``""`` where Hive says that there is no value.
-
-    >>> folder_values("logs/event_type=add%20to%20cart/day=__HIVE_DEFAULT_PARTITION__/a=b.csv")
-    {'event_type': 'add to cart', 'day': ''}
-    """
-    body = path.split("://", 1)[-1].split("?")[0] if "://" in path else path
-    pairs = [part.split("=", 1) for part in body.split("/")[:-1] if "=" in part.lstrip("=")]
-    return {unquote(name): "" if value == _NOTHING else unquote(value) for name, value in pairs}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 CREDENTIALS: Final = (
     "the {}:// URI holds credentials, which would be written into configurations and logs; give them by the "
@@ -29,6 +30,18 @@ def expanded(place: str) -> str:
     (True, 's3://bucket/~x', 'logs/~x')
     """
     return os.path.expanduser(place) if place.startswith("~") else place
+
+
+def one_spelling(place: str) -> str:
+    """A local place that exists as its real absolute path, however it is written; any other as it is.
+
+    >>> one_spelling("file:///"), one_spelling("/./"), one_spelling("s3://bucket/a/"), one_spelling("no such name")
+    ('/', '/', 's3://bucket/a', 'no such name')
+    """
+    local = unquote(urlsplit(place).path) if place.startswith("file://") else expanded(place)
+    if is_remote(local):
+        return without_query(place) if "?" not in place else place
+    return os.path.realpath(local) if local and os.path.exists(local) else place
 
 
 def without_query(place: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.histories import Array, Histories, Queries, Split, event_keys
 from recsys.errors import ArtifactError, DataError
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, ModelSizes
@@ -188,16 +188,3 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
             "there is nothing to update on; give newer events in data.source"
         )
     return newer_V
-
-
-def event_keys(histories: Histories) -> Array:
-    """A hash of user, item and time of every event."""
-    users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.uint64)
-    key = np.zeros(len(users_E), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for values in (users_E, histories.items_E.astype(np.uint64), histories.times_E.astype(np.uint64)):
-            key = (key ^ values) * np.uint64(0x9E3779B97F4A7C15)
-            key ^= key >> np.uint64(29)
-            key *= np.uint64(0xBF58476D1CE4E5B9)
-            key ^= key >> np.uint64(32)
-    return key

@@ -1,0 +1,94 @@
+"""The dataset of an update: that of the model to go on from, and the events of files that it has not read.
+
+Why apart from the source of a first run: a day's file is a hundredth of the data. Whoever names it alone must neither
+wait for a prepare of everything nor lose what was there.
+"""
+
+from __future__ import annotations
+
+from pipelines.folder import RunFolder
+from pipelines.prepare import prepare
+from recsys.config import CanonicalSource, Config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import ArtifactError, ConfigError
+from recsys.registry.lineage import Parent
+
+
+def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: bool = True) -> PreparedDataset:
+    """Append to the parent's dataset what ``update.events``, or ``data.source``, has that it has not read.
+
+    Where the parent's dataset keeps no events, all that ``data.source`` names is prepared, and must be at least what
+    the parent was made of. So is it where there is nothing new and ``needs_new`` is false.
+
+    Raises:
+        ConfigError: files of newer events alone, and no dataset that they could be appended to.
+        DataError: fewer events than the parent was made of, and ``update.replace`` is false.
+    """
+    from recsys.data.append import Least, NothingNew
+
+    settings, info = config.update, parent.bundle.info
+    newer = with_newer_events(config)
+    least = Least(int(info.dataset.get("counts", {}).get("events", 0)), settings.replace)
+    if settings.replace:
+        return prepare(newer, folder, base=parent.vocabulary(), least=least)
+    earlier, why = dataset_of(parent, config)
+    if earlier is not None:
+        events = earlier.manifest.counts["events"]
+        folder.progress(f"going on with the {events:,} events of {earlier.root}")
+        try:
+            return prepare(newer, folder, earlier=earlier, least=least)
+        except NothingNew as nothing:
+            if needs_new or settings.events:
+                raise
+            why = str(nothing)
+    elif settings.events:
+        raise ConfigError(
+            f"update.events: newer events are appended to those that {parent.uri} was made of, and {why}; set "
+            "update.dataset to where that dataset is, or list old and new files in data.source and leave --events out"
+        )
+    folder.progress(f"reading all of data.source: {why}")
+    return prepare(config, folder, base=parent.vocabulary(), least=least)
+
+
+def with_newer_events(config: Config) -> Config:
+    """The configuration whose source has the files of ``update.events`` as its events.
+
+    Raises:
+        ConfigError: the source is of a kind that is read as a whole.
+    """
+    files, source = config.update.events, config.data.source
+    if not files:
+        return config
+    if not isinstance(source, CanonicalSource):
+        raise ConfigError(
+            f"update.events: a source of the kind {source.kind} is read as a whole; name old and new data in "
+            "data.source and leave --events out"
+        )
+    source = source.model_copy(update={"events": files, "split_files": {}, "type_files": {}})
+    return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
+
+
+def dataset_of(parent: Parent, config: Config) -> tuple[PreparedDataset | None, str]:
+    """The dataset that a model was made of, or one that continues it, if it keeps its events; else why there is none.
+
+    The one at the place where the new one will be comes first: an update that was interrupted has made it already, and
+    a folder that all updates share holds what those brought whose models were not promoted.
+    """
+    dataset = parent.bundle.info.dataset
+    asked, made_of = config.update.dataset, str(dataset.get("content_hash", ""))
+    places = [asked] if asked else [config.dataset_dir, str(dataset.get("root", ""))]
+    why = f"it is not known where its dataset {made_of[:12]} is"
+    for place in filter(None, places):
+        try:
+            found = PreparedDataset(place)
+        except ArtifactError as error:
+            why = str(error) if place != config.dataset_dir else why
+            continue
+        if made_of not in (found.manifest.content_hash, *found.manifest.ancestors):
+            if place != config.dataset_dir:
+                why = f"{place} holds another dataset, {found.manifest.content_hash[:12]} and not {made_of[:12]}"
+        elif not found.manifest.store:
+            why = f"{place} keeps no events (of an earlier release, of a kind that is read as a whole, or keep_events)"
+        else:
+            return found, ""
+    return None, why

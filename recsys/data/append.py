@@ -1,0 +1,465 @@
+"""Newer events are appended to a prepared dataset: only the users whom they touch are gone through again.
+
+Why: a day's events are a hundredth of what there is. The files of before are not read: their validated rows are kept
+(:mod:`recsys.data.event_store`). Of every shard the rows of touched users are taken, put together with the new ones
+and go the way of all events (order, duplicates, parts); their histories become a newer file beside those of the others,
+and what is counted is counted by the difference. Touched are users with new events, and in a temporal split those with
+events between an old and a new cut-off.
+
+What grows with all events all the same, and is cheap: the kept rows are unpacked once to find those of touched users,
+and in a temporal split their times are counted; vocabularies and attributes are written anew. A shard of which half
+the users have newer rows, or which has many newer files, is written anew as a whole. Where an event can change what
+other users' events mean (k-core, item text made of events, texts of users), or a setting has changed, all kept rows go
+through all steps, and still no old file is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from recsys import schema
+from recsys.config import Config
+from recsys.data.blocks import fetch, task
+from recsys.data.content_hash import differences, settings_hash, settings_of
+from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.destination import Folder, folder_of
+from recsys.data.event_store import Kept, described, files_read, of_users, seen_in, times_name, write_rows
+from recsys.data.events import (
+    PARTS,
+    TEXT_SCHEMA,
+    BucketSummary,
+    Coding,
+    EventRules,
+    encode_bucket,
+    joined,
+    where,
+)
+from recsys.data.histories import Array
+from recsys.data.items import count_table
+from recsys.data.keys import used_texts
+from recsys.data.preparation import Preparation
+from recsys.data.shards import ShardReport, ShardRules, count_shard, with_context, write_shard
+from recsys.data.split import SplitPlan, plan_of
+from recsys.data.vocabulary import dense
+from recsys.errors import ArtifactError, ConfigError, DataError
+from recsys.pace import paced
+from recsys.sources.base import SourceAdapter
+from recsys.storage.uris import is_remote, one_spelling
+
+_MOST_FILES: Final = 12  # newer files of a shard, before it is written anew
+_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, from which it is written anew
+_TIMES: Final = ("user", "type", "time")
+_PARSED: Final = ("data.context", "data.context_numbers", "data.text_events")
+
+
+class NothingNew(DataError):
+    """All files of events that are named were read before."""
+
+
+class NeedsAll(Exception):
+    """Only all events together can say what is asked; the text says why."""
+
+
+@dataclass(frozen=True)
+class Least:
+    """How many events a model to go on from was made of, which an update must not fall short of by mistake."""
+
+    events: int
+    replace: bool = False
+
+    def check(self, manifest: Manifest, place: str) -> None:
+        """
+        Raises:
+            DataError: there are fewer, also with those that ``data`` leaves out by a rule.
+        """
+        found = manifest.counts["events"]
+        by_rule = sum(manifest.dropped.get("events", {}).values())
+        if self.replace or found + by_rule >= self.events:
+            return
+        raise DataError(
+            f"the data has {found:,} events, but the model to go on from was made of {self.events:,}: an update does "
+            "not forget what it is not told to. Give the new files alone with --events FILE…, which carries the old "
+            f"events on, or the old files beside the new ones in data.source; with --replace {place} is made of these "
+            "events alone"
+        )
+
+
+def check_earlier(earlier: PreparedDataset, config: Config) -> None:
+    """
+    Raises:
+        ConfigError: events cannot be appended to the dataset, with what differs.
+    """
+    if not earlier.manifest.store:
+        raise ConfigError(
+            f"{earlier.root} keeps no events that newer ones could be appended to (it is of an earlier release, of a "
+            "source that is read as a whole, or data.keep_events was false); list old and new files in data.source and "
+            "run the update without --events"
+        )
+    different = differences(earlier.manifest.settings, settings_of(config))
+    if wrong := [found for found in different if found.startswith(_PARSED)]:
+        raise ConfigError(
+            f"{earlier.root} keeps its events without the columns that are asked for now: {'; '.join(wrong)}; give the "
+            "settings that it was prepared with, or list old and new files in data.source and prepare them again"
+        )
+    if is_remote(earlier.root) and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
+        raise ConfigError(
+            f"data.dir: {config.dataset_dir} is the dataset that is appended to, and an object store cannot rename; "
+            "choose another data.dir (or run.dir) for the new one"
+        )
+
+
+def nothing_new(earlier: PreparedDataset, config: Config, progress: Callable[[str], None]) -> PreparedDataset:
+    """The dataset as it is, where it is the one that is asked for.
+
+    Raises:
+        NothingNew: all files were read before.
+    """
+    same = settings_hash(config) == earlier.manifest.settings_hash
+    if same and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
+        progress(f"dataset {config.dataset_dir} is up to date: all files of events were read before")
+        return earlier
+    raise NothingNew(
+        f"there is nothing to update on: every file of events that is named was read into {earlier.root} before; give "
+        "newer events with --events or in data.source"
+    )
+
+
+def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
+    """
+    Raises:
+        DataError: files were appended to the dataset that would be written over, and the source does not name them.
+    """
+    try:
+        there = PreparedDataset(config.dataset_dir).manifest.store
+    except ArtifactError:
+        return
+    if len(there.get("readings", [])) < 2:
+        return
+    named = {(file["size"], file["fingerprint"]) for file in source.event_files()}
+    gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
+    if gone:
+        raise DataError(
+            f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such "
+            f"as {gone[0]}: they would be forgotten; name them in data.source, choose another data.dir, or mean it "
+            "with --replace"
+        )
+
+
+def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
+    """Whether an append can leave the users alone who have no new events."""
+    if earlier is None or earlier.manifest.settings_hash != settings_hash(config):
+        return False
+    data = config.data
+    by_all = data.min_user_events or data.min_item_events or data.text.event_types or data.text.users.enabled
+    return not (by_all or data.text.finetune.enabled or earlier.manifest.text.get("event_column"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- tasks
+
+
+def encode_touched(
+    kept: Kept,
+    fresh: pa.Table | None,
+    coding: Coding,
+    touched: tuple[pa.Array, Array] | None,
+    all_users: pa.Array,
+    items: pa.Array,
+) -> list[Any]:
+    """The events of touched users of a bucket, those of them that were there before, and the new duplicates.
+
+    Args:
+        kept: the rows of before.
+        fresh: new good rows; None: none.
+        coding: order and types.
+        touched: users, sorted, and their dense ids; None: all.
+        all_users: all external user ids, dense.
+        items: all external item ids, dense.
+
+    Returns:
+        Tables of ``rules.event_schema`` with and without the new rows, and what the quarantine keeps of duplicates.
+    """
+    before = kept.rows(None if touched is None else of_users(touched[0]))
+    if before is not None:
+        before = _filtered(before.drop_columns([schema.RAW]), coding.rules)
+    rows = joined([before, fresh])
+    if touched is None:
+        users = used_texts(rows.column(schema.USER_ID))
+        touched = users, dense([users], all_users)[0]
+    counted = before.num_rows if before is not None else 0
+    events, _, duplicates, _ = encode_bucket(rows, coding, *touched, items, counted)
+    old = coding.rules.event_schema.empty_table()
+    if before is not None and before.num_rows:
+        old = encode_bucket(joined([before]), coding, *touched, items)[0]
+    return [events, old, duplicates]
+
+
+def _filtered(rows: pa.Table, rules: EventRules) -> pa.Table:
+    if not rows.num_rows or not rules.filters.is_on:
+        return rows
+    out, _ = rules.filters.left_out(rows, rules.is_interaction(rows.column(schema.EVENT_TYPE)))
+    return where(rows, ~out)
+
+
+def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
+    """User, type and time of the events that were not there before."""
+    names = list(_TIMES)
+    both = [
+        table.select(names).append_column("number", pa.array(np.full(table.num_rows, sign, dtype=np.int64)))
+        for table, sign in ((events, 1), (old, -1))
+    ]
+    counted = pa.concat_tables(both).group_by(names).aggregate([("number", "sum")])
+    rows = np.repeat(np.arange(counted.num_rows), np.asarray(counted.column("number_sum")))
+    return counted.select(names).take(pa.array(rows))
+
+
+def kept_times(kept: Kept) -> pa.Table:
+    """User, type and time of all events that counted before."""
+    found = kept.times()
+    kinds = pa.schema([("user", pa.int32()), ("type", pa.uint8()), ("time", pa.int64())])
+    return pa.concat_tables(found).combine_chunks() if found else kinds.empty_table()
+
+
+def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
+    """Users with an event that belongs to another part than before: int32, sorted."""
+    times_E = np.asarray(times.column("time"))
+    moved_E = np.zeros(len(times_E), dtype=bool)
+    for old, new in ((before.valid_from, now.valid_from), (before.test_from, now.test_from)):
+        moved_E |= (times_E >= old) != (times_E >= new)
+    return np.unique(np.asarray(times.column("user"))[moved_E])
+
+
+def write_touched(
+    folder: Folder,
+    place: tuple[int, str],
+    rules: tuple[ShardRules, ShardRules],
+    users: pa.Array,
+    items: pa.Array,
+    *tables: pa.Table,
+) -> list[ShardReport]:
+    """Write the newer histories of a bucket; what is counted of their users now, and what was before.
+
+    Args:
+        folder: of the dataset.
+        place: bucket, and ending of the file's name.
+        rules: of now, and of before.
+        users: all external user ids, dense.
+        items: all external item ids, dense.
+        tables: of :func:`encode_touched`, events and old ones in turns, of different users.
+    """
+    events, old = (_by_user(list(tables[start::2])) for start in (0, 1))
+    index, ending = place
+    no_text = TEXT_SCHEMA.empty_table()
+    report: ShardReport = write_shard(events, no_text, folder, index, rules[0], users, items, ending)[0]
+    return [report, count_shard(old, rules[1], users, items)]
+
+
+def _by_user(tables: list[pa.Table]) -> pa.Table:
+    """Rows of different users, user by user."""
+    table = pa.concat_tables(tables)
+    if len(tables) == 1:
+        return table
+    return table.take(pa.array(np.argsort(np.asarray(table.column("user")), kind="stable"))).combine_chunks()
+
+
+# ---------------------------------------------------------------------------------------------------------------- steps
+
+
+class Appending(Preparation):
+    """The steps of :class:`~recsys.data.preparation.Preparation` for touched users alone."""
+
+    whole = False
+
+    def _before(self) -> PreparedDataset:
+        assert self.earlier is not None, "there is something to append to"
+        return self.earlier
+
+    def _is_timed(self, summaries: list[BucketSummary]) -> bool:
+        return self._before().manifest.timed and super()._is_timed(summaries)
+
+    def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
+        """There are the events of before."""
+
+    def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
+        earlier = self._before().manifest.store
+        found = described(self._num_shards(), earlier, self.source.event_files(), seen_in(summaries), adds=True)
+        return found | {"order": self.order, "newer_users": self._newer_users}
+
+    def _coding(self, summaries: list[BucketSummary]) -> Coding:
+        """As for all events.
+
+        Raises:
+            NeedsAll: the order or the split is not that of before.
+        """
+        manifest = self._before().manifest
+        seen = described(0, manifest.store, [], seen_in(summaries), adds=True)["seen"]
+        everything = BucketSummary(**{key: seen[key] for key in ("interactions", "untimed", "types", "given")})
+        everything.first, everything.last = seen["span"]
+        self._everything = everything
+        coding = super()._coding([everything])
+        if (coding.order != "none") != manifest.ordered or manifest.store.get("order", coding.order) != coding.order:
+            raise NeedsAll("the new events change what gives the order")
+        return coding
+
+    def _encode(
+        self,
+        buckets: list[list[Any]],
+        coding: Coding,
+        summaries: list[BucketSummary],
+        user_ids: pa.Array,
+        item_ids: pa.Array,
+    ) -> list[list[Any]]:
+        """For each bucket with new events, references to the tables of :func:`encode_touched`; nothing for others."""
+        self._code, self._touched = coding, [summary.users for summary in summaries]
+        self._ids = ray.put(user_ids), ray.put(item_ids)
+        self._whole_buckets = self._buckets_to_renew(len(user_ids))
+        encoder = task(encode_touched, 3)
+        encoded: list[list[Any]] = []
+        self._numbers = dense(self._touched, user_ids)
+        for number, (bucket, users) in enumerate(zip(buckets, self._touched, strict=True)):
+            chosen = None if number in self._whole_buckets else (users, self._numbers[number])
+            is_idle = chosen is not None and not len(users)
+            encoded.append([] if is_idle else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids))
+        buckets.clear()
+        for refs in paced("going through touched users", [refs for refs in encoded if refs]):
+            self.quarantine.add("events", fetch(refs[2]))
+        self.quarantine.check("events")
+        self.progress(self.quarantine.describe("events"))
+        return encoded
+
+    def _kept(self, bucket: int) -> Kept:
+        readings = len(self._before().manifest.store["readings"])
+        return Kept(folder_of(self._before()), bucket, tuple(range(readings)))
+
+    def _buckets_to_renew(self, num_users: int) -> set[int]:
+        """Shards that are written anew as a whole; counts the users of the others who have newer rows."""
+        manifest, each = self._before().manifest, num_users / self._num_shards()
+        before = manifest.store.get("newer_users") or [0] * self._num_shards()
+        newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
+        files = [len(manifest.renewed.get(f"part-{bucket:05d}.parquet", [])) for bucket in range(len(newer))]
+        found = {
+            bucket
+            for bucket, (number, count) in enumerate(zip(newer, files, strict=True))
+            if len(self._touched[bucket]) and (number > _MOST_USERS * each or count >= _MOST_FILES)
+        }
+        self._newer_users = [0 if bucket in found else number for bucket, number in enumerate(newer)]
+        return found
+
+    def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
+        """The plan of all events; users whom it moves from one part to another are touched as well.
+
+        Raises:
+            NeedsAll: another kind of split than before.
+        """
+        manifest = self._before().manifest
+        self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
+        times: list[list[Any]] = []
+        if self._old_plan.kind == "temporal":
+            times = self._all_times(encoded)
+        plan = super()._plan(times, coding, [self._everything])
+        old = self._old_plan
+        if replace(plan, valid_from=old.valid_from, test_from=old.test_from) != old:
+            raise NeedsAll("the new events change the split")
+        if plan != old:
+            self._add_moved(encoded, times, plan)
+        return plan
+
+    def _all_times(self, encoded: list[list[Any]]) -> list[list[Any]]:
+        """References to the times of before and the new ones, of every bucket; the new ones are kept."""
+        reader, differ, number = task(kept_times), task(fresh_times), len(self._before().manifest.store["readings"])
+        writer, times, written = task(write_rows), [], []
+        for bucket, refs in enumerate(encoded):
+            times.append([reader.remote(self._kept(bucket))])
+            if refs:
+                times.append([differ.remote(refs[0], refs[1])])
+                written.append(writer.remote(self.folder, times_name(bucket, number), times[-1][0]))
+        fetch(written)
+        return times
+
+    def _add_moved(self, encoded: list[list[Any]], times: list[list[Any]], plan: SplitPlan) -> None:
+        """Events of users whom the new cut-offs touch, without new ones of their own."""
+        finder, encoder = task(moved_users), task(encode_touched, 3)
+        of_before = [ref for ref in times]
+        user_ids = ray.get(self._ids[0])
+        place = 0
+        for bucket, refs in enumerate(encoded):
+            moved = finder.remote(of_before[place][0], self._old_plan, plan)
+            place += 2 if refs else 1
+            if bucket in self._whole_buckets:
+                continue
+            numbers = np.setdiff1d(fetch(moved), self._numbers[bucket])
+            if len(numbers):
+                users = user_ids.take(pa.array(numbers))
+                order = pc.sort_indices(users)
+                chosen = users.take(order), numbers[np.asarray(order)]
+                self._newer_users[bucket] += len(users)
+                encoded[bucket] += encoder.remote(self._kept(bucket), None, self._code, chosen, *self._ids)
+
+    def _write_shards(
+        self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
+    ) -> tuple[list[str], pa.Table | None]:
+        """Newer files of histories, and the counts by their difference."""
+        earlier, reading = self._before(), len(self._before().manifest.store["readings"])
+        rules = ShardRules(plan, self._split_seed(), 1)
+        rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
+        both, writer = (rules, replace(rules, plan=self._old_plan)), task(write_touched)
+        shards, written = list(earlier.manifest.shards), []
+        self.renewed = {name: list(files) for name, files in earlier.manifest.renewed.items()}
+        for bucket, refs in enumerate(encoded):
+            name = f"part-{bucket:05d}.parquet"
+            if refs:
+                is_new = name not in shards or bucket in self._whole_buckets
+                ending = "" if is_new else f".{reading:05d}"
+                tables = [ref for number, ref in enumerate(refs) if number % 3 != 2]
+                written.append(writer.remote(self.folder, (bucket, ending), both, *self._ids, *tables))
+                if is_new:
+                    self.renewed.pop(name, None)
+                    shards = [other for other in shards if other != name]
+        self._link_histories(shards)
+        self._count(written, item_ids)
+        newest = {f"part-{name.split('-')[1][:5]}.parquet" for name in self.new_shards}
+        for name in self.new_shards:
+            base = f"part-{name.split('-')[1][:5]}.parquet"
+            if name != base:
+                self.renewed.setdefault(base, []).append(name)
+        return sorted({*shards, *newest}), None
+
+    def _link_histories(self, shards: list[str]) -> None:
+        """The files of histories that stay."""
+        names = [*shards, *(file for name in shards for file in self.renewed.get(name, []))]
+        self.folder.link(folder_of(self._before()), "histories", names)
+
+    def _count(self, written: list[Any], item_ids: pa.Array) -> None:
+        """What all events are: what was counted before, and the difference of touched users."""
+        earlier = self._before()
+        counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
+        table = earlier.table("items/counts.parquet")
+        counts_N3[: table.num_rows] = np.stack([table.column(part).to_numpy() for part in PARTS], axis=1)
+        of_events = {key: earlier.manifest.counts[key] for key in earlier.manifest.counts if key in _OF_EVENTS}
+        total = Counter(of_events)
+        for ref in paced("writing histories", written):
+            now, before = fetch(ref)
+            for report, sign in ((now, 1), (before, -1)):
+                for key, number in report.counts.items():
+                    total[key] += sign * number
+                counts_N3[report.items] += sign * report.item_counts
+            self.new_shards += [now.name] if now.name else []
+        for key, number in total.items():
+            if key in _OF_EVENTS:
+                self.counts[key] = number
+        self.counts["events"] = sum(self.counts[part] for part in PARTS)
+        self.folder.write_table("items/counts.parquet", count_table(counts_N3))
+        sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
+        self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
+
+
+_OF_EVENTS: Final = frozenset(
+    {*PARTS, "valid_targets", "test_targets", "repeats", "cold_users", "cold_cut", "cold_valid"}
+)

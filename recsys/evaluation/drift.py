@@ -1,0 +1,126 @@
+"""How far newer events are from those that an earlier model was made of, and lists from what is chosen.
+
+Why: an update that runs every day is looked at by nobody. An export with other ids, a catalogue that was exchanged or a
+log of bots shows here before it shows in sales; ``promote`` refuses beyond the bounds of ``promote.max_…``.
+
+``unknown_items`` and ``unknown_users`` are the shares of newer events about ids that the earlier model does not know.
+``popularity_shift`` is the population stability index Σ (q − p) ln(q / p) over ten groups of items with a tenth of the
+earlier events each, from the most popular to the least: p their share of the earlier events, q of the newer ones; from
+.1 on a shift is called moderate, from .25 on large. ``miscalibration`` is the share of exposure that would have to move
+between head, middle and tail for lists to show what was chosen (the disparity of ``trust``).
+
+Legend: U users, E events, N items, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.config import PromoteConfig
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, event_keys
+
+_GROUPS: Final = 10
+_HALF: Final = 0.5  # an event, added to every group: none is empty
+NAMES: Final = {
+    "unknown_items": "newer events about items that the earlier model does not know",
+    "unknown_users": "newer events of users whom it does not know",
+    "popularity_shift": "shift of popularity (PSI)",
+    "miscalibration": "exposure off what is chosen, by popularity",
+}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The figures of this module; those that cannot be known are None."""
+
+    events: int  # newer ones
+    unknown_items: float | None
+    unknown_users: float | None
+    popularity_shift: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Drift:
+    """Drift of the events of a dataset that an earlier model was not made of.
+
+    Args:
+        dataset: continues that of the earlier model, whose ids it keeps.
+        earlier: all events that the earlier model was made of, one row a user.
+        num_items: how many items it knows.
+    """
+    known = np.unique(event_keys(earlier))
+    items: list[Array] = []
+    num_strangers = 0
+    for shard in dataset.shards():
+        is_newer_E = ~np.isin(event_keys(shard), known)
+        items.append(shard.items_E[is_newer_E])
+        num_strangers += int((np.repeat(shard.users_U, shard.lengths_U)[is_newer_E] >= len(earlier)).sum())
+    newer_E = np.concatenate(items) if items else np.zeros(0, dtype=np.int32)
+    if not len(newer_E):
+        return Drift(0, None, None, None)
+    known_E = newer_E[newer_E < num_items]
+    counts = [np.bincount(items_E, minlength=num_items)[:num_items] for items_E in (earlier.items_E, known_E)]
+    shift = popularity_shift(*counts) if len(known_E) and len(earlier.items_E) else None
+    return Drift(len(newer_E), 1 - len(known_E) / len(newer_E), num_strangers / len(newer_E), shift)
+
+
+def popularity_shift(before_N: Array, now_N: Array) -> float:
+    """The population stability index of two counts of items.
+
+    >>> round(popularity_shift(np.array([50, 30, 20]), np.array([500, 300, 200])), 3)
+    0.0
+    >>> popularity_shift(np.array([50, 30, 20]), np.array([20, 30, 50])) > 0.25
+    True
+    """
+    order_N = np.argsort(-before_N, kind="stable")
+    reached_N = np.cumsum(before_N[order_N]) - before_N[order_N]
+    group_N = np.minimum(reached_N * _GROUPS // max(int(before_N.sum()), 1), _GROUPS - 1)
+    sums = [np.bincount(group_N, counts[order_N], minlength=_GROUPS) for counts in (before_N, now_N)]
+    filled = sums[0] > 0  # a very popular item may span several groups
+    p_G, q_G = ((of[filled] + _HALF) / (of[filled] + _HALF).sum() for of in sums)
+    return float(((q_G - p_G) * np.log(q_G / p_G)).sum())
+
+
+def with_calibration(drift: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures with that of the lists, out of the content of ``metrics.json``."""
+    by_popularity = evaluation.get("trust", {}).get("items", {}).get("popularity", {})
+    return {**drift, "miscalibration": by_popularity.get("disparity", {}).get("model")}
+
+
+def drift_panel(drift: Mapping[str, Any], settings: PromoteConfig) -> dict[str, Any]:
+    """The figures beside their bounds, as a panel of the report."""
+    rows = [[name, _shown(drift.get(key)), _shown(bound_of(settings, key))] for key, name in NAMES.items()]
+    return {
+        "title": "Drift",
+        "text": f"{drift['events']:,} events are newer than the model that this one goes on from. Beyond a bound "
+        "(promote.max_…) `recsys promote` refuses.",
+        "columns": ["", "now", "bound"],
+        "rows": rows,
+    }
+
+
+def beyond(drift: Mapping[str, Any], settings: PromoteConfig) -> list[str]:
+    """What is beyond its bound, each as a sentence."""
+    found = []
+    for key, name in NAMES.items():
+        value, bound = drift.get(key), bound_of(settings, key)
+        if value is not None and bound is not None and value > bound:
+            found.append(f"{name}: {value:.3f}, at most {bound:g} (promote.max_{key})")
+    return found
+
+
+def bound_of(settings: PromoteConfig, key: str) -> float | None:
+    """The bound of a figure; None where it has none."""
+    found: float | None = getattr(settings, f"max_{key}")
+    return found
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

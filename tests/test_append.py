@@ -1,0 +1,281 @@
+"""Events appended day by day give the dataset that all of them at once give; nothing old is read again or forgotten."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.config import Config, build_config
+from recsys.data.append import Least
+from recsys.data.audit import audit
+from recsys.data.content_hash import settings_of
+from recsys.data.dataset import PreparedDataset
+from recsys.data.prepare import prepare
+from recsys.errors import ConfigError, DataError
+
+DAY = 86_400
+NUM_DAYS = 6
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def write_days(folder: Path, seed: int = 0) -> list[Path]:
+    """Six days of a shop with new users and items every day, events that come late, and files that overlap."""
+    random = np.random.default_rng(seed)
+    rows: list[list[str]] = [[] for _ in range(NUM_DAYS)]
+    for day in range(NUM_DAYS):
+        for _ in range(160):
+            user, item = int(random.integers(0, 30 + 4 * day)), int(random.integers(0, 20 + 2 * day))
+            time = 1_600_000_000 + day * DAY + int(random.integers(0, DAY))
+            kind, weather = ("buy", "rain") if random.random() < 0.4 else ("view", "sun")
+            value = int(random.integers(1, 6))
+            row = f"u{user},i{item},{time}.25,{kind},{value},{weather if random.random() < 0.9 else ''}"
+            rows[day if random.random() > 0.05 else NUM_DAYS - 1].append(row)  # late: with the last file
+        rows[day] += rows[day - 1][:10] if day else []  # overlap
+        rows[day].append(f",i1,{1_600_000_000 + day * DAY},view,1,sun")  # without a user
+    head = "user_id,item_id,timestamp,event_type,value,weather\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"day-{day}.csv" for day in range(NUM_DAYS)]
+    for path, lines in zip(paths, rows, strict=True):
+        path.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return paths
+
+
+def config_of(files: list[Path], place: Path, **data: Any) -> Config:
+    source = {"kind": "canonical", "events": [str(path) for path in files], **data.pop("source", {})}
+    settings = {"text": {"enabled": False}, "quarantine": {"max_share": 0.05}, "num_shards": 3, **data}
+    return build_config({"data": {"dir": str(place), "source": source, **settings}})
+
+
+def quietly(config: Config, **how: Any) -> PreparedDataset:
+    return prepare(config, progress=lambda line: None, **how)
+
+
+def day_by_day(files: list[Path], folder: Path, **data: Any) -> PreparedDataset:
+    """The first two files at once, then one a day."""
+    dataset = quietly(config_of(files[:2], folder / "0", **data))
+    for number, file in enumerate(files[2:], 1):
+        dataset = quietly(config_of([file], folder / str(number), **data), earlier=dataset)
+    return dataset
+
+
+def named_codes(dataset: PreparedDataset, codes: list[int]) -> tuple[Any, ...]:
+    """Codes of context columns as their values."""
+    pairs = zip(dataset.context, codes, strict=True)
+    return tuple(column.values[code - 2] if column.values and code > 1 else code for column, code in pairs)
+
+
+def content(dataset: PreparedDataset) -> dict[str, Any]:
+    """All that a dataset says, by external ids."""
+    users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
+    types = dataset.manifest.event_types
+    histories = {}
+    for shard in dataset.shards():
+        for row, user in enumerate(shard.users_U.tolist()):
+            span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
+            columns = (shard.times_E, shard.values_E, shard.splits_E)
+            codes = [
+                tuple(
+                    column.values[code - 2] if code > 1 else code
+                    for column, code in zip(dataset.context, row_codes, strict=True)
+                )
+                for row_codes in shard.context_EC[span].tolist()
+            ]
+            named = ([items[i] for i in shard.items_E[span]], [types[t] for t in shard.types_E[span]])
+            histories[users[user]] = list(
+                zip(*named, *(column[span].tolist() for column in columns), codes, strict=True)
+            )
+    counts = dataset.table("items/counts.parquet").to_pylist()
+    features = {row["item_id"]: row for row in dataset.features.to_pylist()}
+    manifest = dataset.manifest
+    return {
+        "histories": histories,
+        "counts": dict(zip(items, counts, strict=True)),
+        "features": features,
+        "users": sorted(users),
+        "said": {key: value for key, value in manifest.counts.items() if value},
+        "split": manifest.split,
+        "quarantined": manifest.quarantined,
+        "dropped": manifest.dropped,
+        "read": manifest.read,
+        "types": sorted(types),
+        "ordered": (manifest.ordered, manifest.timed),
+    }
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "leave-last": {},
+    "temporal": {"split": {"kind": "temporal", "valid": 0.15, "test": 0.15}},
+    "ratio": {"split": {"kind": "ratio"}},
+    "without an order": {"order": "none", "split": {"kind": "ratio"}},
+    "targets": {"targets": ["buy"]},
+    "targets in time": {"targets": ["buy"], "split": {"kind": "temporal"}},
+    "cold users": {"split": {"kind": "leave-last", "cold_users": 0.3, "cold_keep": 2}},
+    "a smallest value": {"min_value": 2},
+    "k-core": {"min_user_events": 3, "min_item_events": 3},
+    "duplicates kept": {"duplicates": "keep"},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_day_by_day_is_all_at_once(name: str, tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    once = quietly(config_of(files, tmp_path / "once", **CASES[name]))
+    appended = day_by_day(files, tmp_path / "apart", **CASES[name])
+    expected, found = content(once), content(appended)
+    for part in expected:
+        assert found[part] == expected[part], part
+    audit(appended)
+    assert len(appended.manifest.store["readings"]) == 5 and len(appended.manifest.ancestors) == 4
+
+
+def test_only_touched_users_are_written_again(tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    before = quietly(config_of(files[:5], tmp_path / "before"))
+    head, row = files[5].read_text().splitlines()[:2]
+    (tmp_path / "one.csv").write_text(f"{head}\n{row}\n")
+    after = quietly(config_of([tmp_path / "one.csv"], tmp_path / "after"), earlier=before)
+    ((base, newer),) = after.manifest.renewed.items()
+    assert len(newer) == 1 and len(after.history_file(newer[0])) == 1
+    assert len(after.shard(base)) - len(before.shard(base)) in (0, 1)
+    old, linked = (folder / "histories" / base for folder in (tmp_path / "before", tmp_path / "after"))
+    assert os.path.samefile(old, linked), "the other histories are the very same file"
+
+
+def test_a_shard_with_many_newer_files_is_written_anew(tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    appended = day_by_day(files, tmp_path / "apart")
+    assert not any(appended.manifest.renewed.values()), "each day touches more than half of the users"
+    audit(appended)
+
+
+def test_old_files_are_not_read_again(tmp_path: Path) -> None:
+    """They may be gone; a file under another name or beside new ones is known by its content."""
+    files = write_days(tmp_path / "days")
+    before = quietly(config_of(files[:5], tmp_path / "before"))
+    copy = tmp_path / "days/copy.csv"
+    shutil.copyfile(files[4], copy)
+    for file in files[:5]:
+        file.unlink()
+    after = quietly(config_of([copy, files[5]], tmp_path / "after"), earlier=before)
+    assert after.manifest.read["events"] - before.manifest.read["events"] == len(files[5].read_text().splitlines()) - 1
+    with pytest.raises(DataError, match=r"every file of events that is named was read into .*after"):
+        quietly(config_of([copy, files[5]], tmp_path / "again"), earlier=after)
+
+
+def test_a_file_of_an_old_day_is_filled_in(tmp_path: Path) -> None:
+    """A day that was forgotten comes last, and its events take their place in time."""
+    files = write_days(tmp_path / "days")
+    late = [*files[:2], *files[3:], files[2]]
+    found, expected = day_by_day(late, tmp_path / "apart"), quietly(config_of(files, tmp_path / "once"))
+    assert content(found)["said"] == content(expected)["said"]
+    assert content(found)["histories"] == content(expected)["histories"]
+
+
+def test_ids_keep_their_numbers_when_items_and_values_are_gone(tmp_path: Path) -> None:
+    """A window moves on, the catalogue lists what is sold today, and a context column is absent in the newest file."""
+    files = write_days(tmp_path / "days")
+    for name, kept in (("all", range(40)), ("today", range(3, 40))):
+        rows = [f"i{item},title {item}" for item in kept]
+        (tmp_path / f"{name}.csv").write_text("item_id,title\n" + "\n".join(rows) + "\n")
+    lines = [",".join(line.split(",")[:5]) for line in files[5].read_text().splitlines()]
+    files[5].write_text("\n".join(lines) + "\n")
+    settings: dict[str, Any] = {"context": ["weather"], "quarantine": {"max_share": 1.0}}
+    items = {"items": [str(tmp_path / "all.csv")]}
+    before = quietly(config_of(files[:5], tmp_path / "before", source=items, **settings))
+    items = {"items": [str(tmp_path / "today.csv")]}
+    window: dict[str, Any] = {"from": "2020-09-15T00:00:00"}  # after the second day
+    after = quietly(config_of([files[5]], tmp_path / "after", source=items, **settings, **window), earlier=before)
+    assert after.item_ids.to_pylist()[: before.num_items] == before.item_ids.to_pylist()
+    assert after.user_ids.to_pylist()[: before.num_users] == before.user_ids.to_pylist()
+    titles = dict(zip(after.item_ids.to_pylist(), after.features.column("title").to_pylist(), strict=True))
+    assert titles["i1"] == "title 1", "what is known of an item stays known"
+    assert [column.values for column in after.context] == [column.values for column in before.context]
+    assert after.manifest.dropped["events"]["before data.from"] > 0
+    audit(after)
+
+
+def test_an_item_that_comes_into_the_catalogue_late_keeps_its_events(tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    for name, number in (("early", 25), ("late", 40)):
+        rows = "\n".join(f"i{item},title {item}" for item in range(number))
+        (tmp_path / f"{name}.csv").write_text(f"item_id,title\n{rows}\n")
+    settings = {"quarantine": {"max_share": 1.0}}
+    sources = [{"items": [str(tmp_path / f"{name}.csv")]} for name in ("early", "late")]
+    before = quietly(config_of(files[:5], tmp_path / "before", source=sources[0], **settings))
+    assert before.manifest.quarantined["events"]["unknown item"] > 0
+    after = quietly(config_of(files[5:], tmp_path / "after", source=sources[1], **settings), earlier=before)
+    once = quietly(config_of(files, tmp_path / "once", source=sources[1], **settings))
+    assert content(after) == content(once)
+
+
+def test_fewer_events_than_before_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    before = quietly(config_of(files[:5], tmp_path / "data"))
+    config = config_of(files[5:], tmp_path / "data")
+    events = before.manifest.counts["events"]
+    everybody = "\n".join(f"{user},i1,1600900000,view,1,sun" for user in before.user_ids.to_pylist())
+    some = "\n".join(f"u1,{item},1600900001,view,1,sun" for item in before.item_ids.to_pylist())
+    files[5].write_text(f"{files[4].read_text().splitlines()[0]}\n{everybody}\n{some}\n")
+    with pytest.raises(DataError, match=rf"the model to go on from was made of {events:,}: .*--events FILE.*--replace"):
+        quietly(config, base=before.vocabulary(), least=Least(events))
+    assert PreparedDataset(str(tmp_path / "data")).manifest == before.manifest
+    replaced = quietly(config, base=before.vocabulary(), least=Least(events, replace=True))
+    assert replaced.manifest.counts["events"] < events and replaced.num_users == before.num_users
+
+
+def test_a_prepare_that_would_forget_appended_files_is_refused(tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    dataset = quietly(config_of(files[:2], tmp_path / "data"))
+    dataset = quietly(config_of(files[2:], tmp_path / "data"), earlier=dataset)
+    assert len(dataset.manifest.store["readings"]) == 2
+    with pytest.raises(
+        DataError, match=r"4 files of events were appended to .*data that data.source does not name, .*day-2.csv"
+    ):
+        quietly(config_of(files[:2], tmp_path / "data"))
+    assert quietly(config_of(files, tmp_path / "data")).manifest.counts["events"] == dataset.manifest.counts["events"]
+
+
+def test_what_differs_is_named(tmp_path: Path) -> None:
+    files = write_days(tmp_path / "days")
+    before = quietly(config_of(files[:5], tmp_path / "before"))
+    with pytest.raises(ConfigError, match=r"data\.context was \[\], is now \['weather'\]"):
+        quietly(config_of(files[5:], tmp_path / "after", context=["weather"]), earlier=before)
+    kept = quietly(config_of(files[:5], tmp_path / "without", keep_events=False))
+    assert not kept.manifest.store and not (tmp_path / "without/events").exists()
+    with pytest.raises(ConfigError, match="keeps no events"):
+        quietly(config_of(files[5:], tmp_path / "after"), earlier=kept)
+
+
+@pytest.mark.parametrize("spelling", ["relative", "absolute", "slash", "link", "file", "glob", "moved"])
+def test_a_dataset_is_known_however_its_path_is_spelled(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "days"
+    write_days(folder)
+    place = tmp_path / "data"
+    first = quietly(config_of([folder], place))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    if spelling == "moved":
+        shutil.copytree(folder, tmp_path / "elsewhere")
+    spelled = {
+        "relative": "days",
+        "absolute": f"{folder}/../days",
+        "slash": f"{folder}/",
+        "link": "link",
+        "file": f"file://{folder}",
+        "glob": "./days/day-*.csv",
+        "moved": "elsewhere",
+    }[spelling]
+    config = config_of([Path(spelled)], place)
+    config.data.source.events = [spelled]  # type: ignore[union-attr]
+    said: list[str] = []
+    again = prepare(config, progress=said.append)
+    assert again.manifest.content_hash == first.manifest.content_hash and "up to date" in said[0]
+    assert json.loads(json.dumps(settings_of(config))) == first.manifest.settings
