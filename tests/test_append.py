@@ -16,6 +16,10 @@ from recsys.data.append import Least
 from recsys.data.audit import audit
 from recsys.data.content_hash import settings_of
 from recsys.data.dataset import PreparedDataset
+from recsys.data.destination import folder_of
+from recsys.data.event_store import Kept
+from recsys.data.forget import forget_users
+from recsys.data.forgotten import Forgotten
 from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError
 
@@ -279,3 +283,37 @@ def test_a_dataset_is_known_however_its_path_is_spelled(
     again = prepare(config, progress=said.append)
     assert again.manifest.content_hash == first.manifest.content_hash and "up to date" in said[0]
     assert json.loads(json.dumps(settings_of(config))) == first.manifest.settings
+
+
+@pytest.mark.parametrize("name", ["leave-last", "temporal", "k-core"])
+def test_forgotten_users_stay_away_when_newer_files_name_them(name: str, tmp_path: Path) -> None:
+    files, gone = write_days(tmp_path / "days"), ["u1", "u7"]
+    forgotten, place = Forgotten().having(gone), str(tmp_path / "list.json")
+    before = quietly(config_of(files[:3], tmp_path / "before", **CASES[name]))
+    forgotten.write(place)
+    expected = content(quietly(config_of(files, tmp_path / "once", forgotten=place, **CASES[name])))
+    numbers = [before.user_ids.to_pylist().index(user) for user in gone]
+    rest = forget_users(before, numbers, forgotten, config_of(files[:3], tmp_path / "before")).dataset
+    settings = config_of(files[3:], tmp_path / "after", forgotten=place, **CASES[name])
+    after = quietly(settings, earlier=rest)
+    found = content(after)
+    for part in ("histories", "counts", "users", "said", "split", "types", "ordered"):
+        assert found[part] == expected[part], part
+    assert after.manifest.forgotten["users"] == forgotten.to_json()
+    audit(after)
+    kept = [Kept(folder_of(after), bucket, (0, 1)).rows() for bucket in range(3)]
+    assert not {*gone} & {user for rows in kept if rows for user in rows.column("user_id").to_pylist()}
+
+
+def test_newer_files_get_the_pseudonyms_of_the_older_ones_or_are_refused(tmp_path: Path) -> None:
+    files, key = write_days(tmp_path / "days"), tmp_path / "key"
+    hidden = {"pseudonymise": {"key_file": str(key)}}
+    key.write_text("a secret that is long enough to be one")
+    expected = content(quietly(config_of(files, tmp_path / "once", **hidden)))
+    before = quietly(config_of(files[:5], tmp_path / "before", **hidden))
+    found = content(quietly(config_of(files[5:], tmp_path / "after", **hidden), earlier=before))
+    assert found["histories"] == expected["histories"] and "u1" not in found["histories"]
+    key.write_text("another secret that is long enough")
+    for settings in (hidden, {}):
+        with pytest.raises(ConfigError, match="pseudonyms of another key"):
+            quietly(config_of(files[5:], tmp_path / "other", **settings), earlier=before)

@@ -17,10 +17,12 @@ import pyarrow as pa
 from recsys import schema
 from recsys.config import Config
 from recsys.config.privacy import PseudonymConfig
+from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten, list_place
 from recsys.data.histories import Array
 from recsys.data.items import PROVENANCE
 from recsys.data.pseudonyms import SAMPLE, Pseudonyms, email_like
+from recsys.errors import ConfigError
 
 _USERS: Final = {
     "events": (schema.USER_ID,),
@@ -55,6 +57,19 @@ class Guard:
         """The content hash of a dataset whose ids the key has changed."""
         key = Pseudonyms.of(self.pseudonyms)
         return content_hash if key is None else hashlib.sha256(f"{content_hash} {key.check}".encode()).hexdigest()
+
+    def check_same_key(self, before: PreparedDataset) -> None:
+        """
+        Raises:
+            ConfigError: the dataset that is appended to has the pseudonyms of another key, or none.
+        """
+        key, known = Pseudonyms.of(self.pseudonyms), before.manifest.pseudonyms.get("check", "")
+        if (key.check if key else "") != known:
+            raise ConfigError(
+                f"data.pseudonymise: {before.root} has {'pseudonyms of another key' if known else 'no pseudonyms'}, so "
+                "its users would not be found again; give the key that it was prepared with"
+                + ("" if known else ", which is none")
+            )
 
     def described(self, whole: str) -> tuple[dict[str, Any], dict[str, str]]:
         """What the manifest says of who is left out, and of the key; ``whole``: the content hash of the dataset with
@@ -120,7 +135,3 @@ class GuardedPiece:
         for name in present:
             gone |= self.guard.forgotten.among(block.column(name))
         return ~gone
-
-
-def _with_column(block: pa.Table, name: str, column: Any) -> pa.Table:
-    return block.set_column(block.schema.get_field_index(name), name, column)

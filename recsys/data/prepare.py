@@ -78,6 +78,8 @@ def prepare(
             fingerprint += image_fingerprint(source, config.data.media.images)
     known = earlier.manifest.content_hash if earlier is not None else base.digest() if base else ""
     guard = Guard.of(config, base.forgotten if base else Forgotten())
+    if earlier is not None:
+        guard.check_same_key(earlier)
     whole = guard.keyed(content_hash(config, fingerprint, known))
     digest = guard.forgotten.bound(whole)
     existing = _existing(config, digest, source.appends)
