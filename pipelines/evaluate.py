@@ -74,7 +74,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:
-                folder.progress(f"no ratings foretold: {metrics['ratings']['skipped']}")
+                folder.progress(f"no ratings predicted: {metrics['ratings']['skipped']}")
         shown = (settings.num_examples, config.seed, settings.show_ids)
         examples = example_users(trained.frozen, dataset, evaluation.ranking, *shown)
         folder.write_json(folder.metrics, metrics)

@@ -109,7 +109,7 @@ class Constants:
 
 
 def why_no_ratings(histories: Histories) -> str:
-    """Why values cannot be foretold; empty where they can."""
+    """Why values cannot be predicted; empty where they can."""
     known_E = histories.values_E[np.isfinite(histories.values_E)]
     if len(np.unique(known_E)) > 1:
         return ""

@@ -1,4 +1,4 @@
-"""How well held-out values are foretold: RMSE and MAE of the model and of three baselines, and the report's panel.
+"""How well held-out values are predicted: RMSE and MAE of the model and of three baselines, and the report's panel.
 
 Legend: P held-out events with a value, U users among them.
 """
@@ -26,7 +26,7 @@ RIDGE: Final = "user+item bias (ridge)"
 
 
 class Rater(Protocol):
-    """What foretells values."""
+    """What predicts values."""
 
     rating_head: RatingHead | None
 
@@ -120,7 +120,7 @@ def _baselines(fitted_on: Histories, queries: Queries, num_items: int) -> dict[s
 
 
 def ratings_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A row a recommender and error, on one axis each; None where nothing foretells values."""
+    """A row a recommender and error, on one axis each; None where nothing predicts values."""
     ratings = evaluation.get("ratings")
     if not ratings or "skipped" in ratings:
         return ratings or None

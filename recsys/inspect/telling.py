@@ -69,6 +69,8 @@ def _signals(found: Understood) -> Iterator[str]:
         lives.append("profile (attributes)")
     if items and items.place:
         lives.append("place (coordinates)")
+    elif items and items.numbers:
+        lives.append("place (prices and other quantities)")
     if items and items.vectors:
         lives.append("media (vectors)")
     yield "can use    " + "; ".join(lives)

@@ -1,6 +1,6 @@
 """Fits the rating head behind a trained ranking model: biases by ridge, factors by squared error, s by regression.
 
-The factors are trained on every training event's value as foretold from the user's other values: an event leaves
+The factors are trained on every training event's value as predicted from the user's other values: an event leaves
 itself out of b_u and of the taste. The dampings, the number of steps, the decay of the factors and s are chosen on
 validation, as the ranking model has learnt the training events by heart.
 """
