@@ -9,9 +9,9 @@ measures what they are worth:
   but it gives members that tell likely items from unlikely ones weight that the first places of a list do not want;
 * bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`): what is wanted, but noisier.
 
-The mean is better than either, and than the one that cross-fitting prefers: docs/quality.md has the figures. Members
-that are next to nothing of the sum are dropped, and so are small ones without which the folds are as good. Weights by
-length of history differ where that gains beyond noise.
+The mean is better than either, and than the one that cross-fitting prefers: docs/dead-ends.md has the figures.
+Members that are next to nothing of the sum are dropped, and small ones that one of the two ways does not want. Weights
+by length of history differ where that gains beyond noise.
 
 Where the cross-fitted stack is below the best single member, cross-fitted as well, its weights are pulled towards that
 member until it is not; at the end of the way the stack *is* that member.
@@ -42,6 +42,8 @@ FOLDS: Final = 5
 _SELECTED: Final = 0.7  # share of ensemble selection in the weights; the softmax has the rest
 _PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # parts of the way to the best single member; 1 is that member
 _NOTHING: Final = 0.01  # share of the sum of weights below which a member is dropped
+_LITTLE: Final = 0.02  # the same where one of the two ways gives it no weight …
+_NONE: Final = 0.001  # … or less than this share
 _GROUP_NOISE: Final = 1.5  # standard errors of the paired gain that weights of a group must bring
 _LEAST_QUERIES: Final = 100  # of a group that may have weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # factors at which the weights of a group are tried
@@ -211,7 +213,8 @@ class _Blend:
         likely_M = fit_softmax(candidates)
         likely_M = likely_M / max(likely_M.sum(), _LEAST)
         weights_M = _SELECTED * selected_M + (1 - _SELECTED) * likely_M
-        weights_M = np.where(weights_M < _NOTHING, 0.0, weights_M)
+        is_little_M = (weights_M < _LITTLE) & (np.minimum(selected_M, likely_M) < _NONE)
+        weights_M = np.where((weights_M < _NOTHING) | is_little_M, 0.0, weights_M)
         return np.tile(weights_M / weights_M.sum(), (self.num_groups, 1))
 
 
