@@ -3,8 +3,9 @@
 Why apart from the server: no Ray and no web framework is needed to say what a call means, and tests ask it directly.
 
 Our form: POST /recommend with a request as :class:`~recsys.serving.requests.Request` reads it → an answer, or a list of
-them → a list of answers; POST /similar likewise of :class:`~recsys.serving.requests.SimilarRequest`. MLflow's: POST /invocations with ``dataframe_records``, ``dataframe_split``, ``inputs`` or
-``instances``, and ``params`` → ``{"predictions": [answer, …]}``, so that clients of `mlflow models serve` can switch.
+them → a list of answers; POST /similar likewise, of :class:`~recsys.serving.requests.SimilarRequest`. MLflow's:
+POST /invocations with ``dataframe_records``, ``dataframe_split``, ``inputs`` or ``instances``, and ``params`` →
+``{"predictions": [answer, …]}``, so that clients of `mlflow models serve` can switch.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.registry.bundle import Bundle
-from recsys.serving.calls import STOCK, CallError, Reply
 from recsys.serving.access import Tokens
+from recsys.serving.calls import STOCK, CallError, Reply
 from recsys.serving.front import Front, limits_of
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, Slices, read_ahead

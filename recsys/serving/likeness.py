@@ -18,7 +18,6 @@ from torch import Tensor
 from recsys.data.histories import Array
 from recsys.model import FrozenModel
 
-
 _ROWS: Final = 65_536  # at a time
 
 

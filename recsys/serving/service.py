@@ -147,7 +147,8 @@ def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
     """
     if kept_sha256 == "":
         raise CallError(
-            403, "the stock cannot be changed here: start the server with serve.stock_token_env, a variable with a token"
+            403,
+            "the stock cannot be changed here: start the server with serve.stock_token_env",
         )
     if kept_sha256 is not None:
         check_token(tokens, kept_sha256)
