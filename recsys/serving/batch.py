@@ -225,17 +225,21 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
             share for answer, n in zip(answers, lengths, strict=True) for share in answer.shares.get(BOOST, [None] * n)
         ]
         columns[BOOST] = [
-            factor for answer, n in zip(answers, lengths, strict=True) for factor in answer.boosts or [None] * n
+            factor for answer, n in zip(answers, lengths, strict=True) for factor in _or_none(answer.boosts, n)
         ]
     if explained:
         columns["explanation"] = [
             None if said is None else json.dumps(said, ensure_ascii=False)
             for answer, n in zip(answers, lengths, strict=True)
-            for said in answer.explanations or [None] * n
+            for said in _or_none(answer.explanations, n)
         ]
     columns["source"] = [answer.source for answer in answers for _ in answer.item_ids]
     schema = output_schema(granularities, boosted, explained)
     return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
+
+
+def _or_none(values: Sequence[Any] | None, number: int) -> Sequence[Any]:
+    return [None] * number if values is None else values
 
 
 def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:

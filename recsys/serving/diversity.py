@@ -40,23 +40,24 @@ def by_relevance(scores_P: Array, cosines_PP: Array, strength: float) -> Array:
 
 
 def page_by_category(
-    ranked_R: Sequence[int], members: Callable[[int], Sequence[int]], most: int, k: int, page: int
-) -> tuple[list[int], bool]:
-    """The places of a ranking that stand on a page, counted from 0, and whether the ranking was long enough to know.
+    ranked_R: Sequence[int], members: Callable[[int], Sequence[int]], most: int, k: int, page: int, is_whole: bool
+) -> list[int] | None:
+    """The places of a ranking that stand on a page, counted from 0; None where it must be longer to tell.
 
     A page takes the best items that are left, no more than ``most`` of a category; ``members`` gives the categories of
     an item. What does not fit on a page is first in line for the next one.
 
-    >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 0)
-    ([0, 2], True)
-    >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 1)
-    ([1, 3], True)
+    >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 0, True)
+    [0, 2]
+    >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 1, True)
+    [1, 3]
     """
     waiting: deque[int] = deque()
     fresh = iter(range(len(ranked_R)))
-    for number in range(page + 1):
+    chosen: list[int] = []
+    for _ in range(page + 1):
         counts: Counter[int] = Counter()
-        chosen: list[int] = []
+        chosen = []
         passed: deque[int] = deque()
 
         def fits(place: int, counts: Counter[int] = counts) -> bool:
@@ -72,7 +73,7 @@ def page_by_category(
         passed.extend(waiting)
         while len(chosen) < k and (found := next(fresh, None)) is not None:
             take(found) if fits(found) else passed.append(found)
-        if len(chosen) < k:
-            return (chosen if number == page else []), False
+        if len(chosen) < k and not is_whole:
+            return None
         waiting = passed
-    return chosen, True
+    return chosen

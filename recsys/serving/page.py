@@ -42,8 +42,8 @@ class Pager:
             return items_R[rules.offset : rules.offset + rules.k]
         members = self._catalogue.attributes("diversify").categories(diversify.attribute, "diversify.attribute").members
         page = rules.offset // rules.k
-        places, is_known = page_by_category(items_R.tolist(), members, diversify.most, rules.k, page)
-        return items_R[places] if is_known or is_whole else None
+        places = page_by_category(items_R.tolist(), members, diversify.most, rules.k, page, is_whole)
+        return None if places is None else items_R[places]
 
 
 def is_reordered(rules: Rules) -> bool:
