@@ -32,6 +32,7 @@ _ENDINGS: dict[int, str] = {
     signal.SIGTERM: "terminated",
     signal.SIGHUP: "ended, as the terminal was closed",
 }
+_TEXTS = {"force": "promote.force", "item": "similar.item"}
 USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
 
@@ -152,9 +153,9 @@ def parse(words: Sequence[str]) -> Arguments:
             users += value.split("\n")
         elif name == "budget":
             overrides.append(("run.budget", value))
-        elif name == "force":
+        elif name in _TEXTS:
             quoted = "'{}'".format(value.replace("'", "''"))  # a text, whatever it looks like
-            overrides.append(("promote.force", quoted))
+            overrides.append((_TEXTS[name], quoted))
         else:
             overrides.append((name, value))
     if users:
@@ -280,6 +281,7 @@ def plan(verb: str, config: Config) -> str:
         "name": config.registry.name,
         "alias": config.registry.alias,
         "tracking": redact(config.tracking.uri) or f"the SQLite store beside {run}",
+        "similar": config.similar.model or f"{run}/bundle/",
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
         "candidate": config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}",
@@ -329,6 +331,7 @@ def _overview() -> str:
         "  --events FILE…        update: newer events alone, those of before are carried on; --replace forgets those\n"
         "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
         "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
+        "  --item ID             short for --similar.item\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
         "  --help                after a verb: every key with its type, default and meaning\n"
         "  --version\n\n"

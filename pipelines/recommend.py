@@ -19,6 +19,8 @@ from recsys.registry.bundle import read_info
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.request_files import read_requests
+from recsys.serving.requests import parse_rules
+from recsys.serving.stock import read_stock
 
 
 def recommend(config: Config, folder: RunFolder) -> Path:
@@ -26,6 +28,8 @@ def recommend(config: Config, folder: RunFolder) -> Path:
     quiet()
     settings = config.recommend
     requests = read_requests(settings.requests) if settings.requests else None  # before anything starts
+    parse_rules(settings.rules, "recommend.rules")
+    stock = read_stock(settings.stock_file, "recommend.stock_file")
     with folder.progress.stage("recommend"):
         bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
         info = read_info(bundle)
@@ -43,6 +47,8 @@ def recommend(config: Config, folder: RunFolder) -> Path:
                 settings.batch_size,
                 requests=requests,
                 at=parse_time(settings.at, "recommend.at") // 1_000_000 if settings.at else None,
+                rules=settings.rules,
+                out_of_stock=stock.out,
             )
         folder.publish(folder.recommendations)
         folder.progress(

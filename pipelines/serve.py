@@ -27,8 +27,10 @@ from pipelines.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.tracking import tracking_uri
-from recsys.serving.access import token_sha256
+from recsys.serving.access import Tokens, token_sha256
 from recsys.serving.followed import Followed
+from recsys.serving.stock import Stock, read_stock
+from recsys.storage.uris import is_remote
 
 _LEAST_TOKEN: Final = 16  # characters; shorter ones are guessed
 
@@ -45,7 +47,8 @@ def serve(config: Config, folder: RunFolder) -> None:
     say = folder.progress
     uri = settings.model or f"models:/{config.registry.name}@champion"
     with say.stage("serve"), _until_signalled() as stopped:
-        token = _token(settings)
+        token, stock_token = _token(settings.token_env), _token(settings.stock_token_env, "serve.stock_token_env")
+        stock = _stock(settings)
         port = _port(settings)
         if not is_loopback(settings.host):
             open_to = "who knows the token" if token else "everybody who reaches it, as serve.token_env is empty"
@@ -56,7 +59,8 @@ def serve(config: Config, folder: RunFolder) -> None:
         say(f"{version}: {len(bundle.user_ids):,} users, {bundle.num_items:,} items, made {bundle.info.created}")
         with ray_session(_with_cpus(config)):
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
-            _run(config, folder, followed, (version, bundle, about), port, token, stopped)
+            tokens = Tokens(*(token_sha256(one) if one else "" for one in (token, stock_token)))
+            _run(config, folder, followed, (version, bundle, about), port, (tokens, stock), stopped)
     say("stopped")
 
 
@@ -66,7 +70,7 @@ def _run(
     followed: Followed,
     first: tuple[str, Any, dict[str, Any]],
     port: int,
-    token: str,
+    kept: tuple[Tokens, Stock],
     stopped: threading.Event,
 ) -> None:
     """Start, follow, stop."""
@@ -75,7 +79,7 @@ def _run(
     settings, say = config.serve, folder.progress
     _check_cpus(settings)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    server = Server(settings, port, token_sha256(token) if token else "")
+    server = Server(settings, port, *kept)
     version, bundle, about = first
     try:
         server.start(bundle, about)
@@ -212,16 +216,26 @@ def _port(settings: ServeConfig) -> int:
         return int(found.getsockname()[1])
 
 
-def _token(settings: ServeConfig) -> str:
-    if not settings.token_env:
+def _token(variable: str, key: str = "serve.token_env") -> str:
+    """The token in an environment variable, which a key of the configuration names; empty where it names none."""
+    if not variable:
         return ""
-    token = os.environ.get(settings.token_env, "")
+    token = os.environ.get(variable, "")
     if len(token) < _LEAST_TOKEN:
         raise ConfigError(
-            f"serve.token_env: the environment variable {settings.token_env} has {len(token)} characters, expected a "
-            f"token of {_LEAST_TOKEN} or more"
+            f"{key}: the environment variable {variable} has {len(token)} characters, expected a token of "
+            f"{_LEAST_TOKEN} or more"
         )
     return token
+
+
+def _stock(settings: ServeConfig) -> Stock:
+    """What was out of stock when the server ended."""
+    if is_remote(settings.stock_file):
+        raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
+    if settings.stock_file and not settings.stock_token_env:
+        raise ConfigError("serve.stock_file without serve.stock_token_env: nobody could change the stock; name both")
+    return read_stock(settings.stock_file, "serve.stock_file")
 
 
 def _with_cpus(config: Config) -> Config:

@@ -44,6 +44,7 @@ STAGES: Final[dict[str, Stage]] = {
         ("{run}/final/, if train.final", "{run}/bundle/", "models:/{name}@{alias} in {tracking}"),
     ),
     "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
+    "similar": Stage(("{similar}",), ()),
     "sweep": Stage(("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")),
     "best": Stage(
         ("{dataset}/", "{run}/best.yaml"), ("{run}/best/, a run folder", "models:/{name}@{alias} in {tracking}")
@@ -105,6 +106,13 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.recommend:recommend",
         "write the top items of every user to a Parquet file",
         ("recommend",),
+        reads_model=False,
+    ),
+    "similar": Verb(
+        "pipelines.similar:similar",
+        "print the items that are like an item (--item ID), and how that was told",
+        ("similar",),
+        locks=False,
         reads_model=False,
     ),
     "update": Verb(

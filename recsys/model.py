@@ -210,6 +210,7 @@ class FrozenModel:
         self.states = {name: state for name, state in states.items() if name not in silent}
         own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
+        self.widths = [part_NR.shape[1] for part_NR in (items.vectors_SD, *own)]  # of the members, as they stand there
 
     @property
     def names(self) -> list[str]:

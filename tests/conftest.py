@@ -139,13 +139,9 @@ def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ``tests/test_batch.py`` and ``tests/test_pipeline.py`` answer through Ray Data for real.
     """
     from recsys.serving import batch
-    from recsys.serving.recommender import Recommender
 
     def here(bundle: Any, asked: Any, batch_size: int, chosen: Any) -> Iterator[Any]:
-        worker = batch._Answering.__new__(batch._Answering)
-        worker.recommender = Recommender(bundle)
-        worker.k, worker.exclude_seen, at = asked
-        worker.at = worker.recommender.newest if at is None else at
+        worker = batch.Answering(bundle, asked)
         yield from (worker(block) for table in chosen for block in batch._slices(table, batch_size))
 
     monkeypatch.setattr(batch, "_answer_tables", here)

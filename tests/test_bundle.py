@@ -79,7 +79,9 @@ def test_the_description_says_where_the_model_comes_from(folder: Path, dataset: 
 
 def test_nothing_is_pickled_and_nothing_is_left_aside(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
+        "attributes.parquet",
         "bundle.json",
+        "friends.parquet",
         "items.parquet",
         "self_test.json",
         "users.parquet",

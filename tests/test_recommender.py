@@ -206,8 +206,8 @@ MALFORMED = [
     ({"k": 3}, r"request 1: needs user_id, or history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; there are: at, attributes, context, exclude_seen, friends, history, horizon, "
-        r"k, user_id",
+        r"request 1: user: unknown field; there are: at, attributes, boost, candidates, context, diversify, exclude, "
+        r"exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
     ({"friends": ["u1", 2]}, r"request 1: friends\[1\]: got 2 \(int\), expected a string"),

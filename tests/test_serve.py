@@ -52,13 +52,13 @@ def test_a_port_that_is_taken(config: Config) -> None:
 
 
 def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serve._token(config.serve) == ""
+    assert serve._token(config.serve.token_env) == ""
     config.serve.token_env = "RECSYS_TEST_TOKEN"
     monkeypatch.delenv("RECSYS_TEST_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="RECSYS_TEST_TOKEN has 0 characters, expected a token of 16"):
-        serve._token(config.serve)
+        serve._token(config.serve.token_env)
     monkeypatch.setenv("RECSYS_TEST_TOKEN", "0123456789abcdef")
-    assert serve._token(config.serve) == "0123456789abcdef"
+    assert serve._token(config.serve.token_env) == "0123456789abcdef"
 
 
 def test_no_model_is_said_before_ray_starts(

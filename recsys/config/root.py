@@ -18,7 +18,7 @@ from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
 from recsys.config.values import seconds_of
-from recsys.config.verbs import RecommendConfig, UpdateConfig
+from recsys.config.verbs import RecommendConfig, SimilarConfig, UpdateConfig
 from recsys.storage.uris import within
 
 
@@ -57,6 +57,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     recommend: RecommendConfig = Field(default_factory=RecommendConfig)
+    similar: SimilarConfig = Field(default_factory=SimilarConfig)
     update: UpdateConfig = Field(default_factory=UpdateConfig)
     tune: TuneConfig = Field(default_factory=TuneConfig)
     serve: ServeConfig = Field(default_factory=ServeConfig)

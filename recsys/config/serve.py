@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recsys.config.section import Section
+from recsys.config.section import Place, Section
 
 
 class ServeConfig(Section):
@@ -16,6 +16,12 @@ class ServeConfig(Section):
     host: str = Field("127.0.0.1", min_length=1, description="0.0.0.0 opens it to the network")
     port: int = Field(8000, ge=0, le=65535, description="0: any free one")
     token_env: str = Field("", description="environment variable with a token that callers must send; empty: none")
+    stock_token_env: str = Field(
+        "", description="environment variable with the token of POST /stock; empty: the stock cannot be changed"
+    )
+    stock_file: Place = Field(
+        "", description="local file in which the stock survives a restart; empty: it is forgotten with the server"
+    )
     replicas: int = Field(1, ge=1, description="processes that answer, with a copy of the model each")
     cpus: float = Field(1.0, gt=0, description="of a replica")
     batch_size: int = Field(64, ge=1, description="calls that one forward pass answers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -17,9 +17,27 @@ class RecommendConfig(Section):
     requests: Place = Field(
         "", description="JSON lines of user_id, history, friends, k, exclude_seen, at; default: every user of the model"
     )
+    rules: dict[str, Any] = Field(
+        {},
+        description="candidates, exclude, filters, boost, diversify, offset, explain, where a request says none",
+    )
+    stock_file: Place = Field("", description="items that are out of stock, as serve.stock_file: in no list")
     at: str = Field(
         "", description="time of asking where a request says none; default: that of the model's newest event"
     )
+
+
+class SimilarConfig(Section):
+    """Items like an item."""
+
+    item: str = Field("", description="the item's id (--item)")
+    by: Literal["auto", "vectors", "use", "text"] = Field(
+        "auto",
+        description="vectors of the model, use (who had both), text; auto: text for items without events, else vectors",
+    )
+    k: int = Field(20, ge=1)
+    model: Place = Field("", description="models:/NAME@ALIAS or a bundle; default: RUN/bundle")
+    rules: dict[str, Any] = Field({}, description="candidates, exclude, filters, boost, diversify, as in a request")
 
 
 class UpdateConfig(Section):

@@ -331,17 +331,17 @@ class RequestEncoder:
         }
         self.shape = (int(starts[-1]), len(numbers))
 
-    def encode(self, given: Sequence[Mapping[str, Any] | None]) -> AttributeRows:
-        """One row a request.
+    def encode(self, given: Sequence[Mapping[str, Any] | None], numbers: Sequence[int] | None = None) -> AttributeRows:
+        """One row a request; ``numbers`` are theirs in the call, by default counted from 0.
 
         Raises:
-            RequestError: an unknown field, or a value of the wrong type; names the request, counted from 0.
+            RequestError: an unknown field, or a value of the wrong type; names the request by its number.
         """
         codes_XS = np.full((len(given), self.shape[0]), NOT_GIVEN, dtype=np.int32)
         values_XM = np.zeros((len(given), self.shape[1]), dtype=np.float32)
         for index, attributes in enumerate(given):
             for name, value in (attributes or {}).items():
-                where = f"request {index}: attributes.{name}"
+                where = f"request {index if numbers is None else numbers[index]}: attributes.{name}"
                 field = self.fields.get(name)
                 if field is None:
                     known = choices(self.fields) or "none, as it was trained without any of users"

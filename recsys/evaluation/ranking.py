@@ -8,7 +8,7 @@ Legend: B queries, b queries of a chunk, K list length, N items, P targets, E ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol, runtime_checkable
@@ -212,9 +212,10 @@ def top_by_vectors(
     rows_E: Array,
     hidden_E: Array,
     added: SparseScores | None = None,
+    change: Callable[[torch.Tensor, slice], None] | None = None,
 ) -> tuple[Array, Array]:
     """:func:`top_items` of u · a_i, plus ``added``, without the item ``hidden_E[e]`` for the user in row ``rows_E[e]``;
-    rows ascend.
+    rows ascend. ``change`` may change the scores of some rows [r, N] in place.
 
     Memory: a buffer of 4 MB, or of 16 rows where the catalogue is larger, not of all users.
     """
@@ -229,6 +230,8 @@ def top_by_vectors(
         scores_rN = torch.mm(users_bD[start:end], vectors_ND.T, out=buffer[: end - start])
         if added is not None and len(added):
             added.between(start, end).add_to(scores_rN)
+        if change is not None:
+            change(scores_rN, slice(start, end))
         events = slice(*np.searchsorted(rows_E, [start, end]))
         _hide(scores_rN, rows_E[events] - start, hidden_E[events])
         items_bK[start:end], scores_bK[start:end] = top_items(scores_rN, k)

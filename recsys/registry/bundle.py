@@ -14,6 +14,9 @@ Layout::
     measured.safetensors  where the model that answers was trained on all events: the one that the figures are of,
                           which has not seen test and alone may be ranked on it; see :mod:`recsys.registry.measured`
     measured-training.safetensors  its trainable weights, for an update whose test part the other one has seen
+    attributes.parquet    dense order: the columns of the table of items that requests may filter by
+    text.safetensors      unit vectors of the items' texts in whole numbers of 1/127, where the weights hold no texts
+    friends.parquet       dense order: the friends of every user, where the model reads them; to explain answers
     vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
     self_test.json        questions and the answers to them, asked again on every load: recsys.registry.self_test
     MODEL_CARD.md         what the model is, for people: recsys.registry.card
@@ -56,6 +59,7 @@ from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_outside, check_parts
 from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
 from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, said_by, writing_aside
+from recsys.serving.item_attributes import ItemAttributes, attribute_table
 from recsys.serving.retrieval import ItemIndex, can_index
 from recsys.storage.uris import is_remote
 
@@ -72,6 +76,9 @@ VOCABULARY: Final = "vocabulary.parquet"
 SELF_TEST: Final = "self_test.json"
 CARD: Final = "MODEL_CARD.md"
 INDEX: Final = "index.faiss"
+ATTRIBUTES: Final = "attributes.parquet"
+TEXT: Final = "text.safetensors"
+FRIENDS: Final = "friends.parquet"
 
 _LOG = logging.getLogger(__name__)
 _EVENT_COLUMNS: Final = {
@@ -82,6 +89,8 @@ _EVENT_COLUMNS: Final = {
     "splits": pa.uint8(),
 }
 _ROWS_AT_A_TIME: Final = 65_536
+_MAX_FRIENDS: Final = 200  # of a user that are kept, those of most weight
+_STEPS: Final = 127  # of a unit vector's components, on either side of zero
 
 
 class OutsideEntry(BaseModel):
@@ -138,6 +147,24 @@ class Bundle:
     user_ids: list[str]
     histories: Histories  # row = dense user id; all events, with the part each belongs to
     index: ItemIndex | None = None  # of large catalogues: who answers by it need not score every item
+    attributes: ItemAttributes | None = None  # what rules of requests read; None in bundles of earlier releases
+    text_NT: Array | None = (
+        None  # int8 vectors of the items' texts, zero without; None where the model has them, or none
+    )
+    friends: tuple[Array, Array] | None = None  # where each user's friends begin [U + 1], and the friends, dense ids
+
+    def friends_of(self, user: int) -> list[int]:
+        """The friends of a known user, those of most weight first; none where the bundle does not say."""
+        if self.friends is None or user < 0:
+            return []
+        starts_U1, friends_F = self.friends
+        return [int(friend) for friend in friends_F[starts_U1[user] : starts_U1[user + 1]]]
+
+    @property
+    def item_text(self) -> Array | torch.Tensor | None:
+        """Vectors of the items' texts [N, T], zero without a text; None where the bundle has none."""
+        text_NT = self.model.items.text_ST
+        return text_NT if text_NT.shape[1] else self.text_NT
 
     @cached_property
     def context(self) -> tuple[ContextColumn, ...]:
@@ -182,6 +209,7 @@ def write_bundle(
         pq.write_table(_item_table(frozen, dataset), aside / ITEMS, compression="zstd")
         histories = _dense_histories(dataset)
         _write_users(aside / USERS, dataset.user_ids, histories)
+        _write_for_rules(aside, frozen, dataset)
         if training is not None:
             _save_training(aside / TRAINING, training)
             _write_vocabulary(aside / VOCABULARY, dataset.vocabulary())
@@ -345,6 +373,31 @@ def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
             writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))
 
 
+def _write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset) -> None:
+    """What rules, similar items and explanations read beside the model."""
+    pq.write_table(attribute_table(dataset.features, dataset.media_names), folder / ATTRIBUTES, compression="zstd")
+    text_NT = dataset.text_vectors_NT()
+    if text_NT.shape[1] and not frozen.reads_text:
+        pieces = [text_NT[start : start + _ROWS_AT_A_TIME] for start in range(0, len(text_NT), _ROWS_AT_A_TIME)]
+        whole_NT = np.concatenate([_in_steps(piece.astype(np.float32)) for piece in pieces])
+        save_file({"text": torch.from_numpy(whole_NT)}, folder / TEXT)
+    if any(section.signal == "friends" for section in frozen.config.granularities.enabled().values()):
+        src_F, dst_F, weight_F = dataset.social_edges()
+        order_F = np.lexsort((-weight_F, dst_F))  # the friends of a user are those whose edges lead to the user
+        counts_U = np.bincount(dst_F, minlength=dataset.num_users)
+        place_F = np.arange(len(order_F)) - (np.cumsum(counts_U) - counts_U)[dst_F[order_F]]
+        kept = order_F[place_F < _MAX_FRIENDS]
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(counts_U, _MAX_FRIENDS))]).astype(np.int64)
+        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(src_F[kept].astype(np.int32)))
+        pq.write_table(pa.table({"friends": lists}), folder / FRIENDS, compression="zstd")
+
+
+def _in_steps(vectors_NT: Array) -> Array:
+    """Vectors of length 1 as whole numbers, int8."""
+    lengths_N1 = np.maximum(np.linalg.norm(vectors_NT, axis=1, keepdims=True), 1e-12)
+    return np.asarray(np.rint(vectors_NT / lengths_N1 * _STEPS), dtype=np.int8)
+
+
 def _event_arrays(histories: Histories) -> tuple[Array, ...]:
     return histories.items_E, histories.types_E, histories.times_E, histories.values_E, histories.splits_E
 
@@ -412,6 +465,9 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
         users.column("user_id").to_pylist(),
         _histories(users, info),
         _index(folder, info),
+        ItemAttributes.read(folder / ATTRIBUTES, len(items)) if _has(folder, info, ATTRIBUTES) else None,
+        load_file(folder / TEXT)["text"].numpy() if _has(folder, info, TEXT) else None,
+        _friends(folder) if _has(folder, info, FRIENDS) else None,
     )
     check_parts(bundle)
     return bundle
@@ -457,6 +513,21 @@ def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
         _LOG.warning("%s: faiss-cpu is not installed, so every item is scored: exact, but slower", folder)
         return None
     return ItemIndex.read(folder / INDEX, int(info.index["reorder"]))
+
+
+def _has(folder: Path, info: BundleInfo, name: str) -> bool:
+    """Whether the bundle has a file that earlier releases did not write, which is then checked."""
+    if name not in info.files:
+        return False
+    check_file(folder, name, info.files[name])
+    return True
+
+
+def _friends(folder: Path) -> tuple[Array, Array]:
+    lists = pq.read_table(folder / FRIENDS).column("friends").combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), np.asarray(lists.flatten())
 
 
 def _histories(users: pa.Table, info: BundleInfo) -> Histories:

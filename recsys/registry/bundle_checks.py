@@ -112,8 +112,23 @@ def check_parts(bundle: Bundle) -> None:
     _check_range("splits of events", histories.splits_E, 0, VALID_ALONE)
     if len(histories.items_E) and histories.context_EC.shape != (len(histories.items_E), len(bundle.context)):
         raise Inconsistent(f"context of events has the shape {histories.context_EC.shape}")
+    _check_rules(bundle, num_users, num_items)
     if bundle.index is not None and bundle.index.shape != tuple(model.item_vectors_ND.shape):
         raise Inconsistent(f"the index is of {bundle.index.shape} vectors")
+
+
+def _check_rules(bundle: Bundle, num_users: int, num_items: int) -> None:
+    """What rules and explanations read."""
+    for name, column in (bundle.attributes.columns if bundle.attributes is not None else {}).items():
+        if column.num_items != num_items:
+            raise Inconsistent(f"attribute {name} is of {column.num_items} items, expected {num_items}")
+    if bundle.text_NT is not None and len(bundle.text_NT) != num_items:
+        raise Inconsistent(f"texts are of {len(bundle.text_NT)} items, expected {num_items}")
+    if bundle.friends is not None:
+        starts_U1, friends_F = bundle.friends
+        if len(starts_U1) != num_users + 1:
+            raise Inconsistent(f"friends are of {len(starts_U1) - 1} users, expected {num_users}")
+        _check_range("friends", friends_F, 0, num_users - 1)
 
 
 def _check_ids(column: str, ids: Sequence[Any]) -> None:

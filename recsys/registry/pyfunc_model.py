@@ -18,10 +18,21 @@ from mlflow.pyfunc.model import PythonModel
 from recsys.errors import RequestError, choices
 from recsys.registry.sealed import check_description
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import SUBJECTS, Request, filled, one_of, parse_requests, rows_of_columns
+from recsys.serving.requests import (
+    SIMILAR_TO,
+    SUBJECTS,
+    Request,
+    SimilarRequest,
+    filled,
+    one_of,
+    parse_any,
+    rows_of_columns,
+)
 
 BUNDLE = "bundle"  # name of the artifact
 BUNDLE_SHA256 = "bundle_sha256"  # key of the model's configuration: the checksum of the bundle's description
+_COLUMNS = ("user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends")
+_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  # of requests that ask for them
 
 
 class RecommenderModel(PythonModel):
@@ -32,6 +43,9 @@ class RecommenderModel(PythonModel):
     ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool; without it
     as the model was evaluated), ``context`` (object: context column → value at the moment of asking), ``horizon``
     (1 … 10 events ahead), ``at`` (time of asking, in any form that times of events have; now without it).
+    Rules of the list: ``candidates``, ``exclude`` (lists of item ids), ``filters`` (object: attribute → condition),
+    ``boost``, ``diversify`` (objects), ``offset``; ``explain`` (bool). A row with ``item_id``, and ``by`` (auto,
+    vectors, use, text), asks for similar items under the same rules instead.
     Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
     """
 
@@ -46,20 +60,21 @@ class RecommenderModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items,
-        unknown_friends.
+        unknown_friends; and, where any request asks for them, boosts, explanations, unknown_in_rules, and item_id, by
+        and why of similar items.
 
         Raises:
             MlflowException: a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
         """
         try:
-            requests = parse_requests(_rows(model_input, params or {}))
-            answers = [answer.to_dict() for answer in self.recommender.recommend(requests)]
+            requests = parse_any(_rows(model_input, params or {}))
+            answers = [answer.to_dict() for answer in self.recommender.answer(requests)]
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except RecursionError:
             raise MlflowException.invalid_parameter_value("a request is nested too deeply") from None
-        columns = ["user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends"]
-        return pd.DataFrame({name: pd.Series([a[name] for a in answers], dtype=object) for name in columns})
+        columns = [*_COLUMNS, *(name for name in _MORE if any(name in answer for answer in answers))]
+        return pd.DataFrame({name: pd.Series([a.get(name) for a in answers], dtype=object) for name in columns})
 
 
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
@@ -84,20 +99,22 @@ def _check_columns(frame: pd.DataFrame) -> None:
     ``1e5``, ``7.0`` beside an empty cell).
     """
     names = [str(name) for name in frame.columns]
-    unknown = [name for name in names if name not in Request.model_fields]
+    fields = {*Request.model_fields, *SimilarRequest.model_fields}
+    unknown = [name for name in names if name not in fields]
     if unknown:
-        raise RequestError(f"{choices(unknown)}: unknown field; there are: {choices(Request.model_fields)}")
+        raise RequestError(f"{choices(unknown)}: unknown field; there are: {choices(fields)}")
     if len(set(names)) != len(names):
         raise RequestError(f"the columns {', '.join(names)} are not each named once")
-    if not {*SUBJECTS} & set(names):
-        raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(Request.model_fields)}")
-    kind = frame["user_id"].dtype if "user_id" in names else None
-    if kind is not None and pd.api.types.is_numeric_dtype(kind) and frame["user_id"].notna().any():
-        cure = 'astype("string")' if pd.api.types.is_integer_dtype(kind) else 'astype("Int64").astype("string")'
-        raise RequestError(
-            f"user_id: the column holds numbers ({kind}), expected text: read it as text (dtype=str), or convert it "
-            f'with frame["user_id"].{cure}, which loses leading zeros that the file had'
-        )
+    if not {*SUBJECTS, SIMILAR_TO} & set(names):
+        raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(fields)}")
+    for name in ("user_id", SIMILAR_TO):
+        kind = frame[name].dtype if name in names else None
+        if kind is not None and pd.api.types.is_numeric_dtype(kind) and frame[name].notna().any():
+            cure = 'astype("string")' if pd.api.types.is_integer_dtype(kind) else 'astype("Int64").astype("string")'
+            raise RequestError(
+                f"{name}: the column holds numbers ({kind}), expected text: read it as text (dtype=str), or convert it "
+                f'with frame["{name}"].{cure}, which loses leading zeros that the file had'
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -147,6 +164,10 @@ def signature(exclude_seen: bool = True) -> Any:
             ColSpec(Array(DataType.string), "titles"),
             ColSpec(Array(DataType.string), "unknown_items"),
             ColSpec(Array(DataType.string), "unknown_friends"),
+            ColSpec(Array(DataType.double), "boosts", required=False),
+            ColSpec(DataType.string, "item_id", required=False),
+            ColSpec(DataType.string, "by", required=False),
+            ColSpec(DataType.string, "why", required=False),
         ]
     )
     params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)])

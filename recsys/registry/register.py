@@ -26,6 +26,7 @@ from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bund
 from recsys.registry.card import short_card, shown_as_text
 from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
+from recsys.serving.requests import SimilarRequest
 from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket
 from recsys.storage.uris import is_remote, within
@@ -165,7 +166,10 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             code_paths=[str(Path(recsys.__file__).parent)],
             model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
             signature=signature(bundle.exclude_seen),
-            metadata={"request": request_schema(bundle.exclude_seen)},
+            metadata={
+                "request": request_schema(bundle.exclude_seen),
+                "similar": SimilarRequest.model_json_schema(),
+            },
             input_example=_example(bundle),
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
         )
@@ -273,7 +277,8 @@ def _description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> 
     lines = [
         f"Multigrain {info.package_version}: {', '.join(info.granularities)} on dataset {info.dataset.get('name', '')} "
         f"({len(bundle.user_ids)} users, {bundle.num_items} items).",
-        "Ask with rows of user_id, history (item ids, oldest first), friends (user ids), attributes, k, exclude_seen.",
+        "Ask with rows of user_id, history (item ids, oldest first), friends (user ids), attributes, k, exclude_seen; "
+        "or of item_id, for similar items. Rules: candidates, exclude, filters, boost, diversify, offset, explain.",
     ]
     headline = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
     if headline:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from recsys.serving.calls import CallError
@@ -13,6 +14,14 @@ from recsys.serving.calls import CallError
 _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="multigrain"'),)
 _SCHEME: Final = "bearer"
 _VISIBLE: Final = {*string.ascii_letters, *string.digits, *string.punctuation}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is kept of the tokens: that of callers (empty: none is asked for), and that of the stock (empty: closed)."""
+
+    callers_sha256: str = ""
+    stock_sha256: str = ""
 
 
 def token_sha256(token: str) -> str:

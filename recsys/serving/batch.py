@@ -12,9 +12,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,8 @@ from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.registry.bundle import USERS, Bundle, read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import MAX_K, Answer, parse_requests
+from recsys.serving.requests import MAX_K, Answer, parse_requests, parse_rules
+from recsys.serving.standings import BOOST
 
 _BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
 _ROWS_A_GROUP: Final = 262_144
@@ -55,6 +56,8 @@ def recommend_all(
     users: Sequence[str] | None = None,
     requests: Sequence[Mapping[str, Any]] | None = None,
     at: int | None = None,
+    rules: Mapping[str, Any] | None = None,
+    out_of_stock: Iterable[str] = (),
 ) -> BatchSummary:
     """Recommend for every user of the bundle, or for ``users``, or for ``requests``, on the connected Ray cluster.
 
@@ -63,9 +66,13 @@ def recommend_all(
     not say. ``at`` is the time of asking in seconds since the epoch, by default that of the newest event that the
     bundle knows, not now: the same bundle gives the same lists at any time.
 
+    ``rules`` (candidates, exclude, filters, boost, diversify, offset, explain as in a request) hold where a request
+    says none of that name; items that are ``out_of_stock`` are in no list.
+
     The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (null for
     popular items), ``source``; users in the order of the bundle, those it does not know last, as given; requests as
-    given. It is written aside and renamed.
+    given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor; where anything is explained,
+    ``explanation``, in JSON. It is written aside and renamed.
 
     Raises:
         ArtifactError: the bundle is missing or damaged.
@@ -74,18 +81,19 @@ def recommend_all(
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
+    asked = Defaults(k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock))
     bundle = read_bundle(bundle_folder)
-    names = bundle.model.names
+    schema = output_schema(bundle.model.names, *_says([asked.rules, *(requests or ())]))
     chosen = _chosen(bundle, bundle_folder, batch_size, users, requests)
     output = Path(output_parquet).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
     num_users = num_fallback = num_rows = 0
     try:
-        with pq.ParquetWriter(aside, output_schema(names), compression="zstd") as writer:
+        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
             pace = Pace("recommending to users", _num_asked(bundle, users, requests))
-            for table in _answer_tables(bundle, (k, exclude_seen, at), batch_size, chosen):
-                writer.write_table(table.cast(output_schema(names)), row_group_size=_ROWS_A_GROUP)
+            for table in _answer_tables(bundle, asked, batch_size, chosen):
+                writer.write_table(_filled(table, schema), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
                 pace.add(len(firsts))
@@ -100,7 +108,21 @@ def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[M
     return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
 
 
-def output_schema(granularities: Sequence[str]) -> pa.Schema:
+def _says(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
+    """Whether any row boosts, and whether any asks for explanations."""
+    rows = list(rows)
+    return any(row.get("boost") for row in rows), any(row.get("explain") for row in rows)
+
+
+def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with nulls in the columns that its own answers do not have."""
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return table.select(schema.names).cast(schema)
+
+
+def output_schema(granularities: Sequence[str], boosted: bool = False, explained: bool = False) -> pa.Schema:
     """Columns of the file."""
     return pa.schema(
         [
@@ -109,29 +131,56 @@ def output_schema(granularities: Sequence[str]) -> pa.Schema:
             ("item_id", pa.string()),
             ("score", pa.float64()),
             *((f"share_{name}", pa.float32()) for name in granularities),
+            *([(f"share_{BOOST}", pa.float32()), (BOOST, pa.float64())] if boosted else []),
             ("source", pa.string()),
+            *([("explanation", pa.string())] if explained else []),
         ]
     )
 
 
-class _Answering:
-    """An actor of the pool: the recommender, made once; a batch of user ids → rows of recommendations."""
+@dataclass(frozen=True)
+class Defaults:
+    """What is asked where a request does not say."""
 
-    def __init__(self, bundle: list[Any], k: int, exclude_seen: bool | None, at: int | None) -> None:
-        held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
-        self.recommender = Recommender(held)
-        self.k, self.exclude_seen = k, exclude_seen
-        self.at = self.recommender.newest if at is None else at
+    k: int
+    exclude_seen: bool | None  # None: as the model was evaluated
+    at: int | None  # seconds since the epoch; None: the time of the newest event
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    out_of_stock: tuple[str, ...] = ()
+
+
+class Answering:
+    """The recommender, made once; a batch of user ids → rows of recommendations."""
+
+    def __init__(self, bundle: Bundle, asked: Defaults) -> None:
+        self.recommender, self.asked = Recommender(bundle), asked
+        self.recommender.catalogue.set_stock(asked.out_of_stock)
+        self.at = self.recommender.newest if asked.at is None else asked.at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if "request" not in batch.column_names:
+        asked, is_plain = self.asked, not (self.asked.rules or self.asked.out_of_stock)
+        if "request" not in batch.column_names and is_plain:
             users = batch.column("user_id").combine_chunks()
-            return user_table(self.recommender, users, self.k, self.exclude_seen, self.at)
-        asked = datetime.fromtimestamp(self.at, UTC)
-        defaults = {"k": self.k, "exclude_seen": self.exclude_seen, "at": asked}  # null: as the model was evaluated
-        rows = [json.loads(text) for text in batch.column("request").to_pylist()]
+            return user_table(self.recommender, users, asked.k, asked.exclude_seen, self.at)
+        at = datetime.fromtimestamp(self.at, UTC)
+        defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
+        if "request" in batch.column_names:
+            rows = [json.loads(text) for text in batch.column("request").to_pylist()]
+        else:
+            rows = [{"user_id": user} for user in batch.column("user_id").to_pylist()]
         requests = parse_requests([defaults | row for row in rows])
         return answer_table(self.recommender.recommend(requests), self.recommender.names)
+
+
+class _Actor:
+    """An actor of the pool."""
+
+    def __init__(self, bundle: list[Any], asked: Defaults) -> None:
+        held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
+        self._answering = Answering(held, asked)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._answering(batch)
 
 
 def user_table(
@@ -156,7 +205,9 @@ def user_table(
 
 
 def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.Table:
-    """Answers as rows of :func:`output_schema`."""
+    """Answers as rows of :func:`output_schema`; ranks count within a page."""
+    boosted = any(answer.boosts is not None for answer in answers)
+    explained = any(answer.explanations is not None for answer in answers)
     lengths = [len(answer.item_ids) for answer in answers]
     columns: dict[str, Any] = {
         "user_id": [answer.user_id for answer in answers for _ in answer.item_ids],
@@ -169,14 +220,29 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
         columns[f"share_{name}"] = [
             share for answer, none in zip(answers, nothing, strict=True) for share in answer.shares.get(name, none)
         ]
+    if boosted:
+        columns[f"share_{BOOST}"] = [
+            share for answer, n in zip(answers, lengths, strict=True) for share in answer.shares.get(BOOST, [None] * n)
+        ]
+        columns[BOOST] = [
+            factor for answer, n in zip(answers, lengths, strict=True) for factor in _or_none(answer.boosts, n)
+        ]
+    if explained:
+        columns["explanation"] = [
+            None if said is None else json.dumps(said, ensure_ascii=False)
+            for answer, n in zip(answers, lengths, strict=True)
+            for said in _or_none(answer.explanations, n)
+        ]
     columns["source"] = [answer.source for answer in answers for _ in answer.item_ids]
-    schema = output_schema(granularities)
-    return pa.table({name: pa.array(values, schema.field(name).type) for name, values in columns.items()})
+    schema = output_schema(granularities, boosted, explained)
+    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
 
 
-def _answer_tables(
-    bundle: Bundle, asked: tuple[int, bool | None, int | None], batch_size: int, chosen: Iterator[pa.Table]
-) -> Iterator[pa.Table]:
+def _or_none(values: Sequence[Any] | None, number: int) -> Sequence[Any]:
+    return [None] * number if values is None else values
+
+
+def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Tables of recommendations, user by user in order."""
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
     if not blocks:
@@ -185,8 +251,8 @@ def _answer_tables(
         dataset = ray.data.from_arrow_refs(blocks)
         reference = ray.put(bundle)
         found = dataset.map_batches(
-            _Answering,
-            fn_constructor_args=([reference], *asked),
+            _Actor,
+            fn_constructor_args=([reference], asked),
             batch_format="pyarrow",
             batch_size=None,  # a block is a batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),

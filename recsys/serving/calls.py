@@ -3,8 +3,9 @@
 Why apart from the server: no Ray and no web framework is needed to say what a call means, and tests ask it directly.
 
 Our form: POST /recommend with a request as :class:`~recsys.serving.requests.Request` reads it → an answer, or a list of
-them → a list of answers. MLflow's: POST /invocations with ``dataframe_records``, ``dataframe_split``, ``inputs`` or
-``instances``, and ``params`` → ``{"predictions": [answer, …]}``, so that clients of `mlflow models serve` can switch.
+them → a list of answers; POST /similar likewise, of :class:`~recsys.serving.requests.SimilarRequest`. MLflow's:
+POST /invocations with ``dataframe_records``, ``dataframe_split``, ``inputs`` or ``instances``, and ``params`` →
+``{"predictions": [answer, …]}``, so that clients of `mlflow models serve` can switch.
 """
 
 from __future__ import annotations
@@ -16,13 +17,25 @@ from typing import Any, Final, Literal
 
 from recsys.errors import choices
 from recsys.serving.json_text import read_json
-from recsys.serving.requests import Answer, filled, rows_of_columns
+from recsys.serving.requests import (
+    AnyAnswer,
+    AnyRequest,
+    filled,
+    parse_any,
+    parse_requests,
+    parse_similar,
+    rows_of_columns,
+)
 
 RECOMMEND: Final = "/recommend"
 INVOCATIONS: Final = "/invocations"
+SIMILAR: Final = "/similar"
+STOCK: Final = "/stock"
 METHODS: Final = {
     RECOMMEND: "POST",
     INVOCATIONS: "POST",
+    SIMILAR: "POST",
+    STOCK: "POST",
     "/health": "GET",
     "/ping": "GET",  # as MLflow's server calls it
     "/model": "GET",
@@ -69,16 +82,36 @@ def read_rows(path: str, body: bytes) -> Rows:
         CallError: not JSON, or of another form.
         RequestError: columns of different lengths.
     """
-    try:
-        content = read_json(body)
-    except ValueError as error:
-        raise CallError(400, f"the body is no JSON: {error}") from None
+    content = read_body(body)
     if path == INVOCATIONS:
         return Rows(_invoked(content), "predictions")
     return Rows(content, "list") if isinstance(content, list) else Rows([content], "one")
 
 
-def answers_json(answers: Sequence[Answer]) -> bytes:
+def read_body(body: bytes) -> Any:
+    """The JSON of a body.
+
+    Raises:
+        CallError: it is none.
+    """
+    try:
+        return read_json(body)
+    except ValueError as error:
+        raise CallError(400, f"the body is no JSON: {error}") from None
+
+
+def parse_rows(path: str, rows: Sequence[Any], first: int = 0) -> list[AnyRequest]:
+    """Rows as requests of the kind that a path takes; MLflow's path takes both kinds.
+
+    Raises:
+        RequestError: a malformed request.
+    """
+    if path == INVOCATIONS:
+        return parse_any(rows, first)
+    return [*(parse_similar(rows, first) if path == SIMILAR else parse_requests(rows, first))]
+
+
+def answers_json(answers: Sequence[AnyAnswer]) -> bytes:
     """Answers one after the other, as a list holds them."""
     return json.dumps([answer.to_dict() for answer in answers], allow_nan=False, ensure_ascii=False)[1:-1].encode()
 

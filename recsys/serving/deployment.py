@@ -27,10 +27,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.registry.bundle import Bundle
-from recsys.serving.calls import CallError, Reply
+from recsys.serving.access import Tokens
+from recsys.serving.calls import STOCK, CallError, Reply
 from recsys.serving.front import Front, limits_of
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, Slices, read_ahead
+from recsys.serving.stock import Stock, StockChange, write_stock
 
 APP: Final = "recsys"
 _LOOK_S: Final = 0.5  # between looks of a replica at the desk
@@ -54,9 +56,11 @@ class _Replica:
 
 
 class Desk:
-    """Where the model lies: what is offered, who has taken it, and what every replica has counted."""
+    """Where the model lies: what is offered, who has taken it, what every replica has counted; and what is out of
+    stock, which is kept in ``stock_file`` where there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, stock: Stock | None = None, stock_file: str = "") -> None:
+        self._stock, self._stock_file = stock or Stock(), stock_file
         self._serial, self._about, self._model = 0, {}, []  # type: ignore[var-annotated]
         self._replicas: dict[str, _Replica] = {}
 
@@ -69,10 +73,22 @@ class Desk:
         """The model that is offered."""
         return self._serial, self._about, self._model
 
-    def look(self, name: str, serial: int, failed: dict[int, str], counts: dict[str, Any]) -> int:
-        """A replica says what it does and is told the serial of the model that is offered."""
+    def look(self, name: str, serial: int, failed: dict[int, str], counts: dict[str, Any]) -> tuple[int, int]:
+        """A replica says what it does and is told the serial of the model that is offered, and of the stock."""
         self._replicas[name] = _Replica(time.monotonic(), serial, failed, counts)
-        return self._serial
+        return self._serial, self._stock.revision
+
+    def stock(self) -> Stock:
+        """What is out of stock."""
+        return self._stock
+
+    def restock(self, change: StockChange) -> Stock:
+        """Change the stock; it is written before anybody is told of it."""
+        changed = self._stock.after(change)
+        if self._stock_file:
+            write_stock(self._stock_file, changed)
+        self._stock = changed
+        return changed
 
     def totals(self) -> tuple[list[dict[str, Any]], int]:
         """The counts of all replicas there have been, and how many there are."""
@@ -94,7 +110,8 @@ class Replica:
 
     def __init__(self, desk: Any, limits: Limits, batch_size: int, batch_wait_s: float) -> None:
         self._desk, self._name = desk, uuid4().hex
-        self._service = Service(replace(limits, token_sha256=""))
+        self._service = Service(replace(limits, token_sha256="", stock_sha256=None))
+        self._service.restock(ray.get(desk.stock.remote()))
         self._serial, self._failed = 0, {}  # type: ignore[var-annotated]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
@@ -104,7 +121,12 @@ class Replica:
 
     async def answer(self, incoming: Incoming) -> Reply:
         """The reply to a call of any path."""
-        return await self._service.handle(incoming, self._batched, self._one)
+        return await self._service.handle(incoming, self._batched, self._one, self._restock)
+
+    async def _restock(self, change: StockChange) -> Stock:
+        """Through the desk, where every replica looks twice a second."""
+        changed: Stock = await self._desk.restock.remote(change)
+        return changed
 
     async def about(self) -> tuple[dict[str, Any], int]:
         """What the model is, and how many items it scores for a list."""
@@ -131,7 +153,10 @@ class Replica:
             time.sleep(_LOOK_S)
             try:
                 counts = self._service.counts.snapshot()
-                offered = ray.get(self._desk.look.remote(self._name, self._serial, self._failed, counts))
+                look = self._desk.look.remote(self._name, self._serial, self._failed, counts)
+                offered, revision = ray.get(look)
+                if revision > self._service.stock.revision:
+                    self._service.restock(ray.get(self._desk.stock.remote()))
             except ray.exceptions.RayError:
                 continue
             if offered != self._serial and offered not in self._failed:
@@ -186,7 +211,7 @@ class Replicas:
             CallError: the body is refused, or the replica ended (503).
         """
         try:
-            if len(incoming.body) > _LARGE_BODY:
+            if len(incoming.body) > _LARGE_BODY and incoming.path != STOCK:
                 found = await self._reader.read.remote(incoming.path, incoming.body, self._limits, self._num_scored)
                 if isinstance(found, CallError):
                     raise found
@@ -226,8 +251,8 @@ class _Nobody:
 class Gate:
     """The process that callers reach: the front on its socket."""
 
-    def __init__(self, settings: ServeConfig, port: int, token_sha256: str) -> None:
-        limits, patience = limits_of(settings, token_sha256)
+    def __init__(self, settings: ServeConfig, port: int, tokens: Tokens) -> None:
+        limits, patience = limits_of(settings, tokens)
         self._drain_s = settings.drain_s
         self._front = Front(limits, patience, _Nobody())
         self._host, self._port = settings.host, port
@@ -268,9 +293,9 @@ class Gate:
 class Server:
     """The application on the connected Ray cluster, from the first model to :meth:`stop`."""
 
-    def __init__(self, settings: ServeConfig, port: int, token_sha256: str) -> None:
-        self._settings, self._port, self._token_sha256 = settings, port, token_sha256
-        self._limits = limits_of(settings, token_sha256)[0]
+    def __init__(self, settings: ServeConfig, port: int, tokens: Tokens, stock: Stock | None = None) -> None:
+        self._settings, self._port, self._tokens, self._stock = settings, port, tokens, stock
+        self._limits = limits_of(settings, tokens)[0]
         self._desk: Any = None
         self._gate: Any = None
         self._handle: Any = None
@@ -284,7 +309,8 @@ class Server:
             RuntimeError: Serve could not start them.
         """
         settings = self._settings
-        self._desk = ray.remote(num_cpus=0)(Desk).remote()
+        made: Any = ray.remote(Desk)
+        self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(self._stock, settings.stock_file)
         self.offer(bundle, about)
         self._gate = self._listening()
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
@@ -339,10 +365,9 @@ class Server:
 
     def _listening(self) -> Any:
         """A front on this machine, whose port was looked at."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         made: Any = ray.remote(Gate)
-        gate = made.options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote(
-            self._settings, self._port, self._token_sha256
+        gate = made.options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=1000).remote(
+            self._settings, self._port, self._tokens
         )
         try:
             ray.get(gate.listen.remote())
@@ -352,3 +377,8 @@ class Server:
                 f"({getattr(error, 'cause', error)}); choose another port, or 0 for a free one"
             ) from None
         return gate
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On this machine: where the port was looked at, and the stock's file is."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

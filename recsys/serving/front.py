@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from recsys.config import ServeConfig
 from recsys.errors import UserError
+from recsys.serving.access import Tokens
 from recsys.serving.calls import METHODS, CallError, Reply, refusal
 from recsys.serving.counts import Counts
 from recsys.serving.service import OPEN_TO_ALL, Incoming, Limits, admit, health, too_large
@@ -64,9 +65,16 @@ class Patience:
     max_waiting: int = 1000
 
 
-def limits_of(settings: ServeConfig, token_sha256: str) -> tuple[Limits, Patience]:
-    """The limits of the configuration, and the hash of the token."""
-    limits = Limits(settings.max_bytes, settings.max_requests, token_sha256, settings.max_answers, settings.max_scores)
+def limits_of(settings: ServeConfig, tokens: Tokens) -> tuple[Limits, Patience]:
+    """The limits of the configuration, and the hashes of the tokens."""
+    limits = Limits(
+        settings.max_bytes,
+        settings.max_requests,
+        tokens.callers_sha256,
+        settings.max_answers,
+        settings.max_scores,
+        tokens.stock_sha256,
+    )
     waits = Patience(settings.body_timeout_s, settings.timeout_s, settings.max_bodies, settings.max_waiting)
     return limits, waits
 

@@ -9,10 +9,9 @@ Legend: B requests, K granularities, R list length, D width, N items, E events, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,39 +20,26 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recsys.data.attributes import AttributeRows, RequestEncoder
-from recsys.data.context import encode_request
-from recsys.data.histories import NO_TIMES, Array, Histories, Queries, Split
+from recsys.data.attributes import RequestEncoder
+from recsys.data.histories import Array, Queries, Split
 from recsys.data.pseudonyms import known_as
-from recsys.errors import RequestError, choices
-from recsys.evaluation.ranking import top_items
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.parts import Parts
 from recsys.registry.bundle import Bundle, read_bundle
-from recsys.serving.requests import Answer, Request
-from recsys.serving.retrieval import exact_top
+from recsys.serving.explanation import Explainer
+from recsys.serving.likeness import Likeness
+from recsys.serving.page import Pager, is_reordered
+from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
+from recsys.serving.selection import Catalogue, Plan
+from recsys.serving.similar import Similar
+from recsys.serving.standings import BOOST, Shelf, Standings
 from recsys.serving.user_text import PastReader
+from recsys.serving.visible import Asked, Sight, Visible, as_queries, brought, friends_of, queries_of
 
 MAX_CHUNK: Final = 512
 _MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32
 _MAX_GATHERED: Final = 2**23  # numbers gathered at a time for the shares or of friends: 64 MB of float64
-
-
-@dataclass(frozen=True)
-class _Visible:
-    """What the model sees of one request: events, oldest first."""
-
-    user: int  # dense id, -1 where unknown
-    items_E: Array
-    types_E: Array
-    times_E: Array
-    values_E: Array  # NaN where the request does not say
-    context_EC: Array
-    asked_C: Array  # context at the moment of asking
-    asked_at: int  # that moment, in seconds since the epoch
-    unknown: list[str]
-    friends_F: list[int]  # dense ids, each once
-    unknown_friends: list[str]
+_DEEPER: Final = 4  # times as long is the next ranking, where one is too short for a page
 
 
 @dataclass(frozen=True)
@@ -77,10 +63,12 @@ class Recommender:
         self.bundle, self.model = bundle, bundle.model
         self.names = self.model.names
         self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
-        self._types = {name: number for number, name in enumerate(bundle.info.event_types)}
         profile = encoding_of(self.model.sizes)
         self._attributes = RequestEncoder(profile.users if profile else ())
-        self._default_type = self._types.get(bundle.info.default_event_type, 0)
+        self._sight = Sight(bundle, self._histories, self.user_row, self._item_rows)
+        self.catalogue = Catalogue(self._item_rows, bundle.attributes)
+        self.likeness = Likeness(self.model)
+        self.pager = Pager(self.catalogue, self.likeness)
         described = bundle.info.user_text
         self._reader = PastReader(described, bundle.titles, bundle.info.event_types) if described else None
         self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
@@ -115,11 +103,17 @@ class Recommender:
         return known_as(self.bundle.info.dataset.get("pseudonyms", {}))
 
     @cached_property
-    def _by_popularity(self) -> Array:
-        """All items, the most popular first."""
-        popularity_1N = torch.from_numpy(self.bundle.popularity_N.astype(np.float64))[None]
-        ranked_1N, _ = top_items(popularity_1N, self.bundle.num_items)
-        return np.asarray(ranked_1N[0])
+    def _shelf(self) -> Shelf:
+        return Shelf(self.bundle)
+
+    @cached_property
+    def similar(self) -> Similar:
+        """Answers which items are like an item."""
+        return Similar(self.bundle, self._item_rows, self.catalogue, self.likeness, self.pager)
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self)
 
     @cached_property
     def item_names(self) -> pa.Array:
@@ -145,7 +139,8 @@ class Recommender:
         Raises:
             RequestError: as :meth:`recommend`.
         """
-        return _queries([self._see(i, request) for i, request in enumerate(requests)], self._histories.targets_T)
+        visible = [self._sight.see(index, request) for index, request in enumerate(requests)]
+        return queries_of(visible, self._histories.targets_T)
 
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order; one forward pass for all requests of a chunk.
@@ -154,18 +149,42 @@ class Recommender:
         ties are ordered as in evaluation. Nothing that is not finite leaves.
 
         Raises:
-            RequestError: an event type, attribute or context that the model does not know, one of a wrong type, or a
-                horizon that the model cannot see.
+            RequestError: an event type, attribute or context that the model does not know, one of a wrong type, a
+                horizon that the model cannot see, or a rule that the items' attributes do not answer.
         """
-        visible = [self._see(index, request) for index, request in enumerate(requests)]
-        attributes = self._attributes.encode([request.attributes for request in requests])
-        longest = max((max(r.k, len(r.friends or ())) for r in requests), default=1)
+        return self._recommend(requests, range(len(requests)))
+
+    def _recommend(self, requests: Sequence[Request], numbers: Sequence[int]) -> list[Answer]:
+        """:meth:`recommend`, of requests that have these numbers in the call."""
+        visible = [self._sight.see(number, request) for number, request in zip(numbers, requests, strict=True)]
+        plans = [
+            self.catalogue.plan(request, f"request {number}") for number, request in zip(numbers, requests, strict=True)
+        ]
+        attributes = self._attributes.encode([request.attributes for request in requests], numbers)
+        longest = max((max(r.depth, len(r.friends or ())) for r in requests), default=1)
         size = self._chunk_size(longest)
         answers: list[Answer] = []
         for start in range(0, len(requests), size):
             chunk = slice(start, start + size)
-            answers += self._answer(requests[chunk], visible[chunk], attributes.take(chunk))
+            asked = Asked(requests[chunk], visible[chunk], attributes.take(chunk))
+            answers += self._answer(asked, plans[chunk])
         return answers
+
+    def answer(self, requests: Sequence[AnyRequest]) -> list[AnyAnswer]:
+        """:meth:`recommend`, where some of the requests ask for similar items.
+
+        Raises:
+            RequestError: as there, or as :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
+        """
+        asked = [request for request in requests if isinstance(request, Request)]
+        if len(asked) == len(requests):
+            return [*self.recommend(asked)]
+        numbers = [index for index, request in enumerate(requests) if isinstance(request, Request)]
+        recommended = iter(self._recommend(asked, numbers))
+        return [
+            self.similar.answer([request], index)[0] if isinstance(request, SimilarRequest) else next(recommended)
+            for index, request in enumerate(requests)
+        ]
 
     def recommend_users(
         self, user_ids: Sequence[str], k: int, exclude_seen: bool | None = None, at: int | None = None
@@ -197,10 +216,13 @@ class Recommender:
             attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
             with torch.inference_mode():
                 parts = self.model.parts(piece, {"profile": attributes})
-                top_bR, shares_bKR, usable_b = self._top(piece, parts, np.full(len(rows_b), excludes), k)
+                hidden = self._hidden(piece, np.full(len(rows_b), excludes))
+                found_b = self._standings(parts, hidden)
+                top_bR, usable_b = found_b.top(k), found_b.usable_B
+                shares_bKR = found_b.shares(top_bR)
             scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
-            order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_list`
+            order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_page`
             found.items_BR[rows_b] = np.take_along_axis(top_bR, order_bR, 1)
             found.scores_BR[rows_b] = np.take_along_axis(scores_bR, order_bR, 1)
             found.shares_BKR[rows_b] = np.take_along_axis(shares_bKR, order_bR[:, None], 2)
@@ -220,88 +242,102 @@ class Recommender:
         width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
         return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
 
-    def _see(self, index: int, request: Request) -> _Visible:
-        """The stored events of the user, then those of the request."""
-        user = self.user_row(request.user_id) if request.user_id is not None else -1
-        stored = self._histories
-        span = slice(*stored.offsets_U1[user : user + 2]) if user >= 0 else slice(0, 0)
-        seen = set(stored.items_E[span].tolist()) if request.history and not self.model.sizes.ordered else set()
-        friends = {name: self.user_row(name) for name in request.friends or [] if name != request.user_id}
-        items, types, times, contexts, unknown = [], [], [], [], []
-        for place, event in enumerate(request.history or []):
-            number = self._item_rows.get(event.item_id, -1)
-            kind = self._type(index, place, event.event_type)
-            context_C = encode_request(self.bundle.context, event.context, f"request {index}: history[{place}].context")
-            if number < 0:
-                unknown.append(event.item_id)
-            elif number not in seen:
-                items.append(number)
-                types.append(kind)
-                times.append(event.seconds)
-                contexts.append(context_C)
-                if not self.model.sizes.ordered:  # a history without order is a set
-                    seen.add(number)
-        return _Visible(
-            user,
-            np.append(stored.items_E[span], np.array(items, dtype=np.int32)),
-            np.append(stored.types_E[span], np.array(types, dtype=np.uint8)),
-            np.append(stored.times_E[span], np.array(times, dtype=np.int64)),
-            np.append(stored.values_E[span], np.full(len(items), np.nan, dtype=np.float32)),
-            np.concatenate([stored.context_EC[span], *(context_C[None] for context_C in contexts)]),
-            encode_request(self.bundle.context, request.context, f"request {index}: context"),
-            request.seconds if request.at is not None else int(time.time()),
-            unknown,
-            [row for row in friends.values() if row >= 0],
-            [name for name, row in friends.items() if row < 0],
-        )
-
-    def _type(self, index: int, place: int, name: str | None) -> int:
-        if name is None:
-            return self._default_type
-        if name not in self._types:
-            raise RequestError(
-                f"request {index}: history[{place}].event_type: got {name!r}, expected one of: {choices(self._types)}"
-            )
-        return self._types[name]
-
     @torch.inference_mode()
-    def _answer(self, requests: Sequence[Request], visible: list[_Visible], attributes: AttributeRows) -> list[Answer]:
-        queries = _queries(visible, self._histories.targets_T)
-        given = {"friends": _friends(visible), "profile": attributes, "user_text": self._past_texts(visible)}
-        brought = {signal: found for signal, found in given.items() if found is not None}
-        parts = self._parts(requests, queries, brought)
+    def _answer(self, asked: Asked, plans: Sequence[Plan]) -> list[Answer]:
+        requests = asked.requests
+        queries, parts = self.parts(asked)
         exclude_B = np.array([self._excludes(request.exclude_seen) for request in requests], dtype=bool)
-        longest = max(request.k for request in requests)
-        top_BR, shares_BKR, usable_B = self._top(queries, parts, exclude_B, longest)
-        return [
-            self._list(request, seen, top_BR[row], shares_BKR[row] if usable_B[row] else None)
-            for row, (request, seen) in enumerate(zip(requests, visible, strict=True))
+        hidden = self._hidden(queries, exclude_B, plans)
+        standings = self._standings(parts, hidden, plans)
+        pages = self._pages(standings, requests)
+        shares_BKR = standings.shares(pages)
+        answers = [
+            self._page(standings, asked, row, pages[row], shares_BKR[row], plan) for row, plan in enumerate(plans)
         ]
+        for row in (row for row, request in enumerate(requests) if request.explain):
+            said = self._explainer.explain(asked.row(row), answers[row], bool(standings.usable_B[row]))
+            answers[row] = replace(answers[row], explanations=said)
+        return answers
 
-    def _top(self, queries: Queries, parts: Parts, exclude_B: Array, k: int) -> tuple[Array, Array, Array]:
-        """The k best items of every query [B, R], their shares [B, K, R], and where they are of the model [B]; the
-        most popular items elsewhere."""
-        # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
-        added = parts.added
-        bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(len(queries))
-        usable_B = torch.isfinite(bound_B) & (bound_B > 0)
-        parts, added = parts.where(usable_B), added.where(usable_B)
+    def parts(self, asked: Asked) -> tuple[Queries, Parts]:
+        """The queries of requests, and what the granularities say of each."""
+        queries = queries_of(asked.visible, self._histories.targets_T)
+        texts = self.past_texts(asked.visible) if asked.user_text is None else asked.user_text
+        given = {
+            "friends": friends_of(asked.visible),
+            "profile": asked.attributes,
+            "user_text": texts if texts is not None and texts.shape[1] else None,
+        }
+        return queries, self._parts(asked.requests, queries, brought(given))
+
+    def _hidden(self, queries: Queries, exclude_B: Array, plans: Sequence[Plan] = ()) -> tuple[Array, Array]:
+        """Row and item of all that is left out, in order of rows."""
         histories = queries.histories
         is_hidden_E = np.repeat(exclude_B, histories.lengths_U) & histories.are_targets_E
         rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
         hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
-        find = self.bundle.index.top if self.bundle.index is not None else exact_top
-        top_BR = find(parts.users_BD, self.model.item_vectors_ND, k, rows_E, hidden_E, added)
-        for row in np.flatnonzero(~usable_B.numpy()):
-            top_BR[row] = self._popular(k, hidden_E[rows_E == row])
-        shares_BKR = parts.shares(self.model.item_vectors_ND, torch.from_numpy(top_BR).long())
-        return top_BR, shares_BKR.numpy(), usable_B.numpy()
+        if not any(len(plan.excluded) for plan in plans):
+            return rows_E, hidden_E
+        rows_E = np.concatenate([rows_E, *(np.full(len(plan.excluded), row) for row, plan in enumerate(plans))])
+        hidden_E = np.concatenate([hidden_E, *(plan.excluded for plan in plans)])
+        order_E = np.argsort(rows_E, kind="stable")
+        return rows_E[order_E], hidden_E[order_E]
 
-    def _popular(self, k: int, hidden_E: Array) -> Array:
-        """The k items that most users chose, −1 behind the end."""
-        ranked_R = self._by_popularity[: k + len(hidden_E)]
-        ranked_R = ranked_R[~np.isin(ranked_R, hidden_E)][:k]
-        return np.pad(ranked_R, (0, k - len(ranked_R)), constant_values=-1)
+    def _standings(self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()) -> Standings:
+        # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
+        added, num_rows = parts.added, len(parts.weights_BK)
+        bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(num_rows)
+        usable_B = torch.isfinite(bound_B) & (bound_B > 0)
+        return Standings(self._shelf, parts.where(usable_B), usable_B.numpy(), hidden, tuple(plans))
+
+    def _pages(self, standings: Standings, requests: Sequence[Request]) -> Array:
+        """The items of every page: [B, longest k], −1 behind the end."""
+        depth = max(request.depth for request in requests)
+        top_BR = standings.top(depth)
+        pages = np.full((len(requests), max(request.k for request in requests)), -1, dtype=np.int32)
+        for row, request in enumerate(requests):
+            mine, reached = top_BR[row], depth
+            while True:
+                items = mine[mine >= 0]
+                is_whole = len(items) < reached or reached >= self.bundle.num_items
+                page = self.pager.cut(request, items, is_whole, partial(standings.scores, row))
+                if page is not None:
+                    break
+                reached = min(_DEEPER * reached, self.bundle.num_items)
+                mine = standings.of_row(row).top(reached)[0]
+            pages[row, : len(page)] = page
+        return pages
+
+    def _page(
+        self, standings: Standings, asked: Asked, row: int, page_R: Array, shares_KR: Array, plan: Plan
+    ) -> Answer:
+        request, seen = asked.requests[row], asked.visible[row]
+        shares_KR, page_R = shares_KR[:, page_R >= 0], page_R[page_R >= 0]
+        raised_R = standings.raised(row, page_R)
+        is_of_model = bool(standings.usable_B[row])
+        scores_R = shares_KR.sum(0) if is_of_model else self.bundle.popularity_N[page_R].astype(np.float64)
+        scores_R = scores_R if raised_R is None else scores_R + raised_R
+        if not is_reordered(request) and is_of_model:  # ranked in float32: mend the last digits
+            order_R = np.argsort(-scores_R, kind="stable")
+            page_R, scores_R, shares_KR = page_R[order_R], scores_R[order_R], shares_KR[:, order_R]
+            raised_R = None if raised_R is None else raised_R[order_R]
+        shares = {name: shares_KR[k].tolist() for k, name in enumerate(self.names)} if is_of_model else {}
+        boosts = None
+        if raised_R is not None and plan.selection is not None and plan.selection.log_N is not None:
+            boosts = [float(f"{factor:.6g}") for factor in np.exp(plan.selection.log_N[page_R].astype(np.float64))]
+            shares |= {BOOST: raised_R.tolist()} if is_of_model else {}
+        return Answer(
+            user_id=request.user_id,
+            item_ids=[self.bundle.item_ids[item] for item in page_R],
+            titles=[self.bundle.titles[item] for item in page_R],
+            scores=scores_R.tolist(),
+            shares=shares,
+            source="model" if is_of_model else "popularity",
+            unknown_items=seen.unknown,
+            unknown_friends=seen.unknown_friends,
+            boosts=boosts,
+            unknown_in_rules=dict(plan.unknown) or None,
+        )
 
     def _parts(self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]) -> Parts:
         """The parts of every request, rolled forward to the horizon that it asks for."""
@@ -318,7 +354,7 @@ class Recommender:
             pieces.append((rows_b, self.model.parts_ahead(queries.take(rows_b.numpy()), horizon - 1, own)))
         return Parts.gathered(pieces)
 
-    def _past_texts(self, visible: list[_Visible]) -> Tensor | None:
+    def past_texts(self, visible: Sequence[Visible]) -> Tensor | None:
         """Vectors of the pasts that the model has no text of: of new users, and of users with newer events."""
         if self._reader is None:
             return None
@@ -326,58 +362,3 @@ class Recommender:
         is_new = [seen.user < 0 or len(seen.items_E) > stored_U[seen.user] for seen in visible]
         pasts = [(s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)]
         return self._reader.vectors(pasts)
-
-    def _list(self, request: Request, seen: _Visible, top_R: Array, shares_KR: Array | None) -> Answer:
-        top_R = top_R[: request.k]
-        top_R = top_R[top_R >= 0]
-        shares: dict[str, list[float]] = {}
-        if shares_KR is None:
-            scores_R = self.bundle.popularity_N[top_R].astype(np.float64)
-        else:
-            shares_KR = shares_KR[:, : len(top_R)]
-            order_R = np.argsort(-shares_KR.sum(0), kind="stable")  # ranked in float32: mend the last digits
-            top_R, shares_KR = top_R[order_R], shares_KR[:, order_R]
-            scores_R = shares_KR.sum(0)
-            shares = {name: shares_KR[k].tolist() for k, name in enumerate(self.names)}
-        return Answer(
-            user_id=request.user_id,
-            item_ids=[self.bundle.item_ids[item] for item in top_R],
-            titles=[self.bundle.titles[item] for item in top_R],
-            scores=scores_R.tolist(),
-            shares=shares,
-            source="model" if shares_KR is not None else "popularity",
-            unknown_items=seen.unknown,
-            unknown_friends=seen.unknown_friends,
-        )
-
-
-def _queries(visible: list[_Visible], targets_T: Array) -> Queries:
-    """What is seen of the requests, asking without targets."""
-    lengths = np.array([len(seen.items_E) for seen in visible], dtype=np.int64)
-    histories = Histories(
-        np.array([seen.user for seen in visible], dtype=np.int32),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.concatenate([seen.items_E for seen in visible]),
-        np.concatenate([seen.types_E for seen in visible]),
-        np.concatenate([seen.times_E for seen in visible]),
-        np.concatenate([seen.values_E for seen in visible]),
-        np.zeros(int(lengths.sum()), dtype=np.uint8),
-        np.concatenate([seen.context_EC for seen in visible]),
-        targets_T,
-    )
-    asked_at_B = np.array([seen.asked_at for seen in visible], dtype=np.int64)
-    return replace(as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible]))
-
-
-def _friends(visible: list[_Visible]) -> Tensor | None:
-    """The friends that requests name: [B, F], -1 behind the end; None when nobody names any."""
-    width = max((len(seen.friends_F) for seen in visible), default=0)
-    if width == 0:
-        return None
-    return torch.tensor([seen.friends_F + [-1] * (width - len(seen.friends_F)) for seen in visible])
-
-
-def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
-    """Histories that ask without targets, at these times, by default unknown ones."""
-    nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
-    return Queries(histories, *nothing, asked_at_B=asked_at_B)

@@ -21,11 +21,15 @@ from recsys.serving.calls import (
     INVOCATIONS,
     METHODS,
     RECOMMEND,
+    SIMILAR,
+    STOCK,
     CallError,
     Form,
     Reply,
     answers_json,
     joined,
+    parse_rows,
+    read_body,
     read_rows,
     refusal,
     reply_json,
@@ -33,24 +37,26 @@ from recsys.serving.calls import (
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.lane import Lane
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, Request, parse_requests
+from recsys.serving.requests import AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
+from recsys.serving.stock import Stock, StockChange, parse_change
 
 __all__ = ["Answered", "Incoming", "Job", "Limits", "Outcome", "Service", "token_sha256"]
 
-Job = list[Request]
+Job = list[AnyRequest]
 
 
 @dataclass(frozen=True)
 class Answered:
     """The answers to a job, all of one version of the model."""
 
-    answers: list[Answer]
+    answers: list[AnyAnswer]
     version: str
 
 
 Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
+Restock = Callable[[StockChange], Awaitable[Stock]]
 VERSION_HEADER: Final = "X-Model-Version"
 OPEN_TO_ALL: Final = ("/health", "/ping")  # who looks whether it lives needs no token
 _TRIES: Final = 4  # at a call of several slices, when the model changes in the middle of it
@@ -67,6 +73,7 @@ class Limits:
     token_sha256: str = ""  # of the token that callers send; empty: none
     max_answers: int = 100_000
     max_scores: int = 500_000_000
+    stock_sha256: str | None = ""  # of the token of POST /stock; empty: it is closed; None: looked at already
 
     @property
     def bounds(self) -> Bounds:
@@ -82,6 +89,7 @@ class Slices:
     parts: tuple[bytes, ...]
     num_requests: int
     longest: int  # list
+    path: str = RECOMMEND
 
     def requests(self) -> Iterator[Job]:
         """One part after the other, read when it is asked for.
@@ -92,7 +100,7 @@ class Slices:
         first = 0
         for part in self.parts:
             rows = json.loads(part)
-            yield parse_requests(rows, first)
+            yield parse_rows(self.path, rows, first)
             first += len(rows)
 
 
@@ -118,7 +126,9 @@ def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[b
         raise CallError(404, f"{path[:100]}: no such path; there are: {', '.join(METHODS)}")
     if method != takes:
         raise CallError(405, f"{path} takes {takes}, got {method[:20]}", (("Allow", takes),))
-    if path not in OPEN_TO_ALL:
+    if path == STOCK:
+        _admit_stock(tokens, limits.stock_sha256)
+    elif path not in OPEN_TO_ALL:
         check_token(tokens, limits.token_sha256)
     if takes == "POST":
         kind = headers.get("content-type", "application/json").split(";")[0].strip().lower()
@@ -127,6 +137,21 @@ def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[b
     announced = headers.get("content-length", "0")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > limits.max_bytes:
         raise too_large(limits.max_bytes)
+
+
+def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
+    """Who may change the stock: who has its token, which is another one than that of callers.
+
+    Raises:
+        CallError: 401, or 403 where no token is set.
+    """
+    if kept_sha256 == "":
+        raise CallError(
+            403,
+            "the stock cannot be changed here: start the server with serve.stock_token_env",
+        )
+    if kept_sha256 is not None:
+        check_token(tokens, kept_sha256)
 
 
 @dataclass
@@ -139,6 +164,7 @@ class Service:
     limits: Limits
     counts: Counts = field(default_factory=Counts)
     _held: tuple[Recommender, dict[str, Any]] | None = None
+    stock: Stock = field(default_factory=Stock)
     _lane: Lane = field(default_factory=Lane)
 
     def adopt(self, bundle: Bundle, about: dict[str, Any]) -> None:
@@ -147,6 +173,7 @@ class Service:
         Calls that are being answered are answered by the one before. What goes wrong here leaves that one in place.
         """
         recommender = Recommender(bundle)
+        recommender.catalogue.set_stock(self.stock.out)
         asked = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
         recommender.recommend([asked])  # builds what is built at the first question
         self._held = (recommender, about)
@@ -156,6 +183,12 @@ class Service:
         assert self._held is not None, "a model is adopted before the first call"
         return self._held[1]
 
+    def restock(self, stock: Stock) -> None:
+        """These items are out of stock from the next answer on, by this model and the next ones."""
+        self.stock = stock
+        if self._held is not None:
+            self._held[0].catalogue.set_stock(stock.out)
+
     def answer(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Answers to several calls by one forward pass; a request that the model refuses fails its own call alone."""
         assert self._held is not None, "a model is adopted before the first call"
@@ -163,20 +196,23 @@ class Service:
         self.counts.add("batches_total")
         self.counts.add("batched_calls_total", len(jobs))
         try:
-            answers = iter(recommender.recommend([request for job in jobs for request in job]))
+            answers = iter(recommender.answer([request for job in jobs for request in job]))
             return [Answered([next(answers) for _ in job], _version(about)) for job in jobs]
         except RequestError as error:
             return [error] if len(jobs) == 1 else [_alone(recommender, job, _version(about)) for job in jobs]
 
-    async def handle(self, incoming: Incoming, ask: Ask, ask_alone: Ask | None = None) -> Reply:
+    async def handle(
+        self, incoming: Incoming, ask: Ask, ask_alone: Ask | None = None, restock: Restock | None = None
+    ) -> Reply:
         """The reply to a call; never raises.
 
         ``ask`` brings a job to :meth:`answer`, together with others; ``ask_alone`` the slices of a large call.
+        ``restock`` makes a change of the stock where all replicas learn of it; by default only this one does.
         """
         started = time.perf_counter()
         try:
             self._check(incoming)
-            reply = await self._reply(incoming, ask, ask_alone or ask)
+            reply = await self._reply(incoming, ask, ask_alone or ask, restock or self._restocked)
         except CallError as error:
             reply = refusal(incoming.path, error)
         except UserError as error:
@@ -197,14 +233,26 @@ class Service:
         if len(incoming.body) > self.limits.max_bytes:
             raise too_large(self.limits.max_bytes)
 
-    async def _reply(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
-        if incoming.path in (RECOMMEND, INVOCATIONS):
+    async def _reply(self, incoming: Incoming, ask: Ask, ask_alone: Ask, restock: Restock) -> Reply:
+        if incoming.path in (RECOMMEND, SIMILAR, INVOCATIONS):
             return await self._recommended(incoming, ask, ask_alone)
+        if incoming.path == STOCK:
+            self.restock(await restock(parse_change(read_body(incoming.body))))
+            return reply_json(200, {**self.stock.said(), "unknown": self._unknown()})
         if incoming.path == "/model":
-            return reply_json(200, self.about)
+            return reply_json(200, {**self.about, **({"stock": self.stock.said()} if self.stock.revision else {})})
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
         return health(self.about)
+
+    async def _restocked(self, change: StockChange) -> Stock:
+        return self.stock.after(change)
+
+    def _unknown(self) -> int:
+        """How many items that are out of stock the model does not know."""
+        assert self._held is not None, "a model is adopted before the first call"
+        recommender = self._held[0]
+        return sum(recommender.item_row(item) < 0 for item in self.stock.out)
 
     async def _recommended(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
         """The answers to a call, slice by slice, all by one version of the model."""
@@ -212,7 +260,7 @@ class Service:
         if found is None:
             rows = read_rows(incoming.path, incoming.body)
             bounds.check_number(len(rows.rows))
-            requests = parse_requests(rows.rows)
+            requests = parse_rows(incoming.path, rows.rows)
             longest = max((request.k for request in requests), default=1)
             bounds.check(requests, self.num_scored(longest))
             cuts = slices(requests, self.num_scored(longest))
@@ -267,14 +315,14 @@ def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slice
     try:
         rows = read_rows(path, body)
         limits.bounds.check_number(len(rows.rows))
-        requests = parse_requests(rows.rows)
+        requests = parse_rows(path, rows.rows)
         limits.bounds.check(requests, num_scored)
     except CallError as error:
         return error
     except UserError as error:
         return CallError(400, str(error))
     parts = tuple(json.dumps(rows.rows[cut]).encode() for cut in slices(requests, num_scored))
-    return Slices(rows.form, parts, len(requests), max((request.k for request in requests), default=1))
+    return Slices(rows.form, parts, len(requests), max((request.k for request in requests), default=1), path)
 
 
 def _renumbered(error: RequestError, first: int) -> RequestError:
@@ -294,6 +342,6 @@ def _version(about: Mapping[str, Any]) -> str:
 
 def _alone(recommender: Recommender, job: Job, version: str) -> Outcome:
     try:
-        return Answered(recommender.recommend(job), version)
+        return Answered(recommender.answer(job), version)
     except RequestError as error:
         return error

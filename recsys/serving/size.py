@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from recsys.serving.calls import CallError
-from recsys.serving.requests import Request
+from recsys.serving.requests import AnyRequest
 
 # What a slice holds at most, so that it takes some milliseconds; one request alone is never cut.
 _REQUESTS: Final = 32
@@ -37,7 +37,7 @@ class Bounds:
         if num_requests > self.max_requests:
             raise _too_much(f"{num_requests:,} requests", "max_requests", self.max_requests)
 
-    def check(self, requests: Sequence[Request], num_scored: int) -> None:
+    def check(self, requests: Sequence[AnyRequest], num_scored: int) -> None:
         """Whether a call keeps to the bounds; ``num_scored`` items are scored for each of its requests.
 
         Raises:
@@ -63,16 +63,17 @@ def _too_much(asked: str, key: str, limit: int) -> CallError:
     return CallError(413, f"got {asked}, a call takes {limit:,}; send them in several calls, or raise serve.{key}")
 
 
-def slices(requests: Sequence[Request], num_scored: int) -> list[slice]:
+def slices(requests: Sequence[AnyRequest], num_scored: int) -> list[slice]:
     """Where a call is cut.
 
+    >>> from recsys.serving.requests import Request
     >>> slices([Request(user_id="u", k=200)] * 5, num_scored=100)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     most = max(1, min(_REQUESTS, _SCORES // max(num_scored, 1)))
     found, start, answers, events = [], 0, 0, 0
     for place, request in enumerate(requests):
-        brings = len(request.history or ()) + len(request.friends or ())
+        brings = request.num_read
         is_full = place - start >= most or answers + request.k > _ANSWERS or events + brings > _EVENTS
         if place > start and is_full:
             found.append(slice(start, place))

@@ -1,0 +1,47 @@
+"""Stage ``similar``: the items that are like an item, and how that was told: by vectors, by use or by text.
+
+The model is ``similar.model``, or by default RUN/bundle. The same question as POST /similar, and the same answer.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.cli import main
+from pipelines.folder import RunFolder
+from pipelines.session import quiet
+from recsys.config import Config
+from recsys.errors import ConfigError
+from recsys.registry.register import resolve
+from recsys.registry.tracking import tracking_uri
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import SimilarAnswer, parse_rules, parse_similar
+
+
+def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
+    """Print and return the items like ``similar.item``.
+
+    Raises:
+        ConfigError: no item is named.
+        ArtifactError: there is no such model.
+        RequestError: the model does not know the item, or a rule is wrong.
+    """
+    quiet()
+    settings = config.similar
+    if not settings.item:
+        raise ConfigError("similar.item: which item? recsys similar --config FILE --item ID")
+    rules = parse_rules(settings.rules, "similar.rules")
+    [request] = parse_similar([{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}])
+    bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
+    recommender = Recommender.load(bundle)
+    [answer] = recommender.similar.answer([request])
+    title = recommender.bundle.titles[recommender.item_row(answer.item_id)]
+    say = folder.progress
+    say(f"like {answer.item_id} ({title}), by {answer.by}: {answer.why}")
+    for rank, (item, score, name) in enumerate(zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1):
+        say(f"{rank + request.offset:>4}  {score:7.4f}  {item}  {name}")
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main(["similar", *sys.argv[1:]]))

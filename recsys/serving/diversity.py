@@ -1,0 +1,79 @@
+"""Lists whose items differ: maximal marginal relevance, and at most so many items of a category on a page.
+
+Legend: R ranked items, P pool.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from recsys.data.histories import Array
+
+
+def by_relevance(scores_P: Array, cosines_PP: Array, strength: float) -> Array:
+    """Places in the order of maximal marginal relevance.
+
+        argmax_i (1 − s) · relevance_i − s · max_{j listed} cos(i, j)
+
+    with the relevance the score scaled to [0, 1] over the pool. Ties keep the order of the ranking. The order of the
+    first places does not depend on how many are asked for.
+
+    Source: Carbonell and Goldstein 1998.
+
+    >>> alike = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> by_relevance(np.array([3.0, 2.9, 2.0]), alike, 0.5).tolist()
+    [0, 2, 1]
+    """
+    low, high = scores_P.min(initial=np.inf), scores_P.max(initial=-np.inf)
+    relevance_P = (scores_P - low) / (high - low) if high > low else np.ones(len(scores_P))
+    nearest_P, left_P = np.zeros(len(scores_P)), np.ones(len(scores_P), dtype=bool)
+    order = np.zeros(len(scores_P), dtype=np.int64)
+    for place in range(len(scores_P)):
+        worth_P = np.where(left_P, (1 - strength) * relevance_P - strength * nearest_P, -np.inf)
+        chosen = int(worth_P.argmax())
+        order[place], left_P[chosen] = chosen, False
+        nearest_P = cosines_PP[chosen] if place == 0 else np.maximum(nearest_P, cosines_PP[chosen])
+    return order
+
+
+def page_by_category(
+    ranked_R: Sequence[int], members: Callable[[int], Sequence[int]], most: int, k: int, page: int, is_whole: bool
+) -> list[int] | None:
+    """The places of a ranking that stand on a page, counted from 0; None where it must be longer to tell.
+
+    A page takes the best items that are left, no more than ``most`` of a category; ``members`` gives the categories of
+    an item. What does not fit on a page is first in line for the next one.
+
+    >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 0, True)
+    [0, 2]
+    >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 1, True)
+    [1, 3]
+    """
+    waiting: deque[int] = deque()
+    fresh = iter(range(len(ranked_R)))
+    chosen: list[int] = []
+    for _ in range(page + 1):
+        counts: Counter[int] = Counter()
+        chosen = []
+        passed: deque[int] = deque()
+
+        def fits(place: int, counts: Counter[int] = counts) -> bool:
+            return all(counts[member] < most for member in members(ranked_R[place]))
+
+        def take(place: int, counts: Counter[int] = counts, chosen: list[int] = chosen) -> None:
+            chosen.append(place)
+            counts.update(members(ranked_R[place]))
+
+        while waiting and len(chosen) < k:
+            place = waiting.popleft()
+            take(place) if fits(place) else passed.append(place)
+        passed.extend(waiting)
+        while len(chosen) < k and (found := next(fresh, None)) is not None:
+            take(found) if fits(found) else passed.append(found)
+        if len(chosen) < k and not is_whole:
+            return None
+        waiting = passed
+    return chosen

@@ -1,0 +1,51 @@
+"""The page of a ranking that a request asks for: from ``offset`` on, made diverse where it says so.
+
+Legend: R ranked items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from recsys.data.histories import Array
+from recsys.serving.diversity import by_relevance, page_by_category
+from recsys.serving.likeness import Likeness
+from recsys.serving.rules import Rules
+from recsys.serving.selection import Catalogue
+
+
+class Pager:
+    """Cuts pages."""
+
+    def __init__(self, catalogue: Catalogue, likeness: Likeness) -> None:
+        self._catalogue, self._likeness = catalogue, likeness
+
+    def cut(self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]) -> Array | None:
+        """The items of the page, in the order of the ranking; None where the ranking must be longer to tell.
+
+        Args:
+            rules: of the request.
+            items_R: the best items, the best first, each once.
+            is_whole: whether no item is allowed beside them.
+            scores: of some items: float64.
+        """
+        diversify = rules.diversify
+        if diversify is None:
+            return items_R[rules.offset : rules.offset + rules.k]
+        if diversify.strength is not None:
+            pool = items_R[: diversify.pool]
+            order = by_relevance(scores(pool), self._likeness.among(pool), diversify.strength)
+            items_R = np.concatenate([pool[order], items_R[len(pool) :]])
+        if diversify.attribute is None or diversify.most is None:
+            return items_R[rules.offset : rules.offset + rules.k]
+        members = self._catalogue.attributes("diversify").categories(diversify.attribute, "diversify.attribute").members
+        page = rules.offset // rules.k
+        places = page_by_category(items_R.tolist(), members, diversify.most, rules.k, page, is_whole)
+        return None if places is None else items_R[places]
+
+
+def is_reordered(rules: Rules) -> bool:
+    """Whether the order of a list is not that of its scores."""
+    return rules.diversify is not None and rules.diversify.strength is not None

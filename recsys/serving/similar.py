@@ -1,0 +1,174 @@
+"""Items like an item: by the model's item vectors, by who had both, or by their texts.
+
+Why three: vectors know what users make of items, and nothing of an item that nobody had; co-use tells what goes
+together, and only among what is used; text is there from the first day. The answer says which of them spoke.
+
+    vectors   cos(a_i, a_j), each member's directions scaled alike, see :mod:`recsys.serving.likeness`
+    use       n_ij / (√(n_i n_j) + 10): n_ij users had both, n_i one of them; 10 keeps chance from winning
+    text      cos of the texts' vectors
+
+Legend: N items, U users, E events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+
+from recsys.data.histories import Array
+from recsys.errors import RequestError
+from recsys.evaluation.ranking import tie_order
+from recsys.registry.bundle import Bundle
+from recsys.serving.likeness import Likeness
+from recsys.serving.page import Pager, is_reordered
+from recsys.serving.requests import SimilarAnswer, SimilarRequest
+from recsys.serving.retrieval import best_places
+from recsys.serving.selection import Catalogue, Plan
+
+By = Literal["vectors", "use", "text"]
+_SHRINKAGE: Final = 10.0
+_MAX_USERS: Final = 10_000  # of an item that are counted, evenly taken
+_ROWS: Final = 65_536  # of texts that are multiplied at a time
+
+
+class Similar:
+    """Answers which items are like an item."""
+
+    def __init__(self, bundle: Bundle, rows: Any, catalogue: Catalogue, likeness: Likeness, pager: Pager) -> None:
+        self._bundle, self._rows = bundle, rows
+        self._catalogue, self._likeness, self._pager = catalogue, likeness, pager
+
+    def answer(self, requests: Sequence[SimilarRequest], first: int = 0) -> list[SimilarAnswer]:
+        """One answer a request, in order.
+
+        Raises:
+            RequestError: an item that the model does not know, one of which nothing tells what it is like, or a rule
+                that the items' attributes do not answer.
+        """
+        return [self._one(request, f"request {index}") for index, request in enumerate(requests, start=first)]
+
+    def _one(self, request: SimilarRequest, where: str) -> SimilarAnswer:
+        item = self._rows.get(request.item_id, -1)
+        if item < 0:
+            raise RequestError(f"{where}: item_id: the model does not know {request.item_id!r}")
+        plan = self._catalogue.plan(request, where)
+        by, why = self._way(request, item, where)
+        scores_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
+        scores_N[item] = -np.inf
+        raised_N = self._raise(scores_N, plan)
+        depth = min(request.depth, len(scores_N))
+        page = None
+        while page is None:
+            top = best_places(scores_N, tie_order(len(scores_N)), depth)
+            is_whole = len(top) < depth or depth >= len(scores_N)
+            page = self._pager.cut(request, top, is_whole, lambda some: scores_N[some])
+            depth = min(4 * depth, len(scores_N))
+        if not is_reordered(request):
+            page = page[np.argsort(-scores_N[page], kind="stable")]
+        return SimilarAnswer(
+            item_id=request.item_id,
+            by=by,
+            why=why,
+            item_ids=[self._bundle.item_ids[row] for row in page],
+            titles=[self._bundle.titles[row] for row in page],
+            scores=scores_N[page].tolist(),
+            boosts=None if raised_N is None else [float(f"{factor:.6g}") for factor in np.exp(raised_N[page])],
+            unknown_in_rules=dict(plan.unknown) or None,
+        )
+
+    def _way(self, request: SimilarRequest, item: int, where: str) -> tuple[By, str]:
+        """How to tell what an item is like, and why so.
+
+        Raises:
+            RequestError: it cannot be told so.
+        """
+        is_cold, has_vectors = not self._bundle.popularity_N[item], self._likeness.vectors_ND.shape[1] > 0
+        missing: dict[str, str] = {}
+        if not has_vectors:
+            missing["vectors"] = "the model has no item vectors"
+        elif not bool(self._likeness.vectors_ND[item].any()):
+            missing["vectors"] = "its vector is zero"
+        if not len(self._users_of(item)):
+            missing["use"] = "nobody had it"
+        text = self._bundle.item_text
+        if text is None or not bool((text[item] != 0).any()):
+            missing["text"] = "the model has no texts of items" if text is None else "it has no text"
+        if request.by != "auto":
+            if request.by in missing:
+                others = ", ".join(way for way in ("vectors", "use", "text") if way not in missing) or "none"
+                raise RequestError(
+                    f"{where}: by: {request.item_id!r} cannot be compared by {request.by}: {missing[request.by]}; "
+                    f"what is left: {others}"
+                )
+            return request.by, "as asked"
+        order: tuple[By, ...] = ("text", "vectors", "use") if is_cold else ("vectors", "use", "text")
+        for way in order:
+            if way not in missing:
+                reason = "nobody had it, so its text speaks" if way == "text" and is_cold else ""
+                return way, reason or (f"not by {order[0]}: {missing[order[0]]}" if way != order[0] else "it was had")
+        said = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
+        raise RequestError(f"{where}: item_id: nothing tells what {request.item_id!r} is like ({said})")
+
+    def _raise(self, scores_N: Array, plan: Plan) -> Array | None:
+        """Boost scores and leave out what is not allowed, in place; the logarithms of the factors, if any."""
+        selection, log_N = plan.selection, None
+        if selection is not None and selection.log_N is not None:
+            log_N = selection.log_N.astype(np.float64)
+            finite = scores_N[np.isfinite(scores_N)]
+            scores_N += log_N * ((float(finite.std()) if len(finite) else 0.0) or 1.0)
+        if selection is not None:
+            scores_N[~selection.allowed.among(np.arange(len(scores_N)))] = -np.inf
+        scores_N[plan.excluded] = -np.inf
+        return log_N
+
+    def _by_vectors(self, item: int) -> Array:
+        return self._likeness.to_all(item).numpy().astype(np.float64)
+
+    def _by_text(self, item: int) -> Array:
+        text = self._bundle.item_text
+        assert text is not None, "looked at before"
+        whole = torch.as_tensor(text)
+        asked_T = whole[item].float()
+        asked_T = asked_T / asked_T.norm().clamp(min=1e-12)
+        found = []
+        for start in range(0, len(whole), _ROWS):
+            piece = whole[start : start + _ROWS].float()
+            lengths = piece.norm(dim=1)
+            cosines = piece @ asked_T / lengths.clamp(min=1e-12)
+            found.append(torch.where(lengths > 0, cosines, -torch.inf))
+        return torch.cat(found).numpy().astype(np.float64)
+
+    def _by_use(self, item: int) -> Array:
+        """−∞ for items that nobody had beside it."""
+        users = self._users_of(item)
+        taken = users[np.unique(np.linspace(0, len(users) - 1, min(_MAX_USERS, len(users))).round().astype(np.int64))]
+        histories = self._bundle.histories
+        lengths = histories.lengths_U[taken]
+        starts = np.repeat(histories.offsets_U1[taken] - (np.cumsum(lengths) - lengths), lengths)
+        places = starts + np.arange(int(lengths.sum()))
+        rows = np.repeat(np.arange(len(taken)), lengths)
+        is_target = histories.are_targets_E[places]
+        num_items = self._bundle.num_items
+        pairs = np.unique(rows[is_target] * num_items + histories.items_E[places[is_target]])
+        together_N = np.bincount(pairs % num_items, minlength=num_items) * (len(users) / len(taken))
+        counts_N = np.diff(self._used[0])
+        scores_N = together_N / (np.sqrt(counts_N * float(len(users))) + _SHRINKAGE)
+        return np.where(together_N > 0, scores_N, -np.inf)
+
+    def _users_of(self, item: int) -> Array:
+        starts_N1, users_P = self._used
+        return users_P[starts_N1[item] : starts_N1[item + 1]]
+
+    @cached_property
+    def _used(self) -> tuple[Array, Array]:
+        """The users of every item, each once: where they begin [N + 1], and the users."""
+        histories, num_items = self._bundle.histories, self._bundle.num_items
+        users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
+        kept_E = histories.are_targets_E
+        pairs_P = np.unique(histories.items_E[kept_E].astype(np.int64) * max(len(histories), 1) + users_E[kept_E])
+        items_P, users_P = np.divmod(pairs_P, max(len(histories), 1))
+        return np.searchsorted(items_P, np.arange(num_items + 1)), users_P.astype(np.int32)

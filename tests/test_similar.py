@@ -1,0 +1,220 @@
+"""Similar items are those that vectors, use or text make similar, and the answer says which; explanations are what the
+model says."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import small_model
+from ruled import World, holds
+
+from recsys.errors import RequestError
+from recsys.registry.bundle import TEXT, Bundle, read_bundle, write_bundle
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import Answer, SimilarAnswer, parse_any, parse_requests
+
+ITEMS, USERS = 200, 40
+AT = "2026-01-01"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> World:
+    return World(tmp_path_factory.mktemp("similar"), ITEMS, USERS)
+
+
+@pytest.fixture(scope="module")
+def bundle(world: World) -> Bundle:
+    return world.bundle()
+
+
+@pytest.fixture(scope="module")
+def recommender(bundle: Bundle) -> Recommender:
+    return Recommender(bundle)
+
+
+def like(recommender: Recommender, item: str, **more: Any) -> SimilarAnswer:
+    [answer] = recommender.answer(parse_any([{"item_id": item, **more}]))
+    assert isinstance(answer, SimilarAnswer)
+    return answer
+
+
+def by_cosine(vectors: Any, item: int, k: int) -> list[str]:
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    scores = unit @ unit[item]
+    scores[item] = -np.inf
+    return [f"i{other}" for other in np.argsort(-scores)[:k]]
+
+
+def test_by_vectors_it_is_the_cosine(bundle: Bundle, recommender: Recommender) -> None:
+    answer = like(recommender, "i3", k=10)
+    assert (answer.by, answer.item_id) == ("vectors", "i3") and len(answer.titles) == 10
+    assert answer.item_ids == by_cosine(bundle.model.item_vectors_ND.numpy(), 3, 10)
+    assert answer.scores == sorted(answer.scores, reverse=True) and max(answer.scores) <= 1 + 1e-6
+
+
+def test_by_use_it_is_who_had_both(bundle: Bundle, recommender: Recommender) -> None:
+    had = [set(bundle.histories.take(np.array([user])).items_E.tolist()) for user in range(USERS)]
+    users = Counter(item for items in had for item in items)
+    together = Counter(item for items in had if 0 in items for item in items - {0})
+    score = {item: n / ((users[0] * users[item]) ** 0.5 + 10) for item, n in together.items()}
+    answer = like(recommender, "i0", by="use", k=200)
+    assert answer.by == "use" and answer.why == "as asked" and len(answer.item_ids) == len(score) < ITEMS - 1
+    for item, found in zip(answer.item_ids, answer.scores, strict=True):
+        assert found == pytest.approx(score[int(item[1:])])
+    assert answer.scores == sorted(answer.scores, reverse=True)
+
+
+def test_by_text_it_is_the_cosine_of_texts(world: World, recommender: Recommender) -> None:
+    texts = world.dataset.text_vectors_NT().astype(np.float32)[:-1]  # the last item has none
+    answer = like(recommender, "i5", by="text", k=8)
+    assert answer.item_ids == by_cosine(texts, 5, 8) and answer.by == "text"
+    assert f"i{ITEMS - 1}" not in like(recommender, "i5", by="text", k=1000).item_ids
+
+
+def test_an_item_that_nobody_had_is_told_by_its_text(world: World, recommender: Recommender) -> None:
+    cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
+    answer = like(recommender, f"i{cold}", k=5)
+    assert (answer.by, answer.why) == ("text", "nobody had it, so its text speaks")
+    assert answer.item_ids == by_cosine(world.dataset.text_vectors_NT().astype(np.float32)[:-1], cold, 5)
+
+
+def test_a_model_that_reads_no_text_keeps_texts_in_eighths_of_the_room(world: World, tmp_path: Path) -> None:
+    model = small_model(world.dataset)
+    model.encoders.granularities["behaviour"].reads_text = False  # type: ignore[union-attr]
+    model.items = replace(model.items, text_ST=model.items.text_ST[:, :0])
+    reads = type(model).reads_text
+    try:
+        type(model).reads_text = property(lambda self: False)  # type: ignore[method-assign,assignment]
+        from recsys.registry.bundle import _write_for_rules
+
+        _write_for_rules(tmp_path, model, world.dataset)
+    finally:
+        type(model).reads_text = reads  # type: ignore[method-assign]
+    from safetensors.numpy import load_file
+
+    kept = load_file(tmp_path / TEXT)["text"]
+    texts = world.dataset.text_vectors_NT().astype(np.float32)
+    assert kept.dtype == np.int8 and kept.shape == texts.shape and not kept[-1].any()
+    unit = texts[:-1] / np.linalg.norm(texts[:-1], axis=1, keepdims=True)
+    assert np.abs(kept[:-1] / 127 - unit).max() < 0.005
+
+
+def test_rules_hold_for_similar_items(world: World, recommender: Recommender) -> None:
+    filters = {"price": {"lt": 40}, "kind": ["toys", "games"]}
+    whole = like(recommender, "i3", k=1000)
+    answer = like(recommender, "i3", k=6, filters=filters, exclude=whole.item_ids[:2], offset=2)
+    allowed = [item for item in whole.item_ids[2:] if holds(world.rows[int(item[1:])], filters)]
+    assert answer.item_ids == allowed[2:8]
+    boosted = like(recommender, "i3", k=5, boost={"factor": 100, "items": [whole.item_ids[-1]]})
+    assert boosted.item_ids[0] == whole.item_ids[-1] and boosted.boosts == [100.0, 1.0, 1.0, 1.0, 1.0]
+    capped = like(recommender, "i3", k=10, diversify={"attribute": "brand", "most": 2})
+    assert max(Counter(world.rows[int(item[1:])]["brand"] for item in capped.item_ids).values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"item_id": "x"}, r"request 0: item_id: the model does not know 'x'"),
+        ({"item_id": 3}, r"request 0: item_id: got 3 \(int\), expected a string"),
+        ({"item_id": "i1", "by": "looks"}, r"by: got 'looks'.*'auto', 'vectors', 'use' or 'text'"),
+        ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; there are: boost, by, candidates"),
+        (
+            {"item_id": f"i{ITEMS - 1}", "by": "text"},
+            r"cannot be compared by text: it has no text; what is left: vectors",
+        ),
+        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: nobody had it"),
+        ({"item_id": "i1", "explain": True}, r"explain: unknown field"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        recommender.answer(parse_any([row]))
+
+
+def test_questions_of_both_kinds_are_answered_in_their_order(recommender: Recommender) -> None:
+    rows = [{"user_id": "u0", "at": AT}, {"item_id": "i3"}, {"user_id": "u1", "at": AT}]
+    found = recommender.answer(parse_any(rows))
+    assert [type(answer) for answer in found] == [Answer, SimilarAnswer, Answer]
+    bad = [*rows, {"user_id": "u1", "history": [{"item_id": "i1", "event_type": "stolen"}]}]
+    with pytest.raises(RequestError, match="request 3: history"):
+        recommender.answer(parse_any(bad))
+
+
+# ------------------------------------------------------------------------------------------------------- explanations
+
+
+def ask(recommender: Recommender, **request: Any) -> Answer:
+    return recommender.recommend(parse_requests([{"at": AT, **request}]))[0]
+
+
+def test_a_past_item_speaks_by_what_is_lost_without_it(recommender: Recommender) -> None:
+    history = ["i1", "i2", "i9", "i17"]
+    answer = ask(recommender, history=history, k=6, explain=True)
+    assert answer.explanations is not None and len(answer.explanations) == 6
+    named = 0
+    for item, score, why in zip(answer.item_ids, answer.scores, answer.explanations, strict=True):
+        lost = {}
+        for gone in history:
+            rest = ask(recommender, history=[one for one in history if one != gone], candidates=[item], k=1)
+            lost[gone] = score - rest.scores[0]
+        expected = sorted((one for one in lost if lost[one] > 1e-4), key=lambda one: -lost[one])[:3]
+        assert [entry["item_id"] for entry in why["items"]] == expected
+        for entry in why["items"]:
+            assert entry["effect"] == pytest.approx(lost[entry["item_id"]], rel=1e-3, abs=1e-4)
+            assert entry["title"] in why["sentence"]
+            named += 1
+    assert named > 6
+
+
+def test_friends_speak_by_what_each_alone_would_say(recommender: Recommender) -> None:
+    answer = ask(recommender, history=["i1"], friends=["u1", "u2"], k=8, explain=True)
+    assert answer.explanations is not None
+    named = 0
+    for item, why in zip(answer.item_ids, answer.explanations, strict=True):
+        for entry in why["friends"]:
+            alone = ask(recommender, history=["i1"], friends=[entry["user_id"]], candidates=[item], k=1)
+            assert entry["share"] == pytest.approx(alone.shares["social"][0], rel=1e-3, abs=1e-5)
+            assert entry["user_id"] in why["sentence"]
+            named += 1
+    assert named > 0
+    stored = ask(recommender, user_id="u0", k=8, explain=True)
+    assert stored.explanations is not None
+    friends = {entry["user_id"] for why in stored.explanations for entry in why["friends"]}
+    assert friends and friends <= {f"u{row}" for row in recommender.bundle.friends_of(0)}
+
+
+def test_the_sentence_names_the_granularity_of_the_largest_share(recommender: Recommender) -> None:
+    answer = ask(recommender, user_id="u2", k=10, explain=True, boost={"factor": 3, "filters": {"used": True}})
+    assert answer.explanations is not None and answer.boosts is not None
+    for place, why in enumerate(answer.explanations):
+        positive = {name: shares[place] for name, shares in answer.shares.items() if shares[place] > 0}
+        share = max(positive.values()) / sum(positive.values())
+        assert f"({share:.0%} of what".replace("%", " %") in why["sentence"]
+        assert ("raised by a factor of 3" in why["sentence"]) == (answer.boosts[place] == 3)
+        assert re.fullmatch(r"“Title of i\d+”: .*\.", why["sentence"])
+    plain = ask(recommender, user_id="u2", k=10)
+    assert "explanations" not in plain.to_dict()
+
+
+def test_who_is_unknown_is_told_so(recommender: Recommender) -> None:
+    answer = ask(recommender, user_id="nobody", k=2, explain=True)
+    assert answer.explanations is not None and answer.source == "popularity"
+    assert "nothing is known of you yet" in answer.explanations[0]["sentence"]
+    assert answer.explanations[0]["items"] == [] == answer.explanations[0]["friends"]
+
+
+def test_friends_and_attributes_are_sealed(world: World, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", small_model(world.dataset), world.dataset, {})
+    found = read_bundle(tmp_path / "bundle")
+    assert found.attributes is not None and set(found.attributes.columns) == {*world.rows[0], "out"}
+    src, dst, _ = world.dataset.social_edges()
+    for user in range(USERS):
+        assert sorted(found.friends_of(user)) == sorted(src[dst == user].tolist())
+    assert {"attributes.parquet", "friends.parquet"} <= found.info.files.keys()
