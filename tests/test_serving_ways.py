@@ -38,7 +38,7 @@ from recsys.registry.register import active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.batch import recommend_all
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
 from recsys.training.build import build_graphs, build_model
 
@@ -52,7 +52,14 @@ REQUESTS: list[dict[str, Any]] = [
     {"user_id": "by attributes", "attributes": {"age": 30, "town": "Ulm"}, "k": 3},
     {"user_id": "u2", "context": {"weather": "sun"}, "k": 5, "exclude_seen": False},
     {"user_id": "nobody", "k": 6},  # popular items
+    {"user_id": "u3", "filters": {"kind": ["a", "b"], "price": {"lt": 9}}, "exclude": ["i1"], "k": 2, "offset": 1},
+    {"user_id": "u4", "boost": {"factor": 2, "filters": {"kind": "a"}}, "candidates": ["i1", "i3", "i4", "x"], "k": 3},
+    {"user_id": "diverse", "history": ["i1"], "diversify": {"attribute": "kind", "most": 1}, "explain": True, "k": 3},
 ]
+SIMILAR: dict[str, Any] = {"item_id": "i2", "by": "vectors", "filters": {"kind": "a"}, "k": 3}
+BAD_RULE = {"user_id": "u0", "filters": {"kin": "a"}}
+WRONG_RULE = "request 0: filters.kin: unknown attribute 'kin'; the model knows: kind, price"
+TOKEN = "a token of the warehouse"
 MISTYPED = {"user_id": "u0", "exclude_sen": False}
 
 
@@ -79,6 +86,10 @@ class Served:
             event_types=("view", "buy"),
             friends=((0, 3), (1, 2)),
             text_width=6,
+            item_columns={
+                "kind": pa.array(["a", "b", "c"] * (ITEMS // 3)),
+                "price": pa.array([float(place) for place in range(ITEMS)]),
+            },
             user_columns={"age": ages, "town": pa.array(["Ulm", "Bonn", "Ulm", "Bonn", None, "Ulm"])},
             context=(ContextColumn("weather", ("rain", "sun")),),
             codes=[[[2 + (user + place) % 2] for place in range(len(row))] for user, row in enumerate(HISTORIES)],
@@ -116,9 +127,16 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found["shares"][name] == pytest.approx(shares, rel=1e-5, abs=1e-6)
 
 
+def without_nulls(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """A row of a data frame, whose columns are those of all rows, without what its own answer does not have."""
+    return {name: value for name, value in row.items() if value is not None or name in answer}
+
+
 def test_the_requests_ask_all_there_is(served: Served) -> None:
     answers = served.expected()
-    assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"]
+    assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"] + ["model"] * 3
+    assert answers[8]["boosts"] is not None and answers[8]["unknown_in_rules"] == {"candidates": ["x"]}
+    assert answers[9]["explanations"][0]["sentence"]
     assert answers[1]["unknown_items"] == ["mystery"] and answers[3]["unknown_friends"] == ["zoe"]
     for place, name in ((3, "social"), (4, "profile"), (5, "evolution")):
         assert any(answers[place]["shares"][name])
@@ -134,7 +152,11 @@ def test_in_one_process_all_ways_are_equal(served: Served) -> None:
         frame = mlflow.pyfunc.load_model("models:/pocket@champion").predict(REQUESTS)
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
-        assert row == answer
+        assert without_nulls(row, answer) == answer
+    [like] = [answer.to_dict() for answer in Recommender.load(served.bundle).answer(parse_any([SIMILAR]))]
+    with active(served.uri):
+        [row] = mlflow.pyfunc.load_model("models:/pocket@champion").predict([SIMILAR]).to_dict("records")
+    assert {name: value for name, value in row.items() if value is not None} == like
     service = Service(Limits(10_000, 100))
     service.adopt(read_bundle(served.bundle), {"version": "1"})
     [outcome] = service.answer([parse_requests(REQUESTS)])
@@ -153,8 +175,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def post(url: str, content: Any, timeout: float = 200) -> Any:
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+def post(url: str, content: Any, timeout: float = 200, **headers: str) -> Any:
+    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         return json.loads(reply.read())
 
@@ -261,21 +283,41 @@ def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_p
         assert [row["score"] for row in mine] == answer["scores"]
         for name, shares in answer["shares"].items():
             assert [row[f"share_{name}"] for row in mine] == shares
+        assert [row["boost"] for row in mine] == (answer.get("boosts") or [None] * len(mine))
+        said = [None if row["explanation"] is None else json.loads(row["explanation"]) for row in mine]
+        assert said == (answer.get("explanations") or [None] * len(mine))
     port = free_port()
     with mlflow_server("models:/pocket@champion", tmp_path, port, uri=served.uri):
         url = f"http://127.0.0.1:{port}/invocations"
-        assert post(url, {"dataframe_records": REQUESTS})["predictions"] == expected
+        found = post(url, {"dataframe_records": REQUESTS})["predictions"]
+        assert [without_nulls(row, answer) for row, answer in zip(found, expected, strict=True)] == expected
         for request, answer in zip(REQUESTS, expected, strict=True):
             assert_close(post(url, {"inputs": [request]})["predictions"][0], answer)
         for form in ("dataframe_records", "inputs", "instances"):
             assert "exclude_sen: unknown field" in refused(url, {form: [MISTYPED]}, 400)["message"]
         assert "user_id: got 7" in refused(url, {"inputs": [{"user_id": 7}]}, 400)["message"]
+        [like] = post(url, {"dataframe_records": [SIMILAR]})["predictions"]
+        assert WRONG_RULE in refused(url, {"inputs": [BAD_RULE]}, 400)["message"]
+    with pytest.raises(RequestError, match=WRONG_RULE):
+        recommend_all(served.bundle, tmp_path / "refused.parquet", requests=[BAD_RULE])
     with pytest.raises(RequestError, match="exclude_sen: unknown field"):
         recommend_all(served.bundle, tmp_path / "refused.parquet", requests=[MISTYPED])
     port = free_port()
-    with ray_server(served, tmp_path, port) as process:
+    stock = {"serve.stock_token_env": "STOCK", "serve.stock_file": str(tmp_path / "stock.json")}
+    words = [word for key, value in stock.items() for word in (f"--{key}", value)]
+    with ray_server(served, tmp_path, port, *words, STOCK=TOKEN) as process:
         url = f"http://127.0.0.1:{port}"
         assert post(f"{url}/recommend", REQUESTS) == expected
+        found = post(f"{url}/similar", SIMILAR)
+        assert found == {name: value for name, value in like.items() if value is not None}
+        assert WRONG_RULE in refused(f"{url}/recommend", BAD_RULE, 400)["error"]
+        assert refused(f"{url}/stock", {"out": ["i3"]}, 401)
+        changed = post(f"{url}/stock", {"out": ["i3", "gone"]}, Authorization=f"Bearer {TOKEN}")
+        assert (changed["out"], changed["revision"], changed["unknown"]) == (2, 1, 1)
+        assert "i3" not in post(f"{url}/recommend", {"user_id": "nobody", "k": 100})["item_ids"]
+        assert get(f"{url}/model")["stock"]["out"] == 2
+        assert json.loads((tmp_path / "stock.json").read_text())["out"] == ["gone", "i3"]
+        post(f"{url}/stock", {"remove": ["i3", "gone"]}, Authorization=f"Bearer {TOKEN}")
         assert post(f"{url}/invocations", {"dataframe_records": REQUESTS})["predictions"] == expected
         for request, answer in zip(REQUESTS, expected, strict=True):
             assert_close(post(f"{url}/recommend", request), answer)

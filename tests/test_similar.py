@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from handmade import small_model
 from ruled import World, holds
 
+from recsys.config import build_config
+from recsys.data.histories import Split
 from recsys.errors import RequestError
-from recsys.registry.bundle import TEXT, Bundle, read_bundle, write_bundle
+from recsys.registry.bundle import Bundle, read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, SimilarAnswer, parse_any, parse_requests
+from recsys.training.build import build_graphs, build_model
 
 ITEMS, USERS = 200, 40
 AT = "2026-01-01"
@@ -71,39 +74,35 @@ def test_by_use_it_is_who_had_both(bundle: Bundle, recommender: Recommender) -> 
     assert answer.scores == sorted(answer.scores, reverse=True)
 
 
-def test_by_text_it_is_the_cosine_of_texts(world: World, recommender: Recommender) -> None:
-    texts = world.dataset.text_vectors_NT().astype(np.float32)[:-1]  # the last item has none
+def test_by_text_it_is_the_cosine_of_texts(recommender: Recommender) -> None:
+    texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # as the model reads them: whitened
     answer = like(recommender, "i5", by="text", k=8)
     assert answer.item_ids == by_cosine(texts, 5, 8) and answer.by == "text"
     assert f"i{ITEMS - 1}" not in like(recommender, "i5", by="text", k=1000).item_ids
 
 
-def test_an_item_that_nobody_had_is_told_by_its_text(world: World, recommender: Recommender) -> None:
+def test_an_item_that_nobody_had_is_told_by_its_text(recommender: Recommender) -> None:
     cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
     answer = like(recommender, f"i{cold}", k=5)
     assert (answer.by, answer.why) == ("text", "nobody had it, so its text speaks")
-    assert answer.item_ids == by_cosine(world.dataset.text_vectors_NT().astype(np.float32)[:-1], cold, 5)
+    assert answer.item_ids == by_cosine(torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5)
 
 
-def test_a_model_that_reads_no_text_keeps_texts_in_eighths_of_the_room(world: World, tmp_path: Path) -> None:
-    model = small_model(world.dataset)
-    model.encoders.granularities["behaviour"].reads_text = False  # type: ignore[union-attr]
-    model.items = replace(model.items, text_ST=model.items.text_ST[:, :0])
-    reads = type(model).reads_text
-    try:
-        type(model).reads_text = property(lambda self: False)  # type: ignore[method-assign,assignment]
-        from recsys.registry.bundle import _write_for_rules
-
-        _write_for_rules(tmp_path, model, world.dataset)
-    finally:
-        type(model).reads_text = reads  # type: ignore[method-assign]
-    from safetensors.numpy import load_file
-
-    kept = load_file(tmp_path / TEXT)["text"]
+def test_a_model_that_reads_no_text_keeps_the_texts_beside_it(world: World, tmp_path: Path) -> None:
+    sections = {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
+    model = build_model(build_config(sections), world.dataset, Split.VALID)
+    frozen = model.freeze(build_graphs(world.dataset, Split.VALID, model))
+    assert not frozen.reads_text
+    write_bundle(tmp_path / "bundle", frozen, world.dataset, {})
+    bundle = read_bundle(tmp_path / "bundle")
     texts = world.dataset.text_vectors_NT().astype(np.float32)
-    assert kept.dtype == np.int8 and kept.shape == texts.shape and not kept[-1].any()
+    assert bundle.text_NT is not None and bundle.text_NT.dtype == np.int8 and not bundle.text_NT[-1].any()
     unit = texts[:-1] / np.linalg.norm(texts[:-1], axis=1, keepdims=True)
-    assert np.abs(kept[:-1] / 127 - unit).max() < 0.005
+    assert np.abs(bundle.text_NT[:-1] / 127 - unit).max() < 0.005
+    answer = like(Recommender(bundle), "i5", by="text", k=8)
+    scores = unit @ unit[5]
+    assert answer.scores == pytest.approx(np.sort(np.delete(scores, 5))[::-1][:8], abs=0.02)
+    assert bundle.friends is None, "this model reads none"
 
 
 def test_rules_hold_for_similar_items(world: World, recommender: Recommender) -> None:
@@ -127,7 +126,7 @@ def test_rules_hold_for_similar_items(world: World, recommender: Recommender) ->
         ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; there are: boost, by, candidates"),
         (
             {"item_id": f"i{ITEMS - 1}", "by": "text"},
-            r"cannot be compared by text: it has no text; what is left: vectors",
+            r"cannot be compared by text: it has no text; what is left: none",
         ),
         ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: nobody had it"),
         ({"item_id": "i1", "explain": True}, r"explain: unknown field"),

@@ -148,9 +148,7 @@ class Bundle:
     histories: Histories  # row = dense user id; all events, with the part each belongs to
     index: ItemIndex | None = None  # of large catalogues: who answers by it need not score every item
     attributes: ItemAttributes | None = None  # what rules of requests read; None in bundles of earlier releases
-    text_NT: Array | None = (
-        None  # int8 vectors of the items' texts, zero without; None where the model has them, or none
-    )
+    text_NT: Array | None = None  # int8 vectors of items' texts, zero without; None where the model has them, or none
     friends: tuple[Array, Array] | None = None  # where each user's friends begin [U + 1], and the friends, dense ids
 
     def friends_of(self, user: int) -> list[int]:

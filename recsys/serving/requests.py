@@ -259,7 +259,8 @@ def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]
 
 
 def filled(rows: Iterable[Any], defaults: Mapping[str, Any]) -> list[Any]:
-    """Rows without empty cells, the defaults where they do not say; whole numbers that a data frame made floats.
+    """Rows without empty cells, the defaults where they do not say; whole numbers that a data frame made floats. A row
+    that asks for similar items takes the default ``k`` alone.
 
     >>> filled([{"user_id": "u", "history": None, "k": 5.0}], {"k": 3, "exclude_seen": False})
     [{'k': 5, 'exclude_seen': False, 'user_id': 'u'}]
@@ -267,7 +268,9 @@ def filled(rows: Iterable[Any], defaults: Mapping[str, Any]) -> list[Any]:
     found: list[Any] = []
     for row in rows:
         if isinstance(row, Mapping):
-            row = {**defaults, **{str(name): value for name, value in row.items() if value is not None}}
+            is_similar = row.get(SIMILAR_TO) is not None
+            mine = {name: value for name, value in defaults.items() if name == "k" or not is_similar}
+            row = {**mine, **{str(name): value for name, value in row.items() if value is not None}}
             row |= {name: _whole(row[name]) for name in _WHOLE if name in row}
         found.append(row)
     return found

@@ -178,7 +178,7 @@ def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) ->
     candidates.
 
     >>> _in_blocks(np.array([2, 0, 1]), np.array([0, 1, 2]), [1, 2], 2).tolist()
-    [0, 2, 1]
+    [0, 2]
     """
     if len(ends) == 1:
         return best_C
