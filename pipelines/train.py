@@ -99,8 +99,8 @@ def _trained_apart(
     found, names = {}, list(sections(config))
     for number, name in enumerate(names, 1):
         folder.progress(f"training {name} apart, {number} of {len(names)}")
-        own = own_config(config, name, goes_on=descent is not None)
         start = None if descent is None else descent.apart.get(name)
+        own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
         found[name] = train_on_ray(own, dataset, validate, report, start)
     return found

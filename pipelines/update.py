@@ -173,9 +173,11 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         f"{len(dataset.manifest.event_types) - earlier.sizes.num_types:,} event types",
     ]
     folder.progress(f"warm start with {', '.join(new)} more; {int(newer_V.sum()):,} users to validate on")
+    known = [name for name, section in sections(config).items() if section.signal in earlier.sizes.inputs]
+    anew = [*anew, *(name for name in sections(config) if name not in known)]  # the parent's stacking dropped them
     if anew:
         folder.progress(f"starting anew, as the parent has none: {', '.join(anew)}")
-    apart = {name: _grown_apart(config, dataset, earlier, name) for name in sections(config)}
+    apart = {name: _grown_apart(config, dataset, earlier, name) for name in known}
     return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), apart, newer_V)
 
 

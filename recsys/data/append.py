@@ -386,15 +386,13 @@ class Appending(Preparation):
     def _add_moved(self, encoded: list[list[Any]], times: list[list[Any]], plan: SplitPlan) -> None:
         """Events of users whom the new cut-offs touch, without new ones of their own."""
         finder, encoder = task(moved_users), task(encode_touched, 3)
-        of_before = [ref for ref in times]
+        firsts = np.cumsum([0, *(2 if refs else 1 for refs in encoded[:-1])]).tolist()  # a bucket's times of before
+        moved = [finder.remote(times[first][0], self._old_plan, plan) for first in firsts]
         user_ids = ray.get(self._ids[0])
-        place = 0
-        for bucket, refs in enumerate(encoded):
-            moved = finder.remote(of_before[place][0], self._old_plan, plan)
-            place += 2 if refs else 1
+        for bucket, found in enumerate(moved):
             if bucket in self._whole_buckets:
                 continue
-            numbers = np.setdiff1d(fetch(moved), self._numbers[bucket])
+            numbers = np.setdiff1d(fetch(found), self._numbers[bucket])
             if len(numbers):
                 users = user_ids.take(pa.array(numbers))
                 order = pc.sort_indices(users)
