@@ -16,6 +16,7 @@ from recsys.config import build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
+from recsys.evaluation import stacking
 from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle
 from recsys.serving.recommender import Recommender
@@ -30,7 +31,7 @@ OWN = {
     "kind": "apart",
     "enabled": True,
     "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True, "cell": "gru"}}},
-    "train": {"epochs": 2, "lr": 0.02},
+    "train": {"epochs": 8, "lr": 0.02},
     "seed": 3,
 }
 
@@ -58,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
             "fusion": {"stack": True},
             "granularities": {
                 "evolution": {"enabled": True},
-                "item_cf": {"enabled": True, "regularisation": 10, "recency": 0, "itself": True},
+                "item_cf": {"enabled": True, "regularisation": 1e6, "recency": 0, "itself": True},
                 "gru": OWN,
             },
         },
@@ -133,16 +134,40 @@ def test_it_is_served_and_its_model_apart_is_of_all_events(world: Path) -> None:
     assert len(answer.item_ids) == 3
 
 
-def test_an_update_goes_on_from_its_weights(world: Path) -> None:
+def test_an_update_goes_on_from_its_weights(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events(world / "2-tuesday.csv", range(8, 10))
     with training_here() as trained:
         assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "tuesday")]) == 0
     assert trained[:2] == [str(world / "tuesday"), str(world / "tuesday/apart/gru")]
+    assert "starting anew" not in capsys.readouterr().out
     before, after = opened(world, "monday")[1], opened(world, "tuesday")[1]
     old, new = (own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after))
     assert old.shape == new.shape and not torch.equal(old, new)
     fresh = np.linalg.norm(old.numpy())
     assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near to the parent's, not anew"
+
+
+def test_an_update_trains_it_anew_where_the_parent_dropped_it(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacking, "_NOTHING", 0.5)  # item_cf has more
+    words = [
+        "--config",
+        str(world / "c.yaml"),
+        "--registry.name",
+        "other",
+        "--model.granularities.item_cf.regularisation",
+        "10",
+    ]
+    with training_here():
+        assert main(["run", *words, "--run.dir", str(tmp_path / "strong")]) == 0
+        assert not any(opened(tmp_path, "strong")[1].choices["stack"]["members"]["gru"]["weights"]), (
+            "item_cf is the model"
+        )
+        capsys.readouterr()
+        parent = ["--update.model", str(tmp_path / "strong/bundle")]
+        assert main(["update", *words, *parent, "--run.dir", str(tmp_path / "next")]) == 0
+    assert "starting anew, as the parent has none: gru" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ class _Blend:
         likely_M = likely_M / max(likely_M.sum(), _LEAST)
         weights_M = _SELECTED * selected_M + (1 - _SELECTED) * likely_M
         is_little_M = (weights_M < _LITTLE) & (np.minimum(selected_M, likely_M) < _NONE)
-        weights_M = np.where((weights_M < _NOTHING) | is_little_M, 0.0, weights_M)
+        is_dropped_M = ((weights_M < _NOTHING) | is_little_M) & (weights_M < weights_M.max())
+        weights_M = np.where(is_dropped_M, 0.0, weights_M)
         return np.tile(weights_M / weights_M.sum(), (self.num_groups, 1))
 
 
