@@ -285,6 +285,8 @@ def plan(verb: str, config: Config) -> str:
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
         "candidate": config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}",
+        "compared": " and ".join(config.compare.runs) or "two run folders",
+        "comparison": config.compare.out or f"{(config.compare.runs or ['RUN'])[0].rstrip('/')}/compare.json",
         "pulled": config.pull.model or f"models:/{config.registry.name}@champion",
         "target": config.pull.dir.rstrip("/") or "DIR",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",

@@ -14,6 +14,7 @@ Layout::
     drift.json               of update: how far newer events are from the parent's
     bundle/ registered.json  of registration
     promotion.json promotion.md  of promote: the last decision
+    compare.json             of compare: this run against another one
     recommendations.parquet  of recommend
     tracking.json            the MLflow run that the stages share
 

@@ -62,6 +62,9 @@ STAGES: Final[dict[str, Stage]] = {
         ("{dataset}/", "{candidate}", "models:/{name}@champion in {tracking}"),
         ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate says yes"),
     ),
+    "compare": Stage(
+        ("config.yaml, metrics.json and model/ of {compared}", "the dataset of the first"), ("{comparison}",)
+    ),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "forget": Stage(
         ("{dataset}/", "{run}/model/", "every version in {tracking}"),
@@ -157,6 +160,12 @@ VERBS: Final[dict[str, Verb]] = {
         "make the challenger the champion if it is better beyond doubt; --rollback goes back",
         ("promote",),
         reads_model=False,
+    ),
+    "compare": Verb(
+        "pipelines.compare:command",
+        "two finished runs on the same test users: a paired test of every metric",
+        ("compare",),
+        usage="recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]",
     ),
     "pull": Verb(
         "pipelines.pull:command",

@@ -165,6 +165,7 @@ def test_an_update_trains_it_anew_where_the_parent_dropped_it(
             "item_cf is the model"
         )
         capsys.readouterr()
+        events(world / "3-wednesday.csv", range(10, 12))
         parent = ["--update.model", str(tmp_path / "strong/bundle")]
         assert main(["update", *words, *parent, "--run.dir", str(tmp_path / "next")]) == 0
     assert "starting anew, as the parent has none: gru" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
+from recsys.config.compare import CompareConfig
 from recsys.config.data import DataConfig
 from recsys.config.evaluate import EvaluateConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
@@ -62,6 +63,7 @@ class Config(Section):
     tune: TuneConfig = Field(default_factory=TuneConfig)
     serve: ServeConfig = Field(default_factory=ServeConfig)
     promote: PromoteConfig = Field(default_factory=PromoteConfig)
+    compare: CompareConfig = Field(default_factory=CompareConfig)
     pull: PullConfig = Field(default_factory=PullConfig)
     forget: ForgetConfig = Field(default_factory=ForgetConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

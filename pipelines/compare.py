@@ -1,0 +1,270 @@
+"""``recsys compare RUN RUN``: two finished runs on the same test users, by a paired bootstrap of every accuracy metric.
+
+Reads of both run folders config.yaml, metrics.json and model/, and the prepared dataset; ranks the test part with both
+models and writes RUN/compare.json. What is compared are the models that were evaluated: with ``train.final`` not the
+one that answers, which has seen test.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.folder import RunFolder, write_atomically
+from pipelines.prepare import open_dataset
+from pipelines.progress import Progress, table
+from pipelines.session import quiet
+from pipelines.stages import VERBS
+from pipelines.train import model_sha256, open_trained
+from recsys.config import Config, load_config
+from recsys.data.bounded import asked_queries
+from recsys.data.histories import Split
+from recsys.errors import ArtifactError, ConfigError
+from recsys.evaluation.bootstrap import LEVEL
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.paired import accuracy_of, paired_metrics
+from recsys.registry.tracking import flatten
+from recsys.storage.uris import is_remote
+from recsys.training.threads import settle_threads
+
+_READ: Final = ("compare.", "evaluate.bootstrap", "evaluate.chunk_users", "seed")
+_ROUNDING: Final = 1e-4  # by which another machine's ranking may differ from that of the evaluation
+_CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` in it first"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One finished run."""
+
+    place: str  # as it was named
+    folder: RunFolder
+    config: Config
+    metrics: dict[str, Any]
+
+    @property
+    def ks(self) -> set[int]:
+        return {*self.config.evaluate.ks, parse_metric(self.config.train.metric, tuple(QUERY_METRICS)).k}
+
+
+def command(words: Sequence[str]) -> int:
+    """Read the words behind ``compare``: two run folders and options.
+
+    Raises:
+        UsageError: other words, or an option that this verb does not read.
+    """
+    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    places = list(words[: options[0] if options else len(words)])
+    arguments = parse(words[len(places) :])
+    for name, _ in arguments.overrides:
+        if not name.startswith(_READ[0]) and name not in _READ:
+            raise UsageError(
+                f"compare does not read --{name}: the settings are those of the two runs; it reads --compare.out, "
+                "--evaluate.bootstrap, --evaluate.chunk_users and --seed"
+            )
+    config = config_of(arguments.config, arguments.overrides)
+    config.compare.runs = places or config.compare.runs
+    if len(config.compare.runs) != 2:
+        raise UsageError(f"got {len(config.compare.runs)} run folders, expected two; usage: {VERBS['compare'].usage}")
+    quiet()
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(_opened(place)) for place in config.compare.runs)
+        _check_same(first, second)
+        if arguments.dry_run:
+            print(plan("compare", config))
+        else:
+            compare(config, first, second)
+    return 0
+
+
+def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
+    """Rank the test part with both, say and write what differs; returns the content of ``compare.json``.
+
+    Raises:
+        ArtifactError: a model or the dataset is not what the run says.
+        ConfigError: the two do not ask the same users.
+    """
+    say = first.folder.progress
+    dataset = open_dataset(first.config)
+    queries = asked_queries(dataset, Split.TEST, first.config)
+    theirs = asked_queries(dataset, Split.TEST, second.config)
+    if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):
+        raise _differ(first, second, ["asked users: two samples (seed, evaluate.max_users)"])
+    ks = sorted(first.ks & second.ks)
+    if not ks:
+        raise _differ(
+            first, second, [f"evaluate.ks: {sorted(first.ks)} and {sorted(second.ks)} have nothing in common"]
+        )
+    settle_threads(first.config, dataset.num_items, say)
+    say(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users with both models")
+    chunk, values, rows = config.evaluate.chunk_users, [], []
+    for side in (first, second):
+        scorer = open_trained(side.config, side.folder, dataset).frozen
+        ranking, found = accuracy_of(scorer, queries, ks, side.config.evaluate.exclude_seen, chunk)
+        values.append(found)
+        rows.append(ranking.rows_B)
+    assert np.array_equal(*rows), "the same queries count for both"
+    record = {
+        "first": _described(first),
+        "second": _described(second),
+        "dataset": {key: first.metrics["data"][key] for key in ("name", "content_hash", "split")},
+        "queries": len(rows[0]),
+        "metric": first.config.train.metric,
+        "level": LEVEL,
+        "resamples": config.evaluate.bootstrap,
+        "seed": config.seed,
+        "metrics": paired_metrics(values[0], values[1], config.evaluate.bootstrap, config.seed),
+        "settings": _settings(first, second),
+        "notes": _notes(first, second, values),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for text in _words(record):
+        say(text)
+    say(f"wrote {_write(config, first, record)}")
+    return record
+
+
+# ----------------------------------------------------------------------------------------------------- the two folders
+
+
+@contextmanager
+def _opened(place: str) -> Iterator[Side]:
+    """A run folder to read, a remote one through a temporary folder; it is neither made nor locked."""
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+        mirror = None
+        root = Path(place)
+        if is_remote(place):
+            from recsys.storage.mirror import Mirror
+
+            root, mirror = Path(name), Mirror(Path(name), place)
+            mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
+        elif not root.is_dir():
+            raise ArtifactError(f"{place} is no folder; {_CURE}")
+        folder = RunFolder(root, Progress(sys.stdout, Path(name) / "compare.log"), mirror)
+        if not folder.config.is_file():
+            raise ArtifactError(f"{place} is no run folder: it has no config.yaml; {_CURE}")
+        metrics = folder.read_json(folder.metrics, _CURE)
+        if not (folder.model / "model.safetensors").is_file():
+            raise ArtifactError(f"{place} has no trained model: model/ is missing; {_CURE}")
+        if metrics.get("model_sha256") != model_sha256(folder):
+            raise ArtifactError(f"metrics.json in {place} is of another model than model/; run `recsys evaluate` there")
+        yield Side(place, folder, load_config(folder.config, [("run.dir", place)]), metrics)
+
+
+def _check_same(first: Side, second: Side) -> None:
+    """That both were measured on the same queries, by what their metrics say.
+
+    Raises:
+        ConfigError: they were not; it names every difference.
+    """
+    ours, theirs = first.metrics["data"], second.metrics["data"]
+    keys = ["split"] if ours["content_hash"] != theirs["content_hash"] else []
+    keys += ["exclude_seen", "asked_queries", "queries"]
+    found = []
+    if ours["content_hash"] != theirs["content_hash"]:
+        shown = [f"{data['name']} {data['content_hash'][:12]}" for data in (ours, theirs)]
+        found.append(f"dataset: {shown[0]} and {shown[1]}{_prepared_differently(first, second)}")
+    found += [f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+    if found:
+        raise _differ(first, second, found)
+
+
+def _prepared_differently(first: Side, second: Side) -> str:
+    """The settings of section ``data`` in which two datasets differ; empty where the files do."""
+    before, after = (flatten(side.config.data.model_dump(mode="json"), "data.") for side in (first, second))
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    shown = [f"{key} {before.get(key)!r} and {after.get(key)!r}" for key in keys if key != "data.dir"]
+    return (
+        f" ({'; '.join(shown[:5])}{' …' if len(shown) > 5 else ''})" if shown else " (the files of the source differ)"
+    )
+
+
+def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{first.place} and {second.place} were not measured on the same queries, so that no pair can be made: "
+        f"{'; '.join(found)}; train and evaluate both with the same data and evaluate settings"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the words
+
+
+def _described(side: Side) -> dict[str, Any]:
+    return {
+        "run": side.place,
+        "model_sha256": side.metrics["model_sha256"],
+        "granularities": [*side.metrics["granularities"]],
+        "fitted_through": side.metrics["data"].get("fitted_through", ""),
+    }
+
+
+def _settings(first: Side, second: Side) -> dict[str, list[Any]]:
+    """Dotted key → both values of what differs in the sections that make a model."""
+    trees = []
+    for side in (first, second):
+        tree = side.config.model_dump(mode="json")
+        trees.append(flatten({name: tree[name] for name in ("seed", "model", "train") if name in tree}))
+    keys = sorted(key for key in trees[0].keys() | trees[1].keys() if trees[0].get(key) != trees[1].get(key))
+    return {key: [trees[0].get(key), trees[1].get(key)] for key in keys}
+
+
+def _notes(first: Side, second: Side, values: list[dict[str, Any]]) -> list[str]:
+    notes = []
+    through = [side.metrics["data"].get("fitted_through", "") for side in (first, second)]
+    if through[0] != through[1]:
+        notes.append(f"the first was fitted through {through[0]}, the second through {through[1]} (train.refit)")
+    for side, found in zip((first, second), values, strict=True):
+        for name, values_B in found.items():
+            told = side.metrics["model"].get(name)
+            if told is not None and abs(told - float(values_B.mean())) > _ROUNDING:
+                notes.append(f"{side.place}: {name} is {values_B.mean():.4f} here, {told:.4f} in its metrics.json")
+    return notes
+
+
+def _words(record: dict[str, Any]) -> list[str]:
+    """The table and the verdict on the main metric."""
+    rows = [["metric", "first", "second", "difference", "95 % interval", "p"]]
+    for name, entry in record["metrics"].items():
+        interval = f"{entry['low']:+.4f} to {entry['high']:+.4f}"
+        means = [f"{entry[key]:.4f}" for key in ("first", "second")]
+        rows.append([name, *means, f"{entry['difference']:+.4f}", interval, f"{entry['p']:.3g}"])
+    first, second = record["first"]["run"], record["second"]["run"]
+    lines = [f"first {first}, second {second}: {record['queries']:,} test users in pairs\n{table(rows)}"]
+    changed = [f"{key} {before!r} and {after!r}" for key, (before, after) in record["settings"].items()]
+    shown = f"{'; '.join(changed[:8])}{' …' if len(changed) > 8 else ''}"
+    lines += [f"settings that differ: {shown}"] if changed else []
+    entry = record["metrics"].get(record["metric"])
+    if entry is not None:
+        better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
+        said = f"{better} is better beyond chance" if better else "no difference beyond chance"
+        lines.append(f"{record['metric']}: {said} ({entry['difference']:+.4f}, p {entry['p']:.3g})")
+    return [*lines, *(f"note: {note}" for note in record["notes"])]
+
+
+def _write(config: Config, first: Side, record: dict[str, Any]) -> str:
+    """Write the comparison where it was asked for; the place."""
+    folder = first.folder
+    if not config.compare.out:
+        path = folder.root / "compare.json"
+        folder.write_json(path, record)
+        return folder.shown(path)
+    path = Path(config.compare.out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"compare.out: cannot write {path} ({error.strerror}); choose another file") from None
+    return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["compare", *sys.argv[1:]]))
