@@ -3,9 +3,10 @@
     python -m benchmarks.filtered --items 1000000 --width 64 --calls 600 --threads 2
 
 One request a call, from the parsed request to the answer, as a replica of `recsys serve` does it. Unfiltered and
-filtered calls of the same user take turns, so that other work on the machine falls on both alike. Filters leave from nearly all
-items to one in ten thousand; a fifth of the calls has a filter that was never asked before, the others are among 40, as
-the categories of a shop are. Vectors are synthetic, see ``benchmarks.serving``; users are sums over their histories.
+filtered calls of the same user take turns, so that other work on the machine falls on both alike. Filters leave from
+nearly all items to one in ten thousand; a fifth of the calls has a filter that was never asked before, the others are
+among 40, as the categories of a shop are. Vectors are synthetic, see ``benchmarks.serving``; users are sums over their
+histories.
 """
 
 from __future__ import annotations

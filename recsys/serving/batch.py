@@ -29,7 +29,9 @@ from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.registry.bundle import USERS, Bundle, read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import MAX_K, Answer, parse_requests, parse_rules
+from recsys.serving.requests import MAX_K, Answer, parse_requests, parse_rules, rules_of
+from recsys.serving.rules import Rules
+from recsys.serving.selection import Catalogue
 from recsys.serving.standings import BOOST
 
 _BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
@@ -85,6 +87,7 @@ def recommend_all(
     bundle = read_bundle(bundle_folder)
     schema = output_schema(bundle.model.names, *_says([asked.rules, *(requests or ())]))
     chosen = _chosen(bundle, bundle_folder, batch_size, users, requests)
+    _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])
     output = Path(output_parquet).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
@@ -106,6 +109,19 @@ def recommend_all(
 
 def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
     return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
+
+
+def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Whether the attributes of the items answer the rules of requests, said before anything starts.
+
+    Raises:
+        RequestError: they do not.
+    """
+    catalogue = Catalogue({item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes)
+    for index, row in enumerate(rows):
+        if not Rules.model_fields.keys().isdisjoint(row):
+            where = f"request {index}"
+            catalogue.plan(rules_of({name: row[name] for name in row if name in Rules.model_fields}, where), where)
 
 
 def _says(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:

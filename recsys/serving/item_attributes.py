@@ -109,7 +109,7 @@ class Categories:
                 "numbers, name the column in data.source.numbers and prepare again"
             )
         if operator == "known":
-            return np.asarray(self._any(np.ones(len(self.names), dtype=bool)) == condition.values[0])
+            return np.asarray(self._known_N == condition.values[0])
         if operator == "under":
             return self._under([str(value) for value in condition.values])
         codes = [self._codes.get(_text(value), -1) for value in condition.values]
@@ -125,25 +125,34 @@ class Categories:
     def _has(self, codes: Sequence[int]) -> Array:
         """Items with one of these categories."""
         known = [code for code in codes if code >= 0]
-        if len(known) == 1 and self.starts_N1 is None:
-            return np.asarray(self.codes_X == known[0])
+        if len(known) == 1:
+            return self._items(self.codes_X == known[0])
         wanted_C = np.zeros(len(self.names), dtype=bool)
         wanted_C[known] = True
         return self._any(wanted_C)
 
+    @cached_property
+    def _known_N(self) -> Array:
+        """Items with any category."""
+        return self._items(self.codes_X >= 0)
+
     def _any(self, wanted_C: Array) -> Array:
         """Items with a category that is marked."""
-        wanted_X = np.append(wanted_C, False)[self.codes_X]
+        return self._items(np.append(wanted_C, False).take(self.codes_X, mode="wrap"))  # −1 is the last
+
+    def _items(self, wanted_X: Array) -> Array:
+        """Items with a member that is marked."""
         if self.starts_N1 is None:
             return np.asarray(wanted_X)
         found_N = np.zeros(len(self.starts_N1) - 1, dtype=bool)
-        found_N[self._rows(np.flatnonzero(wanted_X))] = True
+        found_N[self._rows_X[np.flatnonzero(wanted_X)]] = True
         return found_N
 
-    def _rows(self, places: Array) -> Array:
-        """The items of members."""
+    @cached_property
+    def _rows_X(self) -> Array:
+        """The item of every member of lists."""
         assert self.starts_N1 is not None, "asked of lists"
-        return np.searchsorted(self.starts_N1, places, side="right") - 1
+        return np.repeat(np.arange(len(self.starts_N1) - 1, dtype=np.int32), np.diff(self.starts_N1))
 
     def _under(self, given: list[str]) -> Array:
         """Items with a path that begins so: a text that does, or, of a list, members in this order."""
@@ -155,7 +164,7 @@ class Categories:
         last_N, ascends_N = np.full(len(found_N), -1, dtype=np.int64), np.ones(len(found_N), dtype=bool)
         for part in path:
             places = np.flatnonzero(self.codes_X == self._codes.get(part, -2))
-            rows, firsts = np.unique(self._rows(places), return_index=True)
+            rows, firsts = np.unique(self._rows_X[places], return_index=True)
             first_N = np.full(len(found_N), _NOWHERE)
             first_N[rows] = places[firsts]
             ascends_N &= (first_N > last_N) & (first_N < _NOWHERE)

@@ -211,13 +211,22 @@ def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
     return found
 
 
+def rules_of(content: Mapping[str, Any], where: str) -> Explained:
+    """Rules by themselves.
+
+    Raises:
+        RequestError: names the bad fields.
+    """
+    return _parsed(Explained, dict(content), where, "rules")
+
+
 def parse_rules(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Rules that a configuration gives, for requests that do not say; checked.
 
     Raises:
         RequestError: names the bad fields.
     """
-    _parsed(Explained, dict(content), where, "rules")
+    rules_of(content, where)
     return dict(content)
 
 
