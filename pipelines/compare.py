@@ -112,7 +112,7 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
         ranking, found = accuracy_of(scorer, queries, ks, side.config.evaluate.exclude_seen, chunk)
         values.append(found)
         rows.append(ranking.rows_B)
-    assert np.array_equal(*rows), "the same queries count for both"
+    assert np.array_equal(rows[0], rows[1]), "the same queries count for both"
     record = {
         "first": _described(first),
         "second": _described(second),
@@ -195,7 +195,7 @@ def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the words
+# ------------------------------------------------------------------------------------------------------------ the words
 
 
 def _described(side: Side) -> dict[str, Any]:

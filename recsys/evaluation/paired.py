@@ -9,7 +9,6 @@ Legend: B queries.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare
