@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from recsys.errors import ArtifactError, RequestError
 from recsys.registry.bundle import write_bundle
 from recsys.serving.batch import answer_table, output_schema, recommend_all, user_table
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request
+from recsys.serving.requests import Request, parse_requests
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,30 @@ def test_lists_column_by_column_are_the_answers(folder: Path, k: int, exclude_se
         else:
             values = (table.column(name).to_numpy().astype(float) for table in (found, expected))
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
+
+
+def test_rules_of_the_configuration_and_of_requests_hold(answering_here: None, folder: Path, tmp_path: Path) -> None:
+    recommender = Recommender.load(folder)
+    at = recommender.newest
+    rules = {"boost": {"factor": 3, "items": ["i7"]}, "exclude": ["i8"], "explain": True}
+    summary = recommend_all(folder, tmp_path / "all.parquet", k=12, rules=rules, out_of_stock=["i9", "gone"])
+    rows = pq.read_table(summary.path).to_pylist()
+    assert not {"i8", "i9"} & {row["item_id"] for row in rows} and {row["user_id"] for row in rows} >= {"u0", "u5"}
+    recommender.catalogue.set_stock(["i9"])
+    for user in ("u0", "u3", "u5"):
+        asked = {"user_id": user, "k": 12, "at": at, **rules}
+        [answer] = recommender.recommend(parse_requests([asked]))
+        mine = [row for row in rows if row["user_id"] == user]
+        assert [row["item_id"] for row in mine] == answer.item_ids
+        assert [row["boost"] for row in mine] == answer.boosts
+        assert [json.loads(row["explanation"])["sentence"] for row in mine]
+    requests = [{"user_id": "u0", "exclude": []}, {"user_id": "u4", "filters": {}}]
+    recommend_all(folder, tmp_path / "asked.parquet", k=12, rules={"exclude": ["i8"]}, requests=requests)
+    found = pq.read_table(tmp_path / "asked.parquet").to_pylist()
+    assert {row["user_id"] for row in found if row["item_id"] == "i8"} == {"u0"}, "what a request says counts"
+    for wrong, message in (
+        ({"k": "x"}, r"recommend\.rules: k: got 'x'"),
+        ({"filters": {"a": 1}}, "request 0: filters.a"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            recommend_all(folder, tmp_path / "none.parquet", rules=wrong)

@@ -61,6 +61,17 @@ def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.Monke
     assert serve._token(config.serve.token_env) == "0123456789abcdef"
 
 
+def test_a_stock_file_needs_a_token_and_is_here(config: Config, tmp_path: Path) -> None:
+    config.serve.stock_file = str(tmp_path / "stock.json")
+    with pytest.raises(ConfigError, match=r"serve\.stock_file without serve\.stock_token_env"):
+        serve._stock(config.serve)
+    config.serve.stock_token_env = "STOCK"
+    assert serve._stock(config.serve).out == frozenset()
+    config.serve.stock_file = "s3://shop/stock.json"
+    with pytest.raises(ConfigError, match="must be a local file"):
+        serve._stock(config.serve)
+
+
 def test_no_model_is_said_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

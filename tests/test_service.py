@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from handmade import small_model, small_world
 
-from recsys.errors import RequestError
+from recsys.errors import ConfigError, RequestError
 from recsys.registry.bundle import Bundle, read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.followed import Followed
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import (
     Answered,
     Incoming,
@@ -31,6 +31,7 @@ from recsys.serving.service import (
     read_ahead,
     token_sha256,
 )
+from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
 
 ABOUT = {"uri": "models:/pocket/3", "version": "3", "created": "2026-01-01"}
 
@@ -90,7 +91,79 @@ def test_all_forms_give_the_same_answers(service: Service, bundle: Bundle) -> No
     assert status == 200 and found["predictions"] == [single]
 
 
+def test_similar_items_on_their_own_path_and_mlflows(service: Service, bundle: Bundle) -> None:
+    row = {"item_id": "i2", "k": 3, "exclude": ["i1"]}
+    [answer] = Recommender(bundle).answer(parse_any([row]))
+    assert call(service, "/similar", row) == (200, answer.to_dict())
+    assert call(service, "/similar", [row, row]) == (200, [answer.to_dict()] * 2)
+    both = {"inputs": [row, {"user_id": "u0", "k": 2}], "params": {"k": 9, "exclude_seen": True}}
+    status, found = call(service, "/invocations", both)
+    assert (
+        status == 200 and found["predictions"][0] == answer.to_dict() and len(found["predictions"][1]["item_ids"]) == 2
+    )
+    assert 'source="similar"' in exposition([service.counts.snapshot()], {}, 1)
+
+
+def test_the_stock_is_changed_by_who_has_its_token_alone(service: Service, bundle: Bundle) -> None:
+    before = call(service, "/recommend", {"user_id": "nobody", "k": 5})[1]["item_ids"]
+    change = {"out": [before[0], "unheard of"]}
+    status, said = call(service, "/stock", change)
+    assert status == 403 and "serve.stock_token_env" in said["error"], "closed unless a token is set"
+    keys = {"token_sha256": token_sha256("a token of callers"), "stock_sha256": token_sha256("the warehouse's token")}
+    service.limits = replace(service.limits, **keys)
+    callers, warehouse = (
+        {"authorization": f"Bearer {token}"} for token in ("a token of callers", "the warehouse's token")
+    )
+    assert call(service, "/stock", change, **callers)[0] == 401
+    status, said = call(service, "/stock", change, **warehouse)
+    assert status == 200 and {"out": 2, "revision": 1, "unknown": 1}.items() <= said.items()
+
+    def popular() -> list[str]:
+        return list(call(service, "/recommend", {"user_id": "nobody", "k": 4}, **callers)[1]["item_ids"])
+
+    assert popular() == before[1:5]
+    assert call(service, "/model", method="GET", **callers)[1]["stock"]["out"] == 2
+    service.adopt(bundle, ABOUT)
+    assert popular() == before[1:5], "the next model keeps to it"
+    assert call(service, "/stock", {"add": [before[1]], "remove": [before[0]]}, **warehouse)[1]["revision"] == 2
+    assert popular() == [before[0], *before[2:5]]
+    assert call(service, "/stock", {"out": []}, **warehouse)[1]["out"] == 0 and popular() == before[:4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, 'stock: expected {"out": [items that are out of stock, all of them]}'),
+        ({"out": [], "add": ["i1"]}, "stock: expected {"),
+        ({"out": [3]}, "stock: out.0: expected a string"),
+        ({"sold": ["i1"]}, "stock: sold: unknown field; there are: add, out, remove"),
+        ([], "stock: expected an object, got list"),
+        (b"{", "the body is no JSON"),
+    ],
+)
+def test_a_wrong_change_of_the_stock_is_refused(service: Service, change: Any, message: str) -> None:
+    service.limits = replace(service.limits, stock_sha256=None)
+    status, said = call(service, "/stock", change)
+    assert status == 400 and message in said["error"] and service.stock == Stock()
+
+
+def test_the_stock_outlives_the_server_in_its_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "of the shop" / "stock.json")
+    assert read_stock(path, "serve.stock_file") == Stock()
+    stock = Stock().after(StockChange(out=["b", "a"])).after(StockChange(add=["c"], remove=["a"]))
+    write_stock(path, stock)
+    assert read_stock(path, "serve.stock_file") == stock and stock.out == {"b", "c"} and stock.revision == 2
+    assert [one.name for one in Path(path).parent.iterdir()] == ["stock.json"]
+    Path(path).write_text('{"out": "everything"}')
+    with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is no stock file"):
+        read_stock(path, "serve.stock_file")
+
+
 REFUSED = [
+    ("/recommend", {"item_id": "i1"}, 400, "item_id: unknown field"),
+    ("/similar", {"user_id": "u0"}, 400, "request 0: item_id: missing"),
+    ("/similar", [{"item_id": "i1"}, {"item_id": "x"}], 400, "request 1: item_id: the model does not know 'x'"),
+    ("/recommend", [{"user_id": "u0"}, {"user_id": "u0", "filters": {"a": 1}}], 400, "request 1: filters.a: unknown"),
     ("/recommend", b"{nope", 400, "no JSON"),
     ("/recommend", b'{"user_id": NaN}', 400, "NaN is no number of JSON"),
     ("/recommend", b"[" * 1900, 400, "the body is no JSON: nested too deeply"),

@@ -14,6 +14,7 @@ import torch
 from handmade import small_model
 from ruled import World, holds
 
+from pipelines.cli import main
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.errors import RequestError
@@ -217,3 +218,23 @@ def test_friends_and_attributes_are_sealed(world: World, tmp_path: Path) -> None
     for user in range(USERS):
         assert sorted(found.friends_of(user)) == sorted(src[dst == user].tolist())
     assert {"attributes.parquet", "friends.parquet"} <= found.info.files.keys()
+
+
+def test_the_verb_prints_what_the_endpoint_answers(
+    world: World, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
+    words = ["similar", "--config", str(tmp_path / "c.yaml"), "--run.dir", str(tmp_path / "run")]
+    words += ["--similar.model", str(world.folder), "--similar.k", "3"]
+    rules = ["--similar.rules", "{filters: {kind: toys}}"]
+    assert main([*words, "--item", "i3", *rules]) == 0
+    answer = like(recommender, "i3", k=3, filters={"kind": "toys"})
+    said = capsys.readouterr().out
+    assert "like i3 (Title of i3), by vectors" in said
+    listed = [line.split()[-4] for line in said.splitlines() if "Title of i" in line and "like" not in line]
+    assert listed == answer.item_ids
+    assert main([*words, "--item", "x"]) == 2
+    assert "the model does not know 'x'" in capsys.readouterr().err
+    assert main([*words, "--item", "i3", "--similar.rules", "{filters: {kin: toys}}"]) == 2
+    assert "filters.kin: unknown attribute" in capsys.readouterr().err
+    assert main(words) == 2 and "similar.item: which item?" in capsys.readouterr().err

@@ -28,7 +28,7 @@ MAX_HORIZON: Final = 10
 _LISTS: Final = ("history", "friends", "candidates", "exclude", "boost")
 _WHOLE: Final = ("k", "horizon", "offset")
 SIMILAR_TO: Final = "item_id"  # the field by which a row asks for similar items
-_EXPLAINED: Final = 1000  # events' worth of reading that an explanation costs
+_EXPLAINED: Final = 300  # events' worth of reading that an explanation costs
 
 
 R = TypeVar("R", bound=BaseModel)
