@@ -49,9 +49,22 @@ class Likeness:
         dots_N = self.vectors_ND @ asked_D
         return dots_N / (self._lengths_N * self._lengths_N[item]).clamp(min=1e-12)
 
+    def exactly(self, item: int, items_X: Array) -> Array:
+        """:meth:`to_all` of some items, to the last digit the same on every machine: float64 [X]."""
+        return exact_cosines(self.vectors_ND, item, items_X, self._scale_D)
+
     def among(self, items_X: Array) -> Array:
         """Cosines of items to each other: [X, X] float32."""
         chosen = torch.as_tensor(items_X).long()
         unit_XD = self.vectors_ND[chosen] * self._scale_D
         unit_XD = unit_XD / unit_XD.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return np.asarray((unit_XD @ unit_XD.T).numpy())
+
+
+def exact_cosines(vectors_ND: Tensor, item: int, items_X: Array, scale_D: Tensor | None = None) -> Array:
+    """Cosines of an item's vector to some others', computed in float64 and rounded to float32, so that neither threads
+    nor the place in memory change a digit: float64 [X]."""
+    rows = torch.as_tensor(np.concatenate([[item], items_X])).long()
+    chosen_XD = vectors_ND[rows].double() * (1.0 if scale_D is None else scale_D.double())
+    unit_XD = chosen_XD / chosen_XD.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return np.asarray((unit_XD[1:] @ unit_XD[0]).float().double().numpy())

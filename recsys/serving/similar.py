@@ -23,7 +23,7 @@ from recsys.data.histories import Array
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order
 from recsys.registry.bundle import Bundle
-from recsys.serving.likeness import Likeness
+from recsys.serving.likeness import Likeness, exact_cosines
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import SimilarAnswer, SimilarRequest
 from recsys.serving.retrieval import best_places
@@ -59,7 +59,7 @@ class Similar:
         by, why = self._way(request, item, where)
         scores_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
         scores_N[item] = -np.inf
-        raised_N = self._raise(scores_N, plan)
+        raised_N, spread = self._raise(scores_N, plan)
         depth = min(request.depth, len(scores_N))
         page = None
         while page is None:
@@ -67,15 +67,17 @@ class Similar:
             is_whole = len(top) < depth or depth >= len(scores_N)
             page = self._pager.cut(request, top, is_whole, lambda some: scores_N[some])
             depth = min(4 * depth, len(scores_N))
+        scores_R = self._exact(by, item, page) + (0.0 if raised_N is None else raised_N[page] * spread)
         if not is_reordered(request):
-            page = page[np.argsort(-scores_N[page], kind="stable")]
+            order_R = np.argsort(-scores_R, kind="stable")
+            page, scores_R = page[order_R], scores_R[order_R]
         return SimilarAnswer(
             item_id=request.item_id,
             by=by,
             why=why,
             item_ids=[self._bundle.item_ids[row] for row in page],
             titles=[self._bundle.titles[row] for row in page],
-            scores=scores_N[page].tolist(),
+            scores=scores_R.tolist(),
             boosts=None if raised_N is None else [float(f"{factor:.6g}") for factor in np.exp(raised_N[page])],
             unknown_in_rules=dict(plan.unknown) or None,
         )
@@ -113,17 +115,27 @@ class Similar:
         said = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
         raise RequestError(f"{where}: item_id: nothing tells what {request.item_id!r} is like ({said})")
 
-    def _raise(self, scores_N: Array, plan: Plan) -> Array | None:
-        """Boost scores and leave out what is not allowed, in place; the logarithms of the factors, if any."""
-        selection, log_N = plan.selection, None
+    def _exact(self, by: By, item: int, page: Array) -> Array:
+        """The scores of a page without boosts, the same on every machine."""
+        if by == "use":
+            return self._by_use(item)[page]
+        if by == "vectors":
+            return self._likeness.exactly(item, page)
+        return exact_cosines(torch.as_tensor(self._bundle.item_text), item, page)
+
+    def _raise(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
+        """Boost scores and leave out what is not allowed, in place; the logarithms of the factors, if any, and the
+        spread that they are multiplied with."""
+        selection, log_N, spread = plan.selection, None, 1.0
         if selection is not None and selection.log_N is not None:
             log_N = selection.log_N.astype(np.float64)
             finite = scores_N[np.isfinite(scores_N)]
-            scores_N += log_N * ((float(finite.std()) if len(finite) else 0.0) or 1.0)
+            spread = (float(finite.std()) if len(finite) else 0.0) or 1.0
+            scores_N += log_N * spread
         if selection is not None:
             scores_N[~selection.allowed.among(np.arange(len(scores_N)))] = -np.inf
         scores_N[plan.excluded] = -np.inf
-        return log_N
+        return log_N, spread
 
     def _by_vectors(self, item: int) -> Array:
         return self._likeness.to_all(item).numpy().astype(np.float64)
