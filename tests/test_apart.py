@@ -150,7 +150,7 @@ def test_an_update_goes_on_from_its_weights(world: Path, capsys: pytest.CaptureF
 def test_an_update_trains_it_anew_where_the_parent_dropped_it(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stacking, "_NOTHING", 0.5)  # item_cf has more
+    monkeypatch.setattr(stacking, "_NOTHING", 0.99)  # the largest stays
     words = [
         "--config",
         str(world / "c.yaml"),

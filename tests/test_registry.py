@@ -186,6 +186,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []
     asked = ["user_id", "history", "friends", "attributes", "k", "exclude_seen", "context", "horizon", "at"]
+    asked += ["candidates", "exclude", "filters", "boost", "diversify", "offset", "explain"]
     assert sorted(found["request"]) == sorted(asked) and found["example"]
     assert found["signature"]["inputs"] is None and "item_ids" in found["signature"]["outputs"]
 
