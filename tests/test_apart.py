@@ -16,7 +16,6 @@ from recsys.config import build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
-from recsys.evaluation import stacking
 from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle
 from recsys.serving.recommender import Recommender
@@ -145,30 +144,6 @@ def test_an_update_goes_on_from_its_weights(world: Path, capsys: pytest.CaptureF
     assert old.shape == new.shape and not torch.equal(old, new)
     fresh = np.linalg.norm(old.numpy())
     assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near to the parent's, not anew"
-
-
-def test_an_update_trains_it_anew_where_the_parent_dropped_it(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stacking, "_NOTHING", 0.99)  # the largest stays
-    words = [
-        "--config",
-        str(world / "c.yaml"),
-        "--registry.name",
-        "other",
-        "--model.granularities.item_cf.regularisation",
-        "10",
-    ]
-    with training_here():
-        assert main(["run", *words, "--run.dir", str(tmp_path / "strong")]) == 0
-        assert not any(opened(tmp_path, "strong")[1].choices["stack"]["members"]["gru"]["weights"]), (
-            "item_cf is the model"
-        )
-        capsys.readouterr()
-        events(world / "3-wednesday.csv", range(10, 12))
-        parent = ["--update.model", str(tmp_path / "strong/bundle")]
-        assert main(["update", *words, *parent, "--run.dir", str(tmp_path / "next")]) == 0
-    assert "starting anew, as the parent has none: gru" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
