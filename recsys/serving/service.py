@@ -261,7 +261,7 @@ class Service:
             rows = read_rows(incoming.path, incoming.body)
             bounds.check_number(len(rows.rows))
             requests = parse_rows(incoming.path, rows.rows)
-            longest = max((request.k for request in requests), default=1)
+            longest = max((request.depth for request in requests), default=1)
             bounds.check(requests, self.num_scored(longest))
             cuts = slices(requests, self.num_scored(longest))
             form = rows.form
@@ -322,7 +322,7 @@ def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slice
     except UserError as error:
         return CallError(400, str(error))
     parts = tuple(json.dumps(rows.rows[cut]).encode() for cut in slices(requests, num_scored))
-    return Slices(rows.form, parts, len(requests), max((request.k for request in requests), default=1), path)
+    return Slices(rows.form, parts, len(requests), max((request.depth for request in requests), default=1), path)
 
 
 def _renumbered(error: RequestError, first: int) -> RequestError:

@@ -44,9 +44,10 @@ class Bounds:
             CallError: it asks too much (413).
         """
         self.check_number(len(requests))
-        answers = sum(request.k for request in requests)
+        answers = sum(request.depth for request in requests)
         if answers > self.max_answers:
-            raise _too_much(f"lists of {answers:,} items together (the sum of k)", "max_answers", self.max_answers)
+            asked = f"lists of {answers:,} items together (the sum of k, offset and what diversify looks at)"
+            raise _too_much(asked, "max_answers", self.max_answers)
         self.check_scores(len(requests), num_scored)
 
     def check_scores(self, num_requests: int, num_scored: int) -> None:
@@ -74,11 +75,11 @@ def slices(requests: Sequence[AnyRequest], num_scored: int) -> list[slice]:
     found, start, answers, events = [], 0, 0, 0
     for place, request in enumerate(requests):
         brings = request.num_read
-        is_full = place - start >= most or answers + request.k > _ANSWERS or events + brings > _EVENTS
+        is_full = place - start >= most or answers + request.depth > _ANSWERS or events + brings > _EVENTS
         if place > start and is_full:
             found.append(slice(start, place))
             start, answers, events = place, 0, 0
-        answers, events = answers + request.k, events + brings
+        answers, events = answers + request.depth, events + brings
     if start < len(requests):
         found.append(slice(start, len(requests)))
     return found
