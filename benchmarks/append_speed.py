@@ -92,21 +92,22 @@ def _side(side: str, folder: Path, split: str) -> dict[str, Any]:
     from recsys.data.prepare import prepare
 
     form = next(folder.glob("old.*")).suffix
-    files = {"before": ["old"], "append": ["new"], "all": ["old", "new"], "few": ["few"]}
+    files = {"before": ["old"], "append": ["new"], "all": ["old", "new"], "few": ["few/old"], "more": ["few/new"]}
     place = folder / f"dataset-{side}"
     shutil.rmtree(place, ignore_errors=True)
-    if not (folder / f"few{form}").exists():
+    if not (folder / "few").exists():
         (folder / "few").mkdir()
         write_days(folder / "few", 1000, 100, form[1:])
-        (folder / "few" / f"old{form}").rename(folder / f"few{form}")
 
     def config(name: str, place: Path) -> Any:
         return _config([folder / f"{file}{form}" for file in files[name]], place, split)
 
     started = time.perf_counter()
     with ray_session(config("few", place)), Watch() as watch:
-        prepare(config("few", folder / f"few-{side}"), progress=lambda _: None)
-        shutil.rmtree(folder / f"few-{side}")
+        few = prepare(config("few", folder / f"few-{side}"), progress=lambda _: None)
+        prepare(config("more", folder / f"more-{side}"), progress=lambda _: None, earlier=few)
+        for name in ("few", "more"):
+            shutil.rmtree(folder / f"{name}-{side}")
         start_s, began, cpu = time.perf_counter() - started, time.perf_counter(), cpu_seconds()
         earlier = PreparedDataset(str(folder / "dataset-before")) if side == "append" else None
         prepared = prepare(config(side, place), progress=lambda _: None, earlier=earlier)
