@@ -49,7 +49,7 @@ def select(candidates: Candidates, kind: str, k: int, seed: int) -> Array:
 def _queries_in_a_bag(candidates: Candidates) -> int:
     num_queries = len(candidates)
     pairs = max(len(candidates.targets[0]), 1) * candidates.hits_QP.shape[1] / num_queries
-    return min(num_queries, max(min(round(_SHARE * num_queries), int(_MOST_PAIRS / pairs)), _FEWEST_QUERIES, 1))
+    return min(num_queries, max(min(round(_SHARE * num_queries), int(_MOST_PAIRS / pairs)), _FEWEST_QUERIES))
 
 
 class _Bag:

@@ -127,19 +127,19 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
     alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
     best = int(np.argmax(alone_QM.mean(axis=0)))
     folds = _Folds(candidates, measure, seed)
-    singles = folds.fitted(lambda rest: _best_of(rest, measure, len(names), num_groups))
+    singles = [_one(int(np.argmax(alone_QM[rest].mean(axis=0))), len(names), num_groups) for rest, _ in folds.pairs]
     single_Q = folds.measured(singles)
     blend = _Blend(metric, num_groups, seed)
-    whole_GM, crossed = blend(candidates), folds.fitted(blend)
+    crossed = folds.fitted(blend)
     for pull in _PULLS:
         crossed_Q = folds.measured([_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)])
         if crossed_Q.mean() >= single_Q.mean():
             break
-    chosen_GM = _pulled(whole_GM, _one(best, len(names), num_groups), pull)
-    is_single = bool(np.count_nonzero(chosen_GM.any(axis=0)) == 1)
-    if not is_single:
-        chosen_GM = _by_group(candidates, measure, chosen_GM)
+    chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
     chosen_GM = chosen_GM / chosen_GM.max()
+    is_single = bool(np.count_nonzero(chosen_GM.any(axis=0)) == 1)
+    if is_single:
+        best = int(np.argmax(chosen_GM[0]))
     without = {}
     for place, name in enumerate(names):
         if chosen_GM[:, place].any() and not is_single:
@@ -149,7 +149,7 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
         single=names[best],
         is_single=is_single,
         value=float(measure(candidates, chosen_GM).mean()),
-        cross_fitted=float((single_Q if is_single else crossed_Q).mean()),
+        cross_fitted=float(crossed_Q.mean()),
         single_cross_fitted=float(single_Q.mean()),
         alone={name: float(alone_QM[:, place].mean()) for place, name in enumerate(names)},
         without=without,
@@ -202,21 +202,23 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
 
 @dataclass(frozen=True)
 class _Blend:
-    """The mean of both ways to weights: [G, M], sum 1, the same for every group."""
+    """The mean of both ways to weights, which sum to 1, then moved by group: [G, M]."""
 
     metric: str
     num_groups: int
     seed: int
 
     def __call__(self, candidates: Candidates) -> Array:
-        selected_M = select(candidates, *parse_metric(self.metric, tuple(QUERY_METRICS)), self.seed)
+        kind, k = parse_metric(self.metric, tuple(QUERY_METRICS))
+        selected_M = select(candidates, kind, k, self.seed)
         likely_M = fit_softmax(candidates)
         likely_M = likely_M / max(likely_M.sum(), _LEAST)
         weights_M = _SELECTED * selected_M + (1 - _SELECTED) * likely_M
         is_little_M = (weights_M < _LITTLE) & (np.minimum(selected_M, likely_M) < _NONE)
         is_dropped_M = ((weights_M < _NOTHING) | is_little_M) & (weights_M < weights_M.max())
         weights_M = np.where(is_dropped_M, 0.0, weights_M)
-        return np.tile(weights_M / weights_M.sum(), (self.num_groups, 1))
+        weights_GM = np.tile(weights_M / weights_M.sum(), (self.num_groups, 1))
+        return _by_group(candidates, _measure(self.metric), weights_GM)
 
 
 @dataclass(frozen=True)
@@ -251,14 +253,9 @@ class _Folds:
 
 
 def _pulled(weights_GM: Array, single_GM: Array, pull: float) -> Array:
-    """Weights of sum 1, moved a part of the way to the best single member."""
+    """Weights, moved a part of the way to the best single member."""
     pulled_GM: Array = (1 - pull) * weights_GM + pull * single_GM
     return pulled_GM
-
-
-def _best_of(candidates: Candidates, measure: Measure, num_members: int, num_groups: int) -> Array:
-    values = [measure(candidates, _one(place, num_members, num_groups)).mean() for place in range(num_members)]
-    return _one(int(np.argmax(values)), num_members, num_groups)
 
 
 def fit_softmax(candidates: Candidates) -> Array:
