@@ -16,6 +16,7 @@ from recsys.config import build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
+from recsys.evaluation import stacking
 from recsys.model import FrozenModel
 from recsys.registry.bundle import read_bundle
 from recsys.serving.recommender import Recommender
@@ -144,6 +145,22 @@ def test_an_update_goes_on_from_its_weights(world: Path, capsys: pytest.CaptureF
     assert old.shape == new.shape and not torch.equal(old, new)
     fresh = np.linalg.norm(old.numpy())
     assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near to the parent's, not anew"
+
+
+def test_an_update_trains_it_anew_where_the_parent_dropped_it(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stacking, "_PULLS", (1.0,))  # the model is its best member
+    events(tmp_path / "1-monday.csv", range(8))
+    (tmp_path / "c.yaml").write_text((world / "c.yaml").read_text(encoding="utf-8").replace(str(world), str(tmp_path)))
+    words = ["--config", str(tmp_path / "c.yaml"), "--model.granularities.item_cf.regularisation", "10"]
+    with training_here():
+        assert main(["run", *words]) == 0
+        assert not any(opened(tmp_path, "monday")[1].choices["stack"]["members"]["gru"]["weights"])
+        events(tmp_path / "2-tuesday.csv", range(8, 10))
+        capsys.readouterr()
+        assert main(["update", *words, "--run.dir", str(tmp_path / "tuesday")]) == 0
+    assert "starting anew, as the parent has none: gru" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
