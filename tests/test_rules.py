@@ -12,7 +12,8 @@ import pytest
 from ruled import KINDS, World, random_rules, slow_list
 
 from recsys.errors import RequestError
-from recsys.registry.bundle import ATTRIBUTES, DESCRIPTION, Bundle, read_bundle, read_info, seal
+from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle, read_info, seal
+from recsys.registry.for_rules import ATTRIBUTES, FRIENDS
 from recsys.serving import selection
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_any, parse_requests
@@ -240,7 +241,7 @@ def test_compiled_rules_are_kept_and_let_go(recommender: Recommender, monkeypatc
 
 def test_a_bundle_of_before_answers_and_refuses_filters(world: World, tmp_path: Path) -> None:
     for path in world.folder.iterdir():
-        if path.name not in (ATTRIBUTES, "friends.parquet"):
+        if path.name not in (ATTRIBUTES, FRIENDS):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     info = read_info(tmp_path)
     (tmp_path / DESCRIPTION).unlink()

@@ -57,9 +57,10 @@ from recsys.errors import ArtifactError, UserError
 from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.model import FrozenModel, dump_sizes, load_sizes
 from recsys.registry.bundle_checks import Inconsistent, check_counts, check_names, check_outside, check_parts
+from recsys.registry.for_rules import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text, write_for_rules
 from recsys.registry.sealed import DESCRIPTION as DESCRIPTION
 from recsys.registry.sealed import FileEntry, check_file, damaged, entry_of, said_by, writing_aside
-from recsys.serving.item_attributes import ItemAttributes, attribute_table
+from recsys.serving.item_attributes import ItemAttributes
 from recsys.serving.retrieval import ItemIndex, can_index
 from recsys.storage.uris import is_remote
 
@@ -76,9 +77,6 @@ VOCABULARY: Final = "vocabulary.parquet"
 SELF_TEST: Final = "self_test.json"
 CARD: Final = "MODEL_CARD.md"
 INDEX: Final = "index.faiss"
-ATTRIBUTES: Final = "attributes.parquet"
-TEXT: Final = "text.safetensors"
-FRIENDS: Final = "friends.parquet"
 
 _LOG = logging.getLogger(__name__)
 _EVENT_COLUMNS: Final = {
@@ -89,8 +87,6 @@ _EVENT_COLUMNS: Final = {
     "splits": pa.uint8(),
 }
 _ROWS_AT_A_TIME: Final = 65_536
-_MAX_FRIENDS: Final = 200  # of a user that are kept, those of most weight
-_STEPS: Final = 127  # of a unit vector's components, on either side of zero
 
 
 class OutsideEntry(BaseModel):
@@ -207,7 +203,7 @@ def write_bundle(
         pq.write_table(_item_table(frozen, dataset), aside / ITEMS, compression="zstd")
         histories = _dense_histories(dataset)
         _write_users(aside / USERS, dataset.user_ids, histories)
-        _write_for_rules(aside, frozen, dataset)
+        write_for_rules(aside, frozen, dataset)
         if training is not None:
             _save_training(aside / TRAINING, training)
             _write_vocabulary(aside / VOCABULARY, dataset.vocabulary())
@@ -371,31 +367,6 @@ def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
             writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))
 
 
-def _write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset) -> None:
-    """What rules, similar items and explanations read beside the model."""
-    pq.write_table(attribute_table(dataset.features, dataset.media_names), folder / ATTRIBUTES, compression="zstd")
-    text_NT = dataset.text_vectors_NT()
-    if text_NT.shape[1] and not frozen.reads_text:
-        pieces = [text_NT[start : start + _ROWS_AT_A_TIME] for start in range(0, len(text_NT), _ROWS_AT_A_TIME)]
-        whole_NT = np.concatenate([_in_steps(piece.astype(np.float32)) for piece in pieces])
-        save_file({"text": torch.from_numpy(whole_NT)}, folder / TEXT)
-    if any(section.signal == "friends" for section in frozen.config.granularities.enabled().values()):
-        src_F, dst_F, weight_F = dataset.social_edges()
-        order_F = np.lexsort((-weight_F, dst_F))  # the friends of a user are those whose edges lead to the user
-        counts_U = np.bincount(dst_F, minlength=dataset.num_users)
-        place_F = np.arange(len(order_F)) - (np.cumsum(counts_U) - counts_U)[dst_F[order_F]]
-        kept = order_F[place_F < _MAX_FRIENDS]
-        offsets = np.concatenate([[0], np.cumsum(np.minimum(counts_U, _MAX_FRIENDS))]).astype(np.int64)
-        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(src_F[kept].astype(np.int32)))
-        pq.write_table(pa.table({"friends": lists}), folder / FRIENDS, compression="zstd")
-
-
-def _in_steps(vectors_NT: Array) -> Array:
-    """Vectors of length 1 as whole numbers, int8."""
-    lengths_N1 = np.maximum(np.linalg.norm(vectors_NT, axis=1, keepdims=True), 1e-12)
-    return np.asarray(np.rint(vectors_NT / lengths_N1 * _STEPS), dtype=np.int8)
-
-
 def _event_arrays(histories: Histories) -> tuple[Array, ...]:
     return histories.items_E, histories.types_E, histories.times_E, histories.values_E, histories.splits_E
 
@@ -464,8 +435,8 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
         _histories(users, info),
         _index(folder, info),
         ItemAttributes.read(folder / ATTRIBUTES, len(items)) if _has(folder, info, ATTRIBUTES) else None,
-        load_file(folder / TEXT)["text"].numpy() if _has(folder, info, TEXT) else None,
-        _friends(folder) if _has(folder, info, FRIENDS) else None,
+        read_text(folder / TEXT) if _has(folder, info, TEXT) else None,
+        read_friends(folder / FRIENDS) if _has(folder, info, FRIENDS) else None,
     )
     check_parts(bundle)
     return bundle
@@ -519,13 +490,6 @@ def _has(folder: Path, info: BundleInfo, name: str) -> bool:
         return False
     check_file(folder, name, info.files[name])
     return True
-
-
-def _friends(folder: Path) -> tuple[Array, Array]:
-    lists = pq.read_table(folder / FRIENDS).column("friends").combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), np.asarray(lists.flatten())
 
 
 def _histories(users: pa.Table, info: BundleInfo) -> Histories:
