@@ -38,6 +38,7 @@ _DEEPER: Final = 4  # times as long is the next list, where one held too few all
 _SLACK: Final = 1.2  # more is asked for than would do if what is allowed were spread evenly
 _MAX_GROUPS: Final = 8  # of items of one factor each, beyond which all items are scored
 _SCORES: Final = 2**22  # of few allowed items at a time
+_GATHERED: Final = 4  # one in so many items may be allowed, for their vectors alone to be read
 
 
 def exact_top(
@@ -61,9 +62,11 @@ def allowed_top(
     raised: Raised | None = None,
 ) -> Array:
     """As :func:`exact_top`, of allowed items alone, some of which are raised or lowered."""
-    if allowed is not None and allowed.ids_M is not None:
-        return _top_of_few(users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.ids_M, raised)
-    forbidden_N = None if allowed is None or allowed.mask_N is None else torch.from_numpy(~allowed.mask_N)
+    if allowed is not None and allowed.num * _GATHERED < allowed.num_items:
+        return _top_of_few(users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised)
+    forbidden_N = None
+    if allowed is not None and allowed.num < allowed.num_items:
+        forbidden_N = torch.from_numpy(~allowed.among(np.arange(allowed.num_items)))
 
     def change(scores_rN: Tensor, rows: slice) -> None:
         if raised is not None:

@@ -54,6 +54,13 @@ class Allowed:
             return len(self.ids_M)
         return self.num_items if self.mask_N is None else int(np.count_nonzero(self.mask_N))
 
+    @cached_property
+    def listed_M(self) -> Array:
+        """The allowed items in ascending order."""
+        if self.ids_M is not None:
+            return self.ids_M
+        return np.arange(self.num_items) if self.mask_N is None else np.flatnonzero(self.mask_N)
+
     def among(self, items: Array) -> Array:
         """Which of these items are allowed: bool."""
         if self.ids_M is not None:
@@ -67,7 +74,8 @@ class Allowed:
 
     @property
     def num_bytes(self) -> int:
-        return sum(part.nbytes for part in (self.mask_N, self.ids_M) if part is not None)
+        listed = 0 if self.mask_N is None else 8 * self.num
+        return listed + sum(part.nbytes for part in (self.mask_N, self.ids_M) if part is not None)
 
 
 @dataclass(frozen=True, eq=False)
