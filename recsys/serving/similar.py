@@ -57,7 +57,8 @@ class Similar:
             raise RequestError(f"{where}: item_id: the model does not know {request.item_id!r}")
         plan = self._catalogue.plan(request, where)
         by, why = self._way(request, item, where)
-        scores_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
+        told_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
+        scores_N = told_N.copy()
         scores_N[item] = -np.inf
         raised_N, spread = self._raise(scores_N, plan)
         depth = min(request.depth, len(scores_N))
@@ -67,7 +68,7 @@ class Similar:
             is_whole = len(top) < depth or depth >= len(scores_N)
             page = self._pager.cut(request, top, is_whole, lambda some: scores_N[some])
             depth = min(4 * depth, len(scores_N))
-        scores_R = self._exact(by, item, page) + (0.0 if raised_N is None else raised_N[page] * spread)
+        scores_R = self._exact(by, item, page, told_N) + (0.0 if raised_N is None else raised_N[page] * spread)
         if not is_reordered(request):
             order_R = np.argsort(-scores_R, kind="stable")
             page, scores_R = page[order_R], scores_R[order_R]
@@ -115,10 +116,10 @@ class Similar:
         said = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
         raise RequestError(f"{where}: item_id: nothing tells what {request.item_id!r} is like ({said})")
 
-    def _exact(self, by: By, item: int, page: Array) -> Array:
+    def _exact(self, by: By, item: int, page: Array, told_N: Array) -> Array:
         """The scores of a page without boosts, the same on every machine."""
         if by == "use":
-            return self._by_use(item)[page]
+            return np.asarray(told_N[page])
         if by == "vectors":
             return self._likeness.exactly(item, page)
         return exact_cosines(torch.as_tensor(self._bundle.item_text), item, page)
