@@ -56,7 +56,7 @@ def final_model(
         return None
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     config = as_trained(config, origin)
-    final = _plan(trained, origin, go_on)
+    final = final_plan(trained, origin, go_on)
     identity = {"hash": dataset.manifest.content_hash, "training": training_digest(config, dataset, None, final)}
     said = describe(dataset, final)
     with suppress(ArtifactError):
@@ -82,7 +82,7 @@ def final_model(
     return FinalModel(result, said)
 
 
-def _plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) -> Final:
+def final_plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) -> Final:
     if go_on is None and "parent" in origin:  # its first weights are the parent's, which it stands on already
         return Final.of_trained(trained, trained.best_epoch)
     return Final.of_trained(trained, go_on, LR_SHARE_OF_MORE)
@@ -99,7 +99,7 @@ def as_trained(config: Config, origin: dict[str, Any]) -> Config:
 
 def planned(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
     """What :func:`final_model` will make, as the evaluation says it."""
-    return describe(dataset, _plan(trained, folder.read_json(folder.model / ORIGIN, "run `recsys train` again"), None))
+    return describe(dataset, final_plan(trained, folder.read_json(folder.model / ORIGIN, "run `recsys train` again"), None))
 
 
 def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The verb ``forget``: users go from the dataset, the models, the registry and whatever else a run folder has written,
-and a signed proof says where nothing of them was found.
+"""The verb ``forget``: remove users from the dataset, the models, the registry and all other files of a run folder. A
+signed proof lists the files in which nothing of them was found.
 
 The order of the steps is what makes an interruption harmless: users are put on the list that keeps ``prepare`` from
 reading them again, then a journal says which rows they had, then each artefact is rewritten aside and renamed; the same
@@ -86,7 +86,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         versions = _gather(work, dataset, store, [*dict.fromkeys([*raw, *users])])
         place = list_place(config)
         forgotten = Forgotten.read(place)
-        _check_known(work, forgotten, versions)
+        _check_known(work, dataset, forgotten, versions)
         forgotten = forgotten.having(users)
         forgotten.write(place)
         work.said["list"] = place
@@ -177,10 +177,11 @@ def _gather(
     return versions
 
 
-def _check_known(work: Forgetting, forgotten: Forgotten, versions: list[tuple[Version, bool]]) -> None:
+def _check_known(
+    work: Forgetting, dataset: PreparedDataset | None, forgotten: Forgotten, versions: list[tuple[Version, bool]]
+) -> None:
     if work.evidence.traces.num_events or any(held for _, held in versions):
         return
-    dataset = _dataset(work.config)
     known = dataset is not None and bool(pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py())
     unknown = [one for one in work.users if not forgotten.holds(one)]
     if unknown and not known and not (work.folder.root / JOURNAL).is_file():

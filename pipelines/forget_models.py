@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.final import _plan, as_trained
+from pipelines.final import as_trained, final_plan
 from pipelines.folder import RunFolder, write_atomically
 from pipelines.train import ORIGIN, first_difference
 from recsys.config import Config
@@ -85,7 +85,7 @@ def _make_final_again(
     if of_final.get("hash") != before:
         return
     result = without_users(config, dataset, load_trained(folder.final), numbering, Split.TEST)
-    final = _plan(trained, origin, None)
+    final = final_plan(trained, origin, None)
     of_final |= {
         "hash": dataset.manifest.content_hash,
         "training": training_digest(config, dataset, None, final),
