@@ -172,6 +172,27 @@ def test_old_files_are_not_read_again(tmp_path: Path) -> None:
         quietly(config_of([copy, files[5]], tmp_path / "again"), earlier=after)
 
 
+def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(tmp_path: Path) -> None:
+    """The record of what was read is of the files as they were read, not as they are when the dataset is complete."""
+    files, folder = write_days(tmp_path / "days"), tmp_path / "arrived"
+    folder.mkdir()
+    for file in files[:4]:
+        shutil.copyfile(file, folder / file.name)
+    grown, line = folder / files[3].name, "u1,i1,1600900000,view,1,sun\n"
+
+    def arrive(said: str) -> None:
+        if said.startswith("histories:"):
+            shutil.copyfile(files[4], folder / files[4].name)
+            grown.write_text(grown.read_text() + line)
+
+    before = prepare(config_of([folder], tmp_path / "before"), progress=arrive)
+    (reading,) = before.manifest.store["readings"]
+    assert [file["name"] for file in reading["files"]] == [file.name for file in files[:4]]
+    after = quietly(config_of([folder], tmp_path / "after"), earlier=before)
+    once = quietly(config_of([folder], tmp_path / "once"))
+    assert content(after)["histories"] == content(once)["histories"]
+
+
 def test_a_file_of_an_old_day_is_filled_in(tmp_path: Path) -> None:
     """A day that was forgotten comes last, and its events take their place in time."""
     files = write_days(tmp_path / "days")

@@ -143,7 +143,7 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
         return
     if len(there.get("readings", [])) < 2:
         return
-    named = {(file["size"], file["fingerprint"]) for file in source.event_files()}
+    named = {(file["size"], file["fingerprint"]) for file in source.events_read}
     gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
     if gone:
         raise DataError(
@@ -289,7 +289,7 @@ class Appending(Preparation):
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
         earlier = self._before().manifest.store
-        found = described(self._num_shards(), earlier, self.source.event_files(), seen_in(summaries), adds=True)
+        found = described(self.num_shards, earlier, self.source.events_read, seen_in(summaries), adds=True)
         return found | {"order": self.order, "newer_users": self._newer_users}
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
@@ -340,8 +340,8 @@ class Appending(Preparation):
 
     def _buckets_to_renew(self, num_users: int) -> set[int]:
         """Shards that are written anew as a whole; counts the users of the others who have newer rows."""
-        manifest, each = self._before().manifest, num_users / self._num_shards()
-        before = manifest.store.get("newer_users") or [0] * self._num_shards()
+        manifest, each = self._before().manifest, num_users / self.num_shards
+        before = manifest.store.get("newer_users") or [0] * self.num_shards
         newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
         files = [len(manifest.renewed.get(f"part-{bucket:05d}.parquet", [])) for bucket in range(len(newer))]
         found = {

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -220,7 +221,7 @@ class Preparation:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
         is_bound = self.config.data.unknown_items != "keep"
         reading = self._reading()
-        buckets = exchange(pieces, self._num_shards(), self.rules, known if is_bound else None, reading)
+        buckets = exchange(pieces, self.num_shards, self.rules, known if is_bound else None, reading)
         summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in paced("gathering users' events", buckets)]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket, summary in zip(buckets, summaries, strict=True):
@@ -268,7 +269,7 @@ class Preparation:
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
         """What the manifest says of the events that are kept."""
         earlier = self.earlier.manifest.store if self.earlier is not None else {}
-        found = described(self._num_shards(), earlier, self.source.event_files(), seen_in(summaries), adds=False)
+        found = described(self.num_shards, earlier, self.source.events_read, seen_in(summaries), adds=False)
         return found | {"order": self.order}
 
     def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
@@ -300,7 +301,9 @@ class Preparation:
         users = only(users, schema.USER_ID, [*core.users, *base_users]) if least[0] else users
         return cut, summaries, items, users
 
-    def _num_shards(self) -> int:
+    @cached_property
+    def num_shards(self) -> int:
+        """Found once: files that come later must not change it."""
         if self.earlier is not None:
             return int(self.earlier.manifest.store["buckets"])
         return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
