@@ -273,6 +273,10 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
         quietly(config_of(files[5:], tmp_path / "after", context=["weather"]), earlier=before)
     kept = quietly(config_of(files[:5], tmp_path / "without", keep_events=False))
     assert not kept.manifest.store and not (tmp_path / "without/events").exists()
+    temporal = {"split": {"kind": "temporal"}}
+    first = quietly(config_of(files[:5], tmp_path / "first", **temporal))
+    last = quietly(config_of(files[5:], tmp_path / "last", keep_events=False, **temporal), earlier=first)
+    assert not last.manifest.store and not (tmp_path / "last/events").exists()
     with pytest.raises(ConfigError, match="keeps no events"):
         quietly(config_of(files[5:], tmp_path / "after"), earlier=kept)
 

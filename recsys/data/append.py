@@ -16,7 +16,7 @@ through all steps, and still no old file is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -31,22 +31,30 @@ from recsys.data.blocks import fetch, task
 from recsys.data.content_hash import differences, settings_hash, settings_of
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Folder, folder_of
-from recsys.data.event_store import Kept, described, files_read, of_users, seen_in, times_name, write_rows
+from recsys.data.event_store import (
+    TIMES,
+    Kept,
+    described,
+    files_read,
+    of_users,
+    seen_in,
+    seen_together,
+    times_name,
+    write_rows,
+)
 from recsys.data.events import (
+    EVENT_SCHEMA,
     PARTS,
     TEXT_SCHEMA,
     BucketSummary,
     Coding,
-    EventRules,
     encode_bucket,
     joined,
-    where,
 )
 from recsys.data.histories import Array
-from recsys.data.items import count_table
 from recsys.data.keys import used_texts
-from recsys.data.preparation import Preparation
-from recsys.data.shards import ShardReport, ShardRules, count_shard, with_context, write_shard
+from recsys.data.preparation import Preparation, Progress
+from recsys.data.shards import ShardReport, ShardRules, count_shard, shard_name, with_context, write_shard
 from recsys.data.split import SplitPlan, plan_of
 from recsys.data.vocabulary import dense
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -56,7 +64,6 @@ from recsys.storage.uris import is_remote, one_spelling
 
 _MOST_FILES: Final = 12  # newer files of a shard, before it is written anew
 _MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, from which it is written anew
-_TIMES: Final = ("user", "type", "time")
 _PARSED: Final = ("data.context", "data.context_numbers", "data.text_events")
 
 
@@ -116,7 +123,7 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
         )
 
 
-def nothing_new(earlier: PreparedDataset, config: Config, progress: Callable[[str], None]) -> PreparedDataset:
+def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) -> PreparedDataset:
     """The dataset as it is, where it is the one that is asked for.
 
     Raises:
@@ -188,7 +195,7 @@ def encode_touched(
     """
     before = kept.rows(None if touched is None else of_users(touched[0]))
     if before is not None:
-        before = _filtered(before.drop_columns([schema.RAW]), coding.rules)
+        before = coding.rules.filtered(before)[0]
     rows = joined([before, fresh])
     if touched is None:
         users = used_texts(rows.column(schema.USER_ID))
@@ -201,16 +208,9 @@ def encode_touched(
     return [events, old, duplicates]
 
 
-def _filtered(rows: pa.Table, rules: EventRules) -> pa.Table:
-    if not rows.num_rows or not rules.filters.is_on:
-        return rows
-    out, _ = rules.filters.left_out(rows, rules.is_interaction(rows.column(schema.EVENT_TYPE)))
-    return where(rows, ~out)
-
-
 def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
     """User, type and time of the events that were not there before."""
-    names = list(_TIMES)
+    names = list(TIMES)
     both = [
         table.select(names).append_column("number", pa.array(np.full(table.num_rows, sign, dtype=np.int64)))
         for table, sign in ((events, 1), (old, -1))
@@ -222,9 +222,7 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
 
 def kept_times(kept: Kept) -> pa.Table:
     """User, type and time of all events that counted before."""
-    found = kept.times()
-    kinds = pa.schema([("user", pa.int32()), ("type", pa.uint8()), ("time", pa.int64())])
-    return pa.concat_tables(found).combine_chunks() if found else kinds.empty_table()
+    return pa.concat_tables([EVENT_SCHEMA.empty_table().select(TIMES), *kept.times()]).combine_chunks()
 
 
 def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
@@ -288,8 +286,7 @@ class Appending(Preparation):
         """There are the events of before."""
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
-        earlier = self._before().manifest.store
-        found = described(self.num_shards, earlier, self.source.events_read, seen_in(summaries), adds=True)
+        found = described(self.num_shards, self._before().manifest.store, self.source.events_read, self._seen)
         return found | {"order": self.order, "newer_users": self._newer_users}
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
@@ -299,7 +296,7 @@ class Appending(Preparation):
             NeedsAll: the order or the split is not that of before.
         """
         manifest = self._before().manifest
-        seen = described(0, manifest.store, [], seen_in(summaries), adds=True)["seen"]
+        seen = self._seen = seen_together(manifest.store["seen"], seen_in(summaries))
         everything = BucketSummary(**{key: seen[key] for key in ("interactions", "untimed", "types", "given")})
         everything.first, everything.last = seen["span"]
         self._everything = everything
@@ -328,22 +325,20 @@ class Appending(Preparation):
             is_idle = chosen is not None and not len(users)
             encoded.append([] if is_idle else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids))
         buckets.clear()
-        for refs in paced("going through touched users", [refs for refs in encoded if refs]):
-            self.quarantine.add("events", fetch(refs[2]))
-        self.quarantine.check("events")
-        self.progress(self.quarantine.describe("events"))
+        self._quarantine_duplicates("encoding the events of touched users", [refs for refs in encoded if refs])
         return encoded
 
     def _kept(self, bucket: int) -> Kept:
-        readings = len(self._before().manifest.store["readings"])
-        return Kept(folder_of(self._before()), bucket, tuple(range(readings)))
+        kept = self.reading.kept(bucket)
+        assert kept is not None, "there is something to append to"
+        return kept
 
     def _buckets_to_renew(self, num_users: int) -> set[int]:
         """Shards that are written anew as a whole; counts the users of the others who have newer rows."""
         manifest, each = self._before().manifest, num_users / self.num_shards
         before = manifest.store.get("newer_users") or [0] * self.num_shards
         newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
-        files = [len(manifest.renewed.get(f"part-{bucket:05d}.parquet", [])) for bucket in range(len(newer))]
+        files = [len(manifest.renewed.get(shard_name(bucket), [])) for bucket in range(len(newer))]
         found = {
             bucket
             for bucket, (number, count) in enumerate(zip(newer, files, strict=True))
@@ -360,38 +355,38 @@ class Appending(Preparation):
         """
         manifest = self._before().manifest
         self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
-        times: list[list[Any]] = []
+        before: list[list[Any]] = []
+        fresh: list[list[Any]] = []
         if self._old_plan.kind == "temporal":
-            times = self._all_times(encoded)
-        plan = super()._plan(times, coding, [self._everything])
+            before, fresh = self._times(encoded)
+        plan = super()._plan([*before, *fresh], coding, [self._everything])
         old = self._old_plan
         if replace(plan, valid_from=old.valid_from, test_from=old.test_from) != old:
             raise NeedsAll("the new events change the split")
         if plan != old:
-            self._add_moved(encoded, times, plan)
+            self._add_moved(encoded, before, plan)
         return plan
 
-    def _all_times(self, encoded: list[list[Any]]) -> list[list[Any]]:
-        """References to the times of before and the new ones, of every bucket; the new ones are kept."""
-        reader, differ, number = task(kept_times), task(fresh_times), len(self._before().manifest.store["readings"])
-        writer, times, written = task(write_rows), [], []
-        for bucket, refs in enumerate(encoded):
-            times.append([reader.remote(self._kept(bucket))])
-            if refs:
-                times.append([differ.remote(refs[0], refs[1])])
-                written.append(writer.remote(self.folder, times_name(bucket, number), times[-1][0]))
-        fetch(written)
-        return times
+    def _times(self, encoded: list[list[Any]]) -> tuple[list[list[Any]], list[list[Any]]]:
+        """References to the earlier times of every bucket, and to the new times of buckets with new events."""
+        reader, differ, writer = task(kept_times), task(fresh_times), task(write_rows)
+        before = [[reader.remote(self._kept(bucket))] for bucket in range(len(encoded))]
+        fresh = {bucket: differ.remote(refs[0], refs[1]) for bucket, refs in enumerate(encoded) if refs}
+        if self.keeps_events:
+            number = self.reading.number
+            fetch([writer.remote(self.folder, times_name(bucket, number), ref) for bucket, ref in fresh.items()])
+        return before, [[ref] for ref in fresh.values()]
 
-    def _add_moved(self, encoded: list[list[Any]], times: list[list[Any]], plan: SplitPlan) -> None:
-        """Events of users whom the new cut-offs touch, without new ones of their own."""
+    def _add_moved(self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan) -> None:
+        """Add the events of users without new events whom the new cut-offs touch."""
         finder, encoder = task(moved_users), task(encode_touched, 3)
-        firsts = np.cumsum([0, *(2 if refs else 1 for refs in encoded[:-1])]).tolist()  # a bucket's times of before
-        moved = [finder.remote(times[first][0], self._old_plan, plan) for first in firsts]
+        moved = {
+            bucket: finder.remote(times, self._old_plan, plan)
+            for bucket, (times,) in enumerate(before)
+            if bucket not in self._whole_buckets
+        }
         user_ids = ray.get(self._ids[0])
-        for bucket, found in enumerate(moved):
-            if bucket in self._whole_buckets:
-                continue
+        for bucket, found in moved.items():
             numbers = np.setdiff1d(fetch(found), self._numbers[bucket])
             if len(numbers):
                 users = user_ids.take(pa.array(numbers))
@@ -404,32 +399,32 @@ class Appending(Preparation):
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
         """Newer files of histories, and the counts by their difference."""
-        earlier, reading = self._before(), len(self._before().manifest.store["readings"])
         rules = ShardRules(plan, self._split_seed(), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
-        both, writer = (rules, replace(rules, plan=self._old_plan)), task(write_touched)
-        shards, written = list(earlier.manifest.shards), []
-        self.renewed = {name: list(files) for name, files in earlier.manifest.renewed.items()}
+        both, writer, written = (rules, replace(rules, plan=self._old_plan)), task(write_touched), []
+        manifest = self._before().manifest
+        kept = set(manifest.shards)
+        self.renewed = {name: list(files) for name, files in manifest.renewed.items()}
         for bucket, refs in enumerate(encoded):
-            name = f"part-{bucket:05d}.parquet"
-            if refs:
-                is_new = name not in shards or bucket in self._whole_buckets
-                ending = "" if is_new else f".{reading:05d}"
-                tables = [ref for number, ref in enumerate(refs) if number % 3 != 2]
-                written.append(writer.remote(self.folder, (bucket, ending), both, *self._ids, *tables))
-                if is_new:
-                    self.renewed.pop(name, None)
-                    shards = [other for other in shards if other != name]
-        self._link_histories(shards)
+            if not refs:
+                continue
+            name = shard_name(bucket)
+            if bucket in self._whole_buckets:
+                kept.discard(name)
+                self.renewed.pop(name, None)
+            ending = f".{self.reading.number:05d}" if name in kept else ""
+            tables = [ref for number, ref in enumerate(refs) if number % 3 != 2]
+            written.append(writer.remote(self.folder, (bucket, ending), both, *self._ids, *tables))
+        self._link_histories(kept)
         self._count(written, item_ids)
-        newest = {f"part-{name.split('-')[1][:5]}.parquet" for name in self.new_shards}
-        for name in self.new_shards:
-            base = f"part-{name.split('-')[1][:5]}.parquet"
-            if name != base:
-                self.renewed.setdefault(base, []).append(name)
-        return sorted({*shards, *newest}), None
+        for file in self.new_shards:
+            shard = f"{file.split('.')[0]}.parquet"
+            if shard != file:
+                self.renewed.setdefault(shard, []).append(file)
+            kept.add(shard)
+        return sorted(kept), None
 
-    def _link_histories(self, shards: list[str]) -> None:
+    def _link_histories(self, shards: Collection[str]) -> None:
         """The files of histories that stay."""
         names = [*shards, *(file for name in shards for file in self.renewed.get(name, []))]
         self.folder.link(folder_of(self._before()), "histories", names)
@@ -440,22 +435,17 @@ class Appending(Preparation):
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         table = earlier.table("items/counts.parquet")
         counts_N3[: table.num_rows] = np.stack([table.column(part).to_numpy() for part in PARTS], axis=1)
-        of_events = {key: earlier.manifest.counts[key] for key in earlier.manifest.counts if key in _OF_EVENTS}
-        total = Counter(of_events)
+        total = Counter({key: number for key, number in earlier.manifest.counts.items() if key in _OF_EVENTS})
         for ref in paced("writing histories", written):
             now, before = fetch(ref)
             for report, sign in ((now, 1), (before, -1)):
-                for key, number in report.counts.items():
-                    total[key] += sign * number
+                for key in _OF_EVENTS & report.counts.keys():
+                    total[key] += sign * report.counts[key]
                 counts_N3[report.items] += sign * report.item_counts
             self.new_shards += [now.name] if now.name else []
-        for key, number in total.items():
-            if key in _OF_EVENTS:
-                self.counts[key] = number
+        self.counts.update(total)
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
-        self.folder.write_table("items/counts.parquet", count_table(counts_N3))
-        sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
-        self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
+        self._write_item_counts(counts_N3)
 
 
 _OF_EVENTS: Final = frozenset(

@@ -37,6 +37,7 @@ Rows = Callable[[pa.Array], Array]  # the column of users of a batch → which o
 STORE: Final = "events"
 _ROWS: Final = 1 << 18  # of a batch
 _COMPRESSION: Final = "zstd"
+TIMES: Final = ("user", "type", "time")  # columns of the files of times
 _LEFT_OUT: Final = (schema.REASON, schema.RAW)  # null in every good row
 _GONE: Final = "{} is missing or damaged ({}), so nothing can be appended to the dataset; prepare all events again"
 
@@ -64,17 +65,20 @@ class Kept:
     readings: tuple[int, ...]
 
     def rows(self, of: Rows | None = None) -> pa.Table | None:
-        """The good rows, in the order of their reading; None where there are none.
+        """The good rows, in the order of their reading, as :func:`recsys.data.events.gather_bucket` gives them; None
+        where there are none.
 
         Args:
             of: which rows of a batch, by its column of users; None: all.
         """
         names = [part_name(self.bucket, reading) for reading in self.readings]
-        return _judged([table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None])
+        tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]
+        return _with_nulls(tables, (schema.REASON,))
 
     def unknown(self) -> pa.Table | None:
-        """The rows whose item was not known."""
-        return _judged([pa.Table.from_batches([b]) for b in _batches(self.folder, unknown_name(self.bucket))])
+        """The rows whose item was not known, as they were read."""
+        batches = _batches(self.folder, unknown_name(self.bucket))
+        return _with_nulls([pa.Table.from_batches([batch]) for batch in batches], _LEFT_OUT)
 
     def times(self) -> list[pa.Table]:
         """User, type and time of every event that counted."""
@@ -159,12 +163,12 @@ def _joined(parts: list[pa.Array]) -> pa.Array:
     return compact(pa.chunked_array([pa.DictionaryArray.from_arrays(codes, parts[0].dictionary)]))
 
 
-def _judged(tables: list[pa.Table]) -> pa.Table | None:
-    """Rows as the exchange has them: with a reason, which is null, and no raw text."""
+def _with_nulls(tables: list[pa.Table], names: Sequence[str]) -> pa.Table | None:
+    """The rows of all tables with columns that hold nothing in them."""
     if not tables:
         return None
     table = pa.concat_tables(tables, promote_options="default")
-    for name in _LEFT_OUT:
+    for name in names:
         table = table.append_column(name, pa.nulls(table.num_rows))
     return table
 
@@ -185,21 +189,20 @@ def of_users(users: pa.Array) -> Rows:
 
 
 def described(
-    buckets: int, earlier: dict[str, Any], files: Sequence[dict[str, Any]], seen: dict[str, Any], adds: bool
+    buckets: int, earlier: dict[str, Any], files: Sequence[dict[str, Any]], seen: dict[str, Any]
 ) -> dict[str, Any]:
-    """``Manifest.store``: the number of buckets, every reading with its files, and what all events together are.
-
-    ``adds``: whether ``seen`` is of this reading alone.
-    """
-    if adds:
-        before = earlier["seen"]
-        first, last = zip(before["span"], seen["span"], strict=True)
-        seen = {
-            **{key: before[key] + seen[key] for key in ("interactions", "untimed")},
-            **{key: dict(Counter(before[key]) + Counter(seen[key])) for key in ("types", "given")},
-            "span": [min(first), max(last)] if seen["interactions"] else before["span"],
-        }
+    """``Manifest.store``: the number of buckets, every reading with its files, and what all events together are."""
     return {"buckets": buckets, "readings": [*earlier.get("readings", []), {"files": list(files)}], "seen": seen}
+
+
+def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What the events of two :func:`seen_in` are together."""
+    first, last = zip(before["span"], now["span"], strict=True)
+    return {
+        **{key: before[key] + now[key] for key in ("interactions", "untimed")},
+        **{key: dict(Counter(before[key]) + Counter(now[key])) for key in ("types", "given")},
+        "span": [min(first), max(last)] if now["interactions"] else before["span"],
+    }
 
 
 def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:
