@@ -1,16 +1,16 @@
-"""Newer events are appended to a prepared dataset: only the users whom they touch are gone through again.
+"""Append newer events to a prepared dataset: only the users whom they touch are processed again.
 
-Why: a day's events are a hundredth of what there is. The files of before are not read: their validated rows are kept
-(:mod:`recsys.data.event_store`). Of every shard the rows of touched users are taken, put together with the new ones
-and go the way of all events (order, duplicates, parts); their histories become a newer file beside those of the others,
-and what is counted is counted by the difference. Touched are users with new events, and in a temporal split those with
-events between an old and a new cut-off.
+Why: a day's events are a hundredth of all events. No old file is read, as the dataset keeps its validated rows
+(:mod:`recsys.data.event_store`). The rows of touched users are taken from every shard, joined with the new ones, and
+pass all steps (order, duplicates, parts). Their histories become a newer file beside the old one, and counts change by
+the difference. Touched users are those with new events and, in a temporal split, those with events between an old and a
+new cut-off.
 
-What grows with all events all the same, and is cheap: the kept rows are unpacked once to find those of touched users,
-and in a temporal split their times are counted; vocabularies and attributes are written anew. A shard of which half
-the users have newer rows, or which has many newer files, is written anew as a whole. Where an event can change what
-other users' events mean (k-core, item text made of events, texts of users), or a setting has changed, all kept rows go
-through all steps, and still no old file is read.
+What still grows with all events, and is cheap: the kept rows are unpacked once to find those of touched users, and a
+temporal split counts their times; vocabularies and attributes are written again. A shard is written again as a whole
+when more than half of its users have newer rows, or when it has many newer files. All kept rows pass all steps where an
+event can change what other users' events mean (k-core, item text made of events, texts of users), or where a setting
+has changed.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ from recsys.pace import paced
 from recsys.sources.base import SourceAdapter
 from recsys.storage.uris import is_remote, one_spelling
 
-_MOST_FILES: Final = 12  # newer files of a shard, before it is written anew
-_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, from which it is written anew
+_MOST_FILES: Final = 12  # newer files of a shard, from which it is written again as a whole
+_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, beyond which it is written again as a whole
 _PARSED: Final = ("data.context", "data.context_numbers", "data.text_events")
 
 
 class NothingNew(DataError):
-    """All files of events that are named were read before."""
+    """Every file of events that is named was read before."""
 
 
 class NeedsAll(Exception):
-    """Only all events together can say what is asked; the text says why."""
+    """An append must process all events; the text says why."""
 
 
 @dataclass(frozen=True)
 class Least:
-    """How many events a model to go on from was made of, which an update must not fall short of by mistake."""
+    """How many events the parent model was made of: an update must not have fewer by mistake."""
 
     events: int
     replace: bool = False
@@ -85,7 +85,7 @@ class Least:
     def check(self, manifest: Manifest, place: str) -> None:
         """
         Raises:
-            DataError: there are fewer, also with those that ``data`` leaves out by a rule.
+            DataError: there are fewer, even if those that a rule of ``data`` leaves out are counted.
         """
         found = manifest.counts["events"]
         by_rule = sum(manifest.dropped.get("events", {}).values())
@@ -93,9 +93,8 @@ class Least:
             return
         raise DataError(
             f"the data has {found:,} events, but the model to go on from was made of {self.events:,}: an update does "
-            "not forget what it is not told to. Give the new files alone with --events FILE…, which carries the old "
-            f"events on, or the old files beside the new ones in data.source; with --replace {place} is made of these "
-            "events alone"
+            "not forget events unless it is told to. Give only the new files with --events FILE…, which keeps the old "
+            f"events, or name old and new files in data.source; with --replace {place} is made of these events alone"
         )
 
 
@@ -106,9 +105,9 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
     """
     if not earlier.manifest.store:
         raise ConfigError(
-            f"{earlier.root} keeps no events that newer ones could be appended to (it is of an earlier release, of a "
-            "source that is read as a whole, or data.keep_events was false); list old and new files in data.source and "
-            "run the update without --events"
+            f"{earlier.root} keeps no events, so newer ones cannot be appended (an earlier release made it, its "
+            "source is read as a whole, or data.keep_events was false); list old and new files in data.source and run "
+            "the update without --events"
         )
     different = differences(earlier.manifest.settings, settings_of(config))
     if wrong := [found for found in different if found.startswith(_PARSED)]:
@@ -155,13 +154,13 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     if gone:
         raise DataError(
             f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such "
-            f"as {gone[0]}: they would be forgotten; name them in data.source, choose another data.dir, or mean it "
-            "with --replace"
+            f"as {gone[0]}: this prepare would forget them; name them in data.source, choose another data.dir, or "
+            "confirm with --replace"
         )
 
 
 def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
-    """Whether an append can leave the users alone who have no new events."""
+    """Whether an append need not process users without new events."""
     if earlier is None or earlier.manifest.settings_hash != settings_hash(config):
         return False
     data = config.data
@@ -180,10 +179,10 @@ def encode_touched(
     all_users: pa.Array,
     items: pa.Array,
 ) -> list[Any]:
-    """The events of touched users of a bucket, those of them that were there before, and the new duplicates.
+    """The events of a bucket's touched users, those of them that the earlier dataset had, and the new duplicates.
 
     Args:
-        kept: the rows of before.
+        kept: the rows of the earlier dataset.
         fresh: new good rows; None: none.
         coding: order and types.
         touched: users, sorted, and their dense ids; None: all.
@@ -209,7 +208,7 @@ def encode_touched(
 
 
 def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
-    """User, type and time of the events that were not there before."""
+    """User, type and time of the events that the earlier dataset did not have."""
     names = list(TIMES)
     both = [
         table.select(names).append_column("number", pa.array(np.full(table.num_rows, sign, dtype=np.int64)))
@@ -221,12 +220,12 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
 
 
 def kept_times(kept: Kept) -> pa.Table:
-    """User, type and time of all events that counted before."""
+    """User, type and time of all events that the earlier dataset used."""
     return pa.concat_tables([EVENT_SCHEMA.empty_table().select(TIMES), *kept.times()]).combine_chunks()
 
 
 def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
-    """Users with an event that belongs to another part than before: int32, sorted."""
+    """Users with an event that new cut-offs move to another part: int32, sorted."""
     times_E = np.asarray(times.column("time"))
     moved_E = np.zeros(len(times_E), dtype=bool)
     for old, new in ((before.valid_from, now.valid_from), (before.test_from, now.test_from)):
@@ -242,12 +241,12 @@ def write_touched(
     items: pa.Array,
     *tables: pa.Table,
 ) -> list[ShardReport]:
-    """Write the newer histories of a bucket; what is counted of their users now, and what was before.
+    """Write the newer histories of a bucket; returns the counts of their users now and before.
 
     Args:
         folder: of the dataset.
         place: bucket, and ending of the file's name.
-        rules: of now, and of before.
+        rules: of the new dataset, and of the earlier one.
         users: all external user ids, dense.
         items: all external item ids, dense.
         tables: of :func:`encode_touched`, events and old ones in turns, of different users.
@@ -283,7 +282,7 @@ class Appending(Preparation):
         return self._before().manifest.timed and super()._is_timed(summaries)
 
     def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
-        """There are the events of before."""
+        """There are those of the earlier dataset."""
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
         found = described(self.num_shards, self._before().manifest.store, self.source.events_read, self._seen)
@@ -293,7 +292,7 @@ class Appending(Preparation):
         """As for all events.
 
         Raises:
-            NeedsAll: the order or the split is not that of before.
+            NeedsAll: the order differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
         seen = self._seen = seen_together(manifest.store["seen"], seen_in(summaries))
@@ -302,7 +301,7 @@ class Appending(Preparation):
         self._everything = everything
         coding = super()._coding([everything])
         if (coding.order != "none") != manifest.ordered or manifest.store.get("order", coding.order) != coding.order:
-            raise NeedsAll("the new events change what gives the order")
+            raise NeedsAll("the new events change how events are ordered")
         return coding
 
     def _encode(
@@ -334,7 +333,7 @@ class Appending(Preparation):
         return kept
 
     def _buckets_to_renew(self, num_users: int) -> set[int]:
-        """Shards that are written anew as a whole; counts the users of the others who have newer rows."""
+        """Shards that are written again as a whole; for the others, counts the users with newer rows."""
         manifest, each = self._before().manifest, num_users / self.num_shards
         before = manifest.store.get("newer_users") or [0] * self.num_shards
         newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
@@ -348,10 +347,10 @@ class Appending(Preparation):
         return found
 
     def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
-        """The plan of all events; users whom it moves from one part to another are touched as well.
+        """The plan of all events; users with events that it moves to another part are touched as well.
 
         Raises:
-            NeedsAll: another kind of split than before.
+            NeedsAll: the kind of split differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
         self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
@@ -398,7 +397,7 @@ class Appending(Preparation):
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
-        """Newer files of histories, and the counts by their difference."""
+        """Write newer files of histories, and change the counts by the difference."""
         rules = ShardRules(plan, self._split_seed(), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
         both, writer, written = (rules, replace(rules, plan=self._old_plan)), task(write_touched), []
@@ -425,12 +424,12 @@ class Appending(Preparation):
         return sorted(kept), None
 
     def _link_histories(self, shards: Collection[str]) -> None:
-        """The files of histories that stay."""
+        """Link the files of histories that stay."""
         names = [*shards, *(file for name in shards for file in self.renewed.get(name, []))]
         self.folder.link(folder_of(self._before()), "histories", names)
 
     def _count(self, written: list[Any], item_ids: pa.Array) -> None:
-        """What all events are: what was counted before, and the difference of touched users."""
+        """The counts of all events: those of the earlier dataset, and the difference of touched users."""
         earlier = self._before()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         table = earlier.table("items/counts.parquet")

@@ -2,13 +2,13 @@
 
 Layout, beside the histories::
 
-    events/part-00003.00001.arrow      good rows of shard 3 that reading 1 brought, as the exchange hands them on: texts
-                                       coded, before filters and duplicates, which a later append may decide otherwise
-    events/times-00003.00001.arrow     user, type, time of its events that counted, where the split has cut-offs in time
-    events/unknown-00003.arrow         rows that are good but for their item, which the table of items lacks so far
+    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters and
+                                       duplicates are taken out, since a later append may decide about these differently
+    events/times-00003.00001.arrow     user, type and time of its events that count, where the split has cut-offs
+    events/unknown-00003.arrow         rows whose only fault is that the table of items does not have their item yet
 
-A part is written once and never changed: a dataset that continues another one links it. Arrow's own format, since
-coded texts come back as they were, a batch at a time. Legend: E events.
+A part is written once and never changed: a dataset that continues another one links it. The format is Arrow's own,
+since it reads coded texts back as codes, one batch at a time. Legend: E events.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Keeper:
     reading: int
 
     def keep(self, good: pa.Table, unknown: pa.Table) -> None:
-        """Write the good rows, and those that are good but for their item."""
+        """Write the good rows, and the rows whose only fault is an unknown item."""
         write_rows(self.folder, part_name(self.bucket, self.reading), good)
         write_rows(self.folder, unknown_name(self.bucket), unknown)
 
@@ -99,9 +99,9 @@ def unknown_name(bucket: int) -> str:
 
 
 def is_carried(name: str, whole: bool) -> bool:
-    """Whether a file of the store goes on unchanged in a dataset that continues this one.
+    """Whether a dataset that continues this one links a file of the store as it is.
 
-    ``whole``: all events are counted anew, and their times are written anew.
+    ``whole``: all events are processed again, and their times are written again.
 
     >>> [is_carried(f"{kind}-00000.arrow", whole=True) for kind in ("part", "times", "unknown")]
     [True, False, False]
@@ -110,7 +110,7 @@ def is_carried(name: str, whole: bool) -> bool:
 
 
 def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
-    """Write rows, if there are any; all columns without any."""
+    """Write rows, if there are any; no ``columns``: all of them."""
     if not table.num_rows:
         return
     kept = [column for column in columns or table.column_names if column not in _LEFT_OUT]
@@ -140,7 +140,7 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
-    """The chosen rows of a file's batches, which share their texts; only texts that a chosen row has stay."""
+    """The chosen rows of a file's batches, which share their texts; texts that no chosen row has are left out."""
     found: list[list[pa.Array]] = []
     names: list[str] = []
     for batch in batches:
@@ -156,7 +156,7 @@ def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | No
 
 
 def _joined(parts: list[pa.Array]) -> pa.Array:
-    """Arrays of one file as one, and of coded texts those that are in use."""
+    """The arrays of one file as one; texts that no row has are left out."""
     if not pa.types.is_dictionary(parts[0].type):
         return pa.concat_arrays(parts)
     codes = pa.concat_arrays([part.indices for part in parts])
@@ -174,13 +174,13 @@ def _with_nulls(tables: list[pa.Table], names: Sequence[str]) -> pa.Table | None
 
 
 def of_users(users: pa.Array) -> Rows:
-    """Which rows of a coded column are of these users; the texts of a file, which its batches share, are met once."""
-    met: list[tuple[pa.Array, Array]] = []
+    """Which rows of a coded column are of these users; texts that all batches of a file share are looked up once."""
+    known: list[tuple[pa.Array, Array]] = []
 
     def chosen(column: pa.Array) -> Array:
-        if not met or not met[0][0].equals(column.dictionary):
-            met[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
-        return np.asarray(met[0][1][np.asarray(column.indices)])
+        if not known or not known[0][0].equals(column.dictionary):
+            known[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
+        return np.asarray(known[0][1][np.asarray(column.indices)])
 
     return chosen
 

@@ -443,10 +443,10 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows that are read go together with those of before, and where they are kept.
+    """How the rows that are read join those that were read before, and where they are kept.
 
     Attributes:
-        number: of this reading; 0 where nothing was read before.
+        number: of this reading, from 0.
         first_file: how many files were read before.
         folder: where the rows are kept; None: nowhere.
         earlier: folder of the dataset that is appended to.

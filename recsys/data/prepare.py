@@ -102,7 +102,7 @@ def prepare(
 
 
 def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
-    """The manifest of a dataset that is written but for it, and the files of histories that are new."""
+    """Write all of a dataset but its manifest; returns that, and the names of the new files of histories."""
     kinds = [Appending, Preparation] if can_touch(arguments.config, arguments.earlier) else [Preparation]
     for kind in kinds:
         preparation = kind(arguments)
@@ -111,11 +111,11 @@ def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
         except NeedsAll as needed:
             preparation.quarantine.abandon()
             arguments.folder.clear()
-            arguments.progress(f"all events are gone through again: {needed}")
+            arguments.progress(f"processing all events again: {needed}")
         except BaseException:
             preparation.quarantine.abandon()
             raise
-    raise AssertionError("what goes through all events needs no more")
+    raise AssertionError("a preparation of all events needs no more than these")
 
 
 def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:
