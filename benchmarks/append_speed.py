@@ -2,10 +2,10 @@
 
     python -m benchmarks.append_speed --events 1000000 --new 10000
 
-A shop of a hundred days: users come on some days and have several events then. All days but the last are prepared, then
-the last one is appended, and beside it all days are prepared at once. Start-up (Ray, and imports in its workers) is
-left out of both and stated. ``share`` is the append over the whole, ``cpu_share`` that of the CPU seconds of all
-processes, which other work on the machine disturbs less.
+A shop of a hundred days: a user comes on some days, and has several events on each. All days but the last are prepared,
+then the last one is appended; for comparison all days are prepared at once. Start-up (Ray, and imports in its workers)
+is left out of both times and shown apart. ``share`` is the time of the append over that of the whole; ``cpu_share`` is
+the same of the CPU seconds of all processes, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
         folder = Path(name)
         write_days(folder, options.events, new, options.format)
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.append_speed", "--split", options.split, "--side"]
-        _ = in_turns({"before": [*command, "before", name]}, 1, 2)
+        in_turns({"before": [*command, "before", name]}, 1, 2)
         results = in_turns({side: [*command, side, name] for side in ("append", "all")}, options.rounds, 2)
     seconds, cpu = medians(results, "seconds"), medians(results, "cpu_s")
     say(

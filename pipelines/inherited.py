@@ -1,7 +1,7 @@
-"""The configuration that a model was made with, taken from the model itself; the command line says what changes.
+"""The configuration that a model was made with, taken from the model itself; options of the command line override it.
 
-Why: a daily command needs no file that must be kept beside the model and equal to it. Where a run wrote and what it
-registered as champion are of that run, and are not taken over.
+Why: a daily command then needs no configuration file that has to be kept in step with the model. Where a run wrote its
+files and which model it promoted belong to that run, and are not inherited.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml
 
-from recsys.config import Config, build_config, dump_config, parse_value, redacted, set_path
+from recsys.config import Config, build_config, dump_config, load_config, parse_value, redacted, set_path
 from recsys.config.sources import one_place
 from recsys.errors import ConfigError
 from recsys.storage.uris import expanded, is_remote
@@ -42,7 +42,7 @@ def _absolute(place: str) -> str:
 
 
 def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
-    """The configuration of the model that a verb is about, with what the command line changes.
+    """The configuration of the model that a verb works on, with the options of the command line.
 
     Raises:
         ArtifactError: there is no such model.
@@ -52,10 +52,7 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
     from recsys.registry.register import resolve
     from recsys.registry.tracking import tracking_uri
 
-    said: dict[str, Any] = {}
-    for dotted, text in overrides:
-        set_path(said, dotted, parse_value(dotted, text))
-    alone = build_config(said, "command line")
+    alone = load_config(None, overrides)
     uri = _model(verb, alone)
     info = read_info(resolve(uri, tracking_uri(alone)))
     tree = info.extra.get(CONFIG)
@@ -74,7 +71,7 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
 
 
 def _model(verb: str, config: Config) -> str:
-    """The model that the command line names, or the one that the verb takes without."""
+    """The model that the command line names, or the verb's default."""
     name = config.registry.name
     named = {"update": config.update.model, "promote": config.promote.model, "recommend": config.recommend.model}[verb]
     if config.promote.rollback and verb == "promote":

@@ -1,7 +1,7 @@
-"""The dataset of an update: that of the model to go on from, and the events of files that it has not read.
+"""The dataset of an update: that of the parent model, with the events of files that it has not read.
 
-Why apart from the source of a first run: a day's file is a hundredth of the data. Whoever names it alone must neither
-wait for a prepare of everything nor lose what was there.
+Why: a day's file is a hundredth of the data. An update that names only this file must not prepare all events again, and
+must not lose the old ones.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from recsys.registry.lineage import Parent
 def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: bool = True) -> PreparedDataset:
     """Append to the parent's dataset what ``update.events``, or ``data.source``, has that it has not read.
 
-    Where the parent's dataset keeps no events, all that ``data.source`` names is prepared, and must be at least what
-    the parent was made of. So is it where there is nothing new and ``needs_new`` is false.
+    If the parent's dataset keeps no events, or if there is nothing new and ``needs_new`` is false, everything that
+    ``data.source`` names is prepared; it must have at least as many events as the parent was made of.
 
     Raises:
-        ConfigError: files of newer events alone, and no dataset that they could be appended to.
+        ConfigError: only newer events are given, and there is no dataset to append them to.
         DataError: fewer events than the parent was made of, and ``update.replace`` is false.
     """
     from recsys.data.append import Least, NothingNew
@@ -43,8 +43,8 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
             why = str(nothing)
     elif settings.events:
         raise ConfigError(
-            f"update.events: newer events are appended to those that {parent.uri} was made of, and {why}; set "
-            "update.dataset to where that dataset is, or list old and new files in data.source and leave --events out"
+            f"update.events: there is no dataset of {parent.uri} to append newer events to: {why}; set update.dataset "
+            "to the place of that dataset, or list old and new files in data.source and leave --events out"
         )
     folder.progress(f"reading all of data.source: {why}")
     return prepare(config, folder, base=parent.vocabulary(), least=least)
@@ -71,13 +71,13 @@ def with_newer_events(config: Config) -> Config:
 def dataset_of(parent: Parent, config: Config) -> tuple[PreparedDataset | None, str]:
     """The dataset that a model was made of, or one that continues it, if it keeps its events; else why there is none.
 
-    The one at the place where the new one will be comes first: an update that was interrupted has made it already, and
-    a folder that all updates share holds what those brought whose models were not promoted.
+    The place of the new dataset is tried first: an interrupted update may have made the dataset already, and a place
+    that all updates share also has the events of updates whose models were not promoted.
     """
     dataset = parent.bundle.info.dataset
     asked, made_of = config.update.dataset, str(dataset.get("content_hash", ""))
     places = [asked] if asked else [config.dataset_dir, str(dataset.get("root", ""))]
-    why = f"it is not known where its dataset {made_of[:12]} is"
+    why = f"the place of its dataset {made_of[:12]} is unknown"
     for place in filter(None, places):
         try:
             found = PreparedDataset(place)
@@ -88,7 +88,10 @@ def dataset_of(parent: Parent, config: Config) -> tuple[PreparedDataset | None, 
             if place != config.dataset_dir:
                 why = f"{place} holds another dataset, {found.manifest.content_hash[:12]} and not {made_of[:12]}"
         elif not found.manifest.store:
-            why = f"{place} keeps no events (of an earlier release, of a kind that is read as a whole, or keep_events)"
+            why = (
+                f"{place} keeps no events (an earlier release made it, its source is read as a whole, or "
+                "data.keep_events was false)"
+            )
         else:
             return found, ""
     return None, why

@@ -87,12 +87,12 @@ def update_all(config: Config, folder: RunFolder) -> None:
 
 
 def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
-    """Write ``drift.json``, of which the evaluation makes a panel and the gate a rule."""
+    """Write ``drift.json``, which the evaluation shows as a panel and the gate checks."""
     dataset = open_dataset(config)
     found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
     folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
     shown = ", ".join(f"{NAMES[key]} {value:.3f}" for key, value in found.items() if key in NAMES and value is not None)
-    folder.progress(f"drift of {found['events']:,} newer events: {shown or 'nothing to tell by'}")
+    folder.progress(f"drift of {found['events']:,} newer events: {shown or 'nothing to measure'}")
 
 
 def shortened(config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""Events appended day by day give the dataset that all of them at once give; nothing old is read again or forgotten."""
+"""Appending events day by day gives the same dataset as all events at once; no old file is read again or forgotten."""
 
 from __future__ import annotations
 
@@ -83,13 +83,7 @@ def content(dataset: PreparedDataset) -> dict[str, Any]:
         for row, user in enumerate(shard.users_U.tolist()):
             span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
             columns = (shard.times_E, shard.values_E, shard.splits_E)
-            codes = [
-                tuple(
-                    column.values[code - 2] if code > 1 else code
-                    for column, code in zip(dataset.context, row_codes, strict=True)
-                )
-                for row_codes in shard.context_EC[span].tolist()
-            ]
+            codes = [named_codes(dataset, row_codes) for row_codes in shard.context_EC[span].tolist()]
             named = ([items[i] for i in shard.items_E[span]], [types[t] for t in shard.types_E[span]])
             histories[users[user]] = list(
                 zip(*named, *(column[span].tolist() for column in columns), codes, strict=True)
@@ -151,11 +145,25 @@ def test_only_touched_users_are_written_again(tmp_path: Path) -> None:
     assert os.path.samefile(old, linked), "the other histories are the very same file"
 
 
-def test_a_shard_with_many_newer_files_is_written_anew(tmp_path: Path) -> None:
+def test_a_shard_with_many_touched_users_is_written_again(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     appended = day_by_day(files, tmp_path / "apart")
     assert not any(appended.manifest.renewed.values()), "each day touches more than half of the users"
     audit(appended)
+
+
+def test_a_shard_with_many_newer_files_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.data.append._MOST_FILES", 2)
+    files = write_days(tmp_path / "days")
+    dataset = quietly(config_of(files[:5], tmp_path / "before"))
+    head, numbers = files[5].read_text().splitlines()[0], []
+    for second in range(3):
+        file = tmp_path / f"second-{second}.csv"
+        file.write_text(f"{head}\nu1,i1,{1_600_900_000 + second},view,1,sun\n")
+        dataset = quietly(config_of([file], tmp_path / str(second)), earlier=dataset)
+        numbers.append(sum(len(newer) for newer in dataset.manifest.renewed.values()))
+        audit(dataset)
+    assert numbers == [1, 2, 0]
 
 
 def test_old_files_are_not_read_again(tmp_path: Path) -> None:
@@ -172,8 +180,29 @@ def test_old_files_are_not_read_again(tmp_path: Path) -> None:
         quietly(config_of([copy, files[5]], tmp_path / "again"), earlier=after)
 
 
+def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(tmp_path: Path) -> None:
+    """The record of what was read is of the files as they were read, not as they are when the dataset is complete."""
+    files, folder = write_days(tmp_path / "days"), tmp_path / "arrived"
+    folder.mkdir()
+    for file in files[:4]:
+        shutil.copyfile(file, folder / file.name)
+    grown, line = folder / files[3].name, "u1,i1,1600900000,view,1,sun\n"
+
+    def arrive(said: str) -> None:
+        if said.startswith("histories:"):
+            shutil.copyfile(files[4], folder / files[4].name)
+            grown.write_text(grown.read_text() + line)
+
+    before = prepare(config_of([folder], tmp_path / "before"), progress=arrive)
+    (reading,) = before.manifest.store["readings"]
+    assert [file["name"] for file in reading["files"]] == [file.name for file in files[:4]]
+    after = quietly(config_of([folder], tmp_path / "after"), earlier=before)
+    once = quietly(config_of([folder], tmp_path / "once"))
+    assert content(after)["histories"] == content(once)["histories"]
+
+
 def test_a_file_of_an_old_day_is_filled_in(tmp_path: Path) -> None:
-    """A day that was forgotten comes last, and its events take their place in time."""
+    """A day that was left out comes last, and its events take their place in time."""
     files = write_days(tmp_path / "days")
     late = [*files[:2], *files[3:], files[2]]
     found, expected = day_by_day(late, tmp_path / "apart"), quietly(config_of(files, tmp_path / "once"))
@@ -252,6 +281,10 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
         quietly(config_of(files[5:], tmp_path / "after", context=["weather"]), earlier=before)
     kept = quietly(config_of(files[:5], tmp_path / "without", keep_events=False))
     assert not kept.manifest.store and not (tmp_path / "without/events").exists()
+    temporal = {"split": {"kind": "temporal"}}
+    first = quietly(config_of(files[:5], tmp_path / "first", **temporal))
+    last = quietly(config_of(files[5:], tmp_path / "last", keep_events=False, **temporal), earlier=first)
+    assert not last.manifest.store and not (tmp_path / "last/events").exists()
     with pytest.raises(ConfigError, match="keeps no events"):
         quietly(config_of(files[5:], tmp_path / "after"), earlier=kept)
 

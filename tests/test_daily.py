@@ -1,4 +1,4 @@
-"""The recipes for every night are commands that this release understands; Airflow itself is not needed to tell."""
+"""The nightly recipes use commands that this release understands; the tests do not need Airflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAG = DOCS / "airflow/daily_update.py"
 
 
 def dag_commands() -> list[str]:
-    """The texts of the DAG's operators, with its constants in their places."""
+    """The commands of the DAG's operators, with its constants filled in."""
     tree = ast.parse(DAG.read_text(encoding="utf-8"))
     assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
     names: dict[str, str] = {}
@@ -45,7 +45,7 @@ def test_a_nightly_command_is_understood(command: str) -> None:
     assert arguments.config is None
     tree: dict[str, object] = {}
     for dotted, text in arguments.overrides:
-        set_path(tree, dotted, parse_value(dotted, text).replace("$", "") if "$" in text else parse_value(dotted, text))
+        set_path(tree, dotted, parse_value(dotted, text.replace("$", "")))
     config = build_config(tree)
     named = {"update": config.update.model, "promote": config.promote.model, "recommend": config.recommend.model}
     assert named[verb].startswith("models:/shop@") and (verb != "update" or config.update.events)

@@ -277,8 +277,8 @@ def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_newer_events_alone_go_on_with_all_of_the_parents(world: Path, updated: Path) -> None:
-    """No configuration is given and no old file is there: the model says how it was made, its dataset has all."""
+def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(world: Path, updated: Path) -> None:
+    """Neither a configuration nor old files are needed: the model has the one, its dataset the events of the others."""
     day = world / "wednesday.csv"
     events(day, [(f"u{u:02}", f"i{(u + day) % 12:02}", day + 20, "view") for u in range(24) for day in (8, 9)])
     aside = world / "aside"
@@ -315,8 +315,8 @@ def test_promote_and_recommend_take_the_configuration_from_the_model(
     assert "does not say how it was made" in capsys.readouterr().err
 
 
-def test_the_newest_file_alone_in_the_source_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:
-    """The mistake of before: a source that names the new day alone made a model of that day alone."""
+def test_a_source_with_the_newest_file_alone_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:
+    """Earlier releases made a model of the new day alone if the source named only that day."""
     everybody = [(f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)]
     events(world / "thursday.csv", everybody)
     source = ["--data.source.events", f"[{world}/thursday.csv]", "--tracking.enabled", "false"]

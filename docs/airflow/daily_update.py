@@ -2,7 +2,7 @@
 
 Two things are set as Airflow variables or in the environment of the workers: ``SHOP_TRACKING`` (the MLflow URI) and
 ``SHOP_RUNS`` (a folder, or s3://BUCKET/runs). A task fails by its exit code: 2, the input is wrong; 1, the gate refuses
-(the champion of before goes on serving) or anything else. A retry goes on: ``--resume`` keeps what is done.
+(yesterday's champion keeps serving) or any other error. A retry continues: ``--resume`` keeps what is done.
 """
 
 from __future__ import annotations

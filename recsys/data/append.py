@@ -1,22 +1,22 @@
-"""Newer events are appended to a prepared dataset: only the users whom they touch are gone through again.
+"""Append newer events to a prepared dataset: only the users whom they touch are processed again.
 
-Why: a day's events are a hundredth of what there is. The files of before are not read: their validated rows are kept
-(:mod:`recsys.data.event_store`). Of every shard the rows of touched users are taken, put together with the new ones
-and go the way of all events (order, duplicates, parts); their histories become a newer file beside those of the others,
-and what is counted is counted by the difference. Touched are users with new events, and in a temporal split those with
-events between an old and a new cut-off.
+Why: a day's events are a hundredth of all events. No old file is read, as the dataset keeps its validated rows
+(:mod:`recsys.data.event_store`). The rows of touched users are taken from every shard, joined with the new ones, and
+pass all steps (order, duplicates, parts). Their histories become a newer file beside the old one, and counts change by
+the difference. Touched users are those with new events and, in a temporal split, those with events between an old and a
+new cut-off.
 
-What grows with all events all the same, and is cheap: the kept rows are unpacked once to find those of touched users,
-and in a temporal split their times are counted; vocabularies and attributes are written anew. A shard of which half
-the users have newer rows, or which has many newer files, is written anew as a whole. Where an event can change what
-other users' events mean (k-core, item text made of events, texts of users), or a setting has changed, all kept rows go
-through all steps, and still no old file is read.
+What still grows with all events, and is cheap: the kept rows are unpacked once to find those of touched users, and a
+temporal split counts their times; vocabularies and attributes are written again. A shard is written again as a whole
+when more than half of its users have newer rows, or when it has many newer files. All kept rows pass all steps where an
+event can change what other users' events mean (k-core, item text made of events, texts of users), or where a setting
+has changed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -31,22 +31,30 @@ from recsys.data.blocks import fetch, task
 from recsys.data.content_hash import differences, settings_hash, settings_of
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Folder, folder_of
-from recsys.data.event_store import Kept, described, files_read, of_users, seen_in, times_name, write_rows
+from recsys.data.event_store import (
+    TIMES,
+    Kept,
+    described,
+    files_read,
+    of_users,
+    seen_in,
+    seen_together,
+    times_name,
+    write_rows,
+)
 from recsys.data.events import (
+    EVENT_SCHEMA,
     PARTS,
     TEXT_SCHEMA,
     BucketSummary,
     Coding,
-    EventRules,
     encode_bucket,
     joined,
-    where,
 )
 from recsys.data.histories import Array
-from recsys.data.items import count_table
 from recsys.data.keys import used_texts
-from recsys.data.preparation import Preparation
-from recsys.data.shards import ShardReport, ShardRules, count_shard, with_context, write_shard
+from recsys.data.preparation import Preparation, Progress
+from recsys.data.shards import ShardReport, ShardRules, count_shard, shard_name, with_context, write_shard
 from recsys.data.split import SplitPlan, plan_of
 from recsys.data.vocabulary import dense
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -54,23 +62,22 @@ from recsys.pace import paced
 from recsys.sources.base import SourceAdapter
 from recsys.storage.uris import is_remote, one_spelling
 
-_MOST_FILES: Final = 12  # newer files of a shard, before it is written anew
-_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, from which it is written anew
-_TIMES: Final = ("user", "type", "time")
+_MOST_FILES: Final = 12  # newer files of a shard, from which it is written again as a whole
+_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, beyond which it is written again as a whole
 _PARSED: Final = ("data.context", "data.context_numbers", "data.text_events")
 
 
 class NothingNew(DataError):
-    """All files of events that are named were read before."""
+    """Every file of events that is named was read before."""
 
 
 class NeedsAll(Exception):
-    """Only all events together can say what is asked; the text says why."""
+    """An append must process all events; the text says why."""
 
 
 @dataclass(frozen=True)
 class Least:
-    """How many events a model to go on from was made of, which an update must not fall short of by mistake."""
+    """How many events the parent model was made of: an update must not have fewer by mistake."""
 
     events: int
     replace: bool = False
@@ -78,7 +85,7 @@ class Least:
     def check(self, manifest: Manifest, place: str) -> None:
         """
         Raises:
-            DataError: there are fewer, also with those that ``data`` leaves out by a rule.
+            DataError: there are fewer, even if those that a rule of ``data`` leaves out are counted.
         """
         found = manifest.counts["events"]
         by_rule = sum(manifest.dropped.get("events", {}).values())
@@ -86,9 +93,8 @@ class Least:
             return
         raise DataError(
             f"the data has {found:,} events, but the model to go on from was made of {self.events:,}: an update does "
-            "not forget what it is not told to. Give the new files alone with --events FILE…, which carries the old "
-            f"events on, or the old files beside the new ones in data.source; with --replace {place} is made of these "
-            "events alone"
+            "not forget events unless it is told to. Give only the new files with --events FILE…, which keeps the old "
+            f"events, or name old and new files in data.source; with --replace {place} is made of these events alone"
         )
 
 
@@ -99,9 +105,9 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
     """
     if not earlier.manifest.store:
         raise ConfigError(
-            f"{earlier.root} keeps no events that newer ones could be appended to (it is of an earlier release, of a "
-            "source that is read as a whole, or data.keep_events was false); list old and new files in data.source and "
-            "run the update without --events"
+            f"{earlier.root} keeps no events, so newer ones cannot be appended (an earlier release made it, its "
+            "source is read as a whole, or data.keep_events was false); list old and new files in data.source and run "
+            "the update without --events"
         )
     different = differences(earlier.manifest.settings, settings_of(config))
     if wrong := [found for found in different if found.startswith(_PARSED)]:
@@ -116,7 +122,7 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
         )
 
 
-def nothing_new(earlier: PreparedDataset, config: Config, progress: Callable[[str], None]) -> PreparedDataset:
+def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) -> PreparedDataset:
     """The dataset as it is, where it is the one that is asked for.
 
     Raises:
@@ -143,18 +149,18 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
         return
     if len(there.get("readings", [])) < 2:
         return
-    named = {(file["size"], file["fingerprint"]) for file in source.event_files()}
+    named = {(file["size"], file["fingerprint"]) for file in source.events_read}
     gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
     if gone:
         raise DataError(
             f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such "
-            f"as {gone[0]}: they would be forgotten; name them in data.source, choose another data.dir, or mean it "
-            "with --replace"
+            f"as {gone[0]}: this prepare would forget them; name them in data.source, choose another data.dir, or "
+            "confirm with --replace"
         )
 
 
 def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
-    """Whether an append can leave the users alone who have no new events."""
+    """Whether an append need not process users without new events."""
     if earlier is None or earlier.manifest.settings_hash != settings_hash(config):
         return False
     data = config.data
@@ -173,10 +179,10 @@ def encode_touched(
     all_users: pa.Array,
     items: pa.Array,
 ) -> list[Any]:
-    """The events of touched users of a bucket, those of them that were there before, and the new duplicates.
+    """The events of a bucket's touched users, those of them that the earlier dataset had, and the new duplicates.
 
     Args:
-        kept: the rows of before.
+        kept: the rows of the earlier dataset.
         fresh: new good rows; None: none.
         coding: order and types.
         touched: users, sorted, and their dense ids; None: all.
@@ -188,7 +194,7 @@ def encode_touched(
     """
     before = kept.rows(None if touched is None else of_users(touched[0]))
     if before is not None:
-        before = _filtered(before.drop_columns([schema.RAW]), coding.rules)
+        before = coding.rules.filtered(before)[0]
     rows = joined([before, fresh])
     if touched is None:
         users = used_texts(rows.column(schema.USER_ID))
@@ -201,16 +207,9 @@ def encode_touched(
     return [events, old, duplicates]
 
 
-def _filtered(rows: pa.Table, rules: EventRules) -> pa.Table:
-    if not rows.num_rows or not rules.filters.is_on:
-        return rows
-    out, _ = rules.filters.left_out(rows, rules.is_interaction(rows.column(schema.EVENT_TYPE)))
-    return where(rows, ~out)
-
-
 def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
-    """User, type and time of the events that were not there before."""
-    names = list(_TIMES)
+    """User, type and time of the events that the earlier dataset did not have."""
+    names = list(TIMES)
     both = [
         table.select(names).append_column("number", pa.array(np.full(table.num_rows, sign, dtype=np.int64)))
         for table, sign in ((events, 1), (old, -1))
@@ -221,14 +220,12 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
 
 
 def kept_times(kept: Kept) -> pa.Table:
-    """User, type and time of all events that counted before."""
-    found = kept.times()
-    kinds = pa.schema([("user", pa.int32()), ("type", pa.uint8()), ("time", pa.int64())])
-    return pa.concat_tables(found).combine_chunks() if found else kinds.empty_table()
+    """User, type and time of all events that the earlier dataset used."""
+    return pa.concat_tables([EVENT_SCHEMA.empty_table().select(TIMES), *kept.times()]).combine_chunks()
 
 
 def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
-    """Users with an event that belongs to another part than before: int32, sorted."""
+    """Users with an event that new cut-offs move to another part: int32, sorted."""
     times_E = np.asarray(times.column("time"))
     moved_E = np.zeros(len(times_E), dtype=bool)
     for old, new in ((before.valid_from, now.valid_from), (before.test_from, now.test_from)):
@@ -244,12 +241,12 @@ def write_touched(
     items: pa.Array,
     *tables: pa.Table,
 ) -> list[ShardReport]:
-    """Write the newer histories of a bucket; what is counted of their users now, and what was before.
+    """Write the newer histories of a bucket; returns the counts of their users now and before.
 
     Args:
         folder: of the dataset.
         place: bucket, and ending of the file's name.
-        rules: of now, and of before.
+        rules: of the new dataset, and of the earlier one.
         users: all external user ids, dense.
         items: all external item ids, dense.
         tables: of :func:`encode_touched`, events and old ones in turns, of different users.
@@ -285,27 +282,26 @@ class Appending(Preparation):
         return self._before().manifest.timed and super()._is_timed(summaries)
 
     def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
-        """There are the events of before."""
+        """There are those of the earlier dataset."""
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
-        earlier = self._before().manifest.store
-        found = described(self._num_shards(), earlier, self.source.event_files(), seen_in(summaries), adds=True)
+        found = described(self.num_shards, self._before().manifest.store, self.source.events_read, self._seen)
         return found | {"order": self.order, "newer_users": self._newer_users}
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
         """As for all events.
 
         Raises:
-            NeedsAll: the order or the split is not that of before.
+            NeedsAll: the order differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
-        seen = described(0, manifest.store, [], seen_in(summaries), adds=True)["seen"]
+        seen = self._seen = seen_together(manifest.store["seen"], seen_in(summaries))
         everything = BucketSummary(**{key: seen[key] for key in ("interactions", "untimed", "types", "given")})
         everything.first, everything.last = seen["span"]
         self._everything = everything
         coding = super()._coding([everything])
         if (coding.order != "none") != manifest.ordered or manifest.store.get("order", coding.order) != coding.order:
-            raise NeedsAll("the new events change what gives the order")
+            raise NeedsAll("the new events change how events are ordered")
         return coding
 
     def _encode(
@@ -328,22 +324,20 @@ class Appending(Preparation):
             is_idle = chosen is not None and not len(users)
             encoded.append([] if is_idle else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids))
         buckets.clear()
-        for refs in paced("going through touched users", [refs for refs in encoded if refs]):
-            self.quarantine.add("events", fetch(refs[2]))
-        self.quarantine.check("events")
-        self.progress(self.quarantine.describe("events"))
+        self._quarantine_duplicates("encoding the events of touched users", [refs for refs in encoded if refs])
         return encoded
 
     def _kept(self, bucket: int) -> Kept:
-        readings = len(self._before().manifest.store["readings"])
-        return Kept(folder_of(self._before()), bucket, tuple(range(readings)))
+        kept = self.reading.kept(bucket)
+        assert kept is not None, "there is something to append to"
+        return kept
 
     def _buckets_to_renew(self, num_users: int) -> set[int]:
-        """Shards that are written anew as a whole; counts the users of the others who have newer rows."""
-        manifest, each = self._before().manifest, num_users / self._num_shards()
-        before = manifest.store.get("newer_users") or [0] * self._num_shards()
+        """Shards that are written again as a whole; for the others, counts the users with newer rows."""
+        manifest, each = self._before().manifest, num_users / self.num_shards
+        before = manifest.store.get("newer_users") or [0] * self.num_shards
         newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
-        files = [len(manifest.renewed.get(f"part-{bucket:05d}.parquet", [])) for bucket in range(len(newer))]
+        files = [len(manifest.renewed.get(shard_name(bucket), [])) for bucket in range(len(newer))]
         found = {
             bucket
             for bucket, (number, count) in enumerate(zip(newer, files, strict=True))
@@ -353,45 +347,45 @@ class Appending(Preparation):
         return found
 
     def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
-        """The plan of all events; users whom it moves from one part to another are touched as well.
+        """The plan of all events; users with events that it moves to another part are touched as well.
 
         Raises:
-            NeedsAll: another kind of split than before.
+            NeedsAll: the kind of split differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
         self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
-        times: list[list[Any]] = []
+        before: list[list[Any]] = []
+        fresh: list[list[Any]] = []
         if self._old_plan.kind == "temporal":
-            times = self._all_times(encoded)
-        plan = super()._plan(times, coding, [self._everything])
+            before, fresh = self._times(encoded)
+        plan = super()._plan([*before, *fresh], coding, [self._everything])
         old = self._old_plan
         if replace(plan, valid_from=old.valid_from, test_from=old.test_from) != old:
             raise NeedsAll("the new events change the split")
         if plan != old:
-            self._add_moved(encoded, times, plan)
+            self._add_moved(encoded, before, plan)
         return plan
 
-    def _all_times(self, encoded: list[list[Any]]) -> list[list[Any]]:
-        """References to the times of before and the new ones, of every bucket; the new ones are kept."""
-        reader, differ, number = task(kept_times), task(fresh_times), len(self._before().manifest.store["readings"])
-        writer, times, written = task(write_rows), [], []
-        for bucket, refs in enumerate(encoded):
-            times.append([reader.remote(self._kept(bucket))])
-            if refs:
-                times.append([differ.remote(refs[0], refs[1])])
-                written.append(writer.remote(self.folder, times_name(bucket, number), times[-1][0]))
-        fetch(written)
-        return times
+    def _times(self, encoded: list[list[Any]]) -> tuple[list[list[Any]], list[list[Any]]]:
+        """References to the earlier times of every bucket, and to the new times of buckets with new events."""
+        reader, differ, writer = task(kept_times), task(fresh_times), task(write_rows)
+        before = [[reader.remote(self._kept(bucket))] for bucket in range(len(encoded))]
+        fresh = {bucket: differ.remote(refs[0], refs[1]) for bucket, refs in enumerate(encoded) if refs}
+        if self.keeps_events:
+            number = self.reading.number
+            fetch([writer.remote(self.folder, times_name(bucket, number), ref) for bucket, ref in fresh.items()])
+        return before, [[ref] for ref in fresh.values()]
 
-    def _add_moved(self, encoded: list[list[Any]], times: list[list[Any]], plan: SplitPlan) -> None:
-        """Events of users whom the new cut-offs touch, without new ones of their own."""
+    def _add_moved(self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan) -> None:
+        """Add the events of users without new events whom the new cut-offs touch."""
         finder, encoder = task(moved_users), task(encode_touched, 3)
-        firsts = np.cumsum([0, *(2 if refs else 1 for refs in encoded[:-1])]).tolist()  # a bucket's times of before
-        moved = [finder.remote(times[first][0], self._old_plan, plan) for first in firsts]
+        moved = {
+            bucket: finder.remote(times, self._old_plan, plan)
+            for bucket, (times,) in enumerate(before)
+            if bucket not in self._whole_buckets
+        }
         user_ids = ray.get(self._ids[0])
-        for bucket, found in enumerate(moved):
-            if bucket in self._whole_buckets:
-                continue
+        for bucket, found in moved.items():
             numbers = np.setdiff1d(fetch(found), self._numbers[bucket])
             if len(numbers):
                 users = user_ids.take(pa.array(numbers))
@@ -403,59 +397,54 @@ class Appending(Preparation):
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
-        """Newer files of histories, and the counts by their difference."""
-        earlier, reading = self._before(), len(self._before().manifest.store["readings"])
+        """Write newer files of histories, and change the counts by the difference."""
         rules = ShardRules(plan, self._split_seed(), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
-        both, writer = (rules, replace(rules, plan=self._old_plan)), task(write_touched)
-        shards, written = list(earlier.manifest.shards), []
-        self.renewed = {name: list(files) for name, files in earlier.manifest.renewed.items()}
+        both, writer, written = (rules, replace(rules, plan=self._old_plan)), task(write_touched), []
+        manifest = self._before().manifest
+        kept = set(manifest.shards)
+        self.renewed = {name: list(files) for name, files in manifest.renewed.items()}
         for bucket, refs in enumerate(encoded):
-            name = f"part-{bucket:05d}.parquet"
-            if refs:
-                is_new = name not in shards or bucket in self._whole_buckets
-                ending = "" if is_new else f".{reading:05d}"
-                tables = [ref for number, ref in enumerate(refs) if number % 3 != 2]
-                written.append(writer.remote(self.folder, (bucket, ending), both, *self._ids, *tables))
-                if is_new:
-                    self.renewed.pop(name, None)
-                    shards = [other for other in shards if other != name]
-        self._link_histories(shards)
+            if not refs:
+                continue
+            name = shard_name(bucket)
+            if bucket in self._whole_buckets:
+                kept.discard(name)
+                self.renewed.pop(name, None)
+            ending = f".{self.reading.number:05d}" if name in kept else ""
+            tables = [ref for number, ref in enumerate(refs) if number % 3 != 2]
+            written.append(writer.remote(self.folder, (bucket, ending), both, *self._ids, *tables))
+        self._link_histories(kept)
         self._count(written, item_ids)
-        newest = {f"part-{name.split('-')[1][:5]}.parquet" for name in self.new_shards}
-        for name in self.new_shards:
-            base = f"part-{name.split('-')[1][:5]}.parquet"
-            if name != base:
-                self.renewed.setdefault(base, []).append(name)
-        return sorted({*shards, *newest}), None
+        for file in self.new_shards:
+            shard = f"{file.split('.')[0]}.parquet"
+            if shard != file:
+                self.renewed.setdefault(shard, []).append(file)
+            kept.add(shard)
+        return sorted(kept), None
 
-    def _link_histories(self, shards: list[str]) -> None:
-        """The files of histories that stay."""
+    def _link_histories(self, shards: Collection[str]) -> None:
+        """Link the files of histories that stay."""
         names = [*shards, *(file for name in shards for file in self.renewed.get(name, []))]
         self.folder.link(folder_of(self._before()), "histories", names)
 
     def _count(self, written: list[Any], item_ids: pa.Array) -> None:
-        """What all events are: what was counted before, and the difference of touched users."""
+        """The counts of all events: those of the earlier dataset, and the difference of touched users."""
         earlier = self._before()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         table = earlier.table("items/counts.parquet")
         counts_N3[: table.num_rows] = np.stack([table.column(part).to_numpy() for part in PARTS], axis=1)
-        of_events = {key: earlier.manifest.counts[key] for key in earlier.manifest.counts if key in _OF_EVENTS}
-        total = Counter(of_events)
+        total = Counter({key: number for key, number in earlier.manifest.counts.items() if key in _OF_EVENTS})
         for ref in paced("writing histories", written):
             now, before = fetch(ref)
             for report, sign in ((now, 1), (before, -1)):
-                for key, number in report.counts.items():
-                    total[key] += sign * number
+                for key in _OF_EVENTS & report.counts.keys():
+                    total[key] += sign * report.counts[key]
                 counts_N3[report.items] += sign * report.item_counts
             self.new_shards += [now.name] if now.name else []
-        for key, number in total.items():
-            if key in _OF_EVENTS:
-                self.counts[key] = number
+        self.counts.update(total)
         self.counts["events"] = sum(self.counts[part] for part in PARTS)
-        self.folder.write_table("items/counts.parquet", count_table(counts_N3))
-        sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
-        self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
+        self._write_item_counts(counts_N3)
 
 
 _OF_EVENTS: Final = frozenset(

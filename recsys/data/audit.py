@@ -93,7 +93,7 @@ class _Auditor(Checks):
         checks = ["vocabulary", "ids", "order_of_parts", "queries"]
         self._vocabulary()
         for number, (name, shard) in enumerate(zip(self.dataset.manifest.shards, findings, strict=True)):
-            self._users(name, number, shard.users_U)
+            self._users(f"histories/{name}", number, shard.users_U)
             self.counts_3N.reshape(-1)[shard.cells_X] += shard.counts_X
             self.num_alone += shard.num_alone
             self.found.events += shard.num_events
@@ -108,12 +108,11 @@ class _Auditor(Checks):
     def run_newer(self, findings: Sequence[ShardFindings]) -> Audit:
         self._vocabulary()
         for number, shard in enumerate(findings):
-            self._users("of the newer files", number, shard.users_U)
+            self._users("the newer files of histories", number, shard.users_U)
             self.found.events += shard.num_events
-        said = {part.name.lower(): self.dataset.manifest.counts.get(part.name.lower(), 0) for part in _PARTS}
         table = self.dataset.table("items/counts.parquet")
-        for name, number in said.items():
-            counts_N = table.column(name).to_numpy()
+        for name in (part.name.lower() for part in _PARTS):
+            number, counts_N = self.dataset.manifest.counts.get(name, 0), table.column(name).to_numpy()
             if counts_N.sum() != number or (counts_N < 0).any():
                 self.refuse("popularity", f"items/counts.parquet has {counts_N.sum():,} {name} events for {number:,}")
         self.found.checks = ["vocabulary", "ids", "order_of_parts", "queries", "popularity"]
@@ -123,7 +122,7 @@ class _Auditor(Checks):
     def _users(self, name: str, number: int, users_U: Array) -> None:
         again = len(users_U) - len(np.unique(users_U)) + int((self.home_U[users_U] >= 0).sum())
         if again:
-            self.refuse("ids", f"{again:,} users of histories/{name} have another row, so one may see the other's test")
+            self.refuse("ids", f"{again:,} users of {name} have another row, so one may see the other's test")
         self.home_U[users_U] = number
 
     # --------------------------------------------------------------------------------------------------- histories

@@ -66,14 +66,13 @@ class Folder:
 
     def make_folder(self, path: str) -> None:
         """Object stores have none, and one that is made there is an object of its own."""
-        if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+        if self.is_local:
             self.filesystem.create_dir(path, recursive=True)
 
     @property
     def place(self) -> str:
         """What messages name."""
-        local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
-        return self.path if local else f"{self.filesystem.type_name}://{self.path}"
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
 
     def read_table(self, name: str) -> pa.Table:
         with reaching(self.place):
@@ -90,25 +89,25 @@ class Folder:
 
     def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
         """Have files of another folder here as well, which are never changed: linked where that is possible."""
-        for name in names:
-            one, other = f"{source.path}/{folder}/{name}", f"{self.path}/{folder}/{name}"
-            with reaching(self.place, "write to"):
-                self.make_folder(f"{self.path}/{folder}")
-                if self._is_local and source._is_local:
-                    try:
-                        os.link(one, other)
-                        continue
-                    except OSError:  # another device, or none that knows links
-                        pass
-                if self.filesystem.equals(source.filesystem):
-                    self.filesystem.copy_file(one, other)
-                else:
-                    pyarrow.fs.copy_files(
-                        one, other, source_filesystem=source.filesystem, destination_filesystem=self.filesystem
-                    )
+        with reaching(self.place, "write to"):
+            self.make_folder(f"{self.path}/{folder}")
+            for name in names:
+                self._link(source, f"{folder}/{name}")
+
+    def _link(self, source: Folder, name: str) -> None:
+        one, other = f"{source.path}/{name}", f"{self.path}/{name}"
+        if self.is_local and source.is_local:
+            with suppress(OSError):  # another device, or none that knows links
+                os.link(one, other)
+                return
+        if self.filesystem.equals(source.filesystem):
+            self.filesystem.copy_file(one, other)
+        else:
+            systems = {"source_filesystem": source.filesystem, "destination_filesystem": self.filesystem}
+            pyarrow.fs.copy_files(one, other, **systems)
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
     def clear(self) -> None:
@@ -126,8 +125,12 @@ class Folder:
 
 def folder_of(dataset: PreparedDataset) -> Folder:
     """Where a dataset is, for tasks in other working directories."""
-    is_local = isinstance(dataset.filesystem, pyarrow.fs.LocalFileSystem)
-    return Folder(dataset.filesystem, os.path.abspath(dataset.base) if is_local else dataset.base)
+    return _absolute(dataset.filesystem, dataset.base)
+
+
+def _absolute(filesystem: Any, path: str) -> Folder:
+    folder = Folder(filesystem, path)
+    return Folder(filesystem, os.path.abspath(path)) if folder.is_local else folder
 
 
 class Destination:
@@ -145,14 +148,11 @@ class Destination:
         filesystem, base = filesystem_of(root)
         if is_remote(root) and "/" not in base:
             raise DataError(f"{root} is a whole bucket; set data.dir to a folder in it: {within(root, 'dataset')}")
-        local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
-        if local:
-            base = os.path.abspath(base)
-        self._aside = local if aside is None else aside
-        self._final = Folder(filesystem, base)
+        self._final = _absolute(filesystem, base)
+        self._aside = self._final.is_local if aside is None else aside
         # unique, as late tasks of a failed attempt may still write to its folder
         self._mark = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.folder = Folder(filesystem, f"{base}.writing-{self._mark}") if self._aside else self._final
+        self.folder = Folder(filesystem, f"{self._final.path}.writing-{self._mark}") if self._aside else self._final
 
     @property
     def quarantine(self) -> Folder:

@@ -2,13 +2,13 @@
 
 Layout, beside the histories::
 
-    events/part-00003.00001.arrow      good rows of shard 3 that reading 1 brought, as the exchange hands them on: texts
-                                       coded, before filters and duplicates, which a later append may decide otherwise
-    events/times-00003.00001.arrow     user, type, time of its events that counted, where the split has cut-offs in time
-    events/unknown-00003.arrow         rows that are good but for their item, which the table of items lacks so far
+    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters and
+                                       duplicates are taken out, since a later append may decide about these differently
+    events/times-00003.00001.arrow     user, type and time of its events that count, where the split has cut-offs
+    events/unknown-00003.arrow         rows whose only fault is that the table of items does not have their item yet
 
-A part is written once and never changed: a dataset that continues another one links it. Arrow's own format, since
-coded texts come back as they were, a batch at a time. Legend: E events.
+A part is written once and never changed: a dataset that continues another one links it. The format is Arrow's own,
+since it reads coded texts back as codes, one batch at a time. Legend: E events.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ Rows = Callable[[pa.Array], Array]  # the column of users of a batch → which o
 STORE: Final = "events"
 _ROWS: Final = 1 << 18  # of a batch
 _COMPRESSION: Final = "zstd"
+TIMES: Final = ("user", "type", "time")  # columns of the files of times
 _LEFT_OUT: Final = (schema.REASON, schema.RAW)  # null in every good row
 _GONE: Final = "{} is missing or damaged ({}), so nothing can be appended to the dataset; prepare all events again"
 
@@ -50,7 +51,7 @@ class Keeper:
     reading: int
 
     def keep(self, good: pa.Table, unknown: pa.Table) -> None:
-        """Write the good rows, and those that are good but for their item."""
+        """Write the good rows, and the rows whose only fault is an unknown item."""
         write_rows(self.folder, part_name(self.bucket, self.reading), good)
         write_rows(self.folder, unknown_name(self.bucket), unknown)
 
@@ -64,17 +65,20 @@ class Kept:
     readings: tuple[int, ...]
 
     def rows(self, of: Rows | None = None) -> pa.Table | None:
-        """The good rows, in the order of their reading; None where there are none.
+        """The good rows, in the order of their reading, as :func:`recsys.data.events.gather_bucket` gives them; None
+        where there are none.
 
         Args:
             of: which rows of a batch, by its column of users; None: all.
         """
         names = [part_name(self.bucket, reading) for reading in self.readings]
-        return _judged([table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None])
+        tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]
+        return _with_nulls(tables, (schema.REASON,))
 
     def unknown(self) -> pa.Table | None:
-        """The rows whose item was not known."""
-        return _judged([pa.Table.from_batches([b]) for b in _batches(self.folder, unknown_name(self.bucket))])
+        """The rows whose item was not known, as they were read."""
+        batches = _batches(self.folder, unknown_name(self.bucket))
+        return _with_nulls([pa.Table.from_batches([batch]) for batch in batches], _LEFT_OUT)
 
     def times(self) -> list[pa.Table]:
         """User, type and time of every event that counted."""
@@ -95,9 +99,9 @@ def unknown_name(bucket: int) -> str:
 
 
 def is_carried(name: str, whole: bool) -> bool:
-    """Whether a file of the store goes on unchanged in a dataset that continues this one.
+    """Whether a dataset that continues this one links a file of the store as it is.
 
-    ``whole``: all events are counted anew, and their times are written anew.
+    ``whole``: all events are processed again, and their times are written again.
 
     >>> [is_carried(f"{kind}-00000.arrow", whole=True) for kind in ("part", "times", "unknown")]
     [True, False, False]
@@ -106,7 +110,7 @@ def is_carried(name: str, whole: bool) -> bool:
 
 
 def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
-    """Write rows, if there are any; all columns without any."""
+    """Write rows, if there are any; no ``columns``: all of them."""
     if not table.num_rows:
         return
     kept = [column for column in columns or table.column_names if column not in _LEFT_OUT]
@@ -136,7 +140,7 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
-    """The chosen rows of a file's batches, which share their texts; only texts that a chosen row has stay."""
+    """The chosen rows of a file's batches, which share their texts; texts that no chosen row has are left out."""
     found: list[list[pa.Array]] = []
     names: list[str] = []
     for batch in batches:
@@ -152,31 +156,31 @@ def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | No
 
 
 def _joined(parts: list[pa.Array]) -> pa.Array:
-    """Arrays of one file as one, and of coded texts those that are in use."""
+    """The arrays of one file as one; texts that no row has are left out."""
     if not pa.types.is_dictionary(parts[0].type):
         return pa.concat_arrays(parts)
     codes = pa.concat_arrays([part.indices for part in parts])
     return compact(pa.chunked_array([pa.DictionaryArray.from_arrays(codes, parts[0].dictionary)]))
 
 
-def _judged(tables: list[pa.Table]) -> pa.Table | None:
-    """Rows as the exchange has them: with a reason, which is null, and no raw text."""
+def _with_nulls(tables: list[pa.Table], names: Sequence[str]) -> pa.Table | None:
+    """The rows of all tables with columns that hold nothing in them."""
     if not tables:
         return None
     table = pa.concat_tables(tables, promote_options="default")
-    for name in _LEFT_OUT:
+    for name in names:
         table = table.append_column(name, pa.nulls(table.num_rows))
     return table
 
 
 def of_users(users: pa.Array) -> Rows:
-    """Which rows of a coded column are of these users; the texts of a file, which its batches share, are met once."""
-    met: list[tuple[pa.Array, Array]] = []
+    """Which rows of a coded column are of these users; texts that all batches of a file share are looked up once."""
+    known: list[tuple[pa.Array, Array]] = []
 
     def chosen(column: pa.Array) -> Array:
-        if not met or not met[0][0].equals(column.dictionary):
-            met[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
-        return np.asarray(met[0][1][np.asarray(column.indices)])
+        if not known or not known[0][0].equals(column.dictionary):
+            known[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
+        return np.asarray(known[0][1][np.asarray(column.indices)])
 
     return chosen
 
@@ -185,21 +189,20 @@ def of_users(users: pa.Array) -> Rows:
 
 
 def described(
-    buckets: int, earlier: dict[str, Any], files: Sequence[dict[str, Any]], seen: dict[str, Any], adds: bool
+    buckets: int, earlier: dict[str, Any], files: Sequence[dict[str, Any]], seen: dict[str, Any]
 ) -> dict[str, Any]:
-    """``Manifest.store``: the number of buckets, every reading with its files, and what all events together are.
-
-    ``adds``: whether ``seen`` is of this reading alone.
-    """
-    if adds:
-        before = earlier["seen"]
-        first, last = zip(before["span"], seen["span"], strict=True)
-        seen = {
-            **{key: before[key] + seen[key] for key in ("interactions", "untimed")},
-            **{key: dict(Counter(before[key]) + Counter(seen[key])) for key in ("types", "given")},
-            "span": [min(first), max(last)] if seen["interactions"] else before["span"],
-        }
+    """``Manifest.store``: the number of buckets, every reading with its files, and what all events together are."""
     return {"buckets": buckets, "readings": [*earlier.get("readings", []), {"files": list(files)}], "seen": seen}
+
+
+def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What the events of two :func:`seen_in` are together."""
+    first, last = zip(before["span"], now["span"], strict=True)
+    return {
+        **{key: before[key] + now[key] for key in ("interactions", "untimed")},
+        **{key: dict(Counter(before[key]) + Counter(now[key])) for key in ("types", "given")},
+        "span": [min(first), max(last)] if now["interactions"] else before["span"],
+    }
 
 
 def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:

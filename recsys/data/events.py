@@ -141,6 +141,13 @@ class EventRules:
             return codes_in(types, pa.array(self.interactions, pa.string())) >= 0
         return ~self.is_text(types)
 
+    def filtered(self, good: pa.Table) -> tuple[pa.Table, Counter[str]]:
+        """Good rows without those that the filters leave out, and how many these are by reason."""
+        if not good.num_rows or not self.filters.is_on:
+            return good, Counter()
+        out, dropped = self.filters.left_out(good, self.is_interaction(good.column(schema.EVENT_TYPE)))
+        return where(good, ~out), dropped
+
 
 def _check_context(names: list[str], numbers: list[str]) -> None:
     known = sorted(set(names) & set(schema.EVENTS.columns))
@@ -210,17 +217,20 @@ def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Tab
             raise ConfigError(f"data.{key}: {wanted!r} is not a column of the events; columns: {', '.join(known)}")
     arrays = {}
     for name, kind in rules.columns.items():
-        if name.startswith(CONTEXT) and name.removeprefix(CONTEXT) not in block.column_names:
-            arrays[name] = pa.nulls(block.num_rows, kind)
-            continue
         if name.startswith(CONTEXT):
-            cells = block.column(name.removeprefix(CONTEXT)).combine_chunks()
-            arrays[name] = numbers(cells, rules.cells)[0] if pa.types.is_floating(kind) else ids(cells, rules.cells)
+            arrays[name] = _context_cells(block, name.removeprefix(CONTEXT), kind, rules.cells)
             continue
         given = rules.text_column if name == TERM else name
         column = block.column(given) if given in block.column_names else pa.chunked_array([pa.nulls(block.num_rows)])
         arrays[name] = coded(column) if name in _CODED else column.cast(kind)
     return pa.table(arrays)
+
+
+def _context_cells(block: pa.Table, name: str, kind: pa.DataType, rules: CellRules) -> pa.Array:
+    if name not in block.column_names:
+        return pa.nulls(block.num_rows, kind)
+    cells = block.column(name).combine_chunks()
+    return numbers(cells, rules)[0] if pa.types.is_floating(kind) else ids(cells, rules)
 
 
 def gather_bucket(
@@ -261,10 +271,8 @@ def gather_bucket(
         only_unknown = unknown & np.asarray(pc.fill_null(pc.equal(table.column(schema.REASON), UNKNOWN_ITEM), False))
         keeper.keep(good, table.filter(pa.array(only_unknown)))
     if whole and earlier is not None and (kept := earlier.rows()) is not None:
-        good = joined([kept.drop_columns([schema.RAW]), good])
-    if good.num_rows and rules.filters.is_on:
-        out, summary.dropped = rules.filters.left_out(good, rules.is_interaction(good.column(schema.EVENT_TYPE)))
-        good = where(good, ~out) if summary.dropped else good
+        good = joined([kept, good])
+    good, summary.dropped = rules.filtered(good)
     if good.num_rows:
         summarise(good, rules, summary)
     bad = table.filter(pc.invert(is_good)) if not pc.all(is_good).as_py() else table.slice(0, 0)
@@ -435,10 +443,10 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows that are read go together with those of before, and where they are kept.
+    """How the rows that are read join those that were read before, and where they are kept.
 
     Attributes:
-        number: of this reading; 0 where nothing was read before.
+        number: of this reading, from 0.
         first_file: how many files were read before.
         folder: where the rows are kept; None: nowhere.
         earlier: folder of the dataset that is appended to.

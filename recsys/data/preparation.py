@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -26,12 +27,13 @@ from recsys.data.core import cut_to_core, only
 from recsys.data.cut_offs import cut_offs
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder, folder_of
-from recsys.data.event_store import STORE, described, files_read, is_carried, seen_in, times_name, write_rows
+from recsys.data.event_store import STORE, TIMES, described, files_read, is_carried, seen_in, times_name, write_rows
 from recsys.data.events import PARTS, BucketSummary, Coding, EventRules, Reading, encode_bucket, exchange
 from recsys.data.finetune import finetune
 from recsys.data.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.data.graphs import FactRules, write_facts
 from recsys.data.guarded import Guard
+from recsys.data.histories import Array
 from recsys.data.html_text import without_html
 from recsys.data.item_text import ItemText, compose_groups, write_vectors
 from recsys.data.items import align, count_table, feature_table, text_groups
@@ -219,8 +221,9 @@ class Preparation:
     ) -> tuple[list[list[Any]], list[BucketSummary]]:
         known = items.column(schema.ITEM_ID).combine_chunks() if items is not None else None
         is_bound = self.config.data.unknown_items != "keep"
-        reading = self._reading()
-        buckets = exchange(pieces, self._num_shards(), self.rules, known if is_bound else None, reading)
+        self.reading = self._reading()
+        self._link_store()
+        buckets = exchange(pieces, self.num_shards, self.rules, known if is_bound else None, self.reading)
         summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in paced("gathering users' events", buckets)]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket, summary in zip(buckets, summaries, strict=True):
@@ -239,7 +242,7 @@ class Preparation:
         self.quarantine.check("events")
         self._check_some_are_left(summaries)
         if self.earlier is not None:
-            carry_events(self.quarantine, self.earlier, again=reading.whole)
+            carry_events(self.quarantine, self.earlier, again=self.whole)
         return buckets, summaries
 
     def _reading(self) -> Reading:
@@ -247,13 +250,16 @@ class Preparation:
         folder = self.folder if self.keeps_events else None
         if self.earlier is None:
             return Reading(folder=folder, goes_on=self.base is not None)
-        store, earlier = self.earlier.manifest.store, folder_of(self.earlier)
-        names = Folder(earlier.filesystem, f"{earlier.path}/{STORE}").entries()
-        self.folder.link(earlier, STORE, [name for name in names if is_carried(name, self.whole)])
-        return Reading(self._reading_number(), len(files_read(store)), self.folder, earlier, self.whole, goes_on=True)
+        readings, earlier = self.earlier.manifest.store["readings"], folder_of(self.earlier)
+        num_files = len(files_read(self.earlier.manifest.store))
+        return Reading(len(readings), num_files, folder, earlier, self.whole, goes_on=True)
 
-    def _reading_number(self) -> int:
-        return len(self.earlier.manifest.store["readings"]) if self.earlier is not None else 0
+    def _link_store(self) -> None:
+        """Have the files of the events that were read before in this dataset as well."""
+        if self.earlier is not None and self.keeps_events:
+            earlier = folder_of(self.earlier)
+            names = Folder(earlier.filesystem, f"{earlier.path}/{STORE}").entries()
+            self.folder.link(earlier, STORE, [name for name in names if is_carried(name, self.whole)])
 
     def _known_before(self, name: str, table: pa.Table | None) -> pa.Table | None:
         """The table of items or users, and what the dataset that is appended to says of those that it lacks."""
@@ -268,7 +274,7 @@ class Preparation:
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
         """What the manifest says of the events that are kept."""
         earlier = self.earlier.manifest.store if self.earlier is not None else {}
-        found = described(self._num_shards(), earlier, self.source.event_files(), seen_in(summaries), adds=False)
+        found = described(self.num_shards, earlier, self.source.events_read, seen_in(summaries))
         return found | {"order": self.order}
 
     def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
@@ -300,7 +306,9 @@ class Preparation:
         users = only(users, schema.USER_ID, [*core.users, *base_users]) if least[0] else users
         return cut, summaries, items, users
 
-    def _num_shards(self) -> int:
+    @cached_property
+    def num_shards(self) -> int:
+        """Found once: files that come later must not change it."""
         if self.earlier is not None:
             return int(self.earlier.manifest.store["buckets"])
         return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
@@ -379,14 +387,18 @@ class Preparation:
             for bucket, summary, number in zip(buckets, summaries, numbers, strict=True)
         ]
         buckets.clear()
-        for refs in paced("numbering users and items", encoded):
-            self.quarantine.add("events", fetch(refs[2]))
-        self.quarantine.check("events")
+        self._quarantine_duplicates("numbering users and items", encoded)
         ignored = sum(fetch([refs[3] for refs in encoded]))
         if ignored:
             self.notes.append(f"{ignored:,} rows of item text are empty or about items without any interaction")
-        self.progress(self.quarantine.describe("events"))
         return encoded
+
+    def _quarantine_duplicates(self, doing: str, encoded: list[list[Any]]) -> None:
+        """Take what the encoders say of duplicates, the third of each one's results."""
+        for refs in paced(doing, encoded):
+            self.quarantine.add("events", fetch(refs[2]))
+        self.quarantine.check("events")
+        self.progress(self.quarantine.describe("events"))
 
     # ---------------------------------------------------------------------------------------------------- histories
 
@@ -423,13 +435,13 @@ class Preparation:
         rules = with_context(encoded, self.folder, self.rules, rules, user_ids, item_ids, self.base)
         written = start_shards(encoded, self.folder, rules, user_ids, item_ids)
         if self.keeps_events and plan.kind == "temporal":
-            keeper, number = task(write_rows), self._reading_number()
-            names_of_times = [times_name(bucket, number) for bucket in range(len(encoded))]
-            kept = [
-                keeper.remote(self.folder, name, refs[0], ["user", "type", "time"])
-                for name, refs in zip(names_of_times, encoded, strict=True)
-            ]
-            fetch(kept)
+            keeper, number = task(write_rows), self.reading.number
+            fetch(
+                [
+                    keeper.remote(self.folder, times_name(bucket, number), refs[0], TIMES)
+                    for bucket, refs in enumerate(encoded)
+                ]
+            )
         encoded.clear()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         names = self.new_shards
@@ -443,10 +455,13 @@ class Preparation:
         self._note_ties(self.counts.pop("ties", 0))
         self._check_parts(plan.kind)
         self.notes += [plan.newcomers.note(self.counts)] if plan.newcomers else []
+        self._write_item_counts(counts_N3)
+        return names, self._merge_terms([refs[1:] for refs in written])
+
+    def _write_item_counts(self, counts_N3: Array) -> None:
         self.folder.write_table("items/counts.parquet", count_table(counts_N3))
         sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
         self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
-        return names, self._merge_terms([refs[1:] for refs in written])
 
     def _split_seed(self) -> int:
         """As the content hash counts it."""

@@ -14,8 +14,6 @@ Nothing that grows with the number of events passes through this process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from recsys.config import Config
 from recsys.data.append import Appending, Least, NeedsAll, can_touch, check_earlier, nothing_new, refuse_forgetting
 from recsys.data.audit import Audit, audit, audit_newer
@@ -29,12 +27,10 @@ from recsys.data.events import EventRules
 from recsys.data.forgotten import Forgotten
 from recsys.data.guarded import Guard
 from recsys.data.media import image_fingerprint
-from recsys.data.preparation import Arguments, Preparation
+from recsys.data.preparation import Arguments, Preparation, Progress
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
 from recsys.sources.base import SourceAdapter
-
-Progress = Callable[[str], None]
 
 
 def prepare(
@@ -86,19 +82,19 @@ def prepare(
     if existing is not None:
         progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
         return existing
-    if earlier is None and not (least is not None and least.replace) and not config.update.replace:
+    replaces = config.update.replace or (least is not None and least.replace)
+    if earlier is None and not replaces:
         refuse_forgetting(config, source)
     destination = Destination(config.dataset_dir)
     with quiet(), destination.writing() as folder:
-        keeps_lost = earlier is not None or (least is not None and least.replace)
+        keeps_lost = earlier is not None or replaces
         arguments = Arguments(config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost)
         manifest, checked = _drawn(arguments, digest)
         manifest.forgotten, manifest.pseudonyms = guard.described(whole)
         if least is not None:
             least.check(manifest, config.dataset_dir)
         shards = [task(_audit_shard).remote(folder, manifest, name) for name in checked]
-        auditor = _audit if checked == manifest.shards else _audit_newer
-        found = fetch(task(auditor).remote(folder, manifest, *shards))
+        found = fetch(task(_audit).remote(folder, manifest, checked == manifest.shards, *shards))
         progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
         destination.commit(manifest)
     progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
@@ -106,7 +102,7 @@ def prepare(
 
 
 def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
-    """The manifest of a dataset that is written but for it, and the files of histories that are new."""
+    """Write all of a dataset but its manifest; returns that, and the names of the new files of histories."""
     kinds = [Appending, Preparation] if can_touch(arguments.config, arguments.earlier) else [Preparation]
     for kind in kinds:
         preparation = kind(arguments)
@@ -115,25 +111,21 @@ def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
         except NeedsAll as needed:
             preparation.quarantine.abandon()
             arguments.folder.clear()
-            arguments.progress(f"all events are gone through again: {needed}")
+            arguments.progress(f"processing all events again: {needed}")
         except BaseException:
             preparation.quarantine.abandon()
             raise
-    raise AssertionError("what goes through all events needs no more")
+    raise AssertionError("a preparation of all events needs no more than these")
 
 
 def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:
     return audit_shard(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), name)
 
 
-def _audit(folder: Folder, manifest: Manifest, *findings: ShardFindings) -> Audit:
-    """In a task, as it may read all rows of text."""
-    return audit(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), findings)
-
-
-def _audit_newer(folder: Folder, manifest: Manifest, *findings: ShardFindings) -> Audit:
-    """What was made anew: the files that stay were audited when they were written."""
-    return audit_newer(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), findings)
+def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardFindings) -> Audit:
+    """In a task, as it may read all rows of text. Files that stay were audited when they were written."""
+    dataset = PreparedDataset.being_written(folder.filesystem, folder.path, manifest)
+    return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
 
 
 def _existing(config: Config, digest: str, appends: bool) -> PreparedDataset | None:

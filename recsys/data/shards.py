@@ -27,8 +27,6 @@ from recsys.data.vocabulary import Vocabulary
 
 TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("count", pa.int64())])
 _EVENT_KINDS: Final = {field.name: field.type.to_pandas_dtype() for field in EVENT_SCHEMA}
-
-
 Parts = tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]  # see :func:`_parts`
 
 
@@ -51,6 +49,11 @@ class ShardReport:
     items: Array  # dense ids of its items, with
     item_counts: Array  # [items, 3] interactions by part
     provenance: str = ""  # name of the file of its text rows, "" when there are none
+
+
+def shard_name(index: int, ending: str = "") -> str:
+    """The file of a shard's histories; with an ending, of newer rows of some of its users."""
+    return f"part-{index:05d}{ending}.parquet"
 
 
 def time_bins(events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()) -> Array:
@@ -91,7 +94,7 @@ def write_shard(
     """
     parts = _parts(events, rules, users, items)
     (columns, offsets_U1, splits_E), cold, _ = parts
-    name = f"part-{index:05d}{ending}.parquet" if len(columns["user"]) else ""
+    name = shard_name(index, ending) if len(columns["user"]) else ""
     if name:
         rows = pa.array(columns["row"])
         context = [column.encode(events.column(f"{CONTEXT}{column.name}").take(rows)) for column in rules.context]

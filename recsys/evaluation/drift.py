@@ -1,13 +1,13 @@
-"""How far newer events are from those that an earlier model was made of, and lists from what is chosen.
+"""How far newer events differ from those of the earlier model, and recommended lists from what users choose.
 
-Why: an update that runs every day is looked at by nobody. An export with other ids, a catalogue that was exchanged or a
-log of bots shows here before it shows in sales; ``promote`` refuses beyond the bounds of ``promote.max_…``.
+Why: nobody watches an update that runs every day. An export with other ids, a replaced catalogue or a log full of bots
+shows here before it shows in sales; ``promote`` refuses a model beyond the bounds of ``promote.max_…``.
 
 ``unknown_items`` and ``unknown_users`` are the shares of newer events about ids that the earlier model does not know.
 ``popularity_shift`` is the population stability index Σ (q − p) ln(q / p) over ten groups of items with a tenth of the
-earlier events each, from the most popular to the least: p their share of the earlier events, q of the newer ones; from
-.1 on a shift is called moderate, from .25 on large. ``miscalibration`` is the share of exposure that would have to move
-between head, middle and tail for lists to show what was chosen (the disparity of ``trust``).
+earlier events each, from the most popular to the least: p is their share of the earlier events, q of the newer ones. A
+shift from .1 on is called moderate, from .25 on large. ``miscalibration`` is the share of exposure that would have to
+move between head, middle and tail for lists to show what was chosen (the disparity of ``trust``).
 
 Legend: U users, E events, N items, G groups.
 """
@@ -30,7 +30,7 @@ NAMES: Final = {
     "unknown_items": "newer events about items that the earlier model does not know",
     "unknown_users": "newer events of users whom it does not know",
     "popularity_shift": "shift of popularity (PSI)",
-    "miscalibration": "exposure off what is chosen, by popularity",
+    "miscalibration": "exposure that differs from what is chosen, by popularity",
 }
 
 
@@ -48,7 +48,7 @@ class Drift:
 
 
 def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Drift:
-    """Drift of the events of a dataset that an earlier model was not made of.
+    """Drift of those events of a dataset that the earlier model was not made of.
 
     Args:
         dataset: continues that of the earlier model, whose ids it keeps.
@@ -99,15 +99,15 @@ def drift_panel(drift: Mapping[str, Any], settings: PromoteConfig) -> dict[str, 
     rows = [[name, _shown(drift.get(key)), _shown(bound_of(settings, key))] for key, name in NAMES.items()]
     return {
         "title": "Drift",
-        "text": f"{drift['events']:,} events are newer than the model that this one goes on from. Beyond a bound "
-        "(promote.max_…) `recsys promote` refuses.",
+        "text": f"{drift['events']:,} events are newer than the parent model. `recsys promote` refuses a model with "
+        "a figure beyond its bound (promote.max_…).",
         "columns": ["", "now", "bound"],
         "rows": rows,
     }
 
 
 def beyond(drift: Mapping[str, Any], settings: PromoteConfig) -> list[str]:
-    """What is beyond its bound, each as a sentence."""
+    """The figures beyond their bounds, each as a sentence."""
     found = []
     for key, name in NAMES.items():
         value, bound = drift.get(key), bound_of(settings, key)

@@ -47,6 +47,8 @@ class SourceAdapter(ABC):
         self.notes: list[str] = []  # what :meth:`check` and :meth:`pieces` decided and a user should know
         self.columns: dict[str, set[str]] = {}  # of the tables of which :meth:`check` saw all columns
         self._fingerprinted: list[InputFile] = []
+        self._hashes: dict[InputFile, str] = {}  # a file is read once for its hash
+        self.events_read: list[dict[str, Any]] = []  # :meth:`event_files` as the last fingerprint saw them
 
     @property
     @abstractmethod
@@ -89,9 +91,16 @@ class SourceAdapter(ABC):
         self._fingerprinted = self.files()
         roles = self.roles()
         for file in self._fingerprinted:
-            known = (roles.get(file.path, ""), file.name, folder_values(file.path), file.size, file.fingerprint())
+            known = (roles.get(file.path, ""), file.name, folder_values(file.path), file.size, self.hash_of(file))
             digest.update(f"\n{json.dumps(known)}".encode())
+        self.events_read = self.event_files()
         return digest.hexdigest()
+
+    def hash_of(self, file: InputFile) -> str:
+        """The fingerprint of one file."""
+        if file not in self._hashes:
+            self._hashes[file] = file.fingerprint()
+        return self._hashes[file]
 
     def event_files(self) -> list[dict[str, Any]]:
         """What tells a file of events from any other, wherever it is: for the manifest, and for :meth:`leave_out`."""

@@ -77,7 +77,7 @@ class CanonicalAdapter(SourceAdapter):
 
     def event_files(self) -> list[dict[str, Any]]:
         table = self._tables()["events"]
-        return [_known(file, table) | {"fingerprint": file.fingerprint()} for file in table.files]
+        return [_known(file, table) | {"fingerprint": self.hash_of(file)} for file in table.files]
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
         seen = [{key: value for key, value in file.items() if key != "fingerprint"} for file in known]
@@ -85,7 +85,7 @@ class CanonicalAdapter(SourceAdapter):
         table = self._tables()["events"]
         for file in table.files:
             now = _known(file, table)
-            if now in seen or _content(now | {"fingerprint": file.fingerprint()}) in hashes:
+            if now in seen or _content(now | {"fingerprint": self.hash_of(file)}) in hashes:
                 self._left_out |= {file.path}
         return sum(file.path not in self._left_out for file in table.files)
 
