@@ -330,7 +330,7 @@ def _overview() -> str:
         "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
         "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
         "  --resume              go on where an interrupted run of the same configuration stopped\n"
-        "  --events FILE…        update: newer events alone, those of before are carried on; --replace forgets those\n"
+        "  --events FILE…        update: new events alone, earlier ones are kept; --replace drops those\n"
         "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
         "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
         "  --item ID             short for --similar.item\n"

@@ -99,7 +99,8 @@ def as_trained(config: Config, origin: dict[str, Any]) -> Config:
 
 def planned(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
     """What :func:`final_model` will make, as the evaluation says it."""
-    return describe(dataset, final_plan(trained, folder.read_json(folder.model / ORIGIN, "run `recsys train` again"), None))
+    origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
+    return describe(dataset, final_plan(trained, origin, None))
 
 
 def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class RunFolder:
     def record(self, config: Config, verb: str) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
 
-        Says which keys differ from the ``config.yaml`` of before. Credentials are written nowhere. Where the model is
+        Says which keys differ from the earlier ``config.yaml``. Credentials are written nowhere. Where the model is
         to be chosen, the sections of the choice are no difference, and ``config.yaml`` waits for it
         (:meth:`write_config`).
         """

@@ -51,7 +51,7 @@ JOURNAL: Final = "forgetting.json"
 
 @dataclass
 class Forgetting:
-    """One run of the verb: who goes, and what is known of them."""
+    """One run of the verb: the users to forget, and what is known of them."""
 
     config: Config
     folder: RunFolder

@@ -36,7 +36,7 @@ _MOST_USERS: Final = 500  # of a group in the test of membership
 
 @dataclass
 class Evidence:
-    """All that is known of the users who go, in memory alone."""
+    """All that is known of the users to forget, in memory alone."""
 
     traces: Traces = field(default_factory=Traces)
     histories: dict[str, tuple[Histories, list[str]]] = field(

@@ -164,7 +164,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
                 raise
             folder.progress(
                 "the parent was trained on all of its events, and this split validates or tests on some of them: going "
-                "on from its weights of before that"
+                "on from its weights before that"
             )
     grown, anew = warm_start(trained_part(config), dataset, earlier)
     new = [

@@ -546,7 +546,7 @@ class FrozenModel:
         return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"], head)
 
 
-_EARLIER: Final = {  # keys of sizes that bundles of before have instead of ``inputs``, and their signals
+_EARLIER: Final = {  # keys of sizes that earlier bundles have instead of ``inputs``, and their signals
     "profile": "profile",
     "num_entities": "",
     "num_relations": "",

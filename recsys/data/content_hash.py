@@ -88,16 +88,16 @@ def _data(config: Config) -> dict[str, Any]:
     if not data["split"]["cold_users"]:  # keys that older datasets do not know
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     if not data["targets"]:
-        del data["targets"]  # as datasets of before, which do not know the key
+        del data["targets"]  # earlier datasets do not know the key
     text = data["text"]
     text["model"] = one_spelling(text["model"])
-    for key in ("groups", "users", "finetune"):  # absent where they are off: datasets of before have the same hash
+    for key in ("groups", "users", "finetune"):  # absent where they are off: earlier datasets have the same hash
         if not text[key] or not text[key].get("enabled", True):
             del text[key]
     if not text["html"]:
         del text["html"]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
-    media = data.pop("media")  # absent when there is none: datasets of before have the same hash
+    media = data.pop("media")  # absent when there is none: earlier datasets have the same hash
     images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}
     if media["columns"] or images["column"]:
         places = {key: one_spelling(images[key]) for key in ("root", "model")}

@@ -1,7 +1,7 @@
-"""A prepared dataset without some of its users: every row of theirs goes, and what is derived of them is made again.
+"""Remove users from a prepared dataset: delete all their rows, and make again what is derived from them.
 
-Why not prepare again: the source may be gone, or its users may be appended from many files; and rewriting the shards of
-those who go costs seconds where preparing costs hours. The dataset is written aside and takes the old one's place when
+Why not prepare again: the source may be gone, or the dataset may come from many appended files. Rewriting the shards of
+the forgotten users takes seconds where preparing takes hours. The dataset is written aside and takes the old one's place when
 the audit, which works out counts, texts and graphs from the histories again, has passed.
 
 What stays, and is said by :attr:`Rewritten.left`: the mean of a numeric context column; a category of a context column
@@ -50,7 +50,7 @@ from recsys.storage.uris import is_remote
 FORGOTTEN_VALUE: Final = "(value of a forgotten user {})"
 _ENDS: Final = (schema.SRC_USER_ID, schema.DST_USER_ID)
 _ARROW_ROWS: Final = 1 << 18
-_NOTE: Final = " users were forgotten; the numbers of rows read are those of before"
+_NOTE: Final = " users were forgotten; the numbers of rows read are the earlier ones"
 
 
 @dataclass
@@ -198,7 +198,7 @@ class _Rewriting:
         return bytes(sink.getvalue())
 
     def _without_users(self, table: pa.Table) -> pa.Table:
-        """Without the rows of who goes, by id or by dense id; the table itself where no column is of users."""
+        """Without the rows of forgotten users, by id or by dense id; the table itself where no column is of users."""
         ids = pa.array([self.source.user_ids[int(user)].as_py() for user in self.gone], pa.string())
         by_id = [name for name in (schema.USER_ID, *_ENDS) if name in table.column_names]
         by_number = [name for name in ("user", "src", "dst") if name in table.column_names]

@@ -1,7 +1,7 @@
-"""New dense ids for the users who stay when others go.
+"""New dense ids for the remaining users when some are forgotten.
 
-Why not number everybody anew: a dense id stands in shards, graphs and trained tables. The last users take the places
-of those who go, so that what must be rewritten grows with who goes, not with who stays.
+Why not number all users anew: a dense id stands in shards, graphs and trained tables. The last users take the ids of the
+forgotten ones, so the work grows with the number of forgotten users, not of remaining ones.
 
 Legend: U users before, V users after.
 """
@@ -20,7 +20,7 @@ from recsys.data.histories import Array
 class Renumbering:
     """Old and new dense ids."""
 
-    number_U: Array  # the new id of every old one, -1 for who goes: int32
+    number_U: Array  # the new id of every old one, -1 for forgotten users: int32
     order_V: Array  # the old id of every new one: int64
 
     @staticmethod

@@ -39,7 +39,7 @@ class Progress:
     step: int = 0  # finished steps of the epoch after these
     loss_sum: float = 0.0  # of those steps, over all workers
     loss_weight: float = 0.0
-    threads: int = 0  # of the worker that wrote it: another number rounds otherwise; 0 in checkpoints of before
+    threads: int = 0  # of the worker that wrote it: another number rounds otherwise; 0 in earlier checkpoints
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)

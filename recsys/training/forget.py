@@ -35,7 +35,7 @@ _OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")  # tensors are named by thei
 
 
 def without_rows(weights: Mapping[str, Tensor], numbering: Renumbering) -> dict[str, Tensor]:
-    """Trainable weights without the rows of who goes, in the new order."""
+    """Trainable weights without the rows of forgotten users, in the new order."""
     before, order_V = len(numbering.number_U), torch.as_tensor(numbering.order_V)
     return {
         name: tensor[order_V].clone() if tensor.ndim and len(tensor) == before and _OF_USERS.search(name) else tensor
@@ -52,7 +52,7 @@ def without_users(
         config: that it was trained with.
         dataset: without them.
         trained: with them.
-        numbering: from the dense ids of before to those of the dataset.
+        numbering: from the earlier dense ids to those of the dataset.
         through: the last part whose events it was trained on.
     """
     frozen, weights = _made(config, dataset, trained, without_rows(trained.weights, numbering), through)
