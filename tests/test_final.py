@@ -366,7 +366,7 @@ def test_an_update_goes_on_from_weights_that_have_not_seen_what_it_is_validated_
     finally:
         (story / "2-later.csv").rename(story / "later.csv")
     log = (story / "next/run.log").read_text()
-    assert "going on from its weights of before that" in log and "16 users to validate on" in log
+    assert "going on from its weights before that" in log and "16 users to validate on" in log
     assert len(trained) in (1, 2)  # epoch 0 may win: then there is nothing to train on all events
     bundle = read_bundle(story / "next/bundle")
     assert bundle.info.extra["final"]["events"] == 24 * 8 + 16 * 3 and bundle.info.extra["final"]["start"] == "measured"
@@ -383,7 +383,7 @@ def test_an_update_past_all_events_of_its_parent_goes_on_from_what_went_out(stor
     finally:
         (story / "2-all.csv").unlink()
     log = (story / "all/run.log").read_text()
-    assert "weights of before that" not in log and "24 users to validate on" in log
+    assert "weights before that" not in log and "24 users to validate on" in log
 
 
 def test_a_model_without_anything_trained_is_only_fitted(story: Path) -> None:

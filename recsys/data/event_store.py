@@ -117,7 +117,7 @@ def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str
     table = table.select(kept).unify_dictionaries().combine_chunks()
     options = pyarrow.ipc.IpcWriteOptions(compression=_COMPRESSION)
     with reaching(folder.place, "write to"):
-        folder.make_folder(f"{folder.path}/{STORE}")
+        folder.make_folder(f"{folder.path}/{name}".rpartition("/")[0])
         with (
             folder.filesystem.open_output_stream(f"{folder.path}/{name}") as sink,
             pyarrow.ipc.new_file(sink, table.schema, options=options) as writer,

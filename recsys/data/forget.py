@@ -1,8 +1,8 @@
 """Remove users from a prepared dataset: delete all their rows, and make again what is derived from them.
 
 Why not prepare again: the source may be gone, or the dataset may come from many appended files. Rewriting the shards of
-the forgotten users takes seconds where preparing takes hours. The dataset is written aside and takes the old one's place when
-the audit, which works out counts, texts and graphs from the histories again, has passed.
+the forgotten users takes seconds where preparing takes hours. The new dataset is written aside. It replaces the old one
+when it has passed the audit, which works out counts, texts and graphs from the histories again.
 
 What stays, and is said by :attr:`Rewritten.left`: the mean of a numeric context column; a category of a context column
 that nobody else had, under a name that says nothing; items that nobody else had; a fine-tuned language model.
@@ -31,8 +31,9 @@ from recsys.config import Config
 from recsys.data.adapter import Adapter
 from recsys.data.audit import audit
 from recsys.data.context import UNKNOWN, ContextColumn
-from recsys.data.dataset import Manifest, PreparedDataset, histories_from_table, types_mask
+from recsys.data.dataset import Manifest, PreparedDataset, histories_from_table, last_rows, types_mask
 from recsys.data.destination import MANIFEST, Destination, Folder
+from recsys.data.event_store import write_rows
 from recsys.data.events import PARTS
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import VALID_ALONE, Array, Histories, Split
@@ -49,7 +50,6 @@ from recsys.storage.uris import is_remote
 
 FORGOTTEN_VALUE: Final = "(value of a forgotten user {})"
 _ENDS: Final = (schema.SRC_USER_ID, schema.DST_USER_ID)
-_ARROW_ROWS: Final = 1 << 18
 _NOTE: Final = " users were forgotten; the numbers of rows read are the earlier ones"
 
 
@@ -116,6 +116,13 @@ def _with_used_texts(table: pa.Table) -> pa.Table:
     return table
 
 
+def _read(name: str, content: bytes) -> pa.Table:
+    if name.endswith(".parquet"):
+        return pq.read_table(pa.BufferReader(content))
+    with pa.ipc.open_file(pa.BufferReader(content)) as reader:
+        return reader.read_all()
+
+
 def _rows_of(table: pa.Table, column: str, users: Array) -> Array:
     return np.isin(np.asarray(table.column(column)), users)
 
@@ -175,27 +182,16 @@ class _Rewriting:
                 continue
             with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
                 content = stream.read()
-            if name.endswith(".parquet"):
-                table = pq.read_table(pa.BufferReader(content))
+            if name.endswith((".parquet", ".arrow")):
+                table = _read(name, content)
                 if (rest := self._without_users(table)) is not table:
                     self.rows[name] = table.num_rows - rest.num_rows
-                    self._write(name, rest)
+                    if name.endswith(".parquet"):
+                        self._write(name, rest)
+                    else:
+                        write_rows(self.folder, name, rest)
                     continue
-            elif name.endswith(".arrow"):
-                content = self._arrow_file(name, content)
             self.folder.write_bytes(name, content)
-
-    def _arrow_file(self, name: str, content: bytes) -> bytes:
-        with pa.ipc.open_file(pa.BufferReader(content)) as reader:
-            table = reader.read_all()
-        rest = self._without_users(table)
-        if rest is table:
-            return content
-        self.rows[name] = table.num_rows - rest.num_rows
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, rest.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-            writer.write_table(rest.unify_dictionaries().combine_chunks(), max_chunksize=_ARROW_ROWS)
-        return bytes(sink.getvalue())
 
     def _without_users(self, table: pa.Table) -> pa.Table:
         """Without the rows of forgotten users, by id or by dense id; the table itself where no column is of users."""
@@ -253,15 +249,13 @@ class _Rewriting:
 
     def _newest_rows(self, name: str) -> pa.Table:
         """The rows of a shard; of users whom later files of it have as well, the latest, which take their place."""
-        newer = getattr(self.manifest, "renewed", {}).pop(name, [])
+        newer = self.manifest.renewed.pop(name, [])
         table = self.source.table(f"histories/{name}")
         if not newer:
             return table
         self.done |= {f"histories/{file}" for file in newer}
         table = pa.concat_tables([table, *(self.source.table(f"histories/{file}") for file in newer)])
-        users_U = np.asarray(table.column("user"))
-        last_U = len(users_U) - 1 - np.unique(users_U[::-1], return_index=True)[1]
-        return table.take(pa.array(last_U))
+        return table.take(pa.array(last_rows(np.asarray(table.column("user")))))
 
     def _take_out(self, gone: Histories, targets_T: Array) -> None:
         """Count what goes."""

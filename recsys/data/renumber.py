@@ -1,6 +1,6 @@
 """New dense ids for the remaining users when some are forgotten.
 
-Why not number all users anew: a dense id stands in shards, graphs and trained tables. The last users take the ids of the
+Why not number all users anew: shards, graphs and trained tables hold dense ids. The last users take the ids of the
 forgotten ones, so the work grows with the number of forgotten users, not of remaining ones.
 
 Legend: U users before, V users after.
