@@ -157,8 +157,8 @@ def chosen_line(result: TrainResult, metric: str) -> str:
     again = f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and validation"
     if budget := result.choices.get(PRIVACY):
         return (
-            f"trained for {result.best_epoch} epochs, chosen by nobody's events: a user changes the model by at most "
-            f"ε {budget['epsilon']:.2f} at δ {budget['delta']:.0e}"
+            f"trained for {result.best_epoch} epochs; no epoch is chosen on validation, which is private too: a user "
+            f"changes the model by at most ε {budget['epsilon']:.2f} at δ {budget['delta']:.0e}"
         )
     if not result.frozen.trained_names:
         what = "nothing is trained: chose the weights of the fitted granularities"

@@ -36,7 +36,7 @@ class PrivateConfig(Section):
 
 
 class ForgetConfig(Section):
-    """Whom `recsys forget` removes; the ids are written down nowhere."""
+    """The users that `recsys forget` removes; their ids are not stored."""
 
     users: list[str] = Field([], exclude=True, description="ids (--user ID …)")
     file: Place = Field("", exclude=True, description="a file of ids, one a line, instead of or beside them")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from recsys.config.root import Config
 
 _FITTED = "counts raw events"
-_OTHERS = "reads the rows of other users, whom clipping a user's gradient does not bound"
+_OTHERS = "reads rows of other users, and clipping a user's gradient does not bound these"
 
 
 def not_private(config: Config) -> Iterator[str]:

@@ -248,7 +248,7 @@ class _Rewriting:
         self.manifest.shards = names
 
     def _newest_rows(self, name: str) -> pa.Table:
-        """The rows of a shard; of users whom later files of it have as well, the latest, which take their place."""
+        """The newest row of every user of a shard: files that an append wrote have newer rows of some users."""
         newer = self.manifest.renewed.pop(name, [])
         table = self.source.table(f"histories/{name}")
         if not newer:

@@ -1,4 +1,4 @@
-"""A test of membership: can a model tell a user who was forgotten from one whom it has never seen?
+"""A test of membership: can a model tell a forgotten user from one that it has never seen?
 
 The attack (Yeom et al. 2018; Carlini et al. 2022) asks the model with each stretch of a history and looks at how
 probable it takes what came next to be. What a model remembers of a user makes their own events more probable than those
