@@ -143,9 +143,9 @@ def test_a_private_training_chooses_nothing_and_says_what_it_spends(
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model.granularities.item_knn.enabled": True}, "item_knn counts raw events"),
-    ({"model.granularities.collaborative.enabled": True}, "collaborative reads the rows of other users"),
-    ({"model.granularities.social.enabled": True}, "social reads the rows of other users"),
-    ({"model.granularities.stratum.enabled": True}, "stratum reads the rows of other users"),
+    ({"model.granularities.collaborative.enabled": True}, "collaborative reads rows of other users"),
+    ({"model.granularities.social.enabled": True}, "social reads rows of other users"),
+    ({"model.granularities.stratum.enabled": True}, "stratum reads rows of other users"),
     ({"model.fusion.stack": True}, "stack chooses weights on validation"),
     ({"model.fusion.check": True}, "check chooses granularities on validation"),
     ({"train.ratings": True}, "ratings fits a head to raw values"),
