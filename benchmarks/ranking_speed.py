@@ -31,7 +31,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.evaluation.ranking import rank, top_by_vectors
 from recsys.registry.bundle import write_bundle
-from recsys.serving.batch import user_table
+from recsys.serving.answer_rows import user_table
 from recsys.serving.recommender import Recommender
 from recsys.training.build import build_graphs, build_model
 

@@ -14,7 +14,8 @@ from handmade import small_model, small_world
 
 from recsys.errors import ArtifactError, RequestError
 from recsys.registry.bundle import write_bundle
-from recsys.serving.batch import answer_table, output_schema, recommend_all, user_table
+from recsys.serving.answer_rows import answer_table, output_schema, user_table
+from recsys.serving.batch import recommend_all
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 

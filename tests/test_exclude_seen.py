@@ -12,7 +12,7 @@ from handmade import small_model, small_world
 from recsys.config.verbs import RecommendConfig
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, _rows, request_schema, signature
-from recsys.serving.batch import user_table
+from recsys.serving.answer_rows import user_table
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.service import Answered, Limits, Service

@@ -22,7 +22,7 @@ from recsys.granularities.profile.model import CrossLayer, FieldCross
 from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
 from recsys.registry.bundle import Bundle, read_bundle, write_bundle
-from recsys.serving.batch import answer_table
+from recsys.serving.answer_rows import answer_table
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, Request, parse_requests
 from recsys.training.build import build_graphs, build_model, model_sizes

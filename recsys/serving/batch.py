@@ -7,15 +7,12 @@ and the driver writes them as they come, so memory does not grow with the number
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,11 +25,10 @@ import ray.data
 from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.registry.bundle import USERS, Bundle, read_bundle
-from recsys.serving.recommender import Recommender
-from recsys.serving.requests import MAX_K, Answer, parse_requests, parse_rules, rules_of
+from recsys.serving.answer_rows import Answering, Defaults, filled_up, named_users, output_schema, request_table
+from recsys.serving.requests import MAX_K, parse_rules, rules_of
 from recsys.serving.rules import Rules
 from recsys.serving.selection import Catalogue
-from recsys.serving.standings import BOOST
 
 _BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
 _ROWS_A_GROUP: Final = 262_144
@@ -96,7 +92,7 @@ def recommend_all(
         with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
             pace = Pace("recommending to users", _num_asked(bundle, users, requests))
             for table in _answer_tables(bundle, asked, batch_size, chosen):
-                writer.write_table(_filled(table, schema), row_group_size=_ROWS_A_GROUP)
+                writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
                 num_users, num_rows = num_users + len(firsts), num_rows + len(table)
                 pace.add(len(firsts))
@@ -130,64 +126,6 @@ def _says(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
     return any(row.get("boost") for row in rows), any(row.get("explain") for row in rows)
 
 
-def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with nulls in the columns that its own answers do not have."""
-    for column in schema:
-        if column.name not in table.column_names:
-            table = table.append_column(column, pa.nulls(len(table), column.type))
-    return table.select(schema.names).cast(schema)
-
-
-def output_schema(granularities: Sequence[str], boosted: bool = False, explained: bool = False) -> pa.Schema:
-    """Columns of the file."""
-    return pa.schema(
-        [
-            ("user_id", pa.string()),
-            ("rank", pa.int32()),
-            ("item_id", pa.string()),
-            ("score", pa.float64()),
-            *((f"share_{name}", pa.float32()) for name in granularities),
-            *([(f"share_{BOOST}", pa.float32()), (BOOST, pa.float64())] if boosted else []),
-            ("source", pa.string()),
-            *([("explanation", pa.string())] if explained else []),
-        ]
-    )
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What is asked where a request does not say."""
-
-    k: int
-    exclude_seen: bool | None  # None: as the model was evaluated
-    at: int | None  # seconds since the epoch; None: the time of the newest event
-    rules: Mapping[str, Any] = field(default_factory=dict)
-    out_of_stock: tuple[str, ...] = ()
-
-
-class Answering:
-    """The recommender, made once; a batch of user ids → rows of recommendations."""
-
-    def __init__(self, bundle: Bundle, asked: Defaults) -> None:
-        self.recommender, self.asked = Recommender(bundle), asked
-        self.recommender.catalogue.set_stock(asked.out_of_stock)
-        self.at = self.recommender.newest if asked.at is None else asked.at
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        asked, is_plain = self.asked, not (self.asked.rules or self.asked.out_of_stock)
-        if "request" not in batch.column_names and is_plain:
-            users = batch.column("user_id").combine_chunks()
-            return user_table(self.recommender, users, asked.k, asked.exclude_seen, self.at)
-        at = datetime.fromtimestamp(self.at, UTC)
-        defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
-        if "request" in batch.column_names:
-            rows = [json.loads(text) for text in batch.column("request").to_pylist()]
-        else:
-            rows = [{"user_id": user} for user in batch.column("user_id").to_pylist()]
-        requests = parse_requests([defaults | row for row in rows])
-        return answer_table(self.recommender.recommend(requests), self.recommender.names)
-
-
 class _Actor:
     """An actor of the pool."""
 
@@ -197,65 +135,6 @@ class _Actor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._answering(batch)
-
-
-def user_table(
-    recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool | None, at: int | None = None
-) -> pa.Table:
-    """The lists of users as rows of :func:`output_schema`, column by column; ``at`` in seconds since the epoch."""
-    found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen, at)
-    rows_X, places_X = np.nonzero(found.items_BR >= 0)
-    of_model_X = found.of_model_B[rows_X]
-    shares_KX = found.shares_BKR[rows_X, :, places_X].astype(np.float32).T
-    columns = {
-        "user_id": user_ids.take(pa.array(rows_X)),
-        "rank": pa.array((places_X + 1).astype(np.int32)),
-        "item_id": recommender.item_names.take(pa.array(found.items_BR[rows_X, places_X])),
-        "score": pa.array(found.scores_BR[rows_X, places_X]),
-        **{
-            f"share_{name}": pa.array(s, mask=~of_model_X) for name, s in zip(recommender.names, shares_KX, strict=True)
-        },
-        "source": pa.array(["popularity", "model"]).take(pa.array(of_model_X.astype(np.int8))),
-    }
-    return pa.table(columns, schema=output_schema(recommender.names))
-
-
-def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.Table:
-    """Answers as rows of :func:`output_schema`; ranks count within a page."""
-    boosted = any(answer.boosts is not None for answer in answers)
-    explained = any(answer.explanations is not None for answer in answers)
-    lengths = [len(answer.item_ids) for answer in answers]
-    columns: dict[str, Any] = {
-        "user_id": [answer.user_id for answer in answers for _ in answer.item_ids],
-        "rank": np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths] or [np.zeros(0, np.int32)]),
-        "item_id": [item for answer in answers for item in answer.item_ids],
-        "score": [score for answer in answers for score in answer.scores],
-    }
-    for name in granularities:
-        nothing = [[None] * n for n in lengths]
-        columns[f"share_{name}"] = [
-            share for answer, none in zip(answers, nothing, strict=True) for share in answer.shares.get(name, none)
-        ]
-    if boosted:
-        columns[f"share_{BOOST}"] = [
-            share for answer, n in zip(answers, lengths, strict=True) for share in answer.shares.get(BOOST, [None] * n)
-        ]
-        columns[BOOST] = [
-            factor for answer, n in zip(answers, lengths, strict=True) for factor in _or_none(answer.boosts, n)
-        ]
-    if explained:
-        columns["explanation"] = [
-            None if said is None else json.dumps(said, ensure_ascii=False)
-            for answer, n in zip(answers, lengths, strict=True)
-            for said in _or_none(answer.explanations, n)
-        ]
-    columns["source"] = [answer.source for answer in answers for _ in answer.item_ids]
-    schema = output_schema(granularities, boosted, explained)
-    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
-
-
-def _or_none(values: Sequence[Any] | None, number: int) -> Sequence[Any]:
-    return [None] * number if values is None else values
 
 
 def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -286,43 +165,14 @@ def _chosen(
 ) -> Iterator[pa.Table]:
     """Tables of user_id, and of the request as JSON where requests are given."""
     if requests is not None:
-        return iter([_request_table(requests)])
-    return _user_tables(folder, batch_size) if users is None else iter([_named_users(bundle, users)])
-
-
-def _request_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Checked here, so that a malformed one is said before anything starts."""
-    parsed = parse_requests(rows)
-    nameless = next((index for index, request in enumerate(parsed) if request.user_id is None), None)
-    if nameless is not None:
-        raise RequestError(f"request {nameless}: user_id: missing; the rows of the output are known by it")
-    users = [str(request.user_id) for request in parsed]
-    _check_once(users)
-    columns = {"user_id": users, "request": [json.dumps(dict(row)) for row in rows]}
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        return iter([request_table(requests)])
+    return _user_tables(folder, batch_size) if users is None else iter([named_users(bundle, users)])
 
 
 def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
     with pq.ParquetFile(Path(folder) / USERS) as file:
         for batch in file.iter_batches(batch_size, columns=["user_id"]):
             yield pa.Table.from_batches([batch])
-
-
-def _named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
-    """The given users in the order of the bundle, unknown ones last."""
-    bad = next((user for user in users if not isinstance(user, str) or not user), None)
-    if bad is not None:
-        raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
-    _check_once(users)
-    places = {user: row for row, user in enumerate(bundle.user_ids)}
-    ordered = sorted(users, key=lambda user: places.get(user, len(places)))  # stable: unknown ones as given
-    return pa.table({"user_id": pa.array(ordered, pa.string())})
-
-
-def _check_once(users: Sequence[str]) -> None:
-    if len(set(users)) != len(users):
-        twice = next(user for user, times in Counter(users).items() if times > 1)
-        raise RequestError(f"users: {twice!r} is named twice; name every user once")
 
 
 def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
