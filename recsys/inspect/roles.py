@@ -37,7 +37,9 @@ def place_others(tables: Sequence[Table], events: Pair) -> None:
 
 
 def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
-    sets = {column.name: IdSet(column) for column in table.id_columns}
+    named = {column.name: column for column in (*table.id_columns, *table.keys)}
+    candidates = list(named.values())
+    sets = {column.name: IdSet(column) for column in candidates}
     user_like = {name: ids.likeness(users) for name, ids in sets.items()}
     item_like = {name: ids.likeness(items) for name, ids in sets.items()}
 
@@ -56,8 +58,8 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
         said = table.like(column, ITEM) >= _NAMED
         return item_like[column.name] >= (_LITTLE if said else _SOME) and of_item(column) >= of_user(column)
 
-    people = sorted((c for c in table.id_columns if is_user(c)), key=of_user, reverse=True)
-    things = sorted((c for c in table.id_columns if is_item(c)), key=of_item, reverse=True)
+    people = sorted((c for c in candidates if is_user(c)), key=of_user, reverse=True)
+    things = sorted((c for c in candidates if is_item(c)), key=of_item, reverse=True)
     if _is_facts(table):
         _as_facts(table, items)
         return

@@ -39,6 +39,7 @@ from recsys.inspect.vocabulary import (
 _FEW: Final = 20  # different values of what is an attribute and no id, in a table of many rows
 _NAMED: Final = 0.7
 _CANDIDATES: Final = 7
+_NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may stand for ids
 _LOOKED_AT: Final = 200  # ids whose form is looked at
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
@@ -88,6 +89,12 @@ class Table:
         found += [column for column in self.columns if _is_name(column)]
         return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[:_CANDIDATES]
 
+    @cached_property
+    def keys(self) -> list[Column]:
+        """Columns with a value of its own in every row, by which other tables may name the rows; texts as well."""
+        found = [column for column in self.id_columns if column.is_key]
+        return found + [column for column in self.columns if column.kind in _NAMES and column.is_key]
+
     def _id_prior(self, column: Column) -> float:
         words = max(self.like(column, group) for group in (USER, ITEM, FRIEND, SESSION, HEAD, TAIL))
         return words + self.penalty(column)
@@ -134,7 +141,7 @@ def form_sign(column: Column) -> int:
 
 def _is_name(column: Column) -> bool:
     """Whether texts come again and again, so that they may stand for an id, as titles of films do."""
-    return column.kind in ("text", "url", "path", "list") and column.num_distinct < 0.6 * column.num_values
+    return column.kind in _NAMES and column.num_distinct < 0.6 * column.num_values
 
 
 def pairs(one: Column, other: Column) -> int:
@@ -284,11 +291,10 @@ def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
     """Whether another table tells of these ids as of things."""
     mine, best = IdSet(column), 0.0
     for other in tables:
-        for key in other.id_columns if other is not table else ():
-            if key.is_key:
-                weight = 1.0 if other.is_item_like or named_like(other.sample.name, ITEM_FILES) else 0.2
-                weight = 0.1 if named_like(other.sample.name, USER_FILES) else weight
-                best = max(best, weight * mine.likeness(IdSet(key)))
+        for key in other.keys if other is not table else ():
+            weight = 1.0 if other.is_item_like or named_like(other.sample.name, ITEM_FILES) else 0.2
+            weight = 0.1 if named_like(other.sample.name, USER_FILES) else weight
+            best = max(best, weight * mine.likeness(IdSet(key)))
     return best
 
 
@@ -298,7 +304,7 @@ def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
     for other in tables:
         if other is table:
             continue
-        keys = [key for key in other.id_columns if key.is_key]
+        keys = other.keys
         if keys and (named_like(other.sample.name, USER_FILES) or any(other.like(key, USER) >= 0.8 for key in keys)):
             best = max([best, *(mine.likeness(IdSet(key)) for key in keys)])
         if len(other.id_columns) >= 2 and len(other.columns) <= 4 and not keys:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,26 +48,30 @@ class Defaults:
 
 
 class Answering:
-    """The recommender, made once; a batch of user ids → rows of recommendations."""
+    """A recommender with what is asked of it: a batch of user ids, or of requests, → rows of recommendations."""
 
-    def __init__(self, bundle: Bundle, asked: Defaults) -> None:
-        self.recommender, self.asked = Recommender(bundle), asked
+    def __init__(self, recommender: Recommender, asked: Defaults) -> None:
+        self.recommender, self.asked = recommender, asked
         self.recommender.catalogue.set_stock(asked.out_of_stock)
         self.at = self.recommender.newest if asked.at is None else asked.at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        asked, is_plain = self.asked, not (self.asked.rules or self.asked.out_of_stock)
-        if "request" not in batch.column_names and is_plain:
+        """Rows for a table with ``user_id`` and, where requests are given, the ``request`` as JSON."""
+        if "request" in batch.column_names:
+            return self.rows([json.loads(text) for text in batch.column("request").to_pylist()])
+        asked = self.asked
+        if not (asked.rules or asked.out_of_stock):
             users = batch.column("user_id").combine_chunks()
             return user_table(self.recommender, users, asked.k, asked.exclude_seen, self.at)
-        at = datetime.fromtimestamp(self.at, UTC)
+        return self.rows([{"user_id": user} for user in batch.column("user_id").to_pylist()])
+
+    def rows(self, requests: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Rows for requests; those without a ``user_id`` are known by their place, "0", "1", …"""
+        asked, at = self.asked, datetime.fromtimestamp(self.at, UTC)
         defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
-        if "request" in batch.column_names:
-            rows = [json.loads(text) for text in batch.column("request").to_pylist()]
-        else:
-            rows = [{"user_id": user} for user in batch.column("user_id").to_pylist()]
-        requests = parse_requests([defaults | row for row in rows])
-        return answer_table(self.recommender.recommend(requests), self.recommender.names)
+        answers = self.recommender.recommend(parse_requests([{**defaults, **request} for request in requests]))
+        named = [replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)]
+        return answer_table(named, self.recommender.names)
 
 
 def user_table(

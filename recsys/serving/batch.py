@@ -26,6 +26,7 @@ from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.registry.bundle import USERS, Bundle, read_bundle
 from recsys.serving.answer_rows import Answering, Defaults, filled_up, named_users, output_schema, request_table
+from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, parse_rules, rules_of
 from recsys.serving.rules import Rules
 from recsys.serving.selection import Catalogue
@@ -131,7 +132,7 @@ class _Actor:
 
     def __init__(self, bundle: list[Any], asked: Defaults) -> None:
         held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
-        self._answering = Answering(held, asked)
+        self._answering = Answering(Recommender(held), asked)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._answering(batch)

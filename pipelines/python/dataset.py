@@ -1,0 +1,303 @@
+"""Data of one's own as an object: from frames, Parquet files or a configuration to a prepared dataset."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.python.settings import Settings, with_settings
+from recsys.config import Config, build_config, dump_config, load_config
+from recsys.errors import DataError, choices
+from recsys.inspect.look import Look, look
+from recsys.inspect.telling import told
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from recsys.data.dataset import PreparedDataset
+
+_TABLES: Final = ("events", "items", "users", "social", "knowledge")
+Part = Literal["train", "valid", "test"]
+
+
+class Dataset:
+    """Events of users, and what else is known of users and items.
+
+    Make one with :meth:`from_files`, :meth:`from_pandas`, :meth:`from_polars`, :meth:`from_parquet` or
+    :meth:`from_config`. Nothing is read as a whole before :func:`recsys.fit`, :meth:`events` or :meth:`evaluate` needs
+    it; the prepared dataset is then kept in ``folder`` and used again.
+
+    Parameters
+    ----------
+    config : Config
+        Its section ``data`` says what to read; ``evaluate`` and ``train.metric`` how lists are measured.
+    folder : path, optional
+        Where the prepared dataset is kept. Default: a temporary folder that goes with the process.
+    """
+
+    def __init__(self, config: Config, folder: str | Path | None = None) -> None:
+        self.folder = _folder(folder)
+        self.words = ""  # what was understood of the files, for people
+        self.config = with_settings(config, {} if config.data.dir else {"data.dir": str(self.folder / "dataset")})
+        self._prepared: PreparedDataset | None = None
+
+    @classmethod
+    def from_files(cls, *files: str | Path, folder: str | Path | None = None, settings: Settings = None) -> Dataset:
+        """Files, folders or globs, understood as ``recsys init`` does.
+
+        Parameters
+        ----------
+        *files : path
+            CSV, JSON lines, Parquet, …; local or remote.
+        folder : path, optional
+            As of the class.
+        settings : mapping, optional
+            Changes of the configuration by dotted path, such as ``{"data.split.kind": "temporal"}``.
+
+        Raises
+        ------
+        SourceError
+            No file can be read, or none holds events.
+        """
+        return cls._of_look(look([str(file) for file in files]), folder, settings)
+
+    @classmethod
+    def from_parquet(
+        cls,
+        events: str | Path,
+        *,
+        items: str | Path | None = None,
+        users: str | Path | None = None,
+        social: str | Path | None = None,
+        knowledge: str | Path | None = None,
+        folder: str | Path | None = None,
+        settings: Settings = None,
+    ) -> Dataset:
+        """Parquet files (or files of another form) of which it is known what each holds.
+
+        Parameters
+        ----------
+        events : path
+            One row an event: user, item and, where known, time, type and value. Columns may have names of their own.
+        items, users : path, optional
+            One row an item (a user), with attributes.
+        social : path, optional
+            One row a friendship: two users.
+        knowledge : path, optional
+            One row a fact: head, relation, tail; or several rows an item, each with what it belongs to.
+        folder, settings
+            As in :meth:`from_files`.
+
+        Raises
+        ------
+        DataError
+            A file is not what it was given as; the message says what it was taken for.
+        """
+        given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
+        named = {role: str(path) for role, path in given.items() if path is not None}
+        return cls._of_roles(named, "", folder, settings)
+
+    @classmethod
+    def from_pandas(
+        cls,
+        events: pd.DataFrame,
+        *,
+        items: pd.DataFrame | None = None,
+        users: pd.DataFrame | None = None,
+        social: pd.DataFrame | None = None,
+        knowledge: pd.DataFrame | None = None,
+        folder: str | Path | None = None,
+        settings: Settings = None,
+    ) -> Dataset:
+        """Pandas frames; as :meth:`from_parquet`, to whose files they are written in ``folder``.
+
+        Raises
+        ------
+        DataError
+            A frame has no rows or a column that Arrow cannot hold, or is not what it was given as.
+        """
+        given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
+        tables = {role: _of_pandas(role, frame) for role, frame in given.items() if frame is not None}
+        return cls._of_tables(tables, folder, settings)
+
+    @classmethod
+    def from_polars(
+        cls,
+        events: Any,
+        *,
+        items: Any = None,
+        users: Any = None,
+        social: Any = None,
+        knowledge: Any = None,
+        folder: str | Path | None = None,
+        settings: Settings = None,
+    ) -> Dataset:
+        """Polars frames, or Arrow tables; as :meth:`from_pandas`."""
+        given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
+        tables = {
+            role: frame if isinstance(frame, pa.Table) else frame.to_arrow()
+            for role, frame in given.items()
+            if frame is not None
+        }
+        return cls._of_tables(tables, folder, settings)
+
+    @classmethod
+    def from_config(
+        cls, config: str | Path | Config, *, folder: str | Path | None = None, settings: Settings = None
+    ) -> Dataset:
+        """What a YAML file (or a :class:`Config`) names in its section ``data``; sections ``model`` and ``train`` are
+        those of :func:`recsys.fit` too."""
+        loaded = config if isinstance(config, Config) else load_config(config)
+        return cls(with_settings(loaded, settings), folder)
+
+    @classmethod
+    def _of_look(cls, found: Look, folder: str | Path | None, settings: Settings) -> Dataset:
+        dataset = cls(with_settings(build_config(found.draft.tree, "the proposed configuration"), settings), folder)
+        dataset.words = told(found.found)
+        return dataset
+
+    @classmethod
+    def _of_tables(cls, tables: Mapping[str, pa.Table], folder: str | Path | None, settings: Settings) -> Dataset:
+        place = _folder(folder)
+        files = {role: place / "tables" / f"{role}.parquet" for role in tables}
+        (place / "tables").mkdir(parents=True, exist_ok=True)
+        for role, table in tables.items():
+            if not table.num_rows:
+                raise DataError(f"{role} has no rows; expected at least one")
+            pq.write_table(table, files[role])
+        return cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
+
+    @classmethod
+    def _of_roles(cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings) -> Dataset:
+        """Files by what they hold; the run's name is that of their folder where ``name`` is empty."""
+        found = look(list(named.values()), name)
+        _check_roles(named, {table.files: table.role for table in found.found.tables}, found.found.ignored)
+        return cls._of_look(found, folder, settings)
+
+    def __repr__(self) -> str:
+        state = (
+            ""
+            if self._prepared is None
+            else f", {self._prepared.num_users:,} users, {self._prepared.num_items:,} items"
+        )
+        return f"Dataset({self.config.data.source.kind}{state})"
+
+    def to_yaml(self) -> str:
+        """The configuration, as ``recsys run --config`` reads it."""
+        return dump_config(self.config)
+
+    @property
+    def prepared(self) -> PreparedDataset:
+        """The prepared dataset; made when it is first asked for.
+
+        Raises
+        ------
+        UserError
+            The source cannot be read, or has nothing to learn from.
+        """
+        if self._prepared is None:
+            from pipelines.folder import open_run
+            from pipelines.prepare import prepare
+
+            config = with_settings(self.config, {"run.dir": str(self.folder / "preparing")})
+            with open_run(config, "prepare") as folder:
+                self._prepared = prepare(config, folder)
+        return self._prepared
+
+    def events(self, part: Part) -> pd.DataFrame:
+        """The events of a part of the split, so that any other library can train on the very same ones.
+
+        Returns
+        -------
+        DataFrame
+            ``user_id, item_id, event_type, time`` (UTC; missing where unknown) and ``value``, in the order of users
+            and, within a user, of events.
+        """
+        import pandas as pd
+
+        from recsys.data.histories import VALID_ALONE, Split
+
+        dataset, split = self.prepared, Split[part.upper()]
+        histories = dataset.histories()
+        is_in_E = histories.splits_E == split
+        if split == Split.VALID:
+            is_in_E |= histories.splits_E == VALID_ALONE
+        rows_E = np.repeat(histories.users_U, histories.lengths_U)[is_in_E]
+        times_E = histories.times_E[is_in_E]
+        return pd.DataFrame(
+            {
+                "user_id": dataset.user_ids.take(pa.array(rows_E)).to_pandas(),
+                "item_id": dataset.item_ids.take(pa.array(histories.items_E[is_in_E])).to_pandas(),
+                "event_type": np.array(dataset.manifest.event_types)[histories.types_E[is_in_E]],
+                "time": pd.to_datetime(np.where(times_E == 0, np.iinfo(np.int64).min, times_E * 10**9), utc=True),
+                "value": histories.values_E[is_in_E],
+            }
+        )
+
+    def evaluate(self, lists: pd.DataFrame, ks: Sequence[int] | None = None) -> pd.DataFrame:
+        """Measure anybody's recommendations on the test part, by the rules and intervals of our own evaluation.
+
+        Parameters
+        ----------
+        lists : DataFrame
+            ``user_id``, ``item_id``, and ``rank`` (from 1) or ``score`` (the largest first); users without rows have
+            empty lists, and their targets count as missed.
+        ks : sequence of int, optional
+            Cut-offs; default ``evaluate.ks``.
+
+        Returns
+        -------
+        DataFrame
+            A row a metric (``ndcg@10``, …): ``value`` (mean over the test users), ``low``, ``high`` (95 % interval).
+
+        Raises
+        ------
+        DataError
+            A column is missing, a user has an item twice, or a list holds what its user had in training although
+            ``evaluate.exclude_seen`` leaves that out: the lists were made by another rule than the others'.
+        """
+        from pipelines.python.outside_lists import measured
+
+        return measured(self.prepared, self.config, lists, ks)
+
+
+def _folder(folder: str | Path | None) -> Path:
+    if folder is None:
+        return Path(tempfile.mkdtemp(prefix="multigrain-"))
+    place = Path(folder).expanduser().absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _of_pandas(role: str, frame: pd.DataFrame) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{role}: {error}; a column must hold values of one type") from None
+
+
+def _check_roles(named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]) -> None:
+    """Whether every file was understood as what it was given as."""
+    assert set(named) <= set(_TABLES)
+    for role, path in named.items():
+        if found.get(path) == role:
+            continue
+        why = f"it was taken for {found[path]}" if path in found else ignored.get(path, "it was not used")
+        raise DataError(
+            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with these names leave no doubt"
+        )
+
+
+_COLUMNS: Final = {
+    "events": ("user_id", "item_id", "timestamp"),
+    "items": ("item_id", "attributes"),
+    "users": ("user_id", "attributes"),
+    "social": ("src_user_id", "dst_user_id"),
+    "knowledge": ("head", "relation", "tail"),
+}

@@ -1,0 +1,61 @@
+"""Training from Python: the stages of ``recsys run``."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from pipelines.python.dataset import Dataset
+from pipelines.python.model import Model
+from pipelines.python.settings import Settings, with_settings
+
+
+def fit(
+    dataset: Dataset,
+    *,
+    budget: str = "",
+    folder: str | Path | None = None,
+    settings: Settings = None,
+    verbose: bool = True,
+) -> Model:
+    """Train on the dataset, measure on its test part, and return the model that answers.
+
+    The same as ``recsys run``, without registration unless ``settings`` enable tracking (:meth:`Model.register` does it
+    later). Without a section ``model`` in the dataset's configuration or the settings, the product chooses one.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What to train on.
+    budget : str
+        Time for the search of a good model and its training, such as ``"20m"``. Default: one good setting by rules.
+    folder : path, optional
+        The run folder, with report and checkpoints. Default: ``run`` in the dataset's folder.
+    settings : mapping, optional
+        Changes of the configuration by dotted path, such as ``{"train.epochs": 5}``.
+    verbose : bool
+        Whether progress lines are printed; they are in ``run.log`` of the folder in either case.
+
+    Returns
+    -------
+    Model
+        With figures in :attr:`Model.metrics` and the report in :attr:`Model.report`.
+
+    Raises
+    ------
+    UserError
+        The data or a setting is wrong; the message says what, where and what cures it.
+    """
+    from pipelines.folder import open_run
+    from pipelines.mistakes import check
+    from pipelines.run import run
+    from pipelines.stages import VERBS
+
+    place = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
+    ours = {"run.dir": str(place), "tracking.enabled": False, **({"run.budget": budget} if budget else {})}
+    config = with_settings(dataset.config, {**ours, **(settings or {})})
+    check(config, VERBS["run"].stages)
+    with open_run(config, "run", sys.stdout if verbose else io.StringIO()) as open_folder:
+        run(config, open_folder)
+    return Model(place / "bundle", place)

@@ -1,0 +1,36 @@
+"""A configuration for files of one's own: ``recsys init`` from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recsys.config import Config, build_config
+from recsys.inspect.look import look
+
+
+def init(files: str | Path | Sequence[str | Path], *, out: str | Path | None = None) -> Config:
+    """Look at files and propose a configuration for them.
+
+    Parameters
+    ----------
+    files : path or sequence of paths
+        Files, folders or globs; local or remote.
+    out : path, optional
+        Where the configuration is written as YAML, with the reason of every line; it replaces a file there.
+
+    Returns
+    -------
+    Config
+        Ready for ``recsys.Dataset.from_config`` and ``recsys run``; the model is chosen by the training.
+
+    Raises
+    ------
+    SourceError
+        No file can be read, or none holds events.
+    """
+    named = [files] if isinstance(files, str | Path) else files
+    found = look([str(file) for file in named])
+    if out is not None:
+        Path(out).write_text(found.draft.text(), encoding="utf-8")
+    return build_config(found.draft.tree, "the proposed configuration")

@@ -1,0 +1,301 @@
+"""A trained model as an object: it answers, says how good it is, and is saved and registered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pipelines.python.settings import Settings, with_settings
+from recsys.config import Config, load_config
+from recsys.errors import ArtifactError, ConfigError, RequestError
+from recsys.registry.bundle import BundleInfo, read_info
+from recsys.serving.answer_rows import Answering, Defaults, named_users, output_schema
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_rules, parse_similar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_AT_A_TIME: Final = 4096  # users
+
+
+class Model:
+    """What answers: a bundle, and the run folder where it was trained here.
+
+    Made by :func:`recsys.fit` or :func:`recsys.load`.
+    """
+
+    def __init__(self, bundle: str | Path, run: str | Path | None = None) -> None:
+        self.bundle = Path(bundle)
+        self.run = None if run is None else Path(run)
+        self.info: BundleInfo = read_info(self.bundle)
+
+    def __repr__(self) -> str:
+        metric = self.info.extra.get("main_metric", "")
+        value = self.info.metrics.get(metric)
+        said = "" if value is None else f", {metric} {value:.4f}"
+        return f"Model({', '.join(self.info.granularities)}{said})"
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """What answers requests; loaded when it is first asked for."""
+        return Recommender.load(self.bundle)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of ``metrics.json``; of a loaded model, the figures of its own that the bundle holds."""
+        if self.run is None:
+            return {"metric": self.info.extra.get("main_metric", ""), "model": dict(self.info.metrics)}
+        found: dict[str, Any] = json.loads((self.run / "metrics.json").read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def report(self) -> Path:
+        """The HTML report of the run.
+
+        Raises
+        ------
+        ArtifactError
+            The model was loaded, and has no run folder.
+        """
+        return self._run("report") / "report.html"
+
+    def evaluate(self, settings: Settings = None) -> pd.DataFrame:
+        """The figures on the test part, of the model and of every baseline.
+
+        Parameters
+        ----------
+        settings : mapping, optional
+            Changes of the section ``evaluate``, such as ``{"evaluate.ks": [5, 50]}``; the test part is ranked again
+            with them.
+
+        Returns
+        -------
+        DataFrame
+            A row a recommender (``model`` first), a column a metric.
+
+        Raises
+        ------
+        ArtifactError
+            The model was loaded, and has no run folder.
+        """
+        import pandas as pd
+
+        run = self._run("evaluate")
+        metrics = self.metrics
+        if settings:
+            from pipelines.evaluate import evaluate
+            from pipelines.folder import open_run
+
+            if other := [key for key in settings if not key.startswith("evaluate.")]:
+                raise ConfigError(f"settings: {', '.join(other)}: expected keys of the section evaluate only")
+            config = with_settings(load_config(run / "config.yaml"), {**settings, "run.dir": str(run)})
+            with open_run(config, "evaluate") as folder:
+                metrics = evaluate(config, folder)
+        return pd.DataFrame.from_dict({"model": metrics["model"], **metrics["baselines"]}, orient="index")
+
+    def recommend(
+        self,
+        users: str | Sequence[str] | None = None,
+        *,
+        histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]] | None = None,
+        requests: Sequence[Mapping[str, Any]] | None = None,
+        k: int = 20,
+        **rules: Any,
+    ) -> pd.DataFrame:
+        """The best items.
+
+        Parameters
+        ----------
+        users : str or sequence of str, optional
+            Known users. Without users, histories and requests: every user that the model knows.
+        histories : sequence of sequences, or mapping of user → sequence, optional
+            Item ids, oldest first: newcomers, or newest events of known users. Users of a sequence are named by their
+            place, ``"0"``, ``"1"``, …
+        requests : sequence of mappings, optional
+            Whole requests, as every way of serving takes them: ``user_id``, ``history``, ``friends``, ``attributes``,
+            ``context``, ``at``, …
+        k : int
+            Length of a list.
+        **rules
+            Of all requests that do not say them: ``candidates``, ``exclude``, ``filters``, ``boost``, ``diversify``,
+            ``offset``, ``explain``, and ``exclude_seen``.
+
+        Returns
+        -------
+        DataFrame
+            A row an item: ``user_id, rank, item_id, score``, ``share_GRANULARITY`` (what it adds to the score) and
+            ``source`` (``model``, or ``popularity`` where nothing was known to go by).
+
+        Raises
+        ------
+        RequestError
+            Several of users, histories and requests are given, or one is malformed.
+        """
+        import pyarrow as pa
+
+        if sum(given is not None for given in (users, histories, requests)) > 1:
+            raise RequestError("give one of users, histories and requests")
+        exclude_seen = rules.pop("exclude_seen", None)
+        answering = Answering(self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules")))
+        if histories is not None:
+            requests = _requests_of(histories)
+        if requests is not None:
+            return answering.rows(requests).to_pandas()
+        if users is None:
+            asked = pa.table({"user_id": pa.array(self.recommender.bundle.user_ids, pa.string())})
+        else:
+            asked = named_users(self.recommender.bundle, [users] if isinstance(users, str) else users)
+        tables = [answering(asked.slice(start, _AT_A_TIME)) for start in range(0, len(asked), _AT_A_TIME)]
+        return pa.concat_tables(tables or [output_schema(self.recommender.names).empty_table()]).to_pandas()
+
+    def similar(
+        self, item: str, *, k: int = 20, by: Literal["auto", "vectors", "use", "text"] = "auto", **rules: Any
+    ) -> pd.DataFrame:
+        """The items that are like an item.
+
+        Parameters
+        ----------
+        item : str
+            Its id.
+        k : int
+            Length of the list.
+        by : {"auto", "vectors", "use", "text"}
+            Model vectors, common users, or texts; auto: vectors, and texts for an item without events.
+        **rules
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        DataFrame
+            ``rank, item_id, title, score, by``.
+
+        Raises
+        ------
+        RequestError
+            The model does not know the item, or has no such way.
+        """
+        import pandas as pd
+
+        request = {"item_id": item, "k": k, "by": by, **parse_rules(rules, "rules")}
+        [answer] = self.recommender.similar.answer(parse_similar([request]))
+        columns = {"item_id": answer.item_ids, "title": answer.titles, "score": answer.scores}
+        found = pd.DataFrame({"rank": range(1, len(answer.item_ids) + 1), **columns})
+        return found.assign(by=answer.by)
+
+    def explain(self, user: str, *, history: Sequence[str] | None = None, k: int = 10, **rules: Any) -> pd.DataFrame:
+        """Why each item is in a user's list.
+
+        Parameters
+        ----------
+        user : str
+            A known user, or a name for the history.
+        history : sequence of str, optional
+            Item ids, oldest first.
+        k : int
+            Length of the list.
+        **rules
+            As in :meth:`recommend`.
+
+        Returns
+        -------
+        DataFrame
+            As :meth:`recommend`, with ``why`` (a sentence) and ``explanation`` (past items and friends that speak for
+            it, with how much each adds).
+        """
+        row: dict[str, Any] = {"user_id": user, **({} if history is None else {"history": list(history)})}
+        found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
+        told = [json.loads(text) for text in found.explanation]
+        return found.assign(explanation=told, why=[entry["sentence"] for entry in told])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what answers to a folder of its own, which :func:`recsys.load` and ``recsys serve`` read.
+
+        Raises
+        ------
+        ArtifactError
+            The folder exists.
+        """
+        target = Path(folder).expanduser()
+        if target.exists():
+            raise ArtifactError(f"{target} exists; choose another folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
+            shutil.copytree(self.bundle, Path(aside) / "bundle").rename(target)
+        return target
+
+    def register(self, name: str = "", *, tracking_uri: str = "", settings: Settings = None) -> str:
+        """Put the model into the MLflow registry.
+
+        Parameters
+        ----------
+        name : str
+            Of the registered model; default: that of the configuration.
+        tracking_uri : str
+            Of MLflow; default: that of the configuration, or a SQLite store beside the run folder.
+        settings : mapping, optional
+            Other changes of the configuration, such as ``{"registry.alias": "candidate"}``.
+
+        Returns
+        -------
+        str
+            ``models:/NAME/VERSION``.
+
+        Raises
+        ------
+        ArtifactError
+            The model was loaded, and has no run folder.
+        """
+        from pipelines.folder import open_run
+        from pipelines.register import register
+
+        run = self._run("register")
+        changes: dict[str, Any] = {"tracking.enabled": True, "run.dir": str(run), **(settings or {})}
+        changes |= {"registry.name": name} if name else {}
+        changes |= {"tracking.uri": tracking_uri} if tracking_uri else {}
+        config: Config = with_settings(load_config(run / "config.yaml"), changes)
+        with open_run(config, "register") as folder:
+            done = register(config, folder)
+        return f"models:/{done['name']}/{done['version']}"
+
+    def _run(self, what: str) -> Path:
+        if self.run is None:
+            raise ArtifactError(
+                f"{what}: this model was loaded from {self.bundle} and has no run folder; use the one that recsys.fit "
+                "returned, or recsys.load(RUN_FOLDER)"
+            )
+        return self.run
+
+
+def _requests_of(histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    if isinstance(histories, Mapping):
+        return [{"user_id": user, "history": list(history)} for user, history in histories.items()]
+    return [{"history": list(history)} for history in histories]
+
+
+def load(place: str | Path, *, tracking_uri: str = "") -> Model:
+    """A model that was saved, pulled, registered or trained before.
+
+    Parameters
+    ----------
+    place : path or str
+        A run folder, a bundle's folder, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``.
+    tracking_uri : str
+        Of MLflow, for a registered one.
+
+    Raises
+    ------
+    ArtifactError
+        There is no model.
+    """
+    folder = Path(place)
+    if not str(place).startswith("models:") and (folder / "bundle").is_dir() and (folder / "metrics.json").is_file():
+        return Model(folder / "bundle", folder)
+    from recsys.registry.register import resolve
+
+    return Model(resolve(str(place), tracking_uri))

@@ -1,0 +1,104 @@
+"""Recommendations of any other library, measured on our test part as our own are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config import Config
+from recsys.data.bounded import asked_queries
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Queries, Split
+from recsys.errors import DataError
+from recsys.evaluation.bootstrap import intervals
+from recsys.evaluation.metrics import query_metrics
+from recsys.evaluation.ranking import countable, mark_hits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def measured(dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: Sequence[int] | None) -> pd.DataFrame:
+    """Every accuracy metric of ``lists`` at every cut-off, with its interval; see :meth:`Dataset.evaluate`."""
+    import pandas as pd
+
+    cutoffs = sorted({int(k) for k in (ks or config.evaluate.ks)})
+    if not cutoffs or cutoffs[0] < 1:
+        raise DataError(f"ks: got {list(ks or [])}, expected whole numbers from 1")
+    queries, _, _ = countable(asked_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen)
+    if not len(queries):
+        raise DataError("the test part has no query with a target that counts; check data.split")
+    items_BK = _lists_of(dataset, queries, lists, cutoffs[-1])
+    if config.evaluate.exclude_seen:
+        _check_unseen(dataset, queries, items_BK)
+    values = query_metrics(mark_hits(items_BK, queries), queries.num_targets_B, cutoffs)
+    found = intervals(values, config.evaluate.bootstrap, config.seed)
+    rows = {name: (float(value.mean()), *found[name]) for name, value in values.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+
+def _lists_of(dataset: PreparedDataset, queries: Queries, lists: pd.DataFrame, k: int) -> Array:
+    """The first k items of every query's user: int32 [B, k], −1 behind the end and for items that nobody knows."""
+    order = next((name for name in ("rank", "score") if name in lists.columns), None)
+    missing = [name for name in ("user_id", "item_id") if name not in lists.columns]
+    if missing or order is None:
+        need = ", ".join([*missing, *([] if order else ["rank or score"])])
+        raise DataError(
+            f"lists: no column {need}; expected user_id, item_id, and rank or score; got {list(lists.columns)}"
+        )
+    if lists[order].isna().any():
+        raise DataError(
+            f"lists: {order} is missing in {int(lists[order].isna().sum())} rows; expected a number in every row"
+        )
+    text = lists[["user_id", "item_id"]].astype(str)
+    if (twice := text.duplicated()).any():
+        user, item = text[twice].iloc[0]
+        raise DataError(f"lists: user {user!r} has item {item!r} twice; name every item once a user")
+    ordered = lists.assign(user_id=text.user_id, item_id=text.item_id).sort_values(
+        order, ascending=order == "rank", kind="stable"
+    )
+    users = _rows_of(ordered.user_id, dataset.user_ids)
+    if len(ordered) and (users < 0).all():
+        raise DataError(
+            f"lists: no user is one of the dataset's, e.g. {ordered.user_id.iloc[0]!r}; ids must be its ids"
+        )
+    items = _rows_of(ordered.item_id, dataset.item_ids)
+    row_of_user = np.full(dataset.num_users + 1, -1, dtype=np.int64)
+    row_of_user[queries.histories.users_U] = np.arange(len(queries))
+    rows = row_of_user[users]  # of user −1: the last place, −1
+    kept = np.flatnonzero(rows >= 0)
+    by_row = kept[np.argsort(rows[kept], kind="stable")]
+    starts = np.searchsorted(rows[by_row], rows[by_row], side="left")
+    places = np.arange(len(by_row)) - starts
+    found = np.full((len(queries), k), -1, dtype=np.int32)
+    is_in = places < k
+    found[rows[by_row][is_in], places[is_in]] = items[by_row][is_in]
+    return found
+
+
+def _rows_of(ids: pd.Series, known: pa.Array) -> Array:
+    """The dense ids, −1 for unknown ones."""
+    found = pc.index_in(pa.array(ids, pa.string()), value_set=known.cast(pa.string()))
+    return np.asarray(pc.fill_null(found, -1)).astype(np.int64)
+
+
+def _check_unseen(dataset: PreparedDataset, queries: Queries, items_BK: Array) -> None:
+    """Whether no list holds what its user had before."""
+    past = queries.histories.of_targets()
+    rows_E = np.repeat(np.arange(len(queries)), past.lengths_U)
+    seen = rows_E * np.int64(dataset.num_items) + past.items_E
+    listed = np.arange(len(queries))[:, None] * np.int64(dataset.num_items) + items_BK
+    is_seen = np.isin(listed, seen) & (items_BK >= 0)
+    if is_seen.any():
+        row, place = np.argwhere(is_seen)[0]
+        user = dataset.user_ids[int(queries.histories.users_U[row])].as_py()
+        item = dataset.item_ids[int(items_BK[row, place])].as_py()
+        raise DataError(
+            f"lists: {int(is_seen.any(axis=1).sum())} users have items listed that they had before, e.g. user {user!r} "
+            f"item {item!r}; evaluate.exclude_seen is true and targets among them do not count: leave these items out, "
+            "or make the dataset with settings={'evaluate.exclude_seen': False}"
+        )

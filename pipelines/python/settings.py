@@ -1,0 +1,30 @@
+"""Changes of a configuration by dotted path, from Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recsys.config import Config, build_config, set_path
+
+Settings = Mapping[str, Any] | None
+
+
+def with_settings(config: Config, settings: Settings) -> Config:
+    """The configuration with ``settings`` in it (dotted path → value), checked as a whole.
+
+    Keys that nobody has set stay unset: what the product chooses by itself is still its choice.
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown or a value is out of its range.
+    """
+    if not settings:
+        return config
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    if "source" in tree.get("data", {}):
+        tree["data"]["source"]["kind"] = config.data.source.kind
+    for dotted, value in settings.items():
+        set_path(tree, dotted, value)
+    return build_config(tree, "settings", expand=False)
