@@ -34,6 +34,7 @@ SIDEWAYS = {
     ("recsys.serving", "recsys.registry"),
 }
 FOUNDATIONS = {"recsys.data.validate", "recsys.data.dataset", "recsys.data.histories"}
+FRONT_DOOR = "recsys"  # `import recsys` names what stands above it, and imports it when it is used: test_python_api.py
 HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
 
 
@@ -81,6 +82,8 @@ def test_every_part_of_recsys_has_a_level() -> None:
 )
 def test_no_module_imports_upwards(module: str, path: Path) -> None:
     mine = _part(module)
+    if module == FRONT_DOOR:
+        return
     for name in _imports(path, module):
         theirs = _part(name)
         if mine == theirs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 import recsys
-from recsys.errors import ArtifactError, DataError, RequestError
+from recsys.errors import ArtifactError, ConfigError, DataError, RequestError
 from tests.own_data import World
 
 SMALL = {
@@ -29,7 +30,7 @@ def _orders() -> pd.DataFrame:
     world = World()
     return pd.DataFrame(
         {
-            "customer": [f"user {event.user}" for event in world.events],
+            "customer": [f"user {event.user}" if event.user else "ann" for event in world.events],
             "product": [f"item {event.item}" for event in world.events],
             "ordered_at": [event.time for event in world.events],
         }
@@ -49,12 +50,26 @@ def _products() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def fitted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[recsys.Dataset, recsys.Model]:
+def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The code of docs/python.md, run block by block on two files, with a small model instead of a search."""
     folder = tmp_path_factory.mktemp("shop")
-    dataset = recsys.Dataset.from_pandas(
-        _orders(), items=_products(), folder=folder, settings={"data.text.enabled": False}
-    )
-    return dataset, recsys.fit(dataset, settings=SMALL, verbose=False)
+    _orders().to_csv(folder / "orders.csv", index=False)
+    _products().to_csv(folder / "products.csv", index=False)
+    text = (Path(__file__).parent.parent / "docs/python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2 and blocks[0].count('budget="10m"') == 1
+    names: dict[str, Any] = {"SMALL": SMALL, "NO_TEXT": {"data.text.enabled": False}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in blocks:
+            small = block.replace('budget="10m"', "settings=SMALL, verbose=False")
+            exec(small.replace("items=products)", "items=products, settings=NO_TEXT)"), names)  # noqa: S102
+    return names
+
+
+@pytest.fixture(scope="module")
+def fitted(page: dict[str, Any]) -> tuple[recsys.Dataset, recsys.Model]:
+    return page["dataset"], page["model"]
 
 
 def test_importing_recsys_imports_nothing_heavy() -> None:
@@ -203,6 +218,12 @@ def test_lists_that_cannot_be_measured_are_refused(
     lists = pd.DataFrame({"user_id": [user], "item_id": ["item 1"], "rank": [1]})
     with pytest.raises(DataError, match=why):
         dataset.evaluate(change(lists))
+
+
+def test_settings_of_data_belong_to_the_dataset(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    dataset, _ = fitted
+    with pytest.raises(ConfigError, match=r"data.order: .*Dataset"):
+        recsys.fit(dataset, settings={"data.order": "none"})
 
 
 def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:

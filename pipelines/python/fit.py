@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.python.dataset import Dataset
 from pipelines.python.model import Model
 from pipelines.python.settings import Settings, with_settings
+from recsys.errors import ConfigError
 
 
 def fit(
@@ -33,7 +34,7 @@ def fit(
     folder : path, optional
         The run folder, with report and checkpoints. Default: ``run`` in the dataset's folder.
     settings : mapping, optional
-        Changes of the configuration by dotted path, such as ``{"train.epochs": 5}``.
+        Changes of the configuration by dotted path, such as ``{"train.epochs": 5}``; not of the section ``data``.
     verbose : bool
         Whether progress lines are printed; they are in ``run.log`` of the folder in either case.
 
@@ -52,8 +53,13 @@ def fit(
     from pipelines.run import run
     from pipelines.stages import VERBS
 
+    of_data = [key for key in settings or {} if key.split(".")[0] == "data"]
+    if of_data:
+        raise ConfigError(f"{', '.join(of_data)}: the dataset decides it; make a recsys.Dataset with these settings")
     place = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
     ours = {"run.dir": str(place), "tracking.enabled": False, **({"run.budget": budget} if budget else {})}
+    if (settings or {}).get("seed", dataset.config.seed) != dataset.config.seed:
+        ours["data.dir"] = ""  # a dataset of its own in the run folder: its sampled parts depend on the seed
     config = with_settings(dataset.config, {**ours, **(settings or {})})
     check(config, VERBS["run"].stages)
     with open_run(config, "run", sys.stdout if verbose else io.StringIO()) as open_folder:
