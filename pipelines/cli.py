@@ -183,9 +183,12 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _command(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] in ("-h", "--help") or words == ["help"]:
         print(_overview())
         return 0 if words else 2
+    if words[0] == "help":
+        print(_help_of(words[1:]))
+        return 0
     if words[0] == "--version":
         from recsys import __version__
 
@@ -335,19 +338,33 @@ def _overview() -> str:
         "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
         "  --item ID             short for --similar.item\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
-        "  --help                after a verb: every key with its type, default and meaning\n"
+        "  --help                after a verb: the keys that it reads, with type, default and meaning\n"
         "  --version\n\n"
+        "help:\n"
+        "  recsys help SECTION   the keys of a section, e.g. data.text or train; recsys help all: every key\n\n"
         f"{later}"
         "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 143 terminated, 129 terminal closed,\n"
         "            1 refused by a gate, or anything else"
     )
 
 
-def _verb_help(verb: str) -> str:
+def _help_of(words: Sequence[str]) -> str:
+    """``recsys help VERB``, ``recsys help SECTION`` or ``recsys help all``."""
     from pipelines.reference import reference
 
-    usage = VERBS[verb].usage or USAGE.replace("VERB", verb)
-    return f"usage: {usage}\n\n{VERBS[verb].summary}\n\n{reference()}"
+    if len(words) != 1:
+        raise UsageError(f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or all")
+    if words[0] in VERBS:
+        return _verb_help(words[0])
+    return reference("" if words[0] == "all" else words[0])
+
+
+def _verb_help(verb: str) -> str:
+    from pipelines.reference import keys_of
+
+    usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
+    keys = f"\n\n{keys_of(sections)}" if sections else ""
+    return f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nevery key of the configuration: recsys help all"
 
 
 def _refuse(message: str) -> int:

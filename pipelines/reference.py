@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import NoneType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
+from recsys.errors import ConfigError, choices
 
 _BOUNDS = {
     annotated_types.Ge: ("≥", "ge"),
@@ -20,30 +22,89 @@ _BOUNDS = {
 }
 
 
-def reference() -> str:
-    """All keys of the configuration, section by section, as the command line takes them."""
-    lines = ["configuration keys, in YAML as sections and here as --section.key VALUE:"]
-    _section(Config, "", lines)
+_HEAD: Final = "configuration keys, in YAML as sections and here as --section.key VALUE:"
+
+
+def reference(prefix: str = "") -> str:
+    """All keys of the configuration below ``prefix``, section by section, as the command line takes them.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    lines = [_HEAD]
+    found = _at(prefix)
+    for path, kind in found:
+        lines += ["", _titled(path, kind, has_kinds=len(found) > 1)] if path else []
+        _write_section(path, kind, lines, deep=True)
     return "\n".join(lines)
 
 
-def _section(model: type[BaseModel], prefix: str, lines: list[str]) -> None:
-    """Own keys first, then the sections below."""
-    below: list[tuple[str, type[BaseModel]]] = []
+def keys_of(sections: Sequence[str]) -> str:
+    """The keys of some sections; of the sections inside them only how many keys they have."""
+    lines = [_HEAD]
+    for name in sections:
+        field = Config.model_fields[name]
+        if not _is_section(field.annotation):
+            lines += ["", _key(name, field)]
+            continue
+        for path, kind in _at(name):
+            lines += ["", _titled(path, kind)]
+            _write_section(path, kind, lines, deep=False)
+    return "\n".join(lines)
+
+
+def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:
+    """The section of a dotted path, in all its kinds."""
+    found: list[tuple[str, type[BaseModel]]] = [("", Config)]
+    for part in prefix.split(".") if prefix else ():
+        inside = [entry for path, kind in found for entry in _below(path, kind)]
+        at = [entry for entry in inside if entry[0].rpartition(".")[2] == part]
+        if not at:
+            raise ConfigError(f"{prefix}: no section {part!r}; expected one of {choices({path for path, _ in inside})}")
+        found = at
+    return found
+
+
+def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    """The sections inside one, each kind of those that have several."""
+    prefix = f"{path}." if path else ""
+    found = []
     for name, field in model.model_fields.items():
-        path = f"{prefix}{field.alias or name}"
         kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if _is_section(kind)]
-        if not kinds:
-            lines.append(_key(path, field))
-        below += [(path, kind) for kind in kinds]
+        found += [(f"{prefix}{field.alias or name}", kind) for kind in kinds]
     if issubclass(model, GranularitiesConfig):  # those that installed packages offer, too
-        below += [(f"{prefix}{name}", section_class(name)) for name in model.valid_names() if name not in SECTIONS]
-    for path, kind in below:
-        tag = kind.model_fields.get("kind") if sum(other == path for other, _ in below) > 1 else None
-        head = f"{path} with kind {tag.default}" if tag is not None else path
-        about = " ".join((kind.__doc__ or "").split("\n\n")[0].replace("``", "").split())
-        lines += ["", f"{head}: {about}" if about else head]
-        _section(kind, f"{path}.", lines)
+        found += [(f"{prefix}{name}", section_class(name)) for name in model.valid_names() if name not in SECTIONS]
+    return found
+
+
+def _write_section(path: str, model: type[BaseModel], lines: list[str], deep: bool) -> None:
+    """Own keys first, then the sections below: whole if ``deep``, else how many keys each has."""
+    below = _below(path, model)
+    sections = list(dict.fromkeys(inner for inner, _ in below))
+    for name, field in model.model_fields.items():
+        key = f"{path}.{field.alias or name}".lstrip(".")
+        if key not in sections:
+            lines.append(_key(key, field))
+    if not deep:
+        for inner in sections:
+            number = sum(_num_keys(other, kind) for other, kind in below if other == inner)
+            lines.append(f"  --{f'{inner}.…':<44} {number} keys: recsys help {inner}")
+        return
+    for inner, kind in below:
+        lines += ["", _titled(inner, kind, has_kinds=sum(other == inner for other, _ in below) > 1)]
+        _write_section(inner, kind, lines, deep)
+
+
+def _titled(path: str, model: type[BaseModel], has_kinds: bool = False) -> str:
+    tag = model.model_fields.get("kind") if has_kinds else None
+    head = f"{path} with kind {tag.default}" if tag is not None else path
+    about = " ".join((model.__doc__ or "").split("\n\n")[0].replace("``", "").split())
+    return f"{head}: {about}" if about else head
+
+
+def _num_keys(path: str, model: type[BaseModel]) -> int:
+    below = _below(path, model)
+    return len(model.model_fields) - len({p for p, _ in below}) + sum(_num_keys(p, kind) for p, kind in below)
 
 
 def _key(path: str, field: FieldInfo) -> str:

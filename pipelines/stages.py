@@ -33,6 +33,7 @@ class Verb:
     usage: str = ""
     locks: bool = True  # whether no other command may be at work in the run folder meanwhile
     reads_model: bool = True  # whether it reads the section ``model``, which auto chooses where it is missing
+    sections: tuple[str, ...] = ()  # of the configuration that it reads, for its help
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -91,43 +92,61 @@ VERBS: Final[dict[str, Verb]] = {
         "prepare, train, evaluate and register in one MLflow run",
         ("prepare", "train", "evaluate", "register"),
         "pipelines.preflight:preview",
+        sections=("run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
     ),
     "prepare": Verb(
-        "pipelines.prepare:prepare", "read the source and write the prepared dataset", ("prepare",), reads_model=False
+        "pipelines.prepare:prepare",
+        "read the source and write the prepared dataset",
+        ("prepare",),
+        reads_model=False,
+        sections=("run", "data", "ray", "seed"),
     ),
     "train": Verb(
         "pipelines.train:train",
         "train the model on the prepared dataset",
         ("train",),
         "pipelines.preflight:preview",
+        sections=("run", "data", "model", "train", "tracking", "ray", "seed"),
     ),
     "evaluate": Verb(
-        "pipelines.evaluate:evaluate", "rank the test part, compare with the baselines, write the report", ("evaluate",)
+        "pipelines.evaluate:evaluate",
+        "rank the test part, compare with the baselines, write the report",
+        ("evaluate",),
+        sections=("run", "evaluate", "train", "tracking", "seed"),
     ),
-    "register": Verb("pipelines.register:register", "put the trained model into the MLflow registry", ("register",)),
+    "register": Verb(
+        "pipelines.register:register",
+        "put the trained model into the MLflow registry",
+        ("register",),
+        sections=("run", "registry", "train", "tracking", "ray"),
+    ),
     "recommend": Verb(
         "pipelines.recommend:recommend",
         "write the top items of every user to a Parquet file",
         ("recommend",),
         reads_model=False,
+        sections=("recommend", "run", "tracking", "ray"),
     ),
     "similar": Verb(
         "pipelines.similar:similar",
-        "print the items that are like an item (--item ID), and how that was told",
+        "print the items that are like an item (--item ID), and how they were found",
         ("similar",),
         locks=False,
         reads_model=False,
+        sections=("similar", "run", "tracking"),
     ),
     "update": Verb(
         "pipelines.update:update",
         "go on from a registered model: new events (update.only all), feedback (fusion), strata",
         ("parent", "prepare", "train", "evaluate", "register"),
+        sections=("update", "run", "data", "train", "evaluate", "registry", "promote", "tracking", "ray", "seed"),
     ),
     "forget": Verb(
         "pipelines.forget:forget",
         "remove users from dataset, models, registry and caches, and prove it (--user ID …, --retrain)",
         ("forget", "prove"),
         reads_model=False,
+        sections=("forget", "run", "data", "registry", "tracking", "ray"),
     ),
     "serve": Verb(
         "pipelines.serve:serve",
@@ -135,11 +154,13 @@ VERBS: Final[dict[str, Verb]] = {
         ("serve",),
         locks=False,
         reads_model=False,
+        sections=("serve", "registry", "tracking", "ray"),
     ),
     "tune": Verb(
         "tune.sweep:tune",
         "search for better settings: many trainings (tune.search trials), or the weights of one model (fusion)",
         ("prepare", "sweep", "best"),
+        sections=("tune", "run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
     ),
     "submit": Verb(
         "pipelines.submit:command",
@@ -148,24 +169,28 @@ VERBS: Final[dict[str, Verb]] = {
         usage="recsys submit VERB --config FILE [--section.key VALUE …] [--dry-run]\n"
         "       recsys submit status|logs|stop ID [--submit.address URL]\n"
         "       recsys submit list [--submit.address URL]",
+        sections=("submit",),
     ),
     "doctor": Verb(
         "pipelines.doctor:command",
         "look at versions, GPUs, Ray, MLflow, storage and text model, and say what to do",
         (),
         usage="recsys doctor [--config FILE [--section.key VALUE …]] [--doctor.json true]",
+        sections=("run", "data", "tracking", "ray"),
     ),
     "promote": Verb(
         "pipelines.promote:promote",
         "make the challenger the champion if it is better beyond doubt; --rollback goes back",
         ("promote",),
         reads_model=False,
+        sections=("promote", "run", "evaluate", "registry", "tracking", "ray"),
     ),
     "compare": Verb(
         "pipelines.compare:command",
         "two finished runs on the same test users: a paired test of every metric",
         ("compare",),
         usage="recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]",
+        sections=("compare", "evaluate", "seed"),
     ),
     "pull": Verb(
         "pipelines.pull:command",
@@ -173,6 +198,7 @@ VERBS: Final[dict[str, Verb]] = {
         ("pull",),
         usage="recsys pull models:/NAME@ALIAS DIR [--tracking.uri URI]\n"
         "       recsys pull --config FILE [--pull.model MODEL] --pull.dir DIR",
+        sections=("pull", "registry", "tracking"),
     ),
 }
 

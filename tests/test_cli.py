@@ -69,13 +69,40 @@ def test_help_is_fast() -> None:
     assert "pipelines.cli" in done.stderr.split() and not heavy & set(done.stderr.split())
 
 
-def test_help_of_a_verb_lists_sections_keys_types_defaults_and_meanings(capsys: Captured) -> None:
+def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured) -> None:
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--train.lr" in shown and "float > 0, default 0.001" in shown
     assert "--train.schedule" in shown and "constant|cosine|linear" in shown
-    assert "data.source with kind recbole" in shown
     assert "users a step on average, over all workers" in shown
+    assert re.search(r"--train\.loss\.…\s+\d+ keys: recsys help train\.loss", shown)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_its_own_keys_alone(verb: str, capsys: Captured) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    sections = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+    assert sections == set(VERBS[verb].sections)
+    assert len(shown.splitlines()) < 160
+    assert main(["help", verb]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_pull_needs_little_help(capsys: Captured) -> None:
+    assert main(["pull", "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < 30
+
+
+def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
+    assert main(["help", "all"]) == 0
+    everything = capsys.readouterr().out
+    assert "data.source with kind recbole" in everything and "--model.granularities.evolution.cell" in everything
+    assert main(["help", "data.source"]) == 0
+    of_source = capsys.readouterr().out
+    assert "data.source with kind recbole" in of_source and "--train.lr" not in of_source
+    assert main(["help", "train.los"]) == 2
+    assert "no section 'los'; expected one of" in capsys.readouterr().err
 
 
 def test_version(capsys: Captured) -> None:
