@@ -39,8 +39,9 @@ demo: $(VENV)/installed ## the whole pipeline on the synthetic world, with local
 test: $(VENV)/installed-dev ## all fast tests, failing below 85 % coverage of recsys
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
-check: $(VENV)/installed-dev ## ruff and mypy
+check: $(VENV)/installed-dev ## ruff, codespell and mypy
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
