@@ -30,6 +30,7 @@ from recsys.evaluation.panels import own_panels
 from recsys.evaluation.ratings import rating_report
 from recsys.evaluation.report import render_report
 from recsys.evaluation.strata import describe_strata
+from recsys.serving.trade_off import trade_off
 from recsys.training.kept import KEPT
 from recsys.training.selected import STACK
 from recsys.training.threads import settle_threads
@@ -71,6 +72,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         if drift is not None:
             panel = drift_panel(metrics["drift"], config.promote)
             metrics["panels"] = {**metrics.get("panels", {}), "drift": panel}
+        metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.evaluation.charts import Axis, axis
+from recsys.evaluation.charts import Axis, Curves, Line, axis
 from recsys.evaluation.members import single_line
 from recsys.evaluation.segments import COLD
 from recsys.model import FrozenModel
@@ -71,6 +71,20 @@ def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]
     status = "worse" if entry["low"] > 0 else "better" if entry["high"] < 0 else "even"
     places = {end: scale.at(entry[key]) for end, key in (("low", "low"), ("high", "high"), ("at", "difference"))}
     return {"name": name, "status": status, **places, "entry": entry}
+
+
+def trade_off_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The main metric over the diversity of the lists, a point a strength; None where it was not measured."""
+    found = evaluation.get("trade_off")
+    if not found:
+        return None
+    points = found["points"]
+    across = axis([point["diversity"] for point in points])
+    up = axis([point["value"] for point in points])
+    places = tuple((across.at(point["diversity"]), round(100 - up.at(point["value"]), 3)) for point in points)
+    line = Line("M" + " L".join(f"{x:g} {y:g}" for x, y in places), places)
+    y_labels = [(100 - place, text) for place, text in up.labels()]
+    return {**found, "curve": Curves((line,), across.labels(), y_labels, places[0])}
 
 
 def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -20,7 +20,14 @@ from recsys.data.dataset import Manifest
 from recsys.evaluation.charts import axis, curves, stacked
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.movement import movement_panel
-from recsys.evaluation.panels import ablation_panel, cold_panel, members_panel, signals_panel, trust_panel
+from recsys.evaluation.panels import (
+    ablation_panel,
+    cold_panel,
+    members_panel,
+    signals_panel,
+    trade_off_panel,
+    trust_panel,
+)
 from recsys.evaluation.ratings import ratings_panel
 from recsys.evaluation.strata import strata_panel
 from recsys.evaluation.wording import duration, figure, metric_name, number, sentence, signed
@@ -101,6 +108,7 @@ def render_report(
         cold=cold_panel(evaluation, _NAMES),
         ablation=ablation_panel(evaluation),
         trust=trust_panel(evaluation),
+        trade_off=trade_off_panel(evaluation),
         colours=_colours(evaluation),
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),

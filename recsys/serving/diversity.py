@@ -13,8 +13,8 @@ import numpy as np
 from recsys.data.histories import Array
 
 
-def by_relevance(scores_P: Array, cosines_PP: Array, strength: float) -> Array:
-    """Places in the order of maximal marginal relevance.
+def by_relevance(scores_P: Array, cosines_PP: Array, strength: float, most: int | None = None) -> Array:
+    """Places in the order of maximal marginal relevance; the first ``most`` of them.
 
         argmax_i (1 − s) · relevance_i − s · max_{j listed} cos(i, j)
 
@@ -30,8 +30,8 @@ def by_relevance(scores_P: Array, cosines_PP: Array, strength: float) -> Array:
     low, high = scores_P.min(initial=np.inf), scores_P.max(initial=-np.inf)
     relevance_P = (scores_P - low) / (high - low) if high > low else np.ones(len(scores_P))
     nearest_P, left_P = np.zeros(len(scores_P)), np.ones(len(scores_P), dtype=bool)
-    order = np.zeros(len(scores_P), dtype=np.int64)
-    for place in range(len(scores_P)):
+    order = np.zeros(len(scores_P) if most is None else min(most, len(scores_P)), dtype=np.int64)
+    for place in range(len(order)):
         worth_P = np.where(left_P, (1 - strength) * relevance_P - strength * nearest_P, -np.inf)
         chosen = int(worth_P.argmax())
         order[place], left_P[chosen] = chosen, False
