@@ -67,9 +67,16 @@ class Examiner:
         contexts, and people of whom nothing is known."""
         random = np.random.default_rng(0)
         rows = [self._row(place, random) for place in range(NUM_QUESTIONS)]
-        newest = self.recommender.newest or _UNTIMED
-        at = [datetime.fromtimestamp(newest + delay, UTC).isoformat() for delay in _DELAYS]
+        at = [self._after(delay) for delay in _DELAYS]
         return parse_requests([{"at": at[place % len(at)], **row} for place, row in enumerate(rows)])
+
+    @property
+    def asked_at(self) -> str:
+        """A moment behind the last event of the model."""
+        return self._after(1)
+
+    def _after(self, seconds: int) -> str:
+        return datetime.fromtimestamp((self.recommender.newest or _UNTIMED) + seconds, UTC).isoformat()
 
     def _row(self, place: int, random: np.random.Generator) -> dict[str, Any]:
         users, by_length = self.bundle.user_ids, np.argsort(self.bundle.histories.lengths_U, kind="stable")
