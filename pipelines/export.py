@@ -1,7 +1,6 @@
 """``recsys export MODEL --to onnx,faiss,parquet --out FOLDER``: a model for programs without this package.
 
-The folder is written aside, compared with PyTorch and renamed; :mod:`recsys.export` says what is in it, docs/export.md how
-it is asked.
+The folder is written aside, compared with PyTorch and renamed; docs/export.md says what is in it and how it is asked.
 """
 
 from __future__ import annotations
@@ -90,7 +89,8 @@ def _words(manifest: dict[str, Any], folder: str) -> str:
     if found := manifest.get("onnx"):
         test = found["self_test"]
         lines.append(f"onnx        {found['file']}, opset {found['opset']}; reads {_names(found['inputs'])}")
-        lines.append(f"checked     {test['questions']} questions, at most {test['largest_difference']:.2g} from PyTorch")
+        gap = test["largest_difference"]
+        lines.append(f"checked     {test['questions']} questions, at most {gap:.2g} from PyTorch")
         if found["left_out"]:
             lines.append(f"left out    {', '.join(found['left_out'])}: answers differ from the model's")
         if found["holds_of_users"]:

@@ -2,8 +2,8 @@
 
     score(u, i) = vector_u · a_i + added_ui
 
-the same as :meth:`recsys.model.FrozenModel.parts`, by operations that ONNX has. Trained granularities are the modules of
-the model itself; fitted members have a form for padded tensors in :mod:`recsys.export.members`.
+the same as :meth:`recsys.model.FrozenModel.parts`, by operations that ONNX has. Trained granularities are the model's
+own modules; fitted members have a form for padded tensors in :mod:`recsys.export.members`.
 
 Legend: B questions, L length, D width of a member, N items, C context columns, F friends.
 """
@@ -38,11 +38,13 @@ class QueryEncoder(nn.Module):
     def __init__(self, model: FrozenModel, without: Collection[str] = ()) -> None:
         super().__init__()
         if unknown := sorted({*without} - {*model.names}):
-            raise ArtifactError(f"export.without: {unknown[0]!r} is no member of this model; it has {choices(model.names)}")
+            raise ArtifactError(
+                f"export.without: {unknown[0]!r} is no member of this model; it has {choices(model.names)}"
+            )
         if trained := sorted({*without} & {*model.trained_names}):
             raise ArtifactError(
-                f"export.without: {trained[0]} was trained together with others, which count on it; only fitted members "
-                f"can be left out: {choices(name for name in model.names if name not in model.trained_names) or 'none'}"
+                f"export.without: {trained[0]} was trained together with others, which count on it; only "
+                f"fitted members can be left out: {choices(name for name in model.names if name not in model.trained_names) or 'none'}"
             )
         self.model, self.encoders, self.without = model, without_bags(model.encoders), {*without}
         self.fitted = [

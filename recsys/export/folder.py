@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys import __version__
+from recsys.config import redact
 from recsys.config.export import Format
 from recsys.errors import ArtifactError, ConfigError
 from recsys.export.onnx_file import write_onnx
@@ -54,7 +55,12 @@ def _is_export(folder: Path) -> bool:
 
 
 def export(
-    bundle: Path, folder: Path, formats: Sequence[Format], users: bool = False, without: Sequence[str] = (), asked: str = ""
+    bundle: Path,
+    folder: Path,
+    formats: Sequence[Format],
+    users: bool = False,
+    without: Sequence[str] = (),
+    asked: str = "",
 ) -> dict[str, Any]:
     """Export a bundle; returns the manifest. A failed export leaves nothing, and an earlier one as it was.
 
@@ -81,10 +87,14 @@ def export(
             manifest["onnx"] = write_onnx(aside, examiner, list(without))
         if "onnx" in formats or (read.index is not None and "faiss" in formats):
             write_vectors(aside, read)
-            manifest["item_vectors"] = {"file": VECTORS, "type": "float32", "shape": [*read.model.item_vectors_ND.shape]}
+            manifest["item_vectors"] = {
+                "file": VECTORS,
+                "type": "float32",
+                "shape": [*read.model.item_vectors_ND.shape],
+            }
         if "onnx" in formats or "faiss" in formats:
             write_items(aside, read)
-            manifest["items"] = {"file": ITEMS, "keys": ["item_ids", "titles", "popularity"]}
+            manifest["items"] = {"file": ITEMS, "keys": ["item_ids", "titles", "popularity", "order_of_equals"]}
         if "faiss" in formats:
             manifest["faiss"] = write_faiss(aside, bundle, read, examiner)
         if "parquet" in formats:
@@ -104,7 +114,7 @@ def _about(bundle: Bundle, folder: Path, examiner: Examiner, asked: str) -> dict
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "release": __version__,
         "model": {
-            "asked_for": asked,
+            "asked_for": redact(asked),
             "created": info.created,
             "description_sha256": entry_of(folder / DESCRIPTION).sha256,
             "granularities": info.granularities,

@@ -64,8 +64,8 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
     worst = compare(folder / ENCODER, examiner, without)
     if not worst <= TOLERANCE:
         raise Refusal(
-            f"the graph differs from PyTorch by {worst:.3g}, at most {TOLERANCE:g} is allowed, so nothing was exported; "
-            "report it with the model's configuration, or export to faiss and parquet"
+            f"the graph differs from PyTorch by {worst:.3g}, at most {TOLERANCE:g} is allowed, so nothing was "
+            "exported; report it with the model's configuration, or export to faiss and parquet"
         )
     inside = [name for name in model.names if name in (*model.trained_names, *encoder.states)]
     return {
@@ -76,8 +76,8 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
         "outputs": _outputs(model.item_vectors_ND.shape, encoder.adds),
         "score": f"{VECTOR} · item vector{f' + {ADDED}' if encoder.adds else ''}",
         "inside": inside,
-        "left_out": without,
-        "without_weight": [name for name in model.names if name not in (*inside, *without)],
+        "left_out": [name for name in model.names if name in without and name in model.states],
+        "without_weight": [name for name in model.names if name not in model.states],
         "holds_of_users": of_users(encoder),
         "self_test": {"questions": len(requests), "largest_difference": worst, "tolerance": TOLERANCE},
     }
@@ -94,7 +94,9 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
     """Write the graph; returns the inputs that it reads."""
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[name])) for name in INPUTS)
     free = {name: Dim(name, min=1) for name in _FREE}
-    shapes = tuple({place: free[axis] for place, axis in enumerate(axes) if axis in free} for axes, _ in INPUTS.values())
+    shapes = tuple(
+        {place: free[axis] for place, axis in enumerate(axes) if axis in free} for axes, _ in INPUTS.values()
+    )
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

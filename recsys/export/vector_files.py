@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.histories import Array
-from recsys.errors import Refusal
+from recsys.errors import ArtifactError, Refusal
+from recsys.evaluation.ranking import tie_order
 from recsys.export.questions import Examiner
 from recsys.registry.bundle import INDEX, Bundle
 from recsys.serving.requests import parse_requests
@@ -33,8 +34,9 @@ _USERS_AT_A_TIME: Final = 512
 
 
 def write_items(folder: Path, bundle: Bundle) -> None:
-    """Ids, titles and popularity of the items, in the order of their rows."""
+    """Ids, titles and popularity of the items, and their places among items of equal scores, in the order of rows."""
     content = {"item_ids": bundle.item_ids, "titles": bundle.titles, "popularity": bundle.popularity_N.tolist()}
+    content["order_of_equals"] = tie_order(bundle.num_items).tolist()
     (folder / ITEMS).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
@@ -51,6 +53,7 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     """An exact index of inner products, or the bundle's own compressed one; compared with PyTorch's lists.
 
     Raises:
+        ArtifactError: the items have no vectors.
         Refusal: the exact index gives other lists.
     """
     import faiss
@@ -58,6 +61,10 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     _, parts = examiner.ask(examiner.questions())
     users_BD = parts.users_BD[parts.users_BD.abs().sum(1) > 0]
     vectors_ND = bundle.model.item_vectors_ND
+    if not vectors_ND.shape[1]:
+        raise ArtifactError(
+            "every member of this model is sparse, so items have no vectors to index; export to onnx alone"
+        )
     about: dict[str, Any] = {"file": FAISS, "items": bundle.num_items, "width": int(vectors_ND.shape[1])}
     if bundle.index is not None:
         shutil.copyfile(source / INDEX, folder / FAISS)
@@ -80,8 +87,8 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     worst = float(gaps.max(initial=0.0))
     if not worst <= TOLERANCE:
         raise Refusal(
-            f"the index gives lists whose scores differ from PyTorch's by {worst:.3g}, at most {TOLERANCE:g} is allowed, "
-            "so nothing was exported; install the faiss-cpu that constraints.txt names, or export to parquet"
+            f"the index gives lists whose scores differ from PyTorch's by {worst:.3g}, at most {TOLERANCE:g} is "
+            "allowed, so nothing was exported; install the faiss-cpu that constraints.txt names, or export to parquet"
         )
     test = {"questions": len(users_BD), "largest_difference": worst, "tolerance": TOLERANCE}
     return about | {"kind": "IndexFlatIP", "self_test": test}
