@@ -37,15 +37,7 @@ class QueryEncoder(nn.Module):
 
     def __init__(self, model: FrozenModel, without: Collection[str] = ()) -> None:
         super().__init__()
-        if unknown := sorted({*without} - {*model.names}):
-            raise ArtifactError(
-                f"export.without: {unknown[0]!r} is no member of this model; it has {choices(model.names)}"
-            )
-        if trained := sorted({*without} & {*model.trained_names}):
-            raise ArtifactError(
-                f"export.without: {trained[0]} was trained together with others, which count on it; only "
-                f"fitted members can be left out: {choices(name for name in model.names if name not in model.trained_names) or 'none'}"
-            )
+        _check_left_out(model, {*without})
         self.model, self.encoders, self.without = model, without_bags(model.encoders), {*without}
         self.fitted = [
             (name, module, place)
@@ -150,16 +142,29 @@ def can_export(module: Granularity) -> bool:
     return has_vectors and (not has_additions(module) or type(module) in ADDITIONS)
 
 
+def _check_left_out(model: FrozenModel, without: set[str]) -> None:
+    fitted = [name for name in model.names if name not in model.trained_names]
+    if unknown := sorted(without - {*model.names}):
+        raise ArtifactError(f"export.without: {unknown[0]!r} is no member of this model; it has {choices(model.names)}")
+    if trained := sorted(without - {*fitted}):
+        raise ArtifactError(
+            f"export.without: {trained[0]} was trained together with others, which count on it; only fitted members "
+            f"can be left out: {choices(fitted) or 'none'}"
+        )
+
+
 class MeanOfRows(nn.Module):
     """A mean of rows of a table that leaves out the padding: ``nn.EmbeddingBag``, for which ONNX has a loop alone."""
 
     def __init__(self, bag: nn.EmbeddingBag) -> None:
         super().__init__()
-        self.weight, self.padding = bag.weight, bag.padding_idx
+        self.weight = bag.weight
+        self.padding = -1 if bag.padding_idx is None else bag.padding_idx
 
     def forward(self, rows_XS: Tensor) -> Tensor:
-        counts_XS = (rows_XS != self.padding).to(self.weight.dtype)
-        return (self.weight[rows_XS] * counts_XS[:, :, None]).sum(1) / counts_XS.sum(1, keepdim=True).clamp(min=1)
+        counts_XS = torch.ne(rows_XS, self.padding).to(self.weight.dtype)
+        summed_XD: Tensor = (self.weight[rows_XS] * counts_XS[:, :, None]).sum(1)
+        return summed_XD / counts_XS.sum(1, keepdim=True).clamp(min=1)
 
 
 def without_bags(encoders: Encoders) -> Encoders:

@@ -1,8 +1,10 @@
 """The fitted members over padded histories: the same numbers as their modules give, by operations that ONNX has.
 
 Each function here is one member's ``forward`` (vectors z [B, R]) or ``boost`` (additions [B, N]). That both forms agree
-is tested on every export, see :func:`recsys.export.onnx_file.compare`. Legend: as in :mod:`recsys.export.seen`, N items,
-R width of a member, K links of an item, G friends of a question, E events of a friend.
+is tested on every export, see :func:`recsys.export.onnx_file.compare`.
+
+Legend: as in :mod:`recsys.export.seen`, N items, R width of a member, K links of an item, G friends of a question, E
+events of a friend.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def _num_values(field: Field) -> int:
 def _shares(field: Field, codes_XS: Tensor, values_X: Tensor | None) -> Tensor:
     """How a row is divided among the values of a field: [X, C], zero where unknown."""
     known_XS = codes_XS >= FIRST_KNOWN
-    knots = _knots(field) if field.kind == "number" else ()
+    knots = _knots(field) if field.kind == "number" else np.zeros(0, dtype=np.float32)
     if len(knots) and values_X is not None:
         knots_C = torch.as_tensor(knots, device=codes_XS.device)
         at_X = values_X.clamp(float(knots[0]), float(knots[-1]))
