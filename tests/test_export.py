@@ -58,6 +58,7 @@ EVERYTHING = {
     "moment": {**ON, "query_context": ["weather"]},
     "popularity": ON,
     "frequency": ON,
+    "repeat": ON,
 }
 COUNTED = {
     "evolution": {**ON, "cell": "gru", "states": "parallel"},
@@ -90,6 +91,7 @@ def random_model(dataset: PreparedDataset, granularities: dict[str, Any], **fusi
     torch.manual_seed(0)
     model = {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": granularities, "fusion": fusion}
     tree: dict[str, Any] = {"data": {"dir": dataset.root, "context": ["weather"]}, "model": model}
+    tree["evaluate"] = {"exclude_seen": False}  # as `repeat` wants it
     made = build_model(build_config(tree), dataset, Split.VALID)
     with torch.no_grad():
         for parameter in made.encoders.parameters():

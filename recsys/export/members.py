@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from recsys.export.repeats import repeat
 from recsys.export.seen import Seen
 from recsys.granularities.als.model import Als
 from recsys.granularities.base import Granularity, State
@@ -31,6 +32,7 @@ from recsys.granularities.place.model import Place
 from recsys.granularities.popularity.model import Popularity
 from recsys.granularities.profile.counts import ProfileCounts
 from recsys.granularities.profile.model import known_rows
+from recsys.granularities.repeat.model import Repeat
 from recsys.granularities.social.counts import SocialCounts
 from recsys.granularities.user_cf.model import UserCF
 
@@ -263,6 +265,7 @@ ADDITIONS: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
     ItemKnn: item_knn,
     Frequency: frequency,
     SocialCounts: social_counts,
+    Repeat: repeat,
 }
 
 

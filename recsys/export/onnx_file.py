@@ -22,6 +22,7 @@ from recsys.export.encoder import Graph, QueryEncoder
 from recsys.export.questions import Examiner, Tensors
 from recsys.pace import tell
 from recsys.parts import Parts
+from recsys.serving.requests import Request
 
 ENCODER: Final = "query_encoder.onnx"
 OPSET: Final = 20
@@ -44,6 +45,8 @@ INPUTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 }
 _FREE: Final = ("batch", "length", "friends")
 _AT_A_TIME: Final = 16
+_ALONE: Final = 8
+_MAX_PAIRS: Final = 2**24  # of events of one history, in a batch
 _LARGE: Final = 2**30  # bytes beyond which weights go to a file of their own: one message holds 2 GiB
 
 
@@ -144,20 +147,34 @@ def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
     """The largest difference to PyTorch in vectors, additions and scores of the questions, in batches and alone."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), _one_thread(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), _threads(), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    model, requests = examiner.bundle.model, examiner.questions()
+    model = examiner.bundle.model
     kept = [place for place, name in enumerate(model.names) if name not in without]
-    spans = [slice(start, start + _AT_A_TIME) for start in range(0, len(requests), _AT_A_TIME)]
     worst = 0.0
-    for span in [*spans, *(slice(place, place + 1) for place in range(8))]:
-        tensors, parts = examiner.ask(requests[span])
+    for requests in _together(examiner):
+        tensors, parts = examiner.ask(requests)
         found = session.run(None, {name: tensors[name] for name in names})
         worst = max(worst, _difference(found, parts.of(kept) if without else parts, model.item_vectors_ND.numpy()))
     return worst
 
 
-def _one_thread() -> Any:
+def _together(examiner: Examiner) -> Iterator[list[Request]]:
+    """The questions in batches of like lengths, and some of them alone. Members compare a history's events in pairs, so
+    the longer the fewer at a time."""
+    requests = examiner.questions()
+    lengths = examiner.recommender.queries(requests).histories.lengths_U
+    batch: list[int] = []
+    for place in np.argsort(lengths, kind="stable").tolist():
+        if batch and (len(batch) == _AT_A_TIME or (len(batch) + 1) * int(lengths[place]) ** 2 > _MAX_PAIRS):
+            yield [requests[row] for row in batch]
+            batch = []
+        batch.append(place)
+    yield [requests[row] for row in batch]
+    yield from ([request] for request in requests[:_ALONE])
+
+
+def _threads() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
