@@ -207,6 +207,7 @@ VERBS: Final[dict[str, Verb]] = {
         ("export",),
         usage="recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
         "       recsys export --config FILE --to FORMAT --out DIR",
+        sections=("export", "run", "tracking"),
     ),
 }
 
