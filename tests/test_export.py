@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from encoded import encoded_and_expected
 from handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
 from pipelines.cli import main
@@ -23,7 +24,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.export import folder as exports
-from recsys.export import members, onnx_file
+from recsys.export import members
 from recsys.export.encoder import QueryEncoder
 from recsys.export.folder import export
 from recsys.export.questions import Examiner
@@ -156,12 +157,8 @@ def test_counted_members_and_recurrent_cells_are_exported(granularities: dict[st
 @pytest.mark.parametrize("evolution", [{"cell": "hstu"}, {"cell": "attention", "layers": 2, "positions": "relative"}])
 def test_other_cells_have_a_form_for_graphs(evolution: dict[str, Any], tmp_path: Path) -> None:
     """The form alone, without tracing it."""
-    examiner = Examiner(read_bundle(bundle_of(tmp_path, {"evolution": {**ON, **evolution}}, kind="learned")))
-    tensors, parts = examiner.ask(examiner.questions())
-    arguments = [torch.from_numpy(np.ascontiguousarray(tensors[name])) for name in onnx_file.INPUTS]
-    with torch.inference_mode():
-        (vectors_BD,) = onnx_file.Graph(QueryEncoder(examiner.bundle.model))(*arguments)
-    torch.testing.assert_close(vectors_BD, parts.users_BD, atol=1e-5, rtol=0)
+    bundle = bundle_of(tmp_path, {"evolution": {**ON, **evolution}}, kind="learned")
+    torch.testing.assert_close(*encoded_and_expected(read_bundle(bundle)), atol=1e-5, rtol=0)
 
 
 def test_the_questions_are_of_every_kind(stacked: tuple[Path, Path]) -> None:
