@@ -292,6 +292,8 @@ def plan(verb: str, config: Config) -> str:
         "comparison": config.compare.out or f"{(config.compare.runs or ['RUN'])[0].rstrip('/')}/compare.json",
         "pulled": config.pull.model or f"models:/{config.registry.name}@champion",
         "target": config.pull.dir.rstrip("/") or "DIR",
+        "exported": config.export.model or f"{run}/bundle/",
+        "export": config.export.out.rstrip("/") or "DIR",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
         "served": config.serve.model or f"models:/{config.registry.name}@champion",
         "space": ", ".join(config.tune.space) or "tune.space, which is empty",

@@ -67,6 +67,7 @@ STAGES: Final[dict[str, Stage]] = {
         ("config.yaml, metrics.json and model/ of {compared}", "the dataset of the first"), ("{comparison}",)
     ),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
+    "export": Stage(("{exported}",), ("{export}/",)),
     "forget": Stage(
         ("{dataset}/", "{run}/model/", "every version in {tracking}"),
         (
@@ -199,6 +200,14 @@ VERBS: Final[dict[str, Verb]] = {
         usage="recsys pull models:/NAME@ALIAS DIR [--tracking.uri URI]\n"
         "       recsys pull --config FILE [--pull.model MODEL] --pull.dir DIR",
         sections=("pull", "registry", "tracking"),
+    ),
+    "export": Verb(
+        "pipelines.export:command",
+        "a model for programs without this package: ONNX, FAISS, Parquet",
+        ("export",),
+        usage="recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
+        "       recsys export --config FILE --to FORMAT --out DIR",
+        sections=("export", "run", "tracking"),
     ),
 }
 

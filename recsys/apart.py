@@ -43,10 +43,11 @@ class Apart(Granularity):
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         assert batch.whole is not None, "evaluation and serving ask with uncut histories"
-        parts = self._model(state).parts(batch.whole, batch.inputs)
+        parts = self.model(state).parts(batch.whole, batch.inputs)
         return parts.users_BD, parts.weights_BK.any(1)
 
-    def _model(self, state: State) -> FrozenModel:
+    def model(self, state: State) -> FrozenModel:
+        """The frozen model of a state, made once."""
         if self._made is None or self._made[0] is not state[_VECTORS]:
             assert self._sizes is not None, "a model is assembled with the sizes of its models apart"
             frozen = FrozenModel.from_tensors(self.config.own_model(), load_sizes(self._sizes), state)

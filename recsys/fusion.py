@@ -74,7 +74,7 @@ class WeightedFusion(Fusion):
         self.register_buffer("weights_K", torch.tensor(weights))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
-        return self.weights_K.to(z_BKD.dtype).expand(len(z_BKD), -1)
+        return self.weights_K.to(z_BKD.dtype).expand(z_BKD.shape[0], -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
         """λ stay in [0, 1], as the configuration has them; a common factor changes no ranking."""
@@ -92,7 +92,7 @@ class LearnedFusion(Fusion):
         self.raw_K = nn.Parameter(_inverse_softplus(torch.tensor(weights).clamp(min=1e-3)))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
-        return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(len(z_BKD), -1)
+        return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(z_BKD.shape[0], -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
         return {"raw_K": _inverse_softplus(values_K.clamp(min=_TRACE)).to(self.raw_K.dtype)}

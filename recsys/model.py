@@ -316,9 +316,9 @@ class FrozenModel:
 
     def _scale_free(self, member: str, users_BD: Tensor) -> Tensor:
         """What a member's scores are multiplied with to have the spread 1 over the catalogue: [B]."""
-        return inverse(spread(users_BD, self._covariance(member)), self._floor(member))
+        return inverse(spread(users_BD, self.covariance(member)), self._floor(member))
 
-    def _covariance(self, member: str) -> Tensor:
+    def covariance(self, member: str) -> Tensor:
         """Covariance of a member's item vectors, made once."""
         if member not in self._covariances:
             self._covariances[member] = covariance(self._own_items(member))
@@ -382,14 +382,14 @@ class FrozenModel:
         spreads = {}
         if TRAINED in self.members:
             users_BD, _ = self.encoders.fusion(*self.encoders.encode(batch, self.items, self.states))
-            spreads[TRAINED] = spread(users_BD, self._covariance(TRAINED))
+            spreads[TRAINED] = spread(users_BD, self.covariance(TRAINED))
         batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
             if name in self.states and module.sparse:
                 scores = module.boost(batch, self.items, self.states[name])
                 spreads[name] = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
             elif name in self.states:
-                spreads[name] = spread(module(batch, self.items, self.states[name])[0], self._covariance(name))
+                spreads[name] = spread(module(batch, self.items, self.states[name])[0], self.covariance(name))
         for name, spread_B in spreads.items():
             mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(0.0)
             stack.floors_M[self.members.index(name)] = FLOOR * mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from encoded import encoded_and_expected
 
 from pipelines.cli import main
 from recsys.config import build_config, load_config
@@ -182,3 +184,14 @@ def test_without_stacking_nothing_weighs_it(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert main(["run", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
     assert "model.granularities.gru is weighed by stacking: set model.fusion.stack true" in capsys.readouterr().err
+
+
+def test_a_model_apart_has_a_form_for_graphs(world: Path) -> None:
+    _, trained = opened(world, "monday")
+    trained.choices["stack"]["members"]["gru"]["weights"] = [0.5] * 7
+    whole = assemble(
+        load_config(world / "c.yaml"), opened(world, "monday")[0], Split.VALID, trained.weights, trained.choices
+    )
+    assert "gru" in whole.states
+    bundle = replace(read_bundle(world / "monday/bundle"), model=whole)
+    torch.testing.assert_close(*encoded_and_expected(bundle), atol=1e-4, rtol=0)

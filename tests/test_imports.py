@@ -23,6 +23,7 @@ LEVELS = [
     {"recsys.apart"},
     {"recsys.training", "recsys.evaluation"},
     {"recsys.registry", "recsys.serving", "recsys.auto", "recsys.privacy"},
+    {"recsys.export"},
     {"pipelines"},
     {"tune"},
 ]

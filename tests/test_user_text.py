@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from encoded import encoded_and_expected
 from handmade import leave_last, write_dataset
 from test_prepare import MemorySource, config, event, rows_of, silent
 
@@ -344,3 +345,8 @@ def test_groups_are_checked(ray_local: None, tmp_path: Path) -> None:
                 "model": {"granularities": {"behaviour": {"enabled": True}}},
             }
         )
+
+
+@pytest.mark.parametrize("kind", ["user_text", "both"])
+def test_texts_of_pasts_are_an_input_of_the_form_for_graphs(tmp_path: Path, kind: str) -> None:
+    torch.testing.assert_close(*encoded_and_expected(served(tmp_path, kind).bundle), atol=1e-5, rtol=0)

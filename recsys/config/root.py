@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 from recsys.config.compare import CompareConfig
 from recsys.config.data import DataConfig
 from recsys.config.evaluate import EvaluateConfig
+from recsys.config.export import ExportConfig
 from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
 from recsys.config.privacy import ForgetConfig
@@ -65,6 +66,7 @@ class Config(Section):
     promote: PromoteConfig = Field(default_factory=PromoteConfig)
     compare: CompareConfig = Field(default_factory=CompareConfig)
     pull: PullConfig = Field(default_factory=PullConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
     forget: ForgetConfig = Field(default_factory=ForgetConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)

@@ -56,6 +56,11 @@ class Batch:
         """Whether every query sees all events of its row. A training query may see fewer, also where it is alone."""
         return len(self) <= len(self.users_U) and torch.equal(self.seen_B, self.lengths_U[self.rows_B])
 
+    @property
+    def asks_once_a_row(self) -> bool:
+        """Whether there is one query a row, in the order of the rows, as in evaluation and serving."""
+        return torch.equal(self.rows_B, torch.arange(len(self.users_U), device=self.rows_B.device))
+
     def __len__(self) -> int:
         return len(self.rows_B)
 

@@ -142,6 +142,15 @@ class Recommender:
         visible = [self._sight.see(index, request) for index, request in enumerate(requests)]
         return queries_of(visible, self._histories.targets_T)
 
+    def asked(self, requests: Sequence[Request]) -> Asked:
+        """Requests with all that the model reads of them, for :meth:`parts`.
+
+        Raises:
+            RequestError: as :meth:`recommend`.
+        """
+        visible = [self._sight.see(number, request) for number, request in enumerate(requests)]
+        return Asked(requests, visible, self._attributes.encode([request.attributes for request in requests]))
+
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in order; one forward pass for all requests of a chunk.
 

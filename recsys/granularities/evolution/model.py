@@ -95,7 +95,7 @@ class Evolution(Granularity):
             next_BD = self.asked(next_BD, batch.asked_BC)
         long_BD: Tensor = self.norm(next_BD)
         if self.fuse is None or immediate_BD is None:
-            return Interest(long_BD, None, long_BD.new_zeros(len(long_BD), 1))
+            return Interest(long_BD, None, long_BD.new_zeros(long_BD.shape[0], 1))
         return Interest(long_BD, *self.fuse(long_BD, immediate_BD))
 
     def _events(self, batch: Batch, items: ItemView) -> Tensor:
@@ -119,7 +119,7 @@ class Evolution(Granularity):
             return states_ULD
 
         if self.states is None:
-            if isinstance(self.cell, CausalAttention) and not self.training and _one_query_a_row(batch):
+            if isinstance(self.cell, CausalAttention) and not self.training and batch.asks_once_a_row:
                 last_BD = self.cell.behind_last(events_ULD, batch)
                 return last_BD * (batch.seen_B > 0)[:, None].to(last_BD.dtype), None
             return gather_queries(cell(events_ULD), batch), None
@@ -129,11 +129,6 @@ class Evolution(Granularity):
         else:
             both = self.states.sweep(events_ULD, cell, self.config.sweeps)
         return gather_queries(both[0], batch), gather_queries(both[1], batch)
-
-
-def _one_query_a_row(batch: Batch) -> bool:
-    rows_B = torch.arange(len(batch.users_U), device=batch.rows_B.device)
-    return torch.equal(batch.rows_B, rows_B)
 
 
 def _gap_buckets(ages_UL: Tensor) -> Tensor:
@@ -237,13 +232,13 @@ class Block(nn.Module):
         With one question a row it is cheaper to carry the question to the events, and their mean to the values, than
         to make keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w (W_v x) = W_v Σ w x.
         """
-        rows_U = torch.arange(len(place_U), device=place_U.device)
+        rows_U = torch.arange(place_U.shape[0], device=place_U.device)
         normed_ULD = self.norm_attention(states_ULD)
         to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])  # [H, X, D] each
         bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)  # that of the keys is the same for all
         q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q
         question_UHD = torch.einsum("uhx,hxd->uhd", q_UHX * q_UHX.shape[-1] ** -0.5, to_k)
-        bias_UHL = bias_UHLL.expand(len(rows_U), -1, -1, -1)[rows_U, :, place_U]
+        bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, place_U]
         weights_UHL = (question_UHD @ normed_ULD.transpose(1, 2) + bias_UHL).softmax(-1)
         mixed_UHX = torch.einsum("uhd,hxd->uhx", weights_UHL @ normed_ULD, to_v) + bias_v
         return self._leave(states_ULD[rows_U, place_U], mixed_UHX.flatten(1))

@@ -30,7 +30,7 @@ from recsys.config import Config
 from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, encode_table
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
+from recsys.data.histories import Array, Split
 from recsys.errors import ConfigError, choices
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.log_odds import log_odds
@@ -131,11 +131,11 @@ class Cells:
         return torch.cat([reduce(_product, [shares[place] for place in cross]) for cross in self.crosses], dim=1)
 
 
-def _knots(field: Field) -> Tensor:
+def _knots(field: Field) -> Array:
     """The quantiles of a number that users lie between, on the scale of the encoded values; empty with fewer than two:
     then its bins are cells."""
     knots = np.unique(field.scaled(np.array(field.edges)))
-    return torch.as_tensor(knots if len(knots) > 1 else knots[:0], dtype=torch.float32)
+    return np.asarray(knots if len(knots) > 1 else knots[:0], dtype=np.float32)
 
 
 def _num_values(field: Field) -> int:
@@ -146,16 +146,17 @@ def _num_values(field: Field) -> int:
 def _shares(field: Field, codes_XS: Tensor, values_X: Tensor | None) -> Tensor:
     """How a row is divided among the values of a field: [X, C], zero where unknown."""
     known_XS = codes_XS >= FIRST_KNOWN
-    knots_C = _knots(field).to(codes_XS.device) if field.kind == "number" else torch.zeros(0)
-    if len(knots_C) and values_X is not None:
-        at_X = values_X.clamp(float(knots_C[0]), float(knots_C[-1]))
-        below_X = (torch.searchsorted(knots_C, at_X, right=True) - 1).clamp(0, len(knots_C) - 2)
+    knots = _knots(field) if field.kind == "number" else np.zeros(0, dtype=np.float32)
+    if len(knots) and values_X is not None:
+        knots_C = torch.as_tensor(knots, device=codes_XS.device)
+        at_X = values_X.clamp(float(knots[0]), float(knots[-1]))
+        below_X = ((knots_C <= at_X[:, None]).sum(1) - 1).clamp(0, len(knots_C) - 2)
         share_X = (at_X - knots_C[below_X]) / (knots_C[below_X + 1] - knots_C[below_X])
-        shares_XC = at_X.new_zeros(len(at_X), len(knots_C))
+        shares_XC = at_X.new_zeros(at_X.shape[0], len(knots_C))
         shares_XC.scatter_(1, below_X[:, None], (1 - share_X)[:, None])
         shares_XC.scatter_(1, below_X[:, None] + 1, share_X[:, None])
         return shares_XC * known_XS
-    shares_XC = torch.zeros(len(codes_XS), _num_values(field), device=codes_XS.device)
+    shares_XC = torch.zeros(codes_XS.shape[0], _num_values(field), device=codes_XS.device)
     shares_XC.scatter_add_(1, (codes_XS - FIRST_KNOWN).clamp(min=0), known_XS.to(shares_XC.dtype))
     return shares_XC / known_XS.sum(1, keepdim=True).clamp(min=1)
 

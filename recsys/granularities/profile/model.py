@@ -149,9 +149,8 @@ class Profile(Granularity):
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         if self.users is None:
-            shape = (len(batch), self.width)
-            device = batch.users_U.device
-            return torch.zeros(shape, device=device), torch.zeros(len(batch), dtype=torch.bool, device=device)
+            size, device = batch.rows_B.shape[0], batch.users_U.device
+            return torch.zeros(size, self.width, device=device), torch.zeros(size, dtype=torch.bool, device=device)
         z_UD, present_U = self.users(known_rows(batch, state, self.fields))
         return z_UD[batch.rows_B], present_U[batch.rows_B]
 

@@ -17,10 +17,10 @@ import numpy as np
 from recsys.data.histories import Array
 from recsys.granularities.repeat.habits import ItemHabits, Pairs, log_odds, repeats_and_occasions
 
-_PRIOR_GAPS: Final = 2.0  # intervals of a user and an item that count as those of the item
+PRIOR_GAPS: Final = 2.0  # intervals of a user and an item that count as those of the item
 _QUANTILES: Final = (0.25, 0.5, 0.75)
 _RANGE: Final = (0.001, 0.999)
-_PRODUCTS: Final = (("count", "seconds"), ("count", "due"), ("count", "steps"), ("count", "odds"), ("rate", "odds"))
+PRODUCTS: Final = (("count", "seconds"), ("count", "due"), ("count", "steps"), ("count", "odds"), ("rate", "odds"))
 NAMES: Final = (
     "count",  # baskets with the item
     "rate",  # such baskets among those since the first
@@ -86,7 +86,7 @@ def raw_numbers(
 
 
 def _shrunk(sums_P: Array, counts_P: Array, prior_P: Array) -> Array:
-    return np.asarray((sums_P + _PRIOR_GAPS * prior_P) / (counts_P + _PRIOR_GAPS))
+    return np.asarray((sums_P + PRIOR_GAPS * prior_P) / (counts_P + PRIOR_GAPS))
 
 
 def _user_habit(pairs: Pairs, share: float) -> Array:
@@ -134,7 +134,7 @@ class Basis:
         cut_PX = np.where(np.isnan(raw_PX), self.mean_X, np.clip(raw_PX, self.low_X, self.high_X))
         hinges_PXQ = np.maximum(cut_PX[:, :, None] - self.knots_XQ, 0.0)
         centred_PX = cut_PX - self.mean_X
-        products = [centred_PX[:, NAMES.index(a)] * centred_PX[:, NAMES.index(b)] for a, b in _PRODUCTS]
+        products = [centred_PX[:, NAMES.index(a)] * centred_PX[:, NAMES.index(b)] for a, b in PRODUCTS]
         return np.concatenate(
             [cut_PX, hinges_PXQ.reshape(len(cut_PX), self.knots_XQ.size), np.stack(products, axis=1)], axis=1
         )

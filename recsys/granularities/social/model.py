@@ -116,7 +116,8 @@ class Social(Granularity):
         named_B = (friends_BF >= 0).any(1)
         speaks_BF = (friends_BF >= 0) & state["active_V"][friends_BF.clamp(min=0)]
         own_BD = self._from_friends(users_B, friends_BF.clamp(min=0), speaks_BF, state)
-        return torch.where(named_B[:, None], own_BD, z_BD), torch.where(named_B, speaks_BF.any(1), present_B)
+        present_B = (named_B & speaks_BF.any(1)) | (~named_B & present_B)
+        return torch.where(named_B[:, None], own_BD, z_BD), present_B
 
     def _from_friends(self, users_B: Tensor, friends_BF: Tensor, speaks_BF: Tensor, state: State) -> Tensor:
         """The last convolution over the named friends who speak, zero where none does: [B, D]."""

@@ -1,0 +1,110 @@
+"""``recsys export MODEL --to onnx,faiss,parquet --out FOLDER``: a model for programs without this package.
+
+The folder is written aside, compared with PyTorch and renamed; docs/export.md says what is in it and how it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.session import quiet
+from pipelines.stages import VERBS
+from recsys.config import Config
+from recsys.config.export import Format
+from recsys.errors import ConfigError
+from recsys.registry.register import resolve
+from recsys.registry.tracking import tracking_uri
+
+_SHORT = {"--to": "--export.to", "--out": "--export.out"}
+
+
+def command(words: Sequence[str]) -> int:
+    """Read the words behind ``export``: a model, or a configuration whose run made one.
+
+    Raises:
+        UsageError: more than one word before the options, or neither a model nor a configuration.
+    """
+    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    models = words[: options[0] if options else len(words)]
+    if len(models) > 1:
+        raise UsageError(f"got {len(models)} models, expected one; usage: {VERBS['export'].usage}")
+    arguments = parse([_long(word) for word in words[len(models) :]])
+    config = config_of(arguments.config, [*arguments.overrides, *(("export.model", model) for model in models)])
+    if arguments.config is None:
+        if not config.export.model:
+            raise UsageError(f"which model? usage: {VERBS['export'].usage}")
+        config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    check(config)
+    if arguments.dry_run:
+        print(plan("export", config))
+        return 0
+    export(config)
+    return 0
+
+
+def _long(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return _SHORT.get(name, name) + equals + value
+
+
+def check(config: Config) -> None:
+    """Raise :class:`ConfigError` where the section does not say what to write, or where."""
+    settings, formats = config.export, ", ".join(get_args(Format))
+    if not settings.to:
+        raise ConfigError(f"export.to: which format? One or several of {formats}: --to onnx,faiss")
+    if not settings.out:
+        raise ConfigError(f"export.out: which folder? {VERBS['export'].usage}")
+    if "://" in settings.out:
+        raise ConfigError(f"export.out: {settings.out} must be a local folder; copy it to its place afterwards")
+    if settings.users and "parquet" not in settings.to:
+        raise ConfigError("export.users is of parquet alone; add it: --to parquet")
+    if settings.without and "onnx" not in settings.to:
+        raise ConfigError("export.without is of onnx alone; leave it out, or add onnx: --to onnx")
+
+
+def export(config: Config) -> dict[str, Any]:
+    """Export ``export.model`` to ``export.out``, print what was written, and return the manifest."""
+    from recsys.export.folder import check_installed, check_target
+    from recsys.export.folder import export as write
+
+    quiet()
+    settings = config.export
+    check_installed(settings.to)
+    check_target(Path(settings.out))
+    asked = settings.model or config.run.dir
+    bundle = resolve(asked, tracking_uri(config))
+    manifest = write(bundle, Path(settings.out), settings.to, settings.users, settings.without, asked)
+    print(_words(manifest, settings.out))
+    return manifest
+
+
+def _words(manifest: dict[str, Any], folder: str) -> str:
+    counts = manifest["items_and_users"]
+    lines = [f"exported    {', '.join(manifest['model']['granularities'])}: {counts['items']:,} items"]
+    if found := manifest.get("onnx"):
+        test = found["self_test"]
+        lines.append(f"onnx        {found['file']}, opset {found['opset']}; reads {_names(found['inputs'])}")
+        gap = test["largest_difference"]
+        lines.append(f"checked     {test['questions']} questions, at most {gap:.2g} from PyTorch")
+        if found["left_out"]:
+            lines.append(f"left out    {', '.join(found['left_out'])}: answers differ from the model's")
+        if found["holds_of_users"]:
+            lines.append(f"users       the graph holds a row a known user, of {', '.join(found['holds_of_users'])}")
+    if found := manifest.get("faiss"):
+        lines.append(f"faiss       {found['file']}, {found['kind']}")
+    for name, found in manifest.get("parquet", {}).items():
+        lines.append(f"parquet     {found['file']}, {found['rows']:,} {name}")
+    return "\n".join([*lines, f"folder      {folder}"])
+
+
+def _names(inputs: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(found["name"] for found in inputs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["export", *sys.argv[1:]]))

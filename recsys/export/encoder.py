@@ -1,0 +1,209 @@
+"""The query encoder: questions as padded tensors → a vector each, and what sparse members add to the scores of items.
+
+    score(u, i) = vector_u · a_i + added_ui
+
+the same as :meth:`recsys.model.FrozenModel.parts`, by operations that ONNX has. Trained granularities are the model's
+own modules; fitted members have a form for padded tensors in :mod:`recsys.export.members`.
+
+Legend: B questions, L length, D width of a member, N items, C context columns, F friends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from recsys.apart import Apart
+from recsys.data.attributes import AttributeRows
+from recsys.errors import ArtifactError, choices
+from recsys.export.members import ADDITIONS, OF_NEWEST, VECTORS, has_additions, prepared
+from recsys.export.seen import Seen
+from recsys.granularities.base import Granularity
+from recsys.model import Encoders, FrozenModel
+from recsys.stack import TRAINED, inverse, spread
+
+UNBOUNDED = 2**30  # events
+
+
+class QueryEncoder(nn.Module):
+    """See above; members of ``without`` say nothing.
+
+    Raises:
+        ArtifactError: a member has no form for a graph, or ``without`` names none of the model.
+    """
+
+    def __init__(self, model: FrozenModel, without: Collection[str] = ()) -> None:
+        super().__init__()
+        _check_left_out(model, {*without})
+        self.model, self.encoders, self.without = model, without_bags(model.encoders), {*without}
+        self.fitted = [
+            (name, module, place)
+            for place, (name, module) in enumerate(self.encoders.each(fitted=True))
+            if name in model.states and name not in self.without
+        ]
+        impossible = [name for name, module, _ in self.fitted if not can_export(module)]
+        if impossible:
+            raise ArtifactError(
+                f"the member {impossible[0]} has no form that ONNX can hold; export without it: --export.without "
+                f"'[{', '.join(impossible)}]' (answers then differ from the model's), or export users to Parquet"
+            )
+        self.states = {name: prepared(module, model.states[name]) for name, module, _ in self.fitted}
+        self.apart = {
+            name: QueryEncoder(module.model(model.states[name]))
+            for name, module, _ in self.fitted
+            if isinstance(module, Apart)
+        }
+        stacked = self.encoders.members if self.encoders.stack is not None else []
+        sparse = {name for name, module in self.encoders.each(fitted=True) if module.sparse}
+        self.covariances = {
+            member: model.covariance(member)
+            for member in stacked
+            if member not in sparse and (member == TRAINED or member in self.states)
+        }
+        self.adds = any(has_additions(module) for _, module, _ in self.fitted)
+
+    def forward(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
+        """Vectors [B, D] in the directions of the item vectors, and additions [B, N], None where no member has any."""
+        vectors, added_BN = [self._trained(seen)], None
+        for name, module, place in self.fitted:
+            z_BR, found_BN = self._fitted(name, module, place, seen)
+            if z_BR is not None:
+                vectors.append(z_BR)
+            if found_BN is not None:
+                added_BN = found_BN if added_BN is None else added_BN + found_BN
+        return torch.cat(self._in_order(vectors, seen), dim=1), added_BN
+
+    def _in_order(self, vectors: list[Tensor], seen: Seen) -> list[Tensor]:
+        """The members' vectors beside each other, zeros for those that were left out."""
+        found, waiting = [vectors[0]], list(vectors[1:])
+        names = [name for name, _ in self.encoders.each(fitted=True) if name in self.model.states]
+        for name, width in zip(names, self.model.widths[1:], strict=True):
+            if name in self.without:
+                found.append(vectors[0].new_zeros(seen.lengths_B.shape[0], width))
+            elif width:
+                found.append(waiting.pop(0))
+        return found
+
+    def _trained(self, seen: Seen) -> Tensor:
+        items = self.model.items
+        if not self.encoders.each():
+            return items.vectors_SD.new_zeros(seen.lengths_B.shape[0], items.vectors_SD.shape[1])
+        z_BKD, present_BK = self.encoders.encode(seen.batch(self.model.config.max_history), items, self.model.states)
+        users_BD: Tensor = self.encoders.fusion(z_BKD, present_BK)[0]
+        stack = self.encoders.stack
+        if stack is None:
+            return users_BD
+        place = self.encoders.members.index(TRAINED)
+        factor_B = stack.weights(seen.lengths_B)[:, place] * self._scale_free(TRAINED, place, users_BD)
+        return users_BD * factor_B[:, None]
+
+    def _fitted(self, name: str, module: Granularity, place: int, seen: Seen) -> tuple[Tensor | None, Tensor | None]:
+        """Vectors and additions of one member, weighed."""
+        state, stack = self.states[name], self.encoders.stack
+        z_BR = None if module.sparse else self._vectors(module, name, seen)
+        added_BN = ADDITIONS[type(module)](module, state, seen) if has_additions(module) else None
+        if stack is None:
+            factor_B = self.encoders.fitted_weights[place].expand(seen.lengths_B.shape[0])
+        else:
+            member = self.encoders.members.index(name)
+            if z_BR is not None:
+                scale_B = self._scale_free(name, member, z_BR)
+            elif module.calibrated:
+                scale_B = stack.scales_M[member].expand(seen.lengths_B.shape[0])
+            else:
+                assert added_BN is not None, "a sparse member adds"
+                scale_B = inverse(added_BN.square().mean(1).sqrt(), stack.floors_M[member])
+            factor_B = stack.weights(seen.lengths_B)[:, member] * scale_B
+        z_BR = None if z_BR is None else factor_B[:, None] * z_BR
+        return z_BR, None if added_BN is None else factor_B[:, None] * added_BN
+
+    def _vectors(self, module: Granularity, name: str, seen: Seen) -> Tensor:
+        state = self.states[name]
+        if name in self.apart:
+            vectors_BD: Tensor = self.apart[name](seen)[0]
+            return vectors_BD
+        if type(module) in OF_NEWEST:
+            most = self.model.config.fitted_history or self.model.config.max_history
+            return OF_NEWEST[type(module)](module, state, seen, most)
+        return VECTORS[type(module)](module, state, seen)
+
+    def _scale_free(self, name: str, member: int, users_BD: Tensor) -> Tensor:
+        stack = self.encoders.stack
+        assert stack is not None, "asked of a model with stacking alone"
+        return inverse(spread(users_BD, self.covariances[name]), stack.floors_M[member])
+
+
+def can_export(module: Granularity) -> bool:
+    """Whether a fitted member has a form for padded tensors."""
+    has_vectors = module.sparse or isinstance(module, Apart) or type(module) in VECTORS or type(module) in OF_NEWEST
+    return has_vectors and (not has_additions(module) or type(module) in ADDITIONS)
+
+
+def _check_left_out(model: FrozenModel, without: set[str]) -> None:
+    fitted = [name for name in model.names if name not in model.trained_names]
+    if unknown := sorted(without - {*model.names}):
+        raise ArtifactError(f"export.without: {unknown[0]!r} is no member of this model; it has {choices(model.names)}")
+    if trained := sorted(without - {*fitted}):
+        raise ArtifactError(
+            f"export.without: {trained[0]} was trained together with others, which count on it; only fitted members "
+            f"can be left out: {choices(fitted) or 'none'}"
+        )
+
+
+class MeanOfRows(nn.Module):
+    """A mean of rows of a table that leaves out the padding: ``nn.EmbeddingBag``, for which ONNX has a loop alone."""
+
+    def __init__(self, bag: nn.EmbeddingBag) -> None:
+        super().__init__()
+        self.weight = bag.weight
+        self.padding = -1 if bag.padding_idx is None else bag.padding_idx
+
+    def forward(self, rows_XS: Tensor) -> Tensor:
+        counts_XS = torch.ne(rows_XS, self.padding).to(self.weight.dtype)
+        summed_XD: Tensor = (self.weight[rows_XS] * counts_XS[:, :, None]).sum(1)
+        return summed_XD / counts_XS.sum(1, keepdim=True).clamp(min=1)
+
+
+def without_bags(encoders: Encoders) -> Encoders:
+    """A copy for a graph, in which no module is one that ONNX lacks."""
+    copied = copy.deepcopy(encoders).eval()
+    for parent in [*copied.modules()]:
+        for name, child in [*parent.named_children()]:
+            if isinstance(child, nn.EmbeddingBag):
+                assert child.mode == "mean", "of attributes"
+                setattr(parent, name, MeanOfRows(child))
+    return copied
+
+
+class Graph(nn.Module):
+    """The encoder with named tensors as inputs, in the order of :data:`INPUTS`."""
+
+    def __init__(self, encoder: QueryEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self,
+        history: Tensor,
+        length: Tensor,
+        event_types: Tensor,
+        times: Tensor,
+        values: Tensor,
+        context: Tensor,
+        asked_at: Tensor,
+        asked_context: Tensor,
+        user: Tensor,
+        friends: Tensor,
+        attribute_codes: Tensor,
+        attribute_values: Tensor,
+        user_text: Tensor,
+    ) -> tuple[Tensor, ...]:
+        attributes = AttributeRows(attribute_codes, attribute_values)
+        events = (history, length, event_types, times, values, context)
+        vectors_BD, added_BN = self.encoder(
+            Seen(*events, asked_at, asked_context, user, friends, attributes, user_text)
+        )
+        return (vectors_BD,) if added_BN is None else (vectors_BD, added_BN)

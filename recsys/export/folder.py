@@ -1,0 +1,132 @@
+"""An export: a folder that is written aside, tested and renamed last, with a manifest of all that is in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from recsys import __version__
+from recsys.config import redact
+from recsys.config.export import Format
+from recsys.errors import ArtifactError, ConfigError
+from recsys.export.onnx_file import write_onnx
+from recsys.export.questions import Examiner
+from recsys.export.vector_files import ITEMS, VECTORS, write_faiss, write_items, write_tables, write_vectors
+from recsys.granularities.profile.encoding import encoding_of
+from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle
+from recsys.registry.sealed import entry_of, writing_aside
+
+MANIFEST: Final = "manifest.json"
+KIND: Final = "multigrain-export"
+_NEEDED: Final[dict[Format, tuple[str, ...]]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "faiss": ("faiss",),
+    "parquet": (),
+}
+
+
+def check_installed(formats: Sequence[Format]) -> None:
+    """Raise :class:`ConfigError` where a library of a format is not installed."""
+    missing = [name for chosen in formats for name in _NEEDED[chosen] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"export.to {', '.join(formats)} needs {', '.join(missing)}, which is not installed: run "
+            "`pip install 'multigrain[export]'`"
+        )
+
+
+def check_target(folder: Path) -> None:
+    """Raise :class:`ArtifactError` where a folder holds something that is not an export and would be lost."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())) or _is_export(folder):
+        return
+    raise ArtifactError(f"{folder} exists and is not an export; it would be lost: give another folder or move it away")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == KIND
+
+
+def export(
+    bundle: Path,
+    folder: Path,
+    formats: Sequence[Format],
+    users: bool = False,
+    without: Sequence[str] = (),
+    asked: str = "",
+) -> dict[str, Any]:
+    """Export a bundle; returns the manifest. A failed export leaves nothing, and an earlier one as it was.
+
+    Args:
+        bundle: its folder.
+        folder: where the export goes.
+        formats: which ones.
+        users: whether the table of users is written, see :func:`~recsys.export.vector_files.write_tables`.
+        without: fitted members that are left out of ``onnx``.
+        asked: the model as it was asked for, for the manifest.
+
+    Raises:
+        ArtifactError: no bundle there, a damaged one, one that cannot be exported, or ``folder`` holds something else.
+        ConfigError: a library is missing.
+        Refusal: what was written does not answer as PyTorch does.
+    """
+    check_installed(formats)
+    check_target(folder)
+    read = read_bundle(bundle)
+    examiner = Examiner(read)
+    with writing_aside(folder, MANIFEST) as aside:
+        manifest = _about(read, bundle, examiner, asked) | {"formats": list(formats)}
+        if "onnx" in formats:
+            manifest["onnx"] = write_onnx(aside, examiner, list(without))
+        if "onnx" in formats or (read.index is not None and "faiss" in formats):
+            write_vectors(aside, read)
+            manifest["item_vectors"] = {
+                "file": VECTORS,
+                "type": "float32",
+                "shape": [*read.model.item_vectors_ND.shape],
+            }
+        if "onnx" in formats or "faiss" in formats:
+            write_items(aside, read)
+            manifest["items"] = {"file": ITEMS, "keys": ["item_ids", "titles", "popularity", "order_of_equals"]}
+        if "faiss" in formats:
+            manifest["faiss"] = write_faiss(aside, bundle, read, examiner)
+        if "parquet" in formats:
+            manifest["parquet"] = write_tables(aside, read, examiner, users)
+        manifest["files"] = {path.name: entry_of(path).model_dump() for path in sorted(aside.iterdir())}
+        (aside / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+    return manifest
+
+
+def _about(bundle: Bundle, folder: Path, examiner: Examiner, asked: str) -> dict[str, Any]:
+    """What was exported, and what it takes to ask it."""
+    info, model = bundle.info, bundle.model
+    encoding = encoding_of(model.sizes)
+    return {
+        "kind": KIND,
+        "format": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "release": __version__,
+        "model": {
+            "asked_for": redact(asked),
+            "created": info.created,
+            "description_sha256": entry_of(folder / DESCRIPTION).sha256,
+            "granularities": info.granularities,
+            "dataset": {key: info.dataset.get(key) for key in ("name", "content_hash")},
+        },
+        "items_and_users": {"items": bundle.num_items, "users": len(bundle.user_ids)},
+        "event_types": info.event_types,
+        "default_event_type": info.default_event_type,
+        "targets": info.targets,
+        "ordered": model.sizes.ordered,
+        "exclude_seen": bundle.exclude_seen,
+        "asked_after": examiner.recommender.newest,
+        "context": info.context,
+        "attributes": [] if encoding is None else encoding.to_json()["users"],
+    }

@@ -1,0 +1,151 @@
+"""Item and user vectors for programs without this package: an index of FAISS, arrays, and tables of Parquet.
+
+Legend: D width of the item vectors, N items, B users at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data.histories import Array
+from recsys.errors import ArtifactError, Refusal
+from recsys.evaluation.ranking import tie_order
+from recsys.export.questions import Examiner
+from recsys.registry.bundle import INDEX, Bundle
+from recsys.serving.requests import parse_requests
+from recsys.serving.retrieval import LIST, exact_top, recall
+
+VECTORS: Final = "item_vectors.npy"
+ITEMS: Final = "items.json"
+FAISS: Final = "items.faiss"
+ITEM_TABLE: Final = "items.parquet"
+USER_TABLE: Final = "users.parquet"
+TOLERANCE: Final = 1e-4
+_TOP: Final = 10
+_USERS_AT_A_TIME: Final = 512
+
+
+def write_items(folder: Path, bundle: Bundle) -> None:
+    """Ids, titles and popularity of the items, and their places among items of equal scores, in the order of rows."""
+    content = {"item_ids": bundle.item_ids, "titles": bundle.titles, "popularity": bundle.popularity_N.tolist()}
+    content["order_of_equals"] = tie_order(bundle.num_items).tolist()
+    (folder / ITEMS).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def write_vectors(folder: Path, bundle: Bundle) -> None:
+    """The item vectors [N, D], float32, as numpy writes arrays; it holds no pickle."""
+    np.save(folder / VECTORS, _vectors(bundle), allow_pickle=False)
+
+
+def _vectors(bundle: Bundle) -> Array:
+    return np.ascontiguousarray(bundle.model.item_vectors_ND.numpy(), dtype=np.float32)
+
+
+def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) -> dict[str, Any]:
+    """An exact index of inner products, or the bundle's own compressed one; compared with PyTorch's lists.
+
+    Raises:
+        ArtifactError: the items have no vectors.
+        Refusal: the exact index gives other lists.
+    """
+    import faiss
+
+    _, parts = examiner.ask(examiner.questions())
+    users_BD = parts.users_BD[parts.users_BD.abs().sum(1) > 0]
+    vectors_ND = bundle.model.item_vectors_ND
+    if not vectors_ND.shape[1]:
+        raise ArtifactError(
+            "every member of this model is sparse, so items have no vectors to index; export to onnx alone"
+        )
+    about: dict[str, Any] = {"file": FAISS, "items": bundle.num_items, "width": int(vectors_ND.shape[1])}
+    if bundle.index is not None:
+        shutil.copyfile(source / INDEX, folder / FAISS)
+        found = recall(bundle.index, users_BD, vectors_ND)
+        return about | {
+            "kind": "PQ, four bits a direction; score what it names by the item vectors",
+            "lists_too_long": bundle.index.reorder,
+            "vectors": VECTORS,
+            "self_test": {"questions": len(users_BD), f"recall@{LIST}": found},
+        }
+    index = faiss.IndexFlatIP(vectors_ND.shape[1])
+    index.add(_vectors(bundle))
+    faiss.write_index(index, str(folder / FAISS))
+    scores_BR, rows_BR = faiss.read_index(str(folder / FAISS)).search(users_BD.numpy(), min(_TOP, bundle.num_items))
+    nothing = np.zeros(0, dtype=np.int64)
+    top_BR = exact_top(users_BD, vectors_ND, rows_BR.shape[1], nothing, nothing)
+    exact_BN = (users_BD @ vectors_ND.T).numpy()
+    of_others = np.take_along_axis(exact_BN, top_BR.astype(np.int64), 1) - np.take_along_axis(exact_BN, rows_BR, 1)
+    gaps = np.concatenate([np.abs(of_others), np.abs(scores_BR - np.take_along_axis(exact_BN, rows_BR, 1))])
+    worst = float(gaps.max(initial=0.0))
+    if not worst <= TOLERANCE:
+        raise Refusal(
+            f"the index gives lists whose scores differ from PyTorch's by {worst:.3g}, at most {TOLERANCE:g} is "
+            "allowed, so nothing was exported; install the faiss-cpu that constraints.txt names, or export to parquet"
+        )
+    test = {"questions": len(users_BD), "largest_difference": worst, "tolerance": TOLERANCE}
+    return about | {"kind": "IndexFlatIP", "self_test": test}
+
+
+def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) -> dict[str, Any]:
+    """The items as a table, and with ``users`` the known users as well."""
+    vectors = _vectors(bundle)
+    columns = {"item_id": bundle.item_ids, "title": bundle.titles, "popularity": bundle.popularity_N}
+    table = pa.table({**columns, "vector": _column(vectors)})
+    pq.write_table(table, folder / ITEM_TABLE, compression="zstd")
+    about: dict[str, Any] = {"items": {"file": ITEM_TABLE, "rows": len(table), "columns": _schema(table.schema)}}
+    if users:
+        rows = 0
+        schema = pa.schema(
+            [
+                ("user_id", pa.string()),
+                ("vector", pa.list_(pa.float32(), vectors.shape[1])),
+                ("added_items", pa.list_(pa.int32())),
+                ("added_values", pa.list_(pa.float32())),
+            ]
+        )
+        with pq.ParquetWriter(folder / USER_TABLE, schema, compression="zstd") as writer:
+            for part in _users(bundle, examiner):
+                rows += len(part)
+                writer.write_table(part.cast(schema))
+        about["users"] = {"file": USER_TABLE, "rows": rows, "columns": _schema(schema)}
+    return about
+
+
+def _users(bundle: Bundle, examiner: Examiner) -> Iterator[pa.Table]:
+    """Vectors of the known users as they would be asked for now, and what sparse members add to which item rows."""
+    for start in range(0, len(bundle.user_ids), _USERS_AT_A_TIME):
+        ids = bundle.user_ids[start : start + _USERS_AT_A_TIME]
+        _, parts = examiner.ask(parse_requests([{"user_id": user, "at": examiner.asked_at} for user in ids]))
+        added = parts.added
+        offsets = np.searchsorted(added.rows_P.numpy(), np.arange(len(ids) + 1)).astype(np.int32)
+        lists = [
+            pa.ListArray.from_arrays(offsets, pa.array(values.numpy(), kind))
+            for values, kind in ((added.items_P, pa.int32()), (added.values_P, pa.float32()))
+        ]
+        yield pa.table(
+            {
+                "user_id": pa.array(ids, pa.string()),
+                "vector": _column(parts.users_BD.numpy()),
+                "added_items": lists[0],
+                "added_values": lists[1],
+            }
+        )
+
+
+def _column(vectors_XD: Array) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(vectors_XD, dtype=np.float32).reshape(-1))
+    if not vectors_XD.shape[1]:
+        return pa.array([[]] * len(vectors_XD), pa.list_(pa.float32(), 0))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors_XD.shape[1])
+
+
+def _schema(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in schema}

@@ -1,0 +1,23 @@
+"""The form of a model for graphs, asked without tracing it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from recsys.export.encoder import Graph, QueryEncoder
+from recsys.export.onnx_file import INPUTS
+from recsys.export.questions import Examiner
+from recsys.registry.bundle import Bundle
+
+
+def encoded_and_expected(bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores [B, N] of the questions of an export, by the form for graphs and by the model."""
+    examiner = Examiner(bundle)
+    tensors, parts = examiner.ask(examiner.questions())
+    vectors_ND = bundle.model.item_vectors_ND
+    with torch.inference_mode():
+        vectors_BD, *rest = Graph(QueryEncoder(bundle.model))(
+            *(torch.from_numpy(np.ascontiguousarray(tensors[name])) for name in INPUTS)
+        )
+    return vectors_BD @ vectors_ND.T + (rest[0] if rest else 0.0), parts.scores(vectors_ND)
