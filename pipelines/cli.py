@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
 import traceback
@@ -32,6 +33,7 @@ _ENDINGS: dict[int, str] = {
     signal.SIGTERM: "terminated",
     signal.SIGHUP: "ended, as the terminal was closed",
 }
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the environment of a Ray job's driver
 _TEXTS = {"force": "promote.force", "item": "similar.item"}
 USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
@@ -225,14 +227,20 @@ def _command(words: list[str]) -> int:
 
 
 def _config(verb: str, arguments: Arguments) -> Config:
-    """That of the file, or where there is none of the model that the verb is about."""
+    """That of the file, or where there is none of the model that the verb is about.
+
+    Inside a Ray job it joins the job's cluster: another Ray in the job's process would be on one machine.
+    """
+    overrides = list(arguments.overrides)
+    if _JOB in os.environ and "ray.address" not in dict(overrides):
+        overrides.append(("ray.address", "auto"))
     if arguments.config is None:
         from pipelines.inherited import inherited_config
 
-        return inherited_config(verb, arguments.overrides)
+        return inherited_config(verb, overrides)
     from recsys.config import load_config
 
-    return load_config(config_file(arguments.config), arguments.overrides)
+    return load_config(config_file(arguments.config), overrides)
 
 
 def _run(verb: str, config: Config) -> None:

@@ -75,6 +75,7 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
                 runtime_env={"working_dir": folder},
                 metadata={"verb": verb, "run": job_place(tree)},
                 entrypoint_num_cpus=config.submit.cpus or None,
+                entrypoint_resources=config.submit.resources or None,
             )
         except RuntimeError as error:
             if "already exists" not in str(error) and "already been" not in str(error):

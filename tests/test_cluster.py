@@ -89,11 +89,18 @@ def _place_problems(config: Tree) -> list[str]:
             found.append(f"{name}: Ray's own security group lets the internet try SSH")
         if asked.get("MetadataOptions", {}).get("HttpTokens") != "required":
             found.append(f"{name}: any process may ask for the machine's credentials")
+        if not asked.get("IamInstanceProfile"):
+            found.append(f"{name}: no profile, so no s3://")
+    drivers = [node for node in config["available_node_types"].values() if "driver" in node["resources"]]
+    if not drivers or any("InstanceMarketOptions" in node["node_config"] for node in drivers):
+        found.append("the driver of a job may be on a machine that is taken away")
     if config["provider"].get("security_group", {}).get("IpPermissions"):
         found.append("ports are opened")
     installs = [line for line in config["setup_commands"] if "pip install" in line]
     if not any("multigrain-*.whl" in line and "-c ~/multigrain/constraints.txt" in line for line in installs):
         found.append("this project is not installed with its constraints")
+    if not any("[text,s3]" in line for line in installs):
+        found.append("nodes cannot write to s3://")
     return found
 
 
@@ -159,6 +166,9 @@ def test_ray_itself_refuses(change: Callable[[Tree], None]) -> None:
         (_set("idle_timeout_minutes", 6000), "idle"),
         (_set("available_node_types/train/node_config/SecurityGroupIds", []), "SSH"),
         (_set("available_node_types/data/node_config/MetadataOptions", {}), "credentials"),
+        (_set("available_node_types/data/node_config/IamInstanceProfile", {}), "no profile"),
+        (_set("available_node_types/driver/node_config/InstanceMarketOptions", {"MarketType": "spot"}), "taken away"),
+        (_replace("setup_commands", "[text,s3]", "[text]"), "cannot write to s3"),
         (_set("provider/security_group", {"IpPermissions": [{"FromPort": 8265}]}), "ports are opened"),
     ],
 )

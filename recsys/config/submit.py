@@ -19,6 +19,9 @@ class SubmitConfig(Section):
     cpus: float = Field(
         0, ge=0, description="of the job's driver, which evaluates; 0: on the head, else where so many are free"
     )
+    resources: dict[str, float] = Field(
+        {}, description="of the job's driver beside CPUs, by the names of the cluster, e.g. {driver: 1} of cluster.yaml"
+    )
     follow: bool = Field(True, description="print the log until the job ends, and end with its exit code")
     on_interrupt: Literal["detach", "stop"] = Field(
         "detach", description="what Ctrl-C does to the job that is followed"
