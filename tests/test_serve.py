@@ -137,12 +137,17 @@ class Server:
         self.num_kept += 1
         return self.num_kept == 2
 
-    def offer(self, bundle: str, about: dict[str, Any]) -> int:
+    def offer(self, bundle: str, about: dict[str, Any], side: str) -> int:
+        assert side == "a"
         self.offered.append(bundle)
         return len(self.offered)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         return (2, 2, []) if serial == 1 else (2, 1, ["MemoryError: no room"])
+
+
+def follow(server: Any, registry: Any, settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
+    serve._follow(server, [serve._Side("a", registry, "1", settings)], settings, say, stopped)
 
 
 def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +157,7 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     registry = Registry(stopped, *looks)
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
     monkeypatch.setattr(serve._Refused, "may_try", lambda self, version: version != self._version)
-    serve._follow(server, registry, "1", settings, Progress(output), stopped)
+    follow(server, registry, settings, Progress(output), stopped)
     assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
     said = output.getvalue()
     assert "2 answers now on 2 replica(s)" in said
@@ -189,7 +194,7 @@ def test_a_version_that_is_repaired_takes_over(tmp_path: Path) -> None:
 
     registry.load = load  # type: ignore[method-assign]
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=0.001)
-    serve._follow(server, registry, "1", settings, Progress(output), stopped)
+    follow(server, registry, settings, Progress(output), stopped)
     assert registry.loaded == ["broken", "broken"] and server.offered == ["broken"]
     assert output.getvalue().count("cannot be loaded") == 1
     assert "broken answers now on 2 replica(s)" in output.getvalue()
