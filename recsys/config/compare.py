@@ -30,6 +30,6 @@ class CompareConfig(Section):
     )
     target: str = Field(
         "",
-        description="models:/NAME@ALIAS, models:/NAME/VERSION or a pulled folder: a model whose value is estimated, off "
-        "policy, from what others showed",
+        description="models:/NAME@ALIAS, models:/NAME/VERSION or a pulled folder: a model whose value is estimated "
+        "off policy, from what others showed",
     )
