@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade import small_model, small_world
+from test_serving_ways import Served, free_port, get, post, ray_server
 
 from pipelines import serve as serving
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.registry.tracking import client
 from recsys.serving.answer_log import AnswerLog, read_logs
 from recsys.serving.exploration import Explorer
 from recsys.serving.recommender import Recommender
@@ -269,3 +272,46 @@ def test_the_log_needs_a_local_folder_and_exploration_a_log(tmp_path: Path) -> N
     serving._check_folder(ServeConfig(log=str(tmp_path / "new/folder")))
     assert (tmp_path / "new/folder").is_dir() and not list((tmp_path / "new/folder").iterdir())
     assert AnswerLog(str(tmp_path / "new/folder")).write([{"a": 1}])
+
+
+@pytest.mark.slow
+def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tmp_path: Path) -> None:
+    served = Served(tmp_path)  # version 1
+    registry, port = client(served.uri), free_port()
+    registry.set_registered_model_alias("pocket", "challenger", "1")
+    served.add(1)  # version 2, the champion
+    url, log = f"http://127.0.0.1:{port}", tmp_path / f"serve-{port}.log"
+    more = ["--serve.replicas", "2", "--serve.poll_seconds", "0.5", "--serve.log", str(tmp_path / "answers")]
+    more += ["--serve.ab.model", "models:/pocket@challenger", "--serve.ab.share", "0.4", "--serve.explore.share", "0.5"]
+    users = [f"{'u' if number < 6 else 'stranger '}{number}" for number in range(40)]
+
+    def versions() -> dict[str, set[str]]:
+        """The versions that answered the users of each side, asked one by one and then all at once."""
+        found: dict[str, set[str]] = {"a": set(), "b": set()}
+        rows = [{"user_id": user, "history": ["i1"], "k": 3} for user in users]
+        answers = [post(f"{url}/recommend", row) for row in rows] + post(f"{url}/recommend", rows)
+        for user, answer in zip(users * 2, answers, strict=True):
+            assert answer["side"] == Split(0.4, "ab").side_of(user) and len(answer["propensities"]) == 3
+            found[answer["side"]].add(answer["version"])
+        return found
+
+    def wait_for(text: str) -> None:
+        for _ in range(1000):
+            if text in log.read_text():
+                return
+            time.sleep(0.2)
+        raise AssertionError(log.read_text())
+
+    with ray_server(served, tmp_path, port, *more):
+        assert "models:/pocket/1 answers 0.4 of the users, models:/pocket/2 the others" in log.read_text()
+        assert versions() == {"a": {"2"}, "b": {"1"}}
+        served.add(2)  # version 3, the champion
+        wait_for("models:/pocket/3 answers now on 2 replica(s)")
+        assert versions() == {"a": {"3"}, "b": {"1"}}
+        registry.set_registered_model_alias("pocket", "challenger", "2")
+        wait_for("models:/pocket/2 answers now on 2 replica(s)")
+        assert versions() == {"a": {"3"}, "b": {"2"}}
+        assert get(f"{url}/model")["ab"]["model"]["version"] == "2"
+    logged, _ = read_logs([str(tmp_path / "answers")])
+    assert len(logged) == 3 * 80 and len(list((tmp_path / "answers").iterdir())) == 2, "a file of each replica"
+    assert {one.label for one in logged} == {f"models:/pocket/{number}" for number in (1, 2, 3)}
