@@ -296,7 +296,9 @@ def plan(verb: str, config: Config) -> str:
         "pulled": config.pull.model or f"models:/{config.registry.name}@champion",
         "target": config.pull.dir.rstrip("/") or "DIR",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
-        "served": config.serve.model or f"models:/{config.registry.name}@champion",
+        "served": (config.serve.model or f"models:/{config.registry.name}@champion")
+        + (f" and {config.serve.ab.model}" if config.serve.ab.model else ""),
+        "answers": f"{config.serve.log}/answers-….jsonl" if config.serve.log else "nothing: serve.log is empty",
         "space": ", ".join(config.tune.space) or "tune.space, which is empty",
     }
     chosen = _kind(verb, config)

@@ -58,7 +58,7 @@ STAGES: Final[dict[str, Stage]] = {
             "{run}/fusion/bundle/ and models:/{name}@{alias} in {tracking}, if it is better",
         ),
     ),
-    "serve": Stage(("{served}",), ()),
+    "serve": Stage(("{served}",), ("{answers}",)),
     "promote": Stage(
         ("{dataset}/", "{candidate}", "models:/{name}@champion in {tracking}"),
         ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate says yes"),

@@ -30,6 +30,9 @@ def test_a_dry_run_says_what_would_be_served(config: Config) -> None:
     assert "reads   models:/multigrain@champion" in plan("serve", config)
     config.serve.model = "pulled/model"
     assert "reads   pulled/model" in plan("serve", config).split("would run")[1]
+    config.serve.ab.model, config.serve.log = "models:/m@challenger", "logs"
+    said = plan("serve", config).split("would run")[1]
+    assert "reads   pulled/model and models:/m@challenger" in said and "writes  logs/answers-….jsonl" in said
 
 
 def test_what_serves_keeps_nobody_out_of_the_run_folder(config: Config) -> None:
@@ -165,6 +168,23 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     assert said.count("broken cannot be loaded (a file is damaged); 2 goes on") == 1
     assert "3: 1 of 2 replicas answer by it, others could not: MemoryError: no room" in said
     assert said.count("another one has taken its place") == 1
+
+
+def test_each_side_follows_its_own_name() -> None:
+    stopped, output, offered = threading.Event(), io.StringIO(), list[tuple[str, str]]()
+
+    class Both(Server):
+        def offer(self, bundle: str, about: dict[str, Any], side: str) -> int:
+            offered.append((bundle, side))
+            return 1
+
+    never = threading.Event()
+    first, second = Registry(never, "1", "1", "2", "2", "2"), Registry(stopped, "7", "8", "broken", "8", "8")
+    settings = ServeConfig(poll_seconds=0.001)
+    sides = [serve._Side("a", first, "1", settings), serve._Side("b", second, "7", settings)]  # type: ignore[arg-type]
+    serve._follow(Both(), sides, settings, Progress(output), stopped)
+    assert offered == [("8", "b"), ("2", "a")]
+    assert "broken cannot be loaded (a file is damaged); 8 goes on" in output.getvalue()
 
 
 def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,8 @@ class Split:
     """The share of users whom side b answers.
 
     >>> split = Split(0.5, "ab")
-    >>> [split.side_of(user) for user in ("u1", "u2", "u3", "u4")]
-    ['a', 'b', 'b', 'a']
+    >>> [split.side_of(user) for user in ("ann", "bob", "cleo", "dan")]
+    ['a', 'a', 'b', 'b']
     """
 
     share: float
