@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.signals import ending_in_order
-from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
+from pipelines.stages import COMPARE_LOGS, LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
 from pipelines.terminal import close_output, has_reader, printable, printable_warnings, show_any_text
 
 if TYPE_CHECKING:
@@ -298,12 +298,17 @@ def plan(verb: str, config: Config) -> str:
         "candidate": config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}",
         "compared": " and ".join(config.compare.runs) or "two run folders",
         "comparison": config.compare.out or f"{(config.compare.runs or ['RUN'])[0].rstrip('/')}/compare.json",
+        "logs": ", ".join(config.compare.logs),
+        "outcomes": ", ".join(config.compare.feedback),
+        "estimated": config.compare.target or "no compare.target: nothing is estimated off policy",
         "pulled": config.pull.model or f"models:/{config.registry.name}@champion",
         "target": config.pull.dir.rstrip("/") or "DIR",
         "exported": config.export.model or f"{run}/bundle/",
         "export": config.export.out.rstrip("/") or "DIR",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
-        "served": config.serve.model or f"models:/{config.registry.name}@champion",
+        "served": (config.serve.model or f"models:/{config.registry.name}@champion")
+        + (f" and {config.serve.ab.model}" if config.serve.ab.model else ""),
+        "answers": f"{config.serve.log}/answers-….jsonl" if config.serve.log else "nothing: serve.log is empty",
         "space": ", ".join(config.tune.space) or "tune.space, which is empty",
     }
     chosen = _kind(verb, config)
@@ -323,6 +328,8 @@ def _kind(verb: str, config: Config) -> Verb:
     """The verb, or that of its kinds which the configuration chooses."""
     if verb == "update":
         return UPDATES[config.update.only]
+    if verb == "compare" and config.compare.logs:
+        return COMPARE_LOGS
     return SEARCHES[config.tune.search] if verb == "tune" else VERBS[verb]
 
 

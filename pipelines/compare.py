@@ -1,4 +1,5 @@
-"""``recsys compare RUN RUN``: two finished runs on the same test users, by a paired bootstrap of every accuracy metric.
+"""``recsys compare RUN RUN``: two finished runs on the same test users, by a paired bootstrap of every accuracy metric;
+with ``--logs`` the versions in the logs of a server (:mod:`pipelines.compare_logs`).
 
 Reads of both run folders config.yaml, metrics.json and model/, and the prepared dataset; ranks the test part with both
 models and writes RUN/compare.json. What is compared are the models that were evaluated: with ``train.final`` not the
@@ -38,6 +39,8 @@ from recsys.storage.uris import is_remote
 from recsys.training.threads import settle_threads
 
 _READ: Final = ("compare.", "evaluate.bootstrap", "evaluate.chunk_users", "seed")
+_READ_OF_LOGS: Final = ("compare.", "evaluate.bootstrap", "seed", "tracking.uri", "data.quarantine.max_share")
+_LISTS: Final = {"--logs": "compare.logs", "--feedback": "compare.feedback"}
 _ROUNDING: Final = 1e-4  # by which another machine's ranking may differ from that of the evaluation
 _CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` in it first"
 
@@ -57,21 +60,35 @@ class Side:
 
 
 def command(words: Sequence[str]) -> int:
-    """Read the words behind ``compare``: two run folders and options.
+    """Read the words behind ``compare``: two run folders and options, or ``--logs`` and options.
 
     Raises:
         UsageError: other words, or an option that this verb does not read.
     """
+    words, lists = _taken_out(words)
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     places = list(words[: options[0] if options else len(words)])
     arguments = parse(words[len(places) :])
+    config = config_of(arguments.config, [*arguments.overrides, *lists])
+    of_logs = bool(config.compare.logs)
+    reads = _READ_OF_LOGS if of_logs else _READ
     for name, _ in arguments.overrides:
-        if not name.startswith(_READ[0]) and name not in _READ:
+        if not name.startswith(reads[0]) and name not in reads:
+            whose = "what it compares is in the logs" if of_logs else "the settings are those of the two runs"
             raise UsageError(
-                f"compare does not read --{name}: the settings are those of the two runs; it reads --compare.out, "
-                "--evaluate.bootstrap, --evaluate.chunk_users and --seed"
+                f"compare does not read --{name}: {whose}; it reads --compare.out, "
+                f"{', '.join(f'--{key}' for key in reads[1:-1])} and --{reads[-1]}"
             )
-    config = config_of(arguments.config, arguments.overrides)
+    if of_logs:
+        if places or config.compare.runs:
+            raise UsageError(f"got run folders and --logs, expected one of them; usage: {VERBS['compare'].usage}")
+        quiet()
+        from pipelines.compare_logs import compare_logs
+
+        compare_logs(config, arguments.dry_run)
+        return 0
+    if config.compare.feedback or config.compare.target:
+        raise UsageError(f"--feedback and --compare.target are of --logs; usage: {VERBS['compare'].usage}")
     config.compare.runs = places or config.compare.runs
     if len(config.compare.runs) != 2:
         raise UsageError(f"got {len(config.compare.runs)} run folders, expected two; usage: {VERBS['compare'].usage}")
@@ -84,6 +101,30 @@ def command(words: Sequence[str]) -> int:
         else:
             compare(config, first, second)
     return 0
+
+
+def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words without the options that take several files, and those options as settings.
+
+    Raises:
+        UsageError: an option without a file.
+
+    >>> _taken_out(["--logs", "a", "b", "--dry-run"])
+    (['--dry-run'], [('compare.logs', '["a", "b"]')])
+    """
+    rest, waiting, found = list[str](), list(words), dict[str, list[str]]()
+    while waiting:
+        name, equals, value = waiting.pop(0).partition("=")
+        if name not in _LISTS:
+            rest.append(name + equals + value)
+            continue
+        files = [value] if equals else []
+        while waiting and not waiting[0].startswith("-"):
+            files.append(waiting.pop(0))
+        if not files:
+            raise UsageError(f"{name} needs files: {name} FILE…")
+        found.setdefault(_LISTS[name], []).extend(files)
+    return rest, [(key, json.dumps(files)) for key, files in found.items()]
 
 
 def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:

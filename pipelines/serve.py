@@ -28,7 +28,9 @@ from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.access import Tokens, token_sha256
+from recsys.serving.answer_log import check_folder
 from recsys.serving.followed import Followed
+from recsys.serving.split import Side
 from recsys.serving.stock import Stock, read_stock
 from recsys.storage.uris import is_remote
 
@@ -53,22 +55,24 @@ def serve(config: Config, folder: RunFolder) -> None:
         if not is_loopback(settings.host):
             open_to = "who knows the token" if token else "everybody who reaches it, as serve.token_env is empty"
             say(f"warning: serve.host {settings.host} is no loopback address: the model answers {open_to}, unencrypted")
-        followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
-        version = followed.version()
-        bundle, about = followed.load(version)
-        say(f"{version}: {len(bundle.user_ids):,} users, {bundle.num_items:,} items, made {bundle.info.created}")
+        uris: dict[Side, str] = {"a": uri, **({"b": settings.ab.model} if settings.ab.model else {})}
+        _check_folder(settings)
+        sides = [_Side.of(side, named, config) for side, named in uris.items()]
+        first = {one.side: one.load(say) for one in sides}
+        if len(sides) > 1:
+            say(_split_words(sides, settings))
         with ray_session(_with_cpus(config)):
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
             tokens = Tokens(*(token_sha256(one) if one else "" for one in (token, stock_token)))
-            _run(config, folder, followed, (version, bundle, about), port, (tokens, stock), stopped)
+            _run(config, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")
 
 
 def _run(
     config: Config,
     folder: RunFolder,
-    followed: Followed,
-    first: tuple[str, Any, dict[str, Any]],
+    sides: list[_Side],
+    first: dict[Side, tuple[Any, dict[str, Any]]],
     port: int,
     kept: tuple[Tokens, Stock],
     stopped: threading.Event,
@@ -80,13 +84,12 @@ def _run(
     _check_cpus(settings)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     server = Server(settings, port, *kept)
-    version, bundle, about = first
     try:
-        server.start(bundle, about)
-        del bundle, first
+        server.start(first)
+        first.clear()
         address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
         say(f"{settings.replicas} replica(s) answer at {address}/recommend; SIGINT or SIGTERM ends them")
-        _follow(server, followed, version, settings, say, stopped)
+        _follow(server, sides, settings, say, stopped)
     except KeyboardInterrupt:
         pass
     finally:
@@ -97,38 +100,85 @@ def _run(
             say(f"{left} call(s) took longer than serve.timeout_s and were given up")
 
 
-def _follow(
-    server: Any, followed: Followed, version: str, settings: ServeConfig, say: Any, stopped: threading.Event
-) -> None:
-    """Hand over every other version, until the signal; see to it that the front is there."""
-    refused, silent = _Refused(settings.poll_seconds, settings.max_retry_s), False
+def _follow(server: Any, sides: list[_Side], settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
+    """Hand over every other version of each side, until the signal; see to it that the front is there."""
     while not stopped.wait(settings.poll_seconds):
         if server.keep():
             say("the process that takes calls had ended; another one has taken its place")
+        for side in sides:
+            side.follow(server, say, stopped)
+
+
+class _Side:
+    """A model that answers, what its name means, and what was tried of it."""
+
+    def __init__(self, side: Side, followed: Followed, version: str, settings: ServeConfig) -> None:
+        self.side, self.followed, self.version = side, followed, version
+        self._refused, self._is_silent = _Refused(settings.poll_seconds, settings.max_retry_s), False
+
+    @classmethod
+    def of(cls, side: Side, uri: str, config: Config) -> _Side:
+        """What a name means now."""
+        followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
+        return cls(side, followed, followed.version(), config.serve)
+
+    def load(self, say: Any) -> tuple[Any, dict[str, Any]]:
+        """The model of the version."""
+        bundle, about = self.followed.load(self.version)
+        users, items = len(bundle.user_ids), bundle.num_items
+        say(f"{self.version}: {users:,} users, {items:,} items, made {bundle.info.created}")
+        return bundle, about
+
+    def follow(self, server: Any, say: Any, stopped: threading.Event) -> None:
+        """Look the name up, and hand over another version."""
         try:
-            found = followed.version()
-            silent = False
+            found = self.followed.version()
+            self._is_silent = False
         except Exception as error:  # a registry that is away for a while does not end the service
-            if not silent:
-                say(f"{followed.uri} cannot be looked up ({_why(error)}); {version} goes on")
-            silent = True
-            continue
-        if found == version or not refused.may_try(found):
-            continue
+            if not self._is_silent:
+                say(f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} goes on")
+            self._is_silent = True
+            return
+        if found == self.version or not self._refused.may_try(found):
+            return
         try:
-            bundle, about = followed.load(found)
-            serial = server.offer(bundle, about)
+            bundle, about = self.followed.load(found)
+            serial = server.offer(bundle, about, self.side)
             del bundle
         except Exception as error:
-            if refused.again(found):
-                say(f"{found} cannot be loaded ({_why(error)}); {version} goes on; it is tried again from time to time")
-            continue
+            if self._refused.again(found):
+                say(
+                    f"{found} cannot be loaded ({_why(error)}); {self.version} goes on; it is tried again from time to "
+                    "time"
+                )
+            return
         errors = _taken(server, serial, found, say, stopped)
         if not errors:
-            version = found
-            refused.forget()
-        elif refused.again(found):
+            self.version = found
+            self._refused.forget()
+        elif self._refused.again(found):
             say(f"{found}: {errors}; it is offered again from time to time")
+
+
+def _split_words(sides: list[_Side], settings: ServeConfig) -> str:
+    """Who answers whom."""
+    first, second = (side.version for side in sides)
+    same = "; warning: both are the same version" if first == second else ""
+    return f"{second} answers {settings.ab.share:.3g} of the users, {first} the others{same}"
+
+
+def _check_folder(settings: ServeConfig) -> None:
+    """The folder of the log, before anything starts.
+
+    Raises:
+        ConfigError: it is remote, or cannot be written to.
+    """
+    if is_remote(settings.log):
+        raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files where you keep them")
+    if settings.log:
+        check_folder(settings.log)
+    elif settings.explore.share:
+        raise ConfigError("serve.explore.share without serve.log: nothing would be learned from it; name a folder")
 
 
 class _Refused:

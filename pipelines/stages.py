@@ -58,7 +58,7 @@ STAGES: Final[dict[str, Stage]] = {
             "{run}/fusion/bundle/ and models:/{name}@{alias} in {tracking}, if it is better",
         ),
     ),
-    "serve": Stage(("{served}",), ()),
+    "serve": Stage(("{served}",), ("{answers}",)),
     "promote": Stage(
         ("{dataset}/", "{candidate}", "models:/{name}@champion in {tracking}"),
         ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate says yes"),
@@ -66,6 +66,7 @@ STAGES: Final[dict[str, Stage]] = {
     "compare": Stage(
         ("config.yaml, metrics.json and model/ of {compared}", "the dataset of the first"), ("{comparison}",)
     ),
+    "logs": Stage(("{logs}", "{outcomes}", "{estimated}"), ("{comparison}",)),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
     "forget": Stage(
@@ -188,10 +189,11 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "compare": Verb(
         "pipelines.compare:command",
-        "two finished runs on the same test users: a paired test of every metric",
+        "two finished runs on the same test users: a paired test of every metric; or the versions in a server's logs",
         ("compare",),
-        usage="recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]",
-        sections=("compare", "evaluate", "seed"),
+        usage="recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]\n"
+        "       recsys compare --logs FILE… --feedback FILE… [--compare.target MODEL] [--compare.out FILE] [--dry-run]",
+        sections=("compare", "evaluate", "seed", "tracking"),
     ),
     "pull": Verb(
         "pipelines.pull:command",
@@ -210,6 +212,10 @@ VERBS: Final[dict[str, Verb]] = {
         sections=("export", "run", "tracking"),
     ),
 }
+
+COMPARE_LOGS: Final = Verb(
+    "pipelines.compare_logs:compare_logs", "the versions in the logs of a server, by what came of them", ("logs",)
+)
 
 # Kinds of search, by ``tune.search``; the first is the default.
 SEARCHES: Final[dict[str, Verb]] = {

@@ -30,6 +30,9 @@ def test_a_dry_run_says_what_would_be_served(config: Config) -> None:
     assert "reads   models:/multigrain@champion" in plan("serve", config)
     config.serve.model = "pulled/model"
     assert "reads   pulled/model" in plan("serve", config).split("would run")[1]
+    config.serve.ab.model, config.serve.log = "models:/m@challenger", "logs"
+    said = plan("serve", config).split("would run")[1]
+    assert "reads   pulled/model and models:/m@challenger" in said and "writes  logs/answers-….jsonl" in said
 
 
 def test_what_serves_keeps_nobody_out_of_the_run_folder(config: Config) -> None:
@@ -137,12 +140,17 @@ class Server:
         self.num_kept += 1
         return self.num_kept == 2
 
-    def offer(self, bundle: str, about: dict[str, Any]) -> int:
+    def offer(self, bundle: str, about: dict[str, Any], side: str) -> int:
+        assert side == "a"
         self.offered.append(bundle)
         return len(self.offered)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         return (2, 2, []) if serial == 1 else (2, 1, ["MemoryError: no room"])
+
+
+def follow(server: Any, registry: Any, settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
+    serve._follow(server, [serve._Side("a", registry, "1", settings)], settings, say, stopped)
 
 
 def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +160,7 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     registry = Registry(stopped, *looks)
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
     monkeypatch.setattr(serve._Refused, "may_try", lambda self, version: version != self._version)
-    serve._follow(server, registry, "1", settings, Progress(output), stopped)
+    follow(server, registry, settings, Progress(output), stopped)
     assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
     said = output.getvalue()
     assert "2 answers now on 2 replica(s)" in said
@@ -160,6 +168,23 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     assert said.count("broken cannot be loaded (a file is damaged); 2 goes on") == 1
     assert "3: 1 of 2 replicas answer by it, others could not: MemoryError: no room" in said
     assert said.count("another one has taken its place") == 1
+
+
+def test_each_side_follows_its_own_name() -> None:
+    stopped, output, offered = threading.Event(), io.StringIO(), list[tuple[str, str]]()
+
+    class Both(Server):
+        def offer(self, bundle: str, about: dict[str, Any], side: str) -> int:
+            offered.append((bundle, side))
+            return 1
+
+    never = threading.Event()
+    first, second = Registry(never, "1", "1", "2", "2", "2"), Registry(stopped, "7", "8", "broken", "8", "8")
+    settings = ServeConfig(poll_seconds=0.001)
+    sides = [serve._Side("a", first, "1", settings), serve._Side("b", second, "7", settings)]  # type: ignore[arg-type]
+    serve._follow(Both(), sides, settings, Progress(output), stopped)
+    assert offered == [("8", "b"), ("2", "a")]
+    assert "broken cannot be loaded (a file is damaged); 8 goes on" in output.getvalue()
 
 
 def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +214,7 @@ def test_a_version_that_is_repaired_takes_over(tmp_path: Path) -> None:
 
     registry.load = load  # type: ignore[method-assign]
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=0.001)
-    serve._follow(server, registry, "1", settings, Progress(output), stopped)
+    follow(server, registry, settings, Progress(output), stopped)
     assert registry.loaded == ["broken", "broken"] and server.offered == ["broken"]
     assert output.getvalue().count("cannot be loaded") == 1
     assert "broken answers now on 2 replica(s)" in output.getvalue()

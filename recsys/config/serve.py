@@ -7,6 +7,22 @@ from pydantic import Field
 from recsys.config.section import Place, Section
 
 
+class AbConfig(Section):
+    model: str = Field(
+        "", description="a second model, named as serve.model is, that answers a share of the users; empty: none"
+    )
+    share: float = Field(0.1, gt=0, lt=1, description="of the users, by a hash of their id: the same at every call")
+    salt: str = Field("ab", description="of the hash: another one draws other users")
+
+
+class ExploreConfig(Section):
+    share: float = Field(
+        0.0, ge=0, le=1, description="of users and days whose best items are shown in random order; 0: none"
+    )
+    pool: int = Field(20, ge=2, le=1000, description="best items that are shuffled")
+    salt: str = Field("explore", description="of the hash: another one draws other users, days and orders")
+
+
 class ServeConfig(Section):
     model: str = Field(
         "",
@@ -21,6 +37,13 @@ class ServeConfig(Section):
     )
     stock_file: Place = Field(
         "", description="local file in which the stock survives a restart; empty: it is forgotten with the server"
+    )
+    ab: AbConfig = Field(default_factory=AbConfig)
+    explore: ExploreConfig = Field(default_factory=ExploreConfig)
+    log: Place = Field(
+        "",
+        description="local folder to which every answer is appended as a JSON line, for recsys compare --logs; empty: "
+        "nothing is logged",
     )
     replicas: int = Field(1, ge=1, description="processes that answer, with a copy of the model each")
     cpus: float = Field(1.0, gt=0, description="of a replica")

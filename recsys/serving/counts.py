@@ -13,6 +13,7 @@ _PREFIX: Final = "recsys_"
 _HELP: Final = {
     "calls_total": "calls by path and HTTP status",
     "answers_total": "requests answered, by what they were answered from",
+    "unlogged_answers_total": "answers that could not be written to serve.log",
     "batches_total": "forward passes",
     "batched_calls_total": "calls that they answered",
     "swaps_total": "times that another version took over",

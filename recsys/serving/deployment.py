@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
 from recsys.serving.front import Front, limits_of
 from recsys.serving.listener import Listener
-from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, Slices, read_ahead
+from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
+from recsys.serving.split import Side
 from recsys.serving.stock import Stock, StockChange, write_stock
 
 APP: Final = "recsys"
@@ -50,7 +52,7 @@ class _Replica:
     """What the desk knows of a replica."""
 
     seen: float
-    serial: int  # of the model that it answers by
+    serials: dict[Side, int]  # of the models that it answers by
     failed: dict[int, str]  # serial → why it could not be loaded
     counts: dict[str, Any]
 
@@ -61,22 +63,26 @@ class Desk:
 
     def __init__(self, stock: Stock | None = None, stock_file: str = "") -> None:
         self._stock, self._stock_file = stock or Stock(), stock_file
-        self._serial, self._about, self._model = 0, {}, []  # type: ignore[var-annotated]
+        self._serial = 0
+        self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
         self._replicas: dict[str, _Replica] = {}
 
-    def offer(self, about: dict[str, Any], model: list[Any]) -> int:
+    def offer(self, about: dict[str, Any], model: list[Any], side: Side = "a") -> int:
         """Another model; ``model`` holds the reference to its bundle, so that the desk does not fetch it."""
-        self._serial, self._about, self._model = self._serial + 1, about, model
+        self._serial += 1
+        self._offers[side] = (self._serial, about, model)
         return self._serial
 
-    def take(self) -> tuple[int, dict[str, Any], list[Any]]:
-        """The model that is offered."""
-        return self._serial, self._about, self._model
+    def take(self) -> dict[Side, tuple[int, dict[str, Any], list[Any]]]:
+        """The models that are offered."""
+        return self._offers
 
-    def look(self, name: str, serial: int, failed: dict[int, str], counts: dict[str, Any]) -> tuple[int, int]:
-        """A replica says what it does and is told the serial of the model that is offered, and of the stock."""
-        self._replicas[name] = _Replica(time.monotonic(), serial, failed, counts)
-        return self._serial, self._stock.revision
+    def look(
+        self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any]
+    ) -> tuple[dict[Side, int], int]:
+        """A replica says what it does and is told the serials of the models that are offered, and of the stock."""
+        self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts)
+        return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
 
     def stock(self) -> Stock:
         """What is out of stock."""
@@ -98,7 +104,7 @@ class Desk:
         """How many replicas there are, how many answer by the model ``serial``, and why others could not."""
         living = self._living()
         errors = {replica.failed[serial] for replica in living if serial in replica.failed}
-        return len(living), sum(replica.serial == serial for replica in living), sorted(errors)
+        return len(living), sum(serial in replica.serials.values() for replica in living), sorted(errors)
 
     def _living(self) -> list[_Replica]:
         now = time.monotonic()
@@ -108,15 +114,17 @@ class Desk:
 class Replica:
     """One process that answers; the front has looked at what it gets."""
 
-    def __init__(self, desk: Any, limits: Limits, batch_size: int, batch_wait_s: float) -> None:
+    def __init__(self, desk: Any, limits: Limits, settings: ServeConfig) -> None:
         self._desk, self._name = desk, uuid4().hex
-        self._service = Service(replace(limits, token_sha256="", stock_sha256=None))
+        self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
         self._service.restock(ray.get(desk.stock.remote()))
-        self._serial, self._failed = 0, {}  # type: ignore[var-annotated]
+        self._serials: dict[Side, int] = {}
+        self._failed: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
-        self._batched.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(batch_wait_s)  # type: ignore[attr-defined]
-        self._change()
+        self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
+        self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
+        for side, offer in ray.get(desk.take.remote()).items():
+            self._change(side, offer)
         threading.Thread(target=self._follow, daemon=True, name="following").start()
 
     async def answer(self, incoming: Incoming) -> Reply:
@@ -143,7 +151,7 @@ class Replica:
 
     async def metrics(self, front: dict[str, Any]) -> Reply:
         """The counts of the front and of all replicas, this one's as of now."""
-        await self._desk.look.remote(self._name, self._serial, self._failed, self._service.counts.snapshot())
+        await self._desk.look.remote(self._name, self._serials, self._failed, self._service.counts.snapshot())
         snapshots, living = await self._desk.totals.remote()
         return self._service.metrics([front, *snapshots], living)
 
@@ -153,29 +161,30 @@ class Replica:
             time.sleep(_LOOK_S)
             try:
                 counts = self._service.counts.snapshot()
-                look = self._desk.look.remote(self._name, self._serial, self._failed, counts)
+                look = self._desk.look.remote(self._name, self._serials, self._failed, counts)
                 offered, revision = ray.get(look)
                 if revision > self._service.stock.revision:
                     self._service.restock(ray.get(self._desk.stock.remote()))
             except ray.exceptions.RayError:
                 continue
-            if offered != self._serial and offered not in self._failed:
-                self._try_change(offered)
+            for side, serial in offered.items():
+                if serial != self._serials.get(side) and serial not in self._failed:
+                    self._try_change(side, serial)
 
-    def _try_change(self, offered: int) -> None:
+    def _try_change(self, side: Side, offered: int) -> None:
         try:
-            self._change()
+            self._change(side, ray.get(self._desk.take.remote())[side])
             self._service.counts.add("swaps_total")
         except Exception as error:  # whatever it is, the model before it goes on
-            _LOG.exception("model %d cannot be loaded; %d goes on", offered, self._serial)
+            _LOG.exception("model %d cannot be loaded; %d goes on", offered, self._serials[side])
             self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
             self._service.counts.add("failed_swaps_total")
 
-    def _change(self) -> None:
-        serial, about, model = ray.get(self._desk.take.remote())
+    def _change(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
+        serial, about, model = offer
         bundle: Bundle = ray.get(model[0])
-        self._service.adopt(bundle, about)
-        self._serial = serial
+        self._service.adopt(bundle, about, side)
+        self._serials = {**self._serials, side: serial}
 
 
 class Reader:
@@ -301,7 +310,7 @@ class Server:
         self._handle: Any = None
         self._started = False
 
-    def start(self, bundle: Bundle, about: dict[str, Any]) -> None:
+    def start(self, models: Mapping[Side, tuple[Bundle, dict[str, Any]]]) -> None:
         """Start the front and the replicas, and wait until they answer.
 
         Raises:
@@ -311,7 +320,8 @@ class Server:
         settings = self._settings
         made: Any = ray.remote(Desk)
         self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(self._stock, settings.stock_file)
-        self.offer(bundle, about)
+        for side, (bundle, about) in models.items():
+            self.offer(bundle, about, side)
         self._gate = self._listening()
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         self._started = True
@@ -324,14 +334,13 @@ class Server:
             graceful_shutdown_timeout_s=settings.timeout_s,
             graceful_shutdown_wait_loop_s=0.1,
         )
-        wait_s = settings.batch_wait_ms / 1000
-        application = deployment.bind(self._desk, self._limits, settings.batch_size, wait_s)
+        application = deployment.bind(self._desk, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
         ray.get(self._gate.open.remote(self._handle))
 
-    def offer(self, bundle: Bundle, about: dict[str, Any]) -> int:
+    def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:
         """Let the replicas take another model; they do so within a second or the time it takes to load."""
-        return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)])))
+        return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)], side)))
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         """As :meth:`Desk.state`."""

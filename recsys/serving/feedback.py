@@ -55,26 +55,10 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
         SourceError: a file is missing, unreadable or lacks a column.
         DataError: there is no row, or more than the share ``max_bad`` are bad.
     """
-    if not files:
-        raise ConfigError("update.feedback: expected files, folders or globs of feedback events, got none")
     nothing = [name for name, reward in rewards.items() if reward == 0 or not np.isfinite(reward)]
     if nothing:
         raise ConfigError(f"update.rewards: {', '.join(nothing)} must be above or below 0; leave the type out instead")
-    from recsys.sources.base import read_all
-    from recsys.sources.canonical import CanonicalAdapter
-
-    table = read_all(CanonicalAdapter(CanonicalSource(events=list(files))).pieces()["events"])
-    good = table.filter(pc.is_null(table.column(schema.REASON)))
-    num_bad = table.num_rows - good.num_rows
-    if num_bad > max_bad * table.num_rows:
-        reasons = pc.value_counts(table.column(schema.REASON).drop_null()).to_pylist()
-        worst = max(reasons, key=lambda entry: entry["counts"])
-        raise DataError(
-            f"update.feedback: {num_bad:,} of {table.num_rows:,} rows are bad, most of them: {worst['values']}; fix "
-            "the files, or raise data.quarantine.max_share"
-        )
-    if good.num_rows == 0:
-        raise DataError(f"update.feedback: {', '.join(files)} holds no row of feedback")
+    good, num_bad = read_rows(files, max_bad, "update.feedback")
     types = good.column(schema.EVENT_TYPE).to_pylist()
     unknown = sorted(set(types) - set(rewards))
     if unknown:
@@ -89,6 +73,34 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
         np.array([rewards[name] for name in types], dtype=np.float64),
         num_bad,
     )
+
+
+def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table, int]:
+    """The good rows of feedback files, and the number of bad ones; ``key`` of the configuration names the files.
+
+    Raises:
+        ConfigError: no file is given.
+        SourceError: a file is missing, unreadable or lacks a column.
+        DataError: there is no row, or more than the share ``max_bad`` are bad.
+    """
+    if not files:
+        raise ConfigError(f"{key}: expected files, folders or globs of feedback events, got none")
+    from recsys.sources.base import read_all
+    from recsys.sources.canonical import CanonicalAdapter
+
+    table = read_all(CanonicalAdapter(CanonicalSource(events=list(files))).pieces()["events"])
+    good = table.filter(pc.is_null(table.column(schema.REASON)))
+    num_bad = table.num_rows - good.num_rows
+    if num_bad > max_bad * table.num_rows:
+        reasons = pc.value_counts(table.column(schema.REASON).drop_null()).to_pylist()
+        worst = max(reasons, key=lambda entry: entry["counts"])
+        raise DataError(
+            f"{key}: {num_bad:,} of {table.num_rows:,} rows are bad, most of them: {worst['values']}; fix "
+            "the files, or raise data.quarantine.max_share"
+        )
+    if good.num_rows == 0:
+        raise DataError(f"{key}: {', '.join(files)} holds no row of feedback")
+    return good, num_bad
 
 
 def _histories(table: pa.Table) -> list[list[str] | None]:

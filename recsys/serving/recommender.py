@@ -27,6 +27,7 @@ from recsys.granularities.profile.encoding import encoding_of
 from recsys.parts import Parts
 from recsys.registry.bundle import Bundle, read_bundle
 from recsys.serving.explanation import Explainer
+from recsys.serving.exploration import Explorer
 from recsys.serving.likeness import Likeness
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
@@ -163,7 +164,9 @@ class Recommender:
         """
         return self._recommend(requests, range(len(requests)))
 
-    def _recommend(self, requests: Sequence[Request], numbers: Sequence[int]) -> list[Answer]:
+    def _recommend(
+        self, requests: Sequence[Request], numbers: Sequence[int], explorer: Explorer | None = None
+    ) -> list[Answer]:
         """:meth:`recommend`, of requests that have these numbers in the call."""
         visible = [self._sight.see(number, request) for number, request in zip(numbers, requests, strict=True)]
         plans = [
@@ -171,28 +174,34 @@ class Recommender:
         ]
         attributes = self._attributes.encode([request.attributes for request in requests], numbers)
         longest = max((max(r.depth, len(r.friends or ())) for r in requests), default=1)
+        longest = max(longest, explorer.pool) if explorer is not None else longest
         size = self._chunk_size(longest)
         answers: list[Answer] = []
         for start in range(0, len(requests), size):
             chunk = slice(start, start + size)
             asked = Asked(requests[chunk], visible[chunk], attributes.take(chunk))
-            answers += self._answer(asked, plans[chunk])
+            answers += self._answer(asked, plans[chunk], explorer)
         return answers
 
-    def answer(self, requests: Sequence[AnyRequest]) -> list[AnyAnswer]:
+    def answer(
+        self, requests: Sequence[AnyRequest], numbers: Sequence[int] | None = None, explorer: Explorer | None = None
+    ) -> list[AnyAnswer]:
         """:meth:`recommend`, where some of the requests ask for similar items.
+
+        Args:
+            requests: of a call, or a part of it.
+            numbers: of the requests in their call, for messages; by default from 0 on.
+            explorer: draws the order of lists; by default nothing is drawn.
 
         Raises:
             RequestError: as there, or as :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
         """
-        asked = [request for request in requests if isinstance(request, Request)]
-        if len(asked) == len(requests):
-            return [*self.recommend(asked)]
-        numbers = [index for index, request in enumerate(requests) if isinstance(request, Request)]
-        recommended = iter(self._recommend(asked, numbers))
+        numbers = range(len(requests)) if numbers is None else numbers
+        asked = [(row, number) for row, number in zip(requests, numbers, strict=True) if isinstance(row, Request)]
+        recommended = iter(self._recommend([row for row, _ in asked], [number for _, number in asked], explorer))
         return [
-            self.similar.answer([request], index)[0] if isinstance(request, SimilarRequest) else next(recommended)
-            for index, request in enumerate(requests)
+            self.similar.answer([row], number)[0] if isinstance(row, SimilarRequest) else next(recommended)
+            for row, number in zip(requests, numbers, strict=True)
         ]
 
     def recommend_users(
@@ -252,16 +261,17 @@ class Recommender:
         return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
 
     @torch.inference_mode()
-    def _answer(self, asked: Asked, plans: Sequence[Plan]) -> list[Answer]:
+    def _answer(self, asked: Asked, plans: Sequence[Plan], explorer: Explorer | None = None) -> list[Answer]:
         requests = asked.requests
         queries, parts = self.parts(asked)
         exclude_B = np.array([self._excludes(request.exclude_seen) for request in requests], dtype=bool)
         hidden = self._hidden(queries, exclude_B, plans)
         standings = self._standings(parts, hidden, plans)
-        pages = self._pages(standings, requests)
+        pages, drawn = self._pages(standings, requests, explorer)
         shares_BKR = standings.shares(pages)
         answers = [
-            self._page(standings, asked, row, pages[row], shares_BKR[row], plan) for row, plan in enumerate(plans)
+            self._page(standings, asked, row, pages[row], shares_BKR[row], plan, drawn.get(row))
+            for row, plan in enumerate(plans)
         ]
         for row in (row for row, request in enumerate(requests) if request.explain):
             said = self._explainer.explain(asked.row(row), answers[row], bool(standings.usable_B[row]))
@@ -299,13 +309,21 @@ class Recommender:
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
         return Standings(self._shelf, parts.where(usable_B), usable_B.numpy(), hidden, tuple(plans))
 
-    def _pages(self, standings: Standings, requests: Sequence[Request]) -> Array:
-        """The items of every page: [B, longest k], −1 behind the end."""
+    def _pages(
+        self, standings: Standings, requests: Sequence[Request], explorer: Explorer | None
+    ) -> tuple[Array, dict[int, list[float]]]:
+        """The items of every page, [B, longest k], −1 behind the end; row → propensities, of pages that are drawn."""
         depth = max(request.depth for request in requests)
+        depth = max(depth, explorer.pool) if explorer is not None else depth
+        drawn: dict[int, list[float]] = {}
         top_BR = standings.top(depth)
         pages = np.full((len(requests), max(request.k for request in requests)), -1, dtype=np.int32)
         for row, request in enumerate(requests):
             mine, reached = top_BR[row], depth
+            if explorer is not None and explorer.explores(request):
+                shown, chances = explorer.page(request, mine[mine >= 0], partial(standings.scores, row))
+                pages[row, : len(shown)], drawn[row] = shown, chances.tolist()
+                continue
             while True:
                 items = mine[mine >= 0]
                 is_whole = len(items) < reached or reached >= self.bundle.num_items
@@ -315,10 +333,17 @@ class Recommender:
                 reached = min(_DEEPER * reached, self.bundle.num_items)
                 mine = standings.of_row(row).top(reached)[0]
             pages[row, : len(page)] = page
-        return pages
+        return pages, drawn
 
     def _page(
-        self, standings: Standings, asked: Asked, row: int, page_R: Array, shares_KR: Array, plan: Plan
+        self,
+        standings: Standings,
+        asked: Asked,
+        row: int,
+        page_R: Array,
+        shares_KR: Array,
+        plan: Plan,
+        propensities: list[float] | None = None,
     ) -> Answer:
         request, seen = asked.requests[row], asked.visible[row]
         shares_KR, page_R = shares_KR[:, page_R >= 0], page_R[page_R >= 0]
@@ -326,7 +351,9 @@ class Recommender:
         is_of_model = bool(standings.usable_B[row])
         scores_R = shares_KR.sum(0) if is_of_model else self.bundle.popularity_N[page_R].astype(np.float64)
         scores_R = scores_R if raised_R is None else scores_R + raised_R
-        if not is_reordered(request) and is_of_model:  # ranked in float32: mend the last digits
+        if (
+            not is_reordered(request) and is_of_model and propensities is None
+        ):  # ranked in float32: mend the last digits
             order_R = np.argsort(-scores_R, kind="stable")
             page_R, scores_R, shares_KR = page_R[order_R], scores_R[order_R], shares_KR[:, order_R]
             raised_R = None if raised_R is None else raised_R[order_R]
@@ -346,6 +373,7 @@ class Recommender:
             unknown_friends=seen.unknown_friends,
             boosts=boosts,
             unknown_in_rules=dict(plan.unknown) or None,
+            propensities=propensities,
         )
 
     def _parts(self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]) -> Parts:

@@ -139,6 +139,9 @@ class Answer:
     :meth:`to_dict` leaves out what was not asked for: ``boosts`` holds the factor of every item, 1 where it was not
     changed, and ``shares["boost"]`` what that adds to its score; ``explanations`` says of every item why it is there;
     ``unknown_in_rules`` names ids in rules that the model does not know, skipped.
+
+    A server adds ``propensities`` where it explores (the probability of every item at its place), ``version`` and
+    ``side`` where two versions answer, and ``answer_id`` where it logs what it answers.
     """
 
     user_id: str | None
@@ -152,6 +155,10 @@ class Answer:
     boosts: list[float] | None = None
     explanations: list[dict[str, Any]] | None = None
     unknown_in_rules: dict[str, list[str]] | None = None
+    propensities: list[float] | None = None
+    version: str | None = None
+    side: str | None = None
+    answer_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the lists are the answer's own."""

@@ -13,10 +13,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from uuid import uuid4
 
+from recsys.config import ServeConfig
 from recsys.errors import RequestError, UserError
 from recsys.registry.bundle import Bundle
 from recsys.serving.access import check_token, token_sha256
+from recsys.serving.answer_log import AnswerLog, lines_of
 from recsys.serving.calls import (
     INVOCATIONS,
     METHODS,
@@ -35,10 +38,12 @@ from recsys.serving.calls import (
     reply_json,
 )
 from recsys.serving.counts import Counts, exposition
+from recsys.serving.exploration import Explorer
 from recsys.serving.lane import Lane
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import AnyAnswer, AnyRequest, Request
+from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
+from recsys.serving.split import Side, Split
 from recsys.serving.stock import Stock, StockChange, parse_change
 
 __all__ = ["Answered", "Incoming", "Job", "Limits", "Outcome", "Service", "token_sha256"]
@@ -48,14 +53,16 @@ Job = list[AnyRequest]
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to a job, all of one version of the model."""
+    """The answers to a job, all of one version of the model, or of one version of each side where two answer."""
 
     answers: list[AnyAnswer]
-    version: str
+    version: str  # where two answer, of both
+    models: Mapping[Side, tuple[str, str]]  # side → model and version
 
 
 Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
+Held = tuple[Recommender, dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[Stock]]
 VERSION_HEADER: Final = "X-Model-Version"
 OPEN_TO_ALL: Final = ("/health", "/ping")  # who looks whether it lives needs no token
@@ -102,6 +109,15 @@ class Slices:
             rows = json.loads(part)
             yield parse_rows(self.path, rows, first)
             first += len(rows)
+
+
+@dataclass
+class _Said:
+    """The answers to a call as JSON, the versions that gave them, and the lines of the log."""
+
+    parts: list[bytes] = field(default_factory=list)
+    versions: set[str] = field(default_factory=set)
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -156,19 +172,22 @@ def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
 
 @dataclass
 class Service:
-    """Answers calls by the model that it holds.
+    """Answers calls by the model that it holds, or by two, each for its side of the users.
 
     ``about`` says what the model is: what GET /model shows.
     """
 
     limits: Limits
     counts: Counts = field(default_factory=Counts)
-    _held: tuple[Recommender, dict[str, Any]] | None = None
+    split: Split | None = None  # None: one model answers all
+    explorer: Explorer | None = None
+    log: AnswerLog | None = None
+    _held: Mapping[Side, Held] = field(default_factory=dict)
     stock: Stock = field(default_factory=Stock)
     _lane: Lane = field(default_factory=Lane)
 
-    def adopt(self, bundle: Bundle, about: dict[str, Any]) -> None:
-        """Make a recommender of a bundle and, when it has answered once, let it take over.
+    def adopt(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> None:
+        """Make a recommender of a bundle and, when it has answered once, let it take over a side.
 
         Calls that are being answered are answered by the one before. What goes wrong here leaves that one in place.
         """
@@ -176,30 +195,71 @@ class Service:
         recommender.catalogue.set_stock(self.stock.out)
         asked = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
         recommender.recommend([asked])  # builds what is built at the first question
-        self._held = (recommender, about)
+        self._held = {**self._held, side: (recommender, about)}
 
     @property
     def about(self) -> dict[str, Any]:
-        assert self._held is not None, "a model is adopted before the first call"
-        return self._held[1]
+        assert "a" in self._held, "a model is adopted before the first call"
+        about = self._held["a"][1]
+        if self.split is None or "b" not in self._held:
+            return about
+        return {**about, "ab": {"share": self.split.share, "model": self._held["b"][1]}}
 
     def restock(self, stock: Stock) -> None:
         """These items are out of stock from the next answer on, by this model and the next ones."""
         self.stock = stock
-        if self._held is not None:
-            self._held[0].catalogue.set_stock(stock.out)
+        for recommender, _ in self._held.values():
+            recommender.catalogue.set_stock(stock.out)
 
     def answer(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Answers to several calls by one forward pass; a request that the model refuses fails its own call alone."""
-        assert self._held is not None, "a model is adopted before the first call"
-        recommender, about = self._held
+        assert "a" in self._held, "a model is adopted before the first call"
+        held = self._held
         self.counts.add("batches_total")
         self.counts.add("batched_calls_total", len(jobs))
+        models = {side: (str(about.get("uri") or ""), _version(about)) for side, (_, about) in held.items()}
+        version = ", ".join(version for _, version in models.values())
         try:
-            answers = iter(recommender.answer([request for job in jobs for request in job]))
-            return [Answered([next(answers) for _ in job], _version(about)) for job in jobs]
+            answers = iter(self._of_sides(held, [request for job in jobs for request in job]))
+            return [Answered([next(answers) for _ in job], version, models) for job in jobs]
         except RequestError as error:
-            return [error] if len(jobs) == 1 else [_alone(recommender, job, _version(about)) for job in jobs]
+            if len(jobs) == 1:
+                return [error]
+        outcomes: list[Outcome] = []
+        for job in jobs:
+            try:
+                outcomes.append(Answered([*self._of_sides(held, job)], version, models))
+            except RequestError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _of_sides(self, held: Mapping[Side, Held], requests: Job) -> Sequence[AnyAnswer]:
+        """Answers in order, those to users of a side by its model.
+
+        Raises:
+            RequestError: a request that its model refuses.
+        """
+        if self.split is None or "b" not in held:
+            return self._named(held["a"][0].answer(requests, explorer=self.explorer))
+        sides = [self.split.side(request) for request in requests]
+        found: dict[int, AnyAnswer] = {}
+        for side, (recommender, about) in held.items():
+            mine = [number for number, of in enumerate(sides) if of == side]
+            answers = recommender.answer([requests[number] for number in mine], mine, self.explorer)
+            found |= zip(mine, self._named(answers, _version(about), side), strict=True)
+        return [found[number] for number in range(len(requests))]
+
+    def _named(
+        self, answers: Sequence[AnyAnswer], version: str | None = None, side: Side | None = None
+    ) -> list[AnyAnswer]:
+        """Recommendations with their version and side, and with an id where they are logged."""
+
+        def named(answer: AnyAnswer) -> AnyAnswer:
+            if not isinstance(answer, Answer):
+                return answer
+            return replace(answer, version=version, side=side, answer_id=uuid4().hex if self.log else None)
+
+        return [named(answer) for answer in answers] if side or self.log else [*answers]
 
     async def handle(
         self, incoming: Incoming, ask: Ask, ask_alone: Ask | None = None, restock: Restock | None = None
@@ -250,8 +310,8 @@ class Service:
 
     def _unknown(self) -> int:
         """How many items that are out of stock the model does not know."""
-        assert self._held is not None, "a model is adopted before the first call"
-        recommender = self._held[0]
+        assert "a" in self._held, "a model is adopted before the first call"
+        recommender = self._held["a"][0]
         return sum(recommender.item_row(item) < 0 for item in self.stock.out)
 
     async def _recommended(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
@@ -273,13 +333,14 @@ class Service:
             number = len(cuts) if found is None else len(found.parts)
             answered = await self._answered(jobs, number > 1, ask_alone if number > 1 else ask)
             if answered is not None:
-                parts, version = answered
-                return replace(joined(form, parts), headers=((VERSION_HEADER, version),))
+                self._log(answered)
+                version = ", ".join(sorted(answered.versions)) or _version(self.about)
+                return replace(joined(form, answered.parts), headers=((VERSION_HEADER, version),))
         raise CallError(503, "the model changed again and again while the call was answered", (("Retry-After", "1"),))
 
     def num_scored(self, longest: int) -> int:
         """Items that the model scores for a list of ``longest``."""
-        return 0 if self._held is None else self._held[0].num_scored(longest)
+        return max((recommender.num_scored(longest) for recommender, _ in self._held.values()), default=0)
 
     def metrics(self, snapshots: Sequence[dict[str, Any]], replicas: int) -> Reply:
         """Counts, of this service alone or of several, as Prometheus reads them."""
@@ -287,22 +348,40 @@ class Service:
         text = exposition(snapshots, model, replicas)
         return Reply(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> tuple[list[bytes], str] | None:
-        """The answers as JSON and the version that gave them; None where another version took over in between."""
-        parts: list[bytes] = []
-        version, first = "", 0
+    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> _Said | None:
+        """What a call is told; None where another version took over in between."""
+        said, version, first = _Said(), "", 0
         for job in jobs:
             async with self._lane.turn(is_large):
                 outcome = await ask(job)
                 if isinstance(outcome, RequestError):
                     raise _renumbered(outcome, first)
-                if parts and outcome.version != version:
+                if said.parts and outcome.version != version:
                     return None
                 version, first = outcome.version, first + len(job)
-                parts.append(answers_json(outcome.answers))
+                said.parts.append(answers_json(outcome.answers))
+            said.versions |= {getattr(answer, "version", None) or outcome.models["a"][1] for answer in outcome.answers}
+            if self.log is not None:
+                said.lines += lines_of(job, outcome.answers, outcome.models)
             for answer in outcome.answers:
                 self.counts.add("answers_total", source=answer.source)
-        return parts, version or _version(self.about)
+        return said
+
+    def _log(self, said: _Said) -> None:
+        """Write what a call was told."""
+        if self.log is not None and said.lines and not self.log.write(said.lines):
+            self.counts.add("unlogged_answers_total", len(said.lines))
+
+
+def service_of(settings: ServeConfig, limits: Limits) -> Service:
+    """A service as the configuration says, before it holds a model."""
+    explore = settings.explore
+    return Service(
+        limits,
+        split=Split(settings.ab.share, settings.ab.salt) if settings.ab.model else None,
+        explorer=Explorer(explore.share, explore.pool, explore.salt) if explore.share else None,
+        log=AnswerLog(settings.log) if settings.log else None,
+    )
 
 
 def health(about: Mapping[str, Any]) -> Reply:
@@ -338,10 +417,3 @@ def too_large(max_bytes: int) -> CallError:
 def _version(about: Mapping[str, Any]) -> str:
     """The registered version, or when a bundle outside of a registry was made."""
     return str(about.get("version") or about.get("created", ""))
-
-
-def _alone(recommender: Recommender, job: Job, version: str) -> Outcome:
-    try:
-        return Answered(recommender.answer(job), version)
-    except RequestError as error:
-        return error

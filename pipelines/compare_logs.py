@@ -1,0 +1,305 @@
+"""``recsys compare --logs FILE… --feedback FILE…``: the versions in a server's logs, by what came of their answers.
+
+What answered is compared as an experiment: outcome per version, with intervals that resample users. With
+``compare.target`` another model is asked the logged requests, and what it would have been worth is estimated off
+policy, from answers whose order was drawn (``serve.explore``) with known probabilities.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.cli import plan
+from pipelines.folder import write_atomically
+from pipelines.progress import Progress, table
+from recsys.config import Config
+from recsys.data.histories import Array
+from recsys.errors import ConfigError, DataError
+from recsys.evaluation.bootstrap import LEVEL
+from recsys.evaluation.experiment import MEASURES, outcomes
+from recsys.evaluation.off_policy import Estimates, Trials, estimate
+from recsys.registry.register import resolve
+from recsys.registry.tracking import tracking_uri
+from recsys.serving.answer_log import Logged, read_logs
+from recsys.serving.attribution import attributed, read_events
+from recsys.serving.recommender import Recommender
+
+_ASKED: Final = 1000  # requests at a time
+_FEW: Final = 100  # effective sample size below which an estimate rests on little
+
+
+def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
+    """Compare, say and write it; the content of ``compare.json``, or nothing on a dry run.
+
+    Raises:
+        ConfigError: a setting is missing, or cannot be used with these logs.
+        SourceError: a file is missing or unreadable.
+        DataError: the files hold nothing to compare.
+    """
+    settings, say = config.compare, Progress(sys.stdout)
+    logged, num_cut = read_logs(settings.logs)
+    if settings.target:
+        _with_propensities(logged, settings.logs)
+    events = read_events(settings.feedback, settings.rewards, config.data.quarantine.limit("events"))
+    if dry_run:
+        config.compare.out = place_of(config)
+        print(plan("compare", config))
+        return None
+    rewards, num_lost = attributed(logged, events, settings.window_hours * 3600)
+    if num_lost == len(events):
+        raise DataError(
+            f"compare.feedback: none of {len(events):,} events is about an item that an answer showed to its user "
+            f"in the {settings.window_hours:g} hours before; give events of the time of the logs, with timestamp or "
+            "answer_id"
+        )
+    known = [number for number, one in enumerate(logged) if one.user_id is not None]
+    if not known:
+        raise DataError("compare.logs: no answer has a user_id; users are what is compared, so callers must send it")
+    notes = _notes(len(logged) - len(known), num_cut, num_lost, len(events))
+    logged, rewards = [logged[number] for number in known], [rewards[number] for number in known]
+    say(f"{len(logged):,} answers to {len({one.user_id for one in logged}):,} users, {len(events):,} events on them")
+    record: dict[str, Any] = {
+        "logs": settings.logs,
+        "feedback": settings.feedback,
+        "rewards": settings.rewards,
+        "window_hours": settings.window_hours,
+        "level": LEVEL,
+        "resamples": config.evaluate.bootstrap,
+        "seed": config.seed,
+        "answers": len(logged),
+        "versions": _versions(config, logged, rewards, notes),
+    }
+    if settings.target:
+        record["target"] = _off_policy(config, logged, rewards, notes, say)
+    record |= {"notes": notes, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    for text in _words(record):
+        say(text)
+    say(f"wrote {_write(config, record)}")
+    return record
+
+
+def _notes(num_anonymous: int, num_cut: int, num_lost: int, num_events: int) -> list[str]:
+    notes = []
+    if num_anonymous:
+        notes.append(f"{num_anonymous:,} answers without user_id are left out")
+    if num_cut:
+        notes.append(f"{num_cut:,} lines at the end of files are cut off and left out")
+    if num_lost:
+        notes.append(f"{num_lost:,} of {num_events:,} events are about no answer in the window and are left out")
+    return notes
+
+
+# ------------------------------------------------------------------------------------------------------- the experiment
+
+
+def _versions(
+    config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Label of every version → its outcome; the one with most answers first, from which the others differ."""
+    labels = [label for label, _ in Counter(one.label for one in logged).most_common()]
+    numbers = {label: number for number, label in enumerate(labels)}
+    versions_A = np.array([numbers[one.label] for one in logged])
+    rewards_A = np.array([float(one.sum()) for one in rewards])
+    found, num_shared = outcomes(
+        _dense([str(one.user_id) for one in logged]),
+        versions_A,
+        rewards_A,
+        len(labels),
+        config.evaluate.bootstrap,
+        config.seed,
+    )
+    if num_shared:
+        notes.append(
+            f"{num_shared:,} users were answered by more than one version (an alias moved, or another share or salt): "
+            "what one did to them shows in the outcome of the next"
+        )
+    return {
+        label: {
+            "answers": outcome.answers,
+            "users": outcome.users,
+            **{name: one.to_json() for name, one in outcome.measures.items()},
+            "differences": {name: one.to_json() for name, one in outcome.differences.items()},
+        }
+        for label, outcome in zip(labels, found, strict=True)
+    }
+
+
+def _dense(names: Sequence[str]) -> Array:
+    """Names as numbers from 0 on, in order of appearance."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+
+
+# ----------------------------------------------------------------------------------------------------------- off policy
+
+
+def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[int]:
+    """The answers whose order was drawn.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [number for number, one in enumerate(logged) if one.propensities is not None and one.user_id is not None]
+    if not found:
+        raise DataError(
+            f"compare.logs: {', '.join(places)}: none of {len(logged):,} answers carries propensities, expected for "
+            "every shown item the probability that it was shown there; log with serve.explore.share above 0, or leave "
+            "compare.target out to compare the versions that answered"
+        )
+    return found
+
+
+def _off_policy(
+    config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str], say: Progress
+) -> dict[str, Any]:
+    """The value of the target, from answers that it knows nothing of.
+
+    Raises:
+        ConfigError: its newest event is later than all of them.
+    """
+    target = config.compare.target
+    recommender = Recommender.load(resolve(target, tracking_uri(config)))
+    drawn = _with_propensities(logged, config.compare.logs)
+    if len(drawn) < len(logged):
+        notes.append(f"{len(logged) - len(drawn):,} answers without propensities are left out of the estimates")
+    kept = [number for number in drawn if logged[number].time > recommender.newest]
+    if not kept:
+        newest = datetime.fromtimestamp(recommender.newest, UTC).isoformat()
+        raise ConfigError(
+            f"compare.target: {target} knows events up to {newest}, later than every logged answer: it has seen what "
+            "came of them; expected logs from then on, or a model that was trained before them"
+        )
+    if len(kept) < len(drawn):
+        notes.append(f"{len(drawn) - len(kept):,} answers are older than the target's newest event and are left out")
+    say(f"asking {target} {len(kept):,} logged requests")
+    trials = _trials([logged[number] for number in kept], [rewards[number] for number in kept], recommender)
+    found = estimate(trials, config.evaluate.bootstrap, config.seed)
+    notes += _doubts(found)
+    return {"model": target, "answers": len(kept), "users": len(trials.answers_U), **found.to_json()}
+
+
+def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Recommender) -> Trials:
+    """What was shown beside what the target puts there, asked when the log was."""
+    numbers: dict[str, int] = {}
+    users, places, shown, target, chances = [], [], [], [], []
+    answered_A = _dense([str(one.user_id) for one in logged])
+    for start in range(0, len(logged), _ASKED):
+        piece = logged[start : start + _ASKED]
+        requests = [
+            one.request
+            if one.request.at is not None
+            else one.request.model_copy(update={"at": datetime.fromtimestamp(one.time, UTC)})
+            for one in piece
+        ]
+        for number, (one, answer) in enumerate(zip(piece, recommender.recommend(requests), strict=True), start=start):
+            for place, item in enumerate(one.item_ids):
+                theirs = answer.item_ids[place] if place < len(answer.item_ids) else None
+                users.append(int(answered_A[number]))
+                places.append(one.request.offset + place)
+                shown.append(numbers.setdefault(item, len(numbers)))
+                target.append(-1 if theirs is None else numbers.setdefault(theirs, len(numbers)))
+            chances += one.propensities or []
+    return Trials(
+        np.array(users, dtype=np.int64),
+        np.bincount(answered_A),
+        np.array(places, dtype=np.int64),
+        np.array(shown, dtype=np.int64),
+        np.array(target, dtype=np.int64),
+        np.array(chances, dtype=np.float64),
+        np.concatenate(rewards),
+    )
+
+
+def _doubts(found: Estimates) -> list[str]:
+    """What to know before the estimates are believed."""
+    doubts = []
+    if found.effective < _FEW:
+        doubts.append(
+            f"the estimates rest on an effective sample of {found.effective:,.0f} shown items, fewer than {_FEW}: log "
+            "longer, or explore a larger share or a smaller pool"
+        )
+    if found.support.high < 1:
+        doubts.append(
+            f"the log could show about {found.support.value:.0%} of what the target shows: IPS counts the rest as "
+            "worth nothing, SNIPS as worth as much as what could be shown, DR as its model of rewards says"
+        )
+    if found.support.low > 1:
+        doubts.append(
+            f"the mean weight is {found.support.value:.2f}, expected at most 1: the propensities are too small, or the "
+            "draws were not independent of users"
+        )
+    return doubts
+
+
+# ------------------------------------------------------------------------------------------------------------ the words
+
+
+def _words(record: dict[str, Any]) -> list[str]:
+    rows = [["version", "answers", "users", *(name.replace("_", " ") for name in MEASURES)]]
+    for label, one in record["versions"].items():
+        rows.append([label, f"{one['answers']:,}", f"{one['users']:,}", *(_shown(one[name]) for name in MEASURES)])
+    lines = [table(rows)]
+    first = next(iter(record["versions"]))
+    for label, one in record["versions"].items():
+        if one["differences"]:
+            found = one["differences"]["reward_per_answer"]
+            better = label if found["low"] > 0 else first if found["high"] < 0 else ""
+            said = f"{better} is better beyond chance" if better else "no difference beyond chance"
+            lines.append(f"{label} less {first}, reward per answer: {_shown(found, '+')}, p {found['p']:.3g}: {said}")
+    if "target" in record:
+        one = record["target"]
+        rows = [
+            ["off policy", "reward per answer", "less what was shown"],
+            ["what was shown", _shown(one["shown"]), ""],
+        ]
+        rows += [[name.upper(), _shown(one[name]), _shown(one["gains"][name], "+")] for name in ("ips", "snips", "dr")]
+        lines.append(
+            f"{one['model']} from {one['answers']:,} answers to {one['users']:,} users\n{table(rows)}\n"
+            f"effective sample size {one['effective_sample_size']:,.0f} shown items, largest weight "
+            f"{one['largest_weight']:,.1f}, mean weight {_shown(one['support'])}"
+        )
+    return [*lines, *(f"note: {note}" for note in record["notes"])]
+
+
+def _shown(found: dict[str, float], sign: str = "") -> str:
+    """
+    >>> _shown({"difference": 0.5, "low": 0.25, "high": 0.75}, "+")
+    '+0.5000 (+0.2500 to +0.7500)'
+    """
+    value = found["value"] if "value" in found else found["difference"]
+    return f"{value:{sign}.4f} ({found['low']:{sign}.4f} to {found['high']:{sign}.4f})"
+
+
+def _write(config: Config, record: dict[str, Any]) -> str:
+    """Write the comparison where it was asked for, or beside the first log; the place."""
+    path = Path(place_of(config))
+    content = json.dumps(_without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content + "\n")
+    except OSError as error:
+        raise ConfigError(f"compare.out: cannot write {path} ({error.strerror}); choose another file") from None
+    return str(path)
+
+
+def place_of(config: Config) -> str:
+    """Where the comparison is written."""
+    if config.compare.out:
+        return config.compare.out
+    first = Path(config.compare.logs[0])
+    return str((first if first.is_dir() else first.parent) / "compare.json")
+
+
+def _without_nan(tree: Any) -> Any:
+    """JSON has no number that is none."""
+    if isinstance(tree, dict):
+        return {key: _without_nan(value) for key, value in tree.items()}
+    return None if isinstance(tree, float) and not np.isfinite(tree) else tree

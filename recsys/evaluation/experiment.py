@@ -1,0 +1,91 @@
+"""An experiment on users: what came of the answers of every version, with intervals that resample users.
+
+Why users: the answers to one user are alike, so an interval over answers would be far too narrow.
+
+Legend: A answers, U users, V versions, M sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.data.histories import Array
+from recsys.evaluation.bootstrap import bootstrap_means
+from recsys.evaluation.off_policy import Interval, interval
+
+MEASURES: Final = ("reward_per_answer", "rewarded_share", "reward_per_user")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Another version less the first, its 95 % interval and two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the answers of a version."""
+
+    answers: int
+    users: int
+    measures: dict[str, Interval]
+    differences: dict[str, Difference]  # from the first version; empty for the first
+
+
+def outcomes(
+    users_A: Array, versions_A: Array, rewards_A: Array, num_versions: int, resamples: int, seed: int
+) -> tuple[list[Outcome], int]:
+    """The outcome of versions 0 … V − 1, each of which has an answer, and how many users more than one answered.
+
+    reward_per_answer and rewarded_share (of answers with a reward above 0) are of answers, reward_per_user of users. A
+    user who is drawn brings the answers of all versions along, so versions that share users are compared as they are.
+    """
+    num_users = int(users_A.max()) + 1
+    cells_A = users_A * num_versions + versions_A
+    size = num_users * num_versions
+    answers_UV = np.bincount(cells_A, minlength=size).reshape(num_users, num_versions).astype(np.float64)
+    rewards_UV = np.bincount(cells_A, rewards_A, size).reshape(num_users, num_versions)
+    hits_UV = np.bincount(cells_A, rewards_A > 0, size).reshape(num_users, num_versions)
+    sums_UM = np.concatenate([answers_UV, rewards_UV, hits_UV, (answers_UV > 0).astype(np.float64)], axis=1)
+    point_V = _measures(sums_UM.mean(0)[None], num_versions)
+    drawn_RV = _measures(bootstrap_means(sums_UM, resamples, seed), num_versions)
+    found = []
+    for version in range(num_versions):
+        measures = {name: interval(point_V[name][0, version], drawn_RV[name][:, version]) for name in MEASURES}
+        differences = (
+            {name: _difference(point_V[name], drawn_RV[name], version) for name in MEASURES} if version else {}
+        )
+        of_version_U = answers_UV[:, version]
+        found.append(Outcome(int(of_version_U.sum()), int((of_version_U > 0).sum()), measures, differences))
+    return found, int(((answers_UV > 0).sum(1) > 1).sum())
+
+
+def _measures(sums_RM: Array, num_versions: int) -> dict[str, Array]:
+    answers, rewards, hits, users = (
+        sums_RM[:, at : at + num_versions] for at in range(0, 4 * num_versions, num_versions)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw without users of a version says nothing of it
+        return {
+            "reward_per_answer": rewards / answers,
+            "rewarded_share": hits / answers,
+            "reward_per_user": rewards / users,
+        }
+
+
+def _difference(point_1V: Array, drawn_RV: Array, version: int) -> Difference:
+    drawn_R = drawn_RV[:, version] - drawn_RV[:, 0]
+    drawn_R = drawn_R[np.isfinite(drawn_R)]
+    found = interval(point_1V[0, version] - point_1V[0, 0], drawn_R)
+    tail = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
+    p = min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1))
+    return Difference(found.value, found.low, found.high, p)

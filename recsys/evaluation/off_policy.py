@@ -1,0 +1,158 @@
+"""What a version would have been worth, estimated from what another one showed: IPS, SNIPS and doubly robust.
+
+Why: an experiment costs users and weeks. Where the order of lists was drawn with known probabilities, the log of one
+version holds for another one whatever both put at the same place.
+
+An item at a place is worth r, whatever stands at the other places (the item-position model), so a list is worth the sum
+over its places. With w = 1[the target puts the item there] / P(it was shown there), N answers and R shown places,
+
+    IPS    V = Σ w r / N                            unbiased where everything the target shows could be shown
+    SNIPS  V = (Σ w r / Σ w) · R / N                a weighted mean: moves by c a place when every reward does
+    DR     V = Σ (q(target) + w (r − q(shown))) / N   unbiased for any q that knows nothing of r
+
+Horvitz and Thompson 1952; Swaminathan and Joachims 2015; Dudík, Langford and Li 2011; Li et al. 2018 (item-position).
+Users are resampled for the intervals, as the answers to one user are alike.
+
+Legend: R shown items (one row a place of an answer), U users, M sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.data.histories import Array
+from recsys.evaluation.bootstrap import LEVEL, bootstrap_means
+
+FOLDS: Final = 5
+_PRIOR: Final = 10.0  # shown places that an item's mean is drawn to zero by
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What was shown, what came of it, and what the target puts at the same places."""
+
+    users_R: Array  # dense number of the user
+    answers_U: Array  # answers to every user
+    places_R: Array
+    shown_R: Array  # dense number of the item
+    target_R: Array  # likewise; −1: the target has no item there
+    propensities_R: Array  # of the shown item at its place
+    rewards_R: Array
+
+    @property
+    def weights_R(self) -> Array:
+        """w: what a shown item counts for the target."""
+        return np.asarray((self.shown_R == self.target_R) / self.propensities_R)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Values per answer, with intervals, and how far the weights can be trusted."""
+
+    values: dict[str, Interval]  # shown (what the log was worth), ips, snips, dr
+    gains: dict[str, Interval]  # each estimate less shown
+    effective: float  # sample size: (Σ w)² / Σ w²
+    largest: float  # weight
+    support: Interval  # mean weight: about the share of the target's places that the log could show
+
+    def to_json(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {name: one.to_json() for name, one in self.values.items()}
+        tree["gains"] = {name: one.to_json() for name, one in self.gains.items()}
+        tree |= {"effective_sample_size": self.effective, "largest_weight": self.largest}
+        return {**tree, "support": self.support.to_json()}
+
+
+def estimate(trials: Trials, resamples: int, seed: int) -> Estimates:
+    """The value of the target per answer, by three estimators."""
+    weights_R, rewards_R = trials.weights_R, trials.rewards_R
+    q_shown_R, q_target_R = predicted(trials)
+    columns = {
+        "answers": trials.answers_U.astype(np.float64),
+        "places": _by_user(trials, np.ones(len(rewards_R))),
+        "rewards": _by_user(trials, rewards_R),
+        "weights": _by_user(trials, weights_R),
+        "weighted": _by_user(trials, weights_R * rewards_R),
+        "robust": _by_user(trials, q_target_R + weights_R * (rewards_R - q_shown_R)),
+    }
+    sums_UM = np.stack(list(columns.values()), axis=1)
+    point = _values(dict(zip(columns, sums_UM.mean(0)[:, None], strict=True)))
+    drawn = _values(dict(zip(columns, bootstrap_means(sums_UM, resamples, seed).T, strict=True)))
+    values = {name: interval(point[name][0], drawn[name]) for name in ("shown", "ips", "snips", "dr")}
+    gains = {
+        name: interval(point[name][0] - point["shown"][0], drawn[name] - drawn["shown"])
+        for name in ("ips", "snips", "dr")
+    }
+    squares = float(np.square(weights_R).sum())
+    return Estimates(
+        values,
+        gains,
+        float(weights_R.sum()) ** 2 / squares if squares else 0.0,
+        float(weights_R.max(initial=0.0)),
+        interval(point["support"][0], drawn["support"]),
+    )
+
+
+def interval(value: float, drawn_X: Array) -> Interval:
+    """An estimate with the percentiles of its resamples; those without a value (no weight was drawn) are left out."""
+    known_X = drawn_X[np.isfinite(drawn_X)]
+    if not len(known_X):
+        return Interval(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(known_X, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def _values(sums: Mapping[str, Array]) -> dict[str, Array]:
+    """The estimates of sums over users, of one or of many resamples; NaN where SNIPS has no weight."""
+    answers, weights = sums["answers"], sums["weights"]
+    mean = np.divide(sums["weighted"], weights, out=np.full_like(weights, np.nan), where=weights > 0)
+    return {
+        "shown": sums["rewards"] / answers,
+        "ips": sums["weighted"] / answers,
+        "snips": mean * sums["places"] / answers,
+        "dr": sums["robust"] / answers,
+        "support": weights / sums["places"],
+    }
+
+
+def _by_user(trials: Trials, values_R: Array) -> Array:
+    return np.bincount(trials.users_R, weights=values_R, minlength=len(trials.answers_U))
+
+
+def predicted(trials: Trials) -> tuple[Array, Array]:
+    """q of the shown items and of the target's: mean of the place + mean of what the item adds to it, drawn to zero.
+
+    Each user is predicted by the users of the other folds, so that q knows nothing of the rewards it is compared with.
+    """
+    shown_R, target_R = np.zeros(len(trials.users_R)), np.zeros(len(trials.users_R))
+    num_items = int(max(trials.shown_R.max(initial=-1), trials.target_R.max(initial=-1))) + 1
+    num_places = int(trials.places_R.max(initial=-1)) + 1
+    folds_R = trials.users_R % FOLDS
+    for fold in range(FOLDS):
+        fits_R = folds_R != fold
+        places, items, rewards = trials.places_R[fits_R], trials.shown_R[fits_R], trials.rewards_R[fits_R]
+        overall = float(rewards.mean()) if len(rewards) else 0.0
+        counts = np.bincount(places, minlength=num_places)
+        means = (np.bincount(places, rewards, num_places) + _PRIOR * overall) / (counts + _PRIOR)
+        more = np.bincount(items, rewards - means[places], num_items)
+        more = np.append(more / (np.bincount(items, minlength=num_items) + _PRIOR), 0.0)
+        asked = ~fits_R
+        base = means[trials.places_R[asked]]
+        shown_R[asked] = base + more[trials.shown_R[asked]]
+        target_R[asked] = np.where(trials.target_R[asked] < 0, 0.0, base + more[trials.target_R[asked]])
+    return shown_R, target_R

@@ -1,0 +1,186 @@
+"""The log of a server: one JSON line an answer, who was shown what by which version, and how likely that was.
+
+Why with the request: another version is later asked the same questions, to estimate what it would have been worth.
+Every replica appends to files of its own, one a day (UTC), so that none waits for another; a line is written once its
+call is answered. The files are for their owner alone: they hold ids and histories as callers sent them.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from recsys.errors import ConfigError, DataError, RequestError, SourceError
+from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, parse_requests
+from recsys.serving.split import Side
+
+PREFIX: Final = "answers-"
+_LOG = logging.getLogger(__name__)
+
+
+class AnswerLog:
+    """Appends to a folder; what cannot be written is said once and fails no call."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._name = Path(folder), uuid4().hex[:12]
+        self._failed = False
+        with suppress(OSError):  # on a machine of a cluster it may not be there yet
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, lines: Sequence[dict[str, Any]]) -> bool:
+        """Append the lines; whether they are written."""
+        now = datetime.now(UTC)
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        path = self._folder / f"{PREFIX}{now:%Y%m%d}-{self._name}.jsonl"
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode("utf-8", "surrogatepass"))
+        except OSError as error:
+            if not self._failed:
+                _LOG.error("serve.log: cannot write %s (%s); answers go on without a log", path, error.strerror)
+            self._failed = True
+            return False
+        self._failed = False
+        return True
+
+
+def line_of(request: Request, answer: Answer, model: str, version: str, side: Side) -> dict[str, Any]:
+    """What is logged of an answer."""
+    now = datetime.now(UTC)
+    return {
+        "answer_id": answer.answer_id,
+        "time": now.isoformat(timespec="milliseconds"),
+        "user_id": answer.user_id,
+        "model": model,
+        "version": version,
+        "side": side,
+        "source": answer.source,
+        "offset": request.offset,
+        "item_ids": answer.item_ids,
+        **({} if answer.propensities is None else {"propensities": answer.propensities}),
+        "request": request.model_dump(mode="json", exclude_unset=True),
+    }
+
+
+def lines_of(
+    requests: Sequence[AnyRequest], answers: Sequence[AnyAnswer], models: Mapping[Side, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The lines of recommendations; ``models`` has the model and version of every side."""
+    found = []
+    for request, answer in zip(requests, answers, strict=True):
+        if isinstance(request, Request) and isinstance(answer, Answer):
+            side: Side = "b" if answer.side == "b" else "a"
+            found.append(line_of(request, answer, *models[side], side))
+    return found
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One answer of a log."""
+
+    answer_id: str
+    time: float  # seconds since the epoch
+    user_id: str | None
+    label: str  # the model that answered, and its version
+    item_ids: list[str]
+    propensities: list[float] | None
+    request: Request
+
+
+def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
+    """The answers of log files, in order of time, and how many lines were cut off in the middle.
+
+    The last line of a file may be cut off, where its server was ended in the middle of it; it is left out.
+
+    Raises:
+        SourceError: a file is missing or unreadable.
+        DataError: a line is none of a server's log; it names file and line.
+    """
+    found: dict[str, Logged] = {}
+    num_cut = 0
+    for path in _files(places):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SourceError(f"compare.logs: cannot read {path} ({error.strerror})") from None
+        rows = content.split(b"\n")
+        num_cut += bool(rows.pop().strip())  # behind the last line break
+        for number, row in enumerate(rows, start=1):
+            if row.strip():
+                logged = _logged(row, f"compare.logs: {path}, line {number}")
+                found[logged.answer_id] = logged
+    if not found:
+        raise DataError(
+            f"compare.logs: {', '.join(places)}: no answer is logged there; start `recsys serve` with serve.log"
+        )
+    return sorted(found.values(), key=lambda one: (one.time, one.answer_id)), num_cut
+
+
+def _files(places: Sequence[str]) -> list[Path]:
+    """Files that are named, those of a folder, and those that a glob finds."""
+    found: list[Path] = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            mine = sorted(path.glob(f"{PREFIX}*.jsonl"))
+            if not mine:
+                raise SourceError(f"compare.logs: {place} holds no {PREFIX}*.jsonl; name the folder of serve.log")
+        else:
+            mine = [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(place))]
+            if not mine:
+                raise SourceError(f"compare.logs: there is no {place}; name files, folders or globs of serve.log")
+        found += mine
+    return list(dict.fromkeys(found))
+
+
+def _logged(row: bytes, where: str) -> Logged:
+    try:
+        content = json.loads(row)
+        answer_id, items, chances = content["answer_id"], content["item_ids"], content.get("propensities")
+        time = datetime.fromisoformat(content["time"]).timestamp()
+        label = str(content["model"])
+        label = label if label.startswith("models:") else f"{label} ({content['version']})"
+        [request] = parse_requests([content["request"]])
+    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
+        raise DataError(
+            f"{where}: no line of a server's log ({type(error).__name__}: {str(error)[:120]}); name files that "
+            "`recsys serve` wrote to serve.log"
+        ) from None
+    if not (_are(items, str) and isinstance(answer_id, str)):
+        raise DataError(f"{where}: answer_id and item_ids must be a text and a list of item ids; restore the file")
+    if chances is not None and not (
+        _are(chances, (int, float)) and len(chances) == len(items) and all(0 < chance <= 1 for chance in chances)
+    ):
+        raise DataError(
+            f"{where}: propensities must be as many numbers above 0, up to 1, as there are items; restore the file"
+        )
+    return Logged(answer_id, time, request.user_id, label, items, chances, request)
+
+
+def _are(values: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def check_folder(folder: str) -> None:
+    """Make the folder of a log, and see that it can be written to.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder) / f".{uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"serve.log: {folder} cannot be written to ({error.strerror}); name another folder") from None

@@ -1,0 +1,97 @@
+"""Which answer an event belongs to: what came of every item that a server showed.
+
+An event with a column ``answer_id`` belongs to that answer. Another one belongs to the newest answer to its user that
+shows its item and was given before it, at most a window earlier; a second is allowed for clocks and for times that are
+kept in whole seconds.
+
+Legend: E events.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recsys import schema
+from recsys.data.histories import Array
+from recsys.errors import ConfigError, choices
+from recsys.serving.answer_log import Logged
+from recsys.serving.feedback import read_rows
+
+ANSWER_ID: Final = "answer_id"
+_SLACK_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events on shown items, with their rewards."""
+
+    users: list[str]
+    items: list[str]
+    rewards_E: Array
+    seconds: list[float | None]
+    answer_ids: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: float) -> Events:
+    """Events of files: Parquet, CSV, TSV or JSON lines with the canonical columns, and ``answer_id`` where it is known.
+
+    Raises:
+        ConfigError: no file is given, or an event type has no reward.
+        SourceError: a file is missing, unreadable or lacks a column.
+        DataError: there is no row, or more than the share ``max_bad`` are bad.
+    """
+    good, _ = read_rows(files, max_bad, "compare.feedback")
+    types = good.column(schema.EVENT_TYPE).to_pylist()
+    unknown = sorted(set(types) - set(rewards))
+    if unknown:
+        raise ConfigError(
+            f"compare.rewards: no reward for the event type {', '.join(map(repr, unknown))}; there are rewards for "
+            f"{choices(rewards)}; give each type what it is worth, 0 for nothing"
+        )
+    times = good.column(schema.TIMESTAMP).to_pylist() if schema.TIMESTAMP in good.column_names else [None] * len(types)
+    named = good.column(ANSWER_ID).to_pylist() if ANSWER_ID in good.column_names else [None] * len(types)
+    return Events(
+        good.column(schema.USER_ID).to_pylist(),
+        good.column(schema.ITEM_ID).to_pylist(),
+        np.array([rewards[name] for name in types], dtype=np.float64),
+        [None if time is None else time.timestamp() for time in times],
+        [None if answer is None else str(answer) for answer in named],
+    )
+
+
+def attributed(logged: Sequence[Logged], events: Events, window_s: float) -> tuple[list[Array], int]:
+    """The reward of every shown item of every answer, and how many events belong to no answer. ``logged`` is in order
+    of time."""
+    rewards = [np.zeros(len(one.item_ids)) for one in logged]
+    by_id = {one.answer_id: number for number, one in enumerate(logged)}
+    shown: dict[tuple[str, str], list[tuple[float, int, int]]] = {}
+    for number, one in enumerate(logged):
+        if one.user_id is not None:
+            for place, item in enumerate(one.item_ids):
+                shown.setdefault((one.user_id, item), []).append((one.time, number, place))
+    num_lost = 0
+    rows = zip(events.users, events.items, events.rewards_E.tolist(), events.seconds, events.answer_ids, strict=True)
+    for user, item, reward, seconds, answer_id in rows:
+        found = None
+        if answer_id is not None:
+            mine_id = by_id.get(answer_id, -1)
+            if mine_id >= 0 and item in logged[mine_id].item_ids:
+                found = mine_id, logged[mine_id].item_ids.index(item)
+        elif seconds is not None:
+            mine = shown.get((user, item), [])
+            newest = bisect_right(mine, seconds + _SLACK_S, key=lambda one: one[0]) - 1
+            if newest >= 0 and seconds - mine[newest][0] <= window_s:
+                found = mine[newest][1:]
+        if found is None:
+            num_lost += 1
+        else:
+            rewards[found[0]][found[1]] += reward
+    return rewards, num_lost
