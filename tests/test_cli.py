@@ -125,6 +125,17 @@ def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
     assert list(tmp_path.iterdir()) == [tmp_path / "merged.yaml"], "a dry run writes nothing"
 
 
+def test_a_verb_inside_a_ray_job_joins_its_cluster(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["run", "--config", DEMO, "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "auto"
+    assert main(["run", "--config", DEMO, "--ray.address", "local", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "local"
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert main(["run", "--config", DEMO, "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "local"
+
+
 def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
     """One entry a kind, and the configuration knows the same ones."""
     assert get_args(UpdateConfig.model_fields["only"].annotation) == tuple(UPDATES)

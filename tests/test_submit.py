@@ -328,3 +328,25 @@ def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, cap
     finally:
         signal.signal(signal.SIGINT, before)
     assert job.stopped == (what == "stop") and said in capsys.readouterr().err
+
+
+def test_the_token_is_sent_where_ray_was_imported_before() -> None:
+    """Without RAY_AUTH_MODE, as for a new user: Ray has read the environment when it was imported."""
+    code = (
+        "import ray\n"
+        "from pipelines.jobs import connect\n"
+        "from recsys.errors import ConfigError\n"
+        "from ray._raylet import AuthenticationMode, get_authentication_mode\n"
+        "assert get_authentication_mode() == AuthenticationMode.DISABLED\n"
+        "try:\n"
+        "    connect('http://127.0.0.1:9')\n"
+        "except ConfigError:\n"
+        "    pass\n"
+        "assert get_authentication_mode() == AuthenticationMode.TOKEN\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["RAY_AUTH_TOKEN"] = "0123456789abcdef"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
