@@ -57,7 +57,7 @@ def connect(given: str) -> Any:
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which would win over the argument
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # a cluster without authentication ignores it
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # where Ray was imported before, it has read the environment already
     import requests

@@ -84,7 +84,7 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
             f"promote.model: got {asked!r}; only a registered version can be champion: models:/NAME@ALIAS or /VERSION"
         )
     name, version = pinned(asked, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
-    with folder.progress.stage("promote"), Tracker(config, f"promote {name}", apart=True) as tracker:
+    with folder.progress.stage("promote"), Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker:
         aliases = Aliases(tracker.client, name)
         record = _roll_back(config, aliases) if going_back else _decide(config, folder, aliases, version)
         if record["decision"] in ("promoted", "forced"):
@@ -94,6 +94,12 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     if record["decision"] == "refused":
         raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
     return record
+
+
+def _recorded_apart(config: Config) -> Config:
+    """Promotions have an experiment of their own: they are no trainings, and would stand between them."""
+    tracking = config.tracking.model_copy(update={"experiment": f"{config.tracking.experiment}-promotions"})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Any, Final
 
 from pipelines.folder import RunFolder
 from pipelines.session import quiet
+from pipelines.summary import verdict
 from recsys.config import Config, redact
-from recsys.registry.tracking import RUN_FILE, Tracker, impatient, remembered_run
+from recsys.evaluation.metrics import parse_metric
+from recsys.registry.tracking import RUN_FILE, Tracker, impatient, numbers, remembered_run
 
 _PLAIN: Final = {"phase", "epoch", "epochs"}  # keys of an epoch's report that are no metric
 _OWN: Final = {"loss", "lr", "seconds"}  # and those that are no metric of validation
@@ -127,7 +129,54 @@ def _logged_epochs(tracker: Tracker, names: set[str]) -> set[tuple[str, int, flo
 
 
 def log_evaluation(tracker: Tracker, metrics: dict[str, Any]) -> None:
-    """Numbers of ``metrics.json``: ``test.METRIC``, ``baselines.NAME.METRIC``, ``granularities.…``, ``timing.…``."""
-    tracker.log_metrics(
-        {"test": metrics["model"], **{part: metrics[part] for part in ("baselines", "granularities", "timing")}}
-    )
+    """What MLflow shows of an evaluation.
+
+    Twelve headline metrics without a prefix; all others as ``test.METRIC``, ``timing/…`` and ``granularities/…``; the
+    baselines and the segments as a table each, the main metric of all recommenders as a figure, and the verdict as the
+    run's description.
+    """
+    tracker.log_metrics(headlines(metrics))
+    weights = {f"granularities/{name}": entry["weight"] for name, entry in metrics["granularities"].items()}
+    timing = {f"timing/{name}": value for name, value in metrics["timing"].items()}
+    tracker.log_metrics({"test": metrics["model"], **timing, **weights})
+    named = {"model": metrics["model"], **metrics["baselines"]}
+    tracker.log_table([{"recommender": name, **values} for name, values in named.items()], "baselines.json")
+    tracker.log_table(_segment_rows(metrics), "segments.json")
+    if tracker.enabled:
+        from pipelines.mlflow_figure import recommenders_figure
+
+        tracker.log_figure(recommenders_figure(metrics), "figures/recommenders.png")
+    tracker.describe(f"{verdict(metrics)}\n\n{headline_markdown(metrics)}\n\nThe whole report is `report.html`.")
+
+
+def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The twelve figures that tell most: accuracy at the main cut-off, lift over the best baseline, size and time."""
+    main = parse_metric(metrics["metric"])
+    names = dict.fromkeys([str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))])
+    found = {name: metrics["model"][name] for name in names if name in metrics["model"]}
+    best = metrics["comparison"].get("best_on_test")
+    if best:
+        against = metrics["comparison"]["against"][best]
+        found |= {"best_baseline": metrics["baselines"][best][metrics["metric"]]}
+        found |= {f"lift{end}": against[key] for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"))}
+    found |= {"test_users": metrics["data"]["queries"]}
+    found |= {name: metrics["timing"][name] for name in ("prepare_s", "train_s") if name in metrics["timing"]}
+    return {name: float(value) for name, value in found.items()}
+
+
+def headline_markdown(metrics: Mapping[str, Any]) -> str:
+    """The main metric of every recommender, best first, as a table in Markdown."""
+    metric = metrics["metric"]
+    named = {"**model**": metrics["model"], **metrics["baselines"]}
+    ordered = sorted(named, key=lambda name: -named[name][metric])
+    return "\n".join([f"| | {metric} |", "|---|---|", *(f"| {name} | {named[name][metric]:.4f} |" for name in ordered)])
+
+
+def _segment_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Group, segment, and what was measured of it, by dotted path."""
+    return [
+        {"group": group, "segment": segment, **numbers(entry)}
+        for group, entries in metrics["segments"].items()
+        for segment, entry in entries.items()
+        if isinstance(entry, Mapping)
+    ]

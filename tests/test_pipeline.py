@@ -100,7 +100,31 @@ def test_one_mlflow_run_holds_parameters_metrics_and_artifacts(world: Path) -> N
     assert run.data.params["train.epochs"] == "2"
     assert len(client.get_metric_history(tracking["run_id"], "train.loss")) == 2
     names = {item.path.split("/")[-1] for item in client.list_artifacts(tracking["run_id"])}
-    assert {"metrics.json", "report.html", "config.yaml"} <= names
+    assert {"metrics.json", "report.html", "config.yaml", "baselines.json", "segments.json", "figures"} <= names
+
+
+def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Path) -> None:
+    tracking = json.loads((world / "run" / "tracking.json").read_text())
+    metrics = json.loads((world / "run" / "metrics.json").read_text())
+    client = mlflow.MlflowClient(tracking["uri"])
+    run = client.get_run(tracking["run_id"])
+    headlines = {name: value for name, value in run.data.metrics.items() if "." not in name and "/" not in name}
+    assert len(headlines) == 12
+    best = metrics["comparison"]["best_on_test"]
+    assert headlines["ndcg_at_5"] == metrics["model"]["ndcg@5"]
+    assert headlines["lift"] == pytest.approx(headlines["ndcg_at_5"] - metrics["baselines"][best]["ndcg@5"])
+    assert headlines["lift_low"] <= headlines["lift"] <= headlines["lift_high"]
+    assert run.data.metrics["test.recall_at_5"] == metrics["model"]["recall@5"]
+    assert metrics["comparison"]["metric"] in run.data.tags["mlflow.note.content"]
+    assert run.data.tags["mlflow.user"] and len(run.data.params) < 60
+    tables = {}
+    for name in ("baselines", "segments"):
+        path = client.download_artifacts(tracking["run_id"], f"{name}.json")
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        tables[name] = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert [row["recommender"] for row in tables["baselines"]] == ["model", *metrics["baselines"]]
+    assert tables["baselines"][0]["ndcg@5"] == pytest.approx(metrics["model"]["ndcg@5"])
+    assert len(tables["segments"]) > 1 and {"group", "segment", "queries"} <= set(tables["segments"][0])
 
 
 def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:

@@ -243,7 +243,7 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     assert "no champion before version 1" in capsys.readouterr().err
 
     # all of it is in MLflow's history, each decision a run with its numbers and pages
-    experiment = world.client.get_experiment_by_name("multigrain")
+    experiment = world.client.get_experiment_by_name("multigrain-promotions")
     assert experiment is not None
     runs = world.client.search_runs([experiment.experiment_id], "tags.`promotion.model` = 'pocket'")
     told = sorted((run.data.tags["promotion.version"], run.data.tags["promotion.decision"]) for run in runs)

@@ -68,7 +68,8 @@ def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Register
     run = found.get_run(registered.run_id)
     assert registered.uri == f"sqlite:///{registered.folder}/runs/mlflow.db"
     assert run.info.status == "FINISHED" and run.info.run_name == "one"
-    assert run.data.params["train.loss.kind"] == "auto" and run.data.params["evaluate.ks"] == "[10, 20]"
+    assert run.data.params["train.metric"] == "ndcg@20" and "model.fusion.kind" not in run.data.params, "what was set"
+    assert run.data.tags["mlflow.source.type"] == "LOCAL" and run.data.tags["mlflow.source.name"]
     history = found.get_metric_history(registered.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN has no place
     assert run.data.metrics["valid.ndcg_at_20"] == pytest.approx(0.2)
@@ -314,3 +315,17 @@ def test_a_frame_with_empty_cells_is_read_as_not_given() -> None:
         {"user_id": "u0", "k": 3, "exclude_seen": False},
         {"history": ["i1"], "k": 7, "exclude_seen": False},
     ]
+
+
+def test_figures_of_the_machine_are_logged_when_asked_for(tmp_path: Path) -> None:
+    config = Config()
+    config.run.dir, config.tracking.system_metrics = str(tmp_path / "run"), True
+    with Tracker(config) as tracker:
+        assert tracker._monitor is not None
+        tracker._monitor.collect_metrics()
+        tracker._monitor.publish_metrics(tracker._monitor.aggregate_metrics())
+    found = client(tracker.uri).get_run(tracker.run_id).data.metrics
+    assert any(name.startswith("system/") for name in found)
+    config.tracking.system_metrics = False
+    with Tracker(config) as without:
+        assert without._monitor is None

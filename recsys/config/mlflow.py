@@ -15,6 +15,9 @@ class TrackingConfig(Section):
         description="where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: what the store says",
     )
     enabled: bool = True
+    system_metrics: bool = Field(
+        False, description="log CPU, memory, disk, network and GPU of the driver's machine every 10 s (needs psutil)"
+    )
 
 
 class RegistryConfig(Section):

@@ -7,15 +7,18 @@ tracker is the same object that does nothing, so stages have one way.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import math
 import os
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -41,6 +44,7 @@ _QUIET: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_ALWAYS: Final = ("run.dir", "seed", "train.metric", "train.epochs", "train.lr", "train.batch_size")  # parameters
 _LOCKED: Final = re.compile(r"database( table)? is locked")
 _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -68,9 +72,11 @@ class Tracker:
         self.config, self.enabled = config, config.tracking.enabled
         self.uri = tracking_uri(config) if self.enabled else ""
         self.run_id, self.experiment_id = run_id, ""
-        self._name, self._parent_id = run_name or config.run.name, parent_id
+        self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
+        self._parent_id = parent_id
         self._folder = folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         self._client: Any = None
+        self._monitor: Any = None
 
     def __enter__(self) -> Tracker:
         if not self.enabled:
@@ -88,6 +94,8 @@ class Tracker:
             ) from error
         self._log_config()
         self._remember()
+        if self.config.tracking.system_metrics and not self._apart:
+            self._monitor = _system_monitor(self.run_id, self.uri)
         return self
 
     def __exit__(
@@ -95,6 +103,10 @@ class Tracker:
     ) -> None:
         if self._client is None:
             return
+        if self._monitor is not None:
+            with suppress(Exception):  # figures of the machine are worth no failure
+                self._monitor.finish()
+            self._monitor = None
         status = "FINISHED"
         if error is not None:
             status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
@@ -155,6 +167,22 @@ class Tracker:
         if self._client is not None:
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
+    def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Rows as one table artefact, which MLflow shows and compares between runs; keys that a row lacks are empty."""
+        if self._client is None or not rows:
+            return
+        columns = dict.fromkeys(key for row in rows for key in row)
+        self._client.log_table(self.run_id, {key: [row.get(key) for row in rows] for key in columns}, name)
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        """A figure of matplotlib as an artefact."""
+        if self._client is not None:
+            self._client.log_figure(self.run_id, figure, name)
+
+    def describe(self, text: str) -> None:
+        """The description of the run on its page, in Markdown."""
+        self.set_tags({"mlflow.note.content": text})
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags of the run."""
         if self._client is None:
@@ -175,7 +203,7 @@ class Tracker:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self.experiment_id = experiment_id(self._client, sqlite_path(self.uri), self.config.tracking)
-            tags = {"multigrain.version": __version__, **_git_tags()}
+            tags = {"multigrain.version": __version__, **_origin_tags(), **_git_tags()}
             if self._parent_id:
                 tags["mlflow.parentRunId"] = self._parent_id
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._name or None)
@@ -210,7 +238,7 @@ class Tracker:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _log_config(self) -> None:
-        self.log_params(flatten(self.config.model_dump(mode="json")))
+        self.log_params(set_parameters(self.config))
         self._client.log_text(self.run_id, redact(dump_config(self.config)), "config.yaml")
 
     def _remember(self) -> None:
@@ -317,6 +345,41 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def set_parameters(config: Config) -> dict[str, Any]:
+    """The settings that differ from their defaults, and a few that every comparison of runs asks for.
+
+    Why not all: MLflow would show hundreds, and the few that tell two runs apart among them. The whole configuration is
+    the artefact ``config.yaml``.
+    """
+    every = flatten(config.model_dump(mode="json"))
+    differing = flatten(config.model_dump(mode="json", exclude_defaults=True))
+    named = {key: value for key, value in differing.items() if value != {}}
+    return {**{key: every[key] for key in _ALWAYS if key in every}, **named}
+
+
+def _origin_tags() -> dict[str, str]:
+    """Who ran which program, as MLflow's own pages show them; the options are left out, which may hold secrets."""
+    tags = {"mlflow.source.name": Path(sys.argv[0] or "python").name, "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # a container whose user has no name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def _system_monitor(run_id: str, uri: str) -> Any:
+    """MLflow's own monitor of CPU, memory, disk, network and GPU, at work.
+
+    Raises:
+        ConfigError: psutil, which it needs, is missing.
+    """
+    if find_spec("psutil") is None:
+        raise ConfigError("tracking.system_metrics: psutil is missing; pip install psutil, or set it false")
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor: Any = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
+    monitor.start()
+    return monitor
 
 
 def _git_tags() -> dict[str, str]:
