@@ -36,7 +36,9 @@ from recsys.errors import RequestError
 from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.serving import deployment
 from recsys.serving.batch import recommend_all
+from recsys.serving.deployment import Desk
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
@@ -487,3 +489,30 @@ def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) 
     with mlflow_server(str(model), tmp_path, port, python):
         found = post(f"http://127.0.0.1:{port}/invocations", {"dataframe_records": REQUESTS})
         assert found["predictions"] == served.expected()
+
+
+@pytest.mark.slow
+def test_reply_of_stock_comes_when_both_replicas_have_the_change(tmp_path: Path) -> None:
+    """Ten changes, each followed at once by calls that fall on either replica."""
+    served, port = Served(tmp_path), free_port()
+    url, out = f"http://127.0.0.1:{port}", {"out": ["i3"]}
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with ray_server(served, tmp_path, port, "--serve.replicas", "2", "--serve.stock_token_env", "STOCK", STOCK=TOKEN):
+        for number in range(10):
+            change = out if number % 2 == 0 else {"out": []}
+            started = time.monotonic()
+            assert post(f"{url}/stock", change, **bearer)["everywhere"] is True
+            assert time.monotonic() - started < 3
+            found = {"i3" in post(f"{url}/recommend", {"user_id": "nobody", "k": 100})["item_ids"] for _ in range(20)}
+            assert found == {change != out}
+
+
+def test_stock_is_everywhere_when_every_living_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    desk.look("one", {"a": 1}, {}, {}, 1)
+    desk.look("two", {"a": 1}, {}, {}, 0)
+    assert desk.has_everywhere(0) and not desk.has_everywhere(1)
+    desk.look("two", {"a": 1}, {}, {}, 2)
+    assert desk.has_everywhere(1) and not desk.has_everywhere(2)
+    monkeypatch.setattr(deployment, "_SILENT_S", -1.0)
+    assert desk.has_everywhere(3), "both have gone"

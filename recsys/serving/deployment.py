@@ -38,6 +38,7 @@ from recsys.serving.stock import Stock, StockChange, write_stock
 
 APP: Final = "recsys"
 _LOOK_S: Final = 0.5  # between looks of a replica at the desk
+_STOCK_S: Final = 3.0  # that a change of the stock waits until every replica has it
 _UNHEARD_S: Final = 15.0  # after which the front says that no replica answers
 _LARGE_BODY: Final = 64 << 10  # bytes; a smaller body is read by the replica in a few milliseconds
 _NICE: Final = 10  # of the process that reads large bodies: small calls go first
@@ -55,6 +56,7 @@ class _Replica:
     serials: dict[Side, int]  # of the models that it answers by
     failed: dict[int, str]  # serial → why it could not be loaded
     counts: dict[str, Any]
+    stock_revision: int
 
 
 class Desk:
@@ -78,10 +80,10 @@ class Desk:
         return self._offers
 
     def look(
-        self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any]
+        self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any], stock_revision: int
     ) -> tuple[dict[Side, int], int]:
         """A replica says what it does and is told the serials of the models that are offered, and of the stock."""
-        self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts)
+        self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts, stock_revision)
         return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
 
     def stock(self) -> Stock:
@@ -95,6 +97,10 @@ class Desk:
             write_stock(self._stock_file, changed)
         self._stock = changed
         return changed
+
+    def has_everywhere(self, stock_revision: int) -> bool:
+        """Whether every replica answers by this revision of the stock or a newer one."""
+        return all(replica.stock_revision >= stock_revision for replica in self._living())
 
     def totals(self) -> tuple[list[dict[str, Any]], int]:
         """The counts of all replicas there have been, and how many there are."""
@@ -131,10 +137,22 @@ class Replica:
         """The reply to a call of any path."""
         return await self._service.handle(incoming, self._batched, self._one, self._restock)
 
-    async def _restock(self, change: StockChange) -> Stock:
-        """Through the desk, where every replica looks twice a second."""
+    async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
+        """Through the desk, where every replica looks twice a second; wait until all have it, within bounds."""
         changed: Stock = await self._desk.restock.remote(change)
-        return changed
+        self._service.restock(changed)
+        await self._say()
+        until = time.monotonic() + _STOCK_S
+        while not (everywhere := bool(await self._desk.has_everywhere.remote(changed.revision))):
+            if time.monotonic() >= until:
+                break
+            await asyncio.sleep(0.05)
+        return changed, everywhere
+
+    def _say(self) -> Any:
+        """Tell the desk what this replica does; a reference to the desk's answer."""
+        counts, revision = self._service.counts.snapshot(), self._service.stock.revision
+        return self._desk.look.remote(self._name, self._serials, self._failed, counts, revision)
 
     async def about(self) -> tuple[dict[str, Any], int]:
         """What the model is, and how many items it scores for a list."""
@@ -151,7 +169,7 @@ class Replica:
 
     async def metrics(self, front: dict[str, Any]) -> Reply:
         """The counts of the front and of all replicas, this one's as of now."""
-        await self._desk.look.remote(self._name, self._serials, self._failed, self._service.counts.snapshot())
+        await self._say()
         snapshots, living = await self._desk.totals.remote()
         return self._service.metrics([front, *snapshots], living)
 
@@ -160,11 +178,10 @@ class Replica:
         while True:
             time.sleep(_LOOK_S)
             try:
-                counts = self._service.counts.snapshot()
-                look = self._desk.look.remote(self._name, self._serials, self._failed, counts)
-                offered, revision = ray.get(look)
+                offered, revision = ray.get(self._say())
                 if revision > self._service.stock.revision:
                     self._service.restock(ray.get(self._desk.stock.remote()))
+                    offered, _ = ray.get(self._say())  # at once: who changed the stock waits for it
             except ray.exceptions.RayError:
                 continue
             for side, serial in offered.items():

@@ -63,7 +63,7 @@ class Answered:
 Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
 Held = tuple[Recommender, dict[str, Any]]
-Restock = Callable[[StockChange], Awaitable[Stock]]
+Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
 VERSION_HEADER: Final = "X-Model-Version"
 OPEN_TO_ALL: Final = ("/health", "/ping")  # who looks whether it lives needs no token
 _TRIES: Final = 4  # at a call of several slices, when the model changes in the middle of it
@@ -206,7 +206,12 @@ class Service:
         return {**about, "ab": {"share": self.split.share, "model": self._held["b"][1]}}
 
     def restock(self, stock: Stock) -> None:
-        """These items are out of stock from the next answer on, by this model and the next ones."""
+        """These items are out of stock from the next answer on, by this model and the next ones.
+
+        An older revision than the one that is there is left out: it came late.
+        """
+        if stock.revision < self.stock.revision:
+            return
         self.stock = stock
         for recommender, _ in self._held.values():
             recommender.catalogue.set_stock(stock.out)
@@ -267,7 +272,8 @@ class Service:
         """The reply to a call; never raises.
 
         ``ask`` brings a job to :meth:`answer`, together with others; ``ask_alone`` the slices of a large call.
-        ``restock`` makes a change of the stock where all replicas learn of it; by default only this one does.
+        ``restock`` makes a change of the stock where all replicas learn of it, and says whether all have it; by
+        default only this one does.
         """
         started = time.perf_counter()
         try:
@@ -297,22 +303,23 @@ class Service:
         if incoming.path in (RECOMMEND, SIMILAR, INVOCATIONS):
             return await self._recommended(incoming, ask, ask_alone)
         if incoming.path == STOCK:
-            self.restock(await restock(parse_change(read_body(incoming.body))))
-            return reply_json(200, {**self.stock.said(), "unknown": self._unknown()})
+            stock, everywhere = await restock(parse_change(read_body(incoming.body)))
+            self.restock(stock)
+            return reply_json(200, {**stock.said(), "unknown": self._unknown(stock), "everywhere": everywhere})
         if incoming.path == "/model":
             return reply_json(200, {**self.about, **({"stock": self.stock.said()} if self.stock.revision else {})})
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
         return health(self.about)
 
-    async def _restocked(self, change: StockChange) -> Stock:
-        return self.stock.after(change)
+    async def _restocked(self, change: StockChange) -> tuple[Stock, bool]:
+        return self.stock.after(change), True
 
-    def _unknown(self) -> int:
+    def _unknown(self, stock: Stock) -> int:
         """How many items that are out of stock the model does not know."""
         assert "a" in self._held, "a model is adopted before the first call"
         recommender = self._held["a"][0]
-        return sum(recommender.item_row(item) < 0 for item in self.stock.out)
+        return sum(recommender.item_row(item) < 0 for item in stock.out)
 
     async def _recommended(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
         """The answers to a call, slice by slice, all by one version of the model."""
