@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.paired import say
-from benchmarks.shop_files import BRANDS, CATEGORIES
+from benchmarks.shop_files import BRANDS, CATEGORIES, COMMON, THEMES
 from benchmarks.shop_world import DAY, Plan, World, world_of
 
 START: Final = datetime(2026, 3, 1, tzinfo=UTC)
@@ -69,12 +69,21 @@ def damaged(days: list[list[Row]], last: int, how: str) -> list[Row]:
 
 def write_items(world: World, folder: Path) -> None:
     """The catalogue."""
-    columns = zip(world.categories.tolist(), world.brands.tolist(), world.prices.tolist(), strict=True)
-    rows = [
-        (f"p-{item:03d}", CATEGORIES[category], BRANDS[brand % len(BRANDS)], price)
-        for item, (category, brand, price) in enumerate(columns)
-    ]
-    _write(folder / "items.csv", ("item_id", "category", "brand", "price"), rows)
+    words = [theme.split() for theme in THEMES]
+    columns = (world.item_styles, world.categories, world.brands, world.prices)
+    rows = []
+    for item, (style, category, brand, price) in enumerate(zip(*(each.tolist() for each in columns), strict=True)):
+        title = f"{COMMON[item % len(COMMON)]} {words[style][item % len(words[style])]}".capitalize()
+        rows.append((f"p-{item:03d}", title, CATEGORIES[category], BRANDS[brand % len(BRANDS)], price))
+    _write(folder / "items.csv", ("item_id", "title", "category", "brand", "price"), rows)
+
+
+def write_export(days: list[list[Row]], folder: Path) -> list[Path]:
+    """A file a day; their places."""
+    paths = [folder / f"2026-03-{day + 1:02d}.csv" for day in range(len(days))]
+    for path, rows in zip(paths, days, strict=True):
+        _write(path, _HEAD, rows)
+    return paths
 
 
 def _write(path: Path, head: tuple[str, ...], rows: list[Any]) -> None:
@@ -98,8 +107,7 @@ def main() -> None:
     days = days_of(world)
     if options.damage:
         days[last] = damaged(days, last, options.damage)
-    for day, rows in enumerate(days[: last + 1]):
-        _write(options.folder / "days" / f"2026-03-{day + 1:02d}.csv", _HEAD, rows)
+    write_export(days[: last + 1], options.folder / "days")
     numbers = {"events": sum(map(len, days[: last + 1])), "events_of_the_last_day": len(days[last])}
     say("a shop's month", days=last + 1, items=world.plan.num_items, **numbers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.shop_month import days_of, plan, write_export, write_items
+from benchmarks.shop_world import world_of
 from recsys.config import Config, build_config
 from recsys.data.append import Least
 from recsys.data.audit import audit
@@ -20,8 +23,14 @@ from recsys.data.destination import folder_of
 from recsys.data.event_store import Kept
 from recsys.data.forget import forget_users
 from recsys.data.forgotten import Forgotten
+from recsys.data.histories import Array, Split
 from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError
+from recsys.evaluation.baselines import Popularity
+from recsys.evaluation.bootstrap import intervals
+from recsys.evaluation.validation import Validator
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
 
 DAY = 86_400
 NUM_DAYS = 6
@@ -130,6 +139,43 @@ def test_day_by_day_is_all_at_once(name: str, tmp_path: Path) -> None:
         assert found[part] == expected[part], part
     audit(appended)
     assert len(appended.manifest.store["readings"]) == 5 and len(appended.manifest.ancestors) == 4
+
+
+def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
+    """ndcg@10 of every validation query, of a model trained on a dataset and of popularity."""
+    config = build_config(
+        {
+            "model": {"width": 32, "max_history": 20, "item": {"text": False}, "granularities": {"evolution": {}}},
+            "train": {"epochs": 8, "batch_size": 64, "lr": 0.01, "metric": "ndcg@10", "refit": False, "threads": 1},
+            "evaluate": {"ks": [10]},
+        }
+    )
+    config.model.granularities.evolution.enabled = True
+    validator, queries = Validator.of(config), dataset.histories().queries(Split.VALID)
+    trained = fit(config, dataset, validator, TrainContext())
+    popularity = Popularity()
+    popularity.fit(dataset.histories().through(Split.TRAIN), dataset.num_items)
+    return validator(trained.frozen, queries), validator(popularity, queries)
+
+
+def test_a_model_of_days_one_by_one_is_as_good_as_of_all_at_once(tmp_path: Path, one_thread: None) -> None:
+    """Ids have other numbers, so the models differ by chance; without the first days it is worse beyond chance."""
+    world = world_of(plan())
+    write_items(world, tmp_path)
+    files = write_export(days_of(world)[:18], tmp_path / "days")
+    settings: dict[str, Any] = {"split": {"kind": "temporal"}, "source": {"items": [str(tmp_path / "items.csv")]}}
+    once = quietly(config_of(files, tmp_path / "once", **copy.deepcopy(settings)))
+    apart = quietly(config_of(files[:14], tmp_path / "0", **copy.deepcopy(settings)))
+    for number, file in enumerate(files[14:], 1):
+        apart = quietly(config_of([file], tmp_path / str(number), **copy.deepcopy(settings)), earlier=apart)
+    assert content(apart)["histories"] == content(once)["histories"]
+    assert apart.user_ids.to_pylist() != once.user_ids.to_pylist()
+    lost = quietly(config_of(files[10:], tmp_path / "lost", **copy.deepcopy(settings)))
+    (whole, popular), (appended, _), (late, _) = (ndcg_by_query(dataset) for dataset in (once, apart, lost))
+    low, high = intervals({"ndcg@10": whole}, 1000, 0)["ndcg@10"]
+    assert low > popular.mean() + 0.03, "there is something to learn"
+    assert len(appended) == len(whole) and low < appended.mean() < high
+    assert late.mean() < low
 
 
 def test_only_touched_users_are_written_again(tmp_path: Path) -> None:
