@@ -523,6 +523,9 @@ def test_a_history_is_found_without_any_id(tmp_path: Path) -> None:
     assert {name for name, what in found.items() if what} == {*files, "page.html", "list.parquet"} - {
         "nobody.safetensors"
     }
+    pq.write_table(pa.table({"items": [[8, 5, 3, 9], [1, 7, 2, 4]]}), tmp_path / "two.parquet", compression="zstd")
+    two = search_file(tmp_path / "two.parquet", "two", traces)
+    assert not two.found, "the end of one list and the start of the next are nobody's history"
     common = Traces()
     common.add_history(users, [1], [])
     assert common.num_common and len(common.stretches) < len(traces.stretches)
