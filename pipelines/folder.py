@@ -118,6 +118,17 @@ class RunFolder:
             for path in paths:
                 self.remote.publish(path)
 
+    def fetch_all(self) -> None:
+        """Bring everything of a remote run folder but the dataset, which is read where it is."""
+        if self.remote is not None:
+            self.remote.fetch_all(leave=(".lock", "dataset", "dataset.lock"))
+
+    def settle(self) -> None:
+        """Make a remote run folder what the local one is: changed files go up, deleted ones go."""
+        if self.remote is not None:
+            self.remote.publish_changed()
+            self.remote.remove_missing()
+
     def part(self, name: str) -> RunFolder:
         """A folder inside this one with artefacts of its own, as of a search."""
         root = self.root / name

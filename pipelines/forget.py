@@ -10,6 +10,7 @@ where there is one; otherwise the model card says what still depends on them.
 from __future__ import annotations
 
 import sys
+import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,7 +45,6 @@ from recsys.privacy.proof import signing_key
 from recsys.registry.bundle import USERS, read_files
 from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
-from recsys.storage.uris import is_remote
 
 JOURNAL: Final = "forgetting.json"
 
@@ -73,8 +73,6 @@ def forget(config: Config, folder: RunFolder) -> None:
         Refusal: the proof found something, or something could not be searched; all else is done.
     """
     quiet()
-    if is_remote(config.run.dir):
-        raise ConfigError(f"run.dir: {config.run.dir} is remote; `recsys forget` works in a local run folder")
     raw = _named(config)
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
@@ -83,6 +81,7 @@ def forget(config: Config, folder: RunFolder) -> None:
     dataset = _dataset(config)
     store = Store(tracking_uri(config)) if config.tracking.enabled else None
     with folder.progress.stage("forget"):
+        folder.fetch_all()
         versions = _gather(work, dataset, store, [*dict.fromkeys([*raw, *users])])
         place = list_place(config)
         forgotten = Forgotten.read(place)
@@ -100,9 +99,11 @@ def forget(config: Config, folder: RunFolder) -> None:
         work.said["artefacts"] = forget_artefacts(config, store, store.versions(), traces, say)
     with folder.progress.stage("forget"):
         _clean(work)
-        (folder.root / JOURNAL).unlink(missing_ok=True)
-    with folder.progress.stage("prove"):
-        conclude(config, folder, places_of(config, folder, store), work.users, work.evidence, work.said, key)
+        folder.forget(folder.root / JOURNAL)
+        folder.settle()
+    with folder.progress.stage("prove"), tempfile.TemporaryDirectory(prefix="multigrain-") as copies:
+        places = places_of(config, folder, store, Path(copies))
+        conclude(config, folder, places, work.users, work.evidence, work.said, key)
 
 
 def _named(config: Config) -> list[str]:
@@ -160,10 +161,10 @@ def _gather(
     bundles = [path.parent for path in sorted(work.folder.root.rglob(USERS)) if (path.parent / "bundle.json").is_file()]
     versions = []
     for version in store.versions() if store is not None else ():
-        held = version.folder is not None and holds_users(version.folder, asked)
+        held = version.files is not None and holds_users(version.files, asked)
         versions.append((version, held))
-        if held and version.folder is not None:
-            bundles += [path.parent for path in version.folder.rglob(USERS)]
+        if held and version.files is not None:
+            bundles += [path.parent for path in version.files.rglob(USERS)]
     for bundle_folder in bundles:
         users = known_users(bundle_folder / USERS, asked)
         if not users:

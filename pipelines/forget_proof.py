@@ -26,7 +26,8 @@ from recsys.registry.experiments import local_place
 from recsys.registry.tracking import sqlite_path
 from recsys.registry.versions import Store
 from recsys.sources import open_source
-from recsys.storage.uris import is_remote
+from recsys.storage.mirror import download
+from recsys.storage.uris import is_remote, within, without_query
 from recsys.training.checkpoint import load_trained
 
 FOLDER: Final = "forgotten"  # in the run folder: proofs
@@ -86,15 +87,43 @@ class Places:
     own: list[Path]
     source: list[Path]
     not_searched: list[str]
+    named: dict[Path, str]  # copies of remote folders → where they are
+
+    def shown(self, path: Path, root: Path) -> str:
+        """A file as the proof names it: by its place in the run folder, or whole."""
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+        for copy, place in self.named.items():
+            if path.is_relative_to(copy):
+                inner = path.relative_to(copy).as_posix()
+                return within(place, inner) if place else inner
+        return str(path.absolute())
 
 
-def places_of(config: Config, folder: RunFolder, store: Store | None) -> Places:
-    """The run folder, the dataset, MLflow's store and artefacts, the caches, and what ``forget.also`` names."""
-    own, not_searched = [folder.root], []
-    if is_remote(config.dataset_dir):
-        not_searched.append(f"{config.dataset_dir}: remote, written again without them")
-    else:
-        own.append(Path(config.dataset_dir))
+def places_of(config: Config, folder: RunFolder, store: Store | None, copies: Path) -> Places:
+    """The run folder, the dataset, MLflow's store and artefacts, the caches, and what ``forget.also`` names.
+
+    ``copies`` is an empty folder: what is remote is searched as it is there, in a fresh copy.
+    """
+    own: list[Path] = []
+    not_searched: list[str] = []
+    named: dict[Path, str] = {}
+
+    def search(place: str, name: str) -> None:
+        """Add a place; ``name`` is what it is called in the proof, if it is remote."""
+        path = local_place(place)
+        if is_remote(place):
+            path = copies / str(len(named))
+            if download(place, path):
+                named[path] = name
+        if path is None or not path.exists():
+            not_searched.append(f"{without_query(place)}: not there")
+        else:
+            own.append(path)
+
+    search(config.run.dir, "") if is_remote(config.run.dir) else own.append(folder.root)
+    if not (is_remote(config.run.dir) and config.dataset_dir.startswith(f"{config.run.dir.rstrip('/')}/")):
+        search(config.dataset_dir, config.dataset_dir)
     if store is not None:
         database = sqlite_path(store.uri)
         own += (
@@ -109,20 +138,19 @@ def places_of(config: Config, folder: RunFolder, store: Store | None) -> Places:
     elif Path(cache).is_dir():
         own.append(Path(cache))
     for place in config.forget.also:
-        path = None if is_remote(place) else local_place(place)
-        if path is None or not path.exists():
-            not_searched.append(f"{place}: {'remote' if path is None else 'not there'}")
-        else:
-            own.append(path)
-    return Places(own, _source_files(config), not_searched)
+        search(place, place)
+    source = _source_files(config)
+    if remote := [path for path in source if is_remote(path)]:
+        not_searched.append(f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}")
+    here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
+    return Places(own, here, not_searched, named)
 
 
-def _source_files(config: Config) -> list[Path]:
+def _source_files(config: Config) -> list[str]:
     try:
-        files = open_source(config.data.source).files()
+        return [file.path for file in open_source(config.data.source).files()]
     except Exception:  # the source may be gone, or be a table of somebody else's
         return []
-    return [Path(file.path) for file in files if not is_remote(file.path) and Path(file.path).is_file()]
 
 
 def conclude(
@@ -143,12 +171,12 @@ def conclude(
     target = folder.root / FOLDER
     target.mkdir(exist_ok=True)
     files = files_in(places.own, places.source)
-    searched = [search_file(path, _shown(path, folder.root), traces) for path in files]
-    source = [search_file(path, _shown(path, folder.root), traces) for path in places.source]
+    searched = [search_file(path, places.shown(path, folder.root), traces) for path in files]
+    source = [search_file(path, places.shown(path, folder.root), traces) for path in places.source]
     tested = _tested(config, evidence)
     whole = {
         "release": __version__,
-        "run": str(folder.root.absolute()),
+        "run": without_query(config.run.dir) if is_remote(config.run.dir) else str(folder.root.absolute()),
         "done": said,
         "membership": tested,
         "source_files_with_them": [one.path for one in source if one.found],
@@ -160,10 +188,6 @@ def conclude(
     _say(folder, proof, target / name)
     if proof["result"] != "nothing found":
         raise Refusal(_refused(searched, target / name, said))
-
-
-def _shown(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
 
 
 def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:

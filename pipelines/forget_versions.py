@@ -38,7 +38,7 @@ def forget_versions(
     new = _registered(folder)
     said: dict[str, Any] = {"replaced": {}, "deleted": [], "left": {}}
     for version, held in versions:
-        if not held or version.folder is None or not holds_users(version.folder, users):
+        if not held or (version.folder is not None and not holds_users(version.folder, users)):
             continue
         origin = store.folder_of_run(version.run_id)
         mine = version.run_id == remembered_run(config, folder.root) or _same(origin, config.run.dir)

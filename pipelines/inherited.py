@@ -19,8 +19,13 @@ from recsys.storage.uris import expanded, is_remote
 
 CONFIG: Final = "config"  # of a bundle's extra
 VERBS: Final = ("update", "promote", "recommend")
-_SECTIONS: Final = ("seed", "data", "model", "train", "evaluate", "registry", "serve", "promote", "ray")
-_OF_ONE_RUN: Final = {"promote": ("model", "force", "rollback"), "serve": ("model",), "data": ("dir",)}
+_SECTIONS: Final = ("seed", "data", "model", "train", "evaluate", "registry", "serve", "promote", "update", "ray")
+_OF_ONE_RUN: Final = {
+    "promote": ("model", "force", "rollback"),
+    "serve": ("model",),
+    "update": ("only", "events", "dataset", "replace", "model", "feedback"),
+    "data": ("dir",),
+}
 
 
 def handed_on(config: Config) -> dict[str, Any]:

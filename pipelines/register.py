@@ -29,11 +29,14 @@ from recsys.registry.register import register as register_bundle
 from recsys.training.private import PRIVACY
 
 
-def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dict[str, Any]:
+def register(
+    config: Config, folder: RunFolder, go_on: int | None = None, given: Config | None = None
+) -> dict[str, Any]:
     """Write the bundle and register it; returns the content of ``registered.json`` (empty when tracking is off).
 
     With ``train.final`` the model that answers is trained on all events first; ``go_on`` makes that short, see
-    :func:`pipelines.final.final_model`.
+    :func:`pipelines.final.final_model`. ``given`` is the configuration that later verbs take from the model, where this
+    training changed it.
 
     Raises:
         ArtifactError: no model, or no metrics of this very model.
@@ -60,7 +63,7 @@ def register(config: Config, folder: RunFolder, go_on: int | None = None) -> dic
             "refit": trained.refit,
             "comparison": comparison,
             "lineage": made,
-            CONFIG: handed_on(config),
+            CONFIG: handed_on(given or config),
             **({"drift": metrics["drift"]} if "drift" in metrics else {}),
             **({"final": final.said} if final is not None else {}),
         }

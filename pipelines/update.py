@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from pipelines.tracking import tracked
 from pipelines.train import Descent, first_difference, train
 from recsys.config import Config, redact
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import Split
+from recsys.data.histories import Array, Histories, Split
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.drift import NAMES, drift_of
 from recsys.evaluation.validation import Validator
@@ -50,6 +50,8 @@ from recsys.training.refit_fusion import Refit, refit_fusion
 from recsys.training.strata import refit_strata, stratum_of
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
 
+_ENOUGH: Final = 0.5  # share of the users that other weights of the parent could be validated on
+
 
 def update(config: Config, folder: RunFolder) -> None:
     """Do what ``update.only`` says."""
@@ -67,7 +69,7 @@ def update_all(config: Config, folder: RunFolder) -> None:
     """Old and new events, the parent's weights, a few epochs, evaluation, registration."""
     Validator.of(config)
     check_text(config)
-    config = shortened(config)
+    given, config = config, shortened(config)
     with folder.progress.stage("parent"):
         parent = open_parent(parent_uri(config), tracking_uri(config))
         check_settings(parent, config)
@@ -82,7 +84,7 @@ def update_all(config: Config, folder: RunFolder) -> None:
                 say_drift(config, folder, parent)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
-        registered = register(config, folder)
+        registered = register(config, folder, given=given)  # or every update would shorten the one before
     folder.progress.plain(closing_words(metrics, registered, folder))
 
 
@@ -151,21 +153,40 @@ def held_weights(parent: Parent) -> list[Held]:
     return [Held(Earlier(parent.training(), parent.bundle.model.sizes, text), Split.TEST), measured]
 
 
+def chosen_weights(dataset: PreparedDataset, known: Histories, held: list[Held]) -> tuple[Earlier, Array]:
+    """The weights to go on from, and the users whose validation events those have not seen.
+
+    Those that have seen most, unless test events are among what they have seen, or they leave too few users to choose
+    epochs and weights of members by.
+
+    Args:
+        dataset: to go on with.
+        known: all events of the parent.
+        held: weights, those that have seen most first.
+
+    Raises:
+        DataError: no weights can be validated and tested on this dataset.
+    """
+    found: list[tuple[Earlier, Array]] = []
+    for number, one in enumerate(held, 1):
+        try:
+            found.append((one.earlier, newer_users(dataset, known.through(one.through))))
+        except DataError:
+            if number == len(held) and not found:
+                raise
+    most = max(int(newer_V.sum()) for _, newer_V in found)
+    return next(pair for pair in found if pair[1].sum() >= _ENOUGH * most)
+
+
 def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Held]) -> Descent:
     """The parent's weights grown to the dataset, validated and tested where they have not been trained."""
     dataset: PreparedDataset = open_dataset(config)
-    for number, one in enumerate(held, 1):
-        earlier = one.earlier
-        try:
-            newer_V = newer_users(dataset, parent.bundle.histories.through(one.through))
-            break
-        except DataError:
-            if number == len(held):
-                raise
-            folder.progress(
-                "the parent was trained on all of its events, and this split validates or tests on some of them: going "
-                "on from its weights before that"
-            )
+    earlier, newer_V = chosen_weights(dataset, parent.bundle.histories, held)
+    if earlier is not held[0].earlier:
+        folder.progress(
+            "the parent was trained on all of its events, and this split validates or tests on some of them: going on "
+            "from its weights before that"
+        )
     grown, anew = warm_start(trained_part(config), dataset, earlier)
     new = [
         f"{dataset.num_users - earlier.sizes.num_users:,} users",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.shop_month import days_of, plan, write_export, write_items
+from benchmarks.shop_world import world_of
 from recsys.config import Config, build_config
 from recsys.data.append import Least
 from recsys.data.audit import audit
@@ -20,8 +23,14 @@ from recsys.data.destination import folder_of
 from recsys.data.event_store import Kept
 from recsys.data.forget import forget_users
 from recsys.data.forgotten import Forgotten
+from recsys.data.histories import Array, Split
 from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError
+from recsys.evaluation.baselines import Popularity
+from recsys.evaluation.bootstrap import intervals
+from recsys.evaluation.validation import Validator
+from recsys.training.context import TrainContext
+from recsys.training.loop import fit
 
 DAY = 86_400
 NUM_DAYS = 6
@@ -132,6 +141,45 @@ def test_day_by_day_is_all_at_once(name: str, tmp_path: Path) -> None:
     assert len(appended.manifest.store["readings"]) == 5 and len(appended.manifest.ancestors) == 4
 
 
+def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
+    """ndcg@10 of every validation query, of a model trained on a dataset and of popularity."""
+    config = build_config(
+        {
+            "model": {
+                "width": 32,
+                "max_history": 20,
+                "item": {"text": False},
+                "granularities": {"evolution": {"enabled": True}},
+            },
+            "train": {"epochs": 8, "batch_size": 64, "lr": 0.01, "metric": "ndcg@10", "refit": False, "threads": 1},
+            "evaluate": {"ks": [10]},
+        }
+    )
+    validator, queries = Validator.of(config), dataset.histories().queries(Split.VALID)
+    trained = fit(config, dataset, validator, TrainContext())
+    popularity = Popularity(config)
+    popularity.fit(dataset.histories().through(Split.TRAIN), dataset.num_items)
+    return validator(trained.frozen, queries), validator(popularity, queries)
+
+
+def test_a_model_of_days_one_by_one_is_as_good_as_of_all_at_once(tmp_path: Path, one_thread: None) -> None:
+    """Users have other numbers, so the models differ by chance: by less than the interval of either."""
+    world = world_of(plan())
+    write_items(world, tmp_path)
+    files = write_export(days_of(world)[:18], tmp_path / "days")
+    settings: dict[str, Any] = {"split": {"kind": "temporal"}, "source": {"items": [str(tmp_path / "items.csv")]}}
+    once = quietly(config_of(files, tmp_path / "once", **copy.deepcopy(settings)))
+    apart = quietly(config_of(files[:14], tmp_path / "0", **copy.deepcopy(settings)))
+    for number, file in enumerate(files[14:], 1):
+        apart = quietly(config_of([file], tmp_path / str(number), **copy.deepcopy(settings)), earlier=apart)
+    assert content(apart)["histories"] == content(once)["histories"]
+    assert apart.user_ids.to_pylist() != once.user_ids.to_pylist()
+    (whole, popular), (appended, _) = (ndcg_by_query(dataset) for dataset in (once, apart))
+    low, high = intervals({"ndcg@10": whole}, 1000, 0)["ndcg@10"]
+    assert low > popular.mean() + 0.03, "there is something to learn, and to lose"
+    assert len(appended) == len(whole) and low < appended.mean() < high
+
+
 def test_only_touched_users_are_written_again(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     before = quietly(config_of(files[:5], tmp_path / "before"))
@@ -201,13 +249,16 @@ def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(tmp
     assert content(after)["histories"] == content(once)["histories"]
 
 
-def test_a_file_of_an_old_day_is_filled_in(tmp_path: Path) -> None:
-    """A day that was left out comes last, and its events take their place in time."""
+@pytest.mark.parametrize("name", ["leave-last", "temporal"])
+def test_a_file_of_an_old_day_is_filled_in(name: str, tmp_path: Path) -> None:
+    """A day that was left out comes last, and its events take their place in time; cut-offs may move back."""
     files = write_days(tmp_path / "days")
     late = [*files[:2], *files[3:], files[2]]
-    found, expected = day_by_day(late, tmp_path / "apart"), quietly(config_of(files, tmp_path / "once"))
+    found = day_by_day(late, tmp_path / "apart", **CASES[name])
+    expected = quietly(config_of(files, tmp_path / "once", **CASES[name]))
     assert content(found)["said"] == content(expected)["said"]
     assert content(found)["histories"] == content(expected)["histories"]
+    assert found.manifest.split == expected.manifest.split
 
 
 def test_ids_keep_their_numbers_when_items_and_values_are_gone(tmp_path: Path) -> None:

@@ -523,9 +523,18 @@ def test_a_history_is_found_without_any_id(tmp_path: Path) -> None:
     assert {name for name, what in found.items() if what} == {*files, "page.html", "list.parquet"} - {
         "nobody.safetensors"
     }
+    pq.write_table(pa.table({"items": [[8, 5, 3, 9], [1, 7, 2, 4]]}), tmp_path / "two.parquet", compression="zstd")
+    two = search_file(tmp_path / "two.parquet", "two", traces)
+    assert not two.found, "the end of one list and the start of the next are nobody's history"
     common = Traces()
     common.add_history(users, [1], [])
     assert common.num_common and len(common.stretches) < len(traces.stretches)
+    later = Histories.of_items([[5, 3, 9, 1, 7, 2], [0, 5, 3, 9, 1, 7, 2]], [0, 1])
+    traces.add_history(later, [0], [f"film {number}" for number in range(10)])
+    found = {path.name: search_file(path, path.name, traces).found for path in tmp_path.iterdir()}
+    assert {name for name, what in found.items() if what} == {"times.safetensors"}, (
+        "a later dataset has somebody else who had these items in this order"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- membership

@@ -16,7 +16,7 @@ import yaml
 from handmade import DAY, Event, leave_last, small_world, train_events, write_dataset
 
 from pipelines.cli import main
-from pipelines.update import check_text
+from pipelines.update import Held, check_text, chosen_weights
 from recsys.config import Config, build_config, load_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
@@ -183,6 +183,22 @@ def test_only_what_the_parent_never_saw_validates_and_tests(tmp_path: Path) -> N
         newer_users(write_dataset(tmp_path / "drawn", drawn, 8), seen)
 
 
+def test_weights_that_leave_few_users_to_validate_on_are_not_gone_on_from(tmp_path: Path) -> None:
+    """The final weights have seen all old events; the measured ones leave every user with a new event."""
+    old = write_dataset(tmp_path / "old", [leave_last(0, 1, 2, 3 + user % 4) for user in range(8)], 10)
+    known = old.histories()
+    final, measured = (Earlier({}, model_sizes(settings(), old, Split.VALID)) for _ in range(2))
+    held = [Held(final, Split.TEST), Held(measured, Split.VALID)]
+    for num_with_two, chosen in ((8, final), (4, final), (3, measured)):
+        events = [
+            leave_last(0, 1, 2, 3 + user % 4, 8, *([9] if user < num_with_two else [])) for user in range(8)
+        ]  # with one newer event validation is what was test
+        new = write_dataset(tmp_path / str(num_with_two), events, 10)
+        earlier, newer_V = chosen_weights(new, known, held)
+        assert earlier is chosen
+        assert newer_V.sum() == (num_with_two if chosen is final else 8)
+
+
 # ------------------------------------------------------------------------------------------------------ the whole verb
 
 
@@ -296,6 +312,10 @@ def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(world:
     counts = before.info.dataset["counts"]["events"], after.info.dataset["counts"]["events"]
     assert counts == (counts[0], counts[0] + 48)
     assert after.user_ids == before.user_ids and after.info.model == before.info.model
+    for bundle in (before, after):
+        made_with = bundle.info.extra["config"]
+        assert (made_with["train"]["epochs"], made_with["train"]["lr"]) == (3, 0.01), "no update shortens the next one"
+        assert made_with["update"]["prior_rows"] == 1.0 and "events" not in made_with["update"]
     drift = json.loads((world / "wednesday/metrics.json").read_text())["drift"]
     assert drift["events"] == 48 and drift["unknown_items"] == drift["unknown_users"] == 0
     assert after.info.extra["drift"] == drift and "Drift" in (world / "wednesday/report.html").read_text()
@@ -343,6 +363,7 @@ def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     assert (updated / "metrics.json").is_file() and (updated / "report.html").is_file()
     log = (updated / "run.log").read_text()
     assert "4 users, 1 items, 1 event types more" in log and "20 users to validate on" in log
+    assert "only targets that they had before" not in log, "users who are not asked have no such targets"
 
 
 def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: Captured) -> None:

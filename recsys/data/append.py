@@ -29,6 +29,7 @@ from recsys import schema
 from recsys.config import Config
 from recsys.data.blocks import fetch, task
 from recsys.data.content_hash import differences, settings_hash, settings_of
+from recsys.data.cut_offs import Counted, OutOfReach
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Folder, folder_of
 from recsys.data.event_store import (
@@ -44,6 +45,7 @@ from recsys.data.event_store import (
 )
 from recsys.data.events import (
     EVENT_SCHEMA,
+    NO_TIME,
     PARTS,
     TEXT_SCHEMA,
     BucketSummary,
@@ -219,9 +221,19 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
     return counted.select(names).take(pa.array(rows))
 
 
-def kept_times(kept: Kept) -> pa.Table:
-    """User, type and time of all events that the earlier dataset used."""
-    return pa.concat_tables([EVENT_SCHEMA.empty_table().select(TIMES), *kept.times()]).combine_chunks()
+def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[Any]:
+    """User, type and time of the events from a time on that the earlier dataset used; how many of the types that are
+    predicted (all without any) it used before."""
+    found, number = [EVENT_SCHEMA.empty_table().select(TIMES)], 0
+    for table in kept.times():
+        times_E = np.asarray(table.column("time"))
+        is_late_E = times_E >= since
+        counts_E = ~is_late_E & (times_E != NO_TIME)
+        if target_types:
+            counts_E &= np.isin(np.asarray(table.column("type")), target_types)
+        number += int(counts_E.sum())
+        found.append(table.filter(pa.array(is_late_E)))
+    return [pa.concat_tables(found).combine_chunks(), number]
 
 
 def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
@@ -354,27 +366,38 @@ class Appending(Preparation):
         """
         manifest = self._before().manifest
         self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
-        before: list[list[Any]] = []
-        fresh: list[list[Any]] = []
-        if self._old_plan.kind == "temporal":
-            before, fresh = self._times(encoded)
-        plan = super()._plan([*before, *fresh], coding, [self._everything])
-        old = self._old_plan
+        old, before = self._old_plan, []
+        if old.kind == "temporal":
+            fresh = self._fresh_times(encoded)
+            try:  # the cut-offs move forward, unless the new events are of old days
+                before = self._earlier_times(len(encoded), coding, old.valid_from)
+                plan = super()._plan([*before, *fresh], coding, [self._everything])
+            except OutOfReach:
+                before = self._earlier_times(len(encoded), coding, NO_TIME)
+                plan = super()._plan([*before, *fresh], coding, [self._everything])
+        else:
+            plan = super()._plan([], coding, [self._everything])
         if replace(plan, valid_from=old.valid_from, test_from=old.test_from) != old:
             raise NeedsAll("the new events change the split")
         if plan != old:
             self._add_moved(encoded, before, plan)
         return plan
 
-    def _times(self, encoded: list[list[Any]]) -> tuple[list[list[Any]], list[list[Any]]]:
-        """References to the earlier times of every bucket, and to the new times of buckets with new events."""
-        reader, differ, writer = task(kept_times), task(fresh_times), task(write_rows)
-        before = [[reader.remote(self._kept(bucket))] for bucket in range(len(encoded))]
+    def _earlier_times(self, num_buckets: int, coding: Coding, since: int) -> list[list[Any]]:
+        """References to the earlier times of every bucket from a time on; the others are counted."""
+        reader = task(kept_times, 2)
+        refs = [reader.remote(self._kept(bucket), since, coding.target_types) for bucket in range(num_buckets)]
+        self._counted = Counted(sum(fetch([number for _, number in refs])), since)
+        return [[times] for times, _ in refs]
+
+    def _fresh_times(self, encoded: list[list[Any]]) -> list[list[Any]]:
+        """References to the new times of buckets with new events."""
+        differ, writer = task(fresh_times), task(write_rows)
         fresh = {bucket: differ.remote(refs[0], refs[1]) for bucket, refs in enumerate(encoded) if refs}
         if self.keeps_events:
             number = self.reading.number
             fetch([writer.remote(self.folder, times_name(bucket, number), ref) for bucket, ref in fresh.items()])
-        return before, [[ref] for ref in fresh.values()]
+        return [[ref] for ref in fresh.values()]
 
     def _add_moved(self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan) -> None:
         """Add the events of users without new events whom the new cut-offs touch."""

@@ -24,7 +24,7 @@ from recsys.data.blocks import block_refs, fetch, read_table, task
 from recsys.data.carried import carry_events, with_earlier
 from recsys.data.content_hash import settings_hash, settings_of
 from recsys.data.core import cut_to_core, only
-from recsys.data.cut_offs import cut_offs
+from recsys.data.cut_offs import Counted, cut_offs
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.destination import Destination, Folder, folder_of
 from recsys.data.event_store import STORE, TIMES, described, files_read, is_carried, seen_in, times_name, write_rows
@@ -104,6 +104,7 @@ class Preparation:
         self.notes: list[str] = []
         self.provenance: list[str] = []  # files of the rows that item text is made of
         self.order = ""  # of :class:`Coding`
+        self._counted: Counted | None = None  # events whose times the cut-offs need not be found among
         self.timed = False  # every interaction has a timestamp
         self.new_shards: list[str] = []  # files of histories that this run wrote
         self.renewed: dict[str, list[str]] = {}  # see Manifest
@@ -418,7 +419,7 @@ class Preparation:
             self.notes.append(f"{unnamed:,} events without a given split count as training")
         valid_from, test_from = NEVER, NEVER
         if split.kind == "temporal":
-            valid_from, test_from = cut_offs(split, encoded, summaries, target_types)
+            valid_from, test_from = cut_offs(split, encoded, summaries, target_types, self._counted)
         newcomers = Newcomers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
         named = given.get("valid", 0) > 0
         shares = (split.kind, split.valid, split.test, valid_from, test_from)

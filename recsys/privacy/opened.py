@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 DEEPEST: Final = 6
@@ -182,7 +183,10 @@ def _column(column: Any, where: str) -> Iterator[Part]:
         yield from _column(column.keys, f"{where}.keys")
         yield from _column(column.items, f"{where}.values")
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        yield from _column(column.flatten(), where)
+        if pa.types.is_integer(kind.value_type):
+            yield Part("numbers", _apart(column), where)
+        else:
+            yield from _column(column.flatten(), where)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         yield Part("cells", [text for text in column.to_pylist() if text], where)
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
@@ -192,6 +196,16 @@ def _column(column: Any, where: str) -> Iterator[Part]:
         yield Part("numbers", values.astype(np.int64, copy=False), where)
     elif pa.types.is_temporal(kind):
         yield Part("cells", [text for text in column.cast(pa.string()).to_pylist() if text], where)
+
+
+def _apart(column: Any) -> Any:
+    """The numbers of a column of lists, with a number that nothing has between two lists: the end of one user's history
+    and the start of the next one's are the history of nobody. Lists of one number each are a column of numbers."""
+    lengths = np.asarray(pc.list_value_length(column).fill_null(0))
+    values = np.asarray(column.flatten().cast(pa.int64(), safe=False).fill_null(_BETWEEN))
+    if lengths.max(initial=0) < 2:
+        return values
+    return np.insert(values, np.cumsum(lengths)[:-1], _BETWEEN)
 
 
 def _sqlite(path: Path, where: str, depth: int) -> Iterator[Part]:
@@ -212,6 +226,7 @@ def _sqlite(path: Path, where: str, depth: int) -> Iterator[Part]:
                         yield from _unpacked(blob, f"{where}/{table}.{name}", depth)
 
 
+_BETWEEN: Final = np.iinfo(np.int64).min
 _MAGIC: Final = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bz2",

@@ -100,15 +100,20 @@ class Traces:
 
     ids: list[Id] = field(default_factory=list)
     stretches: set[bytes] = field(default_factory=set)  # see recsys.privacy.stretches
-    texts: list[Row] = field(default_factory=list)  # items in a row, as lists and pages write them
+    texts: dict[bytes, list[Row]] = field(default_factory=dict)  # stretch → its items, as lists and pages write them
     num_events: int = 0
-    num_common: int = 0  # stretches that others have as well
+    common: set[bytes] = field(default_factory=set)  # stretches that others have as well
+
+    @property
+    def num_common(self) -> int:
+        return len(self.common)
 
     def add_history(
         self, histories: Histories, users: Sequence[int], item_ids: Sequence[str], titles: Sequence[str] = ()
     ) -> None:
         """The stretches of these users (dense ids) in the numbers of one dataset or bundle, with the ids and titles of
-        its items."""
+        its items. Stretches of those added before that others have here are left out from now on: a later dataset has
+        more events of others."""
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
         self.num_events += len(gone.items_E)
@@ -119,21 +124,15 @@ class Traces:
             ([np.unique(gone.items_E[span]) for span in spans], _sorted_items(others)),
         )
         for number, (own, of_others) in enumerate(kinds):
-            keys = {key for values in own for key in stretches_of(values)} - self.stretches
-            common = Stretches(keys).among(of_others)
-            self.num_common += len(common)
-            self.stretches |= keys - common
+            keys = {key for values in own for key in stretches_of(values)} - self.stretches - self.common
+            common = Stretches(keys | self.stretches).among(of_others)
+            self.common |= common
+            self.stretches = (self.stretches | keys) - common
+            self.texts = {key: rows for key, rows in self.texts.items() if key not in common}
             if number == 0:
                 for key in sorted(keys - common):
-                    self._add_texts(np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles)
+                    self.texts[key] = _texts(np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles)
         self.__dict__.pop("_numbers", None)
-
-    def _add_texts(self, items: list[int], item_ids: Sequence[str], titles: Sequence[str]) -> None:
-        """By ids and by titles, from the oldest on and from the newest."""
-        for names in (item_ids, titles):
-            if len(names):
-                shown = [str(names[item]) for item in items]
-                self.texts += [Row.of(shown), Row.of(shown[::-1])]
 
     @cached_property
     def _numbers(self) -> Stretches:
@@ -160,9 +159,9 @@ class Traces:
                 yield "history"
 
     def _in_text(self, data: Any) -> bool:
-        names = {form for row in self.texts for form in row.forms}
-        there = {form for form in names if data.find(form) >= 0}
-        return any(row.may_be_among(there) and row.pattern.search(data) for row in self.texts)
+        rows = [row for of_stretch in self.texts.values() for row in of_stretch]
+        there = {form for form in {form for row in rows for form in row.forms} if data.find(form) >= 0}
+        return any(row.may_be_among(there) and row.pattern.search(data) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -190,6 +189,12 @@ class Row:
         between = rb"(?:<[^<>]{0,99}>|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
         names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
         return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
+
+
+def _texts(items: list[int], item_ids: Sequence[str], titles: Sequence[str]) -> list[Row]:
+    """Items by ids and by titles, from the oldest on and from the newest."""
+    shown = [[str(names[item]) for item in items] for names in (item_ids, titles) if len(names)]
+    return [Row.of(names) for row in shown for names in (row, row[::-1])]
 
 
 def _sorted_items(histories: Histories) -> Array:

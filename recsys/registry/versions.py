@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from recsys.registry.bundle import USERS
 from recsys.registry.experiments import local_place
 from recsys.registry.tracking import client
+from recsys.storage.mirror import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."
 
@@ -30,10 +31,16 @@ class Version:
     aliases: tuple[str, ...]
     model_id: str  # of MLflow's logged model
     folder: Path | None  # its files; None where they are not on this machine
+    copy: Path | None = None  # of files that are elsewhere, to look into; None where they cannot be had
 
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.number}"
+
+    @property
+    def files(self) -> Path | None:
+        """The files, or a copy of them."""
+        return self.folder or self.copy
 
 
 class Store:
@@ -48,7 +55,16 @@ class Store:
             for one in _all(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
                 aliases = tuple(alias for alias, number in model.aliases.items() if str(number) == str(one.version))
                 model_id, folder = self._files(str(one.source), str(getattr(one, "model_id", "") or ""))
-                yield Version(model.name, str(one.version), str(one.run_id or ""), aliases, model_id, folder)
+                copy = self._copy(f"models:/{model.name}/{one.version}") if folder is None else None
+                yield Version(model.name, str(one.version), str(one.run_id or ""), aliases, model_id, folder, copy)
+
+    def _copy(self, uri: str) -> Path | None:
+        """The files of a version that are on no disk of this machine, for the life of this process."""
+        from mlflow.artifacts import download_artifacts
+
+        with suppress(Exception):  # a server that is gone, or files that were deleted: the proof says what is elsewhere
+            return Path(download_artifacts(uri, dst_path=str(temporary_folder()), tracking_uri=self.uri))
+        return None
 
     def _files(self, source: str, model_id: str) -> tuple[str, Path | None]:
         if source.startswith("models:/"):

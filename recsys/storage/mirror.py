@@ -50,11 +50,19 @@ class Mirror:
 
     def fetch_small(self, leave: tuple[str, ...]) -> None:
         """All files directly below the place but those to leave."""
+        self.fetch_all(leave, (pyarrow.fs.FileType.File,))
+
+    def fetch_all(
+        self,
+        leave: tuple[str, ...],
+        kinds: tuple[pyarrow.fs.FileType, ...] = (pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory),
+    ) -> None:
+        """All files and folders of the place but those to leave."""
         filesystem, inner = filesystem_of(self.place)
         with reaching(self.place):
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
         for info in found:
-            if info.type == pyarrow.fs.FileType.File and info.base_name not in leave:
+            if info.type in kinds and info.base_name not in leave:
                 self.fetch(info.base_name)
 
     def publish(self, path: Path) -> None:
@@ -71,6 +79,12 @@ class Mirror:
         for path in sorted(_files(self.root), key=_seals_last):
             if self._known.get(path) != _state(path):
                 self.publish(path)
+
+    def remove_missing(self) -> None:
+        """Delete there what was deleted here since it was fetched or published."""
+        for path in [path for path in self._known if not path.exists()]:
+            self.remove(path)
+            del self._known[path]
 
     def remove(self, path: Path) -> None:
         """Delete a file or folder on both sides."""

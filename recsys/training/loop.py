@@ -425,6 +425,8 @@ class Phase:
         sums = np.zeros(3)
         for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
+            if (asked := getattr(self.validate, "asked", None)) is not None:  # a validation by some users alone
+                mine = asked(mine)
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
             sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))

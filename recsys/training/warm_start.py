@@ -149,8 +149,12 @@ class NewerOnly:
     validate: Validate
     newer_V: Array  # bool, of every user
 
+    def asked(self, queries: Queries) -> Queries:
+        """The queries of these users."""
+        return queries.take(np.flatnonzero(self.newer_V[queries.histories.users_U]))
+
     def __call__(self, model: FrozenModel, queries: Queries) -> Array:
-        kept = queries.take(np.flatnonzero(self.newer_V[queries.histories.users_U]))
+        kept = self.asked(queries)
         return self.validate(model, kept) if len(kept) else np.zeros(0)
 
 
