@@ -460,6 +460,7 @@ def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.M
     [
         ([], "no file is given"),
         (["nowhere.csv"], "does not exist"),
+        (["one.csv", "nowhere.csv"], "nowhere.csv does not exist"),
         (["--out"], "--out needs a value"),
         (["--what", "x"], "unknown option"),
         (["prose.txt"], "no file can be read as a table"),

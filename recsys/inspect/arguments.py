@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from recsys.errors import SourceError, StorageError, first_line
@@ -62,7 +63,10 @@ def look_at(arguments: Sequence[str]) -> Looked:
                     files[file.path] = (file, argument)
                 files.setdefault(file.path, (file, argument))
         except (SourceError, StorageError) as error:
-            if len(arguments) == 1:
+            is_missing = (
+                not is_remote(argument) and not set(argument) & set("*?[") and not Path(expanded(argument)).exists()
+            )
+            if len(arguments) == 1 or is_missing:  # a mistyped name must not leave a table out
                 raise
             looked.ignored[argument] = first_line(error)
     files = _without_releases(files, looked)
