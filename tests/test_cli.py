@@ -50,7 +50,7 @@ def test_every_verb_names_a_function_that_exists() -> None:
         module, name = verb.target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
         takes = "words: Sequence[str]" if verb.usage else "config: Config, folder: RunFolder"
-        assert re.search(rf"def {name}\({re.escape(takes)}[,)]", path.read_text(encoding="utf-8"))
+        assert re.search(rf"def {name}\(\s*{re.escape(takes)}[,)]", path.read_text(encoding="utf-8"))
         assert set(verb.stages) <= set(STAGES)
 
 

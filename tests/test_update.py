@@ -363,7 +363,7 @@ def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     assert (updated / "metrics.json").is_file() and (updated / "report.html").is_file()
     log = (updated / "run.log").read_text()
     assert "4 users, 1 items, 1 event types more" in log and "20 users to validate on" in log
-    assert "only targets that they had before" not in log, "users who are not asked have no such targets"
+    assert "validation users have only targets" not in log, "users who are not asked have no such targets"
 
 
 def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: Captured) -> None:
