@@ -35,12 +35,12 @@ def reference(prefix: str = "") -> str:
     found = _at(prefix)
     for path, kind in found:
         lines += ["", _titled(path, kind, has_kinds=len(found) > 1)] if path else []
-        _write_section(path, kind, lines, deep=True)
+        _write_section(path, kind, lines)
     return "\n".join(lines)
 
 
 def keys_of(sections: Sequence[str]) -> str:
-    """The keys of some sections; of the sections inside them only how many keys they have."""
+    """The keys of some sections, and of the sections inside them."""
     lines = [_HEAD]
     for name in sections:
         field = Config.model_fields[name]
@@ -49,7 +49,7 @@ def keys_of(sections: Sequence[str]) -> str:
             continue
         for path, kind in _at(name):
             lines += ["", _titled(path, kind)]
-            _write_section(path, kind, lines, deep=False)
+            _write_section(path, kind, lines)
     return "\n".join(lines)
 
 
@@ -77,22 +77,16 @@ def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]
     return found
 
 
-def _write_section(path: str, model: type[BaseModel], lines: list[str], deep: bool) -> None:
-    """Own keys first, then the sections below: whole if ``deep``, else how many keys each has."""
+def _write_section(path: str, model: type[BaseModel], lines: list[str]) -> None:
+    """Own keys first, then the sections below."""
     below = _below(path, model)
-    sections = list(dict.fromkeys(inner for inner, _ in below))
     for name, field in model.model_fields.items():
         key = f"{path}.{field.alias or name}".lstrip(".")
-        if key not in sections:
+        if key not in dict(below):
             lines.append(_key(key, field))
-    if not deep:
-        for inner in sections:
-            number = sum(_num_keys(other, kind) for other, kind in below if other == inner)
-            lines.append(f"  --{f'{inner}.…':<44} {number} keys: recsys help {inner}")
-        return
     for inner, kind in below:
         lines += ["", _titled(inner, kind, has_kinds=sum(other == inner for other, _ in below) > 1)]
-        _write_section(inner, kind, lines, deep)
+        _write_section(inner, kind, lines)
 
 
 def _titled(path: str, model: type[BaseModel], has_kinds: bool = False) -> str:
@@ -100,11 +94,6 @@ def _titled(path: str, model: type[BaseModel], has_kinds: bool = False) -> str:
     head = f"{path} with kind {tag.default}" if tag is not None else path
     about = " ".join((model.__doc__ or "").split("\n\n")[0].replace("``", "").split())
     return f"{head}: {about}" if about else head
-
-
-def _num_keys(path: str, model: type[BaseModel]) -> int:
-    below = _below(path, model)
-    return len(model.model_fields) - len({p for p, _ in below}) + sum(_num_keys(p, kind) for p, kind in below)
 
 
 def _key(path: str, field: FieldInfo) -> str:

@@ -75,7 +75,7 @@ def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured)
     assert "--train.lr" in shown and "float > 0, default 0.001" in shown
     assert "--train.schedule" in shown and "constant|cosine|linear" in shown
     assert "users a step on average, over all workers" in shown
-    assert re.search(r"--train\.loss\.…\s+\d+ keys: recsys help train\.loss", shown)
+    assert "--train.loss.kind" in shown and "data.source with kind recbole" in shown
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -84,14 +84,14 @@ def test_help_of_a_verb_shows_its_own_keys_alone(verb: str, capsys: Captured) ->
     shown = capsys.readouterr().out
     sections = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
     assert sections == set(VERBS[verb].sections)
-    assert len(shown.splitlines()) < 160
     assert main(["help", verb]) == 0
     assert capsys.readouterr().out == shown
 
 
-def test_pull_needs_little_help(capsys: Captured) -> None:
-    assert main(["pull", "--help"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) < 30
+@pytest.mark.parametrize(("verb", "lines"), [("pull", 35), ("similar", 35), ("compare", 60), ("serve", 90)])
+def test_a_verb_of_few_keys_needs_little_help(verb: str, lines: int, capsys: Captured) -> None:
+    assert main([verb, "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < lines
 
 
 def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
