@@ -45,6 +45,7 @@ def serve(config: Config, folder: RunFolder) -> None:
         ArtifactError: there is no such model, or its files are damaged.
     """
     quiet()
+    _check_installed()
     settings = config.serve
     say = folder.progress
     uri = settings.model or f"models:/{config.registry.name}@champion"
@@ -234,6 +235,16 @@ def _until_signalled() -> Iterator[threading.Event]:
 
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _check_installed() -> None:
+    """Ray Serve is an extra, and is asked for before the model is read."""
+    try:
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"recsys serve needs Ray Serve, and {error.name or 'a part'} is missing: pip install 'multigrain[serve]'"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

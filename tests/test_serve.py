@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_a_port_that_is_taken(config: Config) -> None:
     config.serve.host = "203.0.113.7"
     with pytest.raises(ConfigError, match=r"serve\.host 203\.0\.113\.7"):
         serve._port(config.serve)
+
+
+def test_ray_serve_that_is_not_installed_is_named_before_the_model_is_read(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    with (
+        open_run(config, "serve", io.StringIO(), locks=False) as folder,
+        pytest.raises(ConfigError, match=r"pip install 'multigrain\[serve\]'"),
+    ):
+        serve.serve(config, folder)
 
 
 def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
