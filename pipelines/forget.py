@@ -45,7 +45,6 @@ from recsys.privacy.proof import signing_key
 from recsys.registry.bundle import USERS, read_files
 from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
-from recsys.storage.uris import is_remote
 
 JOURNAL: Final = "forgetting.json"
 
@@ -74,8 +73,6 @@ def forget(config: Config, folder: RunFolder) -> None:
         Refusal: the proof found something, or something could not be searched; all else is done.
     """
     quiet()
-    if is_remote(config.run.dir):  # versions whose files are on an object store would keep the user
-        raise ConfigError(f"run.dir: {config.run.dir} is remote; `recsys forget` works in a local run folder")
     raw = _named(config)
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)

@@ -23,6 +23,7 @@ from recsys.config import build_config
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.ranking import Scorer
 from recsys.evaluation.validation import Validator
+from recsys.privacy.proof import is_signed
 from recsys.storage.mirror import upload
 from recsys.storage.places import filesystem_of, read_bytes
 
@@ -148,11 +149,29 @@ def write_day(path: Path, day: int) -> None:
     path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
 
 
+def holding(place: str, word: bytes) -> list[str]:
+    """The objects in which a word stands, Parquet and Arrow files opened."""
+    found = []
+    for name in objects(place):
+        content = read_bytes(f"{place}/{name}")
+        if name.endswith(".parquet"):
+            content += str(pq.read_table(pa.BufferReader(content)).to_pydict()).encode()
+        elif name.endswith(".arrow"):
+            with pa.ipc.open_file(pa.BufferReader(content)) as reader:
+                content += str(reader.read_all().to_pydict()).encode()
+        if word in content:
+            found.append(name)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_day_is_appended_on_s3(tmp_path: Path, bucket: str) -> None:
-    """An update with one newer file goes on from a dataset there."""
+def test_a_day_is_appended_and_a_user_forgotten_on_s3(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update with one newer file goes on from a dataset there; forgetting leaves no object with the user there."""
     write_tables(tmp_path / "raw")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # of the key that signs
     write_day(tmp_path / "raw/day.csv", 1)
     upload(tmp_path / "raw", f"{bucket}/raw")
     tree = tree_of(f"{bucket}/raw", f"{bucket}/runs/one", tmp_path / "mlflow.db")
@@ -164,6 +183,25 @@ def test_a_day_is_appended_on_s3(tmp_path: Path, bucket: str) -> None:
     manifests = [json.loads(read_bytes(f"{bucket}/runs/{run}/dataset/manifest.json")) for run in ("one", "two")]
     assert manifests[1]["counts"]["events"] == manifests[0]["counts"]["events"] + 180 == 720
     recsys("recommend", tree, tmp_path / "c", "--run.dir", f"{bucket}/runs/two")
+
+    assert {"runs/one/bundle/users.parquet", "runs/two/bundle/users.parquet"} <= set(holding(bucket, b"u17"))
+    recsys("forget", tree, tmp_path / "d", "--user", "u17", "--run.dir", f"{bucket}/runs/one")
+    assert "recommendations.parquet" in holding(f"{bucket}/runs/two", b"u17"), "another run folder is not touched"
+    said = recsys("forget", tree, tmp_path / "e", "--user", "u17", "--run.dir", f"{bucket}/runs/two")
+    assert "nothing found" in said and "forgotten/proof-" in said
+    for run in ("one", "two"):
+        assert holding(f"{bucket}/runs/{run}", b"u17") == []
+        (proof,) = [name for name in objects(f"{bucket}/runs/{run}") if name.startswith("forgotten/proof-")]
+        found = json.loads(read_bytes(f"{bucket}/runs/{run}/{proof}"))
+        assert is_signed(found) and found["run"] == f"{bucket}/runs/{run}"
+        searched = {one["path"] for one in found["searched"]}
+        assert {"dataset/manifest.json", "bundle/users.parquet", "model/weights.safetensors"} <= searched
+        bundle = pq.read_table(pa.BufferReader(read_bytes(f"{bucket}/runs/{run}/bundle/users.parquet")))
+        assert bundle.num_rows == 59 and "forgetting.json" not in objects(f"{bucket}/runs/{run}")
+    assert not any(name.endswith("users.parquet") for name in holding(f"{bucket}/mlflow", b"u17")), (
+        "no version has them"
+    )
+    recsys("evaluate", tree, tmp_path / "f", "--run.dir", f"{bucket}/runs/two")
 
 
 class DiesOnce:

@@ -54,25 +54,27 @@ class Store:
         for model in _all(self._client.search_registered_models):
             for one in _all(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
                 aliases = tuple(alias for alias, number in model.aliases.items() if str(number) == str(one.version))
-                model_id, folder = self._files(str(one.source), str(getattr(one, "model_id", "") or ""))
-                copy = self._copy(f"models:/{model.name}/{one.version}") if folder is None else None
+                model_id, place = self._place(str(one.source), str(getattr(one, "model_id", "") or ""))
+                here = local_place(place) if place else None
+                folder = here if here is not None and here.is_dir() else None
+                copy = self._copy(place) if place and here is None else None
                 yield Version(model.name, str(one.version), str(one.run_id or ""), aliases, model_id, folder, copy)
 
-    def _copy(self, uri: str) -> Path | None:
-        """The files of a version that are on no disk of this machine, for the life of this process."""
+    def _copy(self, place: str) -> Path | None:
+        """Files that are on no disk of this machine, for the life of this process."""
         from mlflow.artifacts import download_artifacts
 
         with suppress(Exception):  # a server that is gone, or files that were deleted: the proof says what is elsewhere
-            return Path(download_artifacts(uri, dst_path=str(temporary_folder()), tracking_uri=self.uri))
+            return Path(download_artifacts(place, dst_path=str(temporary_folder()), tracking_uri=self.uri))
         return None
 
-    def _files(self, source: str, model_id: str) -> tuple[str, Path | None]:
+    def _place(self, source: str, model_id: str) -> tuple[str, str]:
+        """The logged model of a version, and where its files are; empty where the store does not say."""
         if source.startswith("models:/"):
-            model_id = model_id or source.removeprefix("models:/")
+            model_id, source = model_id or source.removeprefix("models:/"), ""
             with suppress(Exception):  # a logged model that was deleted has no place
                 source = str(self._client.get_logged_model(model_id).artifact_location)
-        place = None if source.startswith("models:/") else local_place(source)
-        return model_id, place if place is not None and place.is_dir() else None
+        return model_id, source
 
     def folder_of_run(self, run_id: str) -> str:
         """The run folder that a run was made in, as its configuration names it; empty where it does not say."""
