@@ -298,7 +298,15 @@ def _write(config: Config, first: Side, record: dict[str, Any]) -> str:
         path = folder.root / "compare.json"
         folder.write_json(path, record)
         return folder.shown(path)
-    path = Path(config.compare.out)
+    return write_record(Path(config.compare.out), record)
+
+
+def write_record(path: Path, record: dict[str, Any]) -> str:
+    """Write a comparison to a file; its path.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

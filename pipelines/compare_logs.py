@@ -7,7 +7,6 @@ policy, from answers whose order was drawn (``serve.explore``) with known probab
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.cli import plan
-from pipelines.folder import write_atomically
+from pipelines.compare import write_record
 from pipelines.progress import Progress, table
 from recsys.config import Config
 from recsys.data.histories import Array
@@ -82,7 +81,7 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     record |= {"notes": notes, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     for text in _words(record):
         say(text)
-    say(f"wrote {_write(config, record)}")
+    say(f"wrote {write_record(Path(place_of(config)), _without_nan(record))}")
     return record
 
 
@@ -276,18 +275,6 @@ def _shown(found: dict[str, float], sign: str = "") -> str:
     """
     value = found["value"] if "value" in found else found["difference"]
     return f"{value:{sign}.4f} ({found['low']:{sign}.4f} to {found['high']:{sign}.4f})"
-
-
-def _write(config: Config, record: dict[str, Any]) -> str:
-    """Write the comparison where it was asked for, or beside the first log; the place."""
-    path = Path(place_of(config))
-    content = json.dumps(_without_nan(record), indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content + "\n")
-    except OSError as error:
-        raise ConfigError(f"compare.out: cannot write {path} ({error.strerror}); choose another file") from None
-    return str(path)
 
 
 def place_of(config: Config) -> str:

@@ -43,7 +43,7 @@ def command(words: Sequence[str]) -> int:
     name = "" if wanted.out == DEFAULT else plain_name(out.stem)
     found = look(wanted.files, name)
     print(told(found.found))
-    _write(out, found.draft.text())
+    write_draft(out, found.draft.text())
     print(f"\nwritten    {out}: every line says why; what is open is a comment")
     print(f"next       recsys run --config {wanted.out} --budget 20m")
     sys.stdout.flush()
@@ -102,8 +102,12 @@ def _check_free(out: Path, force: bool) -> None:
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
 
 
-def _write(out: Path, text: str) -> None:
-    """Whole or not at all."""
+def write_draft(out: Path, text: str) -> None:
+    """Write a configuration, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
     from recsys.storage.beside import writing_beside
 
     try:

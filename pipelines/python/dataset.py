@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.python.settings import Settings, with_settings
-from recsys.config import Config, build_config, dump_config, load_config
+from recsys.config import Config, dump_config, load_config
 from recsys.errors import DataError, choices
 from recsys.inspect.look import Look, look
 from recsys.inspect.telling import told
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
-_TABLES: Final = ("events", "items", "users", "social", "knowledge")
 Part = Literal["train", "valid", "test"]
 
 
@@ -158,7 +157,7 @@ class Dataset:
 
     @classmethod
     def _of_look(cls, found: Look, folder: str | Path | None, settings: Settings) -> Dataset:
-        dataset = cls(with_settings(build_config(found.draft.tree, "the proposed configuration"), settings), folder)
+        dataset = cls(with_settings(found.config, settings), folder)
         dataset.words = told(found.found)
         return dataset
 
@@ -284,7 +283,6 @@ def _of_pandas(role: str, frame: pd.DataFrame) -> pa.Table:
 
 def _check_roles(named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]) -> None:
     """Whether every file was understood as what it was given as."""
-    assert set(named) <= set(_TABLES)
     for role, path in named.items():
         if found.get(path) == role:
             continue

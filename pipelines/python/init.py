@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from recsys.config import Config, build_config
+from pipelines.init import write_draft
+from recsys.config import Config
 from recsys.inspect.look import look
 
 
@@ -28,9 +29,11 @@ def init(files: str | Path | Sequence[str | Path], *, out: str | Path | None = N
     ------
     SourceError
         No file can be read, or none holds events.
+    ConfigError
+        ``out`` cannot be written.
     """
     named = [files] if isinstance(files, str | Path) else files
     found = look([str(file) for file in named])
     if out is not None:
-        Path(out).write_text(found.draft.text(), encoding="utf-8")
-    return build_config(found.draft.tree, "the proposed configuration")
+        write_draft(Path(out).expanduser(), found.draft.text())
+    return found.config

@@ -16,7 +16,7 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.bootstrap import intervals
 from recsys.evaluation.metrics import query_metrics
-from recsys.evaluation.ranking import countable, mark_hits
+from recsys.evaluation.ranking import countable, mark_hits, mark_seen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +88,7 @@ def _rows_of(ids: pd.Series, known: pa.Array) -> Array:
 
 def _check_unseen(dataset: PreparedDataset, queries: Queries, items_BK: Array) -> None:
     """Whether no list holds what its user had before."""
-    past = queries.histories.of_targets()
-    rows_E = np.repeat(np.arange(len(queries)), past.lengths_U)
-    seen = rows_E * np.int64(dataset.num_items) + past.items_E
-    listed = np.arange(len(queries))[:, None] * np.int64(dataset.num_items) + items_BK
-    is_seen = np.isin(listed, seen) & (items_BK >= 0)
+    is_seen = mark_seen(items_BK, queries)
     if is_seen.any():
         row, place = np.argwhere(is_seen)[0]
         user = dataset.user_ids[int(queries.histories.users_U[row])].as_py()

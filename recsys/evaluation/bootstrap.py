@@ -19,8 +19,21 @@ _MAX_DRAWS: Final = 4_000_000  # drawn query numbers held at a time
 
 
 @dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Mean difference of two recommenders on the same queries, its 95 % interval and two-sided p-value."""
+    """A difference, such as the mean one of two recommenders on the same queries, its 95 % interval and two-sided
+    p-value."""
 
     difference: float
     low: float
@@ -45,18 +58,32 @@ def intervals(values: Mapping[str, Array], resamples: int, seed: int) -> dict[st
 
 
 def compare(ours_B: Array, theirs_B: Array, resamples: int, seed: int) -> Comparison:
-    """Paired bootstrap of mean(ours − theirs).
-
-    p = min(1, 2 · (1 + min(#{d* ≤ 0}, #{d* ≥ 0})) / (R + 1)): one minus the level of the widest interval that leaves
-    zero out. With R resamples it cannot fall below 2 / (R + 1). Two equal recommenders have p = 1.
-    """
+    """Paired bootstrap of mean(ours − theirs); see :func:`comparison`. Two equal recommenders have p = 1."""
     assert ours_B.shape == theirs_B.shape, "a paired comparison needs the same queries"
     difference_B = ours_B - theirs_B
     means_R = bootstrap_means(difference_B[:, None], resamples, seed)[:, 0]
-    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    tail = min((means_R <= 0).sum(), (means_R >= 0).sum())
-    p = min(1.0, 2.0 * (1 + int(tail)) / (resamples + 1))
-    return Comparison(float(difference_B.mean()), float(low), float(high), p)
+    return comparison(float(difference_B.mean()), means_R)
+
+
+def comparison(difference: float, drawn_R: Array) -> Comparison:
+    """A difference with the interval of its resamples; those without a value are left out.
+
+    p = min(1, 2 · (1 + min(#{d* ≤ 0}, #{d* ≥ 0})) / (R + 1)): one minus the level of the widest interval that leaves
+    zero out. With R resamples it cannot fall below 2 / (R + 1).
+    """
+    drawn_R = drawn_R[np.isfinite(drawn_R)]
+    found = interval(difference, drawn_R)
+    tail = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
+    return Comparison(found.value, found.low, found.high, min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1)))
+
+
+def interval(value: float, drawn_R: Array) -> Interval:
+    """An estimate with the percentiles of its resamples; those without a value (no weight was drawn) are left out."""
+    known_R = drawn_R[np.isfinite(drawn_R)]
+    if not len(known_R):
+        return Interval(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(known_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(value), float(low), float(high))
 
 
 def bootstrap_means(values_BM: Array, resamples: int, seed: int) -> Array:

@@ -7,29 +7,15 @@ Legend: A answers, U users, V versions, M sums.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from recsys.data.histories import Array
-from recsys.evaluation.bootstrap import bootstrap_means
-from recsys.evaluation.off_policy import Interval, interval
+from recsys.evaluation.bootstrap import Comparison, Interval, bootstrap_means, comparison, interval
 
 MEASURES: Final = ("reward_per_answer", "rewarded_share", "reward_per_user")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Another version less the first, its 95 % interval and two-sided p-value."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -39,7 +25,7 @@ class Outcome:
     answers: int
     users: int
     measures: dict[str, Interval]
-    differences: dict[str, Difference]  # from the first version; empty for the first
+    differences: dict[str, Comparison]  # from the first version; empty for the first
 
 
 def outcomes(
@@ -62,9 +48,13 @@ def outcomes(
     found = []
     for version in range(num_versions):
         measures = {name: interval(point_V[name][0, version], drawn_RV[name][:, version]) for name in MEASURES}
-        differences = (
-            {name: _difference(point_V[name], drawn_RV[name], version) for name in MEASURES} if version else {}
-        )
+        differences = {
+            name: comparison(
+                point_V[name][0, version] - point_V[name][0, 0], drawn_RV[name][:, version] - drawn_RV[name][:, 0]
+            )
+            for name in MEASURES
+            if version
+        }
         of_version_U = answers_UV[:, version]
         found.append(Outcome(int(of_version_U.sum()), int((of_version_U > 0).sum()), measures, differences))
     return found, int(((answers_UV > 0).sum(1) > 1).sum())
@@ -80,12 +70,3 @@ def _measures(sums_RM: Array, num_versions: int) -> dict[str, Array]:
             "rewarded_share": hits / answers,
             "reward_per_user": rewards / users,
         }
-
-
-def _difference(point_1V: Array, drawn_RV: Array, version: int) -> Difference:
-    drawn_R = drawn_RV[:, version] - drawn_RV[:, 0]
-    drawn_R = drawn_R[np.isfinite(drawn_R)]
-    found = interval(point_1V[0, version] - point_1V[0, 0], drawn_R)
-    tail = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
-    p = min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1))
-    return Difference(found.value, found.low, found.high, p)

@@ -19,28 +19,16 @@ Legend: R shown items (one row a place of an answer), U users, M sums.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from recsys.data.histories import Array
-from recsys.evaluation.bootstrap import LEVEL, bootstrap_means
+from recsys.evaluation.bootstrap import Interval, bootstrap_means, interval
 
 FOLDS: Final = 5
 _PRIOR: Final = 10.0  # shown places that an item's mean is drawn to zero by
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -106,15 +94,6 @@ def estimate(trials: Trials, resamples: int, seed: int) -> Estimates:
         float(weights_R.max(initial=0.0)),
         interval(point["support"][0], drawn["support"]),
     )
-
-
-def interval(value: float, drawn_X: Array) -> Interval:
-    """An estimate with the percentiles of its resamples; those without a value (no weight was drawn) are left out."""
-    known_X = drawn_X[np.isfinite(drawn_X)]
-    if not len(known_X):
-        return Interval(float(value), float("nan"), float("nan"))
-    low, high = np.quantile(known_X, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(value), float(low), float(high))
 
 
 def _values(sums: Mapping[str, Array]) -> dict[str, Array]:

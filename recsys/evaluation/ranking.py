@@ -313,6 +313,12 @@ def mark_hits(items_BK: Array, queries: Queries) -> Array:
     return np.isin(listed_BK, _pairs(queries.target_rows(), queries.target_items)) & (items_BK >= 0)
 
 
+def mark_seen(items_BK: Array, queries: Queries) -> Array:
+    """Where a list holds what ``exclude_seen`` leaves out: [B, K] bool."""
+    listed_BK = _pairs(np.arange(len(items_BK))[:, None], items_BK)
+    return np.isin(listed_BK, _pairs(*_seen(queries, True))) & (items_BK >= 0)
+
+
 def _history_rows(queries: Queries) -> Array:
     return np.repeat(np.arange(len(queries)), queries.histories.lengths_U)
 

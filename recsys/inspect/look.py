@@ -27,6 +27,11 @@ class Look:
     draft: Draft
     name: str
 
+    @property
+    def config(self) -> Config:
+        """The proposed configuration."""
+        return build_config(self.draft.tree, "the proposed configuration")
+
 
 def look(arguments: Sequence[str], name: str = "", command: str = "recsys init") -> Look:
     """Look at files and propose a configuration that their readers accept.

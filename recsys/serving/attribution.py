@@ -18,9 +18,8 @@ import numpy as np
 
 from recsys import schema
 from recsys.data.histories import Array
-from recsys.errors import ConfigError, choices
 from recsys.serving.answer_log import Logged
-from recsys.serving.feedback import read_rows
+from recsys.serving.feedback import read_rows, rewards_of
 
 ANSWER_ID: Final = "answer_id"
 _SLACK_S: Final = 1.0
@@ -49,19 +48,14 @@ def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: flo
         DataError: there is no row, or more than the share ``max_bad`` are bad.
     """
     good, _ = read_rows(files, max_bad, "compare.feedback")
-    types = good.column(schema.EVENT_TYPE).to_pylist()
-    unknown = sorted(set(types) - set(rewards))
-    if unknown:
-        raise ConfigError(
-            f"compare.rewards: no reward for the event type {', '.join(map(repr, unknown))}; there are rewards for "
-            f"{choices(rewards)}; give each type what it is worth, 0 for nothing"
-        )
-    times = good.column(schema.TIMESTAMP).to_pylist() if schema.TIMESTAMP in good.column_names else [None] * len(types)
-    named = good.column(ANSWER_ID).to_pylist() if ANSWER_ID in good.column_names else [None] * len(types)
+    rewards_E = rewards_of(good, rewards, "compare.rewards", "give each type what it is worth, 0 for nothing")
+    nothing = [None] * len(good)
+    times = good.column(schema.TIMESTAMP).to_pylist() if schema.TIMESTAMP in good.column_names else nothing
+    named = good.column(ANSWER_ID).to_pylist() if ANSWER_ID in good.column_names else nothing
     return Events(
         good.column(schema.USER_ID).to_pylist(),
         good.column(schema.ITEM_ID).to_pylist(),
-        np.array([rewards[name] for name in types], dtype=np.float64),
+        rewards_E,
         [None if time is None else time.timestamp() for time in times],
         [None if answer is None else str(answer) for answer in named],
     )

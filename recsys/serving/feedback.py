@@ -59,20 +59,29 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
     if nothing:
         raise ConfigError(f"update.rewards: {', '.join(nothing)} must be above or below 0; leave the type out instead")
     good, num_bad = read_rows(files, max_bad, "update.feedback")
-    types = good.column(schema.EVENT_TYPE).to_pylist()
-    unknown = sorted(set(types) - set(rewards))
-    if unknown:
-        raise ConfigError(
-            f"update.rewards: no reward for the event type {', '.join(map(repr, unknown))}; there are rewards for "
-            f"{choices(rewards)}; a reward above 0 means liked, below 0 not"
-        )
     return Feedback(
         good.column(schema.USER_ID).to_pylist(),
         good.column(schema.ITEM_ID).to_pylist(),
         _histories(good),
-        np.array([rewards[name] for name in types], dtype=np.float64),
+        rewards_of(good, rewards, "update.rewards", "a reward above 0 means liked, below 0 not"),
         num_bad,
     )
+
+
+def rewards_of(rows: pa.Table, rewards: Mapping[str, float], key: str, cure: str) -> Array:
+    """The reward of every row by its event type: float64; ``key`` of the configuration holds the rewards.
+
+    Raises:
+        ConfigError: an event type has none.
+    """
+    types = rows.column(schema.EVENT_TYPE).to_pylist()
+    unknown = sorted(set(types) - set(rewards))
+    if unknown:
+        raise ConfigError(
+            f"{key}: no reward for the event type {', '.join(map(repr, unknown))}; there are rewards for "
+            f"{choices(rewards)}; {cure}"
+        )
+    return np.array([rewards[name] for name in types], dtype=np.float64)
 
 
 def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table, int]:
