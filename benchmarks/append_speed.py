@@ -87,9 +87,9 @@ def _side(side: str, folder: Path, split: str) -> dict[str, Any]:
     """Prepare what a side prepares; memory is that of this process and all of Ray's, together."""
     import shutil
 
-    from pipelines.session import ray_session
+    from pipelines.plumbing.session import ray_session
     from recsys.data.dataset import PreparedDataset
-    from recsys.data.prepare import prepare
+    from recsys.preparation.prepare import prepare
 
     form = next(folder.glob("old.*")).suffix
     files = {"before": ["old"], "append": ["new"], "all": ["old", "new"], "few": ["few/old"], "more": ["few/new"]}

@@ -73,8 +73,8 @@ def prepare(folder: Path, items: int) -> dict[str, float]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pipelines.session import ray_session
-    from recsys.data.prepare import prepare as prepare_dataset
+    from pipelines.plumbing.session import ray_session
+    from recsys.preparation.prepare import prepare as prepare_dataset
 
     random = np.random.default_rng(0)
     users = np.repeat(np.arange(USERS), EVENTS_A_USER)

@@ -22,15 +22,16 @@ import torch
 
 from benchmarks.paired import say
 from benchmarks.serving import quantiles, synthetic
+from recsys.bundle.description import FORMAT_VERSION, BundleInfo
+from recsys.bundle.files import Bundle
 from recsys.config import build_config
 from recsys.data.histories import Histories
 from recsys.granularities.base import ItemView, ModelSizes
 from recsys.model import Encoders, FrozenModel, dump_sizes
-from recsys.registry.bundle import FORMAT_VERSION, Bundle, BundleInfo
-from recsys.serving.item_attributes import Categories, ItemAttributes, Numbers
+from recsys.retrieval.index import ItemIndex, calibrate
+from recsys.retrieval.item_attributes import Categories, ItemAttributes, Numbers
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
-from recsys.serving.retrieval import ItemIndex, calibrate
 
 _USERS = 2000
 _CATEGORIES = 1000

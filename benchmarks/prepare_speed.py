@@ -92,12 +92,12 @@ def prepare_polars(folder: Path) -> dict[str, float]:
 
 
 def prepare_ours(folder: Path) -> dict[str, Any]:
-    """The job through ``recsys.data.prepare``; memory is that of this process and all of Ray's, together.
+    """The job through ``recsys.preparation.prepare``; memory is that of this process and all of Ray's, together.
 
     Start-up is Ray's, and the import of our packages in its workers: they prepare a few events first.
     """
-    from pipelines.session import ray_session
-    from recsys.data.prepare import prepare
+    from pipelines.plumbing.session import ray_session
+    from recsys.preparation.prepare import prepare
 
     run = folder / f"run-{os.getpid()}"
     config, small = _config(folder / "events.parquet", run), _config(folder / "few/events.parquet", run / "few")

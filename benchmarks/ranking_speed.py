@@ -30,8 +30,8 @@ from benchmarks.training_speed import prepare_ours, settings, write_events
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.evaluation.ranking import rank, top_by_vectors
-from recsys.registry.bundle import write_bundle
 from recsys.serving.answer_rows import user_table
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.training.build import build_graphs, build_model
 
@@ -119,7 +119,7 @@ def make_bundle(folder: str) -> None:
 def recommend_ours(folder: str) -> dict[str, float]:
     """Evaluation's ranking and the batch's table of all users, each warmed up on some of them."""
     torch.set_num_threads(1)
-    recommender = Recommender(Recommender.load(Path(folder) / "bundle").bundle, Split.TRAIN)
+    recommender = Recommender(Recommender(read_bundle(Path(folder) / "bundle")).bundle, Split.TRAIN)
     dataset = PreparedDataset(settings(folder, 1).dataset_dir)
     queries = dataset.histories().queries(Split.VALID)
     model, user_ids = recommender.model, dataset.user_ids.cast(pa.string()).take(queries.histories.users_U)

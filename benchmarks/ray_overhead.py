@@ -72,7 +72,7 @@ def train(side: str, folder: str, epochs: int) -> dict[str, float]:
 
         fit(config, dataset, validate, TrainContext(report=report))
     else:
-        from pipelines.session import ray_session
+        from pipelines.plumbing.session import ray_session
 
         with ray_session(config):
             from recsys.training.ray_train import train_on_ray

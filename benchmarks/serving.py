@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from benchmarks.paired import say
-from recsys.registry.bundle import read_bundle
 from recsys.registry.register import resolve
-from recsys.serving.retrieval import LIST, ItemIndex, calibrate, exact_top
+from recsys.retrieval.index import LIST, ItemIndex, calibrate, exact_top
+from recsys.serving.bundles import read_bundle
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 

@@ -85,8 +85,8 @@ def main() -> None:
 
 
 def prepared(config: Config) -> PreparedDataset:
-    from pipelines.session import ray_session
-    from recsys.data.prepare import prepare
+    from pipelines.plumbing.session import ray_session
+    from recsys.preparation.prepare import prepare
 
     with ray_session(config):
         prepare(config)

@@ -82,7 +82,7 @@ def encode(side: str, folder: Path) -> dict[str, float]:
     found = json.loads((folder / "texts.json").read_text())
     if side == "ours":
         from recsys.config import TextConfig
-        from recsys.data.text import EncoderSettings, TextEncoder
+        from recsys.encoders.text import EncoderSettings, TextEncoder
 
         encoder = TextEncoder(EncoderSettings.of(TextConfig(model=MODEL), threads=1))
         work = encoder.encode

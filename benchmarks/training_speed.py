@@ -141,8 +141,8 @@ def settings(folder: str, epochs: int) -> Config:
 
 def prepare_ours(folder: str) -> None:
     """The events through our own prepare, once for all rounds."""
-    from pipelines.session import ray_session
-    from recsys.data.prepare import prepare
+    from pipelines.plumbing.session import ray_session
+    from recsys.preparation.prepare import prepare
 
     config = settings(folder, 1)
     with ray_session(config):

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final, get_args
 
-from pipelines.folder import RunFolder
-from pipelines.session import ray_session
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import ray_session
 from recsys.config import Config, FusionConfig, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from pipelines.folder import RunFolder
+from pipelines.plumbing.folder import RunFolder
 from pipelines.prepare import open_dataset
 from recsys.auto.portfolio import UNTRAINED, configured, left_out, members, settings
 from recsys.auto.traits import Traits

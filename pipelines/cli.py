@@ -21,9 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.signals import ending_in_order
+from pipelines.plumbing.signals import ending_in_order
+from pipelines.plumbing.terminal import close_output, has_reader, printable, printable_warnings, show_any_text
 from pipelines.stages import COMPARE_LOGS, LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
-from pipelines.terminal import close_output, has_reader, printable, printable_warnings, show_any_text
 
 if TYPE_CHECKING:
     from recsys.config import Config
@@ -207,7 +207,7 @@ def _command(words: list[str]) -> int:
     if arguments.help:
         print(_verb_help(verb))
         return 0
-    from pipelines.inherited import VERBS as INHERITING
+    from pipelines.plumbing.inherited import VERBS as INHERITING
 
     if arguments.config is None and verb not in INHERITING:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
@@ -235,7 +235,7 @@ def _config(verb: str, arguments: Arguments) -> Config:
     if _JOB in os.environ and "ray.address" not in dict(overrides):
         overrides.append(("ray.address", "auto"))
     if arguments.config is None:
-        from pipelines.inherited import inherited_config
+        from pipelines.plumbing.inherited import inherited_config
 
         return inherited_config(verb, overrides)
     from recsys.config import load_config
@@ -245,7 +245,7 @@ def _config(verb: str, arguments: Arguments) -> Config:
 
 def _run(verb: str, config: Config) -> None:
     """Open the run folder and do what the verb says in it."""
-    from pipelines.folder import open_run
+    from pipelines.plumbing.folder import open_run
 
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
         if VERBS[verb].reads_model and verb != "run":  # which prepares the data first
@@ -367,7 +367,7 @@ def _overview() -> str:
 
 def _help_of(words: Sequence[str]) -> str:
     """``recsys help VERB``, ``recsys help SECTION`` or ``recsys help all``."""
-    from pipelines.reference import reference
+    from pipelines.plumbing.reference import reference
 
     if len(words) != 1:
         raise UsageError(f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or all")
@@ -377,7 +377,7 @@ def _help_of(words: Sequence[str]) -> str:
 
 
 def _verb_help(verb: str) -> str:
-    from pipelines.reference import keys_of
+    from pipelines.plumbing.reference import keys_of
 
     usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
     keys = f"\n\n{keys_of(sections)}" if sections else ""

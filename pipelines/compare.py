@@ -21,10 +21,10 @@ from typing import Any, Final
 import numpy as np
 
 from pipelines.cli import UsageError, config_of, main, parse, plan
-from pipelines.folder import RunFolder, write_atomically
+from pipelines.plumbing.folder import RunFolder, write_atomically
+from pipelines.plumbing.progress import Progress, table
+from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
-from pipelines.progress import Progress, table
-from pipelines.session import quiet
 from pipelines.stages import VERBS
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, load_config

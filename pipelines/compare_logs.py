@@ -18,7 +18,7 @@ import numpy as np
 
 from pipelines.cli import plan
 from pipelines.compare import write_record
-from pipelines.progress import Progress, table
+from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.answer_log import Logged, read_logs
 from recsys.serving.attribution import attributed, read_events
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 
 _ASKED: Final = 1000  # requests at a time
@@ -165,7 +166,7 @@ def _off_policy(
         ConfigError: its newest event is later than all of them.
     """
     target = config.compare.target
-    recommender = Recommender.load(resolve(target, tracking_uri(config)))
+    recommender = Recommender(read_bundle(resolve(target, tracking_uri(config))))
     drawn = _with_propensities(logged, config.compare.logs)
     if len(drawn) < len(logged):
         notes.append(f"{len(logged) - len(drawn):,} answers without propensities are left out of the estimates")

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
-from pipelines.checkup import CHECKS, Check, Finding
 from pipelines.cli import UsageError, config_file, parse
-from pipelines.session import quiet
+from pipelines.plumbing.diagnostics import CHECKS, Check, Finding
+from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config, load_config
 

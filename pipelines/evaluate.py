@@ -11,11 +11,11 @@ from pipelines.ablation import retrained_variants
 from pipelines.cli import main
 from pipelines.examples import example_users
 from pipelines.final import planned
-from pipelines.folder import RunFolder
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet
+from pipelines.plumbing.summary import member_table, signal_table, verdict
+from pipelines.plumbing.tracking import log_evaluation, tracked
 from pipelines.prepare import open_dataset
-from pipelines.session import quiet
-from pipelines.summary import member_table, signal_table, verdict
-from pipelines.tracking import log_evaluation, tracked
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, dump_config, redact
 from recsys.data.dataset import Manifest
@@ -24,14 +24,14 @@ from recsys.data.repeats import repeats_line
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
-from recsys.evaluation.drift import drift_panel, with_calibration
 from recsys.evaluation.evaluate import evaluate as evaluate_model
-from recsys.evaluation.panels import own_panels
-from recsys.evaluation.ratings import rating_report
-from recsys.evaluation.report import render_report
-from recsys.evaluation.strata import describe_strata
+from recsys.evaluation.own_panels import own_panels
+from recsys.evaluation.rating_errors import rating_report
+from recsys.evaluation.user_clusters import describe_strata
+from recsys.gate.drift import drift_panel, with_calibration
+from recsys.report.report import render_report
 from recsys.serving.trade_off import trade_off
-from recsys.training.kept import KEPT
+from recsys.training.pruned import KEPT
 from recsys.training.selected import STACK
 from recsys.training.threads import settle_threads
 

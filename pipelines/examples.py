@@ -15,9 +15,9 @@ import torch
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
-from recsys.evaluation.movement import movements
+from recsys.evaluation.interest_drift import movements
 from recsys.evaluation.ranking import Ranking
-from recsys.evaluation.strata import strata_of_users
+from recsys.evaluation.user_clusters import strata_of_users
 from recsys.model import FrozenModel
 
 _NUM_RECOMMENDATIONS: Final = 6

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pipelines.cli import UsageError, config_of, main, parse, plan
-from pipelines.session import quiet
+from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config
 from recsys.config.export import Format

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.folder import RunFolder
-from pipelines.session import ray_session
-from pipelines.tracking import EpochLog, tracked
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import ray_session
+from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, reporter
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset

@@ -22,27 +22,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
-from pipelines.forget_models import forget_lines, forget_recommendations, make_models_again, remove_derived
-from pipelines.forget_proof import Evidence, conclude, places_of
-from pipelines.forget_training import train_again
-from pipelines.forget_versions import forget_artefacts, forget_versions
+from pipelines.forgetting.models import forget_lines, forget_recommendations, make_models_again, remove_derived
+from pipelines.forgetting.proof import Evidence, conclude, places_of
+from pipelines.forgetting.training import train_again
+from pipelines.forgetting.versions import forget_artefacts, forget_versions
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet, ray_session
 from pipelines.prepare import open_dataset
-from pipelines.session import quiet, ray_session
 from pipelines.train import ORIGIN
+from recsys.bundle.description import USERS
+from recsys.bundle.files import read_files
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.forget import forget_users, needs_language_model
 from recsys.data.forgotten import Forgotten, list_place
 from recsys.data.pseudonyms import Pseudonyms
 from recsys.data.renumber import Renumbering
-from recsys.data.text_cache import forget_texts
+from recsys.data.text_rows import TextRules
 from recsys.data.titles import item_titles
-from recsys.data.user_text import texts_of
-from recsys.data.user_text_reader import TextRules
 from recsys.errors import ArtifactError, ConfigError
+from recsys.preparation.forget import forget_users, needs_language_model
+from recsys.preparation.user_text import texts_of
+from recsys.preparation.vector_cache import forget_texts
 from recsys.privacy.proof import signing_key
-from recsys.registry.bundle import USERS, read_files
 from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.cli import UsageError
-from pipelines.session import quiet
+from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.errors import ConfigError
 from recsys.storage.uris import is_remote

@@ -85,8 +85,8 @@ def _check_times(config: Config) -> None:
     data, split = config.data, config.data.split
     if not any((data.from_, data.until, split.valid_from, split.test_from)):
         return
-    from recsys.data.filters import EventFilters
     from recsys.data.split import parse_time
+    from recsys.preparation.filters import EventFilters
 
     EventFilters.of(data)
     texts = {f"data.split.{key}": text for key in ("valid_from", "test_from") if (text := getattr(split, key))}

@@ -6,7 +6,7 @@ must not lose the old ones.
 
 from __future__ import annotations
 
-from pipelines.folder import RunFolder
+from pipelines.plumbing.folder import RunFolder
 from pipelines.prepare import prepare
 from recsys.config import CanonicalSource, Config
 from recsys.data.dataset import PreparedDataset
@@ -24,7 +24,7 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
         ConfigError: only newer events are given, and there is no dataset to append them to.
         DataError: fewer events than the parent was made of, and ``update.replace`` is false.
     """
-    from recsys.data.append import Least, NothingNew
+    from recsys.preparation.append import Least, NothingNew
 
     settings, info = config.update, parent.bundle.info
     newer = with_newer_events(config)

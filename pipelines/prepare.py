@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
-from pipelines.session import ray_session
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import ray_session
 from recsys.config import Config
-from recsys.data.content_hash import differences, settings_hash, settings_of
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight
 from recsys.errors import ArtifactError, DataError
+from recsys.preparation.content_hash import differences, settings_hash, settings_of
 
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     """Make the dataset, or find it up to date; ``base``, ``earlier`` and ``least`` are those of
-    :func:`recsys.data.prepare.prepare`."""
+    :func:`recsys.preparation.prepare.prepare`."""
     with folder.progress.stage("prepare"), ray_session(config):
-        from recsys.data.prepare import prepare as prepare_dataset
+        from recsys.preparation.prepare import prepare as prepare_dataset
 
         dataset = prepare_dataset(config, folder.progress, **how)
         _say_what_there_is(dataset, folder)

@@ -14,16 +14,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder, write_atomically
+from pipelines.plumbing.folder import RunFolder, write_atomically
+from pipelines.plumbing.promotion_record import to_markdown, version_tags
+from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
-from pipelines.promotion_record import to_markdown, version_tags
-from pipelines.session import quiet
+from recsys.bundle.files import Bundle
+from recsys.bundle.measured import has_measured, measured
 from recsys.config import Config, redact
 from recsys.data.bounded import asked_queries, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
 from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
-from recsys.evaluation.promotion import (
+from recsys.evaluation.validation import Validator
+from recsys.gate.cross_dataset import ForeignScorer, fitted_through, leak_of
+from recsys.gate.promotion import (
     Check,
     Findings,
     against_baselines,
@@ -33,13 +37,10 @@ from recsys.evaluation.promotion import (
     ranked,
     segments_of,
 )
-from recsys.evaluation.validation import Validator
 from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
-from recsys.registry.bundle import Bundle, read_bundle
-from recsys.registry.foreign import ForeignScorer, fitted_through, leak_of
-from recsys.registry.measured import has_measured, measured
 from recsys.registry.register import pinned, resolve
 from recsys.registry.tracking import Tracker, tracking_uri
+from recsys.serving.bundles import read_bundle
 from recsys.training.threads import settle_threads
 
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cli import UsageError, config_of, main, parse, plan
-from pipelines.session import quiet
+from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
+from recsys.bundle.description import CARD
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
-from recsys.registry.bundle import CARD
 from recsys.registry.pull import Pulled, pull_model
 from recsys.registry.tracking import tracking_uri
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
-from pipelines.session import quiet, ray_session
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet, ray_session
+from recsys.bundle.description import read_info
 from recsys.config import Config
 from recsys.data.split import parse_time
-from recsys.registry.bundle import read_info
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.request_files import read_requests

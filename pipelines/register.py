@@ -13,19 +13,20 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.final import FinalModel, final_model
-from pipelines.folder import RunFolder
-from pipelines.inherited import CONFIG, handed_on
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.inherited import CONFIG, handed_on
+from pipelines.plumbing.session import quiet
+from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import open_dataset
-from pipelines.session import quiet
-from pipelines.tracking import tracked
 from pipelines.train import ORIGIN, model_sha256, open_trained
+from recsys.bundle.writing import Measured
 from recsys.config import Config, redact
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import Measured, write_bundle
 from recsys.registry.card import model_card
-from recsys.registry.item_index import index_bundle
 from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
+from recsys.serving.bundles import write_bundle
+from recsys.serving.item_index import index_bundle
 from recsys.training.private import PRIVACY
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from pipelines.auto import with_model
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.folder import RunFolder
-from pipelines.preflight import preflight, reachable_nodes
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.preflight import preflight, reachable_nodes
+from pipelines.plumbing.progress import table
+from pipelines.plumbing.session import ray_session, ray_through
+from pipelines.plumbing.summary import verdict
+from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import prepare
-from pipelines.progress import table
 from pipelines.register import register
-from pipelines.session import ray_session, ray_through
-from pipelines.summary import verdict
-from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
 from recsys.evaluation.metrics import parse_metric

@@ -22,15 +22,15 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from pipelines.cli import main, user_message
-from pipelines.folder import RunFolder
-from pipelines.session import quiet, ray_session
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
+from recsys.registry.followed import Followed
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.access import Tokens, token_sha256
 from recsys.serving.answer_log import check_folder
-from recsys.serving.followed import Followed
-from recsys.serving.split import Side
+from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, read_stock
 from recsys.storage.uris import is_remote
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
-from pipelines.session import quiet
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet
 from recsys.config import Config
 from recsys.errors import ConfigError
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import SimilarAnswer, parse_rules, parse_similar
 
@@ -33,7 +34,7 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
     rules = parse_rules(settings.rules, "similar.rules")
     [request] = parse_similar([{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}])
     bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
-    recommender = Recommender.load(bundle)
+    recommender = Recommender(read_bundle(bundle))
     [answer] = recommender.similar.answer([request])
     title = recommender.bundle.titles[recommender.item_row(answer.item_id)]
     say = folder.progress

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.progress import Progress, table
+from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.data.bounded import asked_queries
 from recsys.data.dataset import PreparedDataset

@@ -93,7 +93,7 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.run:run",
         "prepare, train, evaluate and register in one MLflow run",
         ("prepare", "train", "evaluate", "register"),
-        "pipelines.preflight:preview",
+        "pipelines.plumbing.preflight:preview",
         sections=("run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
     ),
     "prepare": Verb(
@@ -107,7 +107,7 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.train:train",
         "train the model on the prepared dataset",
         ("train",),
-        "pipelines.preflight:preview",
+        "pipelines.plumbing.preflight:preview",
         sections=("run", "data", "model", "train", "tracking", "ray", "seed"),
     ),
     "evaluate": Verb(

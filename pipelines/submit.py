@@ -1,7 +1,7 @@
 """``recsys submit``: a verb as a job of a Ray cluster, followed from here; and the jobs that are there.
 
 The job is ``python -m pipelines.cli VERB --config job.yaml --ray.address auto`` in a copy of this project (see
-:mod:`pipelines.parcel`). Its log comes out here, and its exit code is ours.
+:mod:`pipelines.plumbing.job_package`). Its log comes out here, and its exit code is ours.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.cli import UsageError, config_file, parse, plan
-from pipelines.jobs import ENDED, LostError, address_of, connect, details, follow, nodes_summary
 from pipelines.mistakes import check
-from pipelines.parcel import CONFIG, contents, job_config, pack
-from pipelines.preflight import check_cluster, dashboard_nodes, preflight
-from pipelines.progress import table
+from pipelines.plumbing.job_package import CONFIG, contents, job_config, pack
+from pipelines.plumbing.jobs import ENDED, LostError, address_of, connect, details, follow, nodes_summary
+from pipelines.plumbing.preflight import check_cluster, dashboard_nodes, preflight
+from pipelines.plumbing.progress import table
 from pipelines.stages import VERBS
 from recsys.config import Config, SubmitConfig, build_config, load_config, parse_value, read_tree
 from recsys.errors import ConfigError

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
-from pipelines.preflight import preflight, reachable_nodes
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.preflight import preflight, reachable_nodes
+from pipelines.plumbing.session import ray_session
+from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.prepare import open_dataset
-from pipelines.session import ray_session
 from pipelines.stacking import stacked
-from pipelines.tracking import EpochLog, tracked
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array

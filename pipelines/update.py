@@ -20,21 +20,21 @@ from torch import Tensor
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.folder import RunFolder
 from pipelines.newer import prepare_newer
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet, ray_session, ray_through
+from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import open_dataset
 from pipelines.register import register
 from pipelines.run import closing_words
-from pipelines.session import quiet, ray_session, ray_through
 from pipelines.stages import UPDATES
-from pipelines.tracking import tracked
 from pipelines.train import Descent, first_difference, train
 from recsys.config import Config, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import ArtifactError, ConfigError, DataError
-from recsys.evaluation.drift import NAMES, drift_of
 from recsys.evaluation.validation import Validator
+from recsys.gate.drift import NAMES, drift_of
 from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
 from recsys.registry.lineage import Parent, open_parent, write_refitted
@@ -47,7 +47,7 @@ from recsys.training.apart import own_config, own_weights, sections
 from recsys.training.build import Start
 from recsys.training.members import refuse_stacked, trained_part
 from recsys.training.refit_fusion import Refit, refit_fusion
-from recsys.training.strata import refit_strata, stratum_of
+from recsys.training.user_clusters import refit_strata, stratum_of
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
 
 _ENOUGH: Final = 0.5  # share of the users that other weights of the parent could be validated on

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from recsys.bundle.files import Bundle
 from recsys.export.encoder import Graph, QueryEncoder
 from recsys.export.onnx_file import INPUTS
 from recsys.export.questions import Examiner
-from recsys.registry.bundle import Bundle
 
 
 def encoded_and_expected(bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 from recsys import schema
 from recsys.config import Config, SyntheticSource, build_config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.friends import SocialRules, merge_part, number_rows
-from recsys.data.graphs import facts
 from recsys.data.histories import Array, Queries, Split
-from recsys.data.items import align, compose_text, feature_table
-from recsys.data.media import media_table
 from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
+from recsys.preparation.friends import SocialRules, merge_part, number_rows
+from recsys.preparation.graphs import facts
+from recsys.preparation.items import align, compose_text, feature_table
+from recsys.preparation.media import media_table
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.world import KNOBS

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from handmade import leave_last, small_model, write_dataset
 
-from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.bundle.files import Bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 
 KINDS = ("books", "games", "toys", "music", "garden")
 BRANDS = ("acme", "bolt", "crux", "dune", "echo", "flux", "gale")

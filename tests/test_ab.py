@@ -17,16 +17,17 @@ from handmade import small_model, small_world
 from test_serving_ways import Served, free_port, get, post, ray_server
 
 from pipelines import serve as serving
+from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
-from recsys.registry.bundle import Bundle, read_bundle, write_bundle
 from recsys.registry.tracking import client
 from recsys.serving.answer_log import AnswerLog, read_logs
+from recsys.serving.bundles import read_bundle, write_bundle
+from recsys.serving.experiment_split import Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, service_of
-from recsys.serving.split import Split
 from recsys.serving.stock import StockChange
 
 LIMITS = Limits(1 << 20)
@@ -71,7 +72,7 @@ def test_the_share_of_users_is_that_of_the_configuration(share: float, salt: str
 
 def test_another_process_puts_every_user_on_the_same_side() -> None:
     sides = "".join(Split(0.3, "salt").side_of(user) for user in USERS[:500])
-    words = "from recsys.serving.split import Split\n"
+    words = "from recsys.serving.experiment_split import Split\n"
     words += "print(''.join(Split(0.3, 'salt').side_of(f'user {n}') for n in range(500)))"
     for seed in ("1", "2"):  # Python's own hash of a text changes with it
         found = subprocess.run(

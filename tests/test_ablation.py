@@ -17,8 +17,8 @@ from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.evaluation.ablation import Variant, compare_variants, weight_variants
 from recsys.evaluation.evaluate import evaluate
-from recsys.evaluation.panels import ablation_panel
 from recsys.evaluation.ranking import rank
+from recsys.report.panels import ablation_panel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

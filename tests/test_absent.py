@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from recsys import schema
 from recsys.config import CanonicalSource, DataConfig, ItemFactsConfig, SyntheticSource
 from recsys.config.sources import ABSENT_TEXTS
-from recsys.data import cells
 from recsys.data.attributes import Field, RequestEncoder
-from recsys.data.cells import CellRules, extra, ids, is_absent, numbers
 from recsys.data.context import MISSING, UNKNOWN, ContextColumn
-from recsys.data.events import EventRules, project
-from recsys.data.graphs import FactRules, item_facts
-from recsys.data.times import timestamps
-from recsys.data.validate import Layout, check_rows
+from recsys.preparation.events import EventRules, project
+from recsys.preparation.graphs import FactRules, item_facts
+from recsys.sources.validate import Layout, check_rows
+from recsys.values import cells
+from recsys.values.cells import CellRules, extra, ids, is_absent, numbers
+from recsys.values.times import timestamps
 
 COMMON = ["NaN", "nan", "None", "none", "null", "NULL", "NA", "N/A", "<NA>", "NaT", "\\N", "", " ", " nan "]
 KEEP_ALL = CellRules(absent=())

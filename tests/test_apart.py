@@ -20,7 +20,7 @@ from recsys.data.histories import Split
 from recsys.errors import ConfigError
 from recsys.evaluation import stacking
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.apart import own_config, own_weights
@@ -131,7 +131,7 @@ def test_it_is_served_and_its_model_apart_is_of_all_events(world: Path) -> None:
     key = "apart.gru.model.tower.id_ND.weight"
     has_weight = any(measured.choices["stack"]["members"]["gru"]["weights"])
     assert torch.equal(final.weights[key], measured.weights[key]) != has_weight
-    recommender = Recommender.load(world / "monday/bundle")
+    recommender = Recommender(read_bundle(world / "monday/bundle"))
     [answer] = recommender.recommend(parse_requests([{"user_id": "u01", "k": 3}]))
     assert len(answer.item_ids) == 3
 

@@ -15,20 +15,20 @@ import pytest
 from benchmarks.shop_month import days_of, plan, write_export, write_items
 from benchmarks.shop_world import world_of
 from recsys.config import Config, build_config
-from recsys.data.append import Least
 from recsys.data.audit import audit
-from recsys.data.content_hash import settings_of
 from recsys.data.dataset import PreparedDataset
-from recsys.data.destination import folder_of
-from recsys.data.event_store import Kept
-from recsys.data.forget import forget_users
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Array, Split
-from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.baselines import Popularity
 from recsys.evaluation.bootstrap import intervals
 from recsys.evaluation.validation import Validator
+from recsys.preparation.append import Least
+from recsys.preparation.content_hash import settings_of
+from recsys.preparation.dataset_writer import folder_of
+from recsys.preparation.event_store import Kept
+from recsys.preparation.forget import forget_users
+from recsys.preparation.prepare import prepare
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 
@@ -201,7 +201,7 @@ def test_a_shard_with_many_touched_users_is_written_again(tmp_path: Path) -> Non
 
 
 def test_a_shard_with_many_newer_files_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.data.append._MOST_FILES", 2)
+    monkeypatch.setattr("recsys.preparation.append._MOST_FILES", 2)
     files = write_days(tmp_path / "days")
     dataset = quietly(config_of(files[:5], tmp_path / "before"))
     head, numbers = files[5].read_text().splitlines()[0], []

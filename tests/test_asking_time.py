@@ -19,7 +19,7 @@ from recsys.data.histories import Queries, Split
 from recsys.errors import ConfigError, RequestError
 from recsys.evaluation.ranking import countable
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model

@@ -16,18 +16,18 @@ from test_evaluate import config as evaluation_config
 from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silent
 
 from recsys.data.audit import audit
+from recsys.data.cold_start import Newcomers
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
 from recsys.data.hashing import string_hashes
 from recsys.data.histories import VALID_ALONE, Histories, Queries, Split
-from recsys.data.newcomers import Newcomers
-from recsys.data.prepare import prepare
+from recsys.data.text_rows import WHOLE, TextRules
 from recsys.data.titles import item_titles
-from recsys.data.user_text import texts_of
-from recsys.data.user_text_reader import WHOLE, TextRules
 from recsys.errors import DataError
 from recsys.evaluation.audit import audit_fits, users_of_items
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
+from recsys.preparation.prepare import prepare
+from recsys.preparation.user_text import texts_of
 
 WALKS = [leave_last(0, 1, 2, 3, 4), leave_last(2, 3, 5, 0), train_events(1, 3), leave_last(5, 4, 1)]
 NO_TIME = np.iinfo(np.int64).min

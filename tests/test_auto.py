@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.auto import with_model
-from pipelines.folder import RunFolder
-from pipelines.progress import Progress
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.progress import Progress
 from recsys.auto.candidates import CANDIDATES
 from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.progress import Progress
+from pipelines.plumbing.progress import Progress
 from pipelines.stacking import stacked
 from recsys.auto.portfolio import configured, left_out, members, settings
 from recsys.auto.traits import Traits

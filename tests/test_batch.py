@@ -13,9 +13,9 @@ import pytest
 from handmade import small_model, small_world
 
 from recsys.errors import ArtifactError, RequestError
-from recsys.registry.bundle import write_bundle
 from recsys.serving.answer_rows import answer_table, output_schema, user_table
 from recsys.serving.batch import recommend_all
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 
@@ -32,7 +32,7 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
     summary = recommend_all(folder, tmp_path / "run/recommendations.parquet", k=4, batch_size=2)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recommendations.parquet"]
     found = pq.read_table(summary.path)
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     users = recommender.bundle.user_ids
     expected = answer_table(recommender.recommend([Request(user_id=user, k=4) for user in users]), recommender.names)
     assert found.schema.names == output_schema(recommender.names).names
@@ -83,7 +83,7 @@ def test_bad_calls_leave_the_old_file(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("k", [1, 4, 30])
 def test_lists_column_by_column_are_the_answers(folder: Path, k: int, exclude_seen: bool) -> None:
     """Known users, one of whom nothing is known, strangers, and more places than items."""
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     users = [*recommender.bundle.user_ids, "zoe", "adam"]
     answers = recommender.recommend([Request(user_id=user, k=k, exclude_seen=exclude_seen) for user in users])
     expected = answer_table(answers, recommender.names)
@@ -98,7 +98,7 @@ def test_lists_column_by_column_are_the_answers(folder: Path, k: int, exclude_se
 
 
 def test_rules_of_the_configuration_and_of_requests_hold(answering_here: None, folder: Path, tmp_path: Path) -> None:
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     at = recommender.newest
     rules = {"boost": {"factor": 3, "items": ["i7"]}, "exclude": ["i8"], "explain": True}
     summary = recommend_all(folder, tmp_path / "all.parquet", k=12, rules=rules, out_of_stock=["i9", "gone"])

@@ -13,7 +13,7 @@ from recsys.data.bounded import asked_by_shard, asked_queries, asked_users_V, bo
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.evaluate import evaluate
-from recsys.training.fitted import sample_queries
+from recsys.training.closed_form import sample_queries
 from tests.handmade import leave_last, write_dataset
 from tests.test_evaluate import Oracle, config
 

@@ -15,7 +15,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 
 
 @pytest.fixture

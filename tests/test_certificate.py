@@ -10,7 +10,6 @@ from handmade import DAY, leave_last, write_dataset
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
-from recsys.evaluation.promotion import segments_of
 from recsys.evaluation.signals import (
     MIN_QUERIES,
     OTHERS,
@@ -21,6 +20,7 @@ from recsys.evaluation.signals import (
     described,
     query_signals,
 )
+from recsys.gate.promotion import segments_of
 
 
 def by_user(dataset: PreparedDataset) -> Queries:

@@ -117,8 +117,8 @@ def test_a_change_since_the_fingerprint_is_one_message(how: str, tmp_path: Path)
 
 
 def test_a_file_that_shrinks_in_the_driver_is_no_endless_loop(tmp_path: Path) -> None:
+    from recsys.sources.byte_ranges import CSV, spans
     from recsys.sources.files import InputFile, input_file
-    from recsys.sources.spans import CSV, spans
 
     path = tmp_path / "e.csv"
     path.write_bytes(text(",", "user_id,item_id"))

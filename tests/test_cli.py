@@ -15,9 +15,9 @@ import yaml
 
 from pipelines import cli
 from pipelines.cli import Arguments, UsageError, main, parse, plan, user_message
-from pipelines.folder import RunFolder, open_run, write_atomically
-from pipelines.progress import Progress
-from pipelines.session import keep_token_elsewhere
+from pipelines.plumbing.folder import RunFolder, open_run, write_atomically
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.session import keep_token_elsewhere
 from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS
 from recsys.config import Config, UpdateConfig, build_config, load_config
 from recsys.errors import ArtifactError, ConfigError, DataError

@@ -14,7 +14,7 @@ from handmade import leave_last, write_dataset
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.folder import open_run
+from pipelines.plumbing.folder import open_run
 from pipelines.train import ORIGIN
 from recsys.config import Config, load_config
 from recsys.evaluation.bootstrap import compare

@@ -16,9 +16,9 @@ from handmade import small_model, small_world
 
 from pipelines.cli import main
 from recsys.config import ServeConfig
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.serving.answer_log import read_logs
 from recsys.serving.attribution import Events, attributed
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.serving.service import Incoming, Job, Limits, Outcome, service_of
@@ -60,7 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     rows = [row_of(user) for user in range(NUM_USERS)]
     for name, fusion in (("a", "gated"), ("b", "weighted")):
         write_bundle(folder / name, small_model(dataset, fusion=fusion), dataset, {})
-        answers = Recommender.load(folder / name).recommend(parse_requests(rows))
+        answers = Recommender(read_bundle(folder / name)).recommend(parse_requests(rows))
         truth[name] = float(np.mean([sum(WORTH[item] for item in answer.item_ids) for answer in answers]))
     settings: dict[str, Any] = {"ab": {"model": "b", "share": 0.3}, "explore": {"share": 0.5, "pool": 12}}
     settings["log"] = str(folder / "log")
@@ -169,7 +169,7 @@ def test_answers_without_propensities_are_left_out_of_the_estimates(
 
 
 def test_a_target_that_has_seen_the_outcome_is_refused(world: World, tmp_path: Path, capsys: Captured) -> None:
-    newest = Recommender.load(world.folder / "b").newest
+    newest = Recommender(read_bundle(world.folder / "b")).newest
     assert newest > 0
 
     def earlier(line: dict[str, Any]) -> None:

@@ -17,10 +17,10 @@ from recsys.data.batches import every_position, last_position
 from recsys.data.context import MAX_VALUES, ContextColumn, Tally, number_codes, tally
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
-from recsys.data.prepare import prepare
 from recsys.errors import ConfigError, DataError, RequestError
 from recsys.evaluation.bootstrap import compare
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.preparation.prepare import prepare
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 

@@ -21,8 +21,8 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.knowledge.counts import KnowledgeCounts
-from recsys.granularities.knowledge.facts import Facts
 from recsys.granularities.knowledge.section import KnowledgeConfig
+from recsys.granularities.knowledge.triples import Facts
 from recsys.granularities.profile.counts import Cells, ProfileCounts
 from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from recsys import schema
 from recsys.config import CanonicalSource
-from recsys.data.html_text import without_html
 from recsys.errors import ConfigError, SourceError
+from recsys.preparation.html_text import without_html
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.canonical import CanonicalAdapter

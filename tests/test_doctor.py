@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import checkup, doctor
-from pipelines.checkup import Check, Finding
+from pipelines import doctor
 from pipelines.cli import main
+from pipelines.plumbing import diagnostics as checkup
+from pipelines.plumbing.diagnostics import Check, Finding
 from recsys.config import Config, load_config
 
 DEMO = Path(__file__).parent.parent / "pipelines" / "configs" / "demo.yaml"

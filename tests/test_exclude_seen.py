@@ -10,9 +10,9 @@ import pytest
 from handmade import small_model, small_world
 
 from recsys.config.verbs import RecommendConfig
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, _rows, request_schema, signature
 from recsys.serving.answer_rows import user_table
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.service import Answered, Limits, Service
@@ -47,7 +47,7 @@ def test_every_way_of_serving_follows_the_evaluation(folder: Path) -> None:
 
 
 def test_what_a_request_says_counts(folder: Path) -> None:
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     said = [Request(user_id="u0", k=K, exclude_seen=exclude) for exclude in (True, False)]
     assert [len(answer.item_ids) for answer in recommender.recommend(said)] == [7, 12]
     assert [len(user_table(recommender, pa.array(["u0"]), K, exclude)) for exclude in (True, False)] == [7, 12]

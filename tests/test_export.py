@@ -18,6 +18,7 @@ from encoded import encoded_and_expected
 from handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
 from pipelines.cli import main
+from recsys.bundle.checksums import entry_of
 from recsys.config import build_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
@@ -30,11 +31,10 @@ from recsys.export.folder import export
 from recsys.export.questions import Examiner
 from recsys.granularities.als.model import Als
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle, write_bundle
-from recsys.registry.item_index import index_bundle
 from recsys.registry.register import register
-from recsys.registry.sealed import entry_of
 from recsys.registry.tracking import Tracker, tracking_uri
+from recsys.serving.bundles import read_bundle, write_bundle
+from recsys.serving.item_index import index_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
@@ -365,7 +365,7 @@ def test_the_example_adds_what_sparse_members_add(stacked: tuple[Path, Path]) ->
     event = {"item_id": "i3", "event_type": "buy", "timestamp": at - 90_000}
     asked = [{"history": [event, "i7"], "k": 12}, {"history": ["i1"] * 9, "k": 2, "exclude_seen": False}]
     found = answers_of_the_example(folder, [{**row, "at": at} for row in asked])
-    expected = Recommender.load(bundle).recommend(parse_requests([{**row, "at": at} for row in asked]))
+    expected = Recommender(read_bundle(bundle)).recommend(parse_requests([{**row, "at": at} for row in asked]))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine["item_ids"] == theirs.item_ids
         np.testing.assert_allclose(mine["scores"], theirs.scores, atol=1e-4)

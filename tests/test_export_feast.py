@@ -19,7 +19,7 @@ import pytest
 from handmade import small_model, small_world
 
 from recsys.export.folder import export
-from recsys.registry.bundle import write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 
@@ -63,7 +63,7 @@ def test_histories_come_from_a_feature_store(feast_python: str, tmp_path: Path, 
 
     def expected(*histories: list[dict[str, Any]]) -> list[Any]:
         asked = parse_requests([{"history": history, "k": 10} for history in histories])
-        return Recommender.load(tmp_path / "bundle").recommend(asked)
+        return Recommender(read_bundle(tmp_path / "bundle")).recommend(asked)
 
     def check(users: list[str], answers: list[Any]) -> None:
         found = [json.loads(line) for line in serve("ask", str(tmp_path / "exported"), *users).splitlines()]

@@ -15,8 +15,8 @@ from recsys.config import FusionConfig
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.lineage import open_parent, write_refitted
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.feedback import Feedback, gather, read_feedback
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
@@ -142,7 +142,7 @@ def test_evidence_is_what_the_model_scores(folder: Path, tmp_path: Path) -> None
         {"user_id": "u0", "item_id": "mystery", "event_type": "click"},
     ]
     feedback = read_feedback(written(tmp_path / "f.jsonl", rows * 20), REWARDS, 0.0)
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     found = gather(recommender, feedback)
     assert (found.num_unknown_items, found.num_unknown_users) == (20, 20)
     assert len(found.evidence) == 80
@@ -204,7 +204,7 @@ def test_bad_feedback_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="history is .*expected lists"):
         read_feedback([str(tmp_path / "c.csv")], REWARDS, 0.0)
 
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     rewards = np.ones(60)
     with pytest.raises(DataError, match="0 of 60 rows are about users and items that the model knows"):
         gather(recommender, Feedback(["zoe"] * 60, ["i1"] * 60, [None] * 60, rewards, 0))

@@ -17,14 +17,16 @@ import yaml
 from handmade import Event, leave_last, small_model, small_world, write_dataset
 
 from pipelines.cli import main
+from recsys.bundle.description import FORMAT_VERSION, MEASURED, WITH_MEASURED
+from recsys.bundle.measured import has_measured, measured
+from recsys.bundle.writing import Measured, seal
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, DataError, TrainingError
 from recsys.evaluation.validation import Validator
-from recsys.registry.bundle import FORMAT_VERSION, MEASURED, WITH_MEASURED, Measured, read_bundle, seal, write_bundle
 from recsys.registry.lineage import open_parent, write_refitted
-from recsys.registry.measured import has_measured, measured
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.checkpoint import TrainResult
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, _chooses, assemble_final, fit_final

@@ -14,14 +14,14 @@ from test_prepare import MemorySource, config, event, rows_of
 
 from recsys import schema
 from recsys.config import TextConfig
-from recsys.data.adapter import Adapter, is_adapter, with_adapter
 from recsys.data.dataset import PreparedDataset
-from recsys.data.finetune import _in_batch, pairs_of, retrieval, train_adapter
 from recsys.data.histories import Histories
-from recsys.data.prepare import prepare
-from recsys.data.text import EncoderSettings, TextEncoder, language_model_fingerprint, load_language_model
-from recsys.data.text_cache import encode_texts
+from recsys.encoders.adapter import Adapter, is_adapter, with_adapter
+from recsys.encoders.text import EncoderSettings, TextEncoder, language_model_fingerprint, load_language_model
 from recsys.errors import ConfigError
+from recsys.preparation.finetune import _in_batch, pairs_of, retrieval, train_adapter
+from recsys.preparation.prepare import prepare
+from recsys.preparation.vector_cache import encode_texts
 
 peft = pytest.importorskip("peft")
 

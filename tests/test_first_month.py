@@ -24,10 +24,11 @@ import pytest
 
 from pipelines.cli import parse
 from pipelines.stages import VERBS
+from recsys.bundle.files import Bundle
 from recsys.config import build_config, parse_value, parse_yaml, set_path
 from recsys.data.dataset import PreparedDataset
 from recsys.privacy.proof import is_signed
-from recsys.registry.bundle import Bundle, read_bundle
+from recsys.serving.bundles import read_bundle
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/first-month.md").read_text(encoding="utf-8")

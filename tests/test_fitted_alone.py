@@ -17,12 +17,12 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.checkpoint import load_trained, save_trained
+from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import TrainContext
-from recsys.training.fitted import choose_weights, sample_queries
 from recsys.training.loop import fit
 from recsys.training.selected import selected_model
 from tests.planted import planted_dataset

@@ -9,10 +9,10 @@ from handmade import small_model, small_world
 from test_storage import put, remote_config
 
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.registry.followed import Followed
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
-from recsys.serving.followed import Followed
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 from recsys.storage.mirror import upload

@@ -30,19 +30,19 @@ from recsys import schema
 from recsys.config import build_config, load_config
 from recsys.data.audit import audit
 from recsys.data.dataset import PreparedDataset
-from recsys.data.forget import forget_users
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import Histories, Split
-from recsys.data.prepare import prepare
 from recsys.data.renumber import Renumbering
-from recsys.data.text_cache import VectorCache, forget_texts, text_keys
 from recsys.errors import ArtifactError
+from recsys.preparation.forget import forget_users
+from recsys.preparation.prepare import prepare
+from recsys.preparation.vector_cache import VectorCache, forget_texts, text_keys
+from recsys.privacy.footprints import Id, Traces
 from recsys.privacy.membership import membership, separation
 from recsys.privacy.proof import is_signed, search_file
-from recsys.privacy.traces import Id, Traces
-from recsys.registry.bundle import read_bundle
+from recsys.registry.followed import Followed
 from recsys.registry.lineage import open_parent
-from recsys.serving.followed import Followed
+from recsys.serving.bundles import read_bundle
 from recsys.training.build import build_graphs
 from tests.training_here import training_here
 

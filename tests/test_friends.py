@@ -18,8 +18,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Split
 from recsys.errors import RequestError
 from recsys.model import FrozenModel
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.serving.batch import recommend_all
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender, as_queries
 from recsys.serving.request_files import read_requests
 from recsys.serving.requests import Answer, parse_requests
@@ -50,7 +50,7 @@ def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def recommender(folder: Path) -> Recommender:
-    return Recommender.load(folder)
+    return Recommender(read_bundle(folder))
 
 
 def ask(recommender: Recommender, **request: Any) -> Answer:
@@ -192,7 +192,7 @@ def test_requests_in_a_batch(answering_here: None, folder: Path, tmp_path: Path)
     summary = recommend_all(folder, tmp_path / "out.parquet", k=3, requests=read_requests(str(path)))
     found = pq.read_table(summary.path).to_pylist()
     assert [row["user_id"] for row in found] == ["newcomer"] * 2 + ["u0"] * 3 + ["reader"] * 3
-    recommender = Recommender.load(folder)
+    recommender = Recommender(read_bundle(folder))
     direct = [answer.item_ids for answer in recommender.recommend(parse_requests([{"k": 3} | row for row in rows]))]
     assert [row["item_id"] for row in found] == sum(direct, [])
     assert summary.num_fallback == 0

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from pipelines.cli import main
-from pipelines.folder import RunFolder
-from pipelines.progress import Progress
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.progress import Progress
 from pipelines.train import ORIGIN
 from recsys.config import Config, FusionSearchConfig, build_config
 from recsys.data.batches import Batch
@@ -28,8 +28,8 @@ from recsys.evaluation.ranking import countable, rank
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.parts import Parts
-from recsys.registry.bundle import read_bundle
 from recsys.registry.register import resolve
+from recsys.serving.bundles import read_bundle
 from recsys.storage.mirror import upload
 from recsys.storage.places import read_bytes
 from recsys.training.build import build_graphs, build_model

@@ -17,8 +17,8 @@ from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.behaviour.user_text import UserTextVectors
-from recsys.granularities.knowledge.facts import Facts
+from recsys.granularities.behaviour.text_vectors import UserTextVectors
+from recsys.granularities.knowledge.triples import Facts
 from recsys.granularities.media.model import MediaVectors
 from recsys.granularities.place.columns import Places
 from recsys.granularities.social.friends import Friends

@@ -15,26 +15,25 @@ ROOT = Path(__file__).parent.parent
 # What stands lower in the list may import what stands higher, never the other way round. One line, one level.
 LEVELS = [
     {"recsys", "recsys.errors", "recsys.pace", "recsys.schema", "recsys.config", "recsys.storage"},
+    {"recsys.values"},
     {"recsys.sources", "recsys.data"},
+    {"recsys.encoders"},
+    {"recsys.preparation"},
     {"recsys.inspect"},
     {"recsys.granularities"},
     {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
     {"recsys.model"},
     {"recsys.apart"},
     {"recsys.training", "recsys.evaluation"},
-    {"recsys.registry", "recsys.serving", "recsys.auto", "recsys.privacy"},
+    {"recsys.retrieval", "recsys.report"},
+    {"recsys.bundle"},
+    {"recsys.serving", "recsys.gate", "recsys.auto", "recsys.privacy"},
+    {"recsys.registry"},
     {"recsys.export"},
+    {"pipelines.plumbing"},
     {"pipelines"},
     {"tune"},
 ]
-# Between parts of one level: who may import whom.
-SIDEWAYS = {
-    ("recsys.data", "recsys.sources"),
-    ("recsys.sources", "recsys.data"),  # only its foundations, which know no source: see the test below
-    ("recsys.registry", "recsys.serving"),
-    ("recsys.serving", "recsys.registry"),
-}
-FOUNDATIONS = {"recsys.data.validate", "recsys.data.dataset", "recsys.data.histories"}
 FRONT_DOOR = "recsys"  # `import recsys` names what stands above it, and imports it when it is used: test_python_api.py
 HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
 
@@ -63,10 +62,8 @@ def _imports(path: Path, module: str) -> Iterator[str]:
 def _part(name: str) -> str:
     """``recsys.data.split`` → ``recsys.data``; ``pipelines.cli`` → ``pipelines``."""
     first, *rest = name.split(".")
-    if first != "recsys" or not rest:
-        return first
-    part = f"recsys.{rest[0]}"
-    return part if any(part in level for level in LEVELS) else "recsys"
+    part = f"{first}.{rest[0]}" if rest else first
+    return part if any(part in level for level in LEVELS) else first
 
 
 def _level(part: str) -> int:
@@ -90,28 +87,41 @@ def test_no_module_imports_upwards(module: str, path: Path) -> None:
         if mine == theirs:
             continue
         assert _level(theirs) <= _level(mine), f"{module} imports {name}, which stands above it"
-        sideways = _level(theirs) == _level(mine) and _level(mine) > 0
-        assert not sideways or (mine, theirs) in SIDEWAYS, f"{module} imports {name}, which stands beside it"
-
-
-def test_sources_use_only_the_foundations_of_data() -> None:
-    for module, path in _modules():
-        imported = {name for name in _imports(path, module) if name.startswith("recsys.data.")}
-        if module.startswith("recsys.sources"):
-            stray = {
-                name
-                for name in imported
-                if not any(name == base or name.startswith(f"{base}.") for base in FOUNDATIONS)
-            }
-            assert not stray, f"{module} imports {stray}; share it through one of {FOUNDATIONS}"
-        if module in FOUNDATIONS:
-            assert not any(name.startswith("recsys.sources") for name in _imports(path, module)), module
+        beside = _level(theirs) == _level(mine) and _level(mine) > 0
+        assert not beside, f"{module} imports {name}, which stands beside it"
 
 
 def _run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_only_these_packages_import_ray() -> None:
+    """Everything else, the loop and the model above all, runs where there is no Ray."""
+    allowed = {"recsys.preparation", "recsys.training.ray_train", "recsys.serving", "pipelines", "tune", "recsys.pace"}
+    for module, path in _modules():
+        names = {
+            name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        if any(name.split(".")[0] == "ray" for name in names):
+            assert any(module == one or module.startswith(f"{one}.") for one in allowed), f"{module} imports Ray"
+
+
+@pytest.mark.parametrize(
+    "module", ["recsys.training.loop", "recsys.model", "recsys.serving.recommender", "recsys.bundle.files"]
+)
+def test_module_loads_neither_ray_nor_mlflow(module: str) -> None:
+    code = f"import sys, {module}\nprint([name for name in ('ray', 'mlflow', 'transformers') if name in sys.modules])"
+    assert _run(code).splitlines()[-1] == "[]"
 
 
 def test_the_table_of_verbs_needs_only_the_standard_library() -> None:

@@ -14,7 +14,8 @@ import pytest
 from recsys import schema
 from recsys.config import CanonicalSource, SequencesSource
 from recsys.errors import SourceError
-from recsys.sources import compression, limits, open_source, parquet_bounds, spans
+from recsys.sources import byte_ranges as spans
+from recsys.sources import compression, limits, open_source, parquet_bounds
 from recsys.sources.base import Piece, read_all
 
 HEADER = b"user_id,item_id,title\n"

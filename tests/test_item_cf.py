@@ -14,20 +14,20 @@ from recsys.config import Config, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
-from recsys.evaluation.movement import movements
+from recsys.evaluation.interest_drift import movements
 from recsys.granularities import item_links
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
 from recsys.granularities.item_cf.model import ItemCF, rank_weights, spectrum, training_matrix
 from recsys.granularities.item_cf.section import ItemCFConfig
 from recsys.granularities.item_links import most_similar, together
 from recsys.model import Encoders, FrozenModel
-from recsys.registry.bundle import write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
-from recsys.training.fitted import choose_weights, sample_queries
+from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.refit_fusion import Evidence, refit_fusion
-from recsys.training.strata import refit_strata
+from recsys.training.user_clusters import refit_strata
 from tests.handmade import small_world
 
 USERS, ITEMS, TEXT = 30, 14, 5
@@ -212,7 +212,7 @@ def test_rolling_forward_leaves_the_fitted_member_as_it_is(
     torch.testing.assert_close(frozen.parts_ahead(queries, 0)[0], now)
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
     requests = [{"user_id": "u0", "horizon": 2}, {"user_id": "u0"}, {"history": ["i1"], "horizon": 3}]
-    for answer in Recommender.load(tmp_path / "bundle").recommend(parse_requests(requests)):
+    for answer in Recommender(read_bundle(tmp_path / "bundle")).recommend(parse_requests(requests)):
         assert answer.scores == pytest.approx(np.sum(list(answer.shares.values()), axis=0).tolist())
         assert any(answer.shares["item_cf"])
     assert len(movements(frozen, dataset, queries)) == len(queries)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.keys import coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
+from recsys.preparation.keys import coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
 
 LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 NUMBERS = st.one_of(st.integers(-2, 2), st.sampled_from([LOWEST, HIGHEST, 10**15]), st.integers(LOWEST, HIGHEST))

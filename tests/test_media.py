@@ -14,10 +14,11 @@ from test_prepare import MemorySource, config, event, rows_of, silent
 from recsys import schema
 from recsys.config import ImagesConfig, build_config
 from recsys.data.dataset import PreparedDataset
-from recsys.data.images import ImageEncoder, ImageSettings, encode_images, open_image
-from recsys.data.media import NOT_FINITE, TOO_LARGE, WRONG_WIDTH, vector_medium
-from recsys.data.prepare import prepare
+from recsys.encoders.images import ImageEncoder, ImageSettings, open_image
 from recsys.errors import ConfigError, DataError
+from recsys.preparation.images import encode_images
+from recsys.preparation.media import NOT_FINITE, TOO_LARGE, WRONG_WIDTH, vector_medium
+from recsys.preparation.prepare import prepare
 
 Image = pytest.importorskip("PIL.Image")
 VECTOR = pa.list_(pa.float64())

@@ -16,7 +16,6 @@ from recsys.config import Config, GranularitiesConfig, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
-from recsys.data.media import media_table
 from recsys.data.whitening import whiten
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
@@ -25,7 +24,8 @@ from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.media.model import Media, MediaVectors
 from recsys.granularities.media.section import MediaConfig
 from recsys.model import dump_sizes, load_sizes
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.preparation.media import media_table
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.build import build_graphs, build_model, model_sizes
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit

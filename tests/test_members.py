@@ -11,15 +11,15 @@ import pytest
 import torch
 from handmade import small_model, small_world, write_dataset
 
-from pipelines.summary import member_table, signal_table, verdict
+from pipelines.plumbing.summary import member_table, signal_table, verdict
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
 from recsys.evaluation.ablation import Kept, ranked_values
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.members import Shares, member_report, shares, single_line
-from recsys.evaluation.panels import members_panel, signals_panel
 from recsys.model import FrozenModel
+from recsys.report.panels import members_panel, signals_panel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.members import refuse_stacked
 

@@ -11,7 +11,8 @@ import torch
 from handmade import small_model, small_world
 
 from recsys.data.histories import Split
-from recsys.evaluation.movement import OTHER, Groups, _shares, find_groups, movement_panel, movements
+from recsys.evaluation.interest_drift import OTHER, Groups, _shares, find_groups, movements
+from recsys.report.interest_drift import movement_panel
 
 
 def test_groups_are_the_values_that_tell_items_apart() -> None:

@@ -15,15 +15,15 @@ from test_evaluate import Oracle
 from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys.config import build_config
-from recsys.data import newcomers as module
+from recsys.data import cold_start as module
+from recsys.data.cold_start import CUT, Newcomers
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import VALID_ALONE, Histories, Split
-from recsys.data.newcomers import CUT, Newcomers
-from recsys.data.prepare import prepare
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
-from recsys.evaluation.panels import cold_panel
 from recsys.evaluation.segments import paired_report
+from recsys.preparation.prepare import prepare
+from recsys.report.panels import cold_panel
 from recsys.training.build import build_graphs
 
 OFFSETS = np.array([0, 5, 8, 12])
@@ -147,7 +147,7 @@ def test_text_by_cold_users_goes_with_their_events(tmp_path: Path) -> None:
 
 
 def test_a_split_without_cold_users_keeps_its_identity(tmp_path: Path) -> None:
-    from recsys.data.content_hash import settings_hash
+    from recsys.preparation.content_hash import settings_hash
 
     plain = config(tmp_path)
     assert settings_hash(config(tmp_path, split={"cold_keep": 5})) == settings_hash(plain)

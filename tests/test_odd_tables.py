@@ -20,9 +20,9 @@ from pipelines.mistakes import check_input
 from recsys import schema
 from recsys.config import build_config
 from recsys.config.sources import source_class
-from recsys.data.destination import Destination
-from recsys.data.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.errors import DataError, UserError
+from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.sources import open_source
 
 EVENTS = "user_id,item_id\na,1\nb,2\n"

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from pipelines.cli import main
-from pipelines.reference import reference
+from pipelines.plumbing.reference import reference
 from recsys.config import Config, build_config, dump_config, outside
 from recsys.data.attributes import Field
 from recsys.data.dataset import PreparedDataset
@@ -27,8 +27,8 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.model import dump_sizes, load_sizes
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import requirements
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.sources import open_source
@@ -181,7 +181,7 @@ def test_an_installed_package_is_registered_and_pulled_like_ours(
     found = next((tmp_path / "pulled").rglob("bundle.json")).parent
     assert "budget-granularity==1.2" in (tmp_path / "pulled/requirements.txt").read_text().splitlines()
     assert "budget-granularity" in requirements(read_bundle(found))
-    assert Recommender.load(found).names == ["evolution", "budget"]
+    assert Recommender(read_bundle(found)).names == ["evolution", "budget"]
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(importable)])
     with pytest.raises(ArtifactError, match="pip install budget-granularity==1.2"):
         read_bundle(found)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from handmade import small_model, small_world
 
-from pipelines.progress import Progress
+from pipelines.plumbing.progress import Progress
 from recsys import pace
 from recsys.config import TextConfig
-from recsys.data import text_cache
 from recsys.data.histories import Split
 from recsys.evaluation.ranking import rank
 from recsys.pace import Pace, heard_by, paced, tell
+from recsys.preparation import vector_cache as text_cache
 
 
 def clock(step: float) -> Callable[[], float]:

@@ -15,9 +15,9 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.examples import example_users
-from pipelines.folder import RunFolder
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.progress import Progress
 from pipelines.prepare import open_dataset
-from pipelines.progress import Progress
 from pipelines.run import headline_table, verdict
 from pipelines.train import open_trained
 from recsys.config import Config, load_config

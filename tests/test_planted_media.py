@@ -12,7 +12,7 @@ import pytest
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
-from recsys.data.media import media_table
+from recsys.preparation.media import media_table
 from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,11 +14,11 @@ import torch
 from recsys.config import load_config
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
-from recsys.data.items import count_table
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
+from recsys.preparation.items import count_table
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 from tests.planted import planted_dataset, train
@@ -115,7 +115,7 @@ def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, 
 
     Measured: ndcg@20 .0963, popularity .0555 (340 users).
     """
-    from recsys.data.prepare import prepare
+    from recsys.preparation.prepare import prepare
 
     overrides = {
         "data.dir": str(tmp_path / "dataset"),
@@ -176,7 +176,7 @@ def test_new_items_with_text_only_on_lastfm(real_data: Path, tmp_path: Path, ray
     Measured (861 users, 1,989 pairs, 509 new artists, 353 of them tagged): recall@100 .211, by chance .006 and by
     popularity 0; before them stand 13 % of the items on average, by chance 50 %.
     """
-    from recsys.data.prepare import prepare
+    from recsys.preparation.prepare import prepare
 
     hide_artists(real_data / "lastfm", tmp_path)
     overrides = {

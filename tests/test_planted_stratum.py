@@ -14,11 +14,11 @@ import torch
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
-from recsys.data.strata import UserVectors
+from recsys.granularities.stratum.clustering import UserVectors
 from recsys.model import FrozenModel
 from recsys.sources.world import STRATA, tastes, world_of
 from recsys.training.build import build_graphs
-from recsys.training.strata import stratum_of
+from recsys.training.user_clusters import stratum_of
 from tests.planted import is_no_loss, margin, ndcg, planted_dataset, planted_source, train, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")

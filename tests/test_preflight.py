@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
-from pipelines.preflight import (
+from pipelines.plumbing.preflight import (
     Node,
     Sizes,
     check,

@@ -15,12 +15,12 @@ import pytest
 
 from recsys import schema
 from recsys.config import CanonicalSource, Config, SyntheticSource, build_config
-from recsys.data import prepare as prepare_module
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
-from recsys.data.destination import Destination
 from recsys.data.histories import Split
-from recsys.data.prepare import prepare
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
+from recsys.preparation import prepare as prepare_module
+from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import Piece, SourceAdapter
 from tests.pieces import BrokenPiece, MemoryPiece

@@ -13,6 +13,7 @@ import pytest
 import torch
 from handmade import HISTORIES, ITEMS, write_dataset
 
+from recsys.bundle.files import Bundle
 from recsys.config import Config, build_config
 from recsys.data.attributes import AttributeRows, Field
 from recsys.data.dataset import PreparedDataset
@@ -21,8 +22,8 @@ from recsys.errors import ConfigError, RequestError
 from recsys.granularities.profile.model import CrossLayer, FieldCross
 from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
-from recsys.registry.bundle import Bundle, read_bundle, write_bundle
 from recsys.serving.answer_rows import answer_table
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, Request, parse_requests
 from recsys.training.build import build_graphs, build_model, model_sizes
@@ -70,7 +71,7 @@ def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def recommender(folder: Path) -> Recommender:
-    return Recommender.load(folder)
+    return Recommender(read_bundle(folder))
 
 
 def ask(recommender: Recommender, **request: Any) -> Answer:

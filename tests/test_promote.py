@@ -14,18 +14,19 @@ from handmade import Event, leave_last, write_dataset
 from mlflow import MlflowClient
 
 from pipelines.cli import main
+from recsys.bundle.description import WEIGHTS
 from recsys.config import Config, PromoteConfig, build_config, load_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.evaluation.promotion import Findings, against_baselines, against_champion, against_drift, ranked
 from recsys.evaluation.validation import Validator
-from recsys.registry.bundle import WEIGHTS, read_bundle, write_bundle
+from recsys.gate.cross_dataset import ForeignScorer, leak_of
+from recsys.gate.promotion import Findings, against_baselines, against_champion, against_drift, ranked
 from recsys.registry.card import model_card
-from recsys.registry.foreign import ForeignScorer, leak_of
 from recsys.registry.provenance import UNKNOWN, lineage, working_commit
 from recsys.registry.register import register, resolve
 from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
 
@@ -319,7 +320,7 @@ def test_a_bundle_asked_by_ids_answers_as_the_model_itself(world: World) -> None
 
 
 def test_context_is_read_in_the_bundles_codes() -> None:
-    from recsys.registry.foreign import _Recoded
+    from recsys.gate.cross_dataset import _Recoded
 
     theirs = (ContextColumn("weather", ("rain", "sun")), ContextColumn("price", None, 10.0, 2.0))
     ours = (ContextColumn("price", None, 12.0, 4.0), ContextColumn("weather", ("fog", "sun")))

@@ -15,9 +15,10 @@ from pipelines.cli import main
 from recsys.config import build_config, load_config
 from recsys.config.privacy import PseudonymConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.prepare import prepare
 from recsys.data.pseudonyms import Pseudonyms, known_as
 from recsys.errors import ConfigError
+from recsys.preparation.prepare import prepare
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from tests.training_here import training_here
@@ -80,20 +81,20 @@ def test_artefacts_hold_pseudonyms_and_only_the_key_leads_to_them(
     assert "mail.test" not in shown.out + shown.err and KEY not in shown.out + shown.err
 
     row = {"user_id": "ann7@mail.test", "k": 3}
-    with_key = Recommender.load(tmp_path / "run" / "bundle")
+    with_key = Recommender(read_bundle(tmp_path / "run" / "bundle"))
     pseudonym = Pseudonyms(KEY.encode()).of_id("ann7@mail.test")
     by_id, by_pseudonym = with_key.recommend(parse_requests([row, {**row, "user_id": pseudonym}]))
     assert by_id.source == "model" and by_id.item_ids == by_pseudonym.item_ids and by_id.user_id == row["user_id"]
     _set_key(tmp_path, KEY + " no more")
     with caplog.at_level(logging.WARNING):
-        (without,) = Recommender.load(tmp_path / "run" / "bundle").recommend(parse_requests([row]))
+        (without,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(parse_requests([row]))
     assert without.source == "popularity" and "the key there is another one" in caplog.text and KEY not in caplog.text
 
     _set_key(tmp_path, KEY)
     assert main(["forget", "--config", str(path), "--user", "ann7@mail.test"]) == 0
     proof = json.loads(next((tmp_path / "run" / "forgotten").glob("*.json")).read_text())
     assert proof["looked_for"]["ids"] == 2 and proof["result"] == "nothing found", "the id and its pseudonym"
-    (after,) = Recommender.load(tmp_path / "run" / "bundle").recommend(parse_requests([row]))
+    (after,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(parse_requests([row]))
     assert after.source == "popularity"
 
 

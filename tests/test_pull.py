@@ -22,11 +22,11 @@ from handmade import small_model, small_world
 from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.registry.followed import Followed
 from recsys.registry.pull import pull_model
 from recsys.registry.register import register, resolve
 from recsys.registry.tracking import Tracker, client, tracking_uri
-from recsys.serving.followed import Followed
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 
@@ -59,7 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def answers(place: Path) -> list[list[str]]:
-    return [answer.item_ids for answer in Recommender.load(place).recommend(parse_requests(ASKED))]
+    return [answer.item_ids for answer in Recommender(read_bundle(place)).recommend(parse_requests(ASKED))]
 
 
 def test_two_words_and_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:

@@ -13,8 +13,8 @@ from handmade import small_model, small_world
 from mlflow import MlflowException
 from mlflow.pyfunc.scoring_server import invocations
 
-from recsys.registry.bundle import write_bundle
 from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, request_schema, signature
+from recsys.serving.bundles import write_bundle
 
 
 @pytest.fixture(scope="module")

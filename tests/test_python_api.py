@@ -171,7 +171,7 @@ def test_our_own_lists_measured_from_outside_have_our_own_figures(
 
 def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     """Lists of the model that was evaluated, given as anybody's lists, come to the digits of metrics.json."""
-    from pipelines.folder import open_run
+    from pipelines.plumbing.folder import open_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
     from recsys.config import load_config

@@ -15,10 +15,11 @@ from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import RequestError
-from recsys.evaluation.ratings import RIDGE, errors, rating_report, ratings_panel
+from recsys.evaluation.rating_errors import RIDGE, errors, rating_report
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.ratings import Constants, RatedEvents, RatingHead, biases, rated_queries, standardised, why_no_ratings
+from recsys.report.panels import ratings_panel
 from recsys.training.context import TrainContext
 from recsys.training.loop import RATINGS, fit
 from tests.handmade import DAY, small_model, small_world, write_dataset

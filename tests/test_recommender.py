@@ -13,11 +13,12 @@ import pytest
 import torch
 from handmade import HISTORIES, ITEMS, small_model, small_world
 
+from recsys.bundle.files import Bundle
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import rank
-from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
 
@@ -60,7 +61,7 @@ def test_answers_are_the_ranking_of_evaluation(dataset: PreparedDataset, bundle:
 @pytest.mark.parametrize("fusion", ["weighted", "learned", "gated"])
 def test_shares_sum_exactly_to_the_score(dataset: PreparedDataset, tmp_path: Path, fusion: str) -> None:
     write_bundle(tmp_path / "bundle", small_model(dataset, fusion=fusion), dataset, {})
-    recommender = Recommender.load(tmp_path / "bundle")
+    recommender = Recommender(read_bundle(tmp_path / "bundle"))
     rows = [{"user_id": "u0"}, {"user_id": "u3"}, {"history": ["i5", "i1"]}]
     for answer in recommender.recommend(parse_requests(rows)):
         assert list(answer.shares) == recommender.names
@@ -159,7 +160,7 @@ def test_many_requests_answer_as_each_alone(recommender: Recommender, monkeypatc
 def test_unordered_histories_are_sets(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "dataset", ordered=False)
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
-    recommender = Recommender.load(tmp_path / "bundle")
+    recommender = Recommender(read_bundle(tmp_path / "bundle"))
     twice, once = ask(recommender, history=["i1", "i2", "i1"]), ask(recommender, history=["i1", "i2"])
     assert twice.scores == once.scores
     assert ask(recommender, user_id="u2", history=["i7"]).scores == ask(recommender, user_id="u2").scores

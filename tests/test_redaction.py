@@ -13,9 +13,9 @@ import yaml
 from handmade import small_world
 
 from pipelines import cli
-from pipelines.folder import open_run, write_atomically
-from pipelines.parcel import job_config
-from pipelines.session import keep_token_private
+from pipelines.plumbing.folder import open_run, write_atomically
+from pipelines.plumbing.job_package import job_config
+from pipelines.plumbing.session import keep_token_private
 from recsys.config import Config, build_config, dump_config, redact, redacted
 from recsys.config.redaction import is_secret_name, redacted_tree
 from recsys.errors import ConfigError

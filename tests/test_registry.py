@@ -17,9 +17,9 @@ from handmade import small_model, small_world
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import RegisteredModel, _interrupted, register, resolve
 from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 
@@ -164,7 +164,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    recommender = Recommender.load(registered.bundle)
+    recommender = Recommender(read_bundle(registered.bundle))
     asked = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
     asked += [{"user_id": "u0", "history": ["i9"], "k": 3}, {"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3}]
     for row, answer in zip(found["rows"], recommender.recommend(parse_requests(asked)), strict=True):

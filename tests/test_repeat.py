@@ -23,7 +23,7 @@ from recsys.granularities.repeat.habits import ItemHabits, baskets, pairs_of
 from recsys.granularities.repeat.model import Repeat
 from recsys.granularities.repeat.moments import draw_moments
 from recsys.granularities.repeat.section import RepeatConfig
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender, as_queries
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model

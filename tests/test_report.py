@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from recsys.data.dataset import Manifest
-from recsys.evaluation.charts import axis, curves, stacked
-from recsys.evaluation.report import render_report, verdict
+from recsys.report.charts import axis, curves, stacked
+from recsys.report.report import render_report, verdict
 
 KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
 BASE = {"recall": 0.27, "ndcg": 0.274, "precision": 0.135, "mrr": 0.47, "map": 0.15, "hit": 0.78}

@@ -15,9 +15,11 @@ import torch
 from handmade import small_model, small_world
 from safetensors.torch import load_file, save_file
 
+from recsys.bundle.description import BundleInfo
+from recsys.bundle.writing import seal
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import BundleInfo, read_bundle, seal, write_bundle
-from recsys.serving.followed import Followed
+from recsys.registry.followed import Followed
+from recsys.serving.bundles import read_bundle, write_bundle
 
 
 @pytest.fixture(scope="module")

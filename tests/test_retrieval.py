@@ -14,16 +14,17 @@ import pytest
 import torch
 from handmade import leave_last, small_model, write_dataset
 
+from recsys.bundle.description import DESCRIPTION, INDEX
 from recsys.errors import ArtifactError
-from recsys.registry import item_index
-from recsys.registry.bundle import DESCRIPTION, INDEX, read_bundle, write_bundle
-from recsys.registry.item_index import index_bundle
 from recsys.registry.lineage import open_parent, write_refitted
 from recsys.registry.register import REQUIREMENTS, requirements
-from recsys.serving import retrieval
+from recsys.retrieval import index as retrieval
+from recsys.retrieval.index import LIST, ItemIndex, calibrate, exact_top, recall
+from recsys.serving import item_index
+from recsys.serving.bundles import read_bundle, write_bundle
+from recsys.serving.item_index import index_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
-from recsys.serving.retrieval import LIST, ItemIndex, calibrate, exact_top, recall
 
 NOTHING = np.zeros(0, dtype=np.int64)
 ITEMS = 3000
@@ -133,8 +134,8 @@ def test_the_bundle_answers_by_its_index(indexed: Path, caplog: pytest.LogCaptur
 def test_without_the_library_answers_are_exact(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("recsys.registry.bundle.can_index", lambda: False)
-    monkeypatch.setattr("recsys.registry.item_index.can_index", lambda: False)
+    monkeypatch.setattr("recsys.bundle.files.can_index", lambda: False)
+    monkeypatch.setattr("recsys.serving.item_index.can_index", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert read_bundle(indexed).index is None
     assert "faiss-cpu is not installed" in caplog.text

@@ -11,21 +11,21 @@ import pyarrow as pa
 import pytest
 from test_prepare import MemorySource, event, rows_of
 
-from pipelines.reference import reference
+from pipelines.plumbing.reference import reference
 from recsys import schema
 from recsys.config import Config, build_config, dump_config, load_config
-from recsys.data import core as core_module
-from recsys.data.content_hash import settings_hash
-from recsys.data.core import core_pairs, cut_bucket, find_core
-from recsys.data.events import Coding, EventRules, encode_bucket, gather_bucket, project
-from recsys.data.filters import EventFilters
-from recsys.data.friends import SocialRules, number_rows
-from recsys.data.graphs import FactRules, facts, write_facts
-from recsys.data.overlap import SideIds, compare
-from recsys.data.prepare import prepare
-from recsys.data.validate import Layout, check_rows
 from recsys.data.vocabulary import union
 from recsys.errors import ConfigError, DataError
+from recsys.preparation import core as core_module
+from recsys.preparation.content_hash import settings_hash
+from recsys.preparation.core import core_pairs, cut_bucket, find_core
+from recsys.preparation.events import Coding, EventRules, encode_bucket, gather_bucket, project
+from recsys.preparation.filters import EventFilters
+from recsys.preparation.friends import SocialRules, number_rows
+from recsys.preparation.graphs import FactRules, facts, write_facts
+from recsys.preparation.prepare import prepare
+from recsys.sources.validate import Layout, check_rows
+from recsys.values.overlap import SideIds, compare
 
 
 def config(**data: Any) -> Config:

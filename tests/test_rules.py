@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from ruled import KINDS, World, random_rules, slow_list
 
+from recsys.bundle.description import DESCRIPTION, read_info
+from recsys.bundle.files import Bundle
+from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS
+from recsys.bundle.writing import seal
 from recsys.errors import RequestError
-from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle, read_info, seal
-from recsys.registry.for_rules import ATTRIBUTES, FRIENDS
-from recsys.serving import selection
+from recsys.retrieval import selection
+from recsys.retrieval.index import ItemIndex
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_any, parse_requests
-from recsys.serving.retrieval import ItemIndex
 
 ITEMS, USERS = 400, 30
 AT = "2026-01-01"

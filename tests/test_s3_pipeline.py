@@ -239,13 +239,13 @@ def test_a_lost_worker_resumes_from_checkpoints_there(tmp_path: Path, bucket: st
 
 def train_twice(folder: str) -> None:
     """Train with a worker that dies and with one that does not."""
-    from pipelines.session import ray_session
+    from pipelines.plumbing.session import ray_session
 
     place = Path(folder)
     config = build_config(json.loads((place / "tree.json").read_text()))
     config.train.refit = False
     with ray_session(config):
-        from recsys.data.prepare import prepare
+        from recsys.preparation.prepare import prepare
         from recsys.training.ray_train import train_on_ray
 
         dataset = prepare(config, lambda line: None)

@@ -11,11 +11,14 @@ import torch
 from handmade import small_model, small_world
 from safetensors.torch import load_file, save_file
 
+from recsys.bundle.description import SELF_TEST, WEIGHTS, read_info
+from recsys.bundle.files import read_files
+from recsys.bundle.writing import seal
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import SELF_TEST, WEIGHTS, read_bundle, read_files, read_info, seal, write_bundle
-from recsys.registry.self_test import difference
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.self_test import difference
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_every_way_of_asking_is_stored_and_answered_as_the_recommender_does(fold
     said = [{name: value for name, value in asked[place].items() if name != "at"} for place in (0, -1)]
     assert said == [{"user_id": "u0", "k": 10}, {"user_id": "nobody", "k": 10}]
     assert tests[-1]["source"] == "popularity" and {test["source"] for test in tests} == {"model", "popularity"}
-    answers = Recommender.load(folder).recommend(parse_requests(asked))
+    answers = Recommender(read_bundle(folder)).recommend(parse_requests(asked))
     assert [answer.item_ids for answer in answers] == [test["item_ids"] for test in tests]
 
 
@@ -71,7 +74,7 @@ def test_weights_that_answer_otherwise_are_refused_though_the_checksums_fit(fold
     with pytest.raises(ArtifactError, match=r'does not answer as it did .*asked \{"user_id": "u0".*place 1 holds'):
         read_bundle(folder)
     with pytest.raises(ArtifactError, match="register it again with this release"):
-        Recommender.load(folder)
+        Recommender(read_bundle(folder))
     read_files(folder)  # the files alone are as they were sealed
 
 
@@ -84,7 +87,7 @@ def test_rounding_is_no_other_answer(folder: Path) -> None:
 
 
 def read_files_info(folder: Path) -> Any:
-    from recsys.registry.bundle import read_info
+    from recsys.bundle.description import read_info
 
     return read_info(folder)
 

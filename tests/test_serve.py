@@ -15,8 +15,8 @@ import pytest
 
 from pipelines import serve
 from pipelines.cli import main, plan
-from pipelines.folder import open_run
-from pipelines.progress import Progress
+from pipelines.plumbing.folder import open_run
+from pipelines.plumbing.progress import Progress
 from recsys.config import Config, ServeConfig, build_config
 from recsys.errors import ArtifactError, ConfigError
 

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from handmade import small_model, small_world
 
+from recsys.bundle.files import Bundle
 from recsys.errors import ConfigError, RequestError
-from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.registry.followed import Followed
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
-from recsys.serving.followed import Followed
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import (

@@ -33,11 +33,11 @@ from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
 from recsys.errors import RequestError
-from recsys.registry.bundle import read_bundle, write_bundle
 from recsys.registry.register import active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving import deployment
 from recsys.serving.batch import recommend_all
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.deployment import Desk
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_any, parse_requests
@@ -112,7 +112,9 @@ class Served:
             register(tracker, self.bundle, self.config, {"model": {"ndcg@20": 0.25}})
 
     def expected(self, bundle: Path | None = None) -> list[dict[str, Any]]:
-        return [a.to_dict() for a in Recommender.load(bundle or self.bundle).recommend(parse_requests(REQUESTS))]
+        return [
+            a.to_dict() for a in Recommender(read_bundle(bundle or self.bundle)).recommend(parse_requests(REQUESTS))
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_the_requests_ask_all_there_is(served: Served) -> None:
     assert answers[1]["unknown_items"] == ["mystery"] and answers[3]["unknown_friends"] == ["zoe"]
     for place, name in ((3, "social"), (4, "profile"), (5, "evolution")):
         assert any(answers[place]["shares"][name])
-    plain = Recommender.load(served.bundle).recommend(parse_requests([{**REQUESTS[5], "context": None}]))[0]
+    plain = Recommender(read_bundle(served.bundle)).recommend(parse_requests([{**REQUESTS[5], "context": None}]))[0]
     assert plain.shares["evolution"] != answers[5]["shares"]["evolution"], "the context counts"
 
 
@@ -155,7 +157,7 @@ def test_in_one_process_all_ways_are_equal(served: Served) -> None:
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
         assert without_nulls(row, answer) == answer
-    [like] = [answer.to_dict() for answer in Recommender.load(served.bundle).answer(parse_any([SIMILAR]))]
+    [like] = [answer.to_dict() for answer in Recommender(read_bundle(served.bundle)).answer(parse_any([SIMILAR]))]
     with active(served.uri):
         [row] = mlflow.pyfunc.load_model("models:/pocket@champion").predict([SIMILAR]).to_dict("records")
     assert {name: value for name, value in row.items() if value is not None} == like

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.signals import Ended, ending_in_order
+from pipelines.plumbing.signals import Ended, ending_in_order
 
 ROOT = Path(__file__).parent.parent
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

@@ -17,7 +17,7 @@ from recsys.evaluation.validation import Validator
 from recsys.training import loop
 from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
-from recsys.training.kept import KEPT, choose_kept, silenced, transplant, without
+from recsys.training.pruned import KEPT, choose_kept, silenced, transplant, without
 from recsys.training.selected import selected_model
 from tests.test_training import Interrupted, cycles, settings
 from tests.two_processes import together

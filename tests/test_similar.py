@@ -15,10 +15,11 @@ from handmade import small_model
 from ruled import World, holds
 
 from pipelines.cli import main
+from recsys.bundle.files import Bundle
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.errors import RequestError
-from recsys.registry.bundle import Bundle, read_bundle, write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, SimilarAnswer, parse_any, parse_requests
 from recsys.training.build import build_graphs, build_model

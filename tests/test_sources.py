@@ -14,16 +14,17 @@ import pytest
 
 from recsys import schema
 from recsys.config import CanonicalSource, HetRecLastFmSource, RecBoleSource, Section, SequencesSource
-from recsys.data.validate import Layout
 from recsys.errors import ConfigError, DataError, SourceError
+from recsys.preparation.reading import tables as tables_of
 from recsys.sources import open_source
 from recsys.sources.base import FILE_STRIDE, read_all
+from recsys.sources.byte_ranges import CSV, TSV
 from recsys.sources.canonical import TableFiles, table_pieces
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import find, input_file
 from recsys.sources.headers import read_header
 from recsys.sources.sequences import LINE_STRIDE
-from recsys.sources.spans import CSV, TSV
+from recsys.sources.validate import Layout
 
 HEADER = "user_id,item_id,timestamp\n"
 
@@ -229,7 +230,7 @@ def test_all_tables_through_ray(tmp_path: Path, ray_local: None) -> None:
     write(tmp_path / "more" / "empty.csv", HEADER + "\n  \nv,i,2\n")
     edges = write(tmp_path / "edges.jsonl", '{"src_user_id": "u", "dst_user_id": "v"}\n{"src_user_id": "u"}\n')
     source = CanonicalSource(events=[log, str(tmp_path / "more")], social=[edges])
-    tables = open_source(source).tables()
+    tables = tables_of(open_source(source))
     assert list(tables) == ["events", "social"]
     rows = sorted(tables["events"].take_all(), key=lambda row: row[schema.ORDER])
     assert [(row["user_id"], row["_row"], row["_reason"]) for row in rows] == [

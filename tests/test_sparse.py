@@ -20,10 +20,10 @@ from recsys.granularities.sparse import SparseScores
 from recsys.granularities.user_cf.model import UserCF
 from recsys.model import FrozenModel
 from recsys.parts import Parts
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.retrieval.index import ItemIndex, can_index, exact_top
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
-from recsys.serving.retrieval import ItemIndex, can_index, exact_top
 from recsys.training.build import build_graphs, build_model
 from tune.score_cache import build_cache
 

@@ -24,7 +24,7 @@ import pytest
 from handmade import small_model, small_world
 
 from pipelines.cli import main, user_message
-from pipelines.folder import open_run
+from pipelines.plumbing.folder import open_run
 from recsys import schema
 from recsys.config import (
     CanonicalSource,
@@ -37,14 +37,14 @@ from recsys.config import (
     load_config,
 )
 from recsys.data.dataset import Manifest, PreparedDataset
-from recsys.data.destination import Destination
-from recsys.data.images import digest_block
-from recsys.data.text_cache import VectorCache
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError, StorageError
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.images import digest_block
+from recsys.preparation.vector_cache import VectorCache
 from recsys.registry.lineage import open_parent
 from recsys.registry.register import resolve
 from recsys.registry.tracking import Tracker, client
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.request_files import read_requests
 from recsys.sources import open_source
 from recsys.sources.base import read_all
@@ -295,7 +295,7 @@ def test_a_killed_writer_leaves_nothing_valid_and_the_next_one_takes_over(bucket
     place = f"{bucket}/set"
     write_set(place, "one")
     code = (
-        "import os, sys\nfrom recsys.data.destination import Destination\n"
+        "import os, sys\nfrom recsys.preparation.dataset_writer import Destination\n"
         "with Destination(sys.argv[1]).writing() as folder:\n    folder.write_text('vocab/x', 'x')\n    os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, place], timeout=500).returncode == 9

@@ -19,8 +19,8 @@ from pipelines.cli import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
 from recsys.registry import store
+from recsys.registry.followed import Followed
 from recsys.registry.tracking import Tracker, client, outage
-from recsys.serving.followed import Followed
 
 RACE = Path(__file__).with_name("store_race.py")
 

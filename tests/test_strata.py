@@ -12,22 +12,22 @@ import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from recsys.config import Config, build_config
-from recsys.data import strata as strata_module
 from recsys.data.batches import every_position, last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
-from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.errors import ConfigError
-from recsys.evaluation.strata import describe_strata, strata_of_users
+from recsys.evaluation.user_clusters import describe_strata, strata_of_users
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
+from recsys.granularities.stratum import clustering as strata_module
+from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.granularities.stratum.model import Stratum
 from recsys.granularities.stratum.section import StratumConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
-from recsys.training.strata import choose_strata, refit_strata, stratum_of
+from recsys.training.user_clusters import choose_strata, refit_strata, stratum_of
 from tests.handmade import leave_last, train_events, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import jobs, submit
+from pipelines import submit
 from pipelines.cli import main
-from pipelines.jobs import address_of, connect, follow
-from pipelines.parcel import CONFIG, PACKAGES, contents, job_config, pack
+from pipelines.plumbing import jobs
+from pipelines.plumbing.job_package import CONFIG, PACKAGES, contents, job_config, pack
+from pipelines.plumbing.jobs import address_of, connect, follow
 from pipelines.stages import VERBS
 from recsys.config import load_config, read_tree
 from recsys.errors import ConfigError
@@ -145,7 +146,9 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
 def test_a_dry_run_says_what_would_be_sent(capsys: Captured) -> None:
     assert main(["submit", "train", "--config", "demo", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "pipelines/submit.py" in shown and "recsys/data/prepare.py" in shown and "#   left out: nothing" in shown
+    assert (
+        "pipelines/submit.py" in shown and "recsys/preparation/prepare.py" in shown and "#   left out: nothing" in shown
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- grammar
@@ -334,7 +337,7 @@ def test_the_token_is_sent_where_ray_was_imported_before() -> None:
     """Without RAY_AUTH_MODE, as for a new user: Ray has read the environment when it was imported."""
     code = (
         "import ray\n"
-        "from pipelines.jobs import connect\n"
+        "from pipelines.plumbing.jobs import connect\n"
         "from recsys.errors import ConfigError\n"
         "from ray._raylet import AuthenticationMode, get_authentication_mode\n"
         "assert get_authentication_mode() == AuthenticationMode.DISABLED\n"

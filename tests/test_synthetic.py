@@ -11,10 +11,11 @@ import pytest
 
 from recsys import schema
 from recsys.config import SyntheticSource
-from recsys.data.items import text_fields
+from recsys.preparation.items import text_fields
+from recsys.preparation.reading import tables
 from recsys.sources import open_source
 from recsys.sources.base import read_all
-from recsys.sources.traces import AGES, LABELS, friends
+from recsys.sources.side_signals import AGES, LABELS, friends
 from recsys.sources.vocabulary import topic_words
 from recsys.sources.world import CIRCLE, KNOBS, SHORT, tastes, walk, world_of
 
@@ -122,7 +123,7 @@ def test_bad_rows_are_planted_with_all_reasons() -> None:
 def test_through_ray(ray_local: None) -> None:
     source = SyntheticSource(num_users=500, events_per_user=5)
     adapter = open_source(source)
-    assert adapter.tables()["events"].count() == table(source, "events").num_rows
+    assert tables(adapter)["events"].count() == table(source, "events").num_rows
     assert adapter.fingerprint() != open_source(source.model_copy(update={"seed": 1})).fingerprint()
 
 

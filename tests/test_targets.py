@@ -17,17 +17,17 @@ from recsys.config import EvaluateConfig, build_config
 from recsys.config.contradictions import check_settings
 from recsys.data.audit import audit
 from recsys.data.batches import Hidden, every_position, whole_history
+from recsys.data.cold_start import CUT
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
-from recsys.data.newcomers import CUT
-from recsys.data.shards import time_bins
 from recsys.data.split import SplitPlan, assign
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.baselines import OfTargets, fit_baselines
 from recsys.evaluation.ranking import countable, rank
 from recsys.evaluation.targets import type_report
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.preparation.shards import time_bins
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 
@@ -170,7 +170,7 @@ def test_targets_outside_the_history_contradict_it() -> None:
 
 
 def test_prepare_follows_the_setting(ray_local: None, tmp_path: Path) -> None:
-    from recsys.data.prepare import prepare
+    from recsys.preparation.prepare import prepare
 
     lines = ["user_id,item_id,timestamp,event_type"]
     for user in range(8):

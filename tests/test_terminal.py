@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import main
-from pipelines.progress import Progress
-from pipelines.terminal import has_reader, printable, printable_warnings
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.terminal import has_reader, printable, printable_warnings
 
 CLEARS = "\x1b[2J\x1b]0;title\x07"
 Captured = pytest.CaptureFixture[str]
@@ -49,7 +49,7 @@ def test_progress_lines_and_the_log_are_escaped(tmp_path: Path) -> None:
 
 def test_a_warning_of_ours_is_one_line_without_control_characters(capsys: Captured) -> None:
     with printable_warnings():
-        shown = warnings.formatwarning(UserWarning(f"id {CLEARS}"), UserWarning, "recsys/data/prepare.py", 3)
+        shown = warnings.formatwarning(UserWarning(f"id {CLEARS}"), UserWarning, "recsys/preparation/prepare.py", 3)
     assert shown.startswith("recsys: warning: id \\x1b[2J")
 
 

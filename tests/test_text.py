@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from recsys.config import TextConfig
-from recsys.data import text_cache
-from recsys.data.text import EncoderSettings, TextEncoder, resolve_model
-from recsys.data.text_cache import VectorCache, cluster_dtype, encode_texts, text_keys
+from recsys.encoders.text import EncoderSettings, TextEncoder, resolve_model
 from recsys.errors import ConfigError
+from recsys.preparation import vector_cache as text_cache
+from recsys.preparation.vector_cache import VectorCache, cluster_dtype, encode_texts, text_keys
 
 TEXTS = [
     "rock",

@@ -15,15 +15,15 @@ from pydantic import ValidationError
 
 from recsys import schema
 from recsys.config import CanonicalSource, DataConfig
-from recsys.data import moment as moment_module
-from recsys.data import times as times_module
-from recsys.data.cells import CellRules
-from recsys.data.destination import Destination
-from recsys.data.moment import moment
-from recsys.data.quarantine import QUARANTINE_SCHEMA, Quarantine
-from recsys.data.times import polars_form, timestamps
-from recsys.data.validate import HINTS, Layout, check_rows, raw_text
 from recsys.errors import DataError
+from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.quarantine import QUARANTINE_SCHEMA, Quarantine
+from recsys.sources.validate import HINTS, Layout, check_rows, raw_text
+from recsys.values import moment as moment_module
+from recsys.values import times as times_module
+from recsys.values.cells import CellRules
+from recsys.values.moment import moment
+from recsys.values.times import polars_form, timestamps
 
 SECONDS = 1_606_513_873  # 2020-11-27 21:51:13 UTC
 MICROS = SECONDS * 10**6

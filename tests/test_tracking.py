@@ -12,8 +12,8 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from pipelines.cli import user_message
-from pipelines.progress import Progress
-from pipelines.tracking import EpochLog
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.tracking import EpochLog
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
 from recsys.registry.tracking import Tracker, outage

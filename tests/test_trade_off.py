@@ -11,9 +11,9 @@ import torch
 from recsys.config import Config
 from recsys.data.histories import Histories, Split
 from recsys.evaluation.metrics import ndcg_at
-from recsys.evaluation.panels import trade_off_panel
 from recsys.evaluation.ranking import mark_hits, rank
 from recsys.granularities.sparse import SparseScores
+from recsys.report.panels import trade_off_panel
 from recsys.serving.diversity import by_relevance
 from recsys.serving.likeness import Likeness
 from recsys.serving.trade_off import STRENGTHS, trade_off

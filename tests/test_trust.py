@@ -17,7 +17,7 @@ from recsys.data.histories import Histories, Queries
 from recsys.errors import ConfigError
 from recsys.evaluation import trust
 from recsys.evaluation.evaluate import evaluate
-from recsys.evaluation.panels import trust_panel
+from recsys.report.panels import trust_panel
 
 SECOND, THIRD = 1 / math.log2(3), 1 / 2
 

@@ -20,17 +20,17 @@ from pipelines.update import Held, check_text, chosen_weights
 from recsys.config import Config, build_config, load_config
 from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
-from recsys.data.graphs import facts
 from recsys.data.histories import Split
-from recsys.data.prepare import prepare
 from recsys.data.vocabulary import Vocabulary, extend
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
 from recsys.granularities.knowledge.model import Knowledge
 from recsys.granularities.stratum.section import StratumConfig
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.preparation.graphs import facts
+from recsys.preparation.prepare import prepare
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.build import model_sizes
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
@@ -371,7 +371,7 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
     from recsys.serving.recommender import Recommender
     from recsys.serving.requests import parse_requests
 
-    recommender = Recommender.load(world / "monday/bundle")
+    recommender = Recommender(read_bundle(world / "monday/bundle"))
     answers = recommender.recommend(
         parse_requests([{"user_id": user, "k": 100, "exclude_seen": False} for user in recommender.bundle.user_ids])
     )

@@ -22,14 +22,14 @@ from recsys.data.batches import TEXT_ROWS, Hidden
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
-from recsys.data.prepare import prepare
-from recsys.data.user_text import texts_of
-from recsys.data.user_text_reader import WHOLE, TextRules, compose
+from recsys.data.text_rows import WHOLE, TextRules, compose
 from recsys.errors import ConfigError
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.preparation.prepare import prepare
+from recsys.preparation.user_text import texts_of
+from recsys.serving.bundles import read_bundle, write_bundle
+from recsys.serving.history_text import PastReader
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
-from recsys.serving.user_text import PastReader
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
 from recsys.training.loop import fit
@@ -311,7 +311,7 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
     assert dataset.text_groups == ["title", "more"] and dataset.manifest.text["dimension"] == 768
     vectors = dataset.text_vectors_NT().astype(np.float32)
     assert vectors.shape == (4, 768) and not vectors[3, 384:].any(), "d has no tags"
-    from recsys.data.text import EncoderSettings, TextEncoder
+    from recsys.encoders.text import EncoderSettings, TextEncoder
 
     exact = TextEncoder(EncoderSettings("all-MiniLM-L6-v2", dtype="float32", threads=1))
     np.testing.assert_allclose(vectors[0, :384], exact.encode(["Song a"])[0], atol=2e-3)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from recsys import schema
-from recsys.data import validate
-from recsys.data.validate import Layout, check_rows, extra, ids, numbers, raw_text, timestamps
+from recsys.sources import validate
+from recsys.sources.validate import Layout, check_rows, extra, ids, numbers, raw_text, timestamps
 
 EVENTS = Layout(schema.EVENTS)
 SOCIAL = Layout(schema.SOCIAL)

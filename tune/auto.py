@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from pipelines.folder import RunFolder
-from pipelines.progress import Progress
-from pipelines.session import ray_session
-from pipelines.tracking import tracked
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.session import ray_session
+from pipelines.plumbing.tracking import tracked
 from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings, with_apart
 from recsys.auto.traits import Traits
 from recsys.config import Config

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.folder import RunFolder
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
-from pipelines.session import quiet
 from pipelines.train import ORIGIN, open_trained
 from pipelines.update import register_changed
+from recsys.bundle.description import DESCRIPTION
 from recsys.config import Config
 from recsys.data.bounded import asked_queries
 from recsys.data.dataset import PreparedDataset
@@ -34,11 +35,11 @@ from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import countable, rank
 from recsys.model import Encoders, FrozenModel
-from recsys.registry.bundle import DESCRIPTION, write_bundle
 from recsys.registry.lineage import Parent, open_parent
 from recsys.registry.tracking import Tracker, remembered_run, tracking_uri
+from recsys.serving.bundles import write_bundle
 from recsys.training.checkpoint import TrainResult
-from recsys.training.fitted import sample_queries
+from recsys.training.closed_form import sample_queries
 from recsys.training.members import refuse_stacked
 from recsys.training.selected import selected_model
 from tune.fusion_report import render_report

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import jinja2
 
-from recsys.evaluation.charts import Axis, axis
-from recsys.evaluation.wording import metric_name
+from recsys.report.charts import Axis, axis
+from recsys.report.wording import metric_name
 
 _SHOWN: Final = 0.75  # of the best metric: what does worse is left out of the pictures
 _LISTS: Final = {

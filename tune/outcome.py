@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from pipelines.progress import table
+from pipelines.plumbing.progress import table
 from recsys.config import Config, redacted
 from recsys.data.histories import Array
 from recsys.evaluation.bootstrap import Comparison, compare

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import jinja2
 
-from recsys.evaluation.charts import Axis, axis, curves
-from recsys.evaluation.wording import duration, figure, metric_name, number, signed
+from recsys.report.charts import Axis, axis, curves
+from recsys.report.wording import duration, figure, metric_name, number, signed
 from tune.ledger import Trial
 from tune.outcome import changes, compare_with_default, comparison_words
 from tune.plan import Plan

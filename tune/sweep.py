@@ -18,13 +18,13 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
-from pipelines.folder import RunFolder, open_run, write_atomically
+from pipelines.plumbing.folder import RunFolder, open_run, write_atomically
+from pipelines.plumbing.session import quiet, ray_session
+from pipelines.plumbing.tracking import tracked
 from pipelines.prepare import prepare
 from pipelines.register import register
 from pipelines.run import closing_words
-from pipelines.session import quiet, ray_session
 from pipelines.stages import SEARCHES
-from pipelines.tracking import tracked
 from pipelines.train import train
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset

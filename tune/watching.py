@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.progress import Progress
-from pipelines.tracking import log_epoch
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.tracking import log_epoch
 from recsys.config import Config
 from recsys.registry.tracking import Tracker
 from tune.ledger import Trial

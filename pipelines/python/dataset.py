@@ -201,7 +201,7 @@ class Dataset:
             The source cannot be read, or has nothing to learn from.
         """
         if self._prepared is None:
-            from pipelines.folder import open_run
+            from pipelines.plumbing.folder import open_run
             from pipelines.prepare import prepare
 
             config = with_settings(self.config, {"run.dir": str(self.folder / "preparing")})

@@ -48,8 +48,8 @@ def fit(
     UserError
         The data or a setting is wrong; the message says what, where and what cures it.
     """
-    from pipelines.folder import open_run
     from pipelines.mistakes import check
+    from pipelines.plumbing.folder import open_run
     from pipelines.run import run
     from pipelines.stages import VERBS
 

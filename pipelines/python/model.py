@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pipelines.python.settings import Settings, with_settings
+from recsys.bundle.description import BundleInfo, read_info
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError, RequestError
-from recsys.registry.bundle import BundleInfo, read_info
 from recsys.serving.answer_rows import Answering, Defaults, named_users, output_schema
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_rules, parse_similar
 
@@ -44,7 +45,7 @@ class Model:
     @cached_property
     def recommender(self) -> Recommender:
         """What answers requests; loaded when it is first asked for."""
-        return Recommender.load(self.bundle)
+        return Recommender(read_bundle(self.bundle))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Model:
         metrics = self.metrics
         if settings:
             from pipelines.evaluate import evaluate
-            from pipelines.folder import open_run
+            from pipelines.plumbing.folder import open_run
 
             if other := [key for key in settings if not key.startswith("evaluate.")]:
                 raise ConfigError(f"settings: {', '.join(other)}: expected keys of the section evaluate only")
@@ -251,7 +252,7 @@ class Model:
         ArtifactError
             The model was loaded, and has no run folder.
         """
-        from pipelines.folder import open_run
+        from pipelines.plumbing.folder import open_run
         from pipelines.register import register
 
         run = self._run("register")

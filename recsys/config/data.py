@@ -21,7 +21,7 @@ class SplitConfig(Section):
     ``temporal``: one global cut-off in time for test and an earlier one for validation.
     ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
 
-    With any kind, ``cold_users`` makes a share of the users newcomers: see :mod:`recsys.data.newcomers`.
+    With any kind, ``cold_users`` makes a share of the users newcomers: see :mod:`recsys.data.cold_start`.
     """
 
     kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = "auto"

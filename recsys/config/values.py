@@ -1,7 +1,7 @@
 """Texts of the configuration with a form of their own: metrics, checked when the configuration is read.
 
 Why here: a wrong metric that only a later stage parses costs the time of the stages before it, and a dry run would not
-find it. Times are read by :mod:`recsys.data.times`, see :mod:`pipelines.mistakes`.
+find it. Times are read by :mod:`recsys.values.times`, see :mod:`pipelines.mistakes`.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from recsys.data.cells import is_absent
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, RequestError, choices
+from recsys.values.cells import is_absent
 
 NOT_GIVEN: Final = -2  # a slot of which a request says nothing
 PADDING: Final = -1

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.data.batches import Hidden
+from recsys.data.cold_start import Newcomers
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import string_hashes
 from recsys.data.histories import VALID_ALONE, Array, Histories, Split
-from recsys.data.newcomers import Newcomers
 from recsys.data.split import parse_time
+from recsys.data.text_rows import ENTRIES, WHOLE, TextRules, compose
 from recsys.data.titles import item_titles
-from recsys.data.user_text_reader import ENTRIES, WHOLE, TextRules, compose
 from recsys.errors import DataError
 
 _PLACE: Final = np.array([0, 1, 2, 1])  # of a part in time: validation is between training and test

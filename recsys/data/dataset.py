@@ -10,7 +10,7 @@ Layout::
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
     users/texts.parquet           user, through (0 train, 1 valid), place, text; with
-    users/text_vectors.parquet    vector, where users' pasts are text: see recsys.data.user_text
+    users/text_vectors.parquet    vector, where users' pasts are text: see recsys.preparation.user_text
     items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.00001.parquet  newer rows of some of its users, where events were appended
@@ -23,7 +23,7 @@ Layout::
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the entity that the item is, null where none)
     provenance/text-00000.parquet user, item, time, term: the rows of events that item text is made of, for the audit
-    events/                       the validated events, for an append: see recsys.data.event_store
+    events/                       the validated events, for an append: see recsys.preparation.event_store
     quarantine/TABLE.parquet      file, row, reason, and the row as text: rows in which something is wrong
     dropped/TABLE.parquet         the same of harmless rows: repeats, friends without events
 
@@ -44,11 +44,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from recsys.data.cold_start import Newcomers
 from recsys.data.context import ContextColumn
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
-from recsys.data.newcomers import Newcomers
-from recsys.data.user_text_reader import ENTRIES, VECTORS, UserTexts
+from recsys.data.text_rows import ENTRIES, VECTORS, UserTexts
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, ConfigError, choices
 from recsys.storage.places import filesystem_of, reaching
@@ -95,10 +95,12 @@ class Manifest:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
     targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
     settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
-    forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.data.forget; empty: nobody was
+    forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.preparation.forget; empty: nobody was
     pseudonyms: dict[str, str] = field(default_factory=dict)  # where the key of user ids is, and its check value
     settings: dict[str, Any] = field(default_factory=dict)  # that hash is of these: what differs can be named
-    store: dict[str, Any] = field(default_factory=dict)  # what was read, for an append: see recsys.data.event_store
+    store: dict[str, Any] = field(
+        default_factory=dict
+    )  # what was read, for an append: see recsys.preparation.event_store
     renewed: dict[str, list[str]] = field(default_factory=dict)  # shard → files with newer rows of some of its users
     inherited_context: bool = False  # context columns are coded as in the dataset that this one continues
     ancestors: list[str] = field(default_factory=list)  # content hashes of the datasets that this one continues

@@ -18,7 +18,7 @@ from recsys.data.batches import TEXT_ROWS, Batch, Hidden, every_position, whole_
 from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
 from recsys.data.histories import Array, Histories, Split
-from recsys.data.user_text_reader import WHOLE
+from recsys.data.text_rows import WHOLE
 from recsys.errors import ConfigError, DataError
 
 LENGTH_JITTER = 0.1  # of a length, drawn anew each epoch: which rows share a batch changes

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.config import SplitConfig
+from recsys.data.cold_start import CUT, Newcomers
 from recsys.data.histories import NO_TYPES, Array, Split
-from recsys.data.moment import moment
-from recsys.data.newcomers import CUT, Newcomers
 from recsys.errors import ConfigError, DataError
+from recsys.values.moment import moment
 
 NEVER: Final = np.iinfo(np.int64).max
 _BINS: Final = 1 << 14

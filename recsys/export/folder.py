@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys import __version__
+from recsys.bundle.checksums import entry_of, writing_aside
+from recsys.bundle.description import DESCRIPTION
+from recsys.bundle.files import Bundle
 from recsys.config import redact
 from recsys.config.export import Format
 from recsys.errors import ArtifactError, ConfigError
@@ -17,8 +20,7 @@ from recsys.export.onnx_file import write_onnx
 from recsys.export.questions import Examiner
 from recsys.export.vector_files import ITEMS, VECTORS, write_faiss, write_items, write_tables, write_vectors
 from recsys.granularities.profile.encoding import encoding_of
-from recsys.registry.bundle import DESCRIPTION, Bundle, read_bundle
-from recsys.registry.sealed import entry_of, writing_aside
+from recsys.serving.bundles import read_bundle
 
 MANIFEST: Final = "manifest.json"
 KIND: Final = "multigrain-export"

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from recsys.bundle.files import Bundle
 from recsys.data.histories import Array, Queries
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.parts import Parts
-from recsys.registry.bundle import Bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.visible import friends_of

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.bundle.description import INDEX
+from recsys.bundle.files import Bundle
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError, Refusal
 from recsys.evaluation.ranking import tie_order
 from recsys.export.questions import Examiner
-from recsys.registry.bundle import INDEX, Bundle
+from recsys.retrieval.index import LIST, exact_top, recall
 from recsys.serving.requests import parse_requests
-from recsys.serving.retrieval import LIST, exact_top, recall
 
 VECTORS: Final = "item_vectors.npy"
 ITEMS: Final = "items.json"

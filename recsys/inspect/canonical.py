@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import CellRules, Layout, check_rows
 from recsys.inspect.arguments import Looked, data_name
 from recsys.inspect.attributes import Attributes, attributes_of, reserved, told_by_events
 from recsys.inspect.columns import Column
@@ -25,6 +24,7 @@ from recsys.inspect.siblings import event_files
 from recsys.inspect.tables import Pair, Table, find_events
 from recsys.inspect.understood import Setting, Told, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
+from recsys.sources.validate import CellRules, Layout, check_rows
 
 _RATINGS: Final = ("rating", "star", "stars", "score", "overall", "rate", "grade", "preference", "feedback")
 _ABSENT_RATING: Final = 0.2  # share of zeros on a scale from which zero means that nothing was said

@@ -14,9 +14,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.validate import CellRules, ids, numbers
 from recsys.inspect.times import TimeForm, time_form
 from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TIME, has_id, likeness
+from recsys.sources.validate import CellRules, ids, numbers
 
 Kind = Literal[
     "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list", "lists", "vector",

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from recsys import schema
-from recsys.data.validate import SPLIT_WORDS
 from recsys.inspect.columns import Column, bare_tokens, has_known
 from recsys.inspect.tables import Pair, Table, determines
 from recsys.inspect.vocabulary import EVENT_TYPE, NEGATIVE, STRONG, TIME, VALUE, WEAK, has_id, likeness
+from recsys.sources.validate import SPLIT_WORDS
 
 _MOST_TYPES: Final = 30
 _RATING_VALUES: Final = 21

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import CellRules, Layout, check_rows
 from recsys.inspect.columns import has_known
 from recsys.inspect.vocabulary import NEGATIVE, SHOWN, STRONG, WEAK
+from recsys.sources.validate import CellRules, Layout, check_rows
 
 SHARES: Final = (0.1, 0.15, 0.2)
 """Shares of the events that a temporal split may hold out for test, and again for validation; the first that fits."""

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource, RecBoleSource
-from recsys.data.validate import CellRules
 from recsys.inspect.arguments import Looked, data_name, shown_path
 from recsys.inspect.attributes import attributes_of
 from recsys.inspect.columns import Column, column_of
@@ -21,6 +20,7 @@ from recsys.inspect.understood import Setting, Told, Understood
 from recsys.sources import open_source
 from recsys.sources.base import Piece, read_all
 from recsys.sources.files import input_file
+from recsys.sources.validate import CellRules
 
 _MOST_PIECES: Final = 2  # of 32 MiB, of a large file of events
 _FEW_WORDS: Final = 0.05  # different words of all

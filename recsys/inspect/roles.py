@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from recsys.data.overlap import SideIds, compare
 from recsys.errors import DataError
 from recsys.inspect.columns import Column
 from recsys.inspect.overlap import IdSet
@@ -19,6 +18,7 @@ from recsys.inspect.vocabulary import (
     TAIL,
     USER,
 )
+from recsys.values.overlap import SideIds, compare
 
 _SOME: Final = 0.3  # likeness of ids from which two columns mean the same
 _LITTLE: Final = 0.03  # with names that say so

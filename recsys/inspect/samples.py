@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.validate import CellRules
 from recsys.errors import SourceError, first_line
 from recsys.inspect.forms import SequenceForm, TextForm, form_of
+from recsys.sources.byte_ranges import Dialect, Span, spans
 from recsys.sources.delimited import check_encoding, translated
 from recsys.sources.files import InputFile, folder_values
 from recsys.sources.headers import Form, dialect_of, read_header
@@ -21,7 +21,7 @@ from recsys.sources.json_sequence import elements, is_sequence
 from recsys.sources.json_values import column, kind_of, parse_object, type_of
 from recsys.sources.limits import check_column_count
 from recsys.sources.parquet import plain_type, read_footer
-from recsys.sources.spans import Dialect, Span, spans
+from recsys.sources.validate import CellRules
 
 WHOLE_BYTES: Final = 48 << 20  # of unpacked text; larger files are sampled
 _HEAD_BYTES: Final = 1 << 20

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import CellRules
 from recsys.inspect.arguments import Looked, data_name, shown_path
 from recsys.inspect.attributes import attributes_of, reserved
 from recsys.inspect.forms import SequenceForm
@@ -18,6 +17,7 @@ from recsys.inspect.samples import Sample
 from recsys.inspect.settings import form_words
 from recsys.inspect.tables import Pair, Table
 from recsys.inspect.understood import Setting, Told, Understood
+from recsys.sources.validate import CellRules
 
 
 def understand_sequences(looked: Looked, tables: Sequence[Table], pair: Pair) -> Understood:

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import SPLIT_WORDS
 from recsys.inspect.arguments import Looked, shown_path
 from recsys.inspect.events import EventColumns
 from recsys.inspect.forms import TextForm
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.tables import Pair, Table
 from recsys.inspect.vocabulary import STRONG, WEAK, parts
+from recsys.sources.validate import SPLIT_WORDS
 
 _COPIES: Final = 0.9  # share of a file's events that the main one has, from which it is an extract of that
 

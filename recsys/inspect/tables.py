@@ -10,7 +10,6 @@ from typing import Final
 
 import polars as pl
 
-from recsys.data.validate import CellRules
 from recsys.errors import SourceError
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.overlap import IdSet
@@ -35,6 +34,7 @@ from recsys.inspect.vocabulary import (
     likeness,
     named_like,
 )
+from recsys.sources.validate import CellRules
 
 _FEW: Final = 20  # different values of what is an attribute and no id, in a table of many rows
 _NAMED: Final = 0.7

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.times import timestamps
-from recsys.data.validate import CellRules
+from recsys.sources.validate import CellRules
+from recsys.values.times import timestamps
 
 _FIRST: Final = 315_532_800_000_000  # 1980-01-01, microseconds
 _LAST: Final = 2_051_222_400_000_000  # 2035-01-01

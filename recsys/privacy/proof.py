@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.errors import ConfigError
+from recsys.privacy.footprints import Traces
 from recsys.privacy.opened import parts
-from recsys.privacy.traces import Traces
 
 _FORMAT: Final = 1
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from recsys.config import Config, redact
 from recsys.data.dataset import Manifest
 from recsys.evaluation.members import single_line
-from recsys.evaluation.wording import sentence
+from recsys.report.wording import sentence
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
 _USE: Final = (

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from recsys.bundle.checksums import entry_of
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.sealed import entry_of
 
 FILES_TAG: Final = "files.sha256"  # of a version: the digest of the list of its files
 WEIGHTS_TAG: Final = "weights.sha256"

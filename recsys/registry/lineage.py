@@ -1,6 +1,6 @@
 """From an earlier bundle to the next model: what a warm start needs of it, and a bundle with only its fusion changed.
 
-Why apart from :mod:`~recsys.registry.bundle`: who serves a bundle reads none of this.
+Why apart from :mod:`~recsys.bundle.files`: who serves a bundle reads none of this.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsys import __version__
-from recsys.data.forgotten import Forgotten
-from recsys.data.vocabulary import Vocabulary
-from recsys.errors import ArtifactError
-from recsys.model import FrozenModel
-from recsys.registry.bundle import (
+from recsys.bundle.checks import check_finite
+from recsys.bundle.checksums import check_file, damaged, said_by, writing_aside
+from recsys.bundle.description import (
     CARD,
     DESCRIPTION,
     MEASURED,
@@ -33,16 +31,16 @@ from recsys.registry.bundle import (
     TRAINING,
     VOCABULARY,
     WEIGHTS,
-    Bundle,
-    check_finite,
-    finish,
-    read_bundle,
-    read_card,
 )
-from recsys.registry.item_index import measure_again
-from recsys.registry.measured import has_measured, measured
+from recsys.bundle.files import Bundle, read_card
+from recsys.bundle.measured import has_measured, measured
+from recsys.data.forgotten import Forgotten
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import ArtifactError
+from recsys.model import FrozenModel
 from recsys.registry.register import pinned, resolve
-from recsys.registry.sealed import check_file, damaged, said_by, writing_aside
+from recsys.serving.bundles import finish, read_bundle
+from recsys.serving.item_index import measure_again
 from recsys.storage.uris import is_remote
 
 _SERVED = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from recsys.bundle.checksums import check_file, writing_aside
+from recsys.bundle.description import DESCRIPTION, BundleInfo
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.bundle import DESCRIPTION, BundleInfo, read_bundle
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.register import active, bundle_in, pinned
-from recsys.registry.sealed import check_file, writing_aside
 from recsys.registry.tracking import client
+from recsys.serving.bundles import read_bundle
 
 ORIGIN: Final = "pulled.json"  # in the folder: what was pulled, from where, when
 

@@ -15,8 +15,9 @@ from mlflow import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+from recsys.bundle.checksums import check_description
 from recsys.errors import RequestError, choices
-from recsys.registry.sealed import check_description
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import (
     SIMILAR_TO,
@@ -56,7 +57,7 @@ class RecommenderModel(PythonModel):
             ArtifactError: it is damaged, or another bundle than the one that was registered.
         """
         check_description(context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256))
-        self.recommender = Recommender.load(context.artifacts[BUNDLE])
+        self.recommender = Recommender(read_bundle(context.artifacts[BUNDLE]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items,

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import recsys
+from recsys.bundle.description import CARD, DESCRIPTION, WEIGHTS
+from recsys.bundle.files import Bundle
 from recsys.config import Config
-from recsys.data.text import PACKAGED
+from recsys.encoders.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.granularities.profile.encoding import encoding_of
-from recsys.registry.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, read_bundle
 from recsys.registry.card import short_card, shown_as_text
 from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
+from recsys.serving.bundles import read_bundle
 from recsys.serving.requests import SimilarRequest
 from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.registry.bundle import USERS
+from recsys.bundle.description import USERS
 from recsys.registry.experiments import local_place
 from recsys.registry.tracking import client
 from recsys.storage.mirror import temporary_folder

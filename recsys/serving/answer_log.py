@@ -20,8 +20,8 @@ from typing import Any, Final
 from uuid import uuid4
 
 from recsys.errors import ConfigError, DataError, RequestError, SourceError
+from recsys.serving.experiment_split import Side
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, parse_requests
-from recsys.serving.split import Side
 
 PREFIX: Final = "answers-"
 _LOG = logging.getLogger(__name__)

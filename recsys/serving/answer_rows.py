@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recsys.bundle.files import Bundle
 from recsys.errors import RequestError
-from recsys.registry.bundle import Bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
 from recsys.serving.standings import BOOST

@@ -22,14 +22,16 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from recsys.bundle.description import USERS
+from recsys.bundle.files import Bundle
 from recsys.errors import RequestError
 from recsys.pace import Pace
-from recsys.registry.bundle import USERS, Bundle, read_bundle
+from recsys.retrieval.rules import Rules
+from recsys.retrieval.selection import Catalogue
 from recsys.serving.answer_rows import Answering, Defaults, filled_up, named_users, output_schema, request_table
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, parse_rules, rules_of
-from recsys.serving.rules import Rules
-from recsys.serving.selection import Catalogue
 
 _BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
 _ROWS_A_GROUP: Final = 262_144

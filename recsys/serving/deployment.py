@@ -25,15 +25,15 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
-from recsys.registry.bundle import Bundle
 from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
+from recsys.serving.experiment_split import Side
 from recsys.serving.front import Front, limits_of
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
-from recsys.serving.split import Side
 from recsys.serving.stock import Stock, StockChange, write_stock
 
 APP: Final = "recsys"

@@ -24,8 +24,8 @@ from typing import Final
 import numpy as np
 
 from recsys.data.histories import Array
+from recsys.serving.experiment_split import digest
 from recsys.serving.requests import Request
-from recsys.serving.split import digest
 
 _DAY_S: Final = 86_400
 

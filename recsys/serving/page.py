@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from recsys.data.histories import Array
+from recsys.retrieval.rules import Rules
+from recsys.retrieval.selection import Catalogue
 from recsys.serving.diversity import by_relevance, page_by_category
 from recsys.serving.likeness import Likeness
-from recsys.serving.rules import Rules
-from recsys.serving.selection import Catalogue
 
 
 class Pager:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,21 +19,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from recsys.bundle.files import Bundle
 from recsys.data.attributes import RequestEncoder
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.pseudonyms import known_as
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.parts import Parts
-from recsys.registry.bundle import Bundle, read_bundle
+from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.explanation import Explainer
 from recsys.serving.exploration import Explorer
+from recsys.serving.history_text import PastReader
 from recsys.serving.likeness import Likeness
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
-from recsys.serving.selection import Catalogue, Plan
 from recsys.serving.similar import Similar
 from recsys.serving.standings import BOOST, Shelf, Standings
-from recsys.serving.user_text import PastReader
 from recsys.serving.visible import Asked, Sight, Visible, as_queries, brought, friends_of, queries_of
 
 MAX_CHUNK: Final = 512
@@ -73,15 +72,6 @@ class Recommender:
         described = bundle.info.user_text
         self._reader = PastReader(described, bundle.titles, bundle.info.event_types) if described else None
         self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Recommender:
-        """A recommender from a bundle's folder.
-
-        Raises:
-            ArtifactError: no bundle there, or a damaged one.
-        """
-        return cls(read_bundle(folder))
 
     @cached_property
     def newest(self) -> int:

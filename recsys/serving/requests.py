@@ -16,10 +16,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
 
-from recsys.data.moment import moment
 from recsys.errors import RequestError, choices
-from recsys.serving.rules import MAX_K as MAX_K
-from recsys.serving.rules import Boost, Diversify, Explained, Id, Rules
+from recsys.retrieval.rules import MAX_K as MAX_K
+from recsys.retrieval.rules import Boost, Diversify, Explained, Id, Rules
+from recsys.values.moment import moment
 
 MAX_HISTORY: Final = 10_000
 MAX_FRIENDS: Final = 10_000
@@ -67,8 +67,8 @@ class Request(Explained):
     of a newcomer's. ``attributes`` win over those known of the user; null is not given. ``exclude_seen`` says whether
     what the user had is left out; null: as the model was evaluated. ``context`` is that of the moment of asking, and
     ``at`` is its time, in any form that times of events have; without it the question is asked now. ``horizon`` 1 asks
-    for the next item, 2 for the one after it, … The rules of the list are in :class:`~recsys.serving.rules.Rules`; with
-    ``explain`` the answer says why each item is in it.
+    for the next item, 2 for the one after it, … The rules of the list are in :class:`~recsys.retrieval.rules.Rules`;
+    with ``explain`` the answer says why each item is in it.
     """
 
     user_id: Id | None = None

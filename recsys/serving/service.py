@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
 
+from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import RequestError, UserError
-from recsys.registry.bundle import Bundle
 from recsys.serving.access import check_token, token_sha256
 from recsys.serving.answer_log import AnswerLog, lines_of
 from recsys.serving.calls import (
@@ -38,12 +38,12 @@ from recsys.serving.calls import (
     reply_json,
 )
 from recsys.serving.counts import Counts, exposition
+from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.lane import Lane
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
-from recsys.serving.split import Side, Split
 from recsys.serving.stock import Stock, StockChange, parse_change
 
 __all__ = ["Answered", "Incoming", "Job", "Limits", "Outcome", "Service", "token_sha256"]

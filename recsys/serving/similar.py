@@ -19,15 +19,15 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 
+from recsys.bundle.files import Bundle
 from recsys.data.histories import Array
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order
-from recsys.registry.bundle import Bundle
+from recsys.retrieval.index import best_places
+from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.likeness import Likeness, exact_cosines
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import SimilarAnswer, SimilarRequest
-from recsys.serving.retrieval import best_places
-from recsys.serving.selection import Catalogue, Plan
 
 By = Literal["vectors", "use", "text"]
 _SHRINKAGE: Final = 10.0

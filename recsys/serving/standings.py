@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.bundle.files import Bundle
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_items
 from recsys.parts import Parts
-from recsys.registry.bundle import Bundle
-from recsys.serving.retrieval import best_places, find_top
-from recsys.serving.selection import Plan, Selection, by_selection
+from recsys.retrieval.index import best_places, find_top
+from recsys.retrieval.selection import Plan, Selection, by_selection
 from recsys.stack import sparse_spread
 
 BOOST: Final = "boost"  # its name among the shares of a score

@@ -17,7 +17,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from recsys.errors import ConfigError, RequestError
-from recsys.serving.rules import Id
+from recsys.retrieval.rules import Id
 from recsys.storage.beside import writing_beside
 
 MAX_OUT: Final = 1_000_000

@@ -15,9 +15,9 @@ from recsys.evaluation.bootstrap import intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import mark_hits, rank
 from recsys.model import FrozenModel
+from recsys.retrieval.rules import DEFAULT_POOL
 from recsys.serving.diversity import by_relevance
 from recsys.serving.likeness import Likeness
-from recsys.serving.rules import DEFAULT_POOL
 
 STRENGTHS: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 _MOST_USERS: Final = 1_000

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
 from recsys import schema
 from recsys.config import Section
 from recsys.config.sources import source_settings
-from recsys.data.validate import Layout, check_rows, finish, raw_text
 from recsys.errors import SourceError
 from recsys.sources.files import InputFile, folder_values
+from recsys.sources.validate import Layout, check_rows, finish, raw_text
 
 FILE_STRIDE: Final = 2**40  # ``_order`` = index of the file × stride + row
-_MAX_TASKS: Final = 4096
 
 
 class Piece(Protocol):
@@ -137,10 +134,6 @@ class SourceAdapter(ABC):
         """About how many bytes of input there are; equal for equal input."""
         return sum(file.size for file in self.files())
 
-    def tables(self) -> dict[str, ray.data.Dataset]:
-        """Every table as a lazy dataset of Arrow blocks: known, extra and provenance columns (see ``schema``)."""
-        return {table: dataset(pieces) for table, pieces in self.pieces().items()}
-
 
 def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 1, first_order: int = 0) -> pa.Table:
     """Rows under their canonical names as a finished block: cast, each row that breaks a rule with its reason.
@@ -158,19 +151,6 @@ def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 
         schema.RAW: raw_text(raw, checked.column(schema.REASON), ","),
     }
     return finish(checked, layout, provenance)
-
-
-def dataset(pieces: Sequence[Piece]) -> ray.data.Dataset:
-    """Read the pieces in parallel; blocks follow the order of the pieces where Ray keeps order."""
-    assert pieces, "a table without pieces"
-    rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
-    tasks = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MAX_TASKS))
-    return tasks.map_batches(_read, batch_size=1, batch_format="pyarrow", zero_copy_batch=True)
-
-
-def _read(batch: pa.Table) -> Iterator[pa.Table]:
-    for pickled in batch.column("piece").to_pylist():
-        yield from pickle.loads(pickled).read()
 
 
 def read_all(pieces: Sequence[Piece]) -> pa.Table:

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import CanonicalSource
-from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
+from recsys.sources.byte_ranges import CHUNK_BYTES
 from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
@@ -26,7 +26,7 @@ from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_key
 from recsys.sources.names import Renames, canonical_names, require_columns, unused_names
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
 from recsys.sources.partitions import PieceInFolder
-from recsys.sources.spans import CHUNK_BYTES
+from recsys.sources.validate import CellRules, Layout
 
 _FORMATS: Final = {
     ".parquet": "parquet",

@@ -1,8 +1,8 @@
 """Delimited text in line-aligned chunks: found by the driver in constant memory, parsed by tasks at Arrow's speed.
 
 Why: every bad row must be named by its row, and every core should parse. The driver cuts the file into spans (see
-:mod:`recsys.sources.spans`); each is then parsed alone, all cells as text, and the row rules do the rest. Rows with a
-wrong number of cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but
+:mod:`recsys.sources.byte_ranges`); each is then parsed alone, all cells as text, and the row rules do the rest. Rows
+with a wrong number of cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but
 counted.
 
 A quote that is never closed makes every line of its span a row of its own, so that it costs one row and not the rest of
@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from recsys import schema
-from recsys.data.validate import REPEATED_HEADER, UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
+from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, open_after, spans
 from recsys.sources.files import InputFile
 from recsys.sources.separators import plain
-from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, open_after, spans
+from recsys.sources.validate import REPEATED_HEADER, UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
 
 _MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
 _MAX_COUNTED: Final = 8  # cells too many or too few that are told apart

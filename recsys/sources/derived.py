@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import Layout, finish
 from recsys.sources.base import Piece
+from recsys.sources.validate import Layout, finish
 
 _ROWS = "rows"
 

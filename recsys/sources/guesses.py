@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Final
 
 from recsys import schema
+from recsys.sources.byte_ranges import Dialect
 from recsys.sources.names import WORDS, fold
 from recsys.sources.separators import BLANKS
-from recsys.sources.spans import Dialect
 
 DROP: Final = "_"
 """A name in ``data.source.columns`` that leaves the cell out, as "" does."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from recsys import schema
 from recsys.errors import SourceError
+from recsys.sources.byte_ranges import CSV, TSV, Dialect, open_after
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
 from recsys.sources.guesses import (
@@ -33,7 +34,6 @@ from recsys.sources.guesses import (
 from recsys.sources.limits import check_column_count, row_too_long
 from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
-from recsys.sources.spans import CSV, TSV, Dialect, open_after
 
 _HEAD_BYTES: Final = 1 << 20
 _SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # of a spreadsheet

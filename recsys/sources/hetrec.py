@@ -22,14 +22,14 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource
-from recsys.data.validate import CellRules, Layout
 from recsys.errors import DataError, SourceError
 from recsys.sources.base import Piece, SourceAdapter, read_all
+from recsys.sources.byte_ranges import TSV
 from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
 from recsys.sources.headers import data_start, read_header
 from recsys.sources.links import linked
-from recsys.sources.spans import TSV
+from recsys.sources.validate import CellRules, Layout
 
 TAG: Final = "tag"
 LISTEN: Final = "listen"

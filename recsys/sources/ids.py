@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.validate import Layout
 from recsys.errors import SourceError
+from recsys.sources.validate import Layout
 
 _MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as they are written
 _EXACT: Final = {16: 2**11, 32: 2**24, 64: 2**53}  # whole numbers below this are exact in floats of so many bits

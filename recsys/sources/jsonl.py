@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.json
 
 from recsys import schema
-from recsys.data.validate import Layout
 from recsys.errors import SourceError
+from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, spans
 from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, decodable, with_constants
 from recsys.sources.files import InputFile
 from recsys.sources.ids import is_id
 from recsys.sources.json_sequence import elements, is_sequence
 from recsys.sources.json_values import Record, column, id_column, kind_of, parse_object, quoted, text_of, type_of
 from recsys.sources.limits import check_column_count
-from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
+from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.data.validate import Layout
 from recsys.sources.base import Piece, read_all
 from recsys.sources.delimited import DelimitedPiece
+from recsys.sources.validate import Layout
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.validate import Layout
 from recsys.errors import SourceError
 from recsys.sources.delimited import Cells, Origin, assemble, with_constants
 from recsys.sources.files import InputFile
@@ -25,6 +24,7 @@ from recsys.sources.parquet_bounds import (
     rows_at_once,
     stored_bytes,
 )
+from recsys.sources.validate import Layout
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import RecBoleSource
-from recsys.data.validate import CellRules, Layout
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
+from recsys.sources.byte_ranges import CHUNK_BYTES
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
 from recsys.sources.headers import Form, Header, dialect_of, read_header
 from recsys.sources.links import linked
 from recsys.sources.names import Renames, require_columns
-from recsys.sources.spans import CHUNK_BYTES
+from recsys.sources.validate import CellRules, Layout
 
 _TYPES: Final = {
     "token": pa.string(),

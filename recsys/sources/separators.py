@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from recsys.sources.spans import Dialect
+from recsys.sources.byte_ranges import Dialect
 
 BLANKS: Final = " "
 """As a separator: any run of spaces and tabs."""

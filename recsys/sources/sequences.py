@@ -17,16 +17,16 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import SequencesSource
-from recsys.data.validate import UNREADABLE, CellRules, Layout, bad_rows, check_rows, finish, raw_text
 from recsys.errors import SourceError
 from recsys.sources.base import Piece, SourceAdapter
+from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, spans
 from recsys.sources.canonical import TableFiles, read_heads, table_pieces
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile, find, input_file
 from recsys.sources.guesses import COMMENTS, is_name
 from recsys.sources.headers import Form, check_line_ends, data_start
 from recsys.sources.separators import without_comments
-from recsys.sources.spans import CHUNK_BYTES, Dialect, Span, spans
+from recsys.sources.validate import UNREADABLE, CellRules, Layout, bad_rows, check_rows, finish, raw_text
 
 LINE_STRIDE: Final = 2**24  # longer sequences would run into the next line's order
 _LINES: Final = Dialect(" ", quoted=False)

@@ -2,7 +2,7 @@
 
 Why: with one knob up and the others at zero, only the granularity made for that signal can predict; this proves in CI
 that each does what its name says. The generative model and its formulas are in :mod:`recsys.sources.world`; what is
-seen of it outside the events in :mod:`recsys.sources.traces`.
+seen of it outside the events in :mod:`recsys.sources.side_signals`.
 
 Each task makes the tables of a range of user or item bundles from the seed alone; no table is ever built in one
 process, and the rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2,
@@ -25,10 +25,9 @@ import pyarrow as pa
 
 from recsys import schema
 from recsys.config import SyntheticSource
-from recsys.data.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.base import FILE_STRIDE, Piece, SourceAdapter
 from recsys.sources.files import InputFile
-from recsys.sources.traces import (
+from recsys.sources.side_signals import (
     IMAGE,
     friends,
     images,
@@ -38,6 +37,7 @@ from recsys.sources.traces import (
     told_studios,
     told_topics,
 )
+from recsys.sources.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.vocabulary import topic_words
 from recsys.sources.world import MECHANISMS, Array, World, walk, world_of
 

@@ -34,7 +34,7 @@ countries are uniform, so that no attribute alone tells anything of it; band and
 segments, band and gender one half, all three the segment.
 
 What is to reveal these is seen outside the events as well, and just as far as the knob says: see
-:mod:`recsys.sources.traces`. With a knob at 0 the mechanism never acts and its outside trace is independent of
+:mod:`recsys.sources.side_signals`. With a knob at 0 the mechanism never acts and its outside trace is independent of
 everything.
 """
 

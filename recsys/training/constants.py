@@ -28,8 +28,8 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.training.build import Start, build_graphs, build_model
+from recsys.training.closed_form import sample_queries
 from recsys.training.context import TrainContext
-from recsys.training.fitted import sample_queries
 
 CONSTANTS: Final = "constants"
 _ROWS: Final = 512  # queries scored at a time

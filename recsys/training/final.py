@@ -27,9 +27,9 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
 from recsys.training.constants import with_constants
 from recsys.training.context import Report, TrainContext
-from recsys.training.kept import silenced, transplant, without
 from recsys.training.loop import RATINGS, Phase
-from recsys.training.ratings import fit_head
+from recsys.training.pruned import silenced, transplant, without
+from recsys.training.rating_head import fit_head
 from recsys.training.selected import STACK, assemble
 
 _FITTED = "model.encoders.fitted_weights"

@@ -24,12 +24,12 @@ from recsys.model import FrozenModel
 from recsys.training.apart import sections
 from recsys.training.checkpoint import TrainResult
 from recsys.training.constants import CONSTANTS
-from recsys.training.kept import KEPT
 from recsys.training.loop import RATINGS
 from recsys.training.private import PRIVACY
-from recsys.training.ratings import fit_head
+from recsys.training.pruned import KEPT
+from recsys.training.rating_head import fit_head
 from recsys.training.selected import STACK, assemble
-from recsys.training.strata import refit_strata, stratum_of
+from recsys.training.user_clusters import refit_strata, stratum_of
 
 _OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")  # tensors are named by their axes; this is the first
 

@@ -40,15 +40,15 @@ from recsys.granularities.stratum.section import STRATUM
 from recsys.pace import Pace
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
+from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import Report, TrainContext
-from recsys.training.fitted import choose_weights, sample_queries
-from recsys.training.kept import KEPT, choose_kept, scale, scaled, silenced, transplant, without
 from recsys.training.optimizer import build_optimizer, clip_gradients
 from recsys.training.private import PRIVACY, PrivateSteps, plan, private_progress
-from recsys.training.ratings import choose_constants, fit_head
+from recsys.training.pruned import KEPT, choose_kept, scale, scaled, silenced, transplant, without
+from recsys.training.rating_head import choose_constants, fit_head
 from recsys.training.step import StepLoss
-from recsys.training.strata import STRATA, choose_strata
+from recsys.training.user_clusters import STRATA, choose_strata
 
 RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
 Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from recsys.config import Config
 from recsys.errors import ConfigError
 from recsys.model import Encoders
-from recsys.training.kept import without
+from recsys.training.pruned import without
 
 
 def fitted_names(config: Config) -> list[str]:

@@ -23,8 +23,8 @@ from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
 from recsys.training.constants import with_constants
 from recsys.training.context import Report
-from recsys.training.kept import KEPT, names_of, scale, silenced, transplant
-from recsys.training.strata import STRATA
+from recsys.training.pruned import KEPT, names_of, scale, silenced, transplant
+from recsys.training.user_clusters import STRATA
 
 STACK: Final = "stack"  # the name of the members' weights among a training's choices
 

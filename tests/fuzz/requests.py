@@ -14,7 +14,7 @@ import torch
 from recsys.config import build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
-from recsys.registry.bundle import read_bundle, write_bundle
+from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import INVOCATIONS, RECOMMEND, Reply
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Service
 from recsys.training.build import build_graphs, build_model

@@ -7,7 +7,8 @@ speaks. Pooling is an attention with one query a head, learned for all users:
     z_i  = norm(Σ_j w_ij V x_j)
 
 ``input`` item pools item vectors instead; user_text reads the past as one text of the language model instead of
-pooling (see :mod:`recsys.granularities.behaviour.user_text`); both adds the two, each normed, where both are present.
+pooling (see :mod:`recsys.granularities.behaviour.text_vectors`); both adds the two, each normed, where both are
+present.
 Age is in days where times are known. Where the data has an order, the newest event x_i asks too, and the lag i − j
 counts. γ, δ ≥ 0.
 """
@@ -26,7 +27,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, gather_queries, heads_error
 from recsys.granularities.behaviour.section import BehaviourConfig
-from recsys.granularities.behaviour.user_text import UserText, UserTextVectors
+from recsys.granularities.behaviour.text_vectors import UserText, UserTextVectors
 from recsys.granularities.dropout import Dropout
 
 

@@ -27,8 +27,8 @@ from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.knowledge.facts import Facts, num_facts
 from recsys.granularities.knowledge.section import KnowledgeConfig
+from recsys.granularities.knowledge.triples import Facts, num_facts
 from recsys.granularities.log_odds import log_odds
 
 

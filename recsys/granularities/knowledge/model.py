@@ -43,8 +43,8 @@ from recsys.granularities.base import (
 )
 from recsys.granularities.behaviour.model import Behaviour
 from recsys.granularities.dropout import Dropout
-from recsys.granularities.knowledge.facts import Facts, num_facts
 from recsys.granularities.knowledge.section import KnowledgeConfig
+from recsys.granularities.knowledge.triples import Facts, num_facts
 
 
 class Knowledge(Granularity):

@@ -17,7 +17,7 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
     Raises:
         ConfigError: a field that the configuration names is not there, or cannot be read as it says.
     """
-    from recsys.data.items import TEXT  # which brings Ray, and serving is light
+    from recsys.preparation.items import TEXT  # which brings Ray, and serving is light
 
     users = FieldFitter(
         dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)

@@ -2,7 +2,7 @@
 
 A user is u = the unit mean of the unit vectors of the history's items, by text or, where there is none, by the item
 vectors as they are. Strata are clusters of the rows of A_ij = cos(u_i, v_j) over the training users (see
-:mod:`recsys.data.strata`); with d² the squared distance of such rows,
+:mod:`recsys.granularities.stratum.clustering`); with d² the squared distance of such rows,
 
     p(k|u) = softmax_k(−d²(u, k) / (τ g)),    z_u = Σ_k p(k|u) P_k,
 
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recsys.data.batches import Batch
-from recsys.data.strata import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
+from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.granularities.stratum.section import StratumConfig
 
 _INIT_STD = 0.05  # of prototypes before the first fit

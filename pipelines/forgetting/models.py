@@ -1,0 +1,136 @@
+"""Forgetting in a run folder: the models are made again, trained again, or gone; other artefacts lose the rows.
+
+Part of the verb ``forget``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.final import as_trained, final_plan
+from pipelines.plumbing.folder import RunFolder, write_atomically
+from pipelines.train import ORIGIN, first_difference
+from recsys.bundle.checksums import writing_aside
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.data.renumber import Renumbering
+from recsys.errors import ArtifactError
+from recsys.storage.beside import writing_beside
+from recsys.training.checkpoint import TrainResult, load_trained, save_trained
+from recsys.training.forget import influence, without_users
+from recsys.training.resume import training_digest
+
+INFLUENCE: Final = "influence"  # key of RUN/model/origin.json, which `register` reads
+DERIVED: Final = ("checkpoints", "trials", "best", "fusion", "apart")  # of trainings; made again by whoever needs them
+_LOGS: Final = ("run.log", "history.jsonl")
+
+
+def make_models_again(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, numbering: Renumbering, before: str
+) -> list[str]:
+    """RUN/model and RUN/final of the dataset without the users; what still depends on them.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        dataset: without them.
+        numbering: from the dense ids before.
+        before: content hash of the dataset with them.
+
+    Raises:
+        ArtifactError: the model is of another dataset, or of another section ``model``.
+    """
+    origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
+    trained = load_trained(folder.model)
+    if origin.get("hash") not in (before, dataset.manifest.content_hash):
+        raise ArtifactError(
+            f"{folder.model} was trained on another dataset than {dataset.root} was, so nothing in it can be fitted "
+            "again: give --retrain, or the folder of its dataset with --data.dir"
+        )
+    if different := first_difference(trained.frozen.config, config.model):
+        raise ArtifactError(
+            f"{folder.model} was trained with another model section: {different}; give the configuration that it was "
+            "trained with, or --retrain"
+        )
+    settings = as_trained(config, origin)
+    left = influence(trained, settings)
+    if origin["hash"] == before:
+        through = Split.VALID if trained.refit else Split.TRAIN
+        trained = without_users(settings, dataset, trained, numbering, through)
+        origin |= {"hash": dataset.manifest.content_hash, INFLUENCE: left}
+        _save(folder, folder.model, trained, origin)
+    if (folder.final / ORIGIN).is_file():
+        _make_final_again(settings, folder, dataset, numbering, trained, origin, before)
+    return left
+
+
+def _make_final_again(
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    numbering: Renumbering,
+    trained: TrainResult,
+    origin: dict[str, Any],
+    before: str,
+) -> None:
+    of_final = folder.read_json(folder.final / ORIGIN, "run `recsys register` again")
+    if of_final.get("hash") != before:
+        return
+    result = without_users(config, dataset, load_trained(folder.final), numbering, Split.TEST)
+    final = final_plan(trained, origin, None)
+    of_final |= {
+        "hash": dataset.manifest.content_hash,
+        "training": training_digest(config, dataset, None, final),
+        "events": sum(len(shard.through(Split.TEST).items_E) for shard in dataset.shards()),
+    }
+    _save(folder, folder.final, result, of_final)
+
+
+def _save(folder: RunFolder, place: Path, result: TrainResult, origin: dict[str, Any]) -> None:
+    """Write aside, rename last."""
+    with writing_aside(place, "trained.json") as aside:
+        save_trained(aside, result)
+        (aside / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    folder.publish(place)
+
+
+def remove_derived(folder: RunFolder) -> list[str]:
+    """Remove what trainings left beside the model; the names of what was there."""
+    found = [name for name in DERIVED if (folder.root / name).exists()]
+    for name in found:
+        folder.forget(folder.root / name)
+    return found
+
+
+def forget_recommendations(path: Path, users: Sequence[str]) -> int:
+    """Take the rows of users out of the recommendations; how many there were."""
+    if not path.is_file():
+        return 0
+    table = pq.read_table(path)
+    kept = table.filter(pc.invert(pc.is_in(table.column("user_id"), value_set=pa.array(list(users), pa.string()))))
+    if kept.num_rows < table.num_rows:
+        with writing_beside(path) as aside:
+            pq.write_table(kept, aside, compression="zstd")
+    return int(table.num_rows - kept.num_rows)
+
+
+def forget_lines(root: Path, mentions: Callable[[str], bool]) -> int:
+    """Take the lines that name a user out of the logs of a run folder; how many there were."""
+    removed = 0
+    for name in _LOGS:
+        path = root / name
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if not mentions(line)]
+            if len(kept) < len(lines):
+                removed += len(lines) - len(kept)
+                write_atomically(path, "".join(kept))
+    return removed

@@ -1,0 +1,283 @@
+"""What is searched for forgotten users, and the proof that is written of it. Part of the verb ``forget``."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.plumbing.folder import RunFolder
+from recsys import __version__
+from recsys.config import Config, redact
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Array, Histories, Split
+from recsys.errors import Refusal
+from recsys.preparation.vector_cache import default_cache_dir
+from recsys.privacy.footprints import Id, Traces
+from recsys.privacy.membership import membership
+from recsys.privacy.proof import Searched, files_in, proof_of, search_file, signed
+from recsys.registry.experiments import local_place
+from recsys.registry.tracking import sqlite_path
+from recsys.registry.versions import Store
+from recsys.sources import open_source
+from recsys.storage.mirror import download
+from recsys.storage.uris import is_remote, within, without_query
+from recsys.training.checkpoint import load_trained
+
+FOLDER: Final = "forgotten"  # in the run folder: proofs
+_SHOWN: Final = 5
+_MOST_USERS: Final = 500  # of a group in the test of membership
+
+
+@dataclass
+class Evidence:
+    """All that is known of the users to forget, in memory alone."""
+
+    traces: Traces = field(default_factory=Traces)
+    histories: dict[str, tuple[Histories, list[str]]] = field(
+        default_factory=dict
+    )  # by user, with the ids of its items
+    model: Path | None = None  # that was made or trained again
+
+    def add_ids(self, users: Sequence[str], known: pa.Array, items: pa.Array) -> None:
+        for user in users:
+            found = Id.of(user, known.cast(pa.string()), items.cast(pa.string()))
+            same = next((one for one in self.traces.ids if one.text == user), None)
+            if same is None:
+                self.traces.ids.append(found)
+            elif found.others - same.others or found.distinct < same.distinct:
+                others, distinct = found.others | same.others, found.distinct and same.distinct
+                self.traces.ids[self.traces.ids.index(same)] = Id(user, others, distinct)
+
+    def add_histories(
+        self, histories: Histories, users: Mapping[int, str], item_ids: list[str], titles: list[str]
+    ) -> None:
+        """What is known of users (dense id → id) by the numbers of one dataset or bundle."""
+        self.traces.add_history(histories, list(users), item_ids, titles)
+        for row in np.flatnonzero(np.isin(histories.users_U, list(users))).tolist():
+            self.histories.setdefault(users[int(histories.users_U[row])], (histories.take(np.array([row])), item_ids))
+
+    def mentions(self, text: str) -> bool:
+        """Whether a line of text names one of them: as a word, or, of a short id, as a cell of a table."""
+        content = text.encode()
+        for one in self.traces.ids:
+            if one.in_bytes(content):
+                return True
+            if not one.distinct and one.text in (cell.strip(" \"'") for cell in _cells(text)):
+                return True
+        return False
+
+
+def _cells(text: str) -> list[str]:
+    for mark in ("\t", ";", "|", " ", "="):
+        text = text.replace(mark, ",")
+    return text.split(",")
+
+
+@dataclass(frozen=True)
+class Places:
+    """What is searched; what belongs to others, who must look there; and what cannot be searched from here."""
+
+    own: list[Path]
+    source: list[Path]
+    not_searched: list[str]
+    named: dict[Path, str]  # copies of remote folders → where they are
+
+    def shown(self, path: Path, root: Path) -> str:
+        """A file as the proof names it: by its place in the run folder, or whole."""
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+        for copy, place in self.named.items():
+            if path.is_relative_to(copy):
+                inner = path.relative_to(copy).as_posix()
+                return within(place, inner) if place else inner
+        return str(path.absolute())
+
+
+def places_of(config: Config, folder: RunFolder, store: Store | None, copies: Path) -> Places:
+    """The run folder, the dataset, MLflow's store and artefacts, the caches, and what ``forget.also`` names.
+
+    ``copies`` is an empty folder: what is remote is searched as it is there, in a fresh copy.
+    """
+    own: list[Path] = []
+    not_searched: list[str] = []
+    named: dict[Path, str] = {}
+
+    def search(place: str, name: str) -> None:
+        """Add a place; ``name`` is what it is called in the proof, if it is remote."""
+        path = local_place(place)
+        if is_remote(place):
+            path = copies / str(len(named))
+            if download(place, path):
+                named[path] = name
+        if path is None or not path.exists():
+            not_searched.append(f"{without_query(place)}: not there")
+        else:
+            own.append(path)
+
+    search(config.run.dir, "") if is_remote(config.run.dir) else own.append(folder.root)
+    if not (is_remote(config.run.dir) and config.dataset_dir.startswith(f"{config.run.dir.rstrip('/')}/")):
+        search(config.dataset_dir, config.dataset_dir)
+    if store is not None:
+        database = sqlite_path(store.uri)
+        own += (
+            [] if database is None else sorted(database.parent.glob(f"{glob.escape(database.name)}*"))
+        )  # its log, too
+        not_searched += [f"{redact(store.uri)}: the database of a tracking server"] if database is None else []
+        own += store.places()
+        not_searched += [f"{redact(place)}: remote artefacts" for place in store.remote_places()]
+    cache = config.data.text.cache_dir or default_cache_dir()
+    if is_remote(cache):
+        not_searched.append(f"{cache}: remote cache")
+    elif Path(cache).is_dir():
+        own.append(Path(cache))
+    for place in config.forget.also:
+        search(place, place)
+    source = _source_files(config)
+    if remote := [path for path in source if is_remote(path)]:
+        not_searched.append(f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}")
+    here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
+    return Places(own, here, not_searched, named)
+
+
+def _source_files(config: Config) -> list[str]:
+    try:
+        return [file.path for file in open_source(config.data.source).files()]
+    except Exception:  # the source may be gone, or be a table of somebody else's
+        return []
+
+
+def conclude(
+    config: Config,
+    folder: RunFolder,
+    places: Places,
+    users: list[str],
+    evidence: Evidence,
+    said: dict[str, Any],
+    key: Any,
+) -> None:
+    """Search, test membership, write the signed proof, and say how it ended.
+
+    Raises:
+        Refusal: users were found, or something could not be searched.
+    """
+    traces = evidence.traces
+    target = folder.root / FOLDER
+    target.mkdir(exist_ok=True)
+    files = files_in(places.own, places.source)
+    searched = [search_file(path, places.shown(path, folder.root), traces) for path in files]
+    source = [search_file(path, places.shown(path, folder.root), traces) for path in places.source]
+    tested = _tested(config, evidence)
+    whole = {
+        "release": __version__,
+        "run": without_query(config.run.dir) if is_remote(config.run.dir) else str(folder.root.absolute()),
+        "done": said,
+        "membership": tested,
+        "source_files_with_them": [one.path for one in source if one.found],
+        "not_searched": places.not_searched,
+    }
+    proof = signed(proof_of(users, searched, traces, whole), key)
+    name = f"proof-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}.json"
+    folder.write_json(target / name, proof)
+    _say(folder, proof, target / name)
+    if proof["result"] != "nothing found":
+        raise Refusal(_refused(searched, target / name, said))
+
+
+def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
+    looked = proof["looked_for"]
+    folder.progress(
+        f"searched {proof['files']:,} files ({proof['bytes'] / 1e6:,.1f} MB) for {looked['ids']:,} ids and "
+        f"{looked['stretches_of_history']:,} stretches of history: {proof['result']}"
+    )
+    if looked["ids_searched_byte_by_byte"] < looked["ids"]:
+        folder.progress(
+            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be told from other numbers: "
+            "they were looked for where users are named"
+        )
+    tested = proof["membership"]
+    folder.progress(f"membership: {membership_words(tested)}")
+    for line in proof["not_searched"]:
+        folder.progress(f"not searched: {line}")
+    if with_them := proof["source_files_with_them"]:
+        folder.progress(
+            f"the source still has them, in {', '.join(with_them[:_SHOWN])}: delete them there as well; `recsys "
+            "prepare` leaves them out by the list meanwhile"
+        )
+    folder.progress(f"the signed proof: {place}")
+
+
+def membership_words(tested: dict[str, Any]) -> str:
+    """The test in one line.
+
+    >>> membership_words({"tested": False, "why": "nobody"})
+    'not tested: nobody'
+    """
+    if not tested["tested"]:
+        return f"not tested: {tested['why']}"
+    found, control = tested["forgotten"], tested.get("members")
+    line = (
+        f"the attack tells {found['users']} forgotten from {tested['unseen']} never seen with AUC {found['auc']:.3f}, "
+        f"95 % interval {found['low']:.3f} to {found['high']:.3f}"
+    )
+    if control:
+        line += f"; members with {control['auc']:.3f} ({control['low']:.3f} to {control['high']:.3f})"
+    return line
+
+
+def _refused(searched: list[Searched], place: Path, said: dict[str, Any]) -> str:
+    lines = [f"{one.path}: {', '.join(one.found or one.unreadable)}" for one in searched if one.found or one.unreadable]
+    more = [f"and {len(lines) - _SHOWN:,} more, see {place}"] if len(lines) > _SHOWN else []
+    cure = "delete or rewrite these files and run the same command again"
+    if said.get("versions", {}).get("left"):
+        cure += "; versions of other run folders: run it there, or give --forget.delete_versions true"
+    return "\n  ".join(["not all is forgotten, or could be looked into:", *lines[:_SHOWN], *more]) + f"\n{cure}"
+
+
+def _tested(config: Config, evidence: Evidence) -> dict[str, Any]:
+    """The test of membership of the model that was made again."""
+    if evidence.model is None:
+        return {"tested": False, "why": "no model was made again"}
+    if not evidence.histories:
+        return {"tested": False, "why": "the histories of the users are not known any more"}
+    dataset, trained = PreparedDataset(config.dataset_dir), load_trained(evidence.model)
+    items = {name: number for number, name in enumerate(dataset.item_ids.to_pylist())}
+    gone = Histories.concat([_in_numbers(histories, ids, items) for histories, ids in evidence.histories.values()])
+    everybody = dataset.histories()
+    trained_on = np.add.reduceat(
+        np.append(everybody.splits_E < Split.TEST, False).astype(int), everybody.offsets_U1[:-1]
+    ) * (everybody.lengths_U > 0)
+    unseen = _given(config, items)
+    if unseen is None:
+        unseen = everybody.take(_some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), config.seed))
+    members = everybody.take(_some(np.flatnonzero(trained_on > 1), config.seed)).through(Split.VALID)
+    return membership(trained.frozen, gone.through(Split.VALID), unseen, members)
+
+
+def _some(rows: Array, seed: int) -> Array:
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:_MOST_USERS])
+
+
+def _in_numbers(histories: Histories, ids: list[str], items: dict[str, int]) -> Histories:
+    """Histories by the numbers of the dataset; items that it does not have are left out."""
+    number = np.array([items.get(name, -1) for name in ids], dtype=np.int32)
+    moved = replace(histories, items_E=number[histories.items_E])
+    return moved.where(moved.items_E >= 0)
+
+
+def _given(config: Config, items: dict[str, int]) -> Histories | None:
+    """The histories of ``forget.unseen``."""
+    if not config.forget.unseen:
+        return None
+    from recsys.serving.request_files import read_requests
+    from recsys.serving.requests import parse_requests
+
+    requests = parse_requests(read_requests(config.forget.unseen))
+    names = [[event if isinstance(event, str) else event.item_id for event in one.history or []] for one in requests]
+    return Histories.of_items([[items[name] for name in row if name in items] for row in names])

@@ -1,0 +1,48 @@
+"""Training again without users: from the newest ancestor that never knew them, or anew. Part of the verb ``forget``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.plumbing.folder import RunFolder
+from pipelines.train import ORIGIN, train
+from pipelines.update import check_settings, descent_of, held_weights, shortened
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import UserError
+from recsys.registry.lineage import Parent, open_parent
+from recsys.registry.tracking import tracking_uri
+
+
+def train_again(config: Config, folder: RunFolder, dataset: PreparedDataset, users: pa.Array) -> str:
+    """Train on the dataset without the users; from where it was trained, for the proof."""
+    parent = clean_ancestor(config, folder, users)
+    folder.forget(folder.checkpoints)
+    if parent is None:
+        folder.progress("training anew: no earlier model is there that never knew them")
+        train(config, folder)
+        return "anew"
+    folder.progress(f"training from {parent.uri}, which never knew them")
+    short = shortened(config)
+    train(short, folder, descent_of(short, folder, parent, held_weights(parent)))
+    return f"from {parent.uri}"
+
+
+def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent | None:
+    """The newest model in the line of parents that knows none of the users and can be gone on from."""
+    said: dict[str, Any] = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("parent") or {}
+    while said:
+        try:
+            parent = open_parent(str(said["uri"]), tracking_uri(config))
+            check_settings(parent, config)
+        except UserError as error:
+            folder.progress(f"no training from {said['uri']}: {error}")
+            return None
+        known = pc.any(pc.is_in(pa.array(parent.bundle.user_ids, pa.string()), value_set=users)).as_py()
+        if not known:
+            return parent
+        said = dict(parent.bundle.info.extra.get("parent") or {})
+    return None

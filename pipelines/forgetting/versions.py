@@ -1,0 +1,105 @@
+"""Registered versions that hold forgotten users: replaced by the one made again, or deleted. For the verb ``forget``.
+
+Why deleted and not edited: a version is what its digests in the registry say it is, and whoever pulled it compares. The
+version that was made again takes over the aliases, so a server that follows one loads it as it loads any other.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.plumbing.folder import RunFolder
+from recsys.config import Config
+from recsys.privacy.footprints import Traces
+from recsys.privacy.proof import files_in, search_file
+from recsys.registry.tracking import remembered_run
+from recsys.registry.versions import Store, Version, holds_users
+
+
+def forget_versions(
+    config: Config, folder: RunFolder, store: Store, versions: list[tuple[Version, bool]], users: pa.Array
+) -> dict[str, Any]:
+    """Replace or delete every version that holds the users; for the proof, what became of which.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        store: MLflow's.
+        versions: that were there before, and whether each held the users.
+        users: their ids.
+    """
+    new = _registered(folder)
+    said: dict[str, Any] = {"replaced": {}, "deleted": [], "left": {}}
+    for version, held in versions:
+        if not held or (version.folder is not None and not holds_users(version.folder, users)):
+            continue
+        origin = store.folder_of_run(version.run_id)
+        mine = version.run_id == remembered_run(config, folder.root) or _same(origin, config.run.dir)
+        replaced = mine and new is not None and new[0] == version.name and str(new[1]) != version.number
+        stays = not mine or bool(version.aliases and not replaced)
+        if stays and not config.forget.delete_versions:
+            aliases = f"{', '.join(version.aliases)}; " if version.aliases else ""
+            said["left"][version.uri] = f"{aliases}made in {origin or 'a folder that it does not name'}"
+            continue
+        if replaced and new is not None and version.aliases:
+            store.replace(version, new[1])
+            said["replaced"][version.uri] = f"{', '.join(version.aliases)} is version {new[1]} now"
+        store.purge(version)
+        said["deleted"].append(version.uri)
+    for uri, what in said["replaced"].items():
+        folder.progress(f"{uri}: {what}")
+    if said["deleted"]:
+        folder.progress(f"deleted, with all files: {', '.join(said['deleted'])}")
+    for uri, why in said["left"].items():
+        folder.progress(
+            f"{uri} holds them and cannot be made again here ({why}): run `recsys forget` in its folder, or delete the "
+            "version with --forget.delete_versions true"
+        )
+    return said
+
+
+def forget_artefacts(
+    config: Config, store: Store, versions: Iterable[Version], traces: Traces, say: Callable[[str], None]
+) -> list[str]:
+    """Delete the artefacts of MLflow runs in which the users are found, such as earlier reports, and logged models that
+    are no version; those of other run folders only with ``forget.delete_versions``. What was deleted."""
+    registered = {version.folder.resolve() for version in versions if version.folder is not None}
+    deleted = []
+    for place in store.places():
+        for path in files_in([place]):
+            if not path.is_file() or any(path.resolve().is_relative_to(folder) for folder in registered):
+                continue
+            if not search_file(path, "", traces).found:
+                continue
+            first, *rest = path.relative_to(place).parts
+            logged = place / first / rest[0] if first == "models" and rest else None
+            run_id = store.run_of_model(logged.name) if logged is not None else first
+            if not config.forget.delete_versions and not _same(store.folder_of_run(run_id), config.run.dir):
+                continue
+            if logged is not None:
+                shutil.rmtree(logged, ignore_errors=True)
+            else:
+                path.unlink()
+            deleted.append(str((logged or path).relative_to(place)))
+    if deleted:
+        say(f"deleted from MLflow's artefacts: {', '.join(deleted)}")
+    return deleted
+
+
+def _registered(folder: RunFolder) -> tuple[str, int] | None:
+    """Name and number of the version that the run folder has registered."""
+    with suppress(OSError, ValueError, KeyError):
+        content = json.loads(folder.registered.read_text(encoding="utf-8"))
+        return str(content["name"]), int(content["version"])
+    return None
+
+
+def _same(one: str, other: str) -> bool:
+    return bool(one) and Path(one).absolute() == Path(other).absolute()

@@ -1,0 +1,1 @@
+"""What stages share: session, folder, tracking, progress, diagnostics, jobs."""

@@ -1,0 +1,336 @@
+"""The run folder: where the stages of a run leave their artefacts, one run at a time.
+
+Layout::
+
+    config.yaml              the merged configuration of the last run, prepare, train, evaluate, update or tune; user
+                             and password of tracking.uri are left out: they come from the command line or the
+                             environment
+    history.jsonl            one line an invocation: time, verb, release, keys changed since the one before
+    run.log                  the progress lines of all stages
+    dataset/                 the prepared dataset, unless data.dir says otherwise
+    checkpoints/ model/      of training
+    final/                   the model that goes out, where train.final trains it on all events
+    metrics.json report.html of evaluation
+    drift.json               of update: how far newer events are from the parent's
+    bundle/ registered.json  of registration
+    promotion.json promotion.md  of promote: the last decision
+    compare.json             of compare: this run against another one
+    recommendations.parquet  of recommend
+    tracking.json            the MLflow run that the stages share
+
+Where ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder: each artefact goes to the
+URI when it is finished and comes from there when it is first asked for, on whatever machine; the dataset and the
+checkpoints, which many machines write, are written there directly.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from pipelines.plumbing.progress import Progress
+from recsys import __version__
+from recsys.config import Config, dump_config, parse_yaml, redacted
+from recsys.errors import ArtifactError, ConfigError, UserError
+from recsys.storage.uris import is_remote, within, without_query
+
+if TYPE_CHECKING:
+    from recsys.registry.tracking import Tracker
+    from recsys.storage.mirror import Mirror
+
+
+_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
+_CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
+_REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
+
+
+class RunFolder:
+    """Paths and small files of one run folder, and the progress lines of the stages at work in it.
+
+    ``root`` is where to work; ``remote`` the place that it mirrors, None where ``run.dir`` is a local folder.
+    """
+
+    def __init__(self, root: Path, progress: Progress, remote: Mirror | None = None) -> None:
+        self.root, self.progress, self.remote = root, progress, remote
+        self.tracker: Tracker | None = None  # open while a command is at work
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.fetch("model")
+
+    @property
+    def final(self) -> Path:
+        return self.fetch("final")
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def bundle(self) -> Path:
+        return self.fetch("bundle")
+
+    @property
+    def drift(self) -> Path:
+        return self.root / "drift.json"
+
+    @property
+    def registered(self) -> Path:
+        return self.root / "registered.json"
+
+    @property
+    def promotion(self) -> Path:
+        return self.root / "promotion.json"
+
+    @property
+    def recommendations(self) -> Path:
+        return self.root / "recommendations.parquet"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    def fetch(self, name: str) -> Path:
+        """The local path of an artefact, brought from a remote run folder when it is first asked for."""
+        return self.root / name if self.remote is None else self.remote.fetch(name)
+
+    def publish(self, *paths: Path) -> None:
+        """Bring finished artefacts to a remote run folder; a local one has them already."""
+        if self.remote is not None:
+            for path in paths:
+                self.remote.publish(path)
+
+    def fetch_all(self) -> None:
+        """Bring everything of a remote run folder but the dataset, which is read where it is."""
+        if self.remote is not None:
+            self.remote.fetch_all(leave=(".lock", "dataset", "dataset.lock"))
+
+    def settle(self) -> None:
+        """Make a remote run folder what the local one is: changed files go up, deleted ones go."""
+        if self.remote is not None:
+            self.remote.publish_changed()
+            self.remote.remove_missing()
+
+    def part(self, name: str) -> RunFolder:
+        """A folder inside this one with artefacts of its own, as of a search."""
+        root = self.root / name
+        root.mkdir(exist_ok=True)
+        return RunFolder(root, self.progress, self.remote and self.remote.part(name))
+
+    def shown(self, path: Path) -> str:
+        """An artefact as people and other machines find it."""
+        if self.remote is None:
+            return str(path)
+        return within(self.remote.place, path.relative_to(self.root).as_posix())
+
+    def write_json(self, path: Path, content: Any) -> None:
+        """Write JSON whole or not at all."""
+        write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.publish(path)
+
+    def read_json(self, path: Path, cure: str) -> dict[str, Any]:
+        """Read what :meth:`write_json` wrote.
+
+        Raises:
+            ArtifactError: missing or damaged; ``cure`` says which stage writes it.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} does not exist; {cure}") from None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is damaged ({error}); {cure}") from None
+        if not isinstance(content, dict):
+            raise ArtifactError(f"{path} is damaged (expected an object, got {type(content).__name__}); {cure}")
+        return content
+
+    def forget_model(self) -> None:
+        """Remove the trained model and all that was made of it, before another one takes its place."""
+        for path in (self.registered, self.metrics, self.report, self.recommendations):
+            self.forget(path)
+        for name in ("bundle", "model", "final"):
+            self.forget(self.root / name)
+
+    def forget(self, path: Path) -> None:
+        """Delete a file or folder, wherever it is."""
+        if self.remote is not None:
+            self.remote.remove(path)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def record(self, config: Config, verb: str) -> None:
+        """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
+
+        Says which keys differ from the earlier ``config.yaml``. Credentials are written nowhere. Where the model is
+        to be chosen, the sections of the choice are no difference, and ``config.yaml`` waits for it
+        (:meth:`write_config`).
+        """
+        public = redacted(config)
+        changed = _changes(self.config, public)
+        if not config.has_model:
+            changed = {key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN}
+        if changed:
+            shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
+            where = self.shown(self.config).removesuffix(f"/{self.config.name}")
+            self.progress(f"the configuration differs from the last one in {where}:\n  {shown}")
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "verb": verb,
+            "release": __version__,
+            "changed": {key: {"before": before, "after": after} for key, (before, after) in changed.items()},
+        }
+        with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.publish(self.root / "history.jsonl")
+        if verb in _CONFIGURING and (config.has_model or not self.config.is_file()):
+            self.write_config(config)
+
+    def write_config(self, config: Config) -> None:
+        """Write ``config.yaml``, without credentials."""
+        public = redacted(config)
+        write_atomically(self.config, ("" if public == config else _REDACTED) + dump_config(public))
+        self.publish(self.config)
+
+
+@contextmanager
+def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: bool = True) -> Iterator[RunFolder]:
+    """Make the run folder, keep other runs out of it if it ``locks``, record the configuration, hand it to a stage.
+
+    What does not lock leaves nothing in a remote one, which it would write while another one does.
+
+    Raises:
+        ConfigError: ``run.dir`` cannot be such a folder.
+        ArtifactError: another run is at work in it.
+        StorageError: a remote one cannot be reached or written to.
+    """
+    if is_remote(config.run.dir) and not locks:  # its run.log would replace that of a command at work there
+        with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+            yield RunFolder(Path(name), Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"))
+        return
+    if is_remote(config.run.dir):
+        with _open_remote(config, verb, stream) as folder:
+            yield folder
+        return
+    root = Path(config.run.dir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir: cannot make the folder {root} ({error.strerror}); choose another --run.dir"
+        ) from None
+    with _locked(root, verb) if locks else nullcontext():
+        folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
+        folder.record(config, verb)
+        yield folder
+
+
+@contextmanager
+def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[RunFolder]:
+    """A temporary folder that mirrors the remote one."""
+    from recsys.storage.locks import holding
+    from recsys.storage.mirror import Mirror
+    from recsys.storage.places import filesystem_of
+
+    place = config.run.dir
+    if "/" not in filesystem_of(place)[1]:
+        raise ConfigError(f"run.dir: {place} is a whole bucket; choose a folder in it, such as {within(place, 'run')}")
+    free = "wait for it to end or choose another folder with --run.dir"
+    lock = within(place, ".lock")
+    with holding(lock, f"`recsys {verb}`", free), tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+        root = Path(name)
+        mirror = Mirror(root, place)
+        mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
+        folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror)
+        try:
+            folder.record(config, verb)
+            yield folder
+        except BaseException as error:
+            with suppress(Exception):  # what failed matters more
+                mirror.publish_changed()
+            if isinstance(error, UserError) and name in str(error):
+                raise type(error)(str(error).replace(name, without_query(place))) from error
+            raise
+        mirror.publish_changed()
+
+
+@contextmanager
+def _locked(root: Path, verb: str) -> Iterator[None]:
+    """Hold the folder's lock; it goes away with the process, however that ends."""
+    try:
+        file = (root / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run.dir: cannot write in {root} ({error.strerror}); choose another --run.dir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ArtifactError(
+                f"{root} is in use by {holder}; wait for it to end or choose another folder with --run.dir"
+            ) from None
+        file.truncate(0)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"`recsys {verb}`, process {os.getpid()} on {socket.gethostname()}, since {since}")
+        file.flush()
+        yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file aside and rename it into place.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    from recsys.storage.beside import writing_beside
+    from recsys.storage.places import reaching
+
+    with writing_beside(path) as aside, reaching(str(path), "write to"):
+        aside.write_text(text, encoding="utf-8")
+
+
+def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (before, after) of what differs from an earlier ``config.yaml``; where to run is no difference."""
+    try:
+        before = _flat(parse_yaml(path.read_bytes(), str(path)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ConfigError):
+        return {"config.yaml": ("unreadable", "written anew")}
+    after = _flat(config.model_dump(mode="json"))
+    keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys.
+
+    >>> _flat({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if not isinstance(node, dict) or not node:
+        return {prefix: node} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, child in node.items():
+        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat

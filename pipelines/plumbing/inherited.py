@@ -1,0 +1,84 @@
+"""The configuration that a model was made with, taken from the model itself; options of the command line override it.
+
+Why: a daily command then needs no configuration file that has to be kept in step with the model. Where a run wrote its
+files and which model it promoted belong to that run, and are not inherited.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import yaml
+
+from recsys.config import Config, build_config, dump_config, load_config, parse_value, redacted, set_path
+from recsys.config.sources import one_place
+from recsys.errors import ConfigError
+from recsys.storage.uris import expanded, is_remote
+
+CONFIG: Final = "config"  # of a bundle's extra
+VERBS: Final = ("update", "promote", "recommend")
+_SECTIONS: Final = ("seed", "data", "model", "train", "evaluate", "registry", "serve", "promote", "update", "ray")
+_OF_ONE_RUN: Final = {
+    "promote": ("model", "force", "rollback"),
+    "serve": ("model",),
+    "update": ("only", "events", "dataset", "replace", "model", "feedback"),
+    "data": ("dir",),
+}
+
+
+def handed_on(config: Config) -> dict[str, Any]:
+    """What a model says of the configuration that made it: plain values, secrets left out, places of data absolute."""
+    tree: dict[str, Any] = yaml.safe_load(dump_config(redacted(config)))
+    kept: dict[str, Any] = {name: tree[name] for name in _SECTIONS if name in tree}
+    for section, keys in _OF_ONE_RUN.items():
+        kept[section] = {key: value for key, value in kept.get(section, {}).items() if key not in keys}
+    source = kept["data"]["source"]
+    for key in getattr(config.data.source, "places", ()):
+        if key != "name":
+            source[key] = one_place(source[key], _absolute)
+    kept["tracking"] = {"experiment": config.tracking.experiment}
+    return kept
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) or not place else os.path.abspath(expanded(place))
+
+
+def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
+    """The configuration of the model that a verb works on, with the options of the command line.
+
+    Raises:
+        ArtifactError: there is no such model.
+        ConfigError: it does not say how it was made, or the command line names none.
+    """
+    from recsys.bundle.description import read_info
+    from recsys.registry.register import resolve
+    from recsys.registry.tracking import tracking_uri
+
+    alone = load_config(None, overrides)
+    uri = _model(verb, alone)
+    info = read_info(resolve(uri, tracking_uri(alone)))
+    tree = info.extra.get(CONFIG)
+    if not tree:
+        raise ConfigError(
+            f"{uri} does not say how it was made (a model of an earlier release): give --config FILE, the "
+            "configuration that it was trained with"
+        )
+    tree = {**tree, "tracking": {**tree["tracking"], "uri": tracking_uri(alone)}}
+    tree[verb] = {**tree.get(verb, {}), "model": uri}
+    if verb == "promote":
+        tree["data"] = {**tree["data"], "dir": info.dataset.get("root", "")}
+    for dotted, text in overrides:
+        set_path(tree, dotted, parse_value(dotted, text))
+    return build_config(tree, f"the configuration of {uri} with the command line")
+
+
+def _model(verb: str, config: Config) -> str:
+    """The model that the command line names, or the verb's default."""
+    name = config.registry.name
+    named = {"update": config.update.model, "promote": config.promote.model, "recommend": config.recommend.model}[verb]
+    if config.promote.rollback and verb == "promote":
+        return named or f"models:/{name}@champion"
+    return named or f"models:/{name}@{config.registry.alias if verb == 'promote' else 'champion'}"

@@ -1,0 +1,192 @@
+"""What a job takes to the cluster: this project and one configuration, in a small folder that Ray hands to every node.
+
+Why a copy of the packages and not of the working folder: it is the same from a checkout and from an installed wheel,
+from any folder, and no run, data set or environment that lies about can get in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pipelines.plumbing.job_package_files import Left, Sent, package_files
+from recsys.config.redaction import redacted_tree
+from recsys.errors import ConfigError
+
+CONFIG: Final = "job.yaml"
+PACKAGES: Final = ("recsys", "pipelines", "tune")
+_VARIABLE: Final = re.compile(r"\$\{?[A-Z_][A-Z0-9_]*\}?")
+MAX_BYTES: Final = 100 << 20  # Ray's own bound for a working directory
+
+# Places of the configuration: relative ones are of the folder in which the job is sent.
+_PLACES: Final = (
+    "run.dir",
+    "data.dir",
+    "data.source.folder",
+    "data.source.events",
+    "data.source.items",
+    "data.source.users",
+    "data.source.social",
+    "data.source.knowledge",
+    "data.source.test_pairs",
+    "data.source.split_files",
+    "data.source.type_files",
+    "data.text.cache_dir",
+    "data.media.images.root",
+    "data.media.images.cache_dir",
+    "recommend.requests",
+    "update.events",
+    "update.dataset",
+    "update.feedback",
+)
+# A place or a name: a place where there is such a file.
+_PLACES_OR_NAMES: Final = (
+    "data.text.model",
+    "data.media.images.model",
+    "recommend.model",
+    "update.model",
+    "tune.space",
+)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What goes to the cluster beside the configuration, and what of the packages stays."""
+
+    sent: list[Sent]
+    left: list[Left]
+
+    @property
+    def summary(self) -> str:
+        """One line: how much is sent, and how much is left out."""
+        size = sum(file.size for file in self.sent)
+        more = f"; left out: {len(self.left)} (`--dry-run` names them)" if self.left else ""
+        return f"sends {len(self.sent)} files of {', '.join(PACKAGES)} ({size / (1 << 20):.1f} MiB) and {CONFIG}{more}"
+
+    def lines(self) -> list[str]:
+        """Every file with its size, then what is left out with the reason."""
+        return [
+            f"{len(self.sent)} files, {sum(file.size for file in self.sent):,} bytes:",
+            *(f"  {file.size:>9,}  {file.target}" for file in self.sent),
+            f"left out: {len(self.left) or 'nothing'}",
+            *(f"  {one.target}: {one.why}" for one in self.left),
+        ]
+
+
+def contents(homes: Sequence[Path] | None = None) -> Parcel:
+    """What a job takes of the packages, or of other folders."""
+    sent: list[Sent] = []
+    left: list[Left] = []
+    for home in _homes() if homes is None else homes:
+        more_sent, more_left = package_files(home)
+        sent, left = sent + more_sent, left + more_left
+    return Parcel(sent, left)
+
+
+def _homes() -> list[Path]:
+    """The folders of the packages."""
+    found = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, package
+        found.append(Path(spec.submodule_search_locations[0]))
+    return found
+
+
+def pack(tree: dict[str, Any], folder: Path) -> Parcel:
+    """Write the parcel: the packages, and the configuration as :func:`job_config` makes it; what is in it.
+
+    Raises:
+        ConfigError: a password in the configuration, or packages that somebody filled with more than code.
+    """
+    parcel = contents()
+    for file in parcel.sent:
+        target = folder / file.target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.source, target)
+    (folder / CONFIG).write_text(job_config(tree), encoding="utf-8")
+    size = sum(file.size for file in parcel.sent)
+    if size >= MAX_BYTES:
+        raise ConfigError(
+            f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
+            "Ray hands to its nodes; move what is no code out of them"
+        )
+    return parcel
+
+
+def job_config(tree: dict[str, Any]) -> str:
+    """The configuration as the job reads it: places absolute, ``$VARIABLES`` for the cluster to expand.
+
+    Raises:
+        ConfigError: a user and password in a URI: what is sent can be read by everyone on the cluster.
+    """
+    sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
+    sent.pop("submit", None)
+    for dotted in (*_PLACES, *_PLACES_OR_NAMES):
+        _change(sent, dotted.split("."), only_existing=dotted in _PLACES_OR_NAMES)
+    uri = (sent.get("tracking") or {}).get("uri")
+    if isinstance(uri, str) and uri.startswith("sqlite:///"):
+        sent["tracking"] = {**sent["tracking"], "uri": f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'), False)}"}
+    for dotted, text in _texts(sent):
+        public = redacted_tree(text, dotted.rpartition(".")[2])
+        if public != text and not _VARIABLE.fullmatch(text):
+            raise ConfigError(
+                f"{dotted}: {public} has a password or another secret, and no secret is sent to a cluster; put "
+                "the value into the environment of its nodes, say as TRACKING_URI, and write $TRACKING_URI here"
+            )
+    return yaml.safe_dump(sent, sort_keys=False, allow_unicode=True)
+
+
+def _change(tree: dict[str, Any], path: list[str], only_existing: bool) -> None:
+    """Make the place at a path absolute; sections on the way are copied, the caller's tree stays as it is."""
+    first, *rest = path
+    child = tree.get(first)
+    if child is None:
+        return
+    if rest:
+        if isinstance(child, dict):
+            tree[first] = dict(child)
+            _change(tree[first], rest, only_existing)
+        return
+    tree[first] = _each(child, only_existing)
+
+
+def _each(value: Any, only_existing: bool) -> Any:
+    if isinstance(value, str):
+        return _absolute(value, only_existing)
+    if isinstance(value, list):
+        return [_each(item, only_existing) for item in value]
+    if isinstance(value, dict):
+        return {key: _each(item, only_existing) for key, item in value.items()}
+    return value
+
+
+def _absolute(place: str, only_existing: bool) -> str:
+    """
+    >>> _absolute("s3://bucket/runs", False), _absolute("$RECSYS_DATA/lastfm", False), _absolute("/data", False)
+    ('s3://bucket/runs', '$RECSYS_DATA/lastfm', '/data')
+    """
+    if not place or "://" in place or place.startswith(("/", "$")):
+        return place
+    path = os.path.expanduser(place)
+    return place if only_existing and not os.path.exists(path) else os.path.abspath(path)
+
+
+def _texts(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a tree with its dotted path."""
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _texts(child, f"{where}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _texts(child, where)

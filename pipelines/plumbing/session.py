@@ -1,0 +1,201 @@
+"""One quiet Ray for the stages of a command: started when the first stage needs it, ended with the command.
+
+Why: a local Ray costs seconds to start, so `run` starts it once; and Ray, MLflow and the tracking database's migrations
+would otherwise write over the progress lines.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.plumbing.signals import kept_from_ray
+from recsys.config import Config
+from recsys.errors import ConfigError, Unavailable
+
+# What Ray and MLflow read at import or start; a value that the user has set stays.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a training waits for this poll: 2 s by default
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 leaves a worker a thirtieth of a core beside any other busy process
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+# A socket's path has at most 107 bytes, and Ray's is this folder and /ray/session_DATE_TIME_PID/sockets/plasma_store.
+_LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
+_LOUD = ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "sqlalchemy", "transformers", "matplotlib")
+
+
+def quiet() -> None:
+    """Keep libraries from writing between the progress lines; errors are still shown."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Ray for the time of the block; the one that is already there where there is one.
+
+    Raises:
+        ConfigError: too few CPUs for the workers, or no cluster at ``ray.address``.
+        Unavailable: a local Ray does not start.
+    """
+    quiet()
+    cpus = check_cpus(config) if config.ray.address == "local" else 0
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        with kept_from_ray():
+            _start(config.ray.address, cpus)
+        _quiet_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def ray_through(config: Config) -> AbstractContextManager[None]:
+    """One Ray for all stages of a command that trains before and after the evaluation, which itself needs none."""
+    return ray_session(config) if config.train.final else nullcontext()
+
+
+def _start(address: str, cpus: int) -> None:
+    import ray
+
+    if address != "local":
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
+            ) from None
+        return
+    if _can_keep_token():
+        keep_token_private()
+    else:
+        keep_token_elsewhere()
+    place = short_temp_dir()
+    elsewhere: dict[str, Any] = {"_temp_dir": place} if place else {}
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **elsewhere,
+        )
+    except Exception as error:  # Ray says it in as many ways as it has processes
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise Unavailable(
+            f"a local Ray does not start ({said}); the machine may be too busy, or short of memory or of space in "
+            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try again, or give the address of "
+            "a running cluster with ray.address; `recsys doctor` looks at what there is"
+        ) from error
+
+
+def check_cpus(config: Config) -> int:
+    """The CPUs of a local Ray: one more than workers, since a dataset that streams beside workers holding every CPU
+    waits forever.
+
+    Raises:
+        ConfigError: ``ray.num_cpus`` is less.
+    """
+    needed = config.train.num_workers + 1
+    cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed)
+    if cpus < needed:
+        raise ConfigError(
+            f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers}; expected at least "
+            f"{needed}, one more than workers (cores may be shared), or 0 for as many as needed"
+        )
+    return cpus
+
+
+def _quiet_data() -> None:
+    """Ray Data sets its own levels and bars when it is imported."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def keep_token_elsewhere() -> None:
+    """Ray's access token in a private file for the life of this process; Ray would make it in the home folder."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))  # of mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "ray_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+
+def keep_token_private() -> None:
+    """Ray's access token of the home folder in a file for its owner alone; Ray makes one that everybody can read.
+
+    Why: who can read it can run any code in the clusters of this user.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    token = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    with suppress(OSError):  # another user's file, say: Ray itself says what it cannot read
+        token.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            if token.stat().st_mode & 0o077:
+                token.chmod(0o600)
+        else:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
+
+
+def _can_keep_token() -> bool:
+    """Whether Ray can write its token to the home folder, found by trying: root may all that ``os.access`` knows of."""
+    folder = Path(os.path.expanduser("~")) / ".ray"
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def short_temp_dir(candidates: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm")) -> str:
+    """A folder for Ray's sockets where the usual one has too long a name for them; empty where it is short enough.
+
+    Raises:
+        Unavailable: ``RAY_TMPDIR`` itself is too long, or no folder with a short name can be written to.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(os.path.abspath(usual))) <= _LONGEST_TEMP_DIR:
+        return ""
+    if not os.environ.get("RAY_TMPDIR"):
+        for folder in candidates:
+            if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+                return os.path.join(folder, "ray")
+    raise Unavailable(
+        f"Ray keeps sockets in {usual}, whose name is longer than {_LONGEST_TEMP_DIR} bytes, more than a socket takes; "
+        "set RAY_TMPDIR to a folder with a short name"
+    )

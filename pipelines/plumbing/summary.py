@@ -1,0 +1,114 @@
+"""What a person reads on the console of an evaluation: members, signals, and where the model stands."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from pipelines.plumbing.progress import table
+from recsys.evaluation.members import single_line
+
+_MOST_SIGNALS: Final = 8  # combinations on the console; the report has all
+
+
+def member_table(metrics: Mapping[str, Any]) -> str:
+    """Every member and baseline alone, and the model without it, on test; then what the model is."""
+    members = metrics["members"]
+    rows = [["member, on test", f"{members['metric']} alone", "without it", "weight", ""]]
+    for name, entry in members["each"].items():
+        if entry["kind"] == "trained" and not entry["kept"]:
+            continue  # the line of the trained ones together says it
+        alone, without = entry["alone"]["test"], entry["without"]["test"]
+        rows.append(
+            [name, _number(alone), _number(without), _span(entry["weight"]), "" if entry["kept"] else "dropped"]
+        )
+    for name, entry in members["baselines"].items():
+        rows += [[name, _number(entry["alone"]["test"]), "", "", "baseline"]]
+    rows.append(["together", _number(members["together"]["test"]), "", "", ""])
+    said = single_line(members)
+    return "\n".join([table(rows), *([said] if said else [])])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _span(weight: list[float] | None) -> str:
+    """
+    >>> _span([0.5, 0.5]), _span([0.25, 1.0]), _span([0.0, 0.0]), _span(None)
+    ('0.50', '0.25 to 1.00', '0', '–')
+    """
+    if weight is None:
+        return "–"
+    low, high = weight
+    if not low and not high:
+        return "0"
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+
+
+def signal_table(metrics: Mapping[str, Any]) -> str:
+    """The most frequent combinations of signals, named by what differs; empty where all queries have the same."""
+    found = metrics["signals"]
+    if len(found) < 2:
+        return ""
+    named = [entry for entry in found if entry["present"] or entry["missing"]]
+    common = set.intersection(*(set(entry["present"]) for entry in named)) if named else set()
+    rows = [["signals, on test", "queries", metrics["metric"], "best baseline", ""]]
+    for entry in found[:_MOST_SIGNALS]:
+        rows.append([_differing(entry, common), f"{entry['queries']:,}", f"{entry['value']:.4f}", *_against(entry)])
+    lines = [table(rows)]
+    if common:
+        lines.append(f"all have: {', '.join(name for name in named[0]['present'] if name in common)}")
+    if len(found) > _MOST_SIGNALS:
+        lines.append(f"{len(found) - _MOST_SIGNALS} further combinations are in the report")
+    return "\n".join(lines)
+
+
+def _differing(entry: Mapping[str, Any], common: Collection[str]) -> str:
+    """
+    >>> _differing({"label": "a, b", "present": ["a", "b"], "missing": ["c"]}, {"a"})
+    'b; without c'
+    """
+    present = ", ".join(name for name in entry["present"] if name not in common)
+    missing = ", ".join(entry["missing"])
+    return "; ".join(part for part in (present, f"without {missing}" if missing else "") if part) or entry["label"]
+
+
+def _against(entry: Mapping[str, Any]) -> list[str]:
+    if entry["best_baseline"] is None:
+        return ["", ""]
+    return [f"{entry['best_baseline']} {entry['baseline']:.4f}", standing(entry)]
+
+
+def standing(found: Mapping[str, Any]) -> str:
+    """Where the model stands by a paired difference and its interval.
+
+    >>> standing({"low": 0.1, "high": 0.2}), standing({"low": -0.1, "high": 0.2}), standing({"low": -2, "high": -1})
+    ('above', 'not distinguishable', 'below')
+    """
+    return "above" if found["low"] > 0 else "below" if found["high"] < 0 else "not distinguishable"
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """How the model stands against the best baseline on validation, and on test where that is another one."""
+    comparison = metrics["comparison"]
+    best, on_test = comparison.get("best_baseline"), comparison.get("best_on_test")
+    if best is None:
+        return "no baseline was run"
+    if on_test in (None, best):
+        return _verdict(metrics, best, "the best baseline")
+    return "\n".join(
+        [
+            _verdict(metrics, best, "the best baseline on validation"),
+            _verdict(metrics, on_test, "the best baseline on test"),
+        ]
+    )
+
+
+def _verdict(metrics: Mapping[str, Any], name: str, which: str) -> str:
+    against = metrics["comparison"]["against"][name]
+    where = standing(against) + (" from" if against["low"] <= 0 <= against["high"] else "")
+    return (
+        f"{where} {name}, {which}: {metrics['metric']} {against['difference']:+.4f}, "
+        f"95 % interval {against['low']:+.4f} to {against['high']:+.4f}"
+    )

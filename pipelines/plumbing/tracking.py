@@ -1,0 +1,182 @@
+"""The MLflow run that the stages of a run folder share.
+
+Why: `recsys run` is one MLflow run, and `evaluate` or `register` called later go on with the run of the training that
+they speak about, not with a new one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.session import quiet
+from pipelines.plumbing.summary import verdict
+from recsys.config import Config, redact
+from recsys.evaluation.metrics import parse_metric
+from recsys.registry.tracking import RUN_FILE, Tracker, impatient, numbers, remembered_run
+
+_PLAIN: Final = {"phase", "epoch", "epochs"}  # keys of an epoch's report that are no metric
+_OWN: Final = {"loss", "lr", "seconds"}  # and those that are no metric of validation
+
+
+@contextmanager
+def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[Tracker]:
+    """The open tracker of the command; opened, when no outer stage has done so, on the folder's run or a fresh one.
+
+    A resumed command goes on with the run of the one that was interrupted.
+    """
+    if folder.tracker is not None:
+        yield folder.tracker
+        return
+    quiet()
+    run_id = "" if fresh and not config.run.resume else remembered_run(config, folder.root)
+    with Tracker(config, run_id=run_id, folder=folder.root) as tracker:
+        folder.publish(folder.root / RUN_FILE)
+        folder.tracker = tracker
+        try:
+            yield tracker
+        finally:
+            folder.tracker = None
+
+
+_PHASES = ("train", "refit", "join", "final", "final_join")  # of a training, and of the one on all events
+
+
+class EpochLog:
+    """The reports of a training's epochs on their way to MLflow: each arrives once, whatever happens meanwhile.
+
+    Why: a server that is gone must not stop a training, a killed driver's last epochs may not have been written down,
+    and a training that goes on from a checkpoint reports the epochs after it again.
+    """
+
+    def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self._tracker, self._say = tracker, say
+        self._known = _logged_epochs(tracker, {f"{phase}.loss" for phase in _PHASES})
+        self._times: dict[tuple[str, int, float], int] = {}  # what arrived unanswered and is sent again is the same
+        self._is_gone = False
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        """Log an epoch; when the server does not answer at once, :meth:`complete` will."""
+        try:
+            with impatient():
+                self._log(values)
+        except Exception as error:  # of requests, urllib3, MLflow or a database: none is worth hours of training
+            if not self._is_gone:
+                said = redact(str(error).strip().split("\n")[0])[:200]
+                self._say(f"tracking fails, training goes on; what is missing is sent at its end ({said})")
+            self._is_gone = True
+        else:
+            if self._is_gone:
+                self._say("tracking answers again")
+            self._is_gone = False
+
+    def complete(self, history: list[dict[str, Any]]) -> None:
+        """Log the epochs that have not arrived, with all of MLflow's patience.
+
+        Raises:
+            MlflowException: the server still does not answer.
+        """
+        if any(_identity(values) not in self._known for values in history):
+            names = {_identity(values)[0] for values in history}
+            self._known |= _logged_epochs(self._tracker, names)  # some may have arrived unanswered
+        missing = [values for values in history if _identity(values) not in self._known]
+        for values in missing:
+            self._log(values)
+        if missing and self._tracker.enabled:
+            self._say(f"sent {len(missing)} epochs to MLflow that were missing there")
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        identity = _identity(values)
+        if identity not in self._known:
+            log_epoch(self._tracker, values, self._times.setdefault(identity, int(time.time() * 1000)))
+            self._known.add(identity)
+
+
+def log_epoch(tracker: Tracker, values: Mapping[str, Any], time_ms: int | None = None) -> None:
+    """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``, ``join.loss``, …."""
+    prefix = _prefix(values)
+    metrics = {
+        f"{prefix if key in _OWN else 'valid'}.{key}": value for key, value in values.items() if key not in _PLAIN
+    }
+    tracker.log_metrics(metrics, int(values["epoch"]), time_ms)
+
+
+def _prefix(values: Mapping[str, Any]) -> str:
+    phase = str(values.get("phase", "select"))
+    return "train" if phase in ("select", "checked") else phase
+
+
+def _identity(values: Mapping[str, Any]) -> tuple[str, int, float]:
+    """The metric of an epoch's loss, its step and value; an epoch that is trained again ends with the same loss.
+    Where nothing is trained, the validation metric instead."""
+    if "loss" not in values:
+        name = next(key for key in values if key not in _PLAIN | _OWN)
+        return f"valid.{name}", int(values["epoch"]), float(values[name])
+    return f"{_prefix(values)}.loss", int(values["epoch"]), float(values["loss"])
+
+
+def _logged_epochs(tracker: Tracker, names: set[str]) -> set[tuple[str, int, float]]:
+    if not tracker.enabled:
+        return set()
+    return {
+        (name, int(metric.step), float(metric.value))
+        for name in names
+        for metric in tracker.client.get_metric_history(tracker.run_id, name)
+    }
+
+
+def log_evaluation(tracker: Tracker, metrics: dict[str, Any]) -> None:
+    """What MLflow shows of an evaluation.
+
+    Twelve headline metrics without a prefix; all others as ``test.METRIC``, ``timing/…`` and ``granularities/…``; the
+    baselines and the segments as a table each, the main metric of all recommenders as a figure, and the verdict as the
+    run's description.
+    """
+    tracker.log_metrics(headlines(metrics))
+    weights = {f"granularities/{name}": entry["weight"] for name, entry in metrics["granularities"].items()}
+    timing = {f"timing/{name}": value for name, value in metrics["timing"].items()}
+    tracker.log_metrics({"test": metrics["model"], **timing, **weights})
+    named = {"model": metrics["model"], **metrics["baselines"]}
+    tracker.log_table([{"recommender": name, **values} for name, values in named.items()], "baselines.json")
+    tracker.log_table(_segment_rows(metrics), "segments.json")
+    if tracker.enabled:
+        from pipelines.plumbing.mlflow_figure import recommenders_figure
+
+        tracker.log_figure(recommenders_figure(metrics), "figures/recommenders.png")
+    tracker.describe(f"{verdict(metrics)}\n\n{headline_markdown(metrics)}\n\nThe whole report is `report.html`.")
+
+
+def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The twelve figures that tell most: accuracy at the main cut-off, lift over the best baseline, size and time."""
+    main = parse_metric(metrics["metric"])
+    names = dict.fromkeys([str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))])
+    found = {name: metrics["model"][name] for name in names if name in metrics["model"]}
+    best = metrics["comparison"].get("best_on_test")
+    if best:
+        against = metrics["comparison"]["against"][best]
+        found |= {"best_baseline": metrics["baselines"][best][metrics["metric"]]}
+        found |= {f"lift{end}": against[key] for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"))}
+    found |= {"test_users": metrics["data"]["queries"]}
+    found |= {name: metrics["timing"][name] for name in ("prepare_s", "train_s") if name in metrics["timing"]}
+    return {name: float(value) for name, value in found.items()}
+
+
+def headline_markdown(metrics: Mapping[str, Any]) -> str:
+    """The main metric of every recommender, best first, as a table in Markdown."""
+    metric = metrics["metric"]
+    named = {"**model**": metrics["model"], **metrics["baselines"]}
+    ordered = sorted(named, key=lambda name: -named[name][metric])
+    return "\n".join([f"| | {metric} |", "|---|---|", *(f"| {name} | {named[name][metric]:.4f} |" for name in ordered)])
+
+
+def _segment_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Group, segment, and what was measured of it, by dotted path."""
+    return [
+        {"group": group, "segment": segment, **numbers(entry)}
+        for group, entries in metrics["segments"].items()
+        for segment, entry in entries.items()
+        if isinstance(entry, Mapping)
+    ]

@@ -1,0 +1,1 @@
+"""A model as a folder of files: written, read, checked, and nothing of how it answers."""

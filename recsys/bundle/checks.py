@@ -1,0 +1,156 @@
+"""Whether the parts of a bundle that was read belong together.
+
+Why: checksums can be computed anew by whoever changes a file. A bundle whose ids, shapes or numbers do not fit would
+fail with an exception of a library somewhere in a request; here it is one message when it is read.
+
+Legend: U users, E events, N items, D width, C context columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from recsys.bundle.checksums import damaged, said_by
+from recsys.config import GranularityConfig
+from recsys.config.outside import GRANULARITIES, from_artifact, load, resolve
+from recsys.data.histories import VALID_ALONE, Array
+from recsys.errors import ArtifactError
+from recsys.granularities.base import ModelSizes
+
+if TYPE_CHECKING:
+    from recsys.bundle.description import BundleInfo
+    from recsys.bundle.files import Bundle
+
+_LOG = logging.getLogger(__name__)
+
+
+class Inconsistent(Exception):
+    """Parts of a bundle do not belong together."""
+
+
+def check_names(info: BundleInfo) -> None:
+    """Raise :class:`Inconsistent` for names of files that lead out of the bundle, or event types that do not fit."""
+    for name in info.files:
+        if not name or "/" in name or "\\" in name or name in (".", ".."):
+            raise Inconsistent(f"a file is called {name!r}, which is no plain name")
+    kinds = info.event_types
+    if len(set(kinds)) < len(kinds) or (kinds and info.default_event_type not in kinds):
+        raise Inconsistent(f"event types {kinds} with the default {info.default_event_type!r}")
+
+
+def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
+    """Raise :class:`ArtifactError` where a granularity of the bundle is of a package that is not installed here.
+
+    A bundle names who provides it. Nothing that stands in the bundle alone is imported.
+    """
+    outside = content.get("outside")
+    for name, entry in outside.items() if isinstance(outside, Mapping) else ():
+        try:
+            target, package, release = (str(entry[key]) for key in ("target", "package", "version"))
+            section = content["model"]["granularities"][name]
+            with from_artifact():
+                offer = resolve(GRANULARITIES, str(section.get("kind", name)))
+                found = None if offer is None else load(offer, GranularityConfig)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise damaged(folder, f"outside, {name}: {said_by(error)}") from None
+        except ValueError:
+            found = None
+        if found is not None and offer is not None and offer.version != release:
+            _LOG.warning("%s: %s was trained with %s %s, here is %s", folder, name, package, release, offer.version)
+        if found is None:
+            cure = (
+                f"install the package that provides it: pip install {package}=={release}"
+                if package
+                else f"no package provided it: install one that offers {target} by an entry point of {GRANULARITIES}"
+            )
+            raise ArtifactError(
+                f"{folder} needs the granularity {name} ({target}), which is not of this package, and no installed "
+                f"package offers it here; {cure}. A path that a bundle names is not imported by itself"
+            )
+
+
+def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:
+    """Raise :class:`Inconsistent` unless the model is of as many users and items; before it takes their memory."""
+    if (num_users, num_items) != (sizes.num_users, sizes.num_items):
+        raise Inconsistent(
+            f"users and items are {(num_users, num_items)}, the model is of {(sizes.num_users, sizes.num_items)}"
+        )
+
+
+def check_parts(bundle: Bundle) -> None:
+    """Raise :class:`Inconsistent` where ids, vectors, events or context do not fit each other."""
+    num_users, num_items = len(bundle.user_ids), bundle.num_items
+    model, histories = bundle.model, bundle.histories
+    _check_ids("item_id", bundle.item_ids)
+    _check_ids("user_id", bundle.user_ids)
+    if any(not isinstance(title, str) for title in bundle.titles):
+        raise Inconsistent("an item has no title")
+    for what, shape in (
+        ("popularity", np.shape(bundle.popularity_N)),
+        ("the model's popularity", tuple(model.popularity_N.shape)),
+        ("item vectors", tuple(model.item_vectors_ND.shape)[:1]),
+        ("item text", tuple(model.items.text_ST.shape)[:1]),
+    ):
+        if shape != (num_items,):
+            raise Inconsistent(f"{what} has the shape {shape}, expected {num_items} items")
+    _check_range("popularity", bundle.popularity_N, 0, None)
+    if model.item_vectors_ND.ndim != 2:
+        raise Inconsistent(f"item vectors have {model.item_vectors_ND.ndim} dimensions, expected 2")
+    if list(bundle.info.granularities) != list(model.names):
+        raise Inconsistent(f"granularities {bundle.info.granularities}, the model has {model.names}")
+    if len(histories) != num_users or len(histories.items_E) != int(histories.offsets_U1[-1]):
+        raise Inconsistent(f"{len(histories)} histories of {num_users} users")
+    events = {len(column) for column in (histories.types_E, histories.times_E, histories.values_E, histories.splits_E)}
+    if events - {len(histories.items_E)}:
+        raise Inconsistent("lists of a user's events differ in length")
+    _check_range("items of events", histories.items_E, 0, num_items - 1)
+    _check_range("types of events", histories.types_E, 0, max(len(bundle.info.event_types), 1) - 1)
+    _check_range("splits of events", histories.splits_E, 0, VALID_ALONE)
+    if len(histories.items_E) and histories.context_EC.shape != (len(histories.items_E), len(bundle.context)):
+        raise Inconsistent(f"context of events has the shape {histories.context_EC.shape}")
+    _check_rules(bundle, num_users, num_items)
+    if bundle.index is not None and bundle.index.shape != tuple(model.item_vectors_ND.shape):
+        raise Inconsistent(f"the index is of {bundle.index.shape} vectors")
+
+
+def _check_rules(bundle: Bundle, num_users: int, num_items: int) -> None:
+    """What rules and explanations read."""
+    for name, column in (bundle.attributes.columns if bundle.attributes is not None else {}).items():
+        if column.num_items != num_items:
+            raise Inconsistent(f"attribute {name} is of {column.num_items} items, expected {num_items}")
+    if bundle.text_NT is not None and len(bundle.text_NT) != num_items:
+        raise Inconsistent(f"texts are of {len(bundle.text_NT)} items, expected {num_items}")
+    if bundle.friends is not None:
+        starts_U1, friends_F = bundle.friends
+        if len(starts_U1) != num_users + 1:
+            raise Inconsistent(f"friends are of {len(starts_U1) - 1} users, expected {num_users}")
+        _check_range("friends", friends_F, 0, num_users - 1)
+
+
+def _check_ids(column: str, ids: Sequence[Any]) -> None:
+    if not all(isinstance(one, str) and one for one in ids):
+        raise Inconsistent(f"{column}: an id is empty or no text")
+    if len(set(ids)) < len(ids):
+        raise Inconsistent(f"{column}: {len(ids) - len(set(ids))} ids are there twice")
+
+
+def _check_range(what: str, values: Array, low: int, high: int | None) -> None:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise Inconsistent(f"{what} are {values.dtype}, expected whole numbers")
+    if len(values) and (values.min() < low or (high is not None and values.max() > high)):
+        raise Inconsistent(f"{what} are from {values.min()} to {values.max()}, expected {low} to {high}")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise :class:`ArtifactError` for a tensor that diverged."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(
+                f"{where}: tensor {name} has values that are not finite; the training diverged, train again"
+            )

@@ -1,0 +1,178 @@
+"""A bundle: one folder that holds all a recommender needs, complete in itself.
+
+Why: who pulls a model must need neither the dataset nor the training code's state, and must be able to trust what
+was pulled; so every file is checked against its SHA-256, and nothing is pickled.
+
+Layout::
+
+    bundle.json           format, model configuration, sizes, event types, dataset, metrics, checksums of the files
+    weights.safetensors   FrozenModel.tensors(): encoders, item vectors, granularity states
+    items.parquet         dense order: item_id, title, popularity (users, in the events the model was fitted on)
+    users.parquet         dense order: user_id and the user's events: items, types, times, values, splits, and context
+                          where the dataset has context columns
+    training.safetensors  the trainable model's weights, for `recsys update` alone; see :mod:`recsys.registry.lineage`
+    measured.safetensors  where the model that answers was trained on all events: the one that the figures are of,
+                          which has not seen test and alone may be ranked on it; see :mod:`recsys.bundle.measured`
+    measured-training.safetensors  its trainable weights, for an update whose test part the other one has seen
+    attributes.parquet    dense order: the columns of the table of items that requests may filter by
+    text.safetensors      unit vectors of the items' texts in whole numbers of 1/127, where the weights hold no texts
+    friends.parquet       dense order: the friends of every user, where the model reads them; to explain answers
+    vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
+    self_test.json        questions and the answers to them, asked again on every load: recsys.serving.self_test
+    MODEL_CARD.md         what the model is, for people: recsys.registry.card
+    index.faiss           of the items, where there are many; see :mod:`recsys.serving.item_index`
+
+Legend: U users, E events, N items.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+
+from recsys.bundle.checks import check_counts, check_finite, check_parts
+from recsys.bundle.checksums import check_file, damaged, said_by
+from recsys.bundle.description import CARD, INDEX, ITEMS, USERS, WEIGHTS, BundleInfo, read_info
+from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text
+from recsys.data.context import ContextColumn
+from recsys.data.dataset import histories_from_table, types_mask
+from recsys.data.histories import Array, Histories
+from recsys.errors import ArtifactError
+from recsys.model import FrozenModel, load_sizes
+from recsys.retrieval.index import ItemIndex, can_index
+from recsys.retrieval.item_attributes import ItemAttributes
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory."""
+
+    info: BundleInfo
+    model: FrozenModel
+    item_ids: list[str]
+    titles: list[str]
+    popularity_N: Array  # int64
+    user_ids: list[str]
+    histories: Histories  # row = dense user id; all events, with the part each belongs to
+    index: ItemIndex | None = None  # of large catalogues: who answers by it need not score every item
+    attributes: ItemAttributes | None = None  # what rules of requests read; None in bundles of earlier releases
+    text_NT: Array | None = None  # int8 vectors of items' texts, zero without; None where the model has them, or none
+    friends: tuple[Array, Array] | None = None  # where each user's friends begin [U + 1], and the friends, dense ids
+
+    def friends_of(self, user: int) -> list[int]:
+        """The friends of a known user, those of most weight first; none where the bundle does not say."""
+        if self.friends is None or user < 0:
+            return []
+        starts_U1, friends_F = self.friends
+        return [int(friend) for friend in friends_F[starts_U1[user] : starts_U1[user + 1]]]
+
+    @property
+    def item_text(self) -> Array | torch.Tensor | None:
+        """Vectors of the items' texts [N, T], zero without a text; None where the bundle has none."""
+        text_NT = self.model.items.text_ST
+        return text_NT if text_NT.shape[1] else self.text_NT
+
+    @cached_property
+    def context(self) -> tuple[ContextColumn, ...]:
+        """The context columns that histories and requests may carry."""
+        return tuple(ContextColumn.from_json(column) for column in self.info.context)
+
+    @property
+    def exclude_seen(self) -> bool:
+        """Whether what a user had is left out where a request does not say: as the model was evaluated."""
+        return bool((self.info.extra.get("comparison") or {}).get("exclude_seen", True))
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+
+def read_files(folder: Path) -> Bundle:
+    """Read and check a bundle, without the questions of its test of itself.
+
+    Raises:
+        ArtifactError: no bundle there, one of another format, or one that is damaged.
+    """
+    info = read_info(folder)
+    for name in (WEIGHTS, ITEMS, USERS):
+        check_file(folder, name, info.files.get(name))
+    try:
+        return _read_parts(folder, info)
+    except ArtifactError:
+        raise
+    except Exception as error:  # a bundle that was changed and sealed anew fails in any library that reads it
+        raise damaged(folder, said_by(error)) from None
+
+
+def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
+    """The files as a bundle; fails in many ways where they do not belong together."""
+    items, users = pq.read_table(folder / ITEMS), pq.read_table(folder / USERS)
+    sizes = load_sizes(info.sizes)
+    check_counts(sizes, len(users), len(items))
+    tensors = load_file(folder / WEIGHTS)
+    check_finite(tensors, str(folder / WEIGHTS))
+    bundle = Bundle(
+        info,
+        FrozenModel.from_tensors(info.model, sizes, tensors),
+        items.column("item_id").to_pylist(),
+        items.column("title").to_pylist(),
+        items.column("popularity").to_numpy(),
+        users.column("user_id").to_pylist(),
+        _histories(users, info),
+        _index(folder, info),
+        ItemAttributes.read(folder / ATTRIBUTES, len(items)) if _has(folder, info, ATTRIBUTES) else None,
+        read_text(folder / TEXT) if _has(folder, info, TEXT) else None,
+        read_friends(folder / FRIENDS) if _has(folder, info, FRIENDS) else None,
+    )
+    check_parts(bundle)
+    return bundle
+
+
+def read_card(folder: Path, info: BundleInfo) -> str:
+    """The text of the model card; empty where there is none.
+
+    Raises:
+        ArtifactError: it is not the file that was written, or no text.
+    """
+    if CARD not in info.files:
+        return ""
+    check_file(folder, CARD, info.files[CARD])
+    try:
+        return (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{CARD}: {error}") from None
+
+
+def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
+    """The index of the items; None where there is none, or nothing to read it with."""
+    if INDEX not in info.files:
+        return None
+    check_file(folder, INDEX, info.files[INDEX])
+    if not can_index():
+        _LOG.warning("%s: faiss-cpu is not installed, so every item is scored: exact, but slower", folder)
+        return None
+    return ItemIndex.read(folder / INDEX, int(info.index["reorder"]))
+
+
+def _has(folder: Path, info: BundleInfo, name: str) -> bool:
+    """Whether the bundle has a file that earlier releases did not write, which is then checked."""
+    if name not in info.files:
+        return False
+    check_file(folder, name, info.files[name])
+    return True
+
+
+def _histories(users: pa.Table, info: BundleInfo) -> Histories:
+    """Rows of ``users.parquet`` as histories."""
+    found = histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
+    return replace(found, targets_T=types_mask(info.event_types, info.targets))

@@ -1,0 +1,95 @@
+"""The texts of users as training and serving compose and look them up, without Ray; which there are, and why no text
+tells what a query must not see, is told in :mod:`recsys.preparation.user_text`.
+
+Legend: R distinct texts, X entries (user, place), T width of the language model, Q look-ups.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.data.histories import Array, Split
+
+ENTRIES: Final = "users/texts.parquet"  # user, through, place, text (row of the vectors, -1: nothing), hash
+VECTORS: Final = "users/text_vectors.parquet"
+WHOLE: Final = 2**31 - 1  # the place of the text of everything in a part
+_TOLERANCE: Final = 0.01
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """How texts are made of events."""
+
+    event_types: tuple[str, ...]
+    ordered: bool
+    max_items: int
+    first: int
+    folds: int
+
+
+def compose(items: Sequence[int], types: Sequence[int], titles: Sequence[str], rules: TextRules) -> str:
+    """The events of a user, oldest first, as one text, newest first; event types are named where there are several.
+
+    >>> rules = TextRules(("buy", "view"), True, 3, 4, 1)
+    >>> compose([0, 1, 2, 3], [1, 1, 1, 0], ["tea", "cup", "pot", "jug"], rules)
+    'buy: jug; view: pot, cup'
+    """
+    newest = list(zip(items, types, strict=True))[: -rules.max_items - 1 : -1]
+    runs = []
+    for kind, run in itertools.groupby(newest, key=lambda event: event[1]):
+        names = ", ".join(titles[item] for item, _ in run)
+        runs.append(f"{rules.event_types[kind]}: {names}" if len(rules.event_types) > 1 else names)
+    return "; ".join(runs)
+
+
+@dataclass(frozen=True)
+class UserTexts:
+    """The texts that are made of the events through one part."""
+
+    keys_X: Array  # int64, sorted: user and place
+    rows_X: Array  # int64, -1 where there was nothing to say
+    vectors_RT: Array  # float16
+    folds: int
+
+    @staticmethod
+    def of(entries: pa.Table, vectors: pa.Table, through: Split, folds: int) -> UserTexts:
+        """From the two tables of a prepared dataset."""
+        part = np.asarray(entries.column("through")) == min(through, Split.VALID)
+        keys = _keys(np.asarray(entries.column("user"))[part], np.asarray(entries.column("place"))[part])
+        order = np.argsort(keys, kind="stable")
+        column = vectors.column("vector").combine_chunks()
+        vectors_RT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+        return UserTexts(
+            keys[order], np.asarray(entries.column("text")).astype(np.int64)[part][order], vectors_RT, folds
+        )
+
+    def at(self, users_Q: Array, places_Q: Array) -> Array:
+        """The row of each user's newest text at or before a place, -1 without: int64."""
+        found = np.searchsorted(self.keys_X, _keys(users_Q, places_Q), side="right") - 1
+        known = (found >= 0) & (self.keys_X[found.clip(0)] >> 32 == users_Q) if len(self.keys_X) else found >= 0
+        rows = np.full(len(found), -1, dtype=np.int64)
+        rows[known] = self.rows_X[found[known]]
+        return rows
+
+    def whole(self, users_Q: Array) -> Array:
+        """The row of the text of all that each user did in the part, -1 without."""
+        return self.at(users_Q, np.full(len(users_Q), WHOLE))
+
+    @property
+    def hidden_share(self) -> float:
+        """The share of events that every training text leaves out (data without order)."""
+        return 1 / self.folds if self.folds > 1 else 0.0
+
+    def fits(self, hide_history: float) -> bool:
+        """Whether that is the share of events that training hides."""
+        return abs(hide_history - self.hidden_share) <= _TOLERANCE
+
+
+def _keys(users: Array, places: Array) -> Array:
+    return np.asarray((users.astype(np.int64) << 32) + places.astype(np.int64))

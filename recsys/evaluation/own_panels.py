@@ -1,0 +1,15 @@
+"""What the granularities of a model show of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recsys.model import FrozenModel
+
+
+def own_panels(model: FrozenModel, titles: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the granularities of a model show of themselves, by name: ``panels`` of ``metrics.json``."""
+    modules = [*model.encoders.each(), *model.encoders.each(fitted=True)]
+    found = {name: module.panel(model.states.get(name, {}), titles) for name, module in modules}
+    return {name: panel.to_json() for name, panel in found.items() if panel is not None}

@@ -1,0 +1,116 @@
+"""The identity of a prepared dataset: equal hash, equal dataset, so a second ``prepare`` has nothing to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from recsys.config import Config
+from recsys.config.sources import source_settings
+from recsys.data.dataset import SCHEMA_VERSION
+from recsys.encoders.images import image_model_identity
+from recsys.preparation.vector_cache import model_identity
+from recsys.storage.uris import one_spelling
+
+_METHOD: Final = 3  # raised when prepare makes something else of the same input
+_NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")  # on what is written
+
+
+def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
+    """Hash of the source's fingerprint (files and their configuration), the ``data`` section and the schema version.
+
+    The place of the dataset and settings that change only how fast it is made are left out; the seed counts where
+    the split draws by it, the language model by its files, and ``base``, the digest of a vocabulary that is continued.
+
+    Raises:
+        ConfigError: text is on and the language model cannot be found, or images and the vision model.
+    """
+    parts = {
+        "schema_version": SCHEMA_VERSION,
+        "method": _METHOD,
+        "source": fingerprint,
+        "data": _data(config),
+        "seed": _seed(config),
+        "model": model_identity(config.data.text) if config.data.text.enabled else None,
+        **({"base": base} if base else {}),
+    }
+    if config.data.media.images.column:
+        parts["image_model"] = image_model_identity(config.data.media.images)
+    return _hash(parts)
+
+
+def settings_hash(config: Config) -> str:
+    """Hash of :func:`settings_of`."""
+    return _hash(settings_of(config))
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings behind a dataset that can be compared without the source and the language model.
+
+    How many bad rows are tolerated is left out: it decides whether there is a dataset, not what is in it. So is where
+    the files of the source are.
+    """
+    data = {key: value for key, value in _data(config).items() if key != "quarantine"}
+    return {"data": data | {"source": source_settings(config.data.source)}, "seed": _seed(config)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two :func:`settings_of` differ, each with both values.
+
+    >>> differences({"data": {"order": "time"}, "seed": 1}, {"data": {"order": "none"}, "seed": 1})
+    ["data.order was 'time', is now 'none'"]
+    """
+    one, other = _flat(before), _flat(now)
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return [f"{name} was {_told(one, name)}, is now {_told(other, name)}" for name in names]
+
+
+def _told(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "not set"
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys; tuples as JSON gives them back."""
+    if not isinstance(node, Mapping) or not node:
+        return {prefix: list(node) if isinstance(node, tuple) else node}
+    flat: dict[str, Any] = {}
+    for key, child in node.items():
+        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _data(config: Config) -> dict[str, Any]:
+    """The ``data`` section without the source, as far as it has an effect on what is written."""
+    out = {"dir", "source", "min_overlap", "keep_events", "forgotten", "pseudonymise"}
+    data = config.data.model_dump(mode="json", exclude=out)
+    if not data["split"]["cold_users"]:  # keys that older datasets do not know
+        data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
+    if not data["targets"]:
+        del data["targets"]  # earlier datasets do not know the key
+    text = data["text"]
+    text["model"] = one_spelling(text["model"])
+    for key in ("groups", "users", "finetune"):  # absent where they are off: earlier datasets have the same hash
+        if not text[key] or not text[key].get("enabled", True):
+            del text[key]
+    if not text["html"]:
+        del text["html"]
+    data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
+    media = data.pop("media")  # absent when there is none: earlier datasets have the same hash
+    images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}
+    if media["columns"] or images["column"]:
+        places = {key: one_spelling(images[key]) for key in ("root", "model")}
+        data["media"] = {"columns": media["columns"], "images": images | places if images["column"] else None}
+    data["text_events"] = [text["event_column"], text["event_types"]]
+    return data
+
+
+def _seed(config: Config) -> int | None:
+    split = config.data.split
+    drawn = split.kind in ("given", "ratio") or split.cold_users or config.data.text.finetune.enabled
+    return config.seed if drawn else None
+
+
+def _hash(parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""The k-core of the events: users and items that have enough events with each other, over all buckets.
+
+Why two passes: duplicates are known only after the events are in order, and ids become dense only after the k-core.
+A bucket is coded once for its (user, item) pairs, which are 8 bytes an event; rounds over the pairs decide who stays,
+and the rows of the others are dropped before the vocabularies are made. Only counts of the items reach the driver.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from recsys import schema
+from recsys.data.histories import Array
+from recsys.data.vocabulary import Vocabulary, union
+from recsys.preparation.blocks import fetch, task
+from recsys.preparation.events import BucketSummary, Coding, EventRules, encode_bucket, summarise, where
+from recsys.preparation.keys import codes_in
+
+OUTSIDE_CORE: Final = "outside the k-core of data.min_user_events and data.min_item_events"
+
+
+def cut_to_core(
+    buckets: list[list[Any]],
+    summaries: list[BucketSummary],
+    coding: Coding,
+    least: tuple[int, int],
+    base: Vocabulary | None,
+) -> tuple[Core, list[list[Any]], list[BucketSummary]]:
+    """The k-core, and the buckets with their summaries without the rows of others.
+
+    Args:
+        buckets: references of :func:`recsys.preparation.events.exchange`.
+        summaries: of the buckets.
+        coding: order and types.
+        least: events of a user, events of an item; 0: any number.
+        base: ids that stay in any case.
+    """
+    items = union([summary.items for summary in summaries])
+    encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), ray.put(items)
+    pairs = [encoder.remote(b[0], coding, s.users, known) for b, s in zip(buckets, summaries, strict=True)]
+    kept = (base.users, base.items) if base else (None, None)
+    core = find_core(pairs, [summary.users for summary in summaries], items, least, kept)
+    in_core = ray.put(core.items)
+    cut = [cutter.remote(b[0], coding.rules, u, in_core) for b, u in zip(buckets, core.users, strict=True)]
+    fresh: list[BucketSummary] = [fetch(refs[1]) for refs in cut]
+    gone = sum(len(s.users) for s in summaries) - sum(map(len, core.users)), len(items) - len(core.items)
+    return replace(core, gone=gone), [[refs[0], *b[1:]] for refs, b in zip(cut, buckets, strict=True)], fresh
+
+
+@dataclass(frozen=True)
+class Core:
+    """What is left of the users and items when those with too few events are gone, again and again."""
+
+    users: list[pa.Array]  # of every bucket
+    items: pa.Array
+    rounds: int
+    gone: tuple[int, int] = (0, 0)  # users and items that are left out
+
+    def note(self, least: tuple[int, int]) -> str:
+        """What a person should know of it."""
+        return (
+            f"k-core of at least {least[0]} events a user and {least[1]} an item: {self.gone[0]:,} users and "
+            f"{self.gone[1]:,} items are left out ({self.rounds} rounds)"
+        )
+
+
+def find_core(
+    pairs: Sequence[Any], users: Sequence[pa.Array], items: pa.Array, least: tuple[int, int], kept: tuple[Any, Any]
+) -> Core:
+    """The k-core of all events: every user has ``least[0]`` events with items that have ``least[1]`` events of them.
+
+    Args:
+        pairs: references to (user, item) int32 columns of every bucket, user = place in the bucket's ``users``.
+        users: the users of every bucket.
+        items: all items, item = place in it.
+        least: events of a user, events of an item.
+        kept: ids of users and of items that stay in any case; None: none.
+    """
+    counter = task(core_counts, 2)
+    stays_N = _is_in(items, kept[1])
+    stays_UB = [ray.put(_is_in(of_bucket, kept[0])) for of_bucket in users]
+    item_N, rounds = np.ones(len(items), dtype=bool), 0
+    while True:
+        rounds += 1
+        known = ray.put(item_N)
+        refs = [counter.remote(p, known, stays, least[0]) for p, stays in zip(pairs, stays_UB, strict=True)]
+        counts_N = np.zeros(len(items), dtype=np.int64)
+        for counts, _ in refs:
+            counts_N += fetch(counts)
+        fresh_N = item_N & ((counts_N >= max(least[1], 1)) | stays_N)
+        if (fresh_N == item_N).all():
+            users_kept = [u.filter(pa.array(fetch(ref))) for u, (_, ref) in zip(users, refs, strict=True)]
+            return Core(users_kept, items.filter(pa.array(item_N)), rounds)
+        item_N = fresh_N
+
+
+def core_counts(pairs: pa.Table, item_N: Array, stays_U: Array, min_user: int) -> list[Array]:
+    """How many events of the users that remain each item has: int64 [N]; which users of the bucket remain: bool [U]."""
+    user_E, item_E = (np.asarray(pairs.column(name)) for name in ("user", "item"))
+    on_E = item_N[item_E]
+    events_U = np.bincount(user_E[on_E], minlength=len(stays_U))
+    user_U = (events_U >= max(min_user, 1)) | stays_U
+    counted = item_E[on_E & user_U[user_E]]
+    return [np.bincount(counted, minlength=len(item_N)), user_U]
+
+
+def only(table: pa.Table | None, key: str, ids: Sequence[pa.Array]) -> pa.Table | None:
+    """The rows of the table of users or items whose id is among ``ids``."""
+    return None if table is None else table.filter(pc.is_in(table.column(key), value_set=union(list(ids))))
+
+
+def _is_in(ids: pa.Array, kept: Any) -> Array:
+    if kept is None:
+        return np.zeros(len(ids), dtype=bool)
+    return np.asarray(pc.is_in(ids, value_set=kept))
+
+
+def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Array) -> pa.Table:
+    """User (place in ``users``) and item of every interaction of a bucket, without duplicates: what a k-core counts."""
+    return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(["user", "item"])
+
+
+def cut_bucket(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Array) -> list[Any]:
+    """The rows of a bucket that are of the k-core's users and about its items, and a summary of them."""
+    summary = BucketSummary(read=good.num_rows)
+    if good.num_rows:
+        kept = codes_in(good.column(schema.USER_ID), users) >= 0
+        kept &= codes_in(good.column(schema.ITEM_ID), items) >= 0
+        summary.dropped = Counter({OUTSIDE_CORE: int((~kept).sum())}) if not kept.all() else Counter()
+        good = where(good, kept)
+    if good.num_rows:
+        summarise(good, rules, summary)
+    return [good, summary]

@@ -1,0 +1,91 @@
+"""The cut-offs in time of a temporal split, over all buckets: exact quantiles, and no bucket leaves its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recsys.config import SplitConfig
+from recsys.data.histories import Array
+from recsys.data.split import cut_off, parse_time
+from recsys.errors import DataError
+from recsys.preparation.blocks import fetch, task
+from recsys.preparation.events import BucketSummary
+from recsys.preparation.shards import time_bins
+
+
+class OutOfReach(Exception):
+    """A cut-off lies among the events that are only counted."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Events whose times are not at hand: how many of the types that are predicted, all of them before a time."""
+
+    number: int = 0
+    before: int = 0  # microseconds
+
+
+def cut_offs(
+    split: SplitConfig,
+    encoded: list[list[Any]],
+    summaries: list[BucketSummary],
+    target_types: tuple[int, ...] = (),
+    counted: Counted | None = None,
+) -> tuple[int, int]:
+    """Microseconds from which events are validation and test: given, or exact quantiles of the times of events of the
+    types that are predicted (all without any).
+
+    Args:
+        split: shares, or given cut-offs.
+        encoded: references to tables with times, bucket by bucket.
+        summaries: of all events.
+        target_types: that are predicted.
+        counted: events that ``encoded`` leaves out.
+
+    Raises:
+        DataError: they leave no validation.
+        OutOfReach: a cut-off lies before ``counted.before``.
+    """
+    counter = task(time_bins)
+    left_out = counted or Counted()
+    first = min(summary.first for summary in summaries if summary.interactions)
+    last = max(summary.last for summary in summaries if summary.interactions)
+
+    def bins(start: int, width: int, below: int) -> Array:
+        total: Array = np.sum(
+            fetch([counter.remote(refs[0], start, width, below, target_types) for refs in encoded]), axis=0
+        )
+        return total
+
+    def number(start: int, below: int) -> int:
+        return int(bins(start, last - start + 1, below)[0])
+
+    def largest(rank: int, below: int) -> int:
+        """The time of this rank among those before another one."""
+        if left_out.number and rank > number(left_out.before, below):
+            raise OutOfReach
+        return cut_off(lambda start, width: bins(start, width, below), first, last, rank)
+
+    everything = number(first, last + 1) + left_out.number
+    if split.test_from:
+        test_from = parse_time(split.test_from, "data.split.test_from")
+    else:
+        rank = max(round(everything * split.test), 1)
+        test_from = largest(rank, last + 1)
+    before_test = number(first, test_from) + left_out.number
+    if split.valid_from:
+        valid_from = parse_time(split.valid_from, "data.split.valid_from")
+    elif before_test == 0:
+        valid_from = test_from
+    else:
+        rank = min(max(round(everything * split.valid), 1), before_test)
+        valid_from = largest(rank, test_from)
+    if valid_from >= test_from:
+        raise DataError(
+            f"data.split: validation would start at {valid_from} and test at {test_from} (microseconds), which "
+            "leaves no validation; choose an earlier data.split.valid_from, or another data.split.test"
+        )
+    return valid_from, test_from

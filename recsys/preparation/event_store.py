@@ -1,0 +1,222 @@
+"""The validated events of a prepared dataset, kept so that newer ones can be appended and no file is read twice.
+
+Layout, beside the histories::
+
+    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters and
+                                       duplicates are taken out, since a later append may decide about these differently
+    events/times-00003.00001.arrow     user, type and time of its events that count, where the split has cut-offs
+    events/unknown-00003.arrow         rows whose only fault is that the table of items does not have their item yet
+
+A part is written once and never changed: a dataset that continues another one links it. The format is Arrow's own,
+since it reads coded texts back as codes, one batch at a time. Legend: E events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+
+from recsys import schema
+from recsys.data.histories import Array
+from recsys.errors import ArtifactError
+from recsys.preparation.dataset_writer import Folder
+from recsys.preparation.keys import compact
+from recsys.storage.places import reaching
+
+if TYPE_CHECKING:
+    from recsys.preparation.events import BucketSummary
+
+Rows = Callable[[pa.Array], Array]  # the column of users of a batch → which of its rows, bool
+STORE: Final = "events"
+_ROWS: Final = 1 << 18  # of a batch
+_COMPRESSION: Final = "zstd"
+TIMES: Final = ("user", "type", "time")  # columns of the files of times
+_LEFT_OUT: Final = (schema.REASON, schema.RAW)  # null in every good row
+_GONE: Final = "{} is missing or damaged ({}), so nothing can be appended to the dataset; prepare all events again"
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Where a reading keeps the rows of one bucket."""
+
+    folder: Folder
+    bucket: int
+    reading: int
+
+    def keep(self, good: pa.Table, unknown: pa.Table) -> None:
+        """Write the good rows, and the rows whose only fault is an unknown item."""
+        write_rows(self.folder, part_name(self.bucket, self.reading), good)
+        write_rows(self.folder, unknown_name(self.bucket), unknown)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The rows of one bucket that a dataset keeps."""
+
+    folder: Folder
+    bucket: int
+    readings: tuple[int, ...]
+
+    def rows(self, of: Rows | None = None) -> pa.Table | None:
+        """The good rows, in the order of their reading, as :func:`recsys.preparation.events.gather_bucket` gives them;
+        None where there are none.
+
+        Args:
+            of: which rows of a batch, by its column of users; None: all.
+        """
+        names = [part_name(self.bucket, reading) for reading in self.readings]
+        tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]
+        return _with_nulls(tables, (schema.REASON,))
+
+    def unknown(self) -> pa.Table | None:
+        """The rows whose item was not known, as they were read."""
+        batches = _batches(self.folder, unknown_name(self.bucket))
+        return _with_nulls([pa.Table.from_batches([batch]) for batch in batches], _LEFT_OUT)
+
+    def times(self) -> list[pa.Table]:
+        """User, type and time of every event that counted."""
+        names = [times_name(self.bucket, reading) for reading in self.readings]
+        return [pa.Table.from_batches([batch]) for name in names for batch in _batches(self.folder, name)]
+
+
+def part_name(bucket: int, reading: int) -> str:
+    return f"{STORE}/part-{bucket:05d}.{reading:05d}.arrow"
+
+
+def times_name(bucket: int, reading: int) -> str:
+    return f"{STORE}/times-{bucket:05d}.{reading:05d}.arrow"
+
+
+def unknown_name(bucket: int) -> str:
+    return f"{STORE}/unknown-{bucket:05d}.arrow"
+
+
+def is_carried(name: str, whole: bool) -> bool:
+    """Whether a dataset that continues this one links a file of the store as it is.
+
+    ``whole``: all events are processed again, and their times are written again.
+
+    >>> [is_carried(f"{kind}-00000.arrow", whole=True) for kind in ("part", "times", "unknown")]
+    [True, False, False]
+    """
+    return not name.startswith(("unknown-", "times-") if whole else "unknown-")
+
+
+def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
+    """Write rows, if there are any; no ``columns``: all of them."""
+    if not table.num_rows:
+        return
+    kept = [column for column in columns or table.column_names if column not in _LEFT_OUT]
+    table = table.select(kept).unify_dictionaries().combine_chunks()
+    options = pyarrow.ipc.IpcWriteOptions(compression=_COMPRESSION)
+    with reaching(folder.place, "write to"):
+        folder.make_folder(f"{folder.path}/{name}".rpartition("/")[0])
+        with (
+            folder.filesystem.open_output_stream(f"{folder.path}/{name}") as sink,
+            pyarrow.ipc.new_file(sink, table.schema, options=options) as writer,
+        ):
+            writer.write_table(table, max_chunksize=_ROWS)
+
+
+def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
+    """The batches of a file; none where nothing was kept."""
+    path = f"{folder.path}/{name}"
+    try:
+        with reaching(folder.place), folder.filesystem.open_input_file(path) as source:
+            reader = pyarrow.ipc.open_file(source)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+    except FileNotFoundError:
+        return
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(_GONE.format(f"{folder.place}/{name}", error)) from None
+
+
+def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
+    """The chosen rows of a file's batches, which share their texts; texts that no chosen row has are left out."""
+    found: list[list[pa.Array]] = []
+    names: list[str] = []
+    for batch in batches:
+        names = batch.schema.names
+        columns = batch.columns
+        if of is not None:
+            rows = pa.array(np.flatnonzero(of(batch.column(schema.USER_ID))))
+            columns = [column.take(rows) for column in columns]
+        found.append(columns)
+    if not found or not any(len(columns[0]) for columns in found):
+        return None
+    return pa.table([_joined(list(parts)) for parts in zip(*found, strict=True)], names=names)
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    """The arrays of one file as one; texts that no row has are left out."""
+    if not pa.types.is_dictionary(parts[0].type):
+        return pa.concat_arrays(parts)
+    codes = pa.concat_arrays([part.indices for part in parts])
+    return compact(pa.chunked_array([pa.DictionaryArray.from_arrays(codes, parts[0].dictionary)]))
+
+
+def _with_nulls(tables: list[pa.Table], names: Sequence[str]) -> pa.Table | None:
+    """The rows of all tables with columns that hold nothing in them."""
+    if not tables:
+        return None
+    table = pa.concat_tables(tables, promote_options="default")
+    for name in names:
+        table = table.append_column(name, pa.nulls(table.num_rows))
+    return table
+
+
+def of_users(users: pa.Array) -> Rows:
+    """Which rows of a coded column are of these users; texts that all batches of a file share are looked up once."""
+    known: list[tuple[pa.Array, Array]] = []
+
+    def chosen(column: pa.Array) -> Array:
+        if not known or not known[0][0].equals(column.dictionary):
+            known[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
+        return np.asarray(known[0][1][np.asarray(column.indices)])
+
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------ what a manifest says of it
+
+
+def described(
+    buckets: int, earlier: dict[str, Any], files: Sequence[dict[str, Any]], seen: dict[str, Any]
+) -> dict[str, Any]:
+    """``Manifest.store``: the number of buckets, every reading with its files, and what all events together are."""
+    return {"buckets": buckets, "readings": [*earlier.get("readings", []), {"files": list(files)}], "seen": seen}
+
+
+def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What the events of two :func:`seen_in` are together."""
+    first, last = zip(before["span"], now["span"], strict=True)
+    return {
+        **{key: before[key] + now[key] for key in ("interactions", "untimed")},
+        **{key: dict(Counter(before[key]) + Counter(now[key])) for key in ("types", "given")},
+        "span": [min(first), max(last)] if now["interactions"] else before["span"],
+    }
+
+
+def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:
+    """What all events of some buckets are."""
+    spans = [(summary.first, summary.last) for summary in summaries if summary.interactions]
+    return {
+        "interactions": sum(summary.interactions for summary in summaries),
+        "untimed": sum(summary.untimed for summary in summaries),
+        "types": dict(sum((Counter(summary.types) for summary in summaries), Counter[str]())),
+        "given": dict(sum((Counter(summary.given) for summary in summaries), Counter[str]())),
+        "span": [min(first for first, _ in spans), max(last for _, last in spans)] if spans else [0, 0],
+    }
+
+
+def files_read(store: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files of all readings, in order."""
+    return [file for reading in store.get("readings", []) for file in reading["files"]]

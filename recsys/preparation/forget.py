@@ -1,0 +1,425 @@
+"""Remove users from a prepared dataset: delete all their rows, and make again what is derived from them.
+
+Why not prepare again: the source may be gone, or the dataset may come from many appended files. Rewriting the shards of
+the forgotten users takes seconds where preparing takes hours. The new dataset is written aside. It replaces the old one
+when it has passed the audit, which works out counts, texts and graphs from the histories again.
+
+What stays, and is said by :attr:`Rewritten.left`: the mean of a numeric context column; a category of a context column
+that nobody else had, under a name that says nothing; items that nobody else had; a fine-tuned language model.
+
+Legend: U users before, V users after, E events, N items.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from recsys import schema
+from recsys.config import Config
+from recsys.data.audit import audit
+from recsys.data.context import UNKNOWN, ContextColumn
+from recsys.data.dataset import Manifest, PreparedDataset, histories_from_table, last_rows, types_mask
+from recsys.data.forgotten import Forgotten
+from recsys.data.histories import VALID_ALONE, Array, Histories, Split
+from recsys.data.renumber import Renumbering
+from recsys.data.text_rows import ENTRIES, VECTORS, TextRules
+from recsys.data.titles import item_titles
+from recsys.encoders.adapter import Adapter
+from recsys.errors import ArtifactError
+from recsys.preparation.dataset_writer import MANIFEST, Destination, Folder
+from recsys.preparation.event_store import write_rows
+from recsys.preparation.events import PARTS
+from recsys.preparation.item_text import compose_groups, write_vectors
+from recsys.preparation.items import TEXT, feature_table
+from recsys.preparation.shards import merge_terms
+from recsys.preparation.user_text import write_user_texts
+from recsys.storage.mirror import download
+from recsys.storage.uris import is_remote
+
+FORGOTTEN_VALUE: Final = "(value of a forgotten user {})"
+_ENDS: Final = (schema.SRC_USER_ID, schema.DST_USER_ID)
+_NOTE: Final = " users were forgotten; the numbers of rows read are the earlier ones"
+
+
+@dataclass
+class Rewritten:
+    """What was done to a dataset."""
+
+    dataset: PreparedDataset
+    numbering: Renumbering
+    rows: Counter[str] = field(default_factory=Counter)  # file → rows that went
+    left: list[str] = field(default_factory=list)  # what still tells of who went
+
+
+def needs_language_model(dataset: PreparedDataset, gone: Array) -> bool:
+    """Whether texts must be read again: those of items that the users' events are in, or of users by fold."""
+    text = dataset.manifest.text
+    if any(_rows_of(dataset.table(f"provenance/{name}"), "user", gone).any() for name in text.get("provenance", [])):
+        return True
+    return bool(text.get("users")) and int(text["users"].get("folds", 1)) > 1
+
+
+def forget_users(
+    dataset: PreparedDataset,
+    gone: Sequence[int] | Array,
+    forgotten: Forgotten,
+    config: Config,
+    mentions: Callable[[str], bool] = lambda _: False,
+) -> Rewritten:
+    """Write the dataset without these users (dense ids) in its place.
+
+    Args:
+        dataset: as it is.
+        gone: dense ids.
+        forgotten: the list with them on it, from which the content hash follows.
+        config: for the language model, where texts must be read again; Ray is needed then.
+        mentions: whether the raw text of a bad row is about one of them.
+
+    Raises:
+        ArtifactError: the dataset was made by a release that cannot be rewritten.
+        DataError: the audit refuses the result; the dataset is as it was.
+    """
+    gone = np.unique(np.asarray(gone, dtype=np.int64))
+    numbering = Renumbering.without(dataset.num_users, gone)
+    with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+        source = dataset
+        if is_remote(dataset.root):  # an object store is rewritten in place
+            download(dataset.root, Path(name) / "dataset")
+            source = PreparedDataset(str(Path(name) / "dataset"))
+        destination = Destination(dataset.root)
+        with destination.writing() as folder:
+            rewriting = _Rewriting(source, gone, numbering, folder, config, mentions)
+            manifest = rewriting.run(forgotten)
+            audit(PreparedDataset.being_written(folder.filesystem, folder.path, manifest))
+            destination.commit(manifest)
+    return Rewritten(PreparedDataset(dataset.root), numbering, rewriting.rows, rewriting.left)
+
+
+def _with_used_texts(table: pa.Table) -> pa.Table:
+    """Coded columns with only the texts that a row has: a dictionary keeps those of rows that are gone."""
+    for place, field_ in enumerate(table.schema):
+        if pa.types.is_dictionary(field_.type):
+            column = table.column(place).cast(field_.type.value_type).dictionary_encode().cast(field_.type)
+            table = table.set_column(place, field_, column)
+    return table
+
+
+def _read(name: str, content: bytes) -> pa.Table:
+    if name.endswith(".parquet"):
+        return pq.read_table(pa.BufferReader(content))
+    with pa.ipc.open_file(pa.BufferReader(content)) as reader:
+        return reader.read_all()
+
+
+def _rows_of(table: pa.Table, column: str, users: Array) -> Array:
+    return np.isin(np.asarray(table.column(column)), users)
+
+
+class _Rewriting:
+    """One rewriting; every method writes one kind of file."""
+
+    def __init__(
+        self,
+        source: PreparedDataset,
+        gone: Array,
+        numbering: Renumbering,
+        folder: Folder,
+        config: Config,
+        mentions: Callable[[str], bool],
+    ) -> None:
+        self.source, self.gone, self.numbering, self.folder = source, gone, numbering, folder
+        self.config, self.mentions = config, mentions
+        self.manifest = Manifest.parse(source.manifest.dump())
+        self.rows: Counter[str] = Counter()
+        self.left: list[str] = []
+        self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)  # events that go, by item and part
+        self.codes: dict[int, set[int]] = {place: set() for place in range(len(source.context))}  # that are left
+        self.done: set[str] = {MANIFEST}
+
+    def run(self, forgotten: Forgotten) -> Manifest:
+        self._vocabulary()
+        self._histories()
+        self._item_counts()
+        self._context()
+        self._social()
+        self._item_texts()
+        self._user_texts()
+        for kind in ("quarantine", "dropped"):
+            self._bad_rows(kind)
+        self._others()
+        return self._described(forgotten)
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        self.done.add(name)
+        self.folder.write_table(name, table)
+
+    def _names(self) -> list[str]:
+        """Every file of the dataset."""
+        base = self.source._base.rstrip("/")
+        selector = pyarrow.fs.FileSelector(base, recursive=True)
+        found = self.source.filesystem.get_file_info(selector)
+        return sorted(info.path[len(base) + 1 :] for info in found if info.type == pyarrow.fs.FileType.File)
+
+    def _others(self) -> None:
+        """Tables with a column of users lose their rows, whatever they are; what holds no user is copied."""
+        base = self.source._base.rstrip("/")
+        for name in self._names():
+            if name in self.done:
+                continue
+            with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
+                content = stream.read()
+            if name.endswith((".parquet", ".arrow")):
+                table = _read(name, content)
+                if (rest := self._without_users(table)) is not table:
+                    self.rows[name] = table.num_rows - rest.num_rows
+                    if name.endswith(".parquet"):
+                        self._write(name, rest)
+                    else:
+                        write_rows(self.folder, name, rest)
+                    continue
+            self.folder.write_bytes(name, content)
+
+    def _without_users(self, table: pa.Table) -> pa.Table:
+        """Without the rows of forgotten users, by id or by dense id; the table itself where no column is of users."""
+        ids = pa.array([self.source.user_ids[int(user)].as_py() for user in self.gone], pa.string())
+        by_id = [name for name in (schema.USER_ID, *_ENDS) if name in table.column_names]
+        by_number = [name for name in ("user", "src", "dst") if name in table.column_names]
+        by_number = [name for name in by_number if pa.types.is_integer(table.schema.field(name).type)]
+        if not by_id and not by_number:
+            return table
+        for name in by_id:
+            table = table.filter(pc.invert(pc.is_in(table.column(name).cast(pa.string()), value_set=ids)))
+        for name in by_number:
+            table = table.filter(pa.array(~_rows_of(table, name, self.gone)))
+            numbers = pa.array(self.numbering.number_U[np.asarray(table.column(name))])
+            table = table.set_column(
+                table.schema.get_field_index(name),
+                table.schema.field(name),
+                numbers.cast(table.schema.field(name).type),
+            )
+        return _with_used_texts(table)
+
+    # ------------------------------------------------------------------------------------------------------- content
+
+    def _vocabulary(self) -> None:
+        order = pa.array(self.numbering.order_V)
+        for name in ("vocab/users.parquet", "users/features.parquet"):
+            self._write(name, self.source.table(name).take(order))
+        self.rows["vocab/users.parquet"] = len(self.gone)
+        self.manifest.counts["users"] = len(order)
+
+    def _histories(self) -> None:
+        names = []
+        targets_T = types_mask(self.manifest.event_types, self.manifest.targets)
+        for name in self.manifest.shards:
+            file, table = f"histories/{name}", self._newest_rows(name)
+            users_U = np.asarray(table.column("user"))
+            going_U = np.isin(users_U, self.gone)
+            self._take_out(histories_from_table(table.filter(pa.array(going_U))), targets_T)
+            if self.numbering.is_changed_U[users_U].any():
+                table = table.filter(pa.array(~going_U))
+                users = pa.array(self.numbering.number_U[np.asarray(table.column("user"))], pa.int32())
+                place = table.schema.get_field_index("user")
+                table = table.set_column(place, table.schema.field("user"), users).sort_by("user")
+                self.rows[file] += int(going_U.sum())
+            if self.source.context:
+                kept = histories_from_table(table)
+                train_EC = kept.context_EC[kept.splits_E == Split.TRAIN]
+                for column in range(train_EC.shape[1]):
+                    self.codes[column].update(np.unique(train_EC[:, column]).tolist())
+            self.done.add(file)
+            if table.num_rows:
+                self.folder.write_table(file, table)
+                names.append(name)
+        self.manifest.shards = names
+
+    def _newest_rows(self, name: str) -> pa.Table:
+        """The newest row of every user of a shard: files that an append wrote have newer rows of some users."""
+        newer = self.manifest.renewed.pop(name, [])
+        table = self.source.table(f"histories/{name}")
+        if not newer:
+            return table
+        self.done |= {f"histories/{file}" for file in newer}
+        table = pa.concat_tables([table, *(self.source.table(f"histories/{file}") for file in newer)])
+        return table.take(pa.array(last_rows(np.asarray(table.column("user")))))
+
+    def _take_out(self, gone: Histories, targets_T: Array) -> None:
+        """Count what goes."""
+        splits_E, items_E = gone.splits_E, gone.items_E
+        for code, part in enumerate(PARTS):
+            np.add.at(self.taken[:, code], items_E[splits_E == code], 1)
+            self.manifest.counts[part] -= int((splits_E == code).sum())
+        counts = self.manifest.counts
+        counts["events"] = sum(counts[part] for part in PARTS)
+        if "cold_valid" in counts:
+            counts["cold_valid"] -= int((splits_E == VALID_ALONE).sum())
+        if len(targets_T):
+            for key, parts in (("valid_targets", (Split.VALID, VALID_ALONE)), ("test_targets", (Split.TEST,))):
+                if key in counts:
+                    counts[key] -= int((targets_T[gone.types_E] & np.isin(splits_E, parts)).sum())
+        pairs = np.repeat(gone.users_U, gone.lengths_U).astype(np.int64) * self.source.num_items + items_E
+        if "repeats" in counts:
+            counts["repeats"] -= int((np.diff(np.sort(pairs)) == 0).sum())
+
+    def _item_counts(self) -> None:
+        table = self.source.table("items/counts.parquet")
+        columns = {part: np.asarray(table.column(part)) - self.taken[:, code] for code, part in enumerate(PARTS)}
+        self._write("items/counts.parquet", pa.table({part: pa.array(column) for part, column in columns.items()}))
+        total_N = np.sum(list(columns.values()), axis=0)
+        alone = int(((total_N == 0) & (self.taken.sum(axis=1) > 0)).sum())
+        if alone:
+            self.left.append(f"{alone:,} items that nobody else had stay in the catalogue, with their text")
+
+    def _context(self) -> None:
+        if not self.source.context:
+            return
+        columns = []
+        for place, column in enumerate(self.source.context):
+            columns.append(self._without_value(place, column))
+            if column.values is None:
+                self.left.append(f"the mean and spread of the context column {column.name}")
+        text = json.dumps([column.to_json() for column in columns], ensure_ascii=False)
+        self.done.add("vocab/context.json")
+        self.folder.write_text("vocab/context.json", text)
+
+    def _without_value(self, place: int, column: ContextColumn) -> ContextColumn:
+        """Values that no training event has any more, under a name that says nothing: codes must stay."""
+        if column.values is None:
+            return column
+        values, own = list(column.values), sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place])
+        for code in own:
+            values[code - UNKNOWN - 1] = FORGOTTEN_VALUE.format(code)
+        if own:
+            unused = self.manifest.forgotten.setdefault("context", {})
+            unused[column.name] = own
+            self.left.append(f"{len(own):,} codes of the context column {column.name} that nobody has any more")
+        return replace(column, values=tuple(values))
+
+    def _social(self) -> None:
+        if not self.manifest.counts.get("social_edges"):
+            return
+        name = "graphs/social.parquet"
+        table = self.source.table(name)
+        ends = [np.asarray(table.column(end)) for end in ("src", "dst")]
+        kept = pa.array(~np.isin(ends[0], self.gone) & ~np.isin(ends[1], self.gone))
+        rest = table.filter(kept)
+        for end in ("src", "dst"):
+            numbers = pa.array(self.numbering.number_U[np.asarray(rest.column(end))], pa.int32())
+            rest = rest.set_column(rest.schema.get_field_index(end), rest.schema.field(end), numbers)
+        self.rows[name] = table.num_rows - rest.num_rows
+        self.manifest.counts["social_edges"] = rest.num_rows
+        self._write(name, rest.sort_by([("src", "ascending"), ("dst", "ascending")]))
+
+    def _item_texts(self) -> None:
+        """Rows that item text is made of, and where some go, the texts and their vectors."""
+        described = self.manifest.text
+        tables, changed = [], 0
+        for file in described.get("provenance", []):
+            name = f"provenance/{file}"
+            table = self.source.table(name)
+            rest = table.filter(pa.array(~_rows_of(table, "user", self.gone)))
+            numbers = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
+            rest = rest.set_column(rest.schema.get_field_index("user"), rest.schema.field("user"), numbers)
+            self.rows[name] = table.num_rows - rest.num_rows
+            changed += table.num_rows - rest.num_rows
+            self._write(name, rest)
+            tables.append(rest.group_by(["item", "term"]).aggregate([([], "count_all")]))
+        if changed:
+            self._compose_items([table.rename_columns(["item", "term", "count"]) for table in tables])
+
+    def _compose_items(self, counted: list[pa.Table]) -> None:
+        described, label = self.manifest.text, str(self.manifest.text.get("event_column", ""))
+        features = self.source.features
+        if TEXT in described.get("fields", []):
+            raise ArtifactError(
+                f"{self.source.root}: the text of items is made of their column {TEXT!r} and of what users wrote, "
+                "which cannot be told apart any more; remove the users from the source and run `recsys prepare`"
+            )
+        groups = described.get("groups") or {TEXT: [*described.get("fields", []), label]}
+        terms = merge_terms(int(described["max_event_terms"]), *counted)
+        text = compose_groups(features, groups, terms, label)
+        self._write("items/features.parquet", feature_table(features, text.whole))
+        self.manifest.counts["items_with_text"] = text.num_items
+        if described.get("dimension"):
+            described |= write_vectors(self.folder, text, self.config.data.text, self._adapter())
+            self.done.add("items/text_vectors.parquet")
+
+    def _adapter(self) -> Adapter | None:
+        """The language model's own, where fine-tuning paid."""
+        names = [name for name in self._names() if name.startswith("text/adapter/")]
+        if not names:
+            return None
+        self.left.append("the language model, fine-tuned on histories that held theirs")
+        base = self.source._base.rstrip("/")
+        with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
+            for name in names:
+                with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
+                    (Path(folder) / name.rsplit("/", 1)[1]).write_bytes(stream.read())
+            return Adapter.read(Path(folder))
+
+    def _user_texts(self) -> None:
+        described = self.manifest.text.get("users")
+        if not described:
+            return
+        if int(described.get("folds", 1)) > 1:  # which events a fold leaves out depends on the dense id
+            rules = TextRules(tuple(self.manifest.event_types), self.manifest.ordered, *self.config.data.text.users.how)
+            titles = item_titles(self.source.features)
+            self.manifest.text["users"] = write_user_texts(
+                self.folder, self.manifest.shards, titles, rules, self.config.data.text, self._adapter()
+            )
+            self.done |= {ENTRIES, VECTORS}
+            return
+        entries, vectors = self.source.table(ENTRIES), self.source.table(VECTORS)
+        rest = entries.filter(pa.array(~_rows_of(entries, "user", self.gone)))
+        self.rows[ENTRIES] = entries.num_rows - rest.num_rows
+        users = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
+        texts = np.asarray(rest.column("text"))
+        used = np.unique(texts[texts >= 0])
+        number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)  # the last is of "nothing to say"
+        number[used] = np.arange(len(used))
+        for column, values in (("user", users), ("text", pa.array(number[texts], pa.int32()))):
+            rest = rest.set_column(rest.schema.get_field_index(column), rest.schema.field(column), values)
+        self._write(ENTRIES, rest.sort_by([("user", "ascending"), ("through", "ascending"), ("place", "ascending")]))
+        self._write(VECTORS, vectors.take(pa.array(used)))
+        described |= {"texts": len(used), "entries": rest.num_rows}
+
+    def _bad_rows(self, kind: str) -> None:
+        for name in self._names():
+            if not name.startswith(f"{kind}/"):
+                continue
+            table = self.source.table(name)
+            texts = table.column("raw").to_pylist()
+            about = np.array([bool(text) and self.mentions(text) for text in texts], dtype=bool)
+            self.rows[name] = int(about.sum())
+            rest = table.filter(pa.array(~about))
+            of_table = getattr(self.manifest, {"quarantine": "quarantined", "dropped": "dropped"}[kind]).get(
+                name.split("/")[1].removesuffix(".parquet"), {}
+            )
+            for entry in pc.value_counts(table.filter(pa.array(about)).column("reason").combine_chunks()).to_pylist():
+                if entry["values"] in of_table:
+                    of_table[entry["values"]] -= entry["counts"]
+            self._write(name, rest)
+
+    def _described(self, forgotten: Forgotten) -> Manifest:
+        manifest = self.manifest
+        whole = manifest.forgotten.get("of") or manifest.content_hash
+        manifest.forgotten |= {"of": whole, "users": forgotten.to_json()}
+        manifest.forgotten["left"] = sorted({*manifest.forgotten.get("left", []), *self.left})
+        manifest.notes = [note for note in manifest.notes if not note.endswith(_NOTE)]
+        manifest.notes.append(f"{len(forgotten):,}{_NOTE}")
+        manifest.content_hash = forgotten.bound(whole)
+        return manifest

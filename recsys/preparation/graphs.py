@@ -1,0 +1,210 @@
+"""Facts as a table of edges with dense ids, sorted by source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.config import ItemFactsConfig
+from recsys.data.histories import Array
+from recsys.data.vocabulary import Vocabulary, extend, union
+from recsys.errors import ConfigError, choices
+from recsys.preparation.dataset_writer import Folder
+from recsys.preparation.quarantine import DUPLICATE, bad_rows, mark
+from recsys.values.cells import DEFAULT_RULES, CellRules, ids
+from recsys.values.overlap import SideIds, compare
+
+_FACT_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]
+_FACT_SCHEMA: Final = pa.schema(
+    [
+        *schema.KNOWLEDGE.columns.items(),
+        (schema.FILE, pa.string()),
+        (schema.ROW, pa.int64()),
+        (schema.REASON, pa.string()),
+        (schema.RAW, pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FactRules:
+    """Which columns of items, and which relations of a table, become facts."""
+
+    columns: tuple[str, ...] = ()
+    separators: Mapping[str, str] = field(default_factory=dict)  # of text columns that hold several values
+    relations: tuple[str, ...] | None = None  # of the table; None: all
+    cells: CellRules = DEFAULT_RULES
+
+    @staticmethod
+    def of(config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES) -> FactRules:
+        """The rules of a configuration.
+
+        Raises:
+            ConfigError: a column is not there, or cannot be a fact.
+        """
+        ids = (schema.ITEM_ID, schema.ENTITY_ID)
+        known = [name for name in features.column_names if name not in ids]
+        if unknown := [name for name in config.item_columns if name not in known]:
+            raise ConfigError(
+                f"data.knowledge.item_columns: {', '.join(unknown)} not among the columns of items; "
+                f"columns: {choices(known) or 'none'}"
+            )
+        if useless := sorted({*config.separators} - {*config.item_columns}):
+            raise ConfigError(f"data.knowledge.separators: {', '.join(useless)} not in data.knowledge.item_columns")
+        if vectors := [n for n in config.item_columns if pa.types.is_fixed_size_list(features.schema.field(n).type)]:
+            raise ConfigError(
+                f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of categories"
+            )
+        relations = None if config.relations is None else tuple(config.relations)
+        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations, cells)
+
+
+def facts(
+    features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None, base: Vocabulary | None = None
+) -> tuple[dict[str, pa.Table], pa.Table, int]:
+    """Facts with dense entities and relations, as the files to write; the bad rows; the number of rows read.
+
+    The columns that the rules name become facts too: the item's entity —column→ ``COLUMN=VALUE``. An item that the
+    table of items links with no entity is then one itself, ``item_id=ID``. ``items/entities.parquet`` has the entity of
+    every item, null where the graph does not know it; where the table of items names no entity at all, an item is the
+    entity of its own id. Entities and relations of ``base`` keep their numbers.
+    """
+    rows = pa.concat_tables(
+        [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
+    )
+    rows, read = rows.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]), rows.num_rows
+    rows = _of_relations(rows, rules.relations if rules else None)
+    good = np.asarray(pc.is_null(rows.column(schema.REASON)))
+    clean = rows.filter(pa.array(good))
+    given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
+    item_entities, told = item_facts(_with_entities(features, given), rules or FactRules())
+    entities = extend(base.entities if base else None, union([given[0], given[2], told[0], told[2]]))
+    relations = extend(base.relations if base else None, union([given[1], told[1]]))
+    keys = _fact_keys(given, entities, relations)
+    repeated = good.copy()
+    repeated[good] = _repeats(keys)
+    unique = np.unique(np.concatenate([keys, _fact_keys(told, entities, relations)]))
+    bad = bad_rows(mark(rows, repeated, DUPLICATE), _FACT_TEXT)
+    if not len(unique):
+        return {}, bad, read
+    head, rest = np.divmod(unique, len(relations) * len(entities))
+    relation, tail = np.divmod(rest, len(entities))
+    codes = {"head": head, "relation": relation, "tail": tail}
+    files = {
+        "graphs/knowledge.parquet": pa.table({name: pa.array(code.astype(np.int32)) for name, code in codes.items()}),
+        "vocab/entities.parquet": pa.table({"entity": entities}),
+        "vocab/relations.parquet": pa.table({"relation": relations}),
+        "items/entities.parquet": pa.table({"entity": pc.index_in(item_entities, value_set=entities)}),
+    }
+    return files, bad, read
+
+
+def _with_entities(features: pa.Table, given: list[pa.Array]) -> pa.Table:
+    """Where no item names its entity, the ids of the items are those of entities: the table of facts is about items."""
+    links = features.column(schema.ENTITY_ID) if schema.ENTITY_ID in features.column_names else None
+    if not len(given[0]) or (links is not None and links.null_count < len(links)):
+        return features
+    ids = features.column(schema.ITEM_ID).combine_chunks().cast(pa.string())
+    told_of = pc.is_in(ids, value_set=pa.concat_arrays([given[0], given[2]]))
+    others = [name for name in features.column_names if name != schema.ENTITY_ID]
+    return features.select(others).append_column(schema.ENTITY_ID, pc.if_else(told_of, ids, None))
+
+
+def _repeats(keys: Array) -> Array:
+    """Rows whose key an earlier row has."""
+    repeated = np.ones(len(keys), dtype=bool)
+    repeated[np.unique(keys, return_index=True)[1]] = False
+    return repeated
+
+
+def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
+    """The rows of the wanted relations, and the bad ones."""
+    if wanted is None:
+        return rows
+    relations = rows.column(schema.RELATION).cast(pa.string())
+    is_bad = pc.is_valid(rows.column(schema.REASON))
+    known = pc.unique(relations.filter(pc.invert(is_bad)))
+    if unknown := [name for name in wanted if not pc.is_in(pa.scalar(name), value_set=known).as_py()]:
+        raise ConfigError(
+            f"data.knowledge.relations: {', '.join(unknown)} not among the relations of the table; "
+            f"relations: {choices(known.to_pylist()) or 'none'}"
+        )
+    is_wanted = pc.is_in(relations, value_set=pa.array(wanted, pa.string()))
+    return rows.filter(pc.or_kleene(is_wanted, is_bad))
+
+
+def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:
+    """One number a fact, in the order of head, relation and tail."""
+    head, relation, tail = (
+        np.asarray(pc.index_in(values, value_set=known)).astype(np.int64)
+        for values, known in zip(triples, (entities, relations, entities), strict=True)
+    )
+    keys: Array = (head * max(len(relations), 1) + relation) * max(len(entities), 1) + tail
+    return keys
+
+
+def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.Array]]:
+    """The name of every item's entity, null where it has none, and the facts that its columns tell (head, relation,
+    tail)."""
+    linked = pa.nulls(features.num_rows, pa.string())
+    if schema.ENTITY_ID in features.column_names:
+        linked = features.column(schema.ENTITY_ID).combine_chunks().cast(pa.string())
+    if not rules.columns:
+        return linked, [pa.array([], pa.string())] * 3
+    own = pc.binary_join_element_wise(pa.scalar(schema.ITEM_ID), features.column(schema.ITEM_ID).combine_chunks(), "=")
+    names = pc.coalesce(linked, own)
+    heads, relations, tails = [], [], []
+    for column in rules.columns:
+        cells = features.column(column).combine_chunks()
+        rows, values = _values(cells, rules.separators.get(column, ""), rules.cells)
+        heads.append(names.take(rows))
+        relations.append(pa.repeat(pa.scalar(column), len(values)))
+        tails.append(pc.binary_join_element_wise(pa.scalar(column), values, "="))
+    return names, [pa.concat_arrays(parts) for parts in (heads, relations, tails)]
+
+
+def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Array, pa.Array]:
+    """The values of a column as text, trimmed, and their rows; a list is several, what is absent is none."""
+    if separator:
+        column = pc.split_pattern(column.cast(pa.string()), separator)
+    rows = pa.array(np.arange(len(column)))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
+    values = ids(column.cast(pa.string()), cells)
+    kept = pc.is_valid(values)
+    return rows.filter(kept), values.filter(kept)
+
+
+def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
+    """Refuse facts of which none is about an item.
+
+    Raises:
+        DataError: with the ids of both.
+    """
+    entities = files["items/entities.parquet"].column("entity")
+    if entities.null_count < len(entities):
+        return
+    linked = schema.ENTITY_ID in features.column_names and features.column(schema.ENTITY_ID).null_count < len(features)
+    key = schema.ENTITY_ID if linked else schema.ITEM_ID
+    ids = features.column(key).combine_chunks().cast(pa.string()).drop_null().unique()
+    known = files["vocab/entities.parquet"].column("entity").combine_chunks()
+    compare(SideIds("items", key, ids), SideIds("knowledge", f"{schema.HEAD}, {schema.TAIL}", known), 0.0)
+
+
+def write_facts(
+    folder: Folder, features: pa.Table, rules: FactRules, base: Vocabulary | None, *blocks: pa.Table
+) -> tuple[dict[str, int], pa.Table, int]:
+    """Write the knowledge graph and its vocabularies: their sizes, bad rows, rows read."""
+    files, bad, read = facts(features, *blocks, rules=rules, base=base)
+    if blocks and files:
+        _check_overlap(features, files)
+    for name, table in files.items():
+        folder.write_table(name, table)
+    sources = {"facts": "graphs/knowledge", "entities": "vocab/entities", "relations": "vocab/relations"}
+    return {name: files[f"{path}.parquet"].num_rows if files else 0 for name, path in sources.items()}, bad, read

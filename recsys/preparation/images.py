@@ -1,0 +1,120 @@
+"""Image files to vectors in Ray tasks, cached by the content of the files.
+
+Why apart from the model that is trained: an image is looked at once in the life of a data set (as a text is read
+once), and a picture that many items share is encoded once.
+
+Legend: B images of a batch, P patches (and other tokens), M width of the vision model.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+
+from recsys.config import ImagesConfig
+from recsys.data.histories import Array
+from recsys.encoders.images import ImageEncoder, ImageSettings, image_model_identity, open_image, read_bytes
+from recsys.encoders.text import usable_cores
+from recsys.pace import Pace, paced
+from recsys.preparation.blocks import cluster_resources, results_of
+from recsys.preparation.vector_cache import VectorCache, cluster_dtype, default_cache_dir
+
+MISSING: Final = "missing"  # no such file
+UNREADABLE: Final = "unreadable"  # there is something, but it is no image, or damaged
+_BLOCK_IMAGES: Final = 512
+
+
+def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, list[str | None], dict[str, int]]:
+    """Vectors of the image files at local paths or URIs.
+
+    Returns:
+        Vectors [B, M] float16, zero rows where there is none; what is wrong with each (:data:`MISSING`,
+        :data:`UNREADABLE`, or None); and how many distinct images were encoded and taken from the cache.
+
+    Raises:
+        ConfigError: the model cannot be found, or is no vision model.
+    """
+    settings, num_tasks, num_gpus = _settings(config)
+    cache = VectorCache(
+        config.cache_dir or default_cache_dir("images"), f"{image_model_identity(config)}-{settings.dtype}"
+    )
+    pieces = [pa.table({"path": pa.array(paths[i : i + 4096], pa.string())}) for i in range(0, len(paths), 4096)]
+    digests: list[str] = []
+    for found in paced("reading images", results_of(digest_block, pieces, num_tasks), len(pieces)):
+        digests += found
+    wanted = {key: path for key, path in zip(digests, paths, strict=True) if key not in (MISSING, UNREADABLE)}
+    vectors = cache.load(list(wanted))
+    cached, left = len(vectors), sorted(set(wanted) - set(vectors))
+    table = pa.table({"key": pa.array(left, pa.string()), "path": pa.array([wanted[key] for key in left], pa.string())})
+    blocks = [table.slice(start, _BLOCK_IMAGES) for start in range(0, len(left), _BLOCK_IMAGES)]
+    pace = Pace("encoding images", len(left))
+    for block, (keys, vectors_BM) in zip(
+        blocks, results_of(functools.partial(encode_block, settings=settings), blocks, num_tasks, num_gpus), strict=True
+    ):
+        pace.add(len(block))
+        if keys:
+            cache.store(keys, vectors_BM)
+            vectors.update(zip(keys, vectors_BM, strict=True))
+    reasons = [None if key in vectors else MISSING if key == MISSING else UNREADABLE for key in digests]
+    width = len(next(iter(vectors.values()))) if vectors else 0
+    rows = [vectors.get(key, np.zeros(width, np.float16)) for key in digests]
+    stacked = np.stack(rows) if rows else np.zeros((0, width), np.float16)
+    return stacked, reasons, {"encoded": len(vectors) - cached, "cached": cached}
+
+
+def _settings(config: ImagesConfig) -> tuple[ImageSettings, int, int]:
+    """The encoder's settings, how many tasks work side by side, and the GPUs of each."""
+    resources = cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
+    num_tasks = min(config.num_actors, gpus or cpus)
+    settings = ImageSettings(
+        config.model,
+        config.pooling,
+        config.batch_size,
+        cluster_dtype(config.dtype),
+        config.allow_download,
+        max(usable_cores() // num_tasks, 1),
+        gpus > 0,
+    )
+    return settings, num_tasks, min(gpus, 1)
+
+
+def digest_block(table: pa.Table) -> list[str]:
+    """The SHA-256 of every file of a block (path), or why there is none; runs in a task."""
+    return [_digest(path) for path in table.column("path").to_pylist()]
+
+
+def _digest(path: str) -> str:
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except FileNotFoundError:
+        return MISSING
+    except (OSError, pa.ArrowException):
+        return UNREADABLE
+
+
+def encode_block(table: pa.Table, settings: ImageSettings) -> tuple[list[str], Array]:
+    """The readable images of a block (key, path) as keys and vectors; runs in a task, a batch in memory at a time."""
+    encoder = _encoder(settings)
+    keys, found = [], []
+    for start in range(0, table.num_rows, settings.batch_size):
+        piece = table.slice(start, settings.batch_size)
+        images = [
+            (key, open_image(path)) for key, path in zip(*map(pa.ChunkedArray.to_pylist, piece.columns), strict=True)
+        ]
+        good = [(key, image) for key, image in images if image is not None]
+        if good:
+            keys += [key for key, _ in good]
+            found.append(encoder.encode([image for _, image in good]))
+    return keys, np.concatenate(found) if found else np.zeros((0, 0), np.float16)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(settings: ImageSettings) -> ImageEncoder:
+    return ImageEncoder(settings)

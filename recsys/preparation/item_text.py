@@ -1,0 +1,84 @@
+"""Item texts by group of fields, and their vectors side by side: one encoder function a feature group (S5).
+
+Why side by side: a projection of the whole row is a sum of one linear function a group, and the item tower splits the
+row where a group needs a function that is not linear; one group is the plain case of one text.
+
+Legend: N items, G groups, T width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config import TextConfig
+from recsys.encoders.adapter import Adapter
+from recsys.encoders.text import vector_identity
+from recsys.preparation.dataset_writer import Folder
+from recsys.preparation.items import compose_text
+from recsys.preparation.quarantine import join_present
+from recsys.preparation.vector_cache import encode_texts
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """The texts of items in dense order, null where a group or an item has none."""
+
+    groups: dict[str, list[str]]  # group → its columns
+    texts: dict[str, pa.Array]  # group → [N]
+
+    @property
+    def whole(self) -> pa.Array:
+        """All groups' texts of every item joined: [N]."""
+        return join_present(list(self.texts.values()), ". ")
+
+    @property
+    def num_items(self) -> int:
+        """Items that have some text."""
+        return len(self.whole) - int(self.whole.null_count)
+
+    def describe(self) -> str:
+        """The columns, by group where there are several."""
+        if len(self.groups) == 1:
+            return f"fields {', '.join(*self.groups.values())}"
+        return "; ".join(f"{group}: {', '.join(columns)}" for group, columns in self.groups.items())
+
+
+def compose_groups(
+    features: pa.Table, groups: Mapping[str, list[str]], terms: pa.Table | None, event_column: str
+) -> ItemText:
+    """The text of every group: its columns of ``features``, and the items' terms where it names the event column."""
+    texts = {
+        group: compose_text(
+            features,
+            [name for name in columns if name != event_column],
+            terms if event_column in columns else None,
+            event_column,
+        )
+        for group, columns in groups.items()
+    }
+    return ItemText({group: list(columns) for group, columns in groups.items()}, texts)
+
+
+def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: Adapter | None = None) -> dict[str, Any]:
+    """Write ``items/text_vectors.parquet``: vector (G·T numbers of float16, zero where a group has no text), has_text.
+
+    Returns:
+        What the manifest says of the vectors.
+    """
+    num_groups, num_items = len(text.groups), len(text.whole)
+    cells = [cell for texts in text.texts.values() for cell in texts.to_pylist()]
+    vectors_XT, numbers = encode_texts(cells, config, adapter)
+    dimension = num_groups * vectors_XT.shape[1]
+    vectors_NT = vectors_XT.reshape(num_groups, num_items, -1).transpose(1, 0, 2).reshape(-1)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors_NT)), dimension)
+    table = pa.table({"vector": column, "has_text": pc.is_valid(text.whole)})
+    folder.write_table("items/text_vectors.parquet", table)
+    groups = {"groups": text.groups} if num_groups > 1 else {}
+    described = {"model": config.model, "identity": vector_identity(config, adapter), "dimension": dimension}
+    return numbers | groups | described

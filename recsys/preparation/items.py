@@ -1,0 +1,119 @@
+"""What is known of items in themselves: their table, their text, and how often each is met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.config import TextConfig
+from recsys.data.histories import Array
+from recsys.errors import ConfigError, choices
+from recsys.preparation.events import PARTS
+from recsys.preparation.quarantine import join_present
+
+TEXT: Final = "text"
+PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
+_IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
+
+
+def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Sequence[str] = ()) -> list[str]:
+    """The columns that make an item's text: the wanted ones, or (None) every column of strings or lists of strings
+    but those of ``media``, whose vectors may be texts and whose paths say nothing.
+
+    Raises:
+        ConfigError: a wanted column is not there.
+    """
+    columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
+    unknown = [name for name in wanted or () if name not in columns]
+    if unknown:
+        raise ConfigError(
+            f"data.text.fields: {', '.join(unknown)} not among the columns of items; "
+            f"columns: {', '.join(columns) or 'none, as there is no table of items'}"
+        )
+    if wanted is not None or table is None:
+        return list(wanted or ())
+    return [name for name in columns if name not in media and _is_text(table.schema.field(name).type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
+    """The table of items or users in dense order, without provenance; ids that it lacks get nulls."""
+    if table is None:
+        return pa.table({key: ids})
+    rows = pc.index_in(ids, value_set=table.column(key))
+    kept = [name for name in table.column_names if name not in (*PROVENANCE, key)]
+    return pa.table({key: ids, **{name: table.column(name).take(rows) for name in kept}})
+
+
+def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
+    """One text an item: the fields joined with ". ", then its terms as "LABEL: a, b"; null where there is nothing.
+
+    Args:
+        features: items in dense order.
+        fields: columns of ``features``.
+        terms: item (dense), terms.
+        label: the column that the terms come from.
+    """
+    pieces = [_as_text(features.column(name)) for name in fields]
+    if terms is not None and terms.num_rows:
+        rows = pc.index_in(pa.array(np.arange(features.num_rows, dtype=np.int32)), value_set=terms.column("item"))
+        labelled = pc.binary_join_element_wise(pa.scalar(f"{label}: "), terms.column("terms"), "")
+        pieces.append(labelled.combine_chunks().take(rows))
+    if not pieces:
+        return pa.nulls(features.num_rows, pa.string())
+    return join_present(pieces, ". ")
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.Array:
+    """Trimmed text of every row; lists are joined with ", ", empty text is null."""
+    array = column.combine_chunks()
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        if not pa.types.is_string(array.type.value_type):
+            array = array.cast(pa.list_(pa.string()))
+        array = pc.binary_join(array, ", ")
+    trimmed = pc.utf8_trim_whitespace(array.cast(pa.string()))
+    return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+
+
+def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Group → its columns of items, in the order of the configuration; one group "text" unless groups are given.
+
+    A group may name the event column as well.
+
+    Raises:
+        ConfigError: a column is not there, or the event column is in no group.
+    """
+    if not config.groups:
+        return {
+            TEXT: [*text_fields(table, config.fields, media), *([config.event_column] if config.event_column else [])]
+        }
+    named = [name for fields in config.groups.values() for name in fields]
+    text_fields(table, [name for name in named if name != config.event_column])
+    if config.event_column and config.event_column not in named:
+        raise ConfigError(
+            f"data.text.groups: no group has the event column {config.event_column!r}; name it in one of: "
+            f"{choices(config.groups)}"
+        )
+    return {group: list(fields) for group, fields in config.groups.items()}
+
+
+def feature_table(features: pa.Table, text: pa.Array) -> pa.Table:
+    """``items/features.parquet``: item_id, text, then the columns of the item table (its own "text" is in the text)."""
+    rest = [name for name in features.column_names if name not in (schema.ITEM_ID, TEXT)]
+    arrays = [features.column(schema.ITEM_ID), text, *(features.column(name) for name in rest)]
+    return pa.table(arrays, names=[schema.ITEM_ID, TEXT, *rest])
+
+
+def count_table(counts_N3: Array) -> pa.Table:
+    """``items/counts.parquet``: interactions by part."""
+    return pa.table({part: pa.array(counts_N3[:, code]) for code, part in enumerate(PARTS)})

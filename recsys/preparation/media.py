@@ -1,0 +1,259 @@
+"""What items look or sound like: vectors from columns of the items table and from image files, checked and aligned.
+
+A cell that cannot be used (numbers that are not finite, another width, an image that cannot be read) goes to the
+quarantine under the table ``media``, with the file and row of its item; the item itself stays, without that medium,
+and so do its events. An empty cell, a vector of zeros and an image file that does not exist mean "this item has none";
+missing files are counted and noted.
+
+Legend: R rows of the items table, N items (dense), M width of a medium.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+
+from recsys import schema
+from recsys.config import ImagesConfig, ItemMediaConfig
+from recsys.data.histories import Array
+from recsys.errors import ConfigError, choices
+from recsys.preparation.blocks import read_table
+from recsys.preparation.images import MISSING, UNREADABLE, encode_images
+from recsys.preparation.quarantine import QUARANTINE_SCHEMA
+from recsys.preparation.reading import tables as tables_of
+from recsys.sources.base import SourceAdapter
+from recsys.storage.places import filesystem_of
+
+WRONG_WIDTH: Final = "vector of another width"
+NOT_FINITE: Final = "vector with cells that are not finite numbers"
+TOO_LARGE: Final = "vector with numbers beyond float16 (65504)"
+BAD_IMAGE: Final = "image that cannot be read"
+_RAW_LIMIT: Final = 200
+_INFO_PATHS: Final = 10_000  # looked up in one request
+
+
+@dataclass
+class Medium:
+    """One medium of the rows of the items table."""
+
+    vectors_RM: Array  # float16, zero rows where there is none
+    read: int  # cells that say something
+    bad: pa.Table  # of QUARANTINE_SCHEMA
+    described: dict[str, Any]  # for the manifest
+
+    @property
+    def has_R(self) -> Array:
+        return np.asarray(self.vectors_RM.any(axis=1))
+
+
+def media_columns(config: ItemMediaConfig) -> list[str]:
+    """The columns of items that are media, and so no text."""
+    return [*config.columns.values(), *([config.images.column] if config.images.column else [])]
+
+
+def folders_of(source: SourceAdapter) -> dict[str, str]:
+    """The folder of every file of a source, by the file's name in the provenance; where two share a name, the first."""
+    folders: dict[str, str] = {}
+    for file in source.files():
+        body, mark, query = file.path.partition("?") if "://" in file.path else (file.path, "", "")
+        folders.setdefault(file.name, f"{body.rpartition('/')[0] or '.'}{mark}{query}")
+    return folders
+
+
+def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]) -> dict[str, Medium]:
+    """Every medium of the items table, by name.
+
+    Args:
+        items: the good rows, with provenance.
+        config: columns and images.
+        folders: file of the source (its name, as in the provenance) → its folder, where relative paths start.
+
+    Raises:
+        ConfigError: a column is not there, holds no vectors or paths, or no item has the medium; no vision model.
+    """
+    columns = [] if items is None else items.column_names
+    for name in media_columns(config):
+        if name not in columns:
+            raise ConfigError(
+                f"data.media names the column {name!r}, which items lack; columns: {choices(columns) or 'none'}"
+            )
+    if items is None:
+        return {}
+    found = {name: vector_medium(items, name, column) for name, column in config.columns.items()}
+    if config.images.column:
+        found[config.images.name] = _image_medium(items, config.images, folders)
+    return found
+
+
+def media_table(media: Mapping[str, Array]) -> pa.Table:
+    """``items/media.parquet``: for every medium (vectors [N, M] in dense order) its column and ``has_NAME``."""
+    columns: dict[str, pa.Array] = {}
+    for name, vectors_NM in media.items():
+        flat = pa.array(np.ascontiguousarray(vectors_NM, dtype=np.float16).reshape(-1))
+        columns[name] = pa.FixedSizeListArray.from_arrays(flat, vectors_NM.shape[1])
+        columns[f"has_{name}"] = pa.array(vectors_NM.any(axis=1))
+    return pa.table(columns)
+
+
+def aligned(medium: Medium, items: pa.Table, item_ids: pa.Array) -> Array:
+    """The vectors in dense order [N, M], zero rows for items that the table lacks."""
+    rows_N = np.asarray(pc.index_in(item_ids, value_set=items.column(schema.ITEM_ID)).fill_null(-1))
+    vectors_NM = np.zeros((len(rows_N), medium.vectors_RM.shape[1]), dtype=np.float16)
+    vectors_NM[rows_N >= 0] = medium.vectors_RM[rows_N[rows_N >= 0]]
+    return vectors_NM
+
+
+# ---------------------------------------------------------------------------------------------------------- vectors
+
+
+def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
+    """A medium whose vectors are given: lists of numbers, or texts of numbers separated by spaces or commas.
+
+    The width is that of most vectors.
+
+    Raises:
+        ConfigError: the column holds something else, or no vector.
+    """
+    lengths_R, values_V = _numbers(items.column(column), f"data.media.columns.{name}: the column {column!r}")
+    starts_R = np.cumsum(lengths_R) - lengths_R
+    given_R = lengths_R > 0
+    if not given_R.any():
+        raise ConfigError(f"data.media.columns.{name}: no item has a vector in the column {column!r}; remove the key")
+    width = int(np.bincount(lengths_R[given_R]).argmax())
+    right = np.flatnonzero(lengths_R == width)
+    wide_XM = values_V[starts_R[right][:, None] + np.arange(width)]
+    with np.errstate(over="ignore"):
+        half_XM = wide_XM.astype(np.float16)
+    reasons = np.full(len(lengths_R), "", dtype=object)
+    reasons[given_R & (lengths_R != width)] = WRONG_WIDTH
+    reasons[right[~np.isfinite(half_XM).all(axis=1)]] = TOO_LARGE
+    reasons[right[~np.isfinite(wide_XM).all(axis=1)]] = NOT_FINITE
+    vectors_RM = np.zeros((len(lengths_R), width), dtype=np.float16)
+    good = reasons[right] == ""
+    vectors_RM[right[good]] = half_XM[good]
+    medium = Medium(vectors_RM, int(given_R.sum()), _bad(items, name, column, reasons), {"column": column})
+    medium.described |= {"dimension": width, "items": int(medium.has_R.sum())}
+    return medium
+
+
+def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
+    """The length of every cell [R], 0 where it is absent, and all numbers one after the other, NaN for what is none."""
+    array = column.combine_chunks()
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        texts = pl.Series(pl.from_arrow(array)).str.replace_all(r"[\[\](),;]", " ").str.strip_chars()
+        lists = texts.str.replace_all(r"\s+", " ").str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
+        array = lists.to_arrow()
+        kind = array.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    inner = kind.value_type if is_list else kind
+    is_text = pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
+    if not is_list or not (is_text or pa.types.is_integer(inner) or pa.types.is_floating(inner)):
+        raise ConfigError(f"{where} holds {kind}, expected lists of numbers")
+    lengths = pc.fill_null(pc.list_value_length(array), 0)
+    flat = array.flatten()
+    if is_text:
+        flat = pl.Series(pl.from_arrow(flat)).cast(pl.Float64, strict=False).to_arrow()
+    values = pc.fill_null(flat.cast(pa.float64()), float("nan"))
+    return np.asarray(lengths).astype(np.int64), np.asarray(values)
+
+
+def _bad(items: pa.Table, name: str, column: str, reasons_R: Array) -> pa.Table:
+    """The cells with a reason, as the quarantine keeps them."""
+    rows = np.flatnonzero(reasons_R != "")
+    bad = items.select([schema.FILE, schema.ROW, schema.ITEM_ID, column]).take(pa.array(rows))
+    cells = [f"{schema.ITEM_ID}={row[schema.ITEM_ID]}, {column}={row[column]}"[:_RAW_LIMIT] for row in bad.to_pylist()]
+    columns = {
+        "file": bad.column(schema.FILE),
+        "row": bad.column(schema.ROW),
+        "reason": pa.array([f"{name}: {reason}" for reason in reasons_R[rows]], pa.string()),
+        "raw": pa.array(cells, pa.string()),
+    }
+    return pa.table(columns).cast(QUARANTINE_SCHEMA)
+
+
+# ----------------------------------------------------------------------------------------------------------- images
+
+
+def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> Medium:
+    paths_R = image_paths(items, config, folders)
+    rows = np.array([row for row, path in enumerate(paths_R) if path], dtype=np.int64)
+    vectors_XM, problems, numbers = encode_images([paths_R[row] or "" for row in rows], config)
+    missing = problems.count(MISSING)
+    if len(rows) == 0 or missing == len(rows):
+        first = f"; the first is looked for at {paths_R[rows[0]]}" if len(rows) else ""
+        raise ConfigError(
+            f"data.media.images: none of the {len(rows):,} images of the column {config.column!r} exists{first}; "
+            "set data.media.images.root to where relative paths start"
+        )
+    vectors_RM = np.zeros((len(paths_R), vectors_XM.shape[1]), dtype=np.float16)
+    vectors_RM[rows] = vectors_XM
+    reasons = np.full(len(paths_R), "", dtype=object)
+    reasons[rows[[problem == UNREADABLE for problem in problems]]] = BAD_IMAGE
+    medium = Medium(vectors_RM, len(rows), _bad(items, config.name, config.column, reasons), {"column": config.column})
+    medium.described |= {"dimension": vectors_RM.shape[1], "items": int(medium.has_R.sum()), "model": config.model}
+    medium.described |= {"missing_files": missing} | numbers
+    return medium
+
+
+def image_paths(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> list[str | None]:
+    """Where the image of every row is, None where it names none; relative paths start at the root or at their file.
+
+    Raises:
+        ConfigError: the column is not there or holds no texts.
+    """
+    kind = items.schema.field(config.column).type if config.column in items.column_names else None
+    if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ConfigError(
+            f"data.media.images.column {config.column!r}: {'holds ' + str(kind) if kind else 'items lack it'}, "
+            f"expected a column of paths; columns: {choices(items.column_names)}"
+        )
+    texts = pc.utf8_trim_whitespace(items.column(config.column)).to_pylist()
+    files = items.column(schema.FILE).to_pylist()
+    return [
+        _resolve(text, config.root or folders.get(file or "", "")) if text else None
+        for text, file in zip(texts, files, strict=True)
+    ]
+
+
+def _resolve(path: str, root: str) -> str:
+    if "://" in path or path.startswith("/") or not root:
+        return path
+    base, mark, query = root.partition("?") if "://" in root else (root, "", "")
+    return f"{base.rstrip('/')}/{path}{mark}{query}"
+
+
+def image_fingerprint(source: SourceAdapter, config: ImagesConfig) -> str:
+    """A hash of where a source's images are, how large and how old: a changed image makes another dataset.
+
+    Why not their content: a second ``prepare`` with nothing new should not read a million files.
+    """
+    tables = tables_of(source)
+    items = read_table(tables["items"]) if "items" in tables else None
+    good = items.filter(pc.is_null(items.column(schema.REASON))) if items is not None else None
+    digest = hashlib.sha256()
+    paths = [] if good is None else sorted({path for path in image_paths(good, config, folders_of(source)) if path})
+    for start in range(0, len(paths), _INFO_PATHS):
+        for path, info in _infos(paths[start : start + _INFO_PATHS]):
+            digest.update(f"{path} {info.type.name} {info.size} {info.mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _infos(paths: list[str]) -> Iterable[tuple[str, pyarrow.fs.FileInfo]]:
+    local = [path for path in paths if "://" not in path]
+    yield from zip(local, pyarrow.fs.LocalFileSystem().get_file_info(local), strict=True)
+    for path in paths:
+        if "://" in path:
+            try:
+                filesystem, inner = filesystem_of(path)
+                yield path, filesystem.get_file_info(inner)
+            except (OSError, pa.ArrowException):
+                continue  # becomes an unreadable image, which says more

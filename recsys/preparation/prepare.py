@@ -1,0 +1,146 @@
+"""The stage ``prepare``: a source's tables become a prepared dataset (see :mod:`recsys.data.dataset` for its files).
+
+The way of the data::
+
+    items, users ──► known ids ─────────────┐
+    events ── pieces ──► buckets of users ──┴─► good rows + summary ──► vocabularies
+              (a task each) (exchange)              │
+                                                    └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts,
+                                                                                                        item terms
+    friends, facts ──► graphs        item fields + terms ──► text ──► vectors
+
+Nothing that grows with the number of events passes through this process.
+"""
+
+from __future__ import annotations
+
+from recsys.config import Config
+from recsys.data.audit import Audit, audit, audit_newer
+from recsys.data.audit_shard import ShardFindings, audit_shard
+from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.forgotten import Forgotten
+from recsys.data.vocabulary import Vocabulary
+from recsys.errors import ArtifactError
+from recsys.preparation.append import (
+    Appending,
+    Least,
+    NeedsAll,
+    can_touch,
+    check_earlier,
+    nothing_new,
+    refuse_forgetting,
+)
+from recsys.preparation.blocks import fetch, quiet, task
+from recsys.preparation.build import Arguments, Preparation, Progress
+from recsys.preparation.content_hash import content_hash
+from recsys.preparation.dataset_writer import Destination, Folder
+from recsys.preparation.event_store import files_read
+from recsys.preparation.events import EventRules
+from recsys.preparation.guarded import Guard
+from recsys.preparation.media import image_fingerprint
+from recsys.sources.base import SourceAdapter
+
+
+def prepare(
+    config: Config,
+    progress: Progress = print,
+    source: SourceAdapter | None = None,
+    base: Vocabulary | None = None,
+    earlier: PreparedDataset | None = None,
+    least: Least | None = None,
+) -> PreparedDataset:
+    """Write the prepared dataset of a configuration, unless it is there already. Ray must be initialised.
+
+    Args:
+        config: the sections ``data`` and ``run`` and the seed are read.
+        progress: gets one line a step.
+        source: instead of the one that ``data.source`` names.
+        base: ids whose dense numbers stay; new ones come behind them.
+        earlier: a dataset that keeps its events, to which those of files that it has not read are appended; its ids
+            are the ``base``.
+        least: how many events there must be, so that none are forgotten by mistake; None: any number.
+
+    Raises:
+        SourceError: the source cannot be read.
+        ConfigError: a key contradicts the data, or the dataset that is appended to.
+        DataError: too many bad rows, a part of the split is empty, there are fewer events than ``least`` allows, or
+            nothing is new to ``earlier``.
+    """
+    if source is None:
+        from recsys.sources import open_source
+
+        source = open_source(config.data.source)
+    rules = EventRules.of(config.data)
+    if earlier is not None:
+        check_earlier(earlier, config)
+        base = earlier.vocabulary()
+        if not source.leave_out(files_read(earlier.manifest.store)):
+            return nothing_new(earlier, config, progress)
+    fingerprint = source.fingerprint()
+    if config.data.media.images.column:
+        with quiet():
+            fingerprint += image_fingerprint(source, config.data.media.images)
+    known = earlier.manifest.content_hash if earlier is not None else base.digest() if base else ""
+    guard = Guard.of(config, base.forgotten if base else Forgotten())
+    if earlier is not None:
+        guard.check_same_key(earlier)
+    whole = guard.keyed(content_hash(config, fingerprint, known))
+    digest = guard.forgotten.bound(whole)
+    existing = _existing(config, digest, source.appends)
+    if existing is not None:
+        progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
+        return existing
+    replaces = config.update.replace or (least is not None and least.replace)
+    if earlier is None and not replaces:
+        refuse_forgetting(config, source)
+    destination = Destination(config.dataset_dir)
+    with quiet(), destination.writing() as folder:
+        keeps_lost = earlier is not None or replaces
+        arguments = Arguments(config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost)
+        manifest, checked = _drawn(arguments, digest)
+        manifest.forgotten, manifest.pseudonyms = guard.described(whole)
+        if least is not None:
+            least.check(manifest, config.dataset_dir)
+        shards = [task(_audit_shard).remote(folder, manifest, name) for name in checked]
+        found = fetch(task(_audit).remote(folder, manifest, checked == manifest.shards, *shards))
+        progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
+        destination.commit(manifest)
+    progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
+    return PreparedDataset(config.dataset_dir)
+
+
+def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
+    """Write all of a dataset but its manifest; returns that, and the names of the new files of histories."""
+    kinds = [Appending, Preparation] if can_touch(arguments.config, arguments.earlier) else [Preparation]
+    for kind in kinds:
+        preparation = kind(arguments)
+        try:
+            return preparation.run(digest), preparation.new_shards
+        except NeedsAll as needed:
+            preparation.quarantine.abandon()
+            arguments.folder.clear()
+            arguments.progress(f"processing all events again: {needed}")
+        except BaseException:
+            preparation.quarantine.abandon()
+            raise
+    raise AssertionError("a preparation of all events needs no more than these")
+
+
+def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:
+    return audit_shard(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), name)
+
+
+def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardFindings) -> Audit:
+    """In a task, as it may read all rows of text. Files that stay were audited when they were written."""
+    dataset = PreparedDataset.being_written(folder.filesystem, folder.path, manifest)
+    return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
+
+
+def _existing(config: Config, digest: str, appends: bool) -> PreparedDataset | None:
+    """The dataset that is there, if it is this one and keeps its events as is asked for."""
+    try:
+        dataset = PreparedDataset(config.dataset_dir)
+    except ArtifactError:
+        return None
+    keeps = bool(dataset.manifest.store) or not (appends and config.data.keep_events)
+    return dataset if dataset.manifest.content_hash == digest and keeps else None

@@ -1,0 +1,224 @@
+"""Rows that are not used: kept with file, row and reason, and counted; too many bad ones stop the run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys import schema
+from recsys.config import DataConfig
+from recsys.data.histories import Array
+from recsys.errors import DataError
+from recsys.preparation.dataset_writer import Destination
+from recsys.sources.validate import HINTS, NEGATIVE_WEIGHT, REPEATED_HEADER, SELF_LOOP, missing
+from recsys.storage.places import reaching
+from recsys.storage.uris import within
+
+DUPLICATE: Final = "duplicate"
+UNKNOWN_ITEM: Final = "unknown item"
+UNKNOWN_USER: Final = "unknown user"
+HARMLESS: Final = (DUPLICATE, UNKNOWN_USER, SELF_LOOP, NEGATIVE_WEIGHT, REPEATED_HEADER)
+"""Reasons of rows that say nothing, but show no mistake."""
+
+QUARANTINE_SCHEMA: Final = pa.schema(
+    [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
+)
+_COLUMNS: Final = (schema.FILE, schema.ROW, schema.REASON, schema.RAW)
+_NUM_EXAMPLES: Final = 3
+
+
+def bad_rows(table: pa.Table, text_columns: list[str]) -> pa.Table:
+    """The rows that have a reason, as the quarantine keeps them, in the order of file and row.
+
+    Rows without their raw text (they were readable, and are refused for what other rows say) are written out of the
+    given columns.
+    """
+    bad = table.filter(pc.is_valid(table.column(schema.REASON)))
+    if bad.num_rows == 0:
+        return QUARANTINE_SCHEMA.empty_table()
+    bad = bad.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
+    present = [name for name in text_columns if name in bad.column_names]
+    columns = {name: bad.column(name).combine_chunks().cast(pa.string()) for name in present}
+    cells = [pc.binary_join_element_wise(pa.scalar(name), column, "=") for name, column in columns.items()]
+    written = join_present(cells, ", ")
+    arrays = [bad.column(name).combine_chunks() for name in _COLUMNS]
+    arrays[-1] = pc.coalesce(arrays[-1].cast(pa.string()), written)
+    return pa.table(arrays, names=QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
+
+
+def join_present(columns: Sequence[pa.Array], separator: str) -> pa.Array:
+    """The texts of every row that are not null, joined; null where all are.
+
+    >>> join_present([pa.array(["a", None]), pa.array(["b", None])], "-").to_pylist()
+    ['a-b', None]
+    """
+    joined = columns[0]
+    for column in columns[1:]:  # pairwise: Arrow's own null_handling="skip" drops rows when given one column
+        joined = pc.coalesce(pc.binary_join_element_wise(joined, column, separator), joined, column)
+    return joined
+
+
+def mark(table: pa.Table, is_bad: Array, reason: str) -> pa.Table:
+    """The table with the reason on the bad rows that have none yet."""
+    position = table.schema.get_field_index(schema.REASON)
+    fresh = pc.if_else(pa.array(is_bad), reason, pa.scalar(None, pa.string()))
+    merged = pc.coalesce(table.column(schema.REASON).combine_chunks().cast(pa.string()), fresh)
+    return table.set_column(position, schema.REASON, merged)
+
+
+class Quarantine:
+    """The rows of a dataset that are not used, while it is written; they stream through, none is kept in memory.
+
+    Bad rows go to ``quarantine/TABLE.parquet``: something is wrong with them, and too many of them stop the run.
+    Harmless rows go to ``dropped/TABLE.parquet``: they repeat another row, or are about ids that have no events. They
+    are counted and reported; no number of them stops the run, unless ``data.duplicates`` or ``data.unknown_ids``
+    refuses them.
+    """
+
+    def __init__(self, destination: Destination, config: DataConfig) -> None:
+        self._destination = destination
+        self._limit = config.quarantine.limit
+        refused = {DUPLICATE: "data.duplicates"} if config.duplicates == "refuse" else {}
+        self._refused = {**refused, **({UNKNOWN_USER: "data.unknown_ids"} if config.unknown_ids == "refuse" else {})}
+        harmless = {*HARMLESS, *({UNKNOWN_ITEM} if config.unknown_items == "drop" else ())}
+        self._harmless = pa.array(sorted(harmless), pa.string())
+        self._writers: dict[tuple[str, str], pq.ParquetWriter] = {}
+        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}  # table, reason → the first rows
+        self.counts: dict[str, Counter[str]] = {}
+        self.dropped: dict[str, Counter[str]] = {}
+        self.read: dict[str, int] = {}
+
+    def start(self, table: str, read: int) -> None:
+        """Note how many rows of a table were read, good and bad."""
+        self.read[table] = read
+        self.counts[table], self.dropped[table] = Counter(), Counter()
+
+    def add(self, table: str, bad: pa.Table) -> None:
+        """Write some bad or harmless rows (see :func:`bad_rows`)."""
+        if bad.num_rows == 0:
+            return
+        harmless = pc.is_in(bad.column("reason"), value_set=self._harmless)
+        for kind, rows in (("dropped", bad.filter(harmless)), ("quarantine", bad.filter(pc.invert(harmless)))):
+            if rows.num_rows:
+                self._write(kind, table, rows)
+
+    def drop(self, table: str, counts: Mapping[str, int]) -> None:
+        """Count rows that a filter leaves out; they are not written."""
+        self.dropped[table].update(counts)
+
+    def _write(self, kind: str, table: str, rows: pa.Table) -> None:
+        folder, key = self._destination.folder, (kind, table)
+        with reaching(folder.place, "write to"):
+            if key not in self._writers:
+                folder.make_folder(f"{folder.path}/{kind}")
+                path = f"{folder.path}/{kind}/{table}.parquet"
+                self._writers[key] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
+            self._writers[key].write_table(rows)
+        counts = self.counts if kind == "quarantine" else self.dropped
+        for entry in pc.value_counts(rows.column("reason")).to_pylist():
+            reason = entry["values"]
+            counts[table][reason] += entry["counts"]
+            some = rows.filter(pc.equal(rows.column("reason"), reason)).slice(0, _NUM_EXAMPLES).to_pylist()
+            self._examples[table, reason] = _first(self._examples.get((table, reason), []) + some)
+
+    def number(self, table: str) -> int:
+        """Bad rows of a table so far."""
+        return sum(self.counts[table].values())
+
+    def describe(self, table: str) -> str:
+        """How many rows of a table were read, are bad, and were dropped for which reasons."""
+        said = f"read {table}: {self.read[table]:,} rows, {self.number(table):,} quarantined"
+        dropped = {reason: count for reason, count in self.dropped[table].items() if count}
+        return f"{said}, {sum(dropped.values()):,} dropped ({listed(dropped)})" if dropped else said
+
+    def check(self, table: str) -> None:
+        """Stop when too many rows of a table are bad, or where rows are refused by a setting.
+
+        Raises:
+            DataError: with the counts, examples, the place of the bad rows, and the cure.
+        """
+        for reason, key in self._refused.items():
+            if count := self.dropped[table][reason]:
+                self.close()
+                examples = _shown(self._examples[table, reason])
+                raise DataError(
+                    f"{key} is refuse, and {count:,} of {self.read[table]:,} rows of {table} are refused ({reason}); "
+                    f"for example\n{examples}\nremove them from the source, or set {key} to drop"
+                )
+        bad, read, limit = self.number(table), self.read[table], self._limit(table)
+        if read == 0 or bad / read <= limit:
+            return
+        self.close()
+        kept = self._keep(table)
+        rows = _first([row for reason in self.counts[table] for row in self._examples[table, reason]])
+        hints = [f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS]
+        if any(reason.startswith(missing("")) for reason in self.counts[table]):
+            hints.append(
+                "\nrows without an id, such as sales to guests, belong to no user or item; they may be left out"
+            )
+        raise DataError(
+            f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%} are accepted): "
+            f"{listed(self.counts[table])}; for example\n{_shown(rows)}"
+            f"{''.join(hints)}\nall of them are in {kept}; fix the source{accepting(table, bad / read)}"
+        )
+
+    def close(self) -> None:
+        with reaching(self._destination.folder.place, "write to"):
+            for writer in self._writers.values():
+                writer.close()
+        self._writers = {}
+
+    def abandon(self) -> None:
+        """Let go of the files of a prepare that failed: what cannot be written would complain once more."""
+        for writer in self._writers.values():
+            with suppress(Exception):
+                writer.close()
+            writer.is_open = False
+        self._writers = {}
+
+    def _keep(self, table: str) -> str:
+        """Copy the bad rows out of the folder that is about to be removed."""
+        source, target = self._destination.folder, self._destination.quarantine
+        target.make_folder(target.path)
+        target.filesystem.copy_file(f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet")
+        return within(self._destination.quarantine_root, f"{table}.parquet")
+
+
+def accepting(table: str, share: float) -> str:
+    """What to set to go on without the bad rows; nothing where almost all rows are bad.
+
+    >>> accepting("events", 0.2493), accepting("items", 0.011)
+    (', or go on without them: set data.quarantine.max_share to {events: 0.3}', \
+', or go on without them: set data.quarantine.max_share to {items: 0.02}')
+    >>> accepting("events", 0.95)
+    ''
+    """
+    digit = 10.0 ** math.floor(math.log10(share))
+    accepted = math.ceil(share / digit) * digit
+    return f", or go on without them: set data.quarantine.max_share to {{{table}: {accepted:.6g}}}" * (accepted < 1)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Reasons with their counts, the most frequent first.
+
+    >>> listed({"duplicate": 2, "self-loop": 1000})
+    'self-loop: 1,000, duplicate: 2'
+    """
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{reason}: {count:,}" for reason, count in ordered)
+
+
+def _first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first few rows, by file and row."""
+    return sorted(rows, key=lambda row: (row["file"] or "", row["row"] or 0))[:_NUM_EXAMPLES]
+
+
+def _shown(rows: list[dict[str, Any]]) -> str:
+    return "\n".join(f"  {row['file']}, row {row['row']}: {row['reason']}: {row['raw']}" for row in rows)

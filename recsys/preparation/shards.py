@@ -1,0 +1,335 @@
+"""One bucket of encoded events becomes one shard of histories: parts assigned, rows written, counts and text returned.
+
+Legend: U users, E events, N items.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from recsys.data.cold_start import CUT
+from recsys.data.context import ContextColumn, Tally, tally
+from recsys.data.dataset import history_schema
+from recsys.data.hashing import string_hashes, uniform
+from recsys.data.histories import VALID_ALONE, Array, Split
+from recsys.data.split import SplitPlan, assign, bin_counts
+from recsys.data.vocabulary import Vocabulary
+from recsys.preparation.blocks import fetch, task
+from recsys.preparation.dataset_writer import Folder
+from recsys.preparation.events import CONTEXT, EVENT_SCHEMA, NO_TIME, PARTS, EventRules
+
+TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("count", pa.int64())])
+_EVENT_KINDS: Final = {field.name: field.type.to_pandas_dtype() for field in EVENT_SCHEMA}
+Parts = tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]  # see :func:`_parts`
+
+
+@dataclass(frozen=True)
+class ShardRules:
+    """What every shard is written by."""
+
+    plan: SplitPlan
+    seed: int
+    num_term_parts: int
+    context: tuple[ContextColumn, ...] = ()
+
+
+@dataclass
+class ShardReport:
+    """What the driver learns of a shard."""
+
+    name: str  # "" when the bucket has no interactions
+    counts: dict[str, int]
+    items: Array  # dense ids of its items, with
+    item_counts: Array  # [items, 3] interactions by part
+    provenance: str = ""  # name of the file of its text rows, "" when there are none
+
+
+def shard_name(index: int, ending: str = "") -> str:
+    """The file of a shard's histories; with an ending, of newer rows of some of its users."""
+    return f"part-{index:05d}{ending}.parquet"
+
+
+def time_bins(events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()) -> Array:
+    """Counts of the times of events of these types (all without any), earlier than ``below``, in the bins of
+    :func:`recsys.data.split.cut_off`."""
+    times = np.asarray(events.column("time"))
+    if target_types:
+        times = times[np.isin(np.asarray(events.column("type")), target_types)]
+    return bin_counts(times[times < below], start, width)
+
+
+def write_shard(
+    events: pa.Table,
+    text: pa.Table,
+    folder: Folder,
+    index: int,
+    rules: ShardRules,
+    users: pa.Array,
+    items: pa.Array,
+    ending: str = "",
+) -> list[Any]:
+    """Assign parts, write ``histories/part-INDEX.parquet``, and count.
+
+    Args:
+        events: :data:`~recsys.preparation.events.EVENT_SCHEMA`, user by user.
+        text: :data:`~recsys.preparation.events.TEXT_SCHEMA`, rows of text about items by the same users.
+        folder: of the dataset.
+        index: of the shard.
+        rules: split, seed, number of parts that the terms are dealt to.
+        users: all external user ids, dense.
+        items: all external item ids, dense.
+        ending: of the file's name, before the extension.
+
+    Returns:
+        A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) a term part. Text on a held-out
+        (user, item) pair, text of a cold user on anything but the training events left to them, and in temporal
+        splits text from the validation cut-off on, is not among the terms.
+    """
+    parts = _parts(events, rules, users, items)
+    (columns, offsets_U1, splits_E), cold, _ = parts
+    name = shard_name(index, ending) if len(columns["user"]) else ""
+    if name:
+        rows = pa.array(columns["row"])
+        context = [column.encode(events.column(f"{CONTEXT}{column.name}").take(rows)) for column in rules.context]
+        folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context))
+    pairs_E = _pairs(columns["user"], columns["item"], len(items))
+    report = _counted(parts, rules, len(items))
+    more: dict[str, int] = {}
+    if len(cold):
+        text, more["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
+    kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
+    provenance = f"text-{index:05d}.parquet" if kept.num_rows else ""
+    if provenance:
+        folder.write_table(f"provenance/{provenance}", kept)
+    report = replace(report, name=name, counts=report.counts | text_counts | more, provenance=provenance)
+    return [report, *_term_parts(kept, rules.num_term_parts)]
+
+
+def count_shard(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> ShardReport:
+    """What :func:`write_shard` says of events without text; nothing is written."""
+    return _counted(_parts(events, rules, users, items), rules, len(items))
+
+
+def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
+    (columns, _, splits_E), _, cold_counts = parts
+    pairs_E = _pairs(columns["user"], columns["item"], num_items)
+    counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
+    if rules.plan.target_types:
+        is_target_E = np.isin(columns["type"], rules.plan.target_types)
+        held = (Split.VALID, VALID_ALONE), (Split.TEST,)
+        for key, codes in zip(("valid_targets", "test_targets"), held, strict=True):
+            counts[key] = int((is_target_E & np.isin(splits_E, codes)).sum())
+    counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
+    counts["ties"] = _ties(columns) if rules.plan.ordered else 0
+    return ShardReport("", counts | cold_counts, *_item_counts(columns["item"], splits_E))
+
+
+def tally_context(
+    events: pa.Table, event_rules: EventRules, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> list[Tally]:
+    """What the training events of a bucket say of each context column; other events are not counted."""
+    (columns, _, splits_E), _, _ = _parts(events, rules, users, items)
+    train = events.take(pa.array(columns["row"][splits_E == Split.TRAIN]))
+    return [
+        tally(train.column(f"{CONTEXT}{name}"), name, name in event_rules.context_numbers)
+        for name in event_rules.context
+    ]
+
+
+def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> Parts:
+    """The events' columns, where each user starts, and the part that each event belongs to, without what cold users
+    lose; the dense ids of the cold users; counts. ``row`` is an event's place in the table."""
+    columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
+    columns["row"] = np.arange(events.num_rows)
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
+    offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
+    uniform_E = _uniform(columns, rules.seed, users, items) if rules.plan.random else np.zeros(0)
+    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E, columns["type"])
+    if (splits_E == CUT).any():
+        columns, offsets_U1, splits_E = _kept(columns, splits_E)
+    if not rules.plan.newcomers:
+        return (columns, offsets_U1, splits_E), np.zeros(0, dtype=np.int32), {}
+    columns, offsets_U1, splits_E, cold, counts = _cut(columns, offsets_U1, splits_E, rules, (users, items))
+    return (columns, offsets_U1, splits_E), cold, counts
+
+
+def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Array) -> Array:
+    """A number a (user, item) pair that depends on the external ids and the seed alone."""
+    hashes = []
+    for key, ids in (("user", users), ("item", items)):
+        unique, inverse = np.unique(columns[key], return_inverse=True)
+        hashes.append(string_hashes(ids.take(pa.array(unique)))[inverse])
+    return uniform(hashes[0], hashes[1], seed)
+
+
+def _cut(
+    columns: dict[str, Array], offsets_U1: Array, splits_E: Array, rules: ShardRules, ids: tuple[pa.Array, pa.Array]
+) -> tuple[dict[str, Array], Array, Array, Array, dict[str, int]]:
+    """Columns, offsets and parts without what cold users lose; the dense ids of the cold users; counts."""
+    newcomers = rules.plan.newcomers
+    assert newcomers is not None
+    users_U = columns["user"][offsets_U1[:-1]]
+    cold_U = newcomers.among(ids[0].take(pa.array(users_U)))
+    numbers_E = None if rules.plan.ordered else _uniform(columns, newcomers.salted, *ids)
+    splits_E = newcomers.cut(cold_U, offsets_U1, splits_E, numbers_E)
+    counts = {
+        "cold_users": int(cold_U.sum()),
+        "cold_cut": int((splits_E == CUT).sum()),
+        "cold_valid": int((splits_E == VALID_ALONE).sum()),
+    }
+    return *_kept(columns, splits_E), users_U[cold_U], counts
+
+
+def _kept(columns: dict[str, Array], splits_E: Array) -> tuple[dict[str, Array], Array, Array]:
+    """Columns, offsets and parts without what was cut."""
+    kept_E = splits_E != CUT
+    columns = {name: values[kept_E] for name, values in columns.items()}
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))  # who has lost everything has no row
+    return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E]
+
+
+def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) -> tuple[pa.Table, int]:
+    """Drop text by cold users that is not about one of their training pairs, as if it had never been written."""
+    users = np.asarray(text.column("user"))
+    pairs = _pairs(users, np.asarray(text.column("item")), num_items)
+    dropped = np.isin(users, cold) & ~np.isin(pairs, training)
+    return text.filter(pa.array(~dropped)), int(dropped.sum())
+
+
+def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array, context: list[Array]) -> pa.Table:
+    times = columns["time"]
+    seconds = np.where(times == NO_TIME, 0, times // 1_000_000)
+    flat = {
+        "items": columns["item"],
+        "types": columns["type"],
+        "times": seconds,
+        "values": columns["value"],
+        "splits": splits_E,
+    }
+    arrays = [pa.array(columns["user"][offsets_U1[:-1]])]
+    arrays += [pa.LargeListArray.from_arrays(pa.array(offsets_U1), pa.array(values)) for values in flat.values()]
+    names = ["user", *flat]
+    if context:
+        codes = pa.array(np.stack(context, axis=1).reshape(-1))
+        arrays.append(pa.LargeListArray.from_arrays(pa.array(offsets_U1 * len(context)), codes))
+        names.append("context")
+    return pa.table(arrays, names=names).cast(history_schema(len(context)))
+
+
+def _ties(columns: dict[str, Array]) -> int:
+    """Events at the very time of the same user's event before; unknown times are none."""
+    users_E, times_E = columns["user"], columns["time"]
+    same_E = (users_E[1:] == users_E[:-1]) & (times_E[1:] == times_E[:-1]) & (times_E[1:] != NO_TIME)
+    return int(same_E.sum())
+
+
+def _pairs(users: Array, items: Array, num_items: int) -> Array:
+    return users.astype(np.int64) * num_items + items
+
+
+def _without_held_out(
+    text: pa.Table, pairs_E: Array, splits_E: Array, plan: SplitPlan, num_items: int
+) -> tuple[pa.Table, dict[str, int]]:
+    """Drop text that tells of held-out events: its pair is held out, or (temporal) it is not older than validation."""
+    pairs = _pairs(np.asarray(text.column("user")), np.asarray(text.column("item")), num_items)
+    on_test = np.isin(pairs, pairs_E[splits_E == Split.TEST])
+    held_out = np.isin(pairs, pairs_E[splits_E != Split.TRAIN])
+    late = np.zeros(len(pairs), dtype=bool)
+    if plan.kind == "temporal":
+        times = np.asarray(text.column("time"))
+        late = ~held_out & ((times >= plan.valid_from) | (times == NO_TIME))
+    counts = {
+        "text_rows": len(pairs),
+        "text_rows_held_out": int(held_out.sum()),
+        "text_rows_held_out_test": int(on_test.sum()),
+        "text_rows_late": int(late.sum()),
+    }
+    return text.filter(pa.array(~(held_out | late))), counts
+
+
+def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
+    counted = splits_E < len(PARTS)
+    items_E, splits_E = items_E[counted], splits_E[counted]
+    last = int(items_E.max(initial=-1))
+    flat = np.bincount(items_E.astype(np.int64) * len(PARTS) + splits_E, minlength=(last + 1) * len(PARTS))
+    counts_N3 = flat.reshape(last + 1, len(PARTS)).astype(np.int64)
+    unique = np.flatnonzero(counts_N3.any(axis=1))
+    return unique, counts_N3[unique]
+
+
+def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
+    """Counts of (item, term), dealt by item."""
+    grouped = text.group_by(["item", "term"]).aggregate([([], "count_all")])
+    table = grouped.select(["item", "term", "count_all"]).rename_columns(TERM_SCHEMA.names).cast(TERM_SCHEMA)
+    part = np.asarray(table.column("item")) % num_parts
+    return [table.filter(pa.array(part == index)) for index in range(num_parts)]
+
+
+def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
+    """An item's most frequent terms as one text: item (int32), terms ("rock, indie"); ties in the terms' order."""
+    table = pa.concat_tables(parts).group_by(["item", "term"]).aggregate([("count", "sum")])
+    table = table.sort_by([("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")])
+    items = np.asarray(table.column("item"))
+    starts = np.flatnonzero(np.diff(items, prepend=-1))
+    place = np.arange(len(items)) - np.repeat(starts, np.diff(np.append(starts, len(items))))
+    table = table.filter(pa.array(place < max_terms))
+    items = np.asarray(table.column("item"))
+    starts = np.flatnonzero(np.diff(items, prepend=-1))
+    offsets = pa.array(np.append(starts, len(items)).astype(np.int32))
+    terms = pa.ListArray.from_arrays(offsets, table.column("term").combine_chunks())
+    return pa.table({"item": pa.array(items[starts]), "terms": pc.binary_join(terms, ", ")})
+
+
+def with_context(
+    encoded: list[list[Any]],
+    folder: Folder,
+    event_rules: EventRules,
+    rules: ShardRules,
+    users: pa.Array,
+    items: pa.Array,
+    base: Vocabulary | None,
+) -> ShardRules:
+    """The rules with the context columns as the training events of all buckets have them, or as ``base`` codes
+    them; writes their vocabulary.
+
+    Raises:
+        DataError: a category with too many values.
+    """
+    columns = base.context if base is not None else ()
+    if columns and tuple(column.name for column in columns) == tuple(event_rules.context):
+        folder.write_text("vocab/context.json", _context_json(columns))
+        return replace(rules, context=columns)
+    if not event_rules.context:
+        return rules
+    counter = task(tally_context)
+    user_ref, item_ref = ray.put(users), ray.put(items)
+    total: list[Tally] = []
+    for ref in [counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded]:
+        for place, found in enumerate(fetch(ref)):
+            total[place].add(found) if place < len(total) else total.append(found)
+    columns = tuple(found.column(name) for name, found in zip(event_rules.context, total, strict=True))
+    folder.write_text("vocab/context.json", _context_json(columns))
+    return replace(rules, context=columns)
+
+
+def _context_json(columns: tuple[ContextColumn, ...]) -> str:
+    return json.dumps([column.to_json() for column in columns], ensure_ascii=False)
+
+
+def start_shards(
+    encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> list[list[Any]]:
+    """Start :func:`write_shard` for every bucket: references to its report and its term parts."""
+    writer = task(write_shard, 1 + rules.num_term_parts)
+    user_ref, item_ref = ray.put(users), ray.put(items)
+    return [
+        writer.remote(bucket[0], bucket[1], folder, index, rules, user_ref, item_ref)
+        for index, bucket in enumerate(encoded)
+    ]

@@ -1,0 +1,227 @@
+"""Text vectors that were computed before, and the computing of those that were not, on Ray.
+
+Why: the language model is the slowest step of ``prepare``, and most texts are the same from one day to the next. The
+cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, precision, text): processes may
+share it, a damaged file only costs its vectors again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import ray.data
+
+from recsys.config import TextConfig
+from recsys.data.histories import Array
+from recsys.encoders.adapter import Adapter
+from recsys.encoders.text import (
+    EncoderSettings,
+    TextEncoder,
+    language_model_fingerprint,
+    resolve_dtype,
+    usable_cores,
+)
+from recsys.pace import Pace
+from recsys.preparation.blocks import cluster_resources, fetch, results_of, task, user_errors
+from recsys.storage.places import filesystem_of
+
+_ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting more would cost more
+_BLOCK_TEXTS: Final = 2048  # for which another task pays
+_PIECE_TEXTS: Final = 512  # between two lines of progress
+
+
+class VectorCache:
+    """Vectors by key in a folder; ``namespace`` keeps models apart."""
+
+    def __init__(self, root: str, namespace: str) -> None:
+        self._filesystem, base = filesystem_of(root or default_cache_dir())
+        self._folder = f"{base}/{namespace}"
+
+    def load(self, keys: Sequence[str]) -> dict[str, Array]:
+        """The vectors that are there; files that cannot be read are passed over."""
+        wanted = pa.array(sorted(set(keys)), pa.string())
+        found: dict[str, Array] = {}
+        for info in self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._folder, allow_not_found=True)):
+            if info.base_name.endswith(".parquet"):
+                found.update(self._read(info.path, wanted))
+        return found
+
+    def _read(self, path: str, wanted: pa.Array) -> dict[str, Array]:
+        try:
+            table = pq.read_table(path, filesystem=self._filesystem, page_checksum_verification=True)
+            table = table.filter(pa.compute.is_in(table.column("key"), value_set=wanted))
+            column = table.column("vector").combine_chunks()
+            vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+        except (pa.ArrowException, OSError, KeyError, AttributeError):
+            return {}
+        usable_N = np.isfinite(vectors_NT).all(axis=1)
+        keys = table.column("key").to_pylist()
+        return {key: vectors_NT[row] for row, key in enumerate(keys) if usable_N[row]}
+
+    def store(self, keys: Sequence[str], vectors_NT: Array) -> None:
+        """Add a file, under another name until it is whole.
+
+        A folder that cannot be written to, as in a home that is read-only, costs time at the next run and nothing now:
+        it is a warning.
+        """
+        try:
+            self._write(keys, vectors_NT)
+        except OSError as error:
+            warnings.warn(
+                f"vectors are not kept for the next run: {self._folder} cannot be written to ({error}); set "
+                "data.text.cache_dir or data.media.images.cache_dir to a folder that can",
+                stacklevel=2,
+            )
+
+    def _write(self, keys: Sequence[str], vectors_NT: Array) -> None:
+        self._filesystem.create_dir(self._folder, recursive=True)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+        table = pa.table({"key": pa.array(keys, pa.string()), "vector": column})
+        name = f"{self._folder}/{uuid.uuid4().hex}"
+        pq.write_table(table, f"{name}.tmp", filesystem=self._filesystem, write_page_checksum=True)
+        self._filesystem.move(f"{name}.tmp", f"{name}.parquet")
+
+
+def forget_texts(root: str, texts: Sequence[str]) -> int:
+    """Take the vectors of these texts out of the cache, whatever model read them; how many there were.
+
+    Why: the key is a hash of the text, so whoever can guess what somebody did could see that it was there.
+    """
+    filesystem, base = filesystem_of(root or default_cache_dir())
+    removed = 0
+    for space in filesystem.get_file_info(pyarrow.fs.FileSelector(base, allow_not_found=True)):
+        if space.type != pyarrow.fs.FileType.Directory:
+            continue
+        keys = pa.array(text_keys(texts, space.base_name), pa.string())
+        for info in filesystem.get_file_info(pyarrow.fs.FileSelector(space.path)):
+            if not info.base_name.endswith(".parquet"):
+                continue
+            table = pq.read_table(info.path, filesystem=filesystem)
+            kept = table.filter(pa.compute.invert(pa.compute.is_in(table.column("key"), value_set=keys)))
+            if kept.num_rows < table.num_rows:
+                removed += table.num_rows - kept.num_rows
+                pq.write_table(kept, f"{info.path}.tmp", filesystem=filesystem, write_page_checksum=True)
+                filesystem.move(f"{info.path}.tmp", info.path)
+    return removed
+
+
+def default_cache_dir(kind: str = "text") -> str:
+    """``$XDG_CACHE_HOME/multigrain/KIND``."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "multigrain", kind)
+
+
+def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
+    """The hash of every text within a namespace (model, number of tokens, precision)."""
+    return [hashlib.sha256(f"{namespace}\0{text}".encode()).hexdigest() for text in texts]
+
+
+def model_identity(config: TextConfig) -> str:
+    """What the vectors depend on beside the text and the precision: the model's files and the number of tokens."""
+    fingerprint = language_model_fingerprint(config.model, config.allow_download)
+    return f"{fingerprint[:24]}-{config.max_tokens}"
+
+
+def cluster_dtype(wanted: str) -> str:
+    """The precision that every task will compute in: ``auto`` is decided once, where the texts are encoded."""
+    if wanted != "auto":
+        return wanted
+    num_gpus = min(int(cluster_resources().get("GPU", 0)), 1)
+    return str(fetch(task(resolve_dtype, num_gpus=num_gpus).remote(wanted, num_gpus > 0)))
+
+
+def encode_texts(
+    texts: Sequence[str | None], config: TextConfig, adapter: Adapter | None = None
+) -> tuple[Array, dict[str, int]]:
+    """Vectors of the texts, zero rows for None: [N, T] float16; and how many distinct texts were encoded and cached.
+
+    ``adapter`` is added to the language model.
+
+    Raises:
+        ConfigError: the model cannot be found.
+    """
+    config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
+    namespace = f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
+    cache = VectorCache(config.cache_dir, namespace)
+    unique = sorted({text for text in texts if text is not None})
+    keys = text_keys(unique, namespace)
+    vectors = cache.load(keys)
+    cached = len(vectors)
+    missing = [(key, text) for key, text in zip(keys, unique, strict=True) if key not in vectors]
+    length_of = {key: len(text) + 1 for key, text in missing}  # what a text costs, about
+    pace = Pace("encoding texts", len(missing), sum(length_of.values()))
+    for new_keys, new_vectors in _encode_missing(missing, config, adapter):
+        pace.add(len(new_keys), sum(length_of[key] for key in new_keys))
+        cache.store(new_keys, new_vectors)
+        vectors.update(zip(new_keys, new_vectors, strict=True))
+    by_text = dict(zip(unique, keys, strict=True))
+    dimension = len(next(iter(vectors.values()))) if vectors else 0
+    vectors_NT = np.zeros((len(texts), dimension), dtype=np.float16)
+    for row, text in enumerate(texts):
+        if text is not None:
+            vectors_NT[row] = vectors[by_text[text]]
+    return vectors_NT, {"encoded": len(missing), "cached": cached}
+
+
+def _encode_missing(
+    missing: list[tuple[str, str]], config: TextConfig, adapter: Adapter | None
+) -> Iterator[tuple[list[str], Array]]:
+    """Encode on the cluster: one task for a few texts, a pool of tasks over blocks of like lengths for many.
+
+    Tasks and not actors: a lost one is simply run again, and the worker process keeps the model for the next block.
+    """
+    if not missing:
+        return
+    resources = cluster_resources()
+    num_gpus = int(resources.get("GPU", 0))
+    missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
+    table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
+    if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
+        encode = functools.partial(encode_block, settings=EncoderSettings.of(config, adapter=adapter))
+        pieces = [table.slice(start, _PIECE_TEXTS) for start in range(0, len(missing), _PIECE_TEXTS)]
+        yield from map(_unpacked, results_of(encode, pieces, 1))
+        return
+    available = num_gpus or max(int(resources.get("CPU", 1)), 1)
+    num_tasks = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
+    threads = max(usable_cores() // num_tasks, 1)
+    settings = EncoderSettings.of(config, threads, gpu=num_gpus > 0, adapter=adapter)
+    pieces = [table.slice(start, _PIECE_TEXTS) for start in range(0, len(missing), _PIECE_TEXTS)]
+    encoded = ray.data.from_arrow(pieces).map_batches(
+        functools.partial(encode_block, settings=settings),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=num_tasks),
+        num_gpus=1 if num_gpus else None,
+        num_cpus=None if num_gpus else 1,
+    )
+    with user_errors():
+        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield _unpacked(batch)
+
+
+def encode_block(table: pa.Table, settings: EncoderSettings) -> pa.Table:
+    """The texts of a block (key, text) as vectors (key, vector); runs in a task."""
+    vectors_NT = _encoder(settings).encode(table.column("text").to_pylist())
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+    return pa.table({"key": table.column("key"), "vector": column})
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(settings: EncoderSettings) -> TextEncoder:
+    return TextEncoder(settings)
+
+
+def _unpacked(table: Any) -> tuple[list[str], Array]:
+    column = table.column("vector").combine_chunks()
+    vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+    return table.column("key").to_pylist(), vectors_NT

@@ -1,0 +1,67 @@
+"""The model that a server follows: a name of the registry or a folder, what it means now, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.bundle.description import DESCRIPTION
+from recsys.bundle.files import Bundle, read_card
+from recsys.registry.register import description_at, pinned, resolve
+from recsys.serving.bundles import read_bundle
+from recsys.storage.uris import is_remote
+
+
+@dataclass(frozen=True)
+class Followed:
+    """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or pulled model."""
+
+    uri: str
+    tracking_uri: str
+
+    def version(self) -> str:
+        """What the name means now: another text when it means another model.
+
+        Raises:
+            ArtifactError: no such model.
+        """
+        if self.uri.startswith("models:"):
+            return pinned(self.uri, self.tracking_uri)
+        if is_remote(self.uri):
+            content = description_at(self.uri)
+        else:
+            content = (resolve(self.uri, self.tracking_uri) / DESCRIPTION).read_bytes()
+        return f"{self.uri} of SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
+
+    def load(self, version: str) -> tuple[Bundle, dict[str, Any]]:
+        """The model of a :meth:`version` and what is to be said of it; what is downloaded for that goes again.
+
+        Raises:
+            ArtifactError: its files are missing or damaged.
+        """
+        registered = self.uri.startswith("models:")
+        with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
+            folder = resolve(version if registered else self.uri, self.tracking_uri, Path(into))
+            bundle = read_bundle(folder)
+            card = read_card(folder, bundle.info) or None
+        info = bundle.info
+        _, _, alias = self.uri.partition("@") if registered else ("", "", "")
+        name, _, number = version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
+        about = {
+            "uri": version if registered else self.uri,
+            "name": name,
+            "version": number,
+            "alias": alias,
+            "created": info.created,
+            "package_version": info.package_version,
+            "granularities": info.granularities,
+            "dataset": info.dataset,
+            "metrics": info.metrics,
+            "exclude_seen": bundle.exclude_seen,
+            "index": info.index,
+            "card": card,
+        }
+        return bundle, about

@@ -1,0 +1,1 @@
+"""The HTML report: panels, charts, templates."""

@@ -1,0 +1,369 @@
+"""Render ``report.html``: one file that a person opens, without script or anything from outside.
+
+Why: ``metrics.json`` is for programs; whether to ship a model is decided by a person who sees how certain a difference
+is, for whom the model is good, what its data lost, and why it recommends what it does. Titles, names and notes are
+users' data: the template escapes everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from recsys.data.dataset import Manifest
+from recsys.evaluation.metrics import parse_metric
+from recsys.report.charts import axis, curves, stacked
+from recsys.report.interest_drift import movement_panel
+from recsys.report.panels import (
+    ablation_panel,
+    cold_panel,
+    members_panel,
+    ratings_panel,
+    signals_panel,
+    strata_panel,
+    trade_off_panel,
+    trust_panel,
+)
+from recsys.report.wording import duration, figure, metric_name, number, sentence, signed
+
+_NAMES: Final = {
+    "model": "Multigrain",
+    "popularity": "Popularity",
+    "item_knn": "Item-kNN",
+    "ease": "EASE",
+    "als": "ALS",
+    "frequency": "Own frequency",
+    "recent_popularity": "Popular lately",
+}
+_GROUPS: Final = {
+    "history": "By length of history",
+    "friends": "By friends",
+    "users": "By whether the user was in training",
+    "cold": "By whether the split cut the user's training events",
+    "items": "Targets new to training, new to the user, and had before",
+    "event_types": "By type of the target",
+}
+_MAX_HISTORY: Final = 12
+_NUM_COLOURS: Final = 8
+
+
+def render_report(
+    path: str | Path,
+    evaluation: Mapping[str, Any],
+    manifest: Manifest,
+    training_history: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    config_yaml: str,
+) -> None:
+    """Write the report.
+
+    Args:
+        path: the HTML file.
+        evaluation: the content of ``metrics.json``.
+        manifest: of the prepared dataset.
+        training_history: per epoch ``phase`` (see ``Progress``; default select), ``epoch``, ``loss``, the validation
+            metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
+        examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
+            ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
+            ``movement`` where there is an evolution (see ``recsys.evaluation.interest_drift``),
+            ``strata`` where there are.
+        config_yaml: the merged configuration.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        metric=metric_name,
+        recommender=recommender_name,
+        duration=duration,
+        number=number,
+        signed=signed,
+        figure=figure,
+        sentence=sentence,
+    )
+    html = environment.get_template("report.html.j2").render(
+        title=manifest.name,
+        date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        metric=evaluation["metric"],
+        evaluation=evaluation,
+        manifest=manifest,
+        verdict=verdict(evaluation),
+        cards=_cards(evaluation),
+        panels=_panels(evaluation),
+        tables=_tables(evaluation),
+        training=_training(training_history, evaluation["metric"]),
+        segments=_segments(evaluation),
+        fusion=_fusion(evaluation),
+        members=members_panel(evaluation, _NAMES),
+        signals=signals_panel(evaluation, _NAMES),
+        cold=cold_panel(evaluation, _NAMES),
+        ablation=ablation_panel(evaluation),
+        trust=trust_panel(evaluation),
+        trade_off=trade_off_panel(evaluation),
+        colours=_colours(evaluation),
+        examples=[_example(example) for example in examples],
+        movement=movement_panel(examples),
+        strata=strata_panel(evaluation),
+        own=list(evaluation.get("panels", {}).values()),
+        ratings=ratings_panel(evaluation),
+        quarantine=_quarantine(manifest),
+        split=_split(manifest),
+        timing=_timing(evaluation["timing"]),
+        config_yaml=config_yaml,
+    )
+    Path(path).write_text(html, encoding="utf-8")
+
+
+def _template(name: str) -> str:
+    return resources.files("recsys.report").joinpath(name).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------- filters
+
+
+def recommender_name(name: str) -> str:
+    return _NAMES.get(name, name)
+
+
+# ---------------------------------------------------------------------------------------------------------- content
+
+
+def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Is the model better than the best baseline? One sentence and a status: better, worse, even or alone."""
+    main = evaluation["metric"]
+    value, shown = evaluation["model"][main], metric_name(main)
+    best = evaluation["comparison"].get("best_baseline")
+    if best is None:
+        return {"status": "alone", "head": f"{shown} {number(value)}", "text": "No baseline was run beside it."}
+    on_test = evaluation["comparison"].get("best_on_test") or best
+    which = "the best baseline" if on_test == best else "the best baseline on validation"
+    status, head, text = _against(evaluation, best, which)
+    if on_test != best:
+        other, other_head, other_text = _against(evaluation, on_test, "the best baseline on test")
+        status = min(status, other, key=("worse", "even", "better").index)
+        head, text = f"{head} {other_head}", f"{text} {other_text}"
+    return {"status": status, "head": head, "text": text}
+
+
+def _against(evaluation: Mapping[str, Any], baseline: str, which: str) -> tuple[str, str, str]:
+    """Where the model stands against one baseline: status, head and text."""
+    main = evaluation["metric"]
+    against = evaluation["comparison"]["against"][baseline]
+    theirs, name = evaluation["baselines"][baseline][main], recommender_name(baseline)
+    floor = 2.0 / (evaluation["confidence"]["resamples"] + 1)
+    p = f"p ≤ {floor:.2g}" if against["p"] <= floor * 1.001 else f"p = {against['p']:.2g}"
+    relative = f" ({signed(100 * against['difference'] / theirs, 1)} %)" if theirs > 0 else ""
+    if against["low"] > 0:
+        status, head = "better", f"Better than {name}, {which}."
+    elif against["high"] < 0:
+        status, head = "worse", f"Worse than {name}, {which}."
+    else:
+        status, head = "even", f"Not distinguishable from {name}, {which}."
+    text = (
+        f"{metric_name(main)} is {number(evaluation['model'][main])} against {number(theirs)}: "
+        f"a difference of {signed(against['difference'])}{relative}, "
+        f"95 % interval {signed(against['low'])} to {signed(against['high'])}, {p} (paired bootstrap over "
+        f"{figure(evaluation['data']['queries'])} test users)."
+    )
+    return status, head, text
+
+
+def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    k = parse_metric(evaluation["metric"]).k
+    names = [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity"))]
+    best = evaluation["comparison"].get("best_baseline")
+    return [
+        {
+            "name": name,
+            "value": evaluation["model"][name],
+            "interval": evaluation["confidence"]["model"].get(name),
+            "baseline": (best, evaluation["baselines"][best][name]) if best else None,
+        }
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Dots and whiskers: the main metric and three more, every recommender on one axis."""
+    k = parse_metric(evaluation["metric"]).k
+    names = dict.fromkeys([evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "map"))])
+    recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
+    spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
+    panels = []
+    for metric in names:
+        scale = axis([value for span in spans.values() for value in span[metric]], count=6)
+        ordered = sorted(recommenders, key=lambda name: -recommenders[name][metric])
+        rows = [
+            {
+                "name": name,
+                "value": recommenders[name][metric],
+                "interval": spans[name][metric],
+                "at": scale.at(recommenders[name][metric]),
+                "low": scale.at(spans[name][metric][0]),
+                "high": scale.at(spans[name][metric][1]),
+            }
+            for name in ordered
+        ]
+        panels.append({"metric": metric, "rows": rows, "ticks": scale.labels()})
+    return panels
+
+
+def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table a cut-off, the main metric's first; the best of an accuracy metric is marked."""
+    recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
+    spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
+    main_k = parse_metric(evaluation["metric"]).k
+    ks = sorted({parse_metric(name).k for name in evaluation["model"]}, key=lambda k: (k != main_k, k))
+    tables = []
+    for k in ks:
+        rows = []
+        named = [name for name in evaluation["model"] if parse_metric(name).k == k]
+        for metric in sorted(named, key=lambda name: name != evaluation["metric"]):
+            best = max(values[metric] for values in recommenders.values())
+            accuracy = parse_metric(metric).kind not in ("coverage", "novelty", "gini", "diversity")
+            cells = [
+                {
+                    "value": values[metric],
+                    "interval": spans[name].get(metric),
+                    "best": accuracy and values[metric] == best,
+                }
+                for name, values in recommenders.items()
+            ]
+            rows.append({"metric": metric, "cells": cells, "accuracy": accuracy})
+        tables.append({"k": k, "columns": list(recommenders), "rows": rows})
+    return tables
+
+
+def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    """Curves of the epochs that were chosen from, the refit's loss beside them; None where nothing is trained."""
+    if not any("loss" in row for row in history):
+        return None
+    refit = [row for row in history if row.get("phase") == "refit"]
+    chosen_from = [row for row in history if row.get("phase", "select") == "select"]
+    keys = (metric, f"valid_{metric}", "valid")
+    valid = [(float(row["epoch"]), _finite(next((row[k] for k in keys if k in row), None))) for row in chosen_from]
+    loss, refit_loss = (
+        [(float(row["epoch"]), _finite(row.get("loss"))) for row in rows] for rows in (chosen_from, refit)
+    )
+    scored = [(value, epoch) for epoch, value in valid if math.isfinite(value)]
+    best = max(scored, key=lambda pair: (pair[0], -pair[1]), default=None)
+    return {
+        "loss": curves([loss, refit_loss], best[1] if best else None),
+        "valid": curves([valid], best[1] if best else None),
+        "best": {"value": best[0], "epoch": int(best[1])} if best else None,
+        "epochs": len(chosen_from),
+        "refit": len(refit),
+        "seconds": sum(float(row.get("seconds") or 0.0) for row in history),
+        "peak_lr": max((float(row["lr"]) for row in history if row.get("lr") is not None), default=None),
+    }
+
+
+def _finite(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Bars of the model over those of the best baseline, one axis for all groups."""
+    metric = evaluation["metric"]
+    best = evaluation["comparison"].get("best_baseline")
+    groups, values = [], []
+    for group, labels in evaluation["segments"].items():
+        rows = []
+        for label, entry in labels.items():
+            model = entry["model"][metric]
+            baseline = entry["baselines"][best][metric] if best else None
+            interval = entry.get("interval")
+            values += [model, baseline or 0.0, *(interval or [])]
+            rows.append({"label": label, "entry": entry, "model": model, "baseline": baseline, "interval": interval})
+        groups.append({"name": _GROUPS.get(group, group), "rows": rows})
+    scale = axis(values, from_zero=True)
+    return {"groups": groups, "at": scale.at, "ticks": scale.labels(), "best": best}
+
+
+def _colours(evaluation: Mapping[str, Any]) -> dict[str, int]:
+    """Granularity → number of its colour, the same in every chart."""
+    return {name: index % _NUM_COLOURS for index, name in enumerate(evaluation["granularities"])}
+
+
+def _fusion(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Weight of every granularity and what the main metric loses without it."""
+    main = evaluation["metric"]
+    value = evaluation["model"][main]
+    entries = evaluation["granularities"]
+    widest = max((abs(entry["weight"]) for entry in entries.values()), default=0.0) or 1.0
+    losses = {name: value - e[f"{main}_without"] for name, e in entries.items() if f"{main}_without" in e}
+    zero, bars = stacked([{name: loss} for name, loss in losses.items()])
+    pieces = {bar[0].name: bar[0] for bar in bars}
+    return [
+        {
+            "name": name,
+            "weight": entry["weight"],
+            "weight_width": 100 * abs(entry["weight"]) / widest,
+            "without": entry.get(f"{main}_without"),
+            "loss": losses.get(name),
+            "piece": pieces.get(name),
+            "zero": zero,
+        }
+        for name, entry in entries.items()
+    ]
+
+
+def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    recommendations = list(example["recommendations"])
+    zero, bars = stacked([entry["shares"] for entry in recommendations])
+    history = list(example["history"])
+    return {
+        "user": example["user"],
+        "strata": example.get("strata") or [],
+        "history": history[-_MAX_HISTORY:],
+        "earlier": max(0, len(history) - _MAX_HISTORY),
+        "hits": sum(bool(entry["hit"]) for entry in recommendations),
+        "zero": zero,
+        "rows": [{**entry, "bar": bar} for entry, bar in zip(recommendations, bars, strict=True)],
+    }
+
+
+def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
+    """Tables that were read: rows, bad rows, their share and reasons, and the harmless rows that were left out."""
+    rows = []
+    for table, read in manifest.read.items():
+        reasons = manifest.quarantined.get(table, {})
+        bad = sum(reasons.values())
+        ordered = sorted(reasons.items(), key=lambda reason: -reason[1])
+        rows.append(
+            {
+                "table": table,
+                "read": read,
+                "bad": bad,
+                "share": bad / read if read else 0.0,
+                "reasons": ordered,
+                "dropped": sorted(manifest.dropped.get(table, {}).items(), key=lambda reason: -reason[1]),
+            }
+        )
+    return rows
+
+
+def _split(manifest: Manifest) -> str:
+    rest = ", ".join(
+        f"{key} {value}" for key, value in manifest.split.items() if key != "kind" and value not in ("", None)
+    )
+    kind = manifest.split.get("kind", "unknown")
+    return f"{kind} ({rest})" if rest else str(kind)
+
+
+def _timing(timing: Mapping[str, float]) -> dict[str, Any]:
+    """Stages as parts of the whole; the baselines' times are inside evaluation."""
+    stages = {name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")}
+    inner = {name[len("baseline_") : -2]: s for name, s in timing.items() if name.startswith("baseline_")}
+    total = sum(stages.values()) or 1.0
+    return {"stages": {name: (s, 100 * s / total) for name, s in stages.items()}, "baselines": inner, "total": total}

@@ -1,0 +1,378 @@
+"""The items that are worth a score: the whole catalogue exactly, or those that an index of it names.
+
+Why not a graph (HNSW) or cells (IVF), which look at fewer items: by inner product both can miss items that win by their
+length, and with the few settings tried on 10⁵ synthetic vectors (docs/dead-ends.md) their recall stayed below .9; how
+they do when tuned, or on vectors of a trained model, has not been measured. The index keeps four bits of every
+direction of every item and looks at *all* of them (product quantisation, Jégou et al. 2011, scanned in registers, André
+et al. 2017): it cannot miss an item for where it lies, only for how coarsely it is kept, and a list some times too
+long, scored again exactly, mends that. How many times is measured on users of the model when it is registered.
+
+Legend: B requests, R list length, C candidates, D width, N items.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.data.histories import Array
+from recsys.evaluation.ranking import tie_order, top_by_vectors
+from recsys.granularities.sparse import SparseScores
+from recsys.pace import paced
+from recsys.retrieval.selection import Allowed, Selection
+from recsys.storage.beside import writing_beside
+
+RECALL: Final = 0.99  # of the exact list that an index must find, at LIST places
+LIST: Final = 100
+REORDERS: Final = (4, 8, 16, 32)  # how many times too long the list may be
+_ADDED: Final = 100_000  # items at a time
+_TRAINING_ITEMS: Final = 65_536
+_LONG_HISTORY: Final = 4096  # hidden items beyond which a request is answered exactly
+_DEEPEST: Final = 16  # one in so many items may be named before all are scored instead
+_DEEPER: Final = 4  # times as long is the next list, where one held too few allowed items
+_SLACK: Final = 1.2  # more is asked for than would do if what is allowed were spread evenly
+_MAX_GROUPS: Final = 8  # of items of one factor each, beyond which all items are scored
+_SCORES: Final = 2**22  # of few allowed items at a time
+_GATHERED: Final = 4  # one in so many items may be allowed, for their vectors alone to be read
+
+
+def exact_top(
+    users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array, added: SparseScores | None = None
+) -> Array:
+    """The k best items of every user by u · a_i + ``added``, −1 behind the end: [B, R] int32.
+
+    Of row ``rows_E[e]`` the item ``hidden_E[e]`` is left out; rows ascend.
+    """
+    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E, added)[0]
+
+
+def allowed_top(
+    users_BD: Tensor,
+    vectors_ND: Tensor,
+    k: int,
+    rows_E: Array,
+    hidden_E: Array,
+    added: SparseScores | None = None,
+    allowed: Allowed | None = None,
+    raised: Raised | None = None,
+) -> Array:
+    """As :func:`exact_top`, of allowed items alone, some of which are raised or lowered."""
+    if allowed is not None and allowed.num * _GATHERED < allowed.num_items:
+        return _top_of_few(users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised)
+    forbidden_N = None
+    if allowed is not None and allowed.num < allowed.num_items:
+        forbidden_N = torch.from_numpy(~allowed.among(np.arange(allowed.num_items)))
+
+    def change(scores_rN: Tensor, rows: slice) -> None:
+        if raised is not None:
+            scores_rN.addr_(raised.spread_B[rows], raised.log_N)
+        if forbidden_N is not None:
+            scores_rN.masked_fill_(forbidden_N, -torch.inf)
+
+    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E, added, change)[0]
+
+
+def _top_of_few(
+    users_BD: Tensor,
+    vectors_ND: Tensor,
+    k: int,
+    rows_E: Array,
+    hidden_E: Array,
+    added: SparseScores | None,
+    ids_M: Array,
+    raised: Raised | None,
+) -> Array:
+    """Of a list of items, whose vectors alone are read."""
+    ids, top_BR = torch.from_numpy(ids_M), np.full((len(users_BD), k), -1, dtype=np.int32)
+    if not len(ids_M):
+        return top_BR
+    vectors_MD, order_M = vectors_ND.index_select(0, ids), tie_order(len(vectors_ND))[ids_M]
+    size = max(1, _SCORES // len(ids_M))
+    for start in range(0, len(users_BD), size):
+        end = min(start + size, len(users_BD))
+        scores_bM = users_BD[start:end] @ vectors_MD.T
+        if added is not None and len(added):
+            scores_bM += added.between(start, end).at(ids.expand(end - start, -1))
+        if raised is not None:
+            scores_bM.addr_(raised.spread_B[start:end], raised.log_N[ids])
+        span = slice(*np.searchsorted(rows_E, [start, end]))
+        places_e = np.minimum(np.searchsorted(ids_M, hidden_E[span]), len(ids_M) - 1)
+        is_there_e = ids_M[places_e] == hidden_E[span]
+        scores = scores_bM.numpy()
+        scores[rows_E[span][is_there_e] - start, places_e[is_there_e]] = -np.inf
+        for row, scores_M in enumerate(scores, start=start):
+            best_R = best_places(scores_M, order_M, k)
+            top_BR[row, : len(best_R)] = ids_M[best_R]
+    return top_BR
+
+
+def best_places(scores_M: Array, order_M: Array, k: int) -> Array:
+    """Places of the k best scores above −inf, best first, ties by ``order_M``."""
+    places = np.flatnonzero(scores_M > -np.inf)
+    if len(places) > 4 * k:
+        bound = np.partition(scores_M[places], len(places) - k)[len(places) - k]
+        places = places[scores_M[places] >= bound]
+    return np.asarray(places[np.lexsort((order_M[places], -scores_M[places]))][:k])
+
+
+def find_top(
+    index: ItemIndex | None,
+    users_BD: Tensor,
+    vectors_ND: Tensor,
+    k: int,
+    rows_E: Array,
+    hidden_E: Array,
+    added: SparseScores,
+    selection: Selection | None = None,
+    spread_B: Tensor | None = None,
+) -> Array:
+    """The k best items of every user among those of a selection, −1 behind the end: [B, R] int32.
+
+    A boost adds the same to all items of one factor. So with an index each factor's best items are found alone and
+    merged; with many factors, or without an index, every item is scored.
+    """
+    asked = (users_BD, vectors_ND, k, rows_E, hidden_E, added)
+    if selection is None:
+        return exact_top(*asked) if index is None else index.top(*asked)
+    by_index = index is not None and selection.allowed.ids_M is None
+    if selection.log_N is None:
+        return index.top(*asked, selection.allowed) if index and by_index else allowed_top(*asked, selection.allowed)
+    assert spread_B is not None, "boosts need the spread of the scores"
+    raised = Raised(torch.from_numpy(selection.log_N), spread_B)
+    if index is None or not by_index or len(selection.groups) > _MAX_GROUPS:
+        return allowed_top(*asked, selection.allowed, raised)
+    lists = [
+        index.top(*asked, allowed) if allowed.ids_M is None else allowed_top(*asked, allowed)
+        for _, allowed in selection.groups
+    ]
+    return _merged(np.concatenate(lists, axis=1), users_BD, vectors_ND, k, added, raised)
+
+
+def _merged(
+    items_BX: Array, users_BD: Tensor, vectors_ND: Tensor, k: int, added: SparseScores, raised: Raised
+) -> Array:
+    """The k best of listed items, raised; each is listed once."""
+    top_BR, order_N = np.full((len(items_BX), k), -1, dtype=np.int32), tie_order(len(vectors_ND))
+    for row, items_X in enumerate(items_BX):
+        items_x = items_X[items_X >= 0].astype(np.int64)
+        listed = torch.from_numpy(items_x)
+        scores_x = vectors_ND.index_select(0, listed) @ users_BD[row] + raised.spread_B[row] * raised.log_N[listed]
+        scores_x += added.between(row, row + 1).at(listed[None])[0]
+        best_R = best_places(scores_x.numpy(), order_N[items_x], k)
+        top_BR[row, : len(best_R)] = items_x[best_R]
+    return top_BR
+
+
+def _blocks(k: int) -> list[int]:
+    """Where blocks of places end: 100, 200, 400, … up to a list of k."""
+    ends = [LIST]
+    while ends[-1] < k:
+        ends.append(2 * ends[-1])
+    return ends
+
+
+def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) -> Array:
+    """Candidates, the best first, in the order of their places: those up to ``end`` are of the first ``reorder · end``
+    candidates.
+
+    >>> _in_blocks(np.array([2, 0, 1]), np.array([0, 1, 2]), [1, 2], 2).tolist()
+    [0, 2]
+    """
+    if len(ends) == 1:
+        return best_C
+    found: list[Array] = []
+    start = 0
+    for end in ends:
+        is_near_C = places_C[best_C] < reorder * end
+        taken = np.flatnonzero(is_near_C)[: end - start]
+        found.append(best_C[taken])
+        best_C = np.delete(best_C, taken)
+        start += len(taken)
+    return np.concatenate(found)
+
+
+class Raised(NamedTuple):
+    """What a boost adds to scores: the logarithm of an item's factor times the spread of a user's scores."""
+
+    log_N: Tensor  # float32
+    spread_B: Tensor  # float32
+
+
+class ItemIndex:
+    """All items in four bits a direction, and how many times too long a list of them must be.
+
+    Memory: half a byte a direction, 32 MB for 10⁶ items of width 64.
+    """
+
+    def __init__(self, index: Any, reorder: int) -> None:
+        self._index, self.reorder = index, reorder
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Items and width."""
+        return int(self._index.ntotal), int(self._index.d)
+
+    def wanted(self, k: int) -> int:
+        """Items that it names for a list of k."""
+        return min(self.reorder * max(k, LIST), self.shape[0])
+
+    @classmethod
+    def build(cls, vectors_ND: Tensor, reorder: int = REORDERS[0]) -> ItemIndex:
+        """Codes of these vectors; the codebooks are learned of an even sample of them."""
+        import faiss
+
+        vectors = np.ascontiguousarray(vectors_ND.numpy(), dtype=np.float32)
+        index = faiss.index_factory(vectors.shape[1], f"PQ{vectors.shape[1]}x4fs", faiss.METRIC_INNER_PRODUCT)
+        step = max(1, len(vectors) // _TRAINING_ITEMS)
+        index.train(np.ascontiguousarray(vectors[::step]))
+        for start in paced("adding items to the index", range(0, len(vectors), _ADDED)):
+            index.add(vectors[start : start + _ADDED])
+        return cls(index, reorder)
+
+    @classmethod
+    def read(cls, path: Path, reorder: int) -> ItemIndex:
+        """An index from its file.
+
+        Raises:
+            RuntimeError: not a file of this kind.
+        """
+        import faiss
+
+        return cls(faiss.read_index(str(path)), reorder)
+
+    def write(self, path: Path) -> None:
+        import faiss
+
+        with writing_beside(path) as aside:
+            faiss.write_index(self._index, str(aside))
+
+    def top(
+        self,
+        users_BD: Tensor,
+        vectors_ND: Tensor,
+        k: int,
+        rows_E: Array,
+        hidden_E: Array,
+        added: SparseScores | None = None,
+        allowed: Allowed | None = None,
+    ) -> Array:
+        """As :func:`exact_top`, of the items that the index names and those that ``added`` adds to, which it knows
+        nothing of; of ``allowed`` items alone, for which it is asked for a longer list, the longer the fewer they are.
+
+        All items are scored where so many are hidden, or so few allowed, that it would have to name a large part of
+        them. Places 1 to 100 are of one list of candidates, 101 to 200 of one twice as long, and so on, so that an item
+        has the same place whatever ``k`` is.
+        """
+        num_hidden_B = np.bincount(rows_E, minlength=len(users_BD))
+        if added is not None:  # what is lowered makes room, as what is hidden does
+            num_hidden_B += np.bincount(added.rows_P[added.values_P < 0].numpy(), minlength=len(users_BD))
+        is_long_B = num_hidden_B > _LONG_HISTORY
+        depth = self._depth(k, int(num_hidden_B[~is_long_B].max(initial=0)), allowed)
+        by_index_B = ~is_long_B if depth <= self._most() else np.zeros_like(is_long_B)
+        hidden_B = np.split(hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD))))  # rows_E ascends
+        top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
+        asked_b = np.flatnonzero(by_index_B)
+        if len(asked_b):
+            _, candidates_bC = self._index.search(users_BD[torch.from_numpy(asked_b)].numpy(), depth)
+        for place, row in enumerate(asked_b.tolist()):
+            mine = added.between(row, row + 1) if added is not None else None
+            found_R = self._of_row(users_BD[row], vectors_ND, k, candidates_bC[place], hidden_B[row], mine, allowed)
+            by_index_B[row] = found_R is not None
+            if found_R is not None:
+                top_BR[row, : len(found_R)] = found_R
+        for row in np.flatnonzero(~by_index_B).tolist():
+            mine = added.between(row, row + 1) if added is not None else None
+            rows_e = np.zeros(len(hidden_B[row]), dtype=np.int64)
+            top_BR[row] = allowed_top(users_BD[[row]], vectors_ND, k, rows_e, hidden_B[row], mine, allowed)[0]
+        return top_BR
+
+    def _depth(self, k: int, num_hidden: int, allowed: Allowed | None) -> int:
+        """How many items to ask for, so that about as many as are wanted are allowed and not hidden."""
+        num_items = self.shape[0]
+        wanted = self.reorder * _blocks(k)[-1] + num_hidden
+        if allowed is None or allowed.num == num_items:
+            return min(wanted, num_items)
+        return min(int(_SLACK * wanted * num_items / max(allowed.num, 1)), num_items)
+
+    def _most(self) -> int:
+        """The longest list that is asked for: beyond it all items are scored as fast."""
+        return max(self.shape[0] // _DEEPEST, self.reorder * LIST + _LONG_HISTORY)
+
+    def _of_row(
+        self,
+        user_D: Tensor,
+        vectors_ND: Tensor,
+        k: int,
+        candidates_C: Array,
+        hidden_e: Array,
+        added: SparseScores | None,
+        allowed: Allowed | None,
+    ) -> Array | None:
+        """The best items of one user; None where the index would have to name too many to find enough."""
+        num_items, ends = len(vectors_ND), _blocks(k)
+        num_allowed = num_items if allowed is None else allowed.num
+        wanted = min(self.reorder * ends[-1], num_allowed - len(np.unique(hidden_e)))
+        while True:
+            kept_C = candidates_C[candidates_C >= 0]
+            kept_C = kept_C if allowed is None else kept_C[allowed.among(kept_C)]
+            kept_C = kept_C[~np.isin(kept_C, hidden_e)]
+            if len(kept_C) >= wanted:
+                break
+            depth = min(_DEEPER * len(candidates_C), num_items)
+            if depth > self._most() or len(candidates_C) == num_items:
+                return None
+            _, (candidates_C,) = self._index.search(user_D[None].numpy(), depth)
+        kept_C = kept_C[: self.reorder * ends[-1]]
+        extra_C = np.zeros(0, dtype=np.int64) if added is None else added.items_P.numpy()
+        extra_C = extra_C if allowed is None else extra_C[allowed.among(extra_C)]
+        extra_C = extra_C[~np.isin(extra_C, hidden_e)]
+        kept_C = kept_C[~np.isin(kept_C, extra_C)]
+        listed_C = np.concatenate([extra_C, kept_C]).astype(np.int64)
+        places_C = np.concatenate([np.zeros(len(extra_C), dtype=np.int64), np.arange(len(kept_C))])
+        listed = torch.from_numpy(listed_C)
+        scores_C = (vectors_ND.index_select(0, listed) @ user_D).numpy()
+        if added is not None:
+            scores_C += added.at(listed[None])[0].numpy()
+        best_C = np.lexsort((tie_order(num_items)[listed_C], -scores_C))
+        return np.asarray(listed_C[_in_blocks(best_C, places_C, ends, self.reorder)][:k])
+
+    def __getstate__(self) -> dict[str, Any]:
+        import faiss
+
+        return {"codes": faiss.serialize_index(self._index), "reorder": self.reorder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import faiss
+
+        self._index, self.reorder = faiss.deserialize_index(state["codes"]), state["reorder"]
+
+
+def can_index() -> bool:
+    """Whether the library that makes and reads an index is installed."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST) -> float:
+    """Share of the exact lists that the index finds."""
+    nothing = np.zeros(0, dtype=np.int64)
+    found = 0
+    size = min(k, len(vectors_ND))
+    for row in range(len(users_BD)):
+        asked = users_BD[[row]], vectors_ND, k, nothing, nothing
+        found += len(np.intersect1d(exact_top(*asked)[0, :size], index.top(*asked)[0, :size]))
+    return found / (size * max(len(users_BD), 1))
+
+
+def calibrate(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor) -> float:
+    """Set the least ``reorder`` that finds :data:`RECALL` of these users' lists, else the most; returns the recall."""
+    reached = 0.0
+    for index.reorder in REORDERS:
+        reached = recall(index, users_BD, vectors_ND)
+        if reached >= RECALL:
+            break
+    return reached

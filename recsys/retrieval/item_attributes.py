@@ -1,0 +1,315 @@
+"""Attributes of items as columns: what filters, boosts and limits by category read, from one sealed file of a bundle.
+
+Why columns and not an object an item: a condition is one pass over an array, a millisecond for 10⁶ items, and the file
+is plain Parquet with dictionaries.
+
+Legend: N items, X members of lists, C categories.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys import schema
+from recsys.data.attributes import as_categories, is_number
+from recsys.data.histories import Array
+from recsys.data.titles import title_column
+from recsys.errors import RequestError, choices
+from recsys.retrieval.conditions import BOUNDS, Condition, Value
+from recsys.values.moment import moment
+
+_TEXT: Final = "text"  # the column that the language model reads
+_LONGEST_MEAN: Final = 80  # characters of a column's texts, beyond which it is prose
+_SEPARATORS: Final = re.compile(r"\s*[>/|›»]\s*")
+_NOWHERE: Final = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers or times (seconds since the epoch); NaN where missing."""
+
+    values_N: Array  # float64
+    is_time: bool = False
+
+    @property
+    def num_items(self) -> int:
+        return len(self.values_N)
+
+    def holds(self, condition: Condition, where: str) -> Array:
+        """Where the condition holds: bool [N].
+
+        Raises:
+            RequestError: an operator or a value that is none of numbers.
+        """
+        operator = condition.operator
+        if operator == "known":
+            return np.asarray(np.isnan(self.values_N) != condition.values[0])
+        if operator in ("all", "under"):
+            raise RequestError(f"{where}: {condition.attribute} holds {self._name}s, which {operator} does not compare")
+        values = [self._read(value, where) for value in condition.values]
+        if operator in BOUNDS:
+            compare = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}[operator]
+            return np.asarray(compare(self.values_N, values[0]))
+        is_there_N = self.values_N == values[0] if len(values) == 1 else np.isin(self.values_N, values)
+        return np.asarray(is_there_N if operator == "in" else ~is_there_N)
+
+    @property
+    def _name(self) -> str:
+        return "time" if self.is_time else "number"
+
+    def _read(self, value: Value, where: str) -> float:
+        if self.is_time:
+            try:
+                found = moment(value)
+            except ValueError as error:
+                raise RequestError(f"{where}: got {value!r}, {error}") from None
+            if found is not None:
+                return found.timestamp()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except OverflowError:
+                return math.copysign(math.inf, value)
+        raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a {self._name}")
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A column of texts (true/false too), or of lists of them."""
+
+    codes_X: Array  # int32 places in ``names``, −1 where missing; of a list: member by member
+    names: list[str]
+    starts_N1: Array | None = None  # int64, of lists: where each item's members begin
+
+    @property
+    def num_items(self) -> int:
+        return len(self.codes_X) if self.starts_N1 is None else len(self.starts_N1) - 1
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {name: code for code, name in enumerate(self.names)}
+
+    def holds(self, condition: Condition, where: str) -> Array:
+        """As :meth:`Numbers.holds`; a category that no item has holds nowhere."""
+        operator = condition.operator
+        if operator in BOUNDS:
+            raise RequestError(
+                f"{where}: {condition.attribute} holds texts, which {operator} does not compare; where they are "
+                "numbers, name the column in data.source.numbers and prepare again"
+            )
+        if operator == "known":
+            return np.asarray(self._known_N == condition.values[0])
+        if operator == "under":
+            return self._under([str(value) for value in condition.values])
+        codes = [self._codes.get(_text(value), -1) for value in condition.values]
+        if operator == "all":
+            return np.asarray(np.all([self._has([code]) for code in codes], axis=0))
+        return self._has(codes) if operator == "in" else ~self._has(codes)
+
+    def members(self, item: int) -> list[int]:
+        """Codes of an item's categories, none where they are missing."""
+        span = slice(item, item + 1) if self.starts_N1 is None else slice(*self.starts_N1[item : item + 2])
+        return [code for code in self.codes_X[span].tolist() if code >= 0]
+
+    def _has(self, codes: Sequence[int]) -> Array:
+        """Items with one of these categories."""
+        known = [code for code in codes if code >= 0]
+        if len(known) == 1:
+            return self._items(self.codes_X == known[0])
+        wanted_C = np.zeros(len(self.names), dtype=bool)
+        wanted_C[known] = True
+        return self._any(wanted_C)
+
+    @cached_property
+    def _known_N(self) -> Array:
+        """Items with any category."""
+        return self._items(self.codes_X >= 0)
+
+    def _any(self, wanted_C: Array) -> Array:
+        """Items with a category that is marked."""
+        return self._items(np.append(wanted_C, False).take(self.codes_X, mode="wrap"))  # −1 is the last
+
+    def _items(self, wanted_X: Array) -> Array:
+        """Items with a member that is marked."""
+        if self.starts_N1 is None:
+            return np.asarray(wanted_X)
+        found_N = np.zeros(len(self.starts_N1) - 1, dtype=bool)
+        found_N[self._rows_X[np.flatnonzero(wanted_X)]] = True
+        return found_N
+
+    @cached_property
+    def _rows_X(self) -> Array:
+        """The item of every member of lists."""
+        assert self.starts_N1 is not None, "asked of lists"
+        return np.repeat(np.arange(len(self.starts_N1) - 1, dtype=np.int32), np.diff(self.starts_N1))
+
+    def _under(self, given: list[str]) -> Array:
+        """Items with a path that begins so: a text that does, or, of a list, members in this order."""
+        path = [part for text in given for part in _SEPARATORS.split(text.strip()) if part]
+        begins_C = np.array([_SEPARATORS.split(name)[: len(path)] == path for name in self.names], dtype=bool)
+        found_N = self._any(begins_C)
+        if self.starts_N1 is None or len(path) < 2:
+            return found_N
+        last_N, ascends_N = np.full(len(found_N), -1, dtype=np.int64), np.ones(len(found_N), dtype=bool)
+        for part in path:
+            places = np.flatnonzero(self.codes_X == self._codes.get(part, -2))
+            rows, firsts = np.unique(self._rows_X[places], return_index=True)
+            first_N = np.full(len(found_N), _NOWHERE)
+            first_N[rows] = places[firsts]
+            ascends_N &= (first_N > last_N) & (first_N < _NOWHERE)
+            last_N = first_N
+        return np.asarray(found_N | ascends_N)
+
+
+Column = Numbers | Categories
+
+
+@dataclass(frozen=True)
+class ItemAttributes:
+    """The attributes of all items in dense order."""
+
+    columns: dict[str, Column]
+    num_items: int
+
+    def mask(self, conditions: Iterable[Condition], where: str) -> Array:
+        """Items for which all conditions hold: bool [N]; ``where`` is the place of the filter in the call.
+
+        Raises:
+            RequestError: an unknown attribute, or a condition that does not fit its values.
+        """
+        found_N = np.ones(self.num_items, dtype=bool)
+        for condition in conditions:
+            place = f"{where}.{condition.where}"
+            found_N &= self.column(condition.attribute, place).holds(condition, place)
+        return found_N
+
+    def column(self, name: str, where: str) -> Column:
+        """
+        Raises:
+            RequestError: there is no such attribute.
+        """
+        if name not in self.columns:
+            known = choices(self.columns) or "none, as the table of items has no column of numbers or categories"
+            raise RequestError(f"{where}: unknown attribute {name!r}; the model knows: {known}")
+        return self.columns[name]
+
+    def categories(self, name: str, where: str) -> Categories:
+        """
+        Raises:
+            RequestError: there is no such attribute, or it holds numbers.
+        """
+        column = self.column(name, where)
+        if isinstance(column, Numbers):
+            raise RequestError(f"{where}: {name} holds numbers, expected an attribute with categories")
+        return column
+
+    @classmethod
+    def of(cls, table: pa.Table, num_items: int) -> ItemAttributes:
+        """Of a table as :func:`attribute_table` makes it."""
+        return cls({name: _column(table.column(name)) for name in table.column_names}, num_items)
+
+    @classmethod
+    def read(cls, path: Path, num_items: int) -> ItemAttributes:
+        """From its file.
+
+        Raises:
+            pa.ArrowException: it is no such file.
+        """
+        return cls.of(pq.read_table(path), num_items)
+
+
+def attribute_table(features: pa.Table, left_out: Iterable[str] = ()) -> pa.Table:
+    """The columns of ``items/features.parquet`` that are attributes: numbers, times, true/false, categories, lists of
+    categories. Ids, titles, prose, vectors and the columns ``left_out`` are none."""
+    skipped = {schema.ITEM_ID, schema.ENTITY_ID, _TEXT, *left_out}
+    title = title_column(features)
+    if title is not None and _names_items(features.column(title)):
+        skipped.add(title)
+    found = {}
+    for name in features.column_names:
+        column = None if name in skipped else _stored(features.column(name))
+        if column is not None:
+            found[name] = column
+    return pa.table(found) if found else features.select([])
+
+
+def _names_items(column: pa.ChunkedArray) -> bool:
+    """Whether most items have a text of their own, as titles do; brands or kinds are shared."""
+    there = len(column) - column.null_count
+    return bool(2 * pc.count_distinct(column, mode="only_valid").as_py() > there)
+
+
+def _stored(column: pa.ChunkedArray) -> Any:
+    """A column as the file has it; None where it is no attribute."""
+    kind = column.type
+    if is_number(kind):
+        return column.cast(pa.float64())
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return column.cast(pa.timestamp("us", tz=getattr(kind, "tz", None) and "UTC"))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = kind.value_type
+        if not (_is_text(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner)):
+            return None
+        flat, lists = as_categories(pc.list_flatten(column)), column.combine_chunks()
+        if _is_prose(flat):
+            return None
+        lengths = np.asarray(pc.list_value_length(lists).fill_null(0)).astype(np.int64)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]))
+        flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+        return pa.LargeListArray.from_arrays(offsets, flat)
+    if not (_is_text(kind) or pa.types.is_boolean(kind)):
+        return None
+    texts = as_categories(column)
+    return None if _is_prose(texts) else texts.dictionary_encode()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_prose(texts: Any) -> bool:
+    mean = pc.mean(pc.utf8_length(texts)).as_py()
+    return mean is None or mean > _LONGEST_MEAN
+
+
+def _column(column: pa.ChunkedArray) -> Column:
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return Numbers(np.asarray(column.fill_null(math.nan).combine_chunks()))
+    if pa.types.is_timestamp(kind):
+        micros = column.cast(pa.int64()).cast(pa.float64()).fill_null(math.nan)
+        return Numbers(np.asarray(micros.combine_chunks()) / 1e6, is_time=True)
+    if pa.types.is_large_list(kind):
+        lists = column.combine_chunks()
+        lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+        codes, names = _encoded(lists.flatten())
+        starts_N1 = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(lists)))]).astype(np.int64)
+        return Categories(codes, names, starts_N1)
+    return Categories(*_encoded(column.combine_chunks()))
+
+
+def _encoded(texts: Any) -> tuple[Array, list[str]]:
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    if not pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_encode()
+    return np.asarray(texts.indices.fill_null(-1)).astype(np.int32), texts.dictionary.to_pylist()
+
+
+def _text(value: Value) -> str:
+    """A value as columns of categories have it: true/false, whole numbers as their digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()

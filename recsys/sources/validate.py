@@ -1,0 +1,210 @@
+"""Row rules: raw columns in, typed columns and a reason for every bad row out; vectorised, and never an exception.
+
+Why: one broken row among millions must be named (file, row, reason) and set aside, not stop the run and not slip
+through as a null. These rules look at one row alone; rules that need other rows (duplicates, unknown users) are the
+business of ``prepare``.
+
+An absent cell (empty, or ``nan``, ``None`` …: see :mod:`recsys.values.cells`) is an error in an id, and means "unknown
+time", "default type", "value 1" elsewhere. What is there but wrong (``inf``, text for a number, a time that is none)
+makes the row bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.values.cells import DEFAULT_RULES, CellRules, as_text, extra, ids, numbers
+from recsys.values.times import ACCEPTED, timestamps
+
+__all__ = ["CellRules", "Layout", "check_rows", "extra", "ids", "numbers", "timestamps"]
+
+UNREADABLE: Final = "unreadable row"
+BAD_TIMESTAMP: Final = "bad timestamp"
+BAD_VALUE: Final = "value is not a finite number"
+BAD_WEIGHT: Final = "bad weight"
+NEGATIVE_WEIGHT: Final = "negative weight (distrust)"
+BAD_SPLIT: Final = "bad split"
+SELF_LOOP: Final = "self-loop"
+REPEATED_HEADER: Final = "the header again"
+
+SPLITS: Final = ("train", "valid", "test")
+SPLIT_WORDS: Final = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "validate"), "valid"),
+    **dict.fromkeys(("test", "testing", "te", "holdout", "eval", "evaluation"), "test"),
+}
+"""What files call the parts of a split, in lower case."""
+HINTS: Final = {
+    BAD_TIMESTAMP: (
+        f"{ACCEPTED}; for any other form set data.source.time_format (strptime, e.g. '%d/%m/%Y %H:%M'); a "
+        "spreadsheet's serial dates (44162.91) and bare years are not read, write such times as text"
+    ),
+    BAD_VALUE: "expected a number such as 2.5; set data.source.decimal to ',' where the source writes 2,5, and add a "
+    "text that means a missing value to data.source.absent",
+    BAD_WEIGHT: "expected a number such as 2.5; set data.source.decimal to ',' where the source writes 2,5",
+    BAD_SPLIT: f"expected {', '.join(SPLITS)} or an empty cell",
+}
+"""What is expected where a reason does not say it, for messages."""
+_RAW_LIMIT: Final = 2000  # characters of a bad row that are kept
+_PROVENANCE: Final = {
+    schema.FILE: pa.string(),
+    schema.ROW: pa.int64(),
+    schema.ORDER: pa.int64(),
+    schema.REASON: pa.string(),
+    schema.RAW: pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of one table as a source gives it: known ones, its own extra ones, provenance."""
+
+    table: schema.TableSchema
+    extras: tuple[tuple[str, pa.DataType], ...] = ()
+    rules: CellRules = DEFAULT_RULES
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """Schema of every block; all nullable, as bad rows may lack anything."""
+        return pa.schema([*self.table.columns.items(), *self.extras, *_PROVENANCE.items()])
+
+
+def missing(column: str) -> str:
+    """The reason of a row that lacks an id.
+
+    >>> missing("user_id")
+    'missing user_id'
+    """
+    return f"missing {column}"
+
+
+def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
+    """Cast the columns of ``raw`` to the layout and give every row that breaks a rule its (first) reason.
+
+    Args:
+        raw: columns under their canonical names, of any type; those that are absent are filled with defaults.
+        layout: what is wanted.
+
+    Returns:
+        The known and extra columns and ``_reason`` (null: good), row by row as in ``raw``.
+    """
+    count = raw.num_rows
+    columns: dict[str, pa.Array] = {}
+    verdicts: list[tuple[str, pa.Array]] = []
+    given = {name: _flat(raw.column(name)) for name in raw.column_names}
+    for name in layout.table.required:
+        columns[name] = ids(given[name], layout.rules) if name in given else pa.nulls(count, pa.string())
+        verdicts.append((missing(name), pc.is_null(columns[name])))
+    for name, kind in layout.table.optional.items():
+        if name not in given:
+            columns[name] = _default(name, kind, count)
+            continue
+        columns[name], verdict = _optional(name, given[name], layout.rules)
+        if verdict is not None:
+            verdicts.append(verdict)
+    if layout.table == schema.SOCIAL:  # not "is": a piece that a task reads is a copy
+        distrust = pc.less(columns[schema.WEIGHT], 0.0)
+        verdicts.append((NEGATIVE_WEIGHT, pc.fill_null(distrust, False)))
+        loops = pc.equal(columns[schema.SRC_USER_ID], columns[schema.DST_USER_ID])
+        verdicts.append((SELF_LOOP, pc.fill_null(loops, False)))
+    for name, kind in layout.extras:
+        columns[name] = extra(given[name], kind, layout.rules) if name in given else pa.nulls(count, kind)
+    columns[schema.REASON] = _reasons(verdicts, count)
+    return pa.table(columns)
+
+
+def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]) -> pa.Table:
+    """Add file, row, order and raw text to checked rows, in the order of the layout; what is absent is null."""
+    count = checked.num_rows
+    arrays = {**{name: checked.column(name) for name in checked.column_names}, **provenance}
+    columns = [arrays[f.name] if f.name in arrays else pa.nulls(count, f.type) for f in layout.arrow]
+    return pa.table(columns, schema=layout.arrow)
+
+
+def bad_rows(layout: Layout, reason: str, file: str, rows: list[int], texts: list[str], order: list[int]) -> pa.Table:
+    """A block of rows of which nothing but the text is known."""
+    count = len(rows)
+    arrays = {
+        schema.FILE: pa.array([file] * count, pa.string()),
+        schema.ROW: pa.array(rows, pa.int64()),
+        schema.ORDER: pa.array(order, pa.int64()),
+        schema.REASON: pa.array([reason] * count, pa.string()),
+        schema.RAW: pa.array([text[:_RAW_LIMIT] for text in texts], pa.string()),
+    }
+    return pa.table([arrays.get(f.name, pa.nulls(count, f.type)) for f in layout.arrow], schema=layout.arrow)
+
+
+def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Array:
+    """The bad rows as text, cells joined by the delimiter; null for good rows."""
+    is_bad = pc.is_valid(reasons)
+    if raw.num_columns == 0 or not pc.any(is_bad).as_py():
+        return pa.nulls(raw.num_rows, pa.string())
+    bad = raw.filter(is_bad)
+    cells = [as_text(_flat(column)) for column in bad.columns]
+    joined = pc.binary_join_element_wise(*cells, delimiter, null_handling="replace", null_replacement="")
+    texts = pc.utf8_slice_codeunits(joined, 0, _RAW_LIMIT)
+    rows = np.full(raw.num_rows, -1, dtype=np.int64)
+    where = np.flatnonzero(np.asarray(is_bad))
+    rows[where] = np.arange(len(where))
+    return texts.take(pa.array(rows, mask=rows < 0))
+
+
+def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, tuple[str, pa.Array] | None]:
+    """One optional known column, typed, and the rule it can break."""
+    if name == schema.TIMESTAMP:
+        times, wrong = timestamps(column, rules)
+        return times, (BAD_TIMESTAMP, wrong)
+    if name == schema.VALUE:
+        values, wrong = numbers(column, rules)
+        return pc.fill_null(values, schema.DEFAULT_VALUE), (BAD_VALUE, wrong)
+    if name == schema.WEIGHT:
+        weights, wrong = numbers(column, rules)
+        return pc.fill_null(weights, 1.0), (BAD_WEIGHT, wrong)
+    text = ids(column, rules)
+    if name == schema.EVENT_TYPE:
+        return pc.fill_null(text, schema.DEFAULT_EVENT_TYPE), None
+    if name == schema.SPLIT:
+        text = _plain_parts(text)
+        known = pc.is_in(text, value_set=pa.array(SPLITS))
+        return text, (BAD_SPLIT, pc.and_(pc.is_valid(text), pc.invert(known)))
+    return text, None
+
+
+def _plain_parts(texts: pa.Array) -> pa.Array:
+    """Names of parts as the product's own words, whatever their case; others as they are."""
+    spelled = pc.unique(texts).drop_null().to_pylist()
+    words = {text: SPLIT_WORDS[text.lower()] for text in spelled if text.lower() in SPLIT_WORDS}
+    words = {text: word for text, word in words.items() if text != word}
+    for text, word in words.items():
+        texts = pc.if_else(pc.equal(texts, text), word, texts)
+    return texts
+
+
+def _default(name: str, kind: pa.DataType, count: int) -> pa.Array:
+    defaults: dict[str, Any] = {
+        schema.EVENT_TYPE: schema.DEFAULT_EVENT_TYPE,
+        schema.VALUE: schema.DEFAULT_VALUE,
+        schema.WEIGHT: 1.0,
+    }
+    return pa.repeat(pa.scalar(defaults[name], kind), count) if name in defaults else pa.nulls(count, kind)
+
+
+def _reasons(verdicts: list[tuple[str, pa.Array]], count: int) -> pa.Array:
+    broken = [(reason, wrong) for reason, wrong in verdicts if pc.any(wrong).as_py()]
+    if not broken:
+        return pa.nulls(count, pa.string())
+    conditions = pc.make_struct(*(wrong for _, wrong in broken), field_names=[str(i) for i in range(len(broken))])
+    return pc.case_when(conditions, *(pa.scalar(reason) for reason, _ in broken))
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.chunks else (
+        pa.nulls(0, column.type)
+    )  # fmt: skip

@@ -1,0 +1,235 @@
+"""Strata around training: how many there are, chosen on validation before the first epoch; and fitting them again to
+newer events in a trained model, of which nothing else changes.
+
+Legend: B queries, P validation targets, K strata, N items, T width of the vectors, D model width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import svds
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from recsys.config import Config
+from recsys.data.batches import Batch, Hidden, every_position, whole_history
+from recsys.data.dataset import PreparedDataset
+from recsys.data.first_touch import asks_before_first_touch, with_first_touches
+from recsys.data.histories import Array, Histories, Split
+from recsys.data.whitening import whiten
+from recsys.errors import ConfigError
+from recsys.granularities.base import Graphs, ModelSizes
+from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata
+from recsys.granularities.stratum.model import Stratum
+from recsys.losses import full_softmax, sampled_softmax
+from recsys.model import FrozenModel
+from recsys.training.build import build_graphs
+from recsys.training.context import TrainContext
+
+STRATA: Final = "strata"
+_STEPS, _LR = 100, 0.05  # of the prototypes' re-estimation
+_MAX_ROWS, _ROWS = 4096, 64  # users it reads, and in a step
+_RIDGE: Final = 0.1  # nats for moving every prototype by its own size
+
+
+def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContext) -> dict[str, Any]:
+    """The number of strata under which validation is most likely.
+
+    For each candidate K, strata are fitted on training events, each gets the item distribution of its users,
+
+        q_k(i) = (Σ_u p(k|u) c_ui + N π(i)) / (Σ_iu p(k|u) c_ui + N),    π: popularity,
+
+    and the score is the mean of log Σ_k p(k|u) q_k(i) over the validation targets (u, i). Nothing is trained, so the
+    choice takes seconds and sees no test event. Users are compared as the granularity does; without text by a singular
+    value decomposition of the training choices, since item vectors are not learned yet.
+
+    Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; one candidate is taken as it is.
+
+    Raises:
+        ConfigError: every candidate has more strata than there are users.
+    """
+    section = config.model.granularities.stratum
+    candidates = sorted(set(section.num_strata))
+    if len(candidates) == 1:
+        return {"chosen": candidates[0], "candidates": {}}
+    graphs = build_graphs(dataset, Split.TRAIN)
+    users = UserVectors(
+        graphs.users_E.numpy(), graphs.items_E.numpy(), _unit_vectors(config, dataset, graphs), dataset.num_users
+    )
+    possible = [number for number in candidates if number <= len(users)]
+    if not possible:
+        raise ConfigError(
+            f"model.granularities.stratum.num_strata {candidates}: only {len(users)} users have a training event with "
+            "a vector; give a smaller number, or switch stratum off"
+        )
+    users_P, items_P = _targets(dataset, users)
+    popularity_N = graphs.degree_N.double().numpy() + 1
+    popularity_N /= popularity_N.sum()
+    scores = {}
+    for number in possible:
+        strata = fit_strata(users, number, section.method, config.seed)
+        scores[number] = _log_likelihood(strata, users, popularity_N, section.temperature, (users_P, items_P))
+    best = max(scores, key=lambda number: (scores[number], -number))
+    chosen = int(context.from_first(torch.tensor(best)))  # rounding must not part the workers
+    baseline = float(np.log(popularity_N[items_P]).mean()) if len(items_P) else 0.0
+    return {
+        "chosen": chosen,
+        "score": "mean log-likelihood of the validation targets",
+        "candidates": {str(number): score for number, score in scores.items()},
+        "popularity": baseline,
+    }
+
+
+def _unit_vectors(config: Config, dataset: PreparedDataset, graphs: Graphs) -> Array:
+    """Unit vectors of the items by which users are compared before training: [N, T]."""
+    text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
+    if config.model.granularities.stratum.input == "text" and text_NT.shape[1]:
+        return normalize(whiten(text_NT, config.model.item.text_whiten), dim=1).numpy()
+    ones = np.ones(len(graphs.users_E))
+    pairs = (graphs.users_E.numpy(), graphs.items_E.numpy())
+    matrix = csr_matrix((ones, pairs), shape=(dataset.num_users, dataset.num_items))
+    rank = max(1, min(config.model.width, min(matrix.shape) - 1))
+    _, strength_T, items_TN = svds(matrix, k=rank, rng=np.random.default_rng(config.seed))
+    return normalize(torch.as_tensor((items_TN * strength_T[:, None]).T.copy()), dim=1).numpy()
+
+
+def _targets(dataset: PreparedDataset, users: UserVectors) -> tuple[Array, Array]:
+    """User and item of every validation target whose user has a vector."""
+    found_users, found_items = [], []
+    for shard in dataset.shards():
+        queries = shard.queries(Split.VALID)
+        found_users.append(queries.histories.users_U[queries.target_rows()].astype(np.int64))
+        found_items.append(queries.target_items.astype(np.int64))
+    users_P, items_P = np.concatenate(found_users), np.concatenate(found_items)
+    kept_P = np.isin(users_P, users.active_U)
+    return users_P[kept_P], items_P[kept_P]
+
+
+def _log_likelihood(
+    strata: Strata, users: UserVectors, popularity_N: Array, temperature: float, targets: tuple[Array, Array]
+) -> float:
+    users_P, items_P = targets
+    mass = len(popularity_N)
+    counts_KN = choices_counts(strata, users, temperature)
+    q_KN = (counts_KN + mass * popularity_N) / (counts_KN.sum(axis=1, keepdims=True) + mass)
+    total = 0.0
+    for piece in np.array_split(np.arange(len(users_P)), max(1, len(users_P) // 8192)):
+        p_PK = strata.memberships(users.of(users_P[piece]), temperature)
+        total += float(np.log(np.einsum("pk,kp->p", p_PK, q_KN[:, items_P[piece]])).sum())
+    return total / max(len(users_P), 1)
+
+
+def refit_strata(
+    config: Config, dataset: PreparedDataset, frozen: FrozenModel, through: Split = Split.VALID
+) -> FrozenModel:
+    """A copy of a trained model whose strata are fitted on the events of ``dataset`` through ``through``.
+
+    Centroids are fitted anew and numbered as before, so that prototypes keep their meaning; the prototypes then take a
+    few steps of the softmax loss under the new memberships, held near what they were. No other weight changes.
+    ``dataset`` must begin with the items of the model, in its order; it may have newer events and more users. Events of
+    items behind the model's are left out.
+
+    Raises:
+        ConfigError: the model has no stratum, or the dataset fewer items than the model.
+    """
+    if "stratum" not in frozen.names:
+        raise ConfigError("the model has no granularity stratum to fit again; train one with it enabled")
+    if dataset.num_items < frozen.sizes.num_items:
+        raise ConfigError(
+            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: it is not the data of the "
+            "model grown by newer events; prepare it with the ids of the model, or run `recsys train`"
+        )
+    encoders = copy.deepcopy(frozen.encoders)
+    kept = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
+    renewed = FrozenModel(frozen.config, frozen.sizes, encoders, *kept)
+    module = stratum_of(renewed)
+    assert module is not None
+    graphs = build_graphs(dataset, through)
+    known_E = graphs.items_E < frozen.sizes.num_items
+    graphs = replace(
+        graphs,
+        num_items=frozen.sizes.num_items,
+        users_E=graphs.users_E[known_E],
+        items_E=graphs.items_E[known_E],
+    )
+    module.refit(graphs, frozen.items, config.seed)
+    _reestimate(config, dataset, renewed, module, through)
+    return renewed
+
+
+def stratum_of(model: FrozenModel) -> Stratum | None:
+    """The model's stratum, where it has one."""
+    return next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
+
+
+def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, module: Stratum, through: Split) -> None:
+    """Steps of the softmax loss on the prototypes and the scale of the scores, everything else as it is."""
+    model.encoders.eval()
+    before_KD = module.prototypes_KD.detach().clone()
+    size = before_KD.square().mean().sqrt().clamp(min=1e-6)
+    moved_KD = torch.zeros_like(before_KD, requires_grad=True)  # in units of the prototypes' size
+    log_scale = torch.tensor(-math.log(config.train.loss.temperature), requires_grad=True)
+    optimizer = torch.optim.Adam([moved_KD, log_scale], lr=_LR)
+    draws = torch.Generator().manual_seed(config.seed)
+    for _, batch in zip(range(_STEPS), _batches(config, dataset, through, model.sizes), strict=False):
+        rest_BD, own_B1, p_BK = _frozen_parts(model, module, batch)
+        z_BD = p_BK @ (before_KD + size * moved_KD)
+        z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
+        loss = _loss(config, (rest_BD + own_B1 * z_BD) * log_scale.exp(), model.items.vectors_SD, batch, draws)
+        loss = loss / max(len(batch.pairs_P), 1) + _RIDGE * moved_KD.square().mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    with torch.no_grad():
+        module.prototypes_KD.copy_(before_KD + size * moved_KD)
+
+
+@torch.no_grad()
+def _frozen_parts(model: FrozenModel, module: Stratum, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ λ z of the other granularities [B, D], λ of the stratum [B, 1] and the memberships [B, K]."""
+    z_BKD, present_BK = model.encoders.encode(batch, model.items, model.states)
+    _, weights_BK = model.encoders.fusion(z_BKD, present_BK)
+    place = model.names.index("stratum")
+    own_B1 = weights_BK[:, [place]].clone()
+    weights_BK = weights_BK.index_fill(1, torch.tensor([place]), 0.0)
+    rest_BD = torch.einsum("bk,bkd->bd", weights_BK, z_BKD)
+    return rest_BD, own_B1, module.memberships(batch, model.items)[0]
+
+
+def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draws: torch.Generator) -> Tensor:
+    """The summed softmax loss, over all items or, where they are many, over evenly drawn ones."""
+    parts = (users_BD, items_ND, batch.pairs_P, batch.targets_P, torch.ones(len(batch.pairs_P)))
+    num_items, settings = len(items_ND), config.train.loss
+    if num_items <= settings.max_full_items:
+        return full_softmax(*parts)
+    negatives_M = torch.randint(num_items, (settings.num_negatives,), generator=draws)
+    log_q_M = torch.full((settings.num_negatives,), math.log(settings.num_negatives / num_items))
+    return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
+
+
+def _batches(config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes) -> Iterator[Batch]:
+    """Users with their newest events, a part of them where they are many, over and over."""
+    least, parts, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
+    for shard in dataset.shards():
+        seen = shard.through(through)
+        seen = seen.where(seen.items_E < sizes.num_items)
+        newer_U = seen.users_U >= sizes.num_users  # nobody to the other granularities
+        seen = replace(seen, users_U=np.where(newer_U, -1, seen.users_U).astype(np.int32))
+        parts.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
+        left -= len(parts[-1])
+    kept, random = Histories.concat(parts), np.random.default_rng(config.seed)
+    kept = with_first_touches(kept) if asks_before_first_touch(dataset) else kept
+    while len(kept):
+        rows = random.choice(len(kept), min(_ROWS, len(kept)), replace=False)
+        if dataset.manifest.ordered:
+            yield every_position(kept, config.model.max_history, rows)
+        else:
+            yield whole_history(kept, config.model.max_history, rows, Hidden(0.0, 0))

@@ -1,0 +1,1 @@
+"""Single values as files write them: cells, times, moments of the day, identifiers that overlap."""

@@ -1,0 +1,373 @@
+"""Times of any common form as microseconds since the epoch in UTC; vectorised, and never an exception.
+
+Numbers are seconds, milliseconds, microseconds or nanoseconds since the epoch, told apart by magnitude, cell by cell.
+A number that reads as a calendar date (20201127, 20201127215113) is that date. Where both readings are possible, the
+other numbers of the block decide: dates come in company. Numbers that would be silently wrong are refused: a
+spreadsheet's serial dates (44162.91) and bare years. A year before 1800 or from 2100 on is a mistake as well.
+
+Unknown times are absent: empty cells, the texts of :class:`~recsys.values.cells.CellRules`, -1, the zero dates of
+databases (0000-00-00, 0001-01-01, 1899-12-30), and 0 among times of today (where numbers count from 0 it is a time).
+
+Day and month in an order that only the writer knows (11/12/2020) need ``data.source.time_format``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys import schema
+from recsys.values.cells import DEFAULT_RULES, CellRules, as_text, is_bytes, is_text
+
+Array = npt.NDArray[Any]
+
+EARLIEST: Final = -5_364_662_400_000_000  # 1800-01-01 in microseconds
+LATEST: Final = 4_102_444_800_000_000  # 2100-01-01; times lie in [EARLIEST, LATEST)
+ACCEPTED: Final = (
+    "read are seconds, ms, µs or ns since the epoch (1606513873), ISO 8601 (2020-11-27 21:51:13, "
+    "2020-11-27T21:51:13+05:30), YYYYMMDD, YYYYMMDDhhmmss, and dates with the month's name (Fri Nov 27 21:51:13 +0000 "
+    "2020), from 1800 to 2099"
+)
+"""The forms that are read, for messages."""
+
+_SECOND: Final = 1_000_000
+_DAY: Final = 86_400 * _SECOND
+_ZEROS: Final = (-62_135_596_800_000_000, -2_209_161_600_000_000)  # 0001-01-01 and 1899-12-30, databases' "no date"
+ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
+_MODERN: Final = 10**8  # seconds; columns with larger numbers do not count from 0
+_SERIALS: Final = (32_874, 58_440)  # days since 1899-12-30 of the years 1990 to 2059
+YEARS: Final = (1900, 2100)
+# Digits of a calendar number → how many of them its fields have, and whether it can be an epoch number as well.
+CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
+_FIELDS: Final = (2, 2, 2, 2, 2, 3)  # month, day, hour, minute, second, milliseconds
+MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
+_ISO_FORMS: Final = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+_PLAIN_FORMS: Final = (
+    *("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z"),
+    *("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M%z"),
+    "%Y-%m-%d",
+)
+NAMED_FORMS: Final = (  # weekday removed, upper case
+    *("%b %d %H:%M:%S %z %Y", "%d %b %Y %H:%M:%S %z", "%b %d %Y %H:%M:%S GMT%z", "%d/%b/%Y:%H:%M:%S %z"),
+    *("%b %d %H:%M:%S %Y", "%d %b %Y %H:%M:%S", "%b %d %Y %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y-%b-%d %H:%M:%S"),
+)
+NAMED_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%d-%b-%Y", "%Y-%b-%d")
+_DATE_DIRECTIVES: Final = ({"Y"}, {"m", "b", "B"}, {"d"})
+_SAME_IN_BOTH: Final = frozenset("YmdHMSbBzIp")  # Python's directives that Polars' parser reads in the same way
+
+
+def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
+    """Times as microseconds UTC (null where absent or wrong) and a mask of cells that are no time in [1800, 2100).
+
+    Texts without a zone are UTC. With ``rules.time_format`` texts and whole numbers are read in that form alone.
+
+    >>> cells = ["1000000000", "2001-09-09T01:46:40Z", "20010909014640", "yesterday", "0000-00-00"]
+    >>> times, wrong = timestamps(pa.array(cells))
+    >>> times.cast(pa.int64()).to_pylist()
+    [1000000000000000, 1000000000000000, 1000000000000000, None, None]
+    >>> wrong.to_pylist()
+    [False, False, False, True, False]
+    """
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        naive = column.cast(pa.timestamp("us"), safe=False)
+        micros = pl.Series(pl.from_arrow(naive.cast(pa.int64())))
+        present = micros.is_not_null()
+    elif is_text(column.type) or is_bytes(column.type):
+        micros, present = _of_texts(pl.Series(pl.from_arrow(as_text(column))), rules)
+    elif pa.types.is_integer(column.type):
+        given = pl.Series(pl.from_arrow(column))
+        whole = given.cast(pl.Int64, strict=False)
+        micros, present = _of_integers(whole, rules)
+        present |= given.is_not_null() & whole.is_null()  # beyond 64 bits with a sign
+    elif pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        micros, present = _of_floats(pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))), rules)
+    else:
+        return pa.nulls(len(column), schema.TIMESTAMP_TYPE), pc.is_valid(column)
+    fine = micros.is_between(EARLIEST, LATEST, closed="left").fill_null(False)
+    if (micros <= max(_ZEROS)).any():
+        is_zero = micros.is_in(_ZEROS).fill_null(False)
+        fine, present = fine & ~is_zero, present & ~is_zero
+    cleaned = pl.select(pl.when(fine).then(micros)).to_series().cast(pl.Int64)
+    return cleaned.to_arrow().cast(schema.TIMESTAMP_TYPE), (present & ~fine).to_arrow()
+
+
+# --------------------------------------------------------------------------------------------------------- numbers
+
+
+def _of_integers(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
+    """Microseconds, null where there are none, and which cells hold a time or what should be one."""
+    if rules.time_format:
+        return _of_format(values.cast(pl.String), rules.time_format), values.is_not_null()
+    return _whole_numbers(values, values.is_not_null())
+
+
+def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
+    """The same of floats: whole ones are integers, fractions are epoch numbers."""
+    values = values.fill_nan(None)
+    present = values.is_not_null()
+    is_whole = ((values.abs() < 2**53) & (values == values.floor())).fill_null(False)
+    whole = pl.select(pl.when(is_whole).then(values)).to_series().cast(pl.Int64, strict=False)
+    if rules.time_format:
+        return _of_format(whole.cast(pl.String), rules.time_format), present
+    is_fraction = (values.is_finite() & ~is_whole & (values > 0)).fill_null(False)
+    if not is_fraction.any():
+        return _whole_numbers(whole, present)
+    positive = values.filter(values > 0)
+    if is_refused(positive.min(), positive.max()):
+        return _nothing(len(values)), present
+    micros, present = _whole_numbers(whole, present, latest=values.max())
+    fractions = pl.select(pl.when(is_fraction).then(values)).to_series()
+    return micros.fill_null(_scaled(fractions)), present
+
+
+def _whole_numbers(whole: pl.Series, present: pl.Series, latest: Any = None) -> tuple[pl.Series, pl.Series]:
+    """Epoch numbers, and calendar numbers where they are some: microseconds, and ``present`` without unknown times.
+
+    ``latest`` is the latest time (seconds) of the block's other cells, in the light of which small numbers are judged.
+    """
+    lowest, highest = _span(whole)
+    if lowest is None:
+        return whole, present
+    if lowest < 0:
+        unknown = (whole == -1).fill_null(False)
+        present = present & ~unknown
+        whole = pl.select(pl.when(whole >= 0).then(whole)).to_series()
+        lowest, highest = _span(whole)
+        if lowest is None:
+            return whole, present
+    if is_refused(lowest, highest):
+        return _nothing(len(whole)), present
+    micros = _scaled(whole)
+    for digits in CALENDAR:
+        first, end = calendar_range(digits)
+        if highest >= first and lowest < end:
+            micros = _with_calendar(micros, whole, digits)
+    if lowest > _SERIALS[1]:
+        return micros, present
+    found: Any = micros.max()
+    if max(found or 0, (latest or 0) * _SECOND) < _MODERN * _SECOND:
+        return micros, present
+    is_odd = whole.is_between(*_SERIALS) | whole.is_between(*YEARS) | (whole == 0)
+    present = present & ~(whole == 0).fill_null(False)
+    return pl.select(pl.when(~is_odd).then(micros)).to_series(), present
+
+
+def _span(values: pl.Series) -> tuple[Any, Any]:
+    return values.min(), values.max()
+
+
+def _nothing(count: int) -> pl.Series:
+    return pl.Series([None], dtype=pl.Int64).new_from_index(0, count)
+
+
+def is_refused(lowest: Any, highest: Any) -> bool:
+    """Whether a block's numbers are all a spreadsheet's serial dates, or all years: neither is an epoch number.
+
+    Single ones among times of today are refused as well.
+    """
+    return any(first <= lowest and highest <= last for first, last in (_SERIALS, YEARS))
+
+
+def _scaled(values: pl.Series) -> pl.Series:
+    """Epoch numbers of any unit as microseconds; integers are never rounded through floats."""
+    size = values.abs()
+    scaled = pl.when(size < 1e11).then(values * 1_000_000).when(size < 1e14).then(values * 1_000)
+    micros = scaled.when(size < 1e17).then(values).otherwise(values // 1_000)
+    if values.dtype.is_float():
+        micros = pl.when(values.is_finite()).then(micros.round()).cast(pl.Int64, strict=False)
+    return pl.select(micros).to_series()
+
+
+def calendar_range(digits: int) -> tuple[int, int]:
+    """The smallest number of so many digits that begins with a year of :data:`YEARS`, and the end of the last year."""
+    unit = 10 ** (digits - 4)
+    return YEARS[0] * unit, (YEARS[1] + 1) * unit
+
+
+def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Series:
+    """``micros`` with the times of the numbers of so many digits that read as calendar dates.
+
+    Where such a number could be an epoch number as well, they are dates only when at least half of all numbers of that
+    many digits in the block are valid dates.
+    """
+    numbers = whole.fill_null(0).to_numpy()
+    first, end = calendar_range(digits)
+    rows = np.flatnonzero((numbers >= first) & (numbers < end))
+    if not len(rows):
+        return micros
+    times, is_valid = _calendar_micros(numbers[rows], digits)
+    if CALENDAR[digits]:
+        of_that_size = (numbers >= 10 ** (digits - 1)) & (numbers < 10**digits)
+        if 2 * int(is_valid.sum()) < int(of_that_size.sum()):
+            return micros
+    found = pl.select(pl.when(pl.Series(is_valid)).then(pl.Series(times))).to_series()
+    return micros.scatter(rows, found)
+
+
+def _calendar_micros(numbers: Array, digits: int) -> tuple[Array, Array]:
+    """Microseconds of numbers such as 20201127215113, and which of them are valid; UTC."""
+    rest, divisor = numbers, 10 ** (digits - 4)
+    years, rest = np.divmod(rest, divisor)
+    parts: list[Array] = []
+    for width in _FIELDS:
+        if divisor == 1:
+            parts.append(np.ones_like(years) if len(parts) < 2 else np.zeros_like(years))
+            continue
+        divisor //= 10**width
+        part, rest = np.divmod(rest, divisor)
+        parts.append(part)
+    month, day, hour, minute, second, milli = parts
+    is_month = (month >= 1) & (month <= 12)
+    months = ((years - 1970) * 12 + np.where(is_month, month, 1) - 1).astype("datetime64[M]")
+    days = months.astype("datetime64[D]") + (day - 1)
+    same_month = days.astype("datetime64[M]") == months
+    is_valid = is_month & (day >= 1) & same_month & (hour < 24) & (minute < 60) & (second < 60)
+    seconds = days.astype(np.int64) * 86_400 + hour * 3600 + minute * 60 + second
+    return seconds * _SECOND + milli * 1000, is_valid
+
+
+# ----------------------------------------------------------------------------------------------------------- texts
+
+
+def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
+    texts = texts.str.strip_chars()
+    present = (texts.is_not_null() & (texts != "")).fill_null(False)
+    if rules.has_numbers:
+        present &= ~texts.is_in(list(rules.absent)).fill_null(False)
+        texts = pl.select(pl.when(present).then(texts)).to_series()
+    if rules.time_format:
+        micros = _of_format(texts, rules.time_format)
+        return micros, _not_absent(texts, present, present & micros.is_null(), rules)
+    whole = texts.cast(pl.Int64, strict=False)
+    rows = (present & whole.is_null()).arg_true()
+    if not len(rows):
+        return _whole_numbers(whole, present)
+    rest = texts.gather(rows)
+    numbers = rest.str.replace(r"^(\d+),(\d+)$", "$1.$2") if rules.decimal == "," else rest
+    numbers = numbers.cast(pl.Float64, strict=False)
+    times, is_given = _of_floats(numbers, DEFAULT_RULES)
+    no_number = numbers.is_null()
+    if no_number.any():
+        places = no_number.arg_true()
+        times = times.scatter(places, _of_calendar_texts(rest.gather(places)))
+    present = present.scatter(rows, is_given | no_number | numbers.is_nan().fill_null(False))
+    latest: Any = times.max()
+    micros, present = _whole_numbers(whole, present, latest=(latest or 0) / _SECOND)
+    micros = micros.scatter(rows, times)
+    return micros, _not_absent(texts, present, present & micros.is_null(), rules)
+
+
+def _not_absent(texts: pl.Series, present: pl.Series, left: pl.Series, rules: CellRules) -> pl.Series:
+    """``present`` without the cells among ``left`` whose texts are absent values or zero dates."""
+    if not left.any():
+        return present
+    rows = left.arg_true()
+    rest = texts.gather(rows)
+    absent = rest.is_in([*rules.absent, "-1"]) | rest.str.contains(ZERO_DATE)
+    return present.scatter(rows, ~absent) if absent.any() else present
+
+
+def _of_calendar_texts(texts: pl.Series) -> pl.Series:
+    """ISO 8601 and forms with a month's name as microseconds UTC, null where a text is neither."""
+    upper = texts.str.to_uppercase()
+    found = _of_iso(upper)
+    named = found.is_null() & upper.str.contains(MONTHS)
+    if named.any():
+        rows = named.arg_true()
+        found = found.scatter(rows, _of_named_months(upper.gather(rows)))
+    return found
+
+
+def _of_iso(texts: pl.Series) -> pl.Series:
+    """The usual forms as they are; of the others the spelling is brought to one of those first."""
+    found = _first_fit(texts, _ISO_FORMS)
+    left = found.is_null()
+    if not left.any():
+        return found
+    rows = left.arg_true()
+    plain = texts.gather(rows).str.replace(r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "${1}-${2}-${3}")
+    plain = plain.str.replace(r"^(\d{4})(\d\d)(\d\d)([T ])", "${1}-${2}-${3}${4}")
+    plain = plain.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})T", "$1 ").str.replace(r"\[[A-Z_]+(?:/[A-Z_]+)*\]$", "")
+    plain = plain.str.replace(r"^([-\d]+ \d\d)(\d\d)(\d\d)", "${1}:${2}:${3}")
+    plain = plain.str.replace(r"^([-\d]+ \d\d)(\d\d)([^:\d]|$)", "${1}:${2}${3}")
+    plain = plain.str.replace(r"(:\d\d),(\d+)", "$1.$2").str.replace(r" ?(?:Z|UTC|GMT)$", "+00:00")
+    plain = plain.str.replace(r" ([+-]\d\d)", "$1").str.replace(r"(:\d\d(?:\.\d+)?[+-]\d\d)$", "$1:00")
+    plain = plain.str.replace(r"^(\d{4}-\d{1,2})$", "$1-01")
+    return found.scatter(rows, _first_fit(plain, _PLAIN_FORMS))
+
+
+def _of_named_months(texts: pl.Series) -> pl.Series:
+    """``FRI NOV 27 21:51:13 +0000 2020`` and its kin; the weekday is not looked at."""
+    plain = texts.str.replace(r"^(?:MON|TUE|WED|THU|FRI|SAT|SUN)[A-Z]*,? +", "").str.replace(r" *\([^)]*\)$", "")
+    plain = plain.str.replace_all(rf"\b({MONTHS})[A-Z]*\b", "$1").str.replace_all(r"[, ]+", " ")
+    plain = plain.str.replace(r" (?:UTC|GMT|Z)( |$)", " +0000$1").str.replace(r"^(\d{1,2}) (\d)", "$1 $2")
+    return _first_fit(plain, (*NAMED_FORMS, *NAMED_DAYS))
+
+
+def _first_fit(texts: pl.Series, layouts: Sequence[str]) -> pl.Series:
+    """Every text by the first of Polars' forms that it fits as microseconds, null where it fits none."""
+    found = _read(texts, layouts[0])
+    for layout in layouts[1:]:
+        rows = found.is_null().arg_true()
+        if not len(rows):
+            break
+        found = found.scatter(rows, _read(texts.gather(rows), layout))
+    return found
+
+
+def _read(texts: pl.Series, layout: str) -> pl.Series:
+    """Texts of one form of Polars' as microseconds, null where they do not fit it."""
+    if "%H" not in layout and "%I" not in layout:
+        return texts.str.to_date(layout, strict=False).cast(pl.Int64) * _DAY
+    zone = "UTC" if "%z" in layout else None
+    return texts.str.to_datetime(layout, time_unit="us", time_zone=zone, strict=False).cast(pl.Int64)
+
+
+# ----------------------------------------------------------------------------------------------------- given format
+
+
+def _of_format(texts: pl.Series, form: str) -> pl.Series:
+    """Texts in a strptime form as microseconds UTC: by Polars where it reads the form as Python does, else by Python's
+    parser."""
+    layout = polars_form(form)
+    found = _read(texts, layout) if layout else _nothing(len(texts))
+    left = found.is_null() & texts.is_not_null() & (texts != "")
+    if not left.any():
+        return found
+    rows = left.arg_true()
+    rest = texts.gather(rows)
+    known = {text: _strptime(text, form) for text in rest.unique()}
+    times = pl.Series([known[text] for text in rest], dtype=pl.Int64)
+    return found.scatter(rows, times)
+
+
+def polars_form(form: str) -> str:
+    """A strptime form as Polars' parser writes it; empty where it would read other texts, or none.
+
+    >>> polars_form("%d/%m/%Y %H:%M:%S.%f"), polars_form("%d.%m.%y"), polars_form("%Y-%m")
+    ('%d/%m/%Y %H:%M:%S%.f', '', '')
+    """
+    form = form.replace("%S.%f", "%S%\0")
+    used = set(re.findall(r"%(.)", form, re.DOTALL))
+    has_clock = {"H", "M"} <= used or {"I", "p", "M"} <= used
+    is_day = not used & set("HMSIpz\0")
+    is_whole = all(used & names for names in _DATE_DIRECTIVES) and (has_clock or is_day)
+    return form.replace("\0", ".f") if is_whole and used - {"\0"} <= _SAME_IN_BOTH else ""
+
+
+def _strptime(text: str, form: str) -> int | None:
+    try:
+        found = datetime.strptime(text, form)
+    except (ValueError, OverflowError):
+        return None
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    apart = found - datetime(1970, 1, 1, tzinfo=UTC)
+    return (apart.days * 86_400 + apart.seconds) * _SECOND + apart.microseconds
