@@ -97,13 +97,13 @@ def train(folder: Path, side: str, steps: int) -> dict[str, Any]:
     from recsys.evaluation.validation import Validator
     from recsys.training.checkpoint import Progress
     from recsys.training.context import TrainContext
-    from recsys.training.loop import Phase
+    from recsys.training.loop import Pass
     from recsys.training.optimizer import clip_gradients
 
     torch.set_num_threads(1)
     config, dataset = settings(folder, side), PreparedDataset(str(folder / "run/dataset"))
     validate = Validator.of(config)
-    phase = Phase(config, dataset, Split.TRAIN, validate, TrainContext(), Progress())
+    phase = Pass(config, dataset, Split.TRAIN, validate, TrainContext(), Progress())
     phase.model.train()
     seconds = []
     for step in phase.loader.epoch(0):

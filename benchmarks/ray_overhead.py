@@ -68,7 +68,7 @@ def train(side: str, folder: str, epochs: int) -> dict[str, float]:
     validate = Validator.of(config)
     started = time.perf_counter()
     if side == "bare":
-        from recsys.training.loop import fit
+        from recsys.training.phases import fit
 
         fit(config, dataset, validate, TrainContext(report=report))
     else:

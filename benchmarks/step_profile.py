@@ -26,7 +26,7 @@ from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import Progress
 from recsys.training.context import TrainContext
-from recsys.training.loop import Phase
+from recsys.training.loop import Pass
 
 WARM_UP = 3
 
@@ -96,7 +96,7 @@ def prepared(config: Config) -> PreparedDataset:
 def profile(config: Config, dataset: PreparedDataset, steps: int) -> tuple[Clock, float]:
     """Train so many steps with a clock on every part; the clock, and the seconds of all steps."""
     clock, started = Clock(), 0.0
-    phase = Phase(config, dataset, Split.TRAIN, Validator.of(config), TrainContext(), Progress())
+    phase = Pass(config, dataset, Split.TRAIN, Validator.of(config), TrainContext(), Progress())
     model = phase.model
     model.tower.forward = clock.timed("item tower", model.tower.forward)
     for name, module in model.encoders.each():

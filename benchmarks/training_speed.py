@@ -26,7 +26,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.training.context import Report, TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 MAX_HISTORY = 50
 

@@ -24,7 +24,7 @@ from benchmarks.training_speed import prepare_ours, settings, write_events
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.validation import Validator
 from recsys.training.context import Report, TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.world import KNOBS
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.handmade import Event, write_dataset
 
 TEXT_WIDTH = 64

@@ -30,7 +30,7 @@ from recsys.preparation.event_store import Kept
 from recsys.preparation.forget import forget_users
 from recsys.preparation.prepare import prepare
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 DAY = 86_400
 NUM_DAYS = 6

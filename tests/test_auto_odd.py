@@ -25,8 +25,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
 from recsys.training.members import trained_part
+from recsys.training.phases import fit
 from tests.handmade import DAY, Event, write_dataset
 from tests.training_here import training_here
 

@@ -22,7 +22,7 @@ from recsys.evaluation.paired import paired_metrics
 from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import save_trained
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Captured = pytest.CaptureFixture[str]

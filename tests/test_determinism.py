@@ -50,7 +50,7 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
     from recsys.data.dataset import PreparedDataset
     from recsys.evaluation.validation import Validator
     from recsys.training.context import TrainContext
-    from recsys.training.loop import fit
+    from recsys.training.phases import fit
 
     torch.set_num_threads(threads)
     on: dict[str, Any] = {name: {"enabled": True} for name in TRAINED}

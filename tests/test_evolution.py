@@ -29,7 +29,7 @@ from recsys.granularities.evolution.section import EvolutionConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.step import StepLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")

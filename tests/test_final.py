@@ -30,8 +30,8 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.checkpoint import TrainResult
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, _chooses, assemble_final, fit_final
-from recsys.training.loop import fit
 from recsys.training.members import trained_only
+from recsys.training.phases import fit
 from recsys.training.resume import training_digest
 from tests.training_here import training_here
 

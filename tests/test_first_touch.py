@@ -18,7 +18,7 @@ from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.errors import DataError
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 VIEW, CART, BUY = 0, 1, 2
 BUYS = np.array([False, False, True])

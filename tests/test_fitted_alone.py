@@ -23,7 +23,7 @@ from recsys.serving.requests import parse_requests
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.selected import selected_model
 from tests.planted import planted_dataset
 from tests.test_training import keep_checkpoints

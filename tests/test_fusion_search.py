@@ -35,7 +35,7 @@ from recsys.storage.places import read_bytes
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.handmade import leave_last, write_dataset
 from tune.fusion import check
 from tune.fusion_search import LISTS, Trials, cross_fit, known_points, search

@@ -28,7 +28,7 @@ from recsys.preparation.media import media_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.build import build_graphs, build_model, model_sizes
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, warm_start
 
 SIZES = ModelSizes(2, 4, 1, 4, 1, 0, ordered=False, timed=False, inputs={"media": [["audio", 2], ["image", 2]]})

@@ -13,7 +13,7 @@ from recsys.data.repeats import repeats_line
 from recsys.errors import DataError, UserError
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.handmade import leave_last, write_dataset
 
 

@@ -27,7 +27,7 @@ from recsys.granularities.item_knn.section import ItemKnnConfig
 from recsys.model import FrozenModel
 from recsys.training.constants import choose_values
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.handmade import DAY, leave_last, write_dataset
 
 ITEMS, TEXT = 6, 4

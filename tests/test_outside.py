@@ -35,7 +35,7 @@ from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.handmade import leave_last, write_dataset
 from tests.training_here import training_here
 

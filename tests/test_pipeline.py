@@ -25,7 +25,7 @@ from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.evaluation.ranking import rank
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 KS = [5, 10]
 

@@ -23,7 +23,7 @@ from recsys.granularities.shares import LogShares
 from recsys.model import FrozenModel
 from recsys.training.constants import choose_values
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.handmade import DAY, leave_last, write_dataset
 
 ITEMS = 6

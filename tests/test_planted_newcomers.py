@@ -20,7 +20,7 @@ from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.preparation.items import count_table
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tests.planted import planted_dataset, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

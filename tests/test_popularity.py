@@ -21,7 +21,7 @@ from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.constants import CONSTANTS, choose_values, narrowed, with_constants
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.selected import assemble
 from tests.handmade import DAY, write_dataset
 

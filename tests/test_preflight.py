@@ -247,7 +247,7 @@ from recsys.config import load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 torch.set_num_threads(1)
 config = load_config(sys.argv[1], [("train.epochs", "1"), ("train.refit", "false"), ("train.evaluate_every", "1")])
 fit(config, PreparedDataset(sys.argv[2]), Validator.of(config), TrainContext())

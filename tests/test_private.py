@@ -24,7 +24,7 @@ from recsys.errors import ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.private import COUNTED_ITEMS, PRIVACY, PrivateSteps, add_clipped, bounded_counts, plan
 from recsys.training.step import StepLoss
 from tests.training_here import training_here

@@ -28,7 +28,7 @@ from recsys.registry.register import register, resolve
 from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 Captured = pytest.CaptureFixture[str]
 ITEMS = 24

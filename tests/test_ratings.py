@@ -21,7 +21,8 @@ from recsys.model import FrozenModel
 from recsys.ratings import Constants, RatedEvents, RatingHead, biases, rated_queries, standardised, why_no_ratings
 from recsys.report.panels import ratings_panel
 from recsys.training.context import TrainContext
-from recsys.training.loop import RATINGS, fit
+from recsys.training.phases import fit
+from recsys.training.rating_head import RATINGS
 from tests.handmade import DAY, small_model, small_world, write_dataset
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.evaluation.validation import Validator
-from recsys.training import loop
+from recsys.training import loop, phases
 from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
 from recsys.training.pruned import KEPT, choose_kept, silenced, transplant, without
@@ -43,7 +43,7 @@ def silence(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> 
 
 
 def run(config: Config, dataset: PreparedDataset, context: TrainContext | None = None, start: Any = None) -> Any:
-    return loop.fit(config, dataset, Validator.of(config), context or TrainContext(), start)
+    return phases.fit(config, dataset, Validator.of(config), context or TrainContext(), start)
 
 
 @pytest.mark.parametrize("kind", ["learned", "gated"])

@@ -26,7 +26,7 @@ from recsys.granularities.stratum.section import StratumConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.user_clusters import choose_strata, refit_strata, stratum_of
 from tests.handmade import leave_last, train_events, write_dataset
 

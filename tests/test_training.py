@@ -24,7 +24,7 @@ from recsys.evaluation.validation import Validator
 from recsys.training.build import build_graphs
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.context import Report, TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.selected import selected_model
 from tests.handmade import leave_last, write_dataset
 from tests.two_processes import together

@@ -33,7 +33,7 @@ from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.build import model_sizes
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, NewerOnly, grow, newer_users, warm_start
 from tests.training_here import training_here
 

@@ -32,7 +32,7 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 TITLES = [f"t{item}" for item in range(40)]
 

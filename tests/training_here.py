@@ -11,7 +11,7 @@ import pytest
 from recsys.training import ray_train
 from recsys.training.context import TrainContext
 from recsys.training.final import fit_final
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 
 
 @contextmanager

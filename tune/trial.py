@@ -38,7 +38,7 @@ from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.context import Report, TrainContext
-from recsys.training.loop import fit
+from recsys.training.phases import fit
 from tune.alive import beating
 
 MAX_VALUES: Final = 20_000  # validation queries whose values a trial hands over, for paired comparisons

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.data.hashing import spread
 from recsys.data.histories import Array, Histories, Queries
 
 TEXT_ROWS: Final = "text_rows"  # among a batch's inputs: int64 row of the text of each query's past, -1 without [B]
@@ -219,7 +220,4 @@ def _hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
     with np.errstate(over="ignore"):
         x = users_E.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + items_E.astype(np.uint64)
         x += np.uint64(seed % 2**63) * np.uint64(0xD1B54A32D192ED03)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return np.asarray((x >> np.uint64(11)).astype(np.float64) / 2.0**53)
+    return np.asarray((spread(x) >> np.uint64(11)).astype(np.float64) / 2.0**53)

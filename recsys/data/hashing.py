@@ -15,13 +15,31 @@ _PRIME = np.uint64(0x100000001B3)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix(values: Array) -> Array:
-    """Spread the bits of 64-bit integers (the finaliser of splitmix64, Steele et al. 2014)."""
+def spread(values: Array) -> Array:
+    """Spread the bits of 64-bit integers: the finaliser of splitmix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        mixed = values.astype(np.uint64) + _GOLDEN
+        mixed = values.astype(np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def mix(values: Array) -> Array:
+    """One step of splitmix64 for every integer: :func:`spread` after the golden ratio was added."""
+    with np.errstate(over="ignore"):
+        return spread(values.astype(np.uint64) + _GOLDEN)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed in [0, 2^31) for a tuple of integers, such as seed, epoch and rank: splitmix64 over them, one by one.
+
+    >>> seed_of(1, 2) == seed_of(1, 2), seed_of(1, 2) == seed_of(2, 1)
+    (True, False)
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        state = mix(state ^ np.array([number % 2**64], dtype=np.uint64))
+    return int(state[0] >> np.uint64(33))
 
 
 def string_hashes(strings: pa.Array) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 
 from recsys.data.batches import Hidden
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hashing import mix
 from recsys.data.histories import Array, Split
 
 Edges = Iterator[tuple[Array, Array]]  # users and items, no edge twice, a user's edges together
@@ -128,8 +129,4 @@ def _in_file(length: int) -> Array:
 def _hash(nodes: Array, seed: int) -> Array:
     """A number of 64 bits of seed and node (splitmix64)."""
     with np.errstate(over="ignore"):
-        mixed = nodes.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        found: Array = mixed ^ (mixed >> np.uint64(31))
-        return found
+        return mix(nodes.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))

@@ -3,7 +3,7 @@
 Why: the newest events tell most of what users want next, and an evaluated model has seen none of them. Its figures are
 worth what they are because it has not; so a second model is trained in the same way on everything, and nothing is
 chosen in it: constants, epochs, the number of strata, what is silent and the weights of fitted granularities are those
-of the evaluated one. Phases *final* and, around what is silent, *final_join* (see :mod:`recsys.training.loop`).
+of the evaluated one. Phases *final* and, around what is silent, *final_join* (see :mod:`recsys.training.phases`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
 from recsys.training.constants import with_constants
 from recsys.training.context import Report, TrainContext
-from recsys.training.loop import RATINGS, Phase
+from recsys.training.loop import Pass
 from recsys.training.pruned import silenced, transplant, without
-from recsys.training.rating_head import fit_head
+from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 
 _FITTED = "model.encoders.fitted_weights"
@@ -125,17 +125,17 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
     silent, start = silenced(final.choices), final.start
-    phase: Phase | None = None
+    phase: Pass | None = None
     weights = dict[str, Tensor]()
     if progress.phase == "final":
-        phase = Phase(without(config, silent), dataset, Split.TEST, _chooses, context, progress, start)
+        phase = Pass(without(config, silent), dataset, Split.TEST, _chooses, context, progress, start)
         moved = transplant(final.weights, final.names, phase.state(), phase.names)
         phase.model.encoders.fitted_weights.copy_(moved[_FITTED])
         phase.run()
         weights = phase.state()
         progress = replace(progress, phase="final_join", epoch=0, step=0)
     if silent or phase is None:
-        join = Phase(config, dataset, Split.TEST, _chooses, context, progress, start)
+        join = Pass(config, dataset, Split.TEST, _chooses, context, progress, start)
         if phase is not None:
             join.surround(weights, phase.names)
         if any(parameter.requires_grad for parameter in join.loss.parameters()):

@@ -24,10 +24,9 @@ from recsys.model import FrozenModel
 from recsys.training.apart import sections
 from recsys.training.checkpoint import TrainResult
 from recsys.training.constants import CONSTANTS
-from recsys.training.loop import RATINGS
 from recsys.training.private import PRIVACY
 from recsys.training.pruned import KEPT
-from recsys.training.rating_head import fit_head
+from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.user_clusters import refit_strata, stratum_of
 

@@ -1,11 +1,8 @@
 """The training loop. It knows no Ray: a :class:`~recsys.training.context.TrainContext` gives rank, device and report.
 
-Two phases. *select* trains on the training events, validates every few epochs and keeps the best epoch. *refit* trains
-anew on training and validation events for that number of epochs under the same schedule, so that the newest events are
-not lost to the model; nothing is chosen in it. The test events are in neither. Where the check on validation silences
-granularities (see ``kept``), both are without them, and a third phase, *join*, trains them alone around the model.
-The phase *final*, on all events, is another training: see ``recsys.training.final``.
-Where every granularity is fitted in closed form there are no epochs: *select* chooses their weights and validates once.
+A :class:`Pass` trains one model on the events through a split. Which passes a training makes, and what one hands to the
+next, is in :mod:`recsys.training.phases`. Where every granularity is fitted in closed form there are no epochs: the
+pass that selects chooses their weights and validates once.
 
 Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
 targets of the whole batch, so that any number of workers takes the same step.
@@ -18,8 +15,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,113 +27,29 @@ from torch import Tensor, nn
 from recsys.config import Config
 from recsys.data.bounded import asked_by_shard
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hashing import seed_of
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import no_targets, repeats_line
 from recsys.errors import ConfigError, DataError, TrainingError
 from recsys.granularities.behaviour.section import USER_TEXT
-from recsys.granularities.stratum.section import STRATUM
 from recsys.pace import Pace
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.closed_form import choose_weights, sample_queries
-from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import Report, TrainContext
 from recsys.training.optimizer import build_optimizer, clip_gradients
-from recsys.training.private import PRIVACY, PrivateSteps, plan, private_progress
-from recsys.training.pruned import KEPT, choose_kept, scale, scaled, silenced, transplant, without
-from recsys.training.rating_head import choose_constants, fit_head
+from recsys.training.private import PRIVACY, PrivateSteps, plan
+from recsys.training.pruned import KEPT, choose_kept, scale, scaled, silenced, transplant
+from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.step import StepLoss
-from recsys.training.user_clusters import STRATA, choose_strata
+from recsys.training.user_clusters import STRATA
 
-RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
 Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
 
 
-def fit(
-    config: Config,
-    dataset: PreparedDataset,
-    validate: Validate,
-    context: TrainContext,
-    start: Start | None = None,
-) -> TrainResult:
-    """Train a model: select the epoch on validation, then refit if the configuration says so.
-
-    Both begin at ``start`` (see ``warm_start``), which then is epoch 0 and may be chosen. Every rank returns the same
-    result.
-
-    Raises:
-        DataError: too few trainable users. ConfigError: a granularity that this dataset cannot feed.
-        TrainingError: the loss is no longer finite.
-    """
-    started = time.perf_counter()
-    progress, weights = Progress(), dict[str, Tensor]()
-    if context.resume_from is not None:
-        _, _, progress = load_checkpoint(context.resume_from, None)
-    if config.model.granularities.stratum.enabled and STRATA not in progress.choices:
-        kept = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
-        progress.choices[STRATA] = kept or choose_strata(config, dataset, context)
-    if CONSTANTS not in progress.choices and (chosen := choose_values(config, dataset, validate, context, start)):
-        progress.choices[CONSTANTS] = chosen
-    config = with_constants(config, progress.choices)
-    if config.train.privacy.epsilon:
-        progress = private_progress(config, progress, start)
-    if progress.phase == "select":
-        select = _select(config, dataset, validate, context, progress, start)
-        if select.names:
-            select.weigh_fitted()
-        progress = select.progress
-        if config.train.ratings:
-            progress.choices[RATINGS] = choose_constants(select.model.freeze(select.graphs), dataset)
-        weights, phase = select.state(), select
-        progress = replace(progress, phase="refit" if config.train.refit else "join", epoch=0, step=0)
-    selected, silent = None, silenced(progress.choices)
-    last = Split.VALID if config.train.refit else Split.TRAIN
-    if progress.phase == "refit":
-        refit = Phase(without(config, silent), dataset, last, validate, context, progress, start)
-        if weights:
-            refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
-            refit.best = weights  # so that its checkpoints carry what was selected
-        refit.run()
-        weights, phase = refit.state(), refit
-        selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
-        progress = replace(progress, phase="join", epoch=0, step=0)
-    if silent:
-        join = Phase(config, dataset, last, validate, context, progress, start)
-        if weights:
-            join.surround(weights, phase.names)
-            join.best = selected or weights
-        if any(parameter.requires_grad for parameter in join.loss.parameters()):
-            join.run()
-        weights, phase, selected = join.state(), join, join.best if config.train.refit else None
-    result = phase.result(weights, config.train.refit, started)
-    return replace(result, selected=selected)
-
-
-def _select(
-    config: Config,
-    dataset: PreparedDataset,
-    validate: Validate,
-    context: TrainContext,
-    progress: Progress,
-    start: Start | None,
-) -> Phase:
-    """The phase *select* at its best epoch, anew without what the check on validation silences, if anything."""
-    while True:
-        heard = without(config, silenced(progress.choices))
-        phase = Phase(heard, dataset, Split.TRAIN, validate, context, progress, start)
-        phase.run()
-        phase.loss.load_state_dict(phase.best)
-        if not phase.silences():
-            return phase
-        for report in progress.history:
-            report["phase"] = "checked"  # no epoch to choose from
-        progress = replace(progress, epoch=0, best_epoch=0, best_value=float("-inf"))
-        context = replace(context, resume_from=None)
-
-
-class Phase:
-    """One pass of training over the events through a split."""
+class Pass:
+    """The training of one model on the events through a split, epoch by epoch."""
 
     def __init__(
         self,
@@ -237,7 +149,7 @@ class Phase:
         """Steps of an epoch."""
         return self.loader.num_steps if self.private is None else self.private.budget.steps_of_epoch
 
-    def surround(self, weights: dict[str, Tensor], names: list[str]) -> None:
+    def surround(self, weights: Mapping[str, Tensor], names: list[str]) -> None:
         """Take the weights of a model of only these trained granularities; the others stay as they are."""
         self.loss.load_state_dict(transplant(weights, names, self.loss.state_dict(), self.names))
 
@@ -374,7 +286,7 @@ class Phase:
 
     def _private_epoch(self, epoch: int, private: PrivateSteps) -> float:
         """One epoch of drawn users; the mean loss of their targets, which is reported and no part of the account."""
-        torch.manual_seed(hash((self.config.seed, epoch)) % 2**31)
+        torch.manual_seed(seed_of(self.config.seed, epoch))
         total = weight = 0.0
         pace = Pace(f"steps of epoch {epoch + 1}", self.num_steps)
         for number in range(self.num_steps):
@@ -394,7 +306,7 @@ class Phase:
         for step in self.loader.epoch(epoch, self.progress.step):
             if step.number == 0 or self._is_due(step.number):
                 at = (step.number,) if step.number else ()
-                torch.manual_seed(hash((self.config.seed, epoch, self.context.rank, *at)) % 2**31)
+                torch.manual_seed(seed_of(self.config.seed, epoch, self.context.rank, *at))
             yield step
 
     def _is_due(self, number: int) -> bool:

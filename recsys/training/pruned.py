@@ -5,7 +5,7 @@ data does not hold then costs twice: what its noise adds to every score, and wha
 training let it explain by heart what they should have. Silence at serving time mends the first only, so the model is
 trained anew *without* what is silenced, as if the configuration had never named it: same seeds, same parameters, hence
 no loss by construction. What is silenced then learns on its own, all else as it is, to answer those who have nothing
-else (see ``Phase`` of :mod:`recsys.training.loop`). Legend: B queries, K granularities.
+else (see :mod:`recsys.training.phases`). Legend: B queries, K granularities.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.model import FrozenModel
 from recsys.ratings import Constants, RatedEvents, RatingHead, biases, rated_queries, standardised, why_no_ratings
 
+RATINGS: Final = "ratings"  # the name of the head's constants among a training's choices
 MAX_EVENTS: Final = 500_000  # that the factors are trained on: of users evenly from all
 _DAMPINGS: Final = (1.0, 3.0, 10.0)
 _DECAYS: Final = (0.01, 0.1)

@@ -47,7 +47,8 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_checkpoint, load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, fit_final
-from recsys.training.loop import Validate, fit
+from recsys.training.loop import Validate
+from recsys.training.phases import fit
 from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
 from recsys.training.threads import asked_threads, fastest_threads, usable_threads
 

@@ -1,0 +1,155 @@
+"""What a training consists of: a list of phases, each of which takes up what the one before it left.
+
+*choose* finds on validation what must be known before the first epoch: the number of user clusters, and constants of
+closed-form members. *select* trains on the training events, validates every few epochs and keeps the best epoch; where
+the check on validation prunes granularities, it trains anew without them. *refit* trains anew on training and
+validation events for that number of epochs under the same schedule, so that the newest events are not lost to the
+model; nothing is chosen in it. *join* trains the pruned granularities alone around the model. The test events are in
+none. The training on all events is another one: see :mod:`recsys.training.final`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from torch import Tensor
+
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import Split
+from recsys.granularities.stratum.section import STRATUM
+from recsys.training.build import Start
+from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
+from recsys.training.constants import CONSTANTS, choose_values, with_constants
+from recsys.training.context import TrainContext
+from recsys.training.loop import Pass, Validate
+from recsys.training.private import private_progress
+from recsys.training.pruned import silenced, without
+from recsys.training.rating_head import RATINGS, choose_constants
+from recsys.training.user_clusters import STRATA, choose_strata
+
+
+@dataclass
+class Training:
+    """What the phases share, and how far they have come."""
+
+    config: Config
+    dataset: PreparedDataset
+    validate: Validate
+    context: TrainContext
+    start: Start | None
+    progress: Progress
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # of the newest pass at its end
+    selected: Mapping[str, Tensor] | None = None  # of the pass that selected, where another one goes out
+    newest: Pass | None = None
+
+    def a_pass(self, config: Config, through: Split) -> Pass:
+        """A pass on the events through ``through``, ready to run."""
+        return Pass(config, self.dataset, through, self.validate, self.context, self.progress, self.start)
+
+    def ended(self, a_pass: Pass, following: str) -> None:
+        """Take over a pass that has run; ``following`` is the phase that a resumed training begins with."""
+        self.weights, self.newest = a_pass.state(), a_pass
+        self.progress = replace(self.progress, phase=following, epoch=0, step=0)
+
+    @property
+    def through(self) -> Split:
+        """The newest events that the model which goes out is trained on."""
+        return Split.VALID if self.config.train.refit else Split.TRAIN
+
+
+def choose(training: Training) -> None:
+    """What must be known before the first epoch; a resumed or continued training knows it."""
+    config, choices, start = training.config, training.progress.choices, training.start
+    if config.model.granularities.stratum.enabled and STRATA not in choices:
+        known = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
+        choices[STRATA] = known or choose_strata(config, training.dataset, training.context)
+    if CONSTANTS not in choices:
+        chosen = choose_values(config, training.dataset, training.validate, training.context, start)
+        choices.update({CONSTANTS: chosen} if chosen else {})
+    training.config = with_constants(config, choices)
+    if training.config.train.privacy.epsilon:
+        training.progress = private_progress(training.config, training.progress, start)
+
+
+def select(training: Training) -> None:
+    """Train on the training events to the best epoch, anew without what the check on validation prunes, if anything."""
+    if training.progress.phase != "select":
+        return
+    while True:
+        found = training.a_pass(without(training.config, silenced(training.progress.choices)), Split.TRAIN)
+        found.run()
+        found.loss.load_state_dict(found.best)
+        if not found.silences():
+            break
+        for report in training.progress.history:
+            report["phase"] = "checked"  # no epoch to choose from
+        training.progress = replace(training.progress, epoch=0, best_epoch=0, best_value=float("-inf"))
+        training.context = replace(training.context, resume_from=None)
+    if found.names:
+        found.weigh_fitted()
+    training.progress = found.progress
+    if training.config.train.ratings:
+        training.progress.choices[RATINGS] = choose_constants(found.model.freeze(found.graphs), training.dataset)
+    training.ended(found, "refit" if training.config.train.refit else "join")
+
+
+def refit(training: Training) -> None:
+    """Train anew on training and validation events, for as many epochs as were selected."""
+    if training.progress.phase != "refit":
+        return
+    found = training.a_pass(without(training.config, silenced(training.progress.choices)), training.through)
+    if training.weights:
+        found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
+        found.best = dict(training.weights)  # so that its checkpoints carry what was selected
+    found.run()
+    if not training.config.train.privacy.epsilon:  # a private training has selected nothing
+        training.selected = found.best
+    training.ended(found, "join")
+
+
+def join(training: Training) -> None:
+    """Train what was pruned, alone, around the model."""
+    if not silenced(training.progress.choices):
+        return
+    found = training.a_pass(training.config, training.through)
+    if training.newest is not None:
+        found.surround(training.weights, training.newest.names)
+        found.best = dict(training.selected or training.weights)
+    if any(parameter.requires_grad for parameter in found.loss.parameters()):
+        found.run()
+    training.selected = found.best if training.config.train.refit else None
+    training.ended(found, "join")
+
+
+Phase = Callable[[Training], None]
+PHASES: Final[tuple[Phase, ...]] = (choose, select, refit, join)
+
+
+def fit(
+    config: Config,
+    dataset: PreparedDataset,
+    validate: Validate,
+    context: TrainContext,
+    start: Start | None = None,
+) -> TrainResult:
+    """Train a model through all phases: see the module's description.
+
+    It begins at ``start`` (see ``warm_start``), which then is epoch 0 and may be chosen. Every rank returns the same
+    result.
+
+    Raises:
+        DataError: too few trainable users. ConfigError: a granularity that this dataset cannot feed.
+        TrainingError: the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    progress = Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]
+    training = Training(config, dataset, validate, context, start, progress)
+    for phase in PHASES:
+        phase(training)
+    assert training.newest is not None, "a checkpoint of a phase that trains nothing"
+    result = training.newest.result(dict(training.weights), config.train.refit, started)
+    return replace(result, selected=None if training.selected is None else dict(training.selected))
