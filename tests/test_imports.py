@@ -23,7 +23,7 @@ LEVELS = [
     {"recsys.apart"},
     {"recsys.training", "recsys.evaluation"},
     {"recsys.registry", "recsys.serving", "recsys.auto", "recsys.privacy"},
-    {"recsys.export"},
+    {"recsys.export", "recsys.ui"},
     {"pipelines"},
     {"tune"},
 ]
