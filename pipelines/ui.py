@@ -1,7 +1,7 @@
 """``recsys ui``: a local dashboard in the browser, until SIGINT or SIGTERM.
 
-Shows run folders, runs and registered models of MLflow, compares two runs as ``recsys compare`` does, and asks models as
-every way of serving does. It reads alone: no page changes a run, a model or an alias.
+Shows run folders, and runs and registered models of MLflow; compares two runs as ``recsys compare`` does; asks models
+as every way of serving does. It is read-only: no page changes a run, a model or an alias.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _tracking_uri(config: Config) -> str:
 def check_installed() -> None:
     """Raise :class:`ConfigError` where the extra is missing."""
     try:
-        import fastapi
-        import markdown_it
+        import fastapi  # noqa: F401
+        import markdown_it  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
@@ -95,12 +95,12 @@ def show(config: Config) -> None:
     import uvicorn
 
     settings = config.ui
-    password = _password(settings)
+    app = application_of(config, _password(settings))
     with _listening(settings) as listener:
         port = int(listener.getsockname()[1])
         server = uvicorn.Server(
             uvicorn.Config(
-                application_of(config, password),
+                app,
                 log_level="error",
                 access_log=False,  # addresses hold ids of users
                 server_header=False,
@@ -125,6 +125,7 @@ def application_of(config: Config, password: str = "") -> Any:
     settings, uri = config.ui, config.tracking.uri
     _check_folders(settings)
     runs, gate = Runs(settings.runs, uri), Gate(uri)
+    runs.all()  # imports MLflow, which takes seconds
     names = [settings.host, *settings.names]
     holder = Holder(runs, gate, settings.model)
     return application(runs, gate, holder, _compared, names, token_sha256(password) if password else "")
@@ -168,6 +169,7 @@ def _listening(settings: UiConfig) -> Iterator[socket.socket]:
                 f"ui.host {settings.host}, ui.port {settings.port}: cannot be used ({error.strerror or error}); choose "
                 "another port with --port, or 0 for a free one"
             ) from None
+        listener.listen()
         yield listener
 
 
@@ -205,8 +207,8 @@ def _password(settings: UiConfig) -> str:
     token = os.environ.get(settings.token_env, "")
     if len(token) < _LEAST_TOKEN:
         raise ConfigError(
-            f"ui.token_env: the environment variable {settings.token_env} has {len(token)} characters, expected a token "
-            f"of {_LEAST_TOKEN} or more"
+            f"ui.token_env: the environment variable {settings.token_env} has {len(token)} characters, expected a "
+            f"token of {_LEAST_TOKEN} or more"
         )
     return token
 

@@ -65,6 +65,10 @@ class Listed:
         against = [part.name for part in self.ordered if part.value < 0]
         return ", ".join(told) + (f"; against it: {', '.join(against)}" if against else "")
 
+    def share(self, name: str) -> float:
+        """What a granularity adds to the score."""
+        return next((part.value for part in self.parts if part.name == name), 0.0)
+
     @property
     def ordered(self) -> list[Part]:
         """Its parts, the largest first."""
@@ -126,6 +130,8 @@ def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
     Raises:
         RequestError: in plain words, why there are none.
     """
+    if opened.recommender.item_row(item) < 0:
+        raise RequestError(f"The model does not know the item “{item}”. Find one by a part of its title or id.")
     try:
         with opened.lock:
             [answer] = opened.recommender.similar.answer(parse_similar([{"item_id": item, "k": k, "by": by}]))

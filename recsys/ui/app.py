@@ -79,7 +79,8 @@ class Pages:
 
     def card(self, opened: Opened) -> str:
         """The model card as HTML, in which no HTML of others is left."""
-        return self._markdown.render(str(opened.about.get("card") or ""))
+        html: str = self._markdown.render(str(opened.about.get("card") or ""))
+        return html
 
     def run(self, key: str) -> Run:
         """The run of a key.

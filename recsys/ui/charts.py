@@ -8,6 +8,7 @@ from typing import Any
 
 from recsys.evaluation.charts import axis
 from recsys.evaluation.report import recommender_name
+from recsys.evaluation.wording import figure, metric_name, number, signed
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
     better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
     head = f"{better} is better beyond chance" if better else "No difference beyond chance"
     text = (
-        f"{name} is {entry['first']:.4f} with {first} and {entry['second']:.4f} with {second}: a difference of "
-        f"{entry['difference']:+.4f}, 95 % interval {entry['low']:+.4f} to {entry['high']:+.4f}, p {entry['p']:.2g} "
-        f"(paired bootstrap over {record['queries']:,} test users)."
+        f"{metric_name(name)} is {number(entry['first'])} with {first} and {number(entry['second'])} with {second}: a "
+        f"difference of {signed(entry['difference'])}, 95 % interval {signed(entry['low'])} to {signed(entry['high'])}, "
+        f"p = {entry['p']:.2g} (paired bootstrap over {figure(record['queries'])} test users)."
     )
     return "better" if better else "even", head, text

@@ -41,8 +41,7 @@ class Version:
 
     @property
     def label(self) -> str:
-        said = f" ({', '.join(self.aliases)})" if self.aliases else ""
-        return f"{self.name}, version {self.number}{said}"
+        return " · ".join([f"{self.name} v{self.number}", *self.aliases])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from recsys.storage.uris import is_remote
 
 _MOST: Final = 200  # of MLflow's runs
 _FRESH_S: Final = 10.0  # for which an answer of MLflow is shown again
+_PROMOTIONS: Final = "-promotions"  # end of the experiment of the gate's decisions, which the models' page shows
 _REPORTS: Final = {"report": "report.html", "sweep": "sweep.html", "fusion": "fusion/report.html"}
 
 
@@ -191,7 +192,11 @@ def _of_mlflow(uri: str) -> tuple[list[Run], str]:
             registry = reader(uri)
             if registry is None:
                 return [], ""
-            experiments = [one.experiment_id for one in registry.search_experiments(max_results=1000)]
+            experiments = [
+                one.experiment_id
+                for one in registry.search_experiments(max_results=1000)
+                if not one.name.endswith(_PROMOTIONS)
+            ]
             found = registry.search_runs(experiments, max_results=_MOST, order_by=["attributes.start_time DESC"])
     except Exception as error:  # a server that is away, or a file of something else: the folders are shown still
         return [], trouble_of(uri, error)
