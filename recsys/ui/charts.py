@@ -90,7 +90,7 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
     head = f"{better} is better beyond chance" if better else "No difference beyond chance"
     text = (
         f"{metric_name(name)} is {number(entry['first'])} with {first} and {number(entry['second'])} with {second}: a "
-        f"difference of {signed(entry['difference'])}, 95 % interval {signed(entry['low'])} to {signed(entry['high'])}, "
-        f"p = {entry['p']:.2g} (paired bootstrap over {figure(record['queries'])} test users)."
+        f"difference of {signed(entry['difference'])}, 95 % interval {signed(entry['low'])} to "
+        f"{signed(entry['high'])}, p = {entry['p']:.2g} (paired bootstrap over {figure(record['queries'])} test users)."
     )
     return "better" if better else "even", head, text
