@@ -206,6 +206,18 @@ def test_picked_user_is_a_known_one(browser: TestClient, recommender: Recommende
     assert answer.status_code == 303 and user and recommender.user_row(user[1]) >= 0
 
 
+def test_one_model_is_loaded_once_under_all_its_names(runs: Path) -> None:
+    from recsys.ui.gate import Gate
+    from recsys.ui.holder import Holder
+    from recsys.ui.runs import Runs
+
+    bundle = str((runs / "shop/bundle").resolve())
+    holder = Holder(Runs([str(runs)], ""), Gate(""), bundle)
+    named, of_run = holder.open("named"), holder.open("run:shop")
+    assert (named.choice.key, of_run.choice.key) == ("named", "run:shop")
+    assert named.recommender is of_run.recommender
+
+
 @pytest.fixture(scope="module")
 def gated(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     """A registry with a champion and a version that the gate refused."""

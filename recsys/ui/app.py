@@ -282,7 +282,7 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(Exception)
     def failed(request: Request, error: Exception) -> HTMLResponse:
         _LOG.error("the page %s failed", request.url.path, exc_info=error)
-        text = f"{type(error).__name__}: {error}. The terminal in which the dashboard runs says more."
+        text = f"{type(error).__name__}: {redact(str(error))}. The terminal in which the dashboard runs says more."
         return pages.page("error", 500, head="This page failed", text=text)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from recsys.config import redact
 from recsys.errors import MultigrainError
 from recsys.ui.runs import Run, read_json
 
@@ -60,7 +61,7 @@ class Comparisons:
         except MultigrainError as error:
             comparison.trouble = str(error)
         except Exception as error:  # a page must say that it failed, not wait for ever
-            comparison.trouble = f"The comparison failed: {type(error).__name__}: {error}"
+            comparison.trouble = f"The comparison failed: {type(error).__name__}: {redact(str(error))}"
 
 
 def _stored(first: Run, second: Run) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.serving.followed import Followed
 from recsys.serving.recommender import Recommender
@@ -62,13 +64,6 @@ class Opened:
         order = np.lexsort((-self.bundle.popularity_N[rows], rank))[:_SUGGESTED]
         return [self.bundle.item_ids[row] for row in rows[order]]
 
-    def item_of(self, text: str) -> str:
-        """The item that a text names: an id, or the title of one item alone; empty for none."""
-        if self.recommender.item_row(text) >= 0:
-            return text
-        named = [row for row, title in enumerate(self.bundle.titles) if title.lower() == text.strip().lower()]
-        return self.bundle.item_ids[named[0]] if len(named) == 1 else ""
-
     @cached_property
     def _lower(self) -> tuple[pa.Array, pa.Array]:
         ids, titles = (pa.array(texts, pa.large_string()) for texts in (self.bundle.item_ids, self.bundle.titles))
@@ -93,7 +88,7 @@ class Holder:
 
     def choices(self) -> list[Choice]:
         """What can be asked: the model that was named at the start, champions, other versions, run folders."""
-        found = [Choice("named", self._named, self._named)] if self._named else []
+        found = [Choice("named", redact(self._named), self._named)] if self._named else []
         versions = [version for model in self._gate.models() for version in model.versions]
         versions.sort(key=lambda version: ("champion" not in version.aliases, not version.aliases))
         found += [Choice(version.key, version.label, version.uri) for version in versions]
@@ -127,4 +122,6 @@ class Holder:
             self._opened.move_to_end(version)
             while len(self._opened) > _KEPT:
                 self._opened.popitem(last=False)
-        return kept
+        named = copy(kept)  # one model may have several names, and a name that it had before another alias
+        named.choice = choice
+        return named
