@@ -309,6 +309,7 @@ def plan(verb: str, config: Config) -> str:
         "served": (config.serve.model or f"models:/{config.registry.name}@champion")
         + (f" and {config.serve.ab.model}" if config.serve.ab.model else ""),
         "answers": f"{config.serve.log}/answers-….jsonl" if config.serve.log else "nothing: serve.log is empty",
+        "shown": ", ".join(config.ui.runs),
         "space": ", ".join(config.tune.space) or "tune.space, which is empty",
     }
     chosen = _kind(verb, config)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import numpy as np
 
@@ -94,8 +94,8 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"got {len(config.compare.runs)} run folders, expected two; usage: {VERBS['compare'].usage}")
     quiet()
     with ExitStack() as stack:
-        first, second = (stack.enter_context(_opened(place)) for place in config.compare.runs)
-        _check_same(first, second)
+        first, second = (stack.enter_context(opened(place)) for place in config.compare.runs)
+        check_same(first, second)
         if arguments.dry_run:
             print(plan("compare", config))
         else:
@@ -131,6 +131,20 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
     """Rank the test part with both, say and write what differs; returns the content of ``compare.json``.
 
     Raises:
+        ArtifactError, ConfigError: as :func:`compared`.
+    """
+    say = first.folder.progress
+    record = compared(config, first, second)
+    for text in _words(record):
+        say(text)
+    say(f"wrote {_write(config, first, record)}")
+    return record
+
+
+def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
+    """Rank the test part with both; the content of ``compare.json``, which is not written.
+
+    Raises:
         ArtifactError: a model or the dataset is not what the run says.
         ConfigError: the two do not ask the same users.
     """
@@ -154,7 +168,7 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
         values.append(found)
         rows.append(ranking.rows_B)
     assert np.array_equal(rows[0], rows[1]), "the same queries count for both"
-    record = {
+    return {
         "first": _described(first),
         "second": _described(second),
         "dataset": {key: first.metrics["data"][key] for key in ("name", "content_hash", "split")},
@@ -168,18 +182,18 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
         "notes": _notes(first, second, values),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    for text in _words(record):
-        say(text)
-    say(f"wrote {_write(config, first, record)}")
-    return record
 
 
 # ----------------------------------------------------------------------------------------------------- the two folders
 
 
 @contextmanager
-def _opened(place: str) -> Iterator[Side]:
-    """A run folder to read, a remote one through a temporary folder; it is neither made nor locked."""
+def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
+    """A run folder to read, a remote one through a temporary folder; it is neither made nor locked.
+
+    Raises:
+        ArtifactError: it is no folder of a finished and evaluated run.
+    """
     with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
         mirror = None
         root = Path(place)
@@ -190,7 +204,7 @@ def _opened(place: str) -> Iterator[Side]:
             mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
         elif not root.is_dir():
             raise ArtifactError(f"{place} is no folder; {_CURE}")
-        folder = RunFolder(root, Progress(sys.stdout, Path(name) / "compare.log"), mirror)
+        folder = RunFolder(root, Progress(stream or sys.stdout, Path(name) / "compare.log"), mirror)
         if not folder.config.is_file():
             raise ArtifactError(f"{place} is no run folder: it has no config.yaml; {_CURE}")
         metrics = folder.read_json(folder.metrics, _CURE)
@@ -201,7 +215,7 @@ def _opened(place: str) -> Iterator[Side]:
         yield Side(place, folder, load_config(folder.config, [("run.dir", place)]), metrics)
 
 
-def _check_same(first: Side, second: Side) -> None:
+def check_same(first: Side, second: Side) -> None:
     """That both were measured on the same queries, by what their metrics say.
 
     Raises:

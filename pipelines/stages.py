@@ -69,6 +69,7 @@ STAGES: Final[dict[str, Stage]] = {
     "logs": Stage(("{logs}", "{outcomes}", "{estimated}"), ("{comparison}",)),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
+    "dashboard": Stage(("the run folders in {shown}", "runs and registered models in {tracking}"), ()),
     "forget": Stage(
         ("{dataset}/", "{run}/model/", "every version in {tracking}"),
         (
@@ -210,6 +211,14 @@ VERBS: Final[dict[str, Verb]] = {
         usage="recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
         "       recsys export --config FILE --to FORMAT --out DIR",
         sections=("export", "run", "tracking"),
+    ),
+    "ui": Verb(
+        "pipelines.ui:command",
+        "a local dashboard in the browser: runs, comparisons, lists for a user or a basket, similar items, the gate",
+        ("dashboard",),
+        usage="recsys ui [FOLDER…] [--host HOST] [--port PORT] [--ui.model MODEL] [--tracking.uri URI] [--dry-run]\n"
+        "       recsys ui --config FILE [--section.key VALUE …]",
+        sections=("ui", "tracking"),
     ),
 }
 

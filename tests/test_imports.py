@@ -29,7 +29,7 @@ LEVELS = [
     {"recsys.bundle"},
     {"recsys.serving", "recsys.gate", "recsys.auto", "recsys.privacy"},
     {"recsys.registry"},
-    {"recsys.export"},
+    {"recsys.export", "recsys.ui"},
     {"pipelines.plumbing"},
     {"pipelines"},
     {"tune"},

@@ -19,6 +19,7 @@ from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
 from recsys.config.train import TrainConfig
 from recsys.config.tune import TuneConfig
+from recsys.config.ui import UiConfig
 from recsys.config.values import seconds_of
 from recsys.config.verbs import RecommendConfig, SimilarConfig, UpdateConfig
 from recsys.storage.uris import within
@@ -68,6 +69,7 @@ class Config(Section):
     pull: PullConfig = Field(default_factory=PullConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     forget: ForgetConfig = Field(default_factory=ForgetConfig)
+    ui: UiConfig = Field(default_factory=UiConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     registry: RegistryConfig = Field(default_factory=RegistryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)

@@ -1,0 +1,217 @@
+"""``recsys ui``: a local dashboard in the browser, until SIGINT or SIGTERM.
+
+Shows run folders, and runs and registered models of MLflow; compares two runs as ``recsys compare`` does; asks models
+as every way of serving does. It is read-only: no page changes a run, a model or an alias.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.plumbing.session import quiet
+from pipelines.stages import VERBS
+from recsys.config import Config
+from recsys.config.ui import UiConfig
+from recsys.errors import ConfigError
+from recsys.registry.tracking import tracking_uri
+from recsys.storage.uris import is_remote
+
+_SHORT: Final = {"--host": "--ui.host", "--port": "--ui.port"}
+_LEAST_TOKEN: Final = 16  # characters, as of `recsys serve`
+
+
+def command(words: Sequence[str]) -> int:
+    """Read the words behind ``ui``: folders of runs, and options.
+
+    Raises:
+        ConfigError: the port is taken, the token is missing, or a part is not installed.
+    """
+    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    folders = list(words[: options[0] if options else len(words)])
+    arguments = parse([_long(word) for word in words[len(folders) :]])
+    config = config_of(arguments.config, arguments.overrides)
+    if folders and any(name == "ui.runs" for name, _ in arguments.overrides):
+        raise UsageError(f"got folders and --ui.runs, expected one of them; usage: {VERBS['ui'].usage}")
+    config.ui.runs = folders or _runs_of(config, arguments.config is not None)
+    config.tracking.uri = _tracking_uri(config)
+    if arguments.dry_run:
+        print(plan("ui", config))
+        return 0
+    quiet()
+    check_installed()
+    show(config)
+    return 0
+
+
+def _long(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return _SHORT.get(name, name) + equals + value
+
+
+def _runs_of(config: Config, is_of_file: bool) -> list[str]:
+    """Where runs are: as the configuration says, else beside the run folder of a file that was given."""
+    if "runs" in config.ui.model_fields_set or not is_of_file or is_remote(config.run.dir):
+        return config.ui.runs
+    return [str(Path(config.run.dir).parent)]
+
+
+def _tracking_uri(config: Config) -> str:
+    """MLflow's store: as it is named, in the environment, or the SQLite file beside the first folder's runs."""
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if named:
+        return tracking_uri(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": named})}))
+    first = Path(next((place for place in config.ui.runs if not is_remote(place)), "runs"))
+    beside = first.absolute().parent if (first / "config.yaml").is_file() else first.absolute()
+    return f"sqlite:///{beside / 'mlflow.db'}"
+
+
+def check_installed() -> None:
+    """Raise :class:`ConfigError` where the extra is missing."""
+    try:
+        import fastapi  # noqa: F401
+        import markdown_it  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"recsys ui needs FastAPI and more, and {error.name or 'a part'} is missing: pip install 'multigrain[ui]'"
+        ) from None
+
+
+def show(config: Config) -> None:
+    """Serve the pages until a signal; a clean end is no error.
+
+    Raises:
+        ConfigError: the port is taken, a folder is missing, or the host needs a token.
+    """
+    import uvicorn
+
+    settings = config.ui
+    app = application_of(config, _password(settings))
+    with _listening(settings) as listener:
+        port = int(listener.getsockname()[1])
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="error",
+                access_log=False,  # addresses hold ids of users
+                server_header=False,
+                lifespan="off",
+                timeout_graceful_shutdown=2,
+            )
+        )
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"the dashboard is at http://{host}:{port}; Ctrl-C ends it", flush=True)
+        _end_quietly(server)
+        server.run(sockets=[listener])
+
+
+def application_of(config: Config, password: str = "") -> Any:
+    """The dashboard of a configuration, as an ASGI application."""
+    from recsys.serving.access import token_sha256
+    from recsys.ui.app import application
+    from recsys.ui.gate import Gate
+    from recsys.ui.holder import Holder
+    from recsys.ui.runs import Runs
+
+    settings, uri = config.ui, config.tracking.uri
+    _check_folders(settings)
+    runs, gate = Runs(settings.runs, uri), Gate(uri)
+    runs.all()  # imports MLflow, which takes seconds
+    names = [settings.host, *settings.names]
+    holder = Holder(runs, gate, settings.model)
+    return application(runs, gate, holder, _compared, names, token_sha256(password) if password else "")
+
+
+def _check_folders(settings: UiConfig) -> None:
+    """Folders that were named must be there; the default need not."""
+    for place in settings.runs:
+        if is_remote(place):
+            raise ConfigError(
+                f"ui.runs: {place} is remote; name local folders. Runs elsewhere are shown from MLflow (tracking.uri), "
+                "and ui.model may be a remote bundle"
+            )
+        if not Path(place).is_dir() and settings.runs != UiConfig().runs:
+            raise ConfigError(f"ui.runs: {place} is no folder; expected one with run folders, such as runs")
+
+
+def _compared(first: str, second: str) -> Mapping[str, Any]:
+    """What ``recsys compare FIRST SECOND`` writes."""
+    from pipelines.compare import check_same, compared, opened
+
+    with ExitStack() as stack:
+        sides = [stack.enter_context(opened(place, io.StringIO())) for place in (first, second)]
+        check_same(*sides)
+        return compared(config_of(None, []), *sides)
+
+
+@contextmanager
+def _listening(settings: UiConfig) -> Iterator[socket.socket]:
+    """The socket, bound.
+
+    Raises:
+        ConfigError: the port is taken, or the host is none of this machine's.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(
+                f"ui.host {settings.host}, ui.port {settings.port}: cannot be used ({error.strerror or error}); choose "
+                "another port with --port, or 0 for a free one"
+            ) from None
+        listener.listen()
+        yield listener
+
+
+def _end_quietly(server: Any) -> None:
+    """SIGINT and SIGTERM end the server and nothing else: uvicorn would raise them again behind it."""
+
+    @contextmanager
+    def caught() -> Iterator[None]:
+        before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    server.capture_signals = caught
+
+
+def _password(settings: UiConfig) -> str:
+    """The token; empty where none is asked for.
+
+    Raises:
+        ConfigError: it is too short, or missing on a host that others reach.
+    """
+    from pipelines.serve import is_loopback
+
+    if not settings.token_env:
+        if is_loopback(settings.host):
+            return ""
+        raise ConfigError(
+            f"ui.host: {settings.host} is no loopback address, and the pages show what users had: set ui.token_env to "
+            "the name of an environment variable with a token of 16 characters or more, or use 127.0.0.1 and a tunnel "
+            "(ssh -L 8080:localhost:8080 HOST)"
+        )
+    token = os.environ.get(settings.token_env, "")
+    if len(token) < _LEAST_TOKEN:
+        raise ConfigError(
+            f"ui.token_env: the environment variable {settings.token_env} has {len(token)} characters, expected a "
+            f"token of {_LEAST_TOKEN} or more"
+        )
+    return token
+
+
+if __name__ == "__main__":
+    sys.exit(main(["ui", *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""The local dashboard: pages that are rendered here, of runs and models that others made. It changes nothing."""

@@ -1,0 +1,203 @@
+"""What pages show of a model's answers: lists with the share of every granularity, and items like an item.
+
+Legend: R listed items.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from recsys.errors import RequestError
+from recsys.report.charts import Piece, stacked
+from recsys.serving.requests import Answer, SimilarAnswer, parse_requests, parse_similar
+from recsys.ui.holder import Opened
+
+NUM_COLOURS: Final = 8
+_SHOWN: Final = 12  # newest items of a history
+_PREFIX: Final = "request 0: "
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whom or what a list is for."""
+
+    user: str = ""
+    items: tuple[str, ...] = ()
+    k: int = 10
+    with_seen: bool = False  # whether items that the user had may be listed again
+    explain: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.user or self.items)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One granularity's share of an item."""
+
+    name: str
+    colour: int
+    value: float  # of the score
+    percent: float  # of all that speaks for the item; 0 where it speaks against it
+    left: float  # of the bar, in percent of the track
+    width: float
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One item of a list."""
+
+    rank: int
+    item_id: str
+    title: str
+    score: float
+    parts: Sequence[Part] = ()
+    why: str = ""
+
+    @property
+    def spoken(self) -> str:
+        """The bar for who does not see it."""
+        told = [f"{part.name} {part.percent:.0f} %" for part in self.ordered if part.percent >= 1]
+        against = [part.name for part in self.ordered if part.value < 0]
+        return ", ".join(told) + (f"; against it: {', '.join(against)}" if against else "")
+
+    def share(self, name: str) -> float:
+        """What a granularity adds to the score."""
+        return next((part.value for part in self.parts if part.name == name), 0.0)
+
+    @property
+    def ordered(self) -> list[Part]:
+        """Its parts, the largest first."""
+        return sorted(self.parts, key=lambda part: -part.value)
+
+
+@dataclass(frozen=True)
+class List:
+    """An answer as a page shows it."""
+
+    rows: Sequence[Listed]
+    legend: Sequence[tuple[str, int, float]]  # granularity, colour, mean percent
+    zero: float  # of all bars, in percent of the track
+    history: Sequence[tuple[str, str]]  # item and title, the newest first
+    earlier: int
+    notes: Sequence[str] = field(default_factory=list)
+    is_of_model: bool = True
+    asked_at: str = ""
+
+
+def list_for(opened: Opened, question: Question) -> List:
+    """The list that the model gives.
+
+    Raises:
+        RequestError: in plain words, what the model cannot read.
+    """
+    recommender = opened.recommender
+    is_known = bool(question.user) and recommender.user_row(question.user) >= 0
+    of_the_past = is_known and not question.items and recommender.newest > 0
+    row: dict[str, Any] = {"k": question.k, "explain": question.explain}
+    row |= {"user_id": question.user} if question.user else {}
+    row |= {"history": list(question.items)} if question.items else {}
+    row |= {"exclude_seen": False} if question.with_seen else {}
+    row |= {"at": datetime.fromtimestamp(recommender.newest, UTC).isoformat()} if of_the_past else {}
+    try:
+        requests = parse_requests([row])
+        with opened.lock:
+            [answer] = recommender.recommend(requests)
+            seen_E = recommender.queries(requests).histories.items_E
+    except RequestError as error:
+        raise RequestError(str(error).removeprefix(_PREFIX)) from None
+    newest = [opened.bundle.item_ids[item] for item in seen_E[::-1][:_SHOWN].tolist()]
+    zero, rows = _rows(answer, recommender.names)
+    return List(
+        rows=rows,
+        legend=_legend(rows, recommender.names),
+        zero=zero,
+        history=[(item, opened.title(item)) for item in newest],
+        earlier=max(0, len(seen_E) - _SHOWN),
+        notes=_notes(question, answer, is_known),
+        is_of_model=answer.source == "model",
+        asked_at=f"{datetime.fromtimestamp(recommender.newest, UTC):%-d %B %Y}" if of_the_past else "",
+    )
+
+
+def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
+    """Items like an item.
+
+    Raises:
+        RequestError: in plain words, why there are none.
+    """
+    if opened.recommender.item_row(item) < 0:
+        raise RequestError(f"The model does not know the item “{item}”. Find one by a part of its title or id.")
+    try:
+        with opened.lock:
+            [answer] = opened.recommender.similar.answer(parse_similar([{"item_id": item, "k": k, "by": by}]))
+    except RequestError as error:
+        raise RequestError(str(error).removeprefix(_PREFIX)) from None
+    return answer
+
+
+def some_user(opened: Opened) -> str:
+    """A known user, drawn at random; empty where the model knows none."""
+    return random.choice(opened.bundle.user_ids) if opened.bundle.user_ids else ""  # noqa: S311 - nothing secret
+
+
+def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
+    """Where the zero of all bars is, and the items with their bars."""
+    shares = [{name: found[place] for name, found in answer.shares.items()} for place in range(len(answer.item_ids))]
+    zero, bars = stacked(shares)
+    colours = {name: number % NUM_COLOURS for number, name in enumerate([*names, "boost"])}
+    told = answer.explanations or [{}] * len(answer.item_ids)
+    rows = [
+        Listed(
+            rank=place + 1,
+            item_id=item,
+            title=answer.titles[place],
+            score=answer.scores[place],
+            parts=_parts(bars[place], colours) if answer.source == "model" else (),
+            why=str(told[place].get("sentence", "")),
+        )
+        for place, item in enumerate(answer.item_ids)
+    ]
+    return zero, rows
+
+
+def _parts(bar: Sequence[Piece], colours: Mapping[str, int]) -> list[Part]:
+    speaks_for = sum(piece.value for piece in bar if piece.value > 0) or 1.0
+    return [
+        Part(
+            piece.name,
+            colours[piece.name],
+            piece.value,
+            100 * max(piece.value, 0.0) / speaks_for,
+            piece.left,
+            piece.width,
+        )
+        for piece in bar
+    ]
+
+
+def _legend(rows: Sequence[Listed], names: Sequence[str]) -> list[tuple[str, int, float]]:
+    """Every granularity of the bars with its mean percent, the largest first."""
+    found: dict[str, tuple[int, float]] = {}
+    for row in rows:
+        for part in row.parts:
+            colour, total = found.get(part.name, (part.colour, 0.0))
+            found[part.name] = colour, total + part.percent / len(rows)
+    return sorted(((name, colour, mean) for name, (colour, mean) in found.items()), key=lambda entry: -entry[2])
+
+
+def _notes(question: Question, answer: Answer, is_known: bool) -> list[str]:
+    """What a person must know to read the list."""
+    notes = []
+    if question.user and not is_known:
+        what = "the basket alone decides" if question.items else "a newcomer of whom nothing is known sees this"
+        notes.append(f"The model does not know the user “{question.user}”: {what}.")
+    if answer.unknown_items:
+        notes.append(f"The model does not know these items, and skips them: {', '.join(answer.unknown_items)}.")
+    if answer.source == "popularity":
+        notes.append("These are the most popular items; no granularity had anything to go by.")
+    return notes

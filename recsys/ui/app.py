@@ -1,0 +1,317 @@
+"""The dashboard as an ASGI application: every page is rendered here, htmx only swaps what has changed.
+
+Without scripts each link and form is a whole page. Nothing that a page does changes a run, a model or the registry.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+from importlib import resources
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote, urlencode
+
+import jinja2
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from markdown_it import MarkdownIt
+from starlette.exceptions import HTTPException
+
+from recsys import __version__
+from recsys.config import redact
+from recsys.errors import ArtifactError, MultigrainError, RequestError
+from recsys.report.wording import figure, metric_name, number, signed
+from recsys.ui.answers import List, Question, list_for, similar_to, some_user
+from recsys.ui.charts import differences, standings, winner
+from recsys.ui.comparisons import Comparing, Comparisons
+from recsys.ui.gate import Gate
+from recsys.ui.guard import REPORT_POLICY, Guard
+from recsys.ui.holder import Holder, Opened
+from recsys.ui.runs import Run, Runs
+
+_STATIC: Final = {
+    "report.css": ("recsys.report", "report.css", "text/css"),
+    "ui.css": ("recsys.ui", "static/ui.css", "text/css"),
+    "htmx.min.js": ("recsys.ui", "static/htmx.min.js", "text/javascript"),
+    "icon.svg": ("recsys.ui", "static/icon.svg", "image/svg+xml"),
+}
+_LOG: Final = logging.getLogger(__name__)
+
+Text = Annotated[str, Query(max_length=500)]
+Items = Annotated[list[str], Query(max_length=100)]
+Length = Annotated[int, Query(ge=1, le=50)]
+By = Literal["auto", "vectors", "use", "text"]
+
+
+class Pages:
+    """What the pages share."""
+
+    def __init__(self, runs: Runs, gate: Gate, holder: Holder, comparisons: Comparisons) -> None:
+        self.runs, self.gate, self.holder, self.comparisons = runs, gate, holder, comparisons
+        self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("recsys.ui"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(
+            metric=metric_name,
+            number=number,
+            signed=signed,
+            figure=figure,
+            when=_when,
+            key=quote,
+            shown=redact,
+            rest_of=lambda asked, item: asked | {"item": [one for one in asked["item"] if one != item]},
+            with_item=lambda asked, item: asked | {"item": [*asked["item"], item]},
+            with_own=lambda lengths, own: sorted({*lengths, own}),
+        )
+        self._templates.globals.update(link=link, release=__version__)
+
+    def page(self, name: str, status: int = 200, **content: Any) -> HTMLResponse:
+        """A page by its template."""
+        page = name.partition(".")[0]
+        return HTMLResponse(self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status)
+
+    def card(self, opened: Opened) -> str:
+        """The model card as HTML, in which no HTML of others is left."""
+        html: str = self._markdown.render(str(opened.about.get("card") or ""))
+        return html
+
+    def run(self, key: str) -> Run:
+        """The run of a key.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        found = self.runs.get(key)
+        if found is None:
+            raise ArtifactError(f"there is no run {key!r} here; it may have been moved or deleted since")
+        return found
+
+
+def application(
+    runs: Runs, gate: Gate, holder: Holder, compare: Comparing, names: Iterable[str] = (), password_sha256: str = ""
+) -> Guard:
+    """The dashboard behind its guard.
+
+    Parameters
+    ----------
+    runs, gate, holder
+        What there is to show.
+    compare
+        Ranks the test part with the models of two run folders; the content of ``compare.json``.
+    names
+        Names that are answered, beside ``localhost`` and IP addresses.
+    password_sha256
+        Of the token that the browser asks for; empty: none.
+    """
+    app = FastAPI(title="Multigrain", docs_url=None, redoc_url=None, openapi_url=None)
+    pages = Pages(runs, gate, holder, Comparisons(compare))
+    _add_overviews(app, pages)
+    _add_questions(app, pages)
+    _add_errors(app, pages)
+    return Guard(app, names, password_sha256)
+
+
+def _add_overviews(app: FastAPI, pages: Pages) -> None:
+    """Pages of what there is: runs, comparisons, registered models."""
+
+    @app.get("/")
+    def runs() -> HTMLResponse:
+        found = pages.runs.all()
+        return pages.page("runs", runs=found, places=pages.runs.places, trouble=pages.runs.trouble)
+
+    @app.get("/runs/{key:path}")
+    def run(key: str) -> HTMLResponse:
+        found = pages.run(key)
+        version = next(
+            (
+                one
+                for model in pages.gate.models()
+                for one in model.versions
+                if one.run_id and one.run_id == found.run_id
+            ),
+            None,
+        )
+        return pages.page("run", run=found, chart=standings(found.metrics), version=version)
+
+    @app.get("/reports/{name}/{key:path}")
+    def report(name: str, key: str) -> Response:
+        path = pages.run(key).report(name)
+        if path is None:
+            raise ArtifactError(f"the run {key!r} has no such report")
+        headers = {"Content-Security-Policy": REPORT_POLICY}
+        return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
+
+    @app.get("/compare")
+    def compare(first: Text = "", second: Text = "", run: Items = []) -> HTMLResponse:  # noqa: B006
+        if run:
+            first, second = [*run, "", ""][:2]
+        comparable = [one for one in pages.runs.all() if one.is_comparable]
+        content: dict[str, Any] = {"runs": comparable, "first": first, "second": second, "comparison": None}
+        if len(run) > 2:
+            trouble = f"{len(run)} runs are marked; a comparison is of two."
+            return pages.page("compare", 422, **content, trouble=trouble)
+        if not first or not second:
+            return pages.page("compare", **content)
+        chosen = [pages.run(key) for key in (first, second)]
+        if first == second:
+            return pages.page("compare", 422, **content, trouble="These are the same run; choose two.")
+        if not all(one.is_comparable for one in chosen):
+            trouble = "One of them has no evaluated model in its run folder; run `recsys evaluate` there."
+            return pages.page("compare", 422, **content, trouble=trouble)
+        content["comparison"] = found = pages.comparisons.of(*chosen)
+        if found.record:
+            content |= {"chart": differences(found.record), "winner": winner(found.record, first, second)}
+        return pages.page("compare", **content, trouble=found.trouble)
+
+    @app.get("/models")
+    def models() -> HTMLResponse:
+        return pages.page("models", models=pages.gate.models(), trouble=pages.gate.trouble, uri=pages.gate.tracking_uri)
+
+    @app.get("/card")
+    def card(model: Text = "") -> HTMLResponse:
+        opened = pages.holder.open(model)
+        version = pages.gate.get(opened.choice.key)
+        return pages.page("card", opened=opened, card=pages.card(opened), version=version)
+
+    @app.get("/static/{name}")
+    def static(name: str) -> Response:
+        if name not in _STATIC:
+            raise HTTPException(404)
+        package, path, kind = _STATIC[name]
+        content = resources.files(package).joinpath(path).read_bytes()
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+def _add_questions(app: FastAPI, pages: Pages) -> None:
+    """Pages that ask a model."""
+
+    @app.get("/try")
+    def try_it(
+        model: Text = "",
+        user: Text = "",
+        item: Items = [],  # noqa: B006 - FastAPI copies it
+        find: Text = "",
+        k: Length = 10,
+        seen: bool = False,
+        explain: bool = False,
+        pick: bool = False,
+    ) -> Response:
+        opened, trouble = _opened(pages, model)
+        if pick and opened is not None:
+            asked = {"model": opened.choice.key, "user": some_user(opened), "k": k}
+            return RedirectResponse(link("/try", **asked), 303)
+        items = tuple(dict.fromkeys(one for one in item if one))
+        question = Question(user.strip(), items, k, seen, explain)
+        answer: List | None = None
+        if opened is not None and question:
+            try:
+                answer = list_for(opened, question)
+            except RequestError as error:
+                trouble = str(error)
+        basket = [(one, opened.title(one) if opened else one) for one in items]
+        asked = {"model": opened.choice.key if opened else model, "user": question.user, "item": items, "k": k}
+        asked |= {"seen": "true"} if seen else {}
+        return pages.page(
+            "try",
+            422 if trouble and opened else 404 if trouble else 200,
+            choices=pages.holder.choices(),
+            opened=opened,
+            question=question,
+            basket=basket,
+            asked=asked,
+            find=find,
+            found=_found(opened, find),
+            answer=answer,
+            trouble=trouble,
+        )
+
+    @app.get("/similar")
+    def similar(model: Text = "", item: Text = "", find: Text = "", by: By = "auto", k: Length = 10) -> HTMLResponse:
+        opened, trouble = _opened(pages, model)
+        answer = None
+        if opened is not None and item:
+            try:
+                answer = similar_to(opened, item, by, k)
+            except RequestError as error:
+                trouble = str(error)
+        return pages.page(
+            "similar",
+            422 if trouble and opened else 404 if trouble else 200,
+            choices=pages.holder.choices(),
+            opened=opened,
+            item=item,
+            title=opened.title(item) if opened and item else "",
+            asked={"model": opened.choice.key if opened else model, "by": by, "k": k},
+            by=by,
+            k=k,
+            find=find,
+            found=_found(opened, find),
+            answer=answer,
+            trouble=trouble,
+        )
+
+
+def _add_errors(app: FastAPI, pages: Pages) -> None:
+    """What goes wrong, in plain words, on a page like the others."""
+
+    @app.exception_handler(MultigrainError)
+    def ours(request: Request, error: Exception) -> HTMLResponse:
+        return pages.page(
+            "error", 404 if isinstance(error, ArtifactError) else 422, head="This cannot be shown", text=str(error)
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: Exception) -> HTMLResponse:
+        assert isinstance(error, RequestValidationError)
+        told = "; ".join(f"{one['loc'][-1]}: {one['msg'][0].lower()}{one['msg'][1:]}" for one in error.errors())
+        return pages.page("error", 422, head="The address is malformed", text=f"{told}.")
+
+    @app.exception_handler(HTTPException)
+    def missing(request: Request, error: Exception) -> HTMLResponse:
+        assert isinstance(error, HTTPException)
+        text = "There is no such page. The menu above leads to all of them."
+        return pages.page("error", error.status_code, head="Nothing here", text=text)
+
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> HTMLResponse:
+        _LOG.error("the page %s failed", request.url.path, exc_info=error)
+        text = f"{type(error).__name__}: {redact(str(error))}. The terminal in which the dashboard runs says more."
+        return pages.page("error", 500, head="This page failed", text=text)
+
+
+def _opened(pages: Pages, model: str) -> tuple[Opened | None, str]:
+    """The model, or why there is none."""
+    try:
+        return pages.holder.open(model), ""
+    except MultigrainError as error:
+        return None, str(error) if pages.holder.choices() else ""
+
+
+def _found(opened: Opened | None, text: str) -> list[tuple[str, str]]:
+    """Items that a text finds, with their titles."""
+    return [(item, opened.title(item)) for item in opened.find(text)] if opened is not None else []
+
+
+def link(path: str, **params: Any) -> str:
+    """An address on this dashboard; empty parameters are left out.
+
+    >>> link("/try", user="a b", item=["1", "2"], find="")
+    '/try?user=a+b&item=1&item=2'
+    """
+    told = {name: value for name, value in params.items() if value not in ("", None, (), [])}
+    return f"{path}?{urlencode(told, doseq=True)}" if told else path
+
+
+def _when(time: datetime) -> str:
+    """
+    >>> _when(datetime(2026, 3, 1, 9, 5))
+    '1 Mar 2026, 09:05'
+    """
+    return f"{time:%-d %b %Y, %H:%M}"

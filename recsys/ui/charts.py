@@ -1,0 +1,96 @@
+"""Figures of a run and of a comparison, laid out on axes that the pages draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recsys.report.charts import axis
+from recsys.report.report import recommender_name
+from recsys.report.wording import figure, metric_name, number, signed
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A value with its interval, in figures and in percent of the axis."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    at: float
+    low_at: float
+    high_at: float
+    is_main: bool = False
+    first: float = 0.0  # of a comparison: both means and p
+    second: float = 0.0
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Whiskers on one axis; ``zero`` is where nothing is, in percent, None where the axis does not hold it."""
+
+    rows: list[Whisker]
+    zero: float | None
+
+
+def standings(metrics: Mapping[str, Any]) -> Chart | None:
+    """The main metric of the model and of every baseline, the best first; None where nothing was measured."""
+    metric, spans = metrics.get("metric", ""), metrics.get("confidence") or {}
+    found = {"model": (metrics.get("model") or {}, spans.get("model") or {})}
+    for name, values in (metrics.get("baselines") or {}).items():
+        found[name] = values, (spans.get("baselines") or {}).get(name) or {}
+    told = {
+        name: (values[metric], span[metric])
+        for name, (values, span) in found.items()
+        if metric in values and metric in span
+    }
+    if not told:
+        return None
+    scale = axis([end for _, span in told.values() for end in span])
+    rows = [
+        Whisker(
+            recommender_name(name), value, low, high, scale.at(value), scale.at(low), scale.at(high), name == "model"
+        )
+        for name, (value, (low, high)) in sorted(told.items(), key=lambda entry: -entry[1][0])
+    ]
+    return Chart(rows, None)
+
+
+def differences(record: Mapping[str, Any]) -> Chart:
+    """Every metric of a comparison: first minus second, the main metric first."""
+    entries = sorted(record["metrics"].items(), key=lambda entry: entry[0] != record["metric"])
+    scale = axis([0.0, *(entry[end] for _, entry in entries for end in ("low", "high"))])
+    rows = [
+        Whisker(
+            name=name,
+            value=entry["difference"],
+            low=entry["low"],
+            high=entry["high"],
+            at=scale.at(entry["difference"]),
+            low_at=scale.at(entry["low"]),
+            high_at=scale.at(entry["high"]),
+            is_main=name == record["metric"],
+            first=entry["first"],
+            second=entry["second"],
+            p=entry["p"],
+        )
+        for name, entry in entries
+    ]
+    return Chart(rows, scale.at(0.0))
+
+
+def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str, str]:
+    """Status, head and text of a comparison on the main metric of the first run."""
+    entry = record["metrics"].get(record["metric"]) or next(iter(record["metrics"].values()))
+    name = record["metric"] if record["metric"] in record["metrics"] else next(iter(record["metrics"]))
+    better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
+    head = f"{better} is better beyond chance" if better else "No difference beyond chance"
+    text = (
+        f"{metric_name(name)} is {number(entry['first'])} with {first} and {number(entry['second'])} with {second}: a "
+        f"difference of {signed(entry['difference'])}, 95 % interval {signed(entry['low'])} to "
+        f"{signed(entry['high'])}, p = {entry['p']:.2g} (paired bootstrap over {figure(record['queries'])} test users)."
+    )
+    return "better" if better else "even", head, text

@@ -1,0 +1,73 @@
+"""Paired comparisons of two runs, made one after the other beside the pages, and kept while the dashboard runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from recsys.config import redact
+from recsys.errors import MultigrainError
+from recsys.ui.runs import Run, read_json
+
+Comparing = Callable[[str, str], Mapping[str, Any]]  # two run folders → the content of compare.json
+_WAITING: Final = 3  # comparisons that wait or are made at a time
+_KEPT: Final = 64
+
+
+@dataclass
+class Comparison:
+    """Two runs on the same test users: the record, what went wrong, or neither while it is made."""
+
+    record: Mapping[str, Any] = field(default_factory=dict)
+    trouble: str = ""
+
+    @property
+    def is_made(self) -> bool:
+        return bool(self.record or self.trouble)
+
+
+class Comparisons:
+    """Compares runs by ``compare``, which ranks the test part with both models and writes nothing."""
+
+    def __init__(self, compare: Comparing) -> None:
+        self._compare = compare
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._found: dict[tuple[str, str], Comparison] = {}
+
+    def of(self, first: Run, second: Run) -> Comparison:
+        """The comparison of two runs, which begins where it was never asked for."""
+        stored = _stored(first, second)
+        if stored:
+            return Comparison(stored)
+        key = tuple(f"{run.folder} {run.metrics.get('model_sha256', '')}" for run in (first, second))
+        with self._lock:
+            found = self._found.get((key[0], key[1]))
+            if found is None:
+                if sum(not one.is_made for one in self._found.values()) >= _WAITING:
+                    return Comparison(trouble="Other comparisons are being made; try again when they are done.")
+                for old in [key for key, one in self._found.items() if one.is_made][: max(0, len(self._found) - _KEPT)]:
+                    del self._found[old]
+                found = self._found[(key[0], key[1])] = Comparison()
+                folders = str(first.folder), str(second.folder)
+                threading.Thread(target=self._make, args=(found, *folders), daemon=True).start()
+        return found
+
+    def _make(self, comparison: Comparison, first: str, second: str) -> None:
+        try:
+            with self._turn:
+                comparison.record = self._compare(first, second)
+        except MultigrainError as error:
+            comparison.trouble = str(error)
+        except Exception as error:  # a page must say that it failed, not wait for ever
+            comparison.trouble = f"The comparison failed: {type(error).__name__}: {redact(str(error))}"
+
+
+def _stored(first: Run, second: Run) -> Mapping[str, Any]:
+    """What ``recsys compare`` has written into the first run's folder, where it is of these two models."""
+    if first.folder is None:
+        return {}
+    record = read_json(first.folder / "compare.json")
+    told = [(record.get(side) or {}).get("model_sha256") for side in ("first", "second")]
+    return record if told == [run.metrics.get("model_sha256") for run in (first, second)] else {}

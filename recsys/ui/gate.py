@@ -1,0 +1,131 @@
+"""Registered models, their versions, and what the gate decided on each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from recsys.registry.aliases import CHAMPION
+from recsys.registry.tracking import impatient
+from recsys.ui.runs import reader, trouble_of
+
+_MOST: Final = 200  # versions of a model, the newest
+_FRESH_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    number: str
+    aliases: tuple[str, ...]
+    created: datetime
+    metrics: Mapping[str, str]
+    granularities: str
+    dataset: str
+    run_id: str
+    promotion: Mapping[str, str]  # decision, against, reasons, time, by, difference, low, high, p; empty: not decided
+
+    @property
+    def key(self) -> str:
+        """How pages name it."""
+        return f"{self.name}/{self.number}"
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.number}"
+
+    @property
+    def label(self) -> str:
+        return " · ".join([f"{self.name} v{self.number}", *self.aliases])
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered model: its versions, the newest first."""
+
+    name: str
+    versions: tuple[Version, ...]
+
+    def holder(self, alias: str) -> Version | None:
+        """The version that has an alias."""
+        return next((version for version in self.versions if alias in version.aliases), None)
+
+    @property
+    def champion(self) -> Version | None:
+        return self.holder(CHAMPION)
+
+
+class Gate:
+    """Asks the registry; an answer is shown again for a few seconds."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self._found: tuple[float, list[Registered], str] = (-_FRESH_S, [], "")
+
+    def models(self) -> list[Registered]:
+        """Every registered model that has versions."""
+        return self._asked()[0]
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is known of the registry; empty where it answers."""
+        return self._asked()[1]
+
+    def get(self, key: str) -> Version | None:
+        """The version of a key, or of ``NAME@ALIAS``."""
+        for model in self.models():
+            for version in model.versions:
+                if key == version.key or key in {f"{model.name}@{alias}" for alias in version.aliases}:
+                    return version
+        return None
+
+    def _asked(self) -> tuple[list[Registered], str]:
+        when, models, trouble = self._found
+        if time.monotonic() - when > _FRESH_S:
+            models, trouble = _registered(self.tracking_uri)
+            self._found = (time.monotonic(), models, trouble)
+        return models, trouble
+
+
+def _registered(uri: str) -> tuple[list[Registered], str]:
+    if not uri:
+        return [], ""
+    try:
+        with impatient():
+            registry = reader(uri)
+            if registry is None:
+                return [], ""
+            found = [_model(registry, model) for model in registry.search_registered_models(max_results=100)]
+    except Exception as error:  # as in runs: the rest of the dashboard goes on
+        return [], trouble_of(uri, error)
+    return [model for model in found if model.versions], ""
+
+
+def _model(registry: Any, model: Any) -> Registered:
+    name = str(model.name)
+    quoted = name.replace("'", "''")
+    found = registry.search_model_versions(f"name = '{quoted}'", max_results=_MOST)
+    ordered = sorted(found, key=lambda one: -int(one.version))
+    return Registered(name, tuple(_version(one, model.aliases) for one in ordered))
+
+
+def _version(one: Any, aliases: Mapping[str, Any]) -> Version:
+    tags = dict(one.tags)
+    return Version(
+        name=str(one.name),
+        number=str(one.version),
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(one.version))),
+        created=datetime.fromtimestamp(one.creation_timestamp / 1000, UTC),
+        metrics={
+            key.removeprefix("metric.").replace("_at_", "@"): v for key, v in tags.items() if key.startswith("metric.")
+        },
+        granularities=tags.get("granularities", ""),
+        dataset=tags.get("dataset.name", ""),
+        run_id=str(one.run_id or ""),
+        promotion={key.removeprefix("promotion."): v for key, v in tags.items() if key.startswith("promotion.")},
+    )

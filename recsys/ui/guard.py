@@ -1,0 +1,113 @@
+"""What stands before every page: which names and sites may ask, the password, and what a browser may do with a page.
+
+Why on a loopback address, too: any site that a person visits can send their browser to ``localhost``, and by DNS
+rebinding read the answer; the name in the Host header gives that away.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+"""Of a report, which is a file of its own with its styles in it: no script, no form, nothing from anywhere."""
+
+
+class Guard:
+    """Refuses what must not reach a page, and adds the headers of safety to every answer."""
+
+    def __init__(self, app: ASGIApp, names: Iterable[str], password_sha256: str = "") -> None:
+        self._app, self._password_sha256 = app, password_sha256
+        self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in names)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope), scope["method"])
+        await (refusal or self._app)(scope, receive, send_guarded)
+
+    def _refusal(self, headers: Headers, method: str) -> PlainTextResponse | None:
+        host = host_of(headers.get("host", ""))
+        if not self._is_ours(host):
+            return PlainTextResponse(
+                f"This dashboard does not answer to the name {host!r}. Open it as localhost, or start it with "
+                f"--ui.names '[{host}]' where that name is its own.\n",
+                421,
+            )
+        if method not in ("GET", "HEAD"):
+            return PlainTextResponse("This dashboard only shows: it takes GET and HEAD.\n", 405, {"Allow": "GET, HEAD"})
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_a_visit(headers):
+            return PlainTextResponse("Another site asked for this page; open it yourself.\n", 403)
+        if self._password_sha256 and not self._knows_password(headers.get("authorization", "")):
+            challenge = {"WWW-Authenticate": 'Basic realm="multigrain", charset="UTF-8"'}
+            return PlainTextResponse(
+                "The token is needed: any user name, and the token as the password.\n", 401, challenge
+            )
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        """Names that are known, and IP addresses, which no rebinding can take over."""
+        if host in self._names:
+            return True
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return True
+
+    def _knows_password(self, given: str) -> bool:
+        scheme, _, sent = given.partition(" ")
+        try:
+            _, _, password = base64.b64decode(sent.strip(), validate=True).decode().partition(":")
+        except ValueError:
+            return False
+        found = hashlib.sha256(password.encode()).hexdigest()
+        return scheme.lower() == "basic" and hmac.compare_digest(found, self._password_sha256)
+
+
+def host_of(header: str) -> str:
+    """The name or address of a Host header, without its port and in small letters; empty where it is malformed.
+
+    >>> host_of("LocalHost:8080"), host_of("[::1]:8080"), host_of("10.0.0.1"), host_of("[::1")
+    ('localhost', '::1', '10.0.0.1', '')
+    """
+    if header.startswith("["):
+        inner, bracket, _ = header[1:].partition("]")
+        return inner.lower() if bracket else ""
+    return header.partition(":")[0].lower()
+
+
+def _is_a_visit(headers: Headers) -> bool:
+    """Whether a person followed a link to a page: its answer goes to them, not to the site with the link."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"

@@ -1,0 +1,127 @@
+"""The models that pages ask: named by a key, loaded when they are first asked for, the last few kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config import redact
+from recsys.errors import ArtifactError
+from recsys.registry.followed import Followed
+from recsys.serving.recommender import Recommender
+from recsys.ui.gate import Gate
+from recsys.ui.runs import Runs
+
+_KEPT: Final = 2
+_SUGGESTED: Final = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that can be asked."""
+
+    key: str
+    label: str
+    uri: str
+
+
+class Opened:
+    """A loaded model."""
+
+    def __init__(self, choice: Choice, version: str, recommender: Recommender, about: Mapping[str, Any]) -> None:
+        self.choice, self.version, self.recommender, self.about = choice, version, recommender, about
+        self.bundle = recommender.bundle
+        self.lock = threading.Lock()  # a recommender answers one call at a time
+
+    def title(self, item_id: str) -> str:
+        """What a person calls an item; its id where the model does not know it."""
+        row = self.recommender.item_row(item_id)
+        return self.bundle.titles[row] if row >= 0 else item_id
+
+    def find(self, text: str) -> list[str]:
+        """Ids of items whose title or id holds a text: those that are it first, then those that begin with it, then
+        the popular ones."""
+        text = text.strip().lower()
+        if not text:
+            return []
+        ids, titles = self._lower
+        fits_N = pc.or_(pc.match_substring(ids, text), pc.match_substring(titles, text)).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(fits_N)
+        if not len(rows):
+            return []
+        begins = pc.or_(pc.starts_with(ids.take(rows), text), pc.starts_with(titles.take(rows), text))
+        equals = pc.or_(pc.equal(ids.take(rows), text), pc.equal(titles.take(rows), text))
+        rank = 2 - begins.to_numpy(zero_copy_only=False).astype(int) - equals.to_numpy(zero_copy_only=False).astype(int)
+        order = np.lexsort((-self.bundle.popularity_N[rows], rank))[:_SUGGESTED]
+        return [self.bundle.item_ids[row] for row in rows[order]]
+
+    @cached_property
+    def _lower(self) -> tuple[pa.Array, pa.Array]:
+        ids, titles = (pa.array(texts, pa.large_string()) for texts in (self.bundle.item_ids, self.bundle.titles))
+        return pc.utf8_lower(ids), pc.utf8_lower(titles)
+
+
+class Holder:
+    """Finds and keeps models.
+
+    Parameters
+    ----------
+    runs, gate
+        Where models are.
+    named
+        The URI of one more; empty: none.
+    """
+
+    def __init__(self, runs: Runs, gate: Gate, named: str = "") -> None:
+        self._runs, self._gate, self._named = runs, gate, named
+        self._lock = threading.Lock()
+        self._opened: OrderedDict[str, Opened] = OrderedDict()
+
+    def choices(self) -> list[Choice]:
+        """What can be asked: the model that was named at the start, champions, other versions, run folders."""
+        found = [Choice("named", redact(self._named), self._named)] if self._named else []
+        versions = [version for model in self._gate.models() for version in model.versions]
+        versions.sort(key=lambda version: ("champion" not in version.aliases, not version.aliases))
+        found += [Choice(version.key, version.label, version.uri) for version in versions]
+        found += [
+            Choice(f"run:{run.key}", f"run {run.name}", str(run.folder / "bundle"))
+            for run in self._runs.all()
+            if run.has_bundle and run.folder is not None
+        ]
+        return found
+
+    def open(self, key: str) -> Opened:
+        """The model of a key; the first choice where it is empty.
+
+        Raises:
+            ArtifactError: there is none of that key, or its files are missing or damaged.
+        """
+        choices = self.choices()
+        if not choices:
+            raise ArtifactError("there is no model yet; `recsys run` trains and registers one")
+        choice = next((one for one in choices if one.key == key), None) if key else choices[0]
+        if choice is None:
+            raise ArtifactError(f"there is no model {key!r} here; choose one of the list")
+        followed = Followed(choice.uri, self._gate.tracking_uri if choice.uri.startswith("models:") else "")
+        with self._lock:
+            version = followed.version()
+            kept = self._opened.get(version)
+            if kept is None:
+                bundle, about = followed.load(version)
+                kept = Opened(choice, version, Recommender(bundle), about)
+                self._opened[version] = kept
+            self._opened.move_to_end(version)
+            while len(self._opened) > _KEPT:
+                self._opened.popitem(last=False)
+        named = copy(kept)  # one model may have several names, and a name that it had before another alias
+        named.choice = choice
+        return named

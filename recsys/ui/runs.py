@@ -1,0 +1,254 @@
+"""Runs to show: run folders under some places, and runs that MLflow knows and no such folder holds.
+
+A page names a run by its key, which is looked up among what was found: no path ever comes from an address.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.config import redact
+from recsys.errors import ArtifactError, MultigrainError, first_line
+from recsys.registry.store import check, settled
+from recsys.registry.tracking import RUN_FILE, client, impatient, mlflow_name, sqlite_path
+from recsys.report.report import verdict
+from recsys.storage.uris import is_remote
+
+_MOST: Final = 200  # of MLflow's runs
+_FRESH_S: Final = 10.0  # for which an answer of MLflow is shown again
+_PROMOTIONS: Final = "-promotions"  # end of the experiment of the gate's decisions, which the models' page shows
+_REPORTS: Final = {"report": "report.html", "sweep": "sweep.html", "fusion": "fusion/report.html"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the pages show it."""
+
+    key: str
+    name: str
+    time: datetime
+    status: str  # finished, failed, running, …; of a folder: evaluated or trained
+    folder: Path | None = None
+    metric: str = ""
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    verdict: Mapping[str, str] = field(default_factory=dict)  # status, head and text; empty where nothing was measured
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # metrics.json
+    registered: Mapping[str, Any] = field(default_factory=dict)  # registered.json
+    promotion: Mapping[str, Any] = field(default_factory=dict)  # promotion.json
+    dataset: str = ""
+    run_id: str = ""
+    granularities: tuple[str, ...] = ()
+
+    @property
+    def has_bundle(self) -> bool:
+        return self.folder is not None and (self.folder / "bundle/bundle.json").is_file()
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether ``recsys compare`` can rank with its model."""
+        return self.folder is not None and bool(self.metrics) and (self.folder / "model/model.safetensors").is_file()
+
+    @property
+    def reports(self) -> list[str]:
+        """The names of the reports that it has, for :meth:`report`."""
+        return [name for name in _REPORTS if self.report(name) is not None]
+
+    def report(self, name: str) -> Path | None:
+        """The file of a report; None where there is none of that name."""
+        if self.folder is None or name not in _REPORTS:
+            return None
+        path = self.folder / _REPORTS[name]
+        return path if path.is_file() else None
+
+
+class Runs:
+    """Finds runs.
+
+    Parameters
+    ----------
+    places
+        Folders of run folders, or run folders.
+    tracking_uri
+        Of MLflow; empty: none.
+    """
+
+    def __init__(self, places: Sequence[str], tracking_uri: str) -> None:
+        self.places, self.tracking_uri = list(places), tracking_uri
+        self._of_mlflow: tuple[float, list[Run], str] = (-_FRESH_S, [], "")
+
+    def all(self) -> list[Run]:
+        """Every run, the newest first."""
+        found = list(self._of_folders())
+        known = {run.run_id for run in found}
+        found += [run for run in self._asked()[0] if run.run_id not in known]
+        return sorted(found, key=lambda run: run.time, reverse=True)
+
+    def get(self, key: str) -> Run | None:
+        """The run of a key."""
+        return next((run for run in self.all() if run.key == key), None)
+
+    @property
+    def trouble(self) -> str:
+        """Why MLflow's runs are not shown; empty where they are."""
+        return self._asked()[1]
+
+    def _of_folders(self) -> Iterator[Run]:
+        taken: set[str] = set()
+        for folder, name in _folders(self.places):
+            key, number = name, 2
+            while key in taken:
+                key, number = f"{name}~{number}", number + 1
+            taken.add(key)
+            yield _of_folder(folder, key)
+
+    def _asked(self) -> tuple[list[Run], str]:
+        when, runs, trouble = self._of_mlflow
+        if time.monotonic() - when > _FRESH_S:
+            runs, trouble = _of_mlflow(self.tracking_uri)
+            self._of_mlflow = (time.monotonic(), runs, trouble)
+        return runs, trouble
+
+
+def _folders(places: Iterable[str]) -> Iterator[tuple[Path, str]]:
+    """Run folders with a short name each: the places themselves, what is in them, and the best run of a sweep."""
+    seen: set[Path] = set()
+    for place in places:
+        root = Path(place)
+        if is_remote(place) or not root.is_dir():
+            continue
+        whole = root.resolve()
+        for config in [
+            *root.glob("config.yaml"),
+            *sorted(root.glob("*/config.yaml")),
+            *sorted(root.glob("*/best/config.yaml")),
+        ]:
+            folder = config.parent.resolve()
+            if folder not in seen:
+                seen.add(folder)
+                yield folder, whole.name if folder == whole else config.parent.relative_to(root).as_posix()
+
+
+def _of_folder(folder: Path, key: str) -> Run:
+    metrics, registered = read_json(folder / "metrics.json"), read_json(folder / "registered.json")
+    metric = str(metrics.get("metric", ""))
+    ends = ((metrics.get("confidence") or {}).get("model") or {}).get(metric)
+    newest = folder / ("metrics.json" if metrics else "config.yaml")
+    return Run(
+        key=key,
+        name=key,
+        time=datetime.fromtimestamp(newest.stat().st_mtime, UTC),
+        status="evaluated" if metrics else "not evaluated",
+        folder=folder,
+        metric=metric,
+        value=(metrics.get("model") or {}).get(metric),
+        interval=(ends[0], ends[1]) if ends else None,
+        verdict=verdict_of(metrics),
+        metrics=metrics,
+        registered=registered,
+        promotion=read_json(folder / "promotion.json"),
+        dataset=str((metrics.get("data") or {}).get("name", "")),
+        run_id=str(read_json(folder / RUN_FILE).get("run_id", "")),
+        granularities=tuple(metrics.get("granularities") or ()),
+    )
+
+
+def verdict_of(metrics: Mapping[str, Any]) -> Mapping[str, str]:
+    """The sentence of the report on the model and the best baseline; empty where the figures do not tell."""
+    try:
+        return verdict(metrics)
+    except (KeyError, TypeError):  # no evaluation, or one of an earlier release
+        return {}
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a file of a run folder; empty where there is none, or while it is written."""
+    try:
+        found = path.stat()
+        return _parsed(path, found.st_mtime_ns, found.st_size)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=512)
+def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _of_mlflow(uri: str) -> tuple[list[Run], str]:
+    """MLflow's newest runs without the trials of sweeps, and what went wrong."""
+    if not uri:
+        return [], ""
+    try:
+        with impatient():
+            registry = reader(uri)
+            if registry is None:
+                return [], ""
+            experiments = [
+                one.experiment_id
+                for one in registry.search_experiments(max_results=1000)
+                if not one.name.endswith(_PROMOTIONS)
+            ]
+            found = registry.search_runs(experiments, max_results=_MOST, order_by=["attributes.start_time DESC"])
+    except Exception as error:  # a server that is away, or a file of something else: the folders are shown still
+        return [], trouble_of(uri, error)
+    return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], ""
+
+
+def reader(uri: str) -> Any:
+    """An ``MlflowClient`` that is only asked; None where there is no SQLite store yet.
+
+    Raises:
+        ArtifactError: the store is of an older MLflow, which opening it would upgrade; or is damaged.
+    """
+    path = sqlite_path(uri)
+    if path is not None:
+        if not path.is_file():
+            return None
+        check(path)
+        if settled(path).kind == "older":
+            raise ArtifactError(
+                f"{path} is of an older MLflow; the next command that writes to it, such as recsys run, upgrades it"
+            )
+    return client(uri)
+
+
+def trouble_of(uri: str, error: Exception) -> str:
+    """Why MLflow cannot be asked, in one sentence."""
+    why = str(error) if isinstance(error, MultigrainError) else f"{redact(uri)} does not answer: {first_line(error)}"
+    return redact(why)[:400]
+
+
+def _of_run(run: Any) -> Run:
+    metric = str(run.data.params.get("train.metric", ""))
+    low, high = (run.data.metrics.get(name) for name in ("lift_low", "lift_high"))
+    return Run(
+        key=f"mlflow-{run.info.run_id}",
+        name=str(run.info.run_name or run.info.run_id[:8]),
+        time=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+        status=str(run.info.status).lower(),
+        metric=metric,
+        value=run.data.metrics.get(mlflow_name(metric)) if metric else None,
+        verdict={} if low is None or high is None else _lift(float(low), float(high)),
+        dataset=str(run.data.tags.get("dataset.name", "")),
+        run_id=run.info.run_id,
+    )
+
+
+def _lift(low: float, high: float) -> dict[str, str]:
+    status, head = (
+        ("better", "Better than the best baseline.")
+        if low > 0
+        else ("worse", "Worse than the best baseline.")
+        if high < 0
+        else ("even", "Not distinguishable from the best baseline.")
+    )
+    return {"status": status, "head": head, "text": f"95 % interval of the difference {low:+.4f} to {high:+.4f}."}
