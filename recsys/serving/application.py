@@ -8,6 +8,7 @@ lost. Why the front stays behind the proxy: what it bounds and refuses is the sa
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Final
 
 from ray import serve
@@ -20,11 +21,13 @@ from recsys.serving.front import Front, limits_of
 
 FRONT: Final = "front"
 _DESK_CPUS: Final = 0.5
+_FIRST_S: Final = 5.0  # for a replica to be heard
 
 
 @serve.ingress()  # of what __serve_build_asgi_app__ gives
 class Entrance:
-    """The front as a deployment; it is ready when a replica answers.
+    """The front as a deployment. It takes calls when a replica answers, or after some seconds, to refuse them (503):
+    Serve's proxy lets calls wait for a front that is not there.
 
     The tokens are read here, from the environment of the process that compares them, so that Serve keeps none.
     """
@@ -33,8 +36,10 @@ class Entrance:
         limits, patience = limits_of(settings, tokens_of(settings))
         replicas = Replicas(handle, limits)
         self._front = Front(limits, patience, replicas)
-        while replicas.about() is None:
-            await asyncio.sleep(0.05)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_S):
+                while replicas.about() is None:
+                    await asyncio.sleep(0.05)
 
     def __serve_build_asgi_app__(self) -> Front:
         return self._front

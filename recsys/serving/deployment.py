@@ -62,13 +62,13 @@ class Replica:
         self._desk, self._name = desk or serve.get_deployment_actor(DESK), uuid4().hex
         self._has_ended = False
         self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
-        self._service.restock(ray.get(desk.stock.remote()))
+        self._service.restock(ray.get(self._desk.stock.remote()))
         self._serials: dict[Side, int] = {}
         self._failed: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
-        for side, offer in ray.get(desk.take.remote()).items():
+        for side, offer in ray.get(self._desk.take.remote()).items():
             self._change(side, offer)
         threading.Thread(target=self._follow, daemon=True, name="following").start()
 
