@@ -180,7 +180,7 @@ def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"serve": {"modell": "x"}}, "serve.modell"),
+        ({"serve": {"modle": "x"}}, "serve.modle"),
         ({"serve": {"replicas": 2}}, "serve.replicas is decided by Serve's configuration; remove it and set num_rep"),
         ({"serve": {"host": "0.0.0.0"}}, "set http_options"),
         ({"serve": {"model": "models:/m@champion"}}, "tracking.uri is empty, and models:/m@champion"),
@@ -201,7 +201,7 @@ def _wait(condition: Any, seconds: float = 300) -> None:
 
 @pytest.mark.slow
 def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(tmp_path: Path) -> None:
-    """`serve run` of the very config, only its addresses changed; then another version, and the desk is killed."""
+    """`serve run` of the very config at other addresses; then another version, and the desk is killed."""
     served, port = Served(tmp_path), free_port()
     tree = serve_config(manifests())
     tree["http_options"] |= {"host": "127.0.0.1", "port": port}
