@@ -180,7 +180,7 @@ def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"serve": {"modle": "x"}}, "serve.modle"),
+        ({"serve": {"modelx": "x"}}, "serve.modelx"),
         ({"serve": {"replicas": 2}}, "serve.replicas is decided by Serve's configuration; remove it and set num_rep"),
         ({"serve": {"host": "0.0.0.0"}}, "set http_options"),
         ({"serve": {"model": "models:/m@champion"}}, "tracking.uri is empty, and models:/m@champion"),
