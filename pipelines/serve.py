@@ -16,25 +16,19 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
-from pipelines.cli import main, user_message
+from pipelines.cli import main
+from pipelines.followed_side import FollowedSide, check_log, sides_of, stock_of
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
-from recsys.errors import ConfigError, UserError
-from recsys.registry.followed import Followed
-from recsys.registry.tracking import tracking_uri
-from recsys.serving.access import Tokens, token_sha256
-from recsys.serving.answer_log import check_folder
+from recsys.errors import ConfigError
+from recsys.serving.access import Tokens, tokens_of
 from recsys.serving.experiment_split import Side
-from recsys.serving.stock import Stock, read_stock
-from recsys.storage.uris import is_remote
-
-_LEAST_TOKEN: Final = 16  # characters; shorter ones are guessed
+from recsys.serving.stock import Stock
 
 
 def serve(config: Config, folder: RunFolder) -> None:
@@ -48,23 +42,20 @@ def serve(config: Config, folder: RunFolder) -> None:
     _check_installed()
     settings = config.serve
     say = folder.progress
-    uri = settings.model or f"models:/{config.registry.name}@champion"
     with say.stage("serve"), _until_signalled() as stopped:
-        token, stock_token = _token(settings.token_env), _token(settings.stock_token_env, "serve.stock_token_env")
-        stock = _stock(settings)
+        tokens, stock = tokens_of(settings), stock_of(settings)
         port = _port(settings)
         if not is_loopback(settings.host):
-            open_to = "who knows the token" if token else "everybody who reaches it, as serve.token_env is empty"
+            everybody = "everybody who reaches it, as serve.token_env is empty"
+            open_to = "who knows the token" if tokens.callers_sha256 else everybody
             say(f"warning: serve.host {settings.host} is no loopback address: the model answers {open_to}, unencrypted")
-        uris: dict[Side, str] = {"a": uri, **({"b": settings.ab.model} if settings.ab.model else {})}
-        _check_folder(settings)
-        sides = [_Side.of(side, named, config) for side, named in uris.items()]
+        check_log(settings)
+        sides = sides_of(config)
         first = {one.side: one.load(say) for one in sides}
         if len(sides) > 1:
             say(_split_words(sides, settings))
         with ray_session(_with_cpus(config)):
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
-            tokens = Tokens(*(token_sha256(one) if one else "" for one in (token, stock_token)))
             _run(config, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")
 
@@ -72,7 +63,7 @@ def serve(config: Config, folder: RunFolder) -> None:
 def _run(
     config: Config,
     folder: RunFolder,
-    sides: list[_Side],
+    sides: list[FollowedSide],
     first: dict[Side, tuple[Any, dict[str, Any]]],
     port: int,
     kept: tuple[Tokens, Stock],
@@ -101,7 +92,7 @@ def _run(
             say(f"{left} call(s) took longer than serve.timeout_s and were given up")
 
 
-def _follow(server: Any, sides: list[_Side], settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
+def _follow(server: Any, sides: list[FollowedSide], settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
     """Hand over every other version of each side, until the signal; see to it that the front is there."""
     while not stopped.wait(settings.poll_seconds):
         if server.keep():
@@ -110,112 +101,11 @@ def _follow(server: Any, sides: list[_Side], settings: ServeConfig, say: Any, st
             side.follow(server, say, stopped)
 
 
-class _Side:
-    """A model that answers, what its name means, and what was tried of it."""
-
-    def __init__(self, side: Side, followed: Followed, version: str, settings: ServeConfig) -> None:
-        self.side, self.followed, self.version = side, followed, version
-        self._refused, self._is_silent = _Refused(settings.poll_seconds, settings.max_retry_s), False
-
-    @classmethod
-    def of(cls, side: Side, uri: str, config: Config) -> _Side:
-        """What a name means now."""
-        followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
-        return cls(side, followed, followed.version(), config.serve)
-
-    def load(self, say: Any) -> tuple[Any, dict[str, Any]]:
-        """The model of the version."""
-        bundle, about = self.followed.load(self.version)
-        users, items = len(bundle.user_ids), bundle.num_items
-        say(f"{self.version}: {users:,} users, {items:,} items, made {bundle.info.created}")
-        return bundle, about
-
-    def follow(self, server: Any, say: Any, stopped: threading.Event) -> None:
-        """Look the name up, and hand over another version."""
-        try:
-            found = self.followed.version()
-            self._is_silent = False
-        except Exception as error:  # a registry that is away for a while does not end the service
-            if not self._is_silent:
-                say(f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} goes on")
-            self._is_silent = True
-            return
-        if found == self.version or not self._refused.may_try(found):
-            return
-        try:
-            bundle, about = self.followed.load(found)
-            serial = server.offer(bundle, about, self.side)
-            del bundle
-        except Exception as error:
-            if self._refused.again(found):
-                say(
-                    f"{found} cannot be loaded ({_why(error)}); {self.version} goes on; it is tried again from time to "
-                    "time"
-                )
-            return
-        errors = _taken(server, serial, found, say, stopped)
-        if not errors:
-            self.version = found
-            self._refused.forget()
-        elif self._refused.again(found):
-            say(f"{found}: {errors}; it is offered again from time to time")
-
-
-def _split_words(sides: list[_Side], settings: ServeConfig) -> str:
+def _split_words(sides: list[FollowedSide], settings: ServeConfig) -> str:
     """Who answers whom."""
     first, second = (side.version for side in sides)
     same = "; warning: both are the same version" if first == second else ""
     return f"{second} answers {settings.ab.share:.3g} of the users, {first} the others{same}"
-
-
-def _check_folder(settings: ServeConfig) -> None:
-    """The folder of the log, before anything starts.
-
-    Raises:
-        ConfigError: it is remote, or cannot be written to.
-    """
-    if is_remote(settings.log):
-        raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files where you keep them")
-    if settings.log:
-        check_folder(settings.log)
-    elif settings.explore.share:
-        raise ConfigError("serve.explore.share without serve.log: nothing would be learned from it; name a folder")
-
-
-class _Refused:
-    """A version that could not be loaded, and when it may be tried again: after pauses that double up to a bound."""
-
-    def __init__(self, first_s: float, longest_s: float) -> None:
-        self._first_s, self._longest_s = first_s, max(first_s, longest_s)
-        self.forget()
-
-    def forget(self) -> None:
-        """All is well."""
-        self._version, self._pause_s, self._next = "", self._first_s, 0.0
-
-    def may_try(self, version: str) -> bool:
-        """Whether it is another version, or the time for another try has come."""
-        return version != self._version or time.monotonic() >= self._next
-
-    def again(self, version: str) -> bool:
-        """It could not be loaded (again); whether that is news."""
-        is_news = version != self._version
-        self._pause_s = self._first_s if is_news else min(2 * self._pause_s, self._longest_s)
-        self._version, self._next = version, time.monotonic() + self._pause_s
-        return is_news
-
-
-def _taken(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> str:
-    """Wait until every replica answers by the version; why some cannot, or nothing."""
-    while not stopped.is_set():
-        num_replicas, taken, errors = server.state(serial)
-        if errors:
-            return f"{taken} of {num_replicas} replicas answer by it, others could not: {'; '.join(errors)}"
-        if num_replicas and taken == num_replicas:
-            say(f"{version} answers now on {taken} replica(s)")
-            return ""
-        time.sleep(0.2)
-    return ""
 
 
 @contextmanager
@@ -277,28 +167,6 @@ def _port(settings: ServeConfig) -> int:
         return int(found.getsockname()[1])
 
 
-def _token(variable: str, key: str = "serve.token_env") -> str:
-    """The token in an environment variable, which a key of the configuration names; empty where it names none."""
-    if not variable:
-        return ""
-    token = os.environ.get(variable, "")
-    if len(token) < _LEAST_TOKEN:
-        raise ConfigError(
-            f"{key}: the environment variable {variable} has {len(token)} characters, expected a token of "
-            f"{_LEAST_TOKEN} or more"
-        )
-    return token
-
-
-def _stock(settings: ServeConfig) -> Stock:
-    """What was out of stock when the server ended."""
-    if is_remote(settings.stock_file):
-        raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
-    if settings.stock_file and not settings.stock_token_env:
-        raise ConfigError("serve.stock_file without serve.stock_token_env: nobody could change the stock; name both")
-    return read_stock(settings.stock_file, "serve.stock_file")
-
-
 def _with_cpus(config: Config) -> Config:
     """A local Ray has as many CPUs as the replicas ask for: on few cores they share them."""
     needed = int(config.serve.replicas * config.serve.cpus + 0.999)
@@ -317,12 +185,6 @@ def _check_cpus(settings: ServeConfig) -> None:
             f"serve.replicas {settings.replicas} of serve.cpus {settings.cpus:g} need {needed:g} CPUs, the cluster has "
             f"{free:g} free; ask for less, or add nodes"
         )
-
-
-def _why(error: Exception) -> str:
-    """One line."""
-    message = str(error) if isinstance(error, UserError) else user_message(error) or f"{type(error).__name__}: {error}"
-    return message.splitlines()[0] if message else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ def _image_problems(text: str) -> list[str]:
         found.append("a secret in the image")
     if any(step.startswith("ADD") or re.match(r"COPY (--\S+ )*\. ", step) for step in steps):
         found.append("copies whatever lies about")
-    if not any("pip install" in step and "-c constraints.txt '.[text]'" in step for step in steps):
+    if not any("pip install" in step and "-c constraints.txt '.[text,serve,s3]'" in step for step in steps):
         found.append("not installed as the README says, with the constraints")
     return found
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from pipelines import serve
+from pipelines import followed_side, serve
 from pipelines.cli import main, plan
 from pipelines.plumbing.folder import open_run
 from pipelines.plumbing.progress import Progress
 from recsys.config import Config, ServeConfig, build_config
 from recsys.errors import ArtifactError, ConfigError
+from recsys.serving.access import read_token
 
 
 @pytest.fixture
@@ -67,24 +68,24 @@ def test_ray_serve_that_is_not_installed_is_named_before_the_model_is_read(
 
 
 def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serve._token(config.serve.token_env) == ""
+    assert read_token(config.serve.token_env, "serve.token_env") == ""
     config.serve.token_env = "RECSYS_TEST_TOKEN"
     monkeypatch.delenv("RECSYS_TEST_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="RECSYS_TEST_TOKEN has 0 characters, expected a token of 16"):
-        serve._token(config.serve.token_env)
+        read_token(config.serve.token_env, "serve.token_env")
     monkeypatch.setenv("RECSYS_TEST_TOKEN", "0123456789abcdef")
-    assert serve._token(config.serve.token_env) == "0123456789abcdef"
+    assert read_token(config.serve.token_env, "serve.token_env") == "0123456789abcdef"
 
 
 def test_a_stock_file_needs_a_token_and_is_here(config: Config, tmp_path: Path) -> None:
     config.serve.stock_file = str(tmp_path / "stock.json")
     with pytest.raises(ConfigError, match=r"serve\.stock_file without serve\.stock_token_env"):
-        serve._stock(config.serve)
+        followed_side.stock_of(config.serve)
     config.serve.stock_token_env = "STOCK"
-    assert serve._stock(config.serve).out == frozenset()
+    assert followed_side.stock_of(config.serve).out == frozenset()
     config.serve.stock_file = "s3://shop/stock.json"
     with pytest.raises(ConfigError, match="must be a local file"):
-        serve._stock(config.serve)
+        followed_side.stock_of(config.serve)
 
 
 def test_no_model_is_said_before_ray_starts(
@@ -112,7 +113,7 @@ def test_sigterm_ends_it_without_an_error(
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("the signal ends the command")
 
-    monkeypatch.setattr(serve, "Followed", Waiting)
+    monkeypatch.setattr(followed_side, "Followed", Waiting)
     config.serve.host, config.serve.port = "0.0.0.0", 0
     with open_run(config, "serve", locks=False) as folder:
         serve.serve(config, folder)
@@ -162,7 +163,7 @@ class Server:
 
 
 def follow(server: Any, registry: Any, settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
-    serve._follow(server, [serve._Side("a", registry, "1", settings)], settings, say, stopped)
+    serve._follow(server, [followed_side.FollowedSide("a", registry, "1", settings)], settings, say, stopped)
 
 
 def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     looks = ("1", "2", away, away, "2", "broken", "broken", "2", "3", "3")
     registry = Registry(stopped, *looks)
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
-    monkeypatch.setattr(serve._Refused, "may_try", lambda self, version: version != self._version)
+    monkeypatch.setattr(followed_side.Refused, "may_try", lambda self, version: version != self._version)
     follow(server, registry, settings, Progress(output), stopped)
     assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
     said = output.getvalue()
@@ -193,7 +194,10 @@ def test_each_side_follows_its_own_name() -> None:
     never = threading.Event()
     first, second = Registry(never, "1", "1", "2", "2", "2"), Registry(stopped, "7", "8", "broken", "8", "8")
     settings = ServeConfig(poll_seconds=0.001)
-    sides = [serve._Side("a", first, "1", settings), serve._Side("b", second, "7", settings)]  # type: ignore[arg-type]
+    sides = [
+        followed_side.FollowedSide("a", first, "1", settings),
+        followed_side.FollowedSide("b", second, "7", settings),
+    ]  # type: ignore[arg-type]
     serve._follow(Both(), sides, settings, Progress(output), stopped)
     assert offered == [("8", "b"), ("2", "a")]
     assert "broken cannot be loaded (a file is damaged); 8 goes on" in output.getvalue()
@@ -201,8 +205,8 @@ def test_each_side_follows_its_own_name() -> None:
 
 def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(serve.time, "monotonic", lambda: clock[0])
-    refused, tries, news = serve._Refused(first_s=10, longest_s=60), [], 0
+    monkeypatch.setattr(followed_side.time, "monotonic", lambda: clock[0])
+    refused, tries, news = followed_side.Refused(first_s=10, longest_s=60), [], 0
     for second in range(0, 400, 5):  # a look every five seconds
         clock[0] = float(second)
         if refused.may_try("broken"):

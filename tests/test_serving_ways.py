@@ -35,10 +35,10 @@ from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.registry.register import active, register
 from recsys.registry.tracking import Tracker, client, tracking_uri
-from recsys.serving import deployment
+from recsys.serving import desk as desk_module
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.deployment import Desk
+from recsys.serving.desk import Desk
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
@@ -516,5 +516,5 @@ def test_stock_is_everywhere_when_every_living_replica_has_the_revision(monkeypa
     assert desk.has_everywhere(0) and not desk.has_everywhere(1)
     desk.look("two", {"a": 1}, {}, {}, 2)
     assert desk.has_everywhere(1) and not desk.has_everywhere(2)
-    monkeypatch.setattr(deployment, "_SILENT_S", -1.0)
+    monkeypatch.setattr(desk_module, "_SILENT_S", -1.0)
     assert desk.has_everywhere(3), "both have gone"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from recsys.config import ServeConfig
+from recsys.errors import ConfigError
 from recsys.serving.calls import CallError
 
 _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="multigrain"'),)
+_LEAST_TOKEN: Final = 16  # characters; shorter ones are guessed
 _SCHEME: Final = "bearer"
 _VISIBLE: Final = {*string.ascii_letters, *string.digits, *string.punctuation}
 
@@ -22,6 +26,33 @@ class Tokens:
 
     callers_sha256: str = ""
     stock_sha256: str = ""
+
+
+def tokens_of(settings: ServeConfig) -> Tokens:
+    """The hashes of the tokens in the environment variables that the configuration names.
+
+    Raises:
+        ConfigError: a variable holds no token, or one that is too short.
+    """
+    named = {"serve.token_env": settings.token_env, "serve.stock_token_env": settings.stock_token_env}
+    return Tokens(*(token_sha256(token) if (token := read_token(name, key)) else "" for key, name in named.items()))
+
+
+def read_token(variable: str, key: str) -> str:
+    """The token in an environment variable, which a key of the configuration names; empty where it names none.
+
+    Raises:
+        ConfigError: there is none, or it is too short.
+    """
+    if not variable:
+        return ""
+    token = os.environ.get(variable, "")
+    if len(token) < _LEAST_TOKEN:
+        raise ConfigError(
+            f"{key}: the environment variable {variable} has {len(token)} characters, expected a token of "
+            f"{_LEAST_TOKEN} or more"
+        )
+    return token
 
 
 def token_sha256(token: str) -> str:

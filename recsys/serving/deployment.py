@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -30,106 +31,44 @@ from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
+from recsys.serving.desk import Desk
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import Front, limits_of
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
-from recsys.serving.stock import Stock, StockChange, write_stock
+from recsys.serving.stock import Stock, StockChange
 
 APP: Final = "recsys"
+DESK: Final = "desk"  # its name where it belongs to the deployment
 _LOOK_S: Final = 0.5  # between looks of a replica at the desk
 _STOCK_S: Final = 3.0  # that a change of the stock waits until every replica has it
 _UNHEARD_S: Final = 15.0  # after which the front says that no replica answers
 _LARGE_BODY: Final = 64 << 10  # bytes; a smaller body is read by the replica in a few milliseconds
 _NICE: Final = 10  # of the process that reads large bodies: small calls go first
 _LAST_BODY_S: Final = 2.0  # for a body that is on its way when the server ends
-_MORE_ONGOING: Final = 100  # beside the calls that wait: those that ask how a replica is
-_SILENT_S: Final = 120.0  # without a look, as while it loads a model, after which a replica counts as gone
+MORE_ONGOING: Final = 100  # beside the calls that wait: those that ask how a replica is
+_SOON: Final = (("Retry-After", "1"),)
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass
-class _Replica:
-    """What the desk knows of a replica."""
-
-    seen: float
-    serials: dict[Side, int]  # of the models that it answers by
-    failed: dict[int, str]  # serial → why it could not be loaded
-    counts: dict[str, Any]
-    stock_revision: int
-
-
-class Desk:
-    """Where the model lies: what is offered, who has taken it, what every replica has counted; and what is out of
-    stock, which is kept in ``stock_file`` where there is one."""
-
-    def __init__(self, stock: Stock | None = None, stock_file: str = "") -> None:
-        self._stock, self._stock_file = stock or Stock(), stock_file
-        self._serial = 0
-        self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
-        self._replicas: dict[str, _Replica] = {}
-
-    def offer(self, about: dict[str, Any], model: list[Any], side: Side = "a") -> int:
-        """Another model; ``model`` holds the reference to its bundle, so that the desk does not fetch it."""
-        self._serial += 1
-        self._offers[side] = (self._serial, about, model)
-        return self._serial
-
-    def take(self) -> dict[Side, tuple[int, dict[str, Any], list[Any]]]:
-        """The models that are offered."""
-        return self._offers
-
-    def look(
-        self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any], stock_revision: int
-    ) -> tuple[dict[Side, int], int]:
-        """A replica says what it does and is told the serials of the models that are offered, and of the stock."""
-        self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts, stock_revision)
-        return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
-
-    def stock(self) -> Stock:
-        """What is out of stock."""
-        return self._stock
-
-    def restock(self, change: StockChange) -> Stock:
-        """Change the stock; it is written before anybody is told of it."""
-        changed = self._stock.after(change)
-        if self._stock_file:
-            write_stock(self._stock_file, changed)
-        self._stock = changed
-        return changed
-
-    def has_everywhere(self, stock_revision: int) -> bool:
-        """Whether every replica answers by this revision of the stock or a newer one."""
-        return all(replica.stock_revision >= stock_revision for replica in self._living())
-
-    def totals(self) -> tuple[list[dict[str, Any]], int]:
-        """The counts of all replicas there have been, and how many there are."""
-        return [replica.counts for replica in self._replicas.values()], len(self._living())
-
-    def state(self, serial: int) -> tuple[int, int, list[str]]:
-        """How many replicas there are, how many answer by the model ``serial``, and why others could not."""
-        living = self._living()
-        errors = {replica.failed[serial] for replica in living if serial in replica.failed}
-        return len(living), sum(serial in replica.serials.values() for replica in living), sorted(errors)
-
-    def _living(self) -> list[_Replica]:
-        now = time.monotonic()
-        return [replica for replica in self._replicas.values() if now - replica.seen < _SILENT_S]
-
-
 class Replica:
-    """One process that answers; the front has looked at what it gets."""
+    """One process that answers; the front has looked at what it gets.
+
+    ``desk`` is an actor; None where it is the deployment's own, which Serve replaces when it is lost.
+    """
 
     def __init__(self, desk: Any, limits: Limits, settings: ServeConfig) -> None:
-        self._desk, self._name = desk, uuid4().hex
+        self._is_own_desk = desk is None
+        self._desk, self._name = desk or serve.get_deployment_actor(DESK), uuid4().hex
+        self._has_ended = False
         self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
-        self._service.restock(ray.get(desk.stock.remote()))
+        self._service.restock(ray.get(self._desk.stock.remote()))
         self._serials: dict[Side, int] = {}
         self._failed: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
-        for side, offer in ray.get(desk.take.remote()).items():
+        for side, offer in ray.get(self._desk.take.remote()).items():
             self._change(side, offer)
         threading.Thread(target=self._follow, daemon=True, name="following").start()
 
@@ -139,7 +78,10 @@ class Replica:
 
     async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
         """Through the desk, where every replica looks twice a second; wait until all have it, within bounds."""
-        changed: Stock = await self._desk.restock.remote(change)
+        try:
+            changed: Stock = await self._desk.restock.remote(change)
+        except ray.exceptions.RayActorError:
+            raise CallError(503, "the stock cannot be changed for a moment; ask again", _SOON) from None
         self._service.restock(changed)
         await self._say()
         until = time.monotonic() + _STOCK_S
@@ -167,15 +109,15 @@ class Replica:
         [outcome] = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, [job])
         return outcome
 
-    async def metrics(self, front: dict[str, Any]) -> Reply:
-        """The counts of the front and of all replicas, this one's as of now."""
+    async def metrics(self, front: str, counts: dict[str, Any]) -> Reply:
+        """The counts of all fronts and replicas, those of the front that asks and of this replica as of now."""
         await self._say()
-        snapshots, living = await self._desk.totals.remote()
-        return self._service.metrics([front, *snapshots], living)
+        snapshots, living = await self._desk.totals.remote(front, counts)
+        return self._service.metrics(snapshots, living)
 
     def _follow(self) -> None:
         """Look at the desk again and again; while it does not answer, go on with what there is."""
-        while True:
+        while not self._has_ended:
             time.sleep(_LOOK_S)
             try:
                 offered, revision = ray.get(self._say())
@@ -183,10 +125,23 @@ class Replica:
                     self._service.restock(ray.get(self._desk.stock.remote()))
                     offered, _ = ray.get(self._say())  # at once: who changed the stock waits for it
             except ray.exceptions.RayError:
+                self._find_desk()
                 continue
             for side, serial in offered.items():
                 if serial != self._serials.get(side) and serial not in self._failed:
                     self._try_change(side, serial)
+
+    def _find_desk(self) -> None:
+        """The desk that Serve has put in place of the one before; it learns of this replica what is out of stock."""
+        if self._is_own_desk:
+            with suppress(ValueError, RayServeException, ray.exceptions.RayError):  # there is none yet
+                self._desk = serve.get_deployment_actor(DESK)
+                ray.get(self._desk.recall.remote(self._service.stock))
+
+    def __del__(self) -> None:  # Serve calls it when a replica is stopped, as where fewer are needed
+        self._has_ended = True
+        with suppress(Exception):
+            self._desk.leave.remote(self._name)
 
     def _try_change(self, side: Side, offered: int) -> None:
         try:
@@ -219,11 +174,11 @@ class Replicas:
     """The replicas as the front asks them."""
 
     def __init__(self, handle: Any, limits: Limits) -> None:
-        self._handle, self._limits = handle, limits
+        self._handle, self._limits, self._name = handle, limits, uuid4().hex
         self._reader: Any = ray.remote(num_cpus=0, max_restarts=-1)(Reader).remote()
         self._about: dict[str, Any] = {}
         self._num_scored = 0
-        self._seen = -_SILENT_S
+        self._seen = -math.inf
         self._looking = asyncio.ensure_future(self._look())
 
     def about(self) -> dict[str, Any] | None:
@@ -245,11 +200,11 @@ class Replicas:
             reply: Reply = await self._handle.answer.remote(incoming)
             return reply
         except (ray.exceptions.RayActorError, RayServeException):
-            raise CallError(503, "the process that answered has ended; ask again", (("Retry-After", "1"),)) from None
+            raise CallError(503, "the process that answered has ended; ask again", _SOON) from None
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
         """The counts of the front and the replicas."""
-        reply: Reply = await asyncio.wait_for(self._handle.metrics.remote(own), _UNHEARD_S)
+        reply: Reply = await asyncio.wait_for(self._handle.metrics.remote(self._name, own), _UNHEARD_S)
         return reply
 
     async def _look(self) -> None:
@@ -268,10 +223,10 @@ class _Nobody:
         return None
 
     async def answer(self, incoming: Incoming) -> Reply:
-        raise CallError(503, "no replica answers yet", (("Retry-After", "1"),))
+        raise CallError(503, "no replica answers yet", _SOON)
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
-        raise CallError(503, "no replica answers yet", (("Retry-After", "1"),))
+        raise CallError(503, "no replica answers yet", _SOON)
 
 
 class Gate:
@@ -316,6 +271,19 @@ class Gate:
         return left
 
 
+def recommender(settings: ServeConfig) -> Any:
+    """The deployment whose replicas answer."""
+    return serve.deployment(
+        Replica,
+        name="recommender",
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": settings.cpus},
+        max_ongoing_requests=settings.max_waiting + MORE_ONGOING,
+        graceful_shutdown_timeout_s=settings.timeout_s,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+
+
 class Server:
     """The application on the connected Ray cluster, from the first model to :meth:`stop`."""
 
@@ -342,16 +310,7 @@ class Server:
         self._gate = self._listening()
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         self._started = True
-        deployment: Any = serve.deployment(
-            Replica,
-            name="recommender",
-            num_replicas=settings.replicas,
-            ray_actor_options={"num_cpus": settings.cpus},
-            max_ongoing_requests=settings.max_waiting + _MORE_ONGOING,
-            graceful_shutdown_timeout_s=settings.timeout_s,
-            graceful_shutdown_wait_loop_s=0.1,
-        )
-        application = deployment.bind(self._desk, self._limits, settings)
+        application = recommender(settings).bind(self._desk, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
         ray.get(self._gate.open.remote(self._handle))
 

@@ -1,0 +1,146 @@
+"""The models that a server answers by: what their names mean, look by look, and how another version is handed over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from pipelines.cli import user_message
+from recsys.config import Config, ServeConfig
+from recsys.errors import ConfigError, UserError
+from recsys.registry.followed import Followed
+from recsys.registry.tracking import tracking_uri
+from recsys.serving.answer_log import check_folder
+from recsys.serving.experiment_split import Side
+from recsys.serving.stock import Stock, read_stock
+from recsys.storage.uris import is_remote
+
+
+class FollowedSide:
+    """A model that answers, what its name means, and what was tried of it."""
+
+    def __init__(self, side: Side, followed: Followed, version: str, settings: ServeConfig) -> None:
+        self.side, self.followed, self.version = side, followed, version
+        self._refused, self._is_silent = Refused(settings.poll_seconds, settings.max_retry_s), False
+
+    @classmethod
+    def of(cls, side: Side, uri: str, config: Config) -> FollowedSide:
+        """What a name means now."""
+        followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
+        return cls(side, followed, followed.version(), config.serve)
+
+    def load(self, say: Any) -> tuple[Any, dict[str, Any]]:
+        """The model of the version."""
+        bundle, about = self.followed.load(self.version)
+        users, items = len(bundle.user_ids), bundle.num_items
+        say(f"{self.version}: {users:,} users, {items:,} items, made {bundle.info.created}")
+        return bundle, about
+
+    def follow(self, server: Any, say: Any, stopped: threading.Event) -> None:
+        """Look the name up, and hand over another version."""
+        try:
+            found = self.followed.version()
+            self._is_silent = False
+        except Exception as error:  # a registry that is away for a while does not end the service
+            if not self._is_silent:
+                say(f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} goes on")
+            self._is_silent = True
+            return
+        if found == self.version or not self._refused.may_try(found):
+            return
+        try:
+            bundle, about = self.followed.load(found)
+            serial = server.offer(bundle, about, self.side)
+            del bundle
+        except Exception as error:
+            if self._refused.again(found):
+                say(
+                    f"{found} cannot be loaded ({_why(error)}); {self.version} goes on; it is tried again from time to "
+                    "time"
+                )
+            return
+        errors = taken(server, serial, found, say, stopped)
+        if not errors:
+            self.version = found
+            self._refused.forget()
+        elif self._refused.again(found):
+            say(f"{found}: {errors}; it is offered again from time to time")
+
+
+def sides_of(config: Config) -> list[FollowedSide]:
+    """The sides of the configuration, and what their names mean now.
+
+    Raises:
+        ArtifactError: there is no such model.
+    """
+    settings = config.serve
+    uris: dict[Side, str] = {"a": settings.model or f"models:/{config.registry.name}@champion"}
+    if settings.ab.model:
+        uris["b"] = settings.ab.model
+    return [FollowedSide.of(side, uri, config) for side, uri in uris.items()]
+
+
+class Refused:
+    """A version that could not be loaded, and when it may be tried again: after pauses that double up to a bound."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._first_s, self._longest_s = first_s, max(first_s, longest_s)
+        self.forget()
+
+    def forget(self) -> None:
+        """All is well."""
+        self._version, self._pause_s, self._next = "", self._first_s, 0.0
+
+    def may_try(self, version: str) -> bool:
+        """Whether it is another version, or the time for another try has come."""
+        return version != self._version or time.monotonic() >= self._next
+
+    def again(self, version: str) -> bool:
+        """It could not be loaded (again); whether that is news."""
+        is_news = version != self._version
+        self._pause_s = self._first_s if is_news else min(2 * self._pause_s, self._longest_s)
+        self._version, self._next = version, time.monotonic() + self._pause_s
+        return is_news
+
+
+def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> str:
+    """Wait until every replica answers by the version; why some cannot, or nothing."""
+    while not stopped.is_set():
+        num_replicas, taken, errors = server.state(serial)
+        if errors:
+            return f"{taken} of {num_replicas} replicas answer by it, others could not: {'; '.join(errors)}"
+        if num_replicas and taken == num_replicas:
+            say(f"{version} answers now on {taken} replica(s)")
+            return ""
+        time.sleep(0.2)
+    return ""
+
+
+def check_log(settings: ServeConfig) -> None:
+    """The folder of the log, before anything starts.
+
+    Raises:
+        ConfigError: it is remote, or cannot be written to.
+    """
+    if is_remote(settings.log):
+        raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files where you keep them")
+    if settings.log:
+        check_folder(settings.log)
+    elif settings.explore.share:
+        raise ConfigError("serve.explore.share without serve.log: nothing would be learned from it; name a folder")
+
+
+def stock_of(settings: ServeConfig) -> Stock:
+    """What was out of stock when the server ended."""
+    if is_remote(settings.stock_file):
+        raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
+    if settings.stock_file and not settings.stock_token_env:
+        raise ConfigError("serve.stock_file without serve.stock_token_env: nobody could change the stock; name both")
+    return read_stock(settings.stock_file, "serve.stock_file")
+
+
+def _why(error: Exception) -> str:
+    """One line."""
+    message = str(error) if isinstance(error, UserError) else user_message(error) or f"{type(error).__name__}: {error}"
+    return message.splitlines()[0] if message else type(error).__name__

@@ -1,0 +1,42 @@
+"""The desk that loads and follows the models itself, where no command does: an actor of Serve's controller.
+
+Why a module of its own: Serve pickles the module of such an actor's class by value.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+
+from pipelines.followed_side import check_log, sides_of, stock_of
+from pipelines.plumbing.session import quiet
+from recsys.config import ServeConfig, build_config
+from recsys.serving.desk import Desk, Offering
+
+
+@ray.remote
+class Keeper(Desk):
+    """A desk whose models are there when it is; ``args`` are those of the application."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        quiet()
+        config = build_config(args, "args")
+        check_log(config.serve)
+        super().__init__(stock_of(config.serve), config.serve.stock_file)
+        self._sides, self._offering = sides_of(config), Offering(self)
+        for side in self._sides:
+            self._offering.offer(*side.load(_say), side.side)
+        threading.Thread(target=self._keep_following, args=(config.serve,), daemon=True, name="following").start()
+
+    def _keep_following(self, settings: ServeConfig) -> None:
+        never = threading.Event()
+        while not never.wait(settings.poll_seconds):
+            for side in self._sides:
+                side.follow(self._offering, _say, never)
+
+
+def _say(line: str) -> None:
+    """To the actor's log."""
+    print(line, flush=True)

@@ -1,0 +1,60 @@
+"""What Ray Serve deploys by ``import_path: pipelines.serve_app:build``: the same answers as ``recsys serve``.
+
+``args`` are keys of the configuration, as sections: ``{tracking: {uri: …}, serve: {model: …}}``. What Serve's own
+configuration decides is refused there: the address and the number and size of processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pipelines.keeper import Keeper
+from recsys.config import Config, build_config
+from recsys.errors import ConfigError
+
+_WHERE: Final = "args"
+_OF_SERVE: Final = {
+    "host": "http_options: {host: …}",
+    "port": "http_options: {port: …}",
+    "replicas": "num_replicas or autoscaling_config of the deployment recommender",
+    "cpus": "ray_actor_options: {num_cpus: …} of the deployment recommender",
+    "drain_s": "graceful_shutdown_timeout_s of the deployment front",
+}
+_LOG = logging.getLogger("ray.serve")
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application, for Serve's configuration.
+
+    Variables of the environment are left as they are here: the process that reads the model expands them.
+
+    Raises:
+        ConfigError: a key is unknown, decided by Serve's configuration, or missing.
+    """
+    from recsys.serving.application import application
+
+    config = build_config(args, _WHERE, expand=False)
+    _check(config, args.get("serve") or {})
+    if not config.serve.token_env:
+        _LOG.warning("serve.token_env is empty: the model answers everybody who reaches the proxy, unencrypted")
+    return application(config.serve, Keeper, args)
+
+
+def _check(config: Config, given: Mapping[str, Any]) -> None:
+    """What cannot mean anything here.
+
+    Raises:
+        ConfigError: it is named.
+    """
+    for key, instead in _OF_SERVE.items():
+        if key in given:
+            raise ConfigError(f"{_WHERE}: serve.{key} is decided by Serve's configuration; remove it and set {instead}")
+    names = [config.serve.model or f"models:/{config.registry.name}@champion", config.serve.ab.model]
+    if not config.tracking.uri and any(name.startswith("models:") for name in names):
+        raise ConfigError(
+            f"{_WHERE}: tracking.uri is empty, and {names[0]} is looked up in a tracking server; give its address"
+        )
+    if "$" in config.serve.log:
+        raise ConfigError(f"{_WHERE}: serve.log: {config.serve.log} is not expanded here; write the folder out")
