@@ -41,6 +41,7 @@ from recsys.registry.bundle import (
 )
 from recsys.registry.item_index import measure_again
 from recsys.registry.measured import has_measured, measured
+from recsys.registry.minimum import num_events
 from recsys.registry.register import pinned, resolve
 from recsys.registry.sealed import check_file, damaged, said_by, writing_aside
 from recsys.storage.uris import is_remote
@@ -65,7 +66,12 @@ class Parent:
     def describe(self) -> dict[str, Any]:
         """What a descendant says of it."""
         info = self.bundle.info
-        return {"uri": self.uri, "created": info.created, "dataset": info.dataset.get("content_hash", "")}
+        return {
+            "uri": self.uri,
+            "created": info.created,
+            "dataset": info.dataset.get("content_hash", ""),
+            "events": num_events(info.dataset),
+        }
 
     @property
     def seen_all(self) -> bool:
