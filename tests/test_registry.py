@@ -92,7 +92,7 @@ def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Register
 def test_the_version_has_alias_tags_and_description(registered: Registered) -> None:
     found = client(registered.uri).get_model_version_by_alias("pocket", "challenger")
     assert registered.model == RegisteredModel(
-        "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1"
+        "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1", "no baseline was measured"
     )
     assert str(found.version) == "1" and found.run_id == registered.run_id
     assert found.tags["metric.ndcg_at_20"] == "0.25" and "metric.baselines.popularity.ndcg_at_20" not in found.tags
