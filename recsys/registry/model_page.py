@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from recsys.config import Config
+from recsys.registry.aliases import CHAMPION, PREVIOUS
 from recsys.registry.bundle import Bundle
 from recsys.registry.card import plain_line, short_card, shown_as_text, table, use_of
 from recsys.registry.tracking import numbers
@@ -26,10 +27,12 @@ def model_page(config: Config) -> str:
     """What the model is for, what its aliases mean, and how it is pulled and asked; nothing that a version changes."""
     name, alias = config.registry.name, config.registry.alias
     aliases = [
-        ["champion", "serves: the gate (`recsys promote`) found it better than the one before, and no rule broken"],
+        [CHAMPION, "serves: the gate (`recsys promote`) found it better than the one before, and no rule broken"],
         [alias, "the newest version above the minimum: not below the best baseline, of no less data"],
-        ["previous", "the champion before, to which `recsys promote --promote.rollback true` goes back"],
+        [PREVIOUS, "the champion before, to which `recsys promote --promote.rollback true` goes back"],
     ]
+    if alias == CHAMPION:  # a registry without a gate
+        del aliases[0]
     head = [f"# {plain_line(name)}", "", use_of(config), "", *table(["alias", "meaning"], aliases), ""]
     code = [
         "```python",
@@ -41,10 +44,9 @@ def model_page(config: Config) -> str:
         "",
         "The tag `minimum.why` of a version says why it may or may not have that alias; one without an alias is pulled "
         "by its number. The card of a version is `MODEL_CARD.md` among the artefacts of its run.",
-        "",
-        PAGE_END,
     ]
-    return shown_as_text("\n".join([*head, *code, *rest]))[:_LONGEST]
+    text = shown_as_text("\n".join([*head, *code, *rest]))
+    return f"{text[: _LONGEST - len(PAGE_END) - 2]}\n\n{PAGE_END}"
 
 
 def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> str:
