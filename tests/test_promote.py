@@ -396,7 +396,8 @@ def test_the_minimum_asks_the_best_baseline_and_the_holders_events() -> None:
     held = {"the present challenger": 100}
     even = comparison_of(-0.03, 0.01)
     assert ask_minimum(even, 90, held, rules()).passed, "chance and a tenth"
-    assert "not below the baseline popularity beyond chance" in ask_minimum(even, 90, held, rules()).why
+    assert "is not distinguishable from the baseline popularity (-0.0100" in ask_minimum(even, 90, held, rules()).why
+    assert "is above the baseline popularity (+0.0200" in ask_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
     asked = ask_minimum({}, 89, held, rules())
     assert not asked.passed and "of 89 events" in asked.why
     assert ask_minimum({}, 89, {"the present challenger": 0}, rules()).passed, "it says no number"

@@ -58,8 +58,9 @@ def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str,
     said = "no baseline was measured"
     if against:
         is_below = against["high"] < 0
+        where = "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
         said = (
-            f"{comparison['metric']} is {'' if is_below else 'not '}below the baseline {best} beyond chance "
+            f"{comparison['metric']} is {where} the baseline {best}{' beyond chance' if is_below else ''} "
             f"({against['difference']:+.4f}, interval {against['low']:+.4f} to {against['high']:+.4f})"
         )
         if is_below:
