@@ -9,13 +9,14 @@ from __future__ import annotations
 import getpass
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder, write_atomically
-from pipelines.plumbing.promotion_record import to_markdown, version_tags
+from pipelines.plumbing.promotion_record import candidate_table, to_markdown, version_tags
 from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from recsys.bundle.files import Bundle
@@ -38,8 +39,9 @@ from recsys.gate.promotion import (
     segments_of,
 )
 from recsys.registry.aliases import CHAMPION, PREVIOUS, Aliases
+from recsys.registry.minimum import candidates, newer_below
 from recsys.registry.register import pinned, resolve
-from recsys.registry.tracking import Tracker, tracking_uri
+from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.bundles import read_bundle
 from recsys.training.threads import settle_threads
 
@@ -84,10 +86,15 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
         raise ConfigError(
             f"promote.model: got {asked!r}; only a registered version can be champion: models:/NAME@ALIAS or /VERSION"
         )
-    name, version = pinned(asked, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
+    name, version = _asked(config, folder, asked)
     with folder.progress.stage("promote"), Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker:
         aliases = Aliases(tracker.client, name)
+        found = candidates(tracker.client, name, config.train.metric)
+        folder.progress(candidate_table(found, config.train.metric))
         record = _roll_back(config, aliases) if going_back else _decide(config, folder, aliases, version)
+        record["candidates"] = found
+        if not going_back:
+            record = _with_minimum(record, found, by_alias="@" in asked)
         if record["decision"] in ("promoted", "forced"):
             aliases.promote(version, (record["champion"] or {}).get("version", ""))
         _record(folder, tracker, aliases, record)
@@ -95,6 +102,45 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     if record["decision"] == "refused":
         raise Refusal("\n  - ".join([_closing(record), *record["reasons"]]))
     return record
+
+
+def _asked(config: Config, folder: RunFolder, asked: str) -> tuple[str, str]:
+    """Name and version of what was asked for; where no version has the alias, the candidates are shown first."""
+    try:
+        name, version = pinned(asked, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
+    except ArtifactError:
+        with suppress(Exception):  # there is no store, or nothing of that name: the error says so
+            name = asked.removeprefix("models:/").partition("@")[0]
+            found = candidates(client(tracking_uri(config)), name, config.train.metric)
+            folder.progress(candidate_table(found, config.train.metric))
+        raise
+    return name, version
+
+
+def _with_minimum(record: dict[str, Any], found: list[dict[str, Any]], by_alias: bool) -> dict[str, Any]:
+    """The record with what the minimum says of the version, or of a newer one that was to be asked about.
+
+    A newer version that did not get the alias leaves it with the champion: what looks unchanged is a refusal, or a
+    daily update would fail without a word.
+    """
+    asked = record["challenger"]["version"]
+    own = next((one for one in found if one["version"] == asked), None)
+    if own is not None and not own["is_candidate"]:
+        said = f"version {asked} is below the minimum for the alias: {own['why']}"
+        return record | {"notes": [*record.get("notes", []), said]}
+    newest = newer_below(found, asked) if by_alias else None
+    if newest is None:
+        return record
+    said = f"version {newest['version']} is newer and below the minimum for the alias: {newest['why']}"
+    if record["decision"] != "unchanged":
+        return record | {"notes": [*record.get("notes", []), said]}
+    uri = f"models:/{record['model']}/{newest['version']}"
+    return record | {
+        "challenger": {"version": newest["version"], "run_id": newest["run_id"]},
+        "decision": "refused",
+        "promoted": False,
+        "reasons": [f"{said}; ask for it by its number if that is meant: --promote.model {uri}"],
+    }
 
 
 def _recorded_apart(config: Config) -> Config:

@@ -90,7 +90,7 @@ def register(
         where = {"tracking": redact(tracker.uri), "run_id": tracker.run_id}
         registered = {**asdict(found), **where, **is_final, "metrics_sha256": digest}
         folder.write_json(folder.registered, registered)
-        folder.progress(f"registered {found.name} version {found.version} as {found.alias}")
+        folder.progress(found.said)
     return registered
 
 

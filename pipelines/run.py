@@ -53,7 +53,10 @@ def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: R
     lines = ["", headline_table(metrics), "", verdict(metrics), f"report      {folder.shown(folder.report.absolute())}"]
     if registered.get("version"):
         name, version, alias = (registered[key] for key in ("name", "version", "alias"))
-        lines.append(f"model       {name}, version {version}, alias {alias}: models:/{name}@{alias}")
+        named = f"alias {alias}: models:/{name}@{alias}"
+        if not alias:
+            named = f"without an alias (see above): {registered['uri']}"
+        lines.append(f"model       {name}, version {version}, {named}")
         lines.append(f"tracking    {registered['tracking']}")
     else:
         lines.append(

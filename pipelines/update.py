@@ -301,7 +301,7 @@ def register_changed(
         model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
         registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
         folder.write_json(folder.registered, registered)
-        folder.progress(f"registered {model.name} version {model.version} as {model.alias}")
+        folder.progress(model.said)
 
 
 def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:

@@ -24,6 +24,7 @@ from recsys.config import Config, load_config
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.evaluation.ranking import rank
+from recsys.registry.register import resolve
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 
@@ -85,11 +86,23 @@ def test_the_report_needs_nothing_from_outside(world: Path) -> None:
     assert "<script" not in html and 'src="http' not in html and "ndcg@5" in html.lower()
 
 
-def test_the_model_is_registered_under_its_alias(world: Path) -> None:
+def test_a_first_model_below_its_baseline_is_registered_and_used_by_its_number(world: Path) -> None:
     registered = json.loads((world / "run" / "registered.json").read_text())
+    comparison = json.loads((world / "run" / "metrics.json").read_text())["comparison"]
+    best = comparison["best_on_test"]
+    assert comparison["against"][best]["high"] < 0, "two epochs of a tiny world are below the best baseline"
+    uri = f"models:/tiny/{registered['version']}"
+    assert registered["alias"] == "" and registered["uri"] == registered["pinned_uri"] == uri
     client = mlflow.MlflowClient(registered["tracking"])
-    version = client.get_model_version_by_alias("tiny", "challenger")
-    assert str(version.version) == str(registered["version"])
+    assert client.get_registered_model("tiny").aliases == {}
+    assert (
+        f"below the baseline {best}" in client.get_model_version("tiny", str(registered["version"])).tags["minimum.why"]
+    )
+    said = (world / "run" / "run.log").read_text()
+    (line,) = [line for line in said.splitlines() if "without an alias:" in line]
+    assert f"below the baseline {best}" in line and f"use it by its number, {uri}" in line
+    assert registered["by_hand"] in line and f"without an alias (see above): {uri}" in said
+    assert (resolve(uri, registered["tracking"]) / "bundle.json").is_file()
 
 
 def test_one_mlflow_run_holds_parameters_metrics_and_artifacts(world: Path) -> None:

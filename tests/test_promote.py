@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +28,10 @@ from recsys.evaluation.validation import Validator
 from recsys.gate.cross_dataset import ForeignScorer, leak_of
 from recsys.gate.promotion import Findings, against_baselines, against_champion, against_drift, ranked
 from recsys.registry.card import model_card
-from recsys.registry.provenance import UNKNOWN, lineage, working_commit
-from recsys.registry.register import register, resolve
+from recsys.registry.minimum import alias_command, ask_minimum, num_events
+from recsys.registry.provenance import lineage
+from recsys.registry.register import RegisteredModel, register, resolve
+from recsys.registry.run_tags import UNKNOWN, working_commit
 from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.context import TrainContext
@@ -162,13 +169,16 @@ class World:
 
     def register(self, dataset: PreparedDataset, **train: Any) -> str:
         """Train, write and register; the version."""
+        return str(self.registered(dataset, {"model": {}}, **train).version)
+
+    def registered(self, dataset: PreparedDataset, metrics: dict[str, Any], **train: Any) -> RegisteredModel:
         config = self.config.model_copy(update={"train": self.config.train.model_copy(update=train)})
         found = fit(config, dataset, Validator.of(config), TrainContext())
         with Tracker(config, apart=True) as tracker:
             extra = {"refit": found.refit, "lineage": lineage(config, dataset.manifest.content_hash, tracker)}
             card = model_card(config, dataset.manifest, {}, extra["lineage"])  # type: ignore[arg-type]
             write_bundle(self.folder / "bundle", found.frozen, dataset, extra, None, card)
-            return str(register(tracker, self.folder / "bundle", config, {"model": {}}).version)
+            return register(tracker, self.folder / "bundle", config, metrics)
 
     def promote(self, *words: str) -> int:
         return main(["promote", "--config", str(self.folder / "c.yaml"), *words])
@@ -205,6 +215,10 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     record = world.record()
     assert record["decision"] == "promoted" and record["champion"] is None and record["comparison"] == {}
     assert record["baselines"]["against"]["popularity"]["low"] > 0
+    listed = [(one["version"], one["aliases"], one["events"]) for one in record["candidates"]]
+    assert [version for version, _, _ in listed] == ["3", "2", "1"] and listed[0][1] == ["challenger"]
+    assert listed[0][2] > listed[2][2] > 0, "the first version is of fewer events"
+    assert "## Versions before the decision" in (world.folder / "run/promotion.md").read_text()
     assert any("there is no champion yet" in note for note in record["notes"])
 
     # a better one, which knows users and items that the champion does not
@@ -289,6 +303,119 @@ def test_a_model_that_cannot_answer_is_refused_even_by_force(world: World, capsy
     assert world.promote("--promote.model", f"models:/pocket/{version}", "--force", "now") == 1
     assert "the challenger cannot answer" in capsys.readouterr().err
     assert "promote.force does not help" in " ".join(world.record()["notes"])
+
+
+def comparison_of(low: float, high: float) -> dict[str, Any]:
+    against = {"popularity": {"difference": (low + high) / 2, "low": low, "high": high, "p": 0.002}}
+    return {"metric": "ndcg@5", "best_on_test": "popularity", "against": against}
+
+
+def test_a_version_below_the_minimum_leaves_the_challenger_where_it_is(world: World, capsys: Captured) -> None:
+    holder = world.aliases()["challenger"]
+    below = {"model": {"ndcg@5": 0.1}, "comparison": comparison_of(-0.3, -0.1)}
+    worse = world.registered(world.dataset, below, epochs=1)
+    smaller = world.registered(world.early, {"model": {}, "comparison": comparison_of(0.1, 0.3)}, epochs=1)
+    assert world.aliases()["challenger"] == holder
+    assert worse.alias == "" and worse.uri == worse.pinned_uri == f"models:/pocket/{worse.version}"
+    said = "without an alias: ndcg@5 is below the baseline popularity beyond chance (-0.2000"
+    assert said in worse.said and "\n" not in worse.said
+    assert (
+        f"of {num_events(asdict(world.early.manifest))} events, the present challenger, version {holder}, of"
+        in smaller.said
+    )
+    assert "registry.min_data 0.9" in smaller.said
+    assert world.tags(str(worse.version))["minimum"] == "below"
+    assert world.tags(str(worse.version))["minimum.why"] == worse.why
+
+    capsys.readouterr()
+    world.promote("--promote.model", f"models:/pocket/{worse.version}", "--promote.margin", "0.5")
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "below the baseline popularity" in line]
+    assert "0.1000" in row and f"{worse.version} " in row and "  no  ndcg@5 is below" in row
+    notes = world.record()["notes"]
+    assert any(note.startswith(f"version {worse.version} is below the minimum for the alias") for note in notes)
+
+
+def test_the_command_in_the_line_gives_the_alias_by_hand(world: World, capsys: Captured) -> None:
+    holder = world.aliases()["challenger"]
+    below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
+    try:
+        command = below.said.rpartition("by hand: ")[2]
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, timeout=120)
+        assert world.aliases()["challenger"] == str(below.version)
+    finally:
+        world.client.set_registered_model_alias("pocket", "challenger", holder)
+
+
+def test_a_daily_promotion_fails_when_the_newest_version_is_below_the_minimum(world: World, capsys: Captured) -> None:
+    before = world.aliases()
+    below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
+    try:
+        world.client.set_registered_model_alias("pocket", "champion", before["challenger"])
+        assert world.promote("--promote.model", "models:/pocket@challenger") == 1, "nobody would hear of it otherwise"
+        error = capsys.readouterr().err
+        assert f"version {below.version} is not promoted, version {before['challenger']} stays champion" in error
+        assert f"{below.version} is newer and below the minimum" in error
+        assert f"--promote.model models:/pocket/{below.version}" in error
+        assert world.record()["decision"] == world.tags(str(below.version))["promotion.decision"] == "refused"
+        assert world.promote("--promote.model", f"models:/pocket/{before['challenger']}") == 0, "asked by its number"
+        assert world.record()["decision"] == "unchanged"
+    finally:
+        world.client.set_registered_model_alias("pocket", "champion", before.get("champion", "1"))
+
+
+def test_every_verb_says_why_nothing_has_the_alias(world: World, capsys: Captured) -> None:
+    before = world.aliases()
+    below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
+    world.client.delete_registered_model_alias("pocket", "challenger")
+    try:
+        for words in (["promote"], ["update"], ["serve"], ["recommend"]):
+            named = [f"--{words[0]}.model", "models:/pocket@challenger"]
+            assert main([*words, "--config", str(world.folder / "c.yaml"), *named]) == 2
+            out, error = capsys.readouterr()
+            assert "models:/pocket@challenger is not registered" in error
+            assert f"models:/pocket/{below.version} (no alias: ndcg@5 is below the baseline popularity" in error
+            assert ("  no  ndcg@5 is below" in out) == (words == ["promote"]), "the gate lists all versions"
+    finally:
+        world.client.set_registered_model_alias("pocket", "challenger", before["challenger"])
+
+
+def test_champions_change_and_go_back_without_a_challenger(world: World) -> None:
+    before = world.aliases()
+    world.client.delete_registered_model_alias("pocket", "challenger")
+    try:
+        forced = ["--promote.model", "models:/pocket/1", "--promote.margin", "0.5", "--force", "a test"]
+        world.client.set_registered_model_alias("pocket", "champion", "2")
+        assert world.promote(*forced) == 0 and world.aliases()["champion"] == "1"
+        assert world.promote("--rollback") == 0 and world.aliases()["champion"] == "2"
+        assert "challenger" not in world.aliases()
+    finally:
+        for alias, version in before.items():
+            world.client.set_registered_model_alias("pocket", alias, version)
+
+
+def test_the_minimum_asks_the_best_baseline_and_the_holders_events() -> None:
+    held = {"the present challenger": 100}
+    even = comparison_of(-0.03, 0.01)
+    assert ask_minimum(even, 90, {}, rules()).passed, "chance"
+    assert "is not distinguishable from the baseline popularity (-0.0100" in ask_minimum(even, 90, {}, rules()).why
+    assert not ask_minimum(even, 90, held, rules()).passed, "it would take the alias from a version that may be better"
+    assert "is above the baseline popularity (+0.0200" in ask_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
+    asked = ask_minimum({}, 89, held, rules())
+    assert not asked.passed and "of 89 events" in asked.why
+    assert ask_minimum({}, 89, {"the present challenger": 0}, rules()).passed, "it says no number"
+    assert ask_minimum({}, 89, {}, rules()).why == "no baseline was measured"
+    for told in ({"registry": {"min_data": 0}}, {"update": {"replace": True}}):
+        tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, **told}
+        assert ask_minimum({}, 1, held, build_config(tree)).passed
+
+
+def test_the_command_by_hand_survives_a_shell() -> None:
+    for name in ("shop", "it's", 'a "b" $HOME', "back\\slash"):
+        words = shlex.split(alias_command("sqlite:///a b.db", name, "challenger", 3))
+        assert words[:2] == ["python", "-c"]
+        call = ast.parse(words[2]).body[-1]
+        assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+        assert [ast.literal_eval(one) for one in call.value.args] == [name, "challenger", "3"]
 
 
 def test_what_promote_cannot_do(world: World, capsys: Captured) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import pandas as pd
 import pytest
 from handmade import small_model, small_world
 
+from pipelines.plumbing.tracking import log_evaluation
 from recsys.config import Config, build_config, load_config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
-from recsys.registry.register import RegisteredModel, _interrupted, register, resolve
+from recsys.registry.model_page import describe_model
+from recsys.registry.provenance import lineage
+from recsys.registry.register import RegisteredModel, _example, _interrupted, active, register, resolve
+from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
@@ -87,7 +92,7 @@ def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Register
 def test_the_version_has_alias_tags_and_description(registered: Registered) -> None:
     found = client(registered.uri).get_model_version_by_alias("pocket", "challenger")
     assert registered.model == RegisteredModel(
-        "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1"
+        "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1", "no baseline was measured"
     )
     assert str(found.version) == "1" and found.run_id == registered.run_id
     assert found.tags["metric.ndcg_at_20"] == "0.25" and "metric.baselines.popularity.ndcg_at_20" not in found.tags
@@ -329,3 +334,96 @@ def test_figures_of_the_machine_are_logged_when_asked_for(tmp_path: Path) -> Non
     config.tracking.system_metrics = False
     with Tracker(config) as without:
         assert without._monitor is None
+
+
+EVALUATED: dict[str, Any] = {
+    "metric": "ndcg@5",
+    "model": {
+        "ndcg@5": 0.3,
+        "recall@5": 0.4,
+        "mrr@5": 0.2,
+        "hit@5": 0.5,
+        "coverage@5": 0.9,
+        "map@5": 0.1,
+        "gini@10": 0.7,
+    },
+    "baselines": {"ease": {"ndcg@5": 0.25, "recall@5": 0.3}, "popularity": {"ndcg@5": 0.1}},
+    "confidence": {
+        "model": {"ndcg@5": [0.2, 0.4]},
+        "baselines": {"ease": {"ndcg@5": [0.2, 0.3]}, "popularity": {"ndcg@5": [0.0, 0.2]}},
+    },
+    "comparison": {
+        "metric": "ndcg@5",
+        "best_baseline": "ease",
+        "best_on_test": "ease",
+        "against": {"ease": {"difference": 0.05, "low": -0.01, "high": 0.1, "p": 0.1}},
+    },
+    "segments": {"history": {"1–4 $x": {"queries": 7, "model": {"ndcg@5": 0.2}, "interval": [0.1, 0.3]}}},
+    "granularities": {"social": {"weight": 1.0}},
+    "trust": {"items": {"popularity": {"disparity": {"model": 0.125}}}},
+    "timing": {"prepare_s": 1.0, "train_s": 2.0, "evaluate_s": 4.0, "baseline_ease_s": 8.0},
+    "data": {"name": "hand <b>made</b>", "queries": 7},
+}
+
+
+def test_an_evaluation_again_replaces_the_tables(registered: Registered) -> None:
+    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "f")})
+    with Tracker(config) as tracker:
+        log_evaluation(tracker, EVALUATED)
+        log_evaluation(tracker, EVALUATED)
+    found = client(registered.uri)
+    path = Path(found.download_artifacts(tracker.run_id, "baselines.json", str(registered.folder)))
+    table = json.loads(path.read_text())
+    assert [row[table["columns"].index("recommender")] for row in table["data"]] == ["model", "ease", "popularity"]
+    assert table["data"][0][table["columns"].index("ndcg@5")] == 0.3
+    assert [file.path for file in found.list_artifacts(tracker.run_id, "figures")] == ["figures/recommenders.png"]
+
+
+def test_a_page_that_somebody_has_written_is_kept(registered: Registered) -> None:
+    registry = client(registered.uri)
+    assert "| challenger |" in registry.get_registered_model("pocket").description
+    registry.update_registered_model("pocket", description="ours")
+    describe_model(registry, registered.config)
+    assert registry.get_registered_model("pocket").description == "ours"
+
+
+def test_the_input_example_names_no_user_of_the_data(registered: Registered) -> None:
+    folder = resolve("models:/pocket/1", registered.uri).parent.parent
+    texts = [path.read_text() for path in folder.glob("*input_example*.json")]
+    users = read_bundle(registered.bundle).user_ids
+    assert texts and "invented-user" in texts[0] and users
+    assert not [user for user in users for text in texts if json.dumps(user) in text]
+
+
+def test_an_invented_user_who_exists_is_renamed(registered: Registered) -> None:
+    bundle = replace(read_bundle(registered.bundle), user_ids=["invented-user", "invented-friend-1", "u0"])
+    example = _example(bundle)
+    named = {*example["user_id"], *(friend for friends in example["friends"] for friend in friends)}
+    assert named and not named & set(bundle.user_ids)
+
+
+def test_run_version_and_lineage_name_one_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = registered.folder / "project"
+    project.mkdir()
+    git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    monkeypatch.chdir(project)
+    first = working_commit(project)[0]
+    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "h")})
+    with Tracker(config) as tracker:
+        assert tracker.client.get_run(tracker.run_id).data.tags["mlflow.source.git.commit"] == first
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "second"], check=True)
+    with Tracker(config, run_id=tracker.run_id) as again:  # registered after a later commit
+        assert lineage(config, "d", again)["git_commit"] == first != working_commit(project)[0]
+
+
+def test_a_model_without_alias_is_named_by_its_number(registered: Registered) -> None:
+    registry = client(registered.uri)
+    source = registry.get_model_version("pocket", "1").source
+    registry.create_registered_model("bare")
+    with active(registered.uri):
+        registry.create_model_version("bare", source=source)
+    with pytest.raises(ArtifactError, match=r"models:/bare/1 \(no alias\)"):
+        resolve("models:/bare@challenger", registered.uri)
+    registry.delete_registered_model("bare")

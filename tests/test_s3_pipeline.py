@@ -128,7 +128,7 @@ def test_everything_on_s3_equals_everything_here(tmp_path: Path, bucket: str) ->
     recsys("evaluate", remote, tmp_path / "f")
     assert json.loads(read_bytes(f"{bucket}/runs/one/metrics.json"))["model"] == metrics[0]["model"]
 
-    pulled = [*("--run.dir", f"{bucket}/runs/two"), *("--recommend.model", "models:/tiny@challenger")]
+    pulled = [*("--run.dir", f"{bucket}/runs/two"), *("--recommend.model", "models:/tiny/1")]
     recsys("recommend", remote, tmp_path / "g", *pulled, "--recommend.requests", f"{bucket}/raw/asked.jsonl")
     assert set(recommendations(f"{bucket}/runs/two/recommendations.parquet").column("user_id").to_pylist()) == {
         "new",
@@ -178,7 +178,7 @@ def test_a_day_is_appended_and_a_user_forgotten_on_s3(
     tree["tracking"]["artifacts"] = f"{bucket}/mlflow"
     tree["update"] = {"epochs": 1}
     recsys("run", tree, tmp_path / "a")
-    words = ["--update.model", "models:/tiny@challenger", "--events", f"{bucket}/raw/day.csv"]
+    words = ["--update.model", "models:/tiny/1", "--events", f"{bucket}/raw/day.csv"]
     recsys("update", tree, tmp_path / "b", *words, "--run.dir", f"{bucket}/runs/two")
     manifests = [json.loads(read_bytes(f"{bucket}/runs/{run}/dataset/manifest.json")) for run in ("one", "two")]
     assert manifests[1]["counts"]["events"] == manifests[0]["counts"]["events"] + 180 == 720

@@ -219,8 +219,11 @@ def _check_what_is_left(folder: Path, lines: list[dict[str, Any]]) -> None:
     """The best model is registered, every child is tracked once, and best.yaml runs as it is."""
     final = next(line for line in lines if line["event"] == "final")
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    assert int(client.get_model_version_by_alias("tiny", "challenger").version) == 1
-    assert final["model"] == "models:/tiny@challenger"
+    registered = json.loads((folder / "run" / "best" / "registered.json").read_text())
+    assert [int(version.version) for version in client.search_model_versions("name = 'tiny'")] == [1]
+    assert final["model"] == registered["uri"]
+    has_alias = "challenger" in client.get_registered_model("tiny").aliases
+    assert (client.get_model_version("tiny", "1").tags["minimum"] == "passed") is has_alias is bool(registered["alias"])
     experiment = client.get_experiment_by_name("multigrain").experiment_id
     names = [run.data.tags.get("sweep.trial", "parent") for run in client.search_runs([experiment])]
     assert set(Counter(names).values()) == {1} and {"parent", "best", "000", "004"} <= set(names)

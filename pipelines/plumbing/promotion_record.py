@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pipelines.plumbing.progress import table
+
+_COLUMNS: Final = ("alias", "made", "events", "dataset", "decision", "candidate")
 
 
 def version_tags(record: Mapping[str, Any]) -> dict[str, str]:
@@ -42,11 +47,42 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         lines += [f"| {c['name']} | {'passed' if c['passed'] else 'FAILED'} | {c['why']} |" for c in record["checks"]]
     if record.get("notes"):
         lines += ["", "## Notes", "", *(f"- {note}" for note in record["notes"])]
+    if record.get("candidates"):
+        lines += ["", *_candidates(record["candidates"])]
     if record.get("comparison"):
         lines += ["", *_segments(record["comparison"])]
     if (record.get("baselines") or {}).get("against"):
         lines += ["", *_baselines(record["baselines"])]
     return "\n".join([*lines, ""])
+
+
+def candidate_table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The versions before the decision, for the console; each metric is of the test part of the version's own data."""
+    head, *rows = table([["version", metric, *_COLUMNS], *(_row(one) for one in found)]).splitlines()
+    width = max(map(len, rows))
+    return "\n".join([head, *(f"{row.ljust(width)}  {one['why']}" for row, one in zip(rows, found, strict=True))])
+
+
+def _candidates(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same as a Markdown table."""
+    lines = [
+        "## Versions before the decision",
+        "",
+        "The main metric is of the test part of each version's own dataset.",
+        "",
+        f"| version | metric | {' | '.join(_COLUMNS)} | why |",
+        "|--:|--:|---|---|--:|---|---|---|---|",
+    ]
+    return lines + [f"| {' | '.join([*_row(one), one['why']])} |" for one in found]
+
+
+def _row(one: Mapping[str, Any]) -> list[str]:
+    metric = "–" if one["metric"] is None else f"{one['metric']:.4f}"
+    made = datetime.fromtimestamp(one["created_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+    events = "–" if one["events"] is None else f"{one['events']:,}"
+    aliases = ", ".join(one["aliases"])
+    candidate = "yes" if one["is_candidate"] else "no"
+    return [one["version"], metric, aliases, made, events, one["dataset"], one["decision"], candidate]
 
 
 def _segments(found: Mapping[str, Any]) -> list[str]:

@@ -233,6 +233,9 @@ class Model:
     def register(self, name: str = "", *, tracking_uri: str = "", settings: Settings = None) -> str:
         """Put the model into the MLflow registry.
 
+        It gets the alias ``registry.alias`` (challenger) if it is above the minimum: not below the best baseline beyond
+        chance, and of no less data than the version that has the alias. A line says why not.
+
         Parameters
         ----------
         name : str

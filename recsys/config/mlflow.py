@@ -22,7 +22,13 @@ class TrackingConfig(Section):
 
 class RegistryConfig(Section):
     name: str = Field("multigrain", min_length=1, pattern=r"^[^/:]+$")
-    alias: str = "challenger"
+    alias: str = Field(
+        "challenger",
+        description="given to a version that is not below the best baseline beyond chance, nor of less than min_data",
+    )
+    min_data: float = Field(
+        0.9, ge=0, description="events that a new version needs for the alias, as a share of its holder's; 0: any"
+    )
     data_license: str = Field(
         "", description="of the data, for the model card: licence, terms, who may use it for what"
     )

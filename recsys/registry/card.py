@@ -45,12 +45,12 @@ def model_card(
     """
     names = list(config.model.granularities.enabled())
     lines = [
-        f"# Model card: {_text(config.registry.name)}",
+        f"# Model card: {plain_line(config.registry.name)}",
         "",
         f"A recommender of {len(names)} granularities ({', '.join(names)}; fusion {config.model.fusion.kind}), made by "
         f"Multigrain {lineage['release']}. A user is one vector, a score is its product with an item's, and the share "
         "of every granularity explains it exactly.",
-        *_section("Intended use", [_text(config.registry.intended_use or _USE)]),
+        *_section("Intended use", [use_of(config)]),
         *_section("Not for", [_NO_USE]),
         *_section("Data", _data(config, manifest)),
     ]
@@ -81,13 +81,18 @@ def shown_as_text(card: str) -> str:
     return card.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _text(value: Any) -> str:
+def plain_line(value: Any) -> str:
     """Text of others on one line, which is no link, picture or code of Markdown.
 
-    >>> _text("a [b](javascript:c)")
+    >>> plain_line("a [b](javascript:c)")
     'a \\\\[b\\\\](javascript:c)'
     """
     return re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(str(value).split()))
+
+
+def use_of(config: Config) -> str:
+    """What the model is for."""
+    return plain_line(config.registry.intended_use or _USE)
 
 
 def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
@@ -109,7 +114,7 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     changed = " with changes" if lineage.get("git_changed") else ""
     return [
         *found,
-        f"Data licence: {_text(config.registry.data_license or NOT_STATED)}.",
+        f"Data licence: {plain_line(config.registry.data_license or NOT_STATED)}.",
         f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run {lineage.get('run_id')}.",
         "The whole model card is MODEL_CARD.md in the bundle and among the artefacts of the run.",
     ]
@@ -150,18 +155,18 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 def _data(config: Config, manifest: Manifest) -> list[str]:
     counts = {name: f"{count:,}" for name, count in manifest.counts.items()}
     split = ", ".join(
-        f"{key} {_text(value)}" for key, value in manifest.split.items() if value not in (None, False, "")
+        f"{key} {plain_line(value)}" for key, value in manifest.split.items() if value not in (None, False, "")
     )
     bad = sum(sum(reasons.values()) for reasons in manifest.quarantined.values())
     return [
-        f"- name: {_text(manifest.name)}, from a {config.data.source.kind} source",
-        f"- licence: {_text(config.registry.data_license or NOT_STATED)}",
+        f"- name: {plain_line(manifest.name)}, from a {config.data.source.kind} source",
+        f"- licence: {plain_line(config.registry.data_license or NOT_STATED)}",
         f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items, {counts.get('events', 0)} events "
-        f"({', '.join(_text(kind) for kind in manifest.event_types)}); {bad:,} bad rows left out",
+        f"({', '.join(plain_line(kind) for kind in manifest.event_types)}); {bad:,} bad rows left out",
         f"- split: {split}; {counts.get('train', 0)} events of training, {counts.get('valid', 0)} of validation, "
         f"{counts.get('test', 0)} of test",
-        f"- item text read by: {_text(manifest.text.get('model') or 'nothing')}",
-        *(f"- note: {_text(note)}" for note in manifest.notes),
+        f"- item text read by: {plain_line(manifest.text.get('model') or 'nothing')}",
+        *(f"- note: {plain_line(note)}" for note in manifest.notes),
     ]
 
 
@@ -259,7 +264,7 @@ def _members(metrics: Mapping[str, Any]) -> list[str]:
         return []
     metric = members["metric"]
     said = single_line(members)
-    return [*([_text(sentence(said)), ""] if said else [])] + table(
+    return [*([plain_line(sentence(said)), ""] if said else [])] + table(
         ["member", f"{metric} alone", f"{metric} without it", "outcome"], rows
     )
 
@@ -307,7 +312,7 @@ def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
         f"The rows of {number:,} forgotten users are gone, and what is counted or fitted was made again without them. "
         "Trained before, or chosen on data that they were part of, and so not free of their influence:",
         "",
-        *(f"- {_text(what)}" for what in influence),
+        *(f"- {plain_line(what)}" for what in influence),
         "",
         "`recsys forget --retrain` trains without them.",
     ]

@@ -38,6 +38,7 @@ from recsys.data.forgotten import Forgotten
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
+from recsys.registry.minimum import num_events
 from recsys.registry.register import pinned, resolve
 from recsys.serving.bundles import finish, read_bundle
 from recsys.serving.item_index import measure_again
@@ -63,7 +64,12 @@ class Parent:
     def describe(self) -> dict[str, Any]:
         """What a descendant says of it."""
         info = self.bundle.info
-        return {"uri": self.uri, "created": info.created, "dataset": info.dataset.get("content_hash", "")}
+        return {
+            "uri": self.uri,
+            "created": info.created,
+            "dataset": info.dataset.get("content_hash", ""),
+            "events": num_events(info.dataset),
+        }
 
     @property
     def seen_all(self) -> bool:

@@ -20,12 +20,24 @@ from typing import Any, Final
 import recsys
 from recsys.bundle.description import CARD, DESCRIPTION, WEIGHTS
 from recsys.bundle.files import Bundle
-from recsys.config import Config
+from recsys.config import Config, redact
 from recsys.encoders.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.granularities.profile.encoding import encoding_of
-from recsys.registry.card import short_card, shown_as_text
+from recsys.registry.aliases import Aliases
 from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
+from recsys.registry.minimum import (
+    BELOW,
+    EVENTS_TAG,
+    MINIMUM_TAG,
+    WHY_TAG,
+    Minimum,
+    alias_command,
+    ask_minimum,
+    newest_versions,
+    num_events,
+)
+from recsys.registry.model_page import describe_model, version_description
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.serving.bundles import read_bundle
 from recsys.serving.requests import SimilarRequest
@@ -48,14 +60,28 @@ class RegisteredModel:
     alias: str
     uri: str  # models:/NAME@ALIAS: moves when a later version gets the alias
     pinned_uri: str  # models:/NAME/VERSION: always this one
+    why: str = ""  # it has the alias, or has none; ``uri`` is the pinned one then
+    by_hand: str = ""  # the command that gives the alias all the same; empty where it has it
+
+    @property
+    def said(self) -> str:
+        """One line for people."""
+        registered = f"registered {self.name} version {self.version}"
+        if self.alias:
+            return f"{registered} as {self.alias}: {self.why}"
+        return (
+            f"{registered} without an alias: {self.why}; use it by its number, {self.pinned_uri}, or give it the alias "
+            f"by hand: {self.by_hand}"
+        )
 
 
 def register(
     tracker: Tracker, bundle_folder: str | Path, config: Config, metrics: Mapping[str, Any]
 ) -> RegisteredModel:
-    """Log the bundle as a pyfunc model of the tracker's run, register it and set the alias.
+    """Log the bundle as a pyfunc model of the tracker's run, register it and, above the minimum, set the alias.
 
-    ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version.
+    ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version. The minimum is that of
+    :func:`recsys.registry.minimum.ask_minimum`.
 
     Raises:
         ConfigError: tracking is switched off, or the alias is none that MLflow takes.
@@ -76,20 +102,42 @@ def register(
             files = _logged_files(logged.model_uri)
             registry.log_text(tracker.run_id, dump(files), LISTING)
             _ensure_name(registry, name)
+            describe_model(registry, config)
             created = registry.create_model_version(
                 name,
                 source=logged.model_uri,
                 run_id=tracker.run_id,
                 model_id=logged.model_id,
                 tags=tags | {FILES_TAG: digest(files)},
-                description=_description(bundle, config, metrics),
+                description=version_description(bundle, config, metrics),
             )
         number = int(created.version)
-    registry.set_registered_model_alias(name, alias, str(number))
-    tracker.set_tags({"registered_model": f"models:/{name}/{number}", **_final_tags(bundle)})
+    pinned_uri = f"models:/{name}/{number}"
+    minimum = _minimum(Aliases(registry, name), number, bundle, config, metrics)
+    if minimum.passed:
+        registry.set_registered_model_alias(name, alias, str(number))
+    tracker.set_tags({"registered_model": pinned_uri, **_final_tags(bundle)})
     if CARD in bundle.info.files:
         tracker.log_file(Path(bundle_folder) / CARD)
-    return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", f"models:/{name}/{number}")
+    if minimum.passed:
+        return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", pinned_uri, minimum.why)
+    by_hand = alias_command(redact(tracker.uri), name, alias, number)
+    return RegisteredModel(name, number, "", pinned_uri, pinned_uri, minimum.why, by_hand)
+
+
+def _minimum(aliases: Aliases, number: int, bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> Minimum:
+    """Whether a version may have the alias; its tags say so."""
+    extra, alias = bundle.info.extra, config.registry.alias
+    before = {}
+    holder = aliases.version_of(alias)
+    if holder not in ("", str(number)):
+        before[f"the present {alias}, version {holder},"] = int(aliases.tags(holder).get(EVENTS_TAG, "0"))
+    if parent := extra.get("parent"):
+        before[f"its parent {parent['uri']}"] = int(parent.get("events", 0))
+    comparison = metrics.get("comparison") or extra.get("comparison") or {}
+    minimum = ask_minimum(comparison, num_events(bundle.info.dataset), before, config)
+    aliases.tag(str(number), minimum.tags())
+    return minimum
 
 
 def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
@@ -149,7 +197,7 @@ def _version(uri: str, tracking_uri: str) -> tuple[str, str]:
         number = match["version"] or registry.get_model_version_by_alias(match["name"], match["alias"]).version
         registry.get_model_version(match["name"], str(number))
     except MlflowException:
-        raise ArtifactError(f"{uri} is not registered; {_registered(registry)}") from None
+        raise ArtifactError(f"{uri} is not registered; {_registered(registry, match['name'])}") from None
     return str(match["name"]), str(number)
 
 
@@ -241,6 +289,7 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
         WEIGHTS_TAG: bundle.info.files[WEIGHTS].sha256,
         "dataset.content_hash": str(bundle.info.dataset.get("content_hash", "")),
         "dataset.name": str(bundle.info.dataset.get("name", "")),
+        EVENTS_TAG: str(num_events(bundle.info.dataset)),
         "granularities": ", ".join(bundle.info.granularities),
         **_finding_tags(metrics),
         "multigrain.version": bundle.info.package_version,
@@ -272,22 +321,6 @@ def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
 def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:
     named = {"git.commit": "git_commit", "git.changed": "git_changed", "config.digest": "config"}
     return {tag: str(lineage[key]).lower() for tag, key in named.items() if key in lineage}
-
-
-def _description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> str:
-    info = bundle.info
-    lines = [
-        f"Multigrain {info.package_version}: {', '.join(info.granularities)} on dataset {info.dataset.get('name', '')} "
-        f"({len(bundle.user_ids)} users, {bundle.num_items} items).",
-        "Ask with rows of user_id, history (item ids, oldest first), friends (user ids), attributes, k, exclude_seen; "
-        "or of item_id, for similar items. Rules: candidates, exclude, filters, boost, diversify, offset, explain.",
-    ]
-    headline = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
-    if headline:
-        lines.insert(1, ", ".join(f"{key} {value:.4f}" for key, value in list(headline.items())[:4]) + ".")
-    if "lineage" in info.extra:
-        lines += short_card(config, metrics, info.extra["lineage"])
-    return shown_as_text("\n".join(lines))
 
 
 def _is_here(uri: str) -> bool:
@@ -350,12 +383,24 @@ def _no_bundle_at(uri: str) -> ArtifactError:
     )
 
 
-def _registered(registry: Any) -> str:
-    """What is registered, for an error message."""
+def _registered(registry: Any, asked: str) -> str:
+    """What is registered, for an error message; of the model that was asked for, also its newest version."""
     found = []
     for model in registry.search_registered_models(max_results=50):
-        found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)] or [f"{model.name} (no alias)"]
+        found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)]
+        if model.name == asked or not model.aliases:
+            found += _newest(registry, model)
     return f"registered are: {', '.join(sorted(found))}" if found else "nothing is registered there yet"
+
+
+def _newest(registry: Any, model: Any) -> list[str]:
+    """The newest version of a model, with why it has no alias, where it has none."""
+    for newest in newest_versions(registry, model.name, 1):
+        if str(newest.version) in {str(number) for number in model.aliases.values()}:
+            return []
+        why = f": {newest.tags.get(WHY_TAG, '')}" if newest.tags.get(MINIMUM_TAG) == BELOW else ""
+        return [f"models:/{model.name}/{newest.version} (no alias{why})"]
+    return [f"{model.name} (no version)"]
 
 
 @contextmanager

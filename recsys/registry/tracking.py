@@ -7,14 +7,11 @@ tracker is the same object that does nothing, so stages have one way.
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import math
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +26,7 @@ from recsys.config.redaction import MARK
 from recsys.data.dataset import Manifest
 from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
+from recsys.registry.run_tags import CHANGED_TAG, COMMIT_TAG, origin_tags, working_commit
 from recsys.registry.store import ready
 from recsys.storage.places import check_writable, require_s3_client
 from recsys.storage.uris import is_remote
@@ -74,6 +72,7 @@ class Tracker:
         self.run_id, self.experiment_id = run_id, ""
         self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
         self._parent_id = parent_id
+        self.commit: tuple[str, bool] | None = None  # of the working directory that the run was begun in, where known
         self._folder = folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         self._client: Any = None
         self._monitor: Any = None
@@ -168,11 +167,19 @@ class Tracker:
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows as one table artefact, which MLflow shows and compares between runs; keys that a row lacks are empty."""
+        """Rows as one table artefact, which MLflow shows and compares between runs; keys that a row lacks are empty.
+
+        A table of that name that the run has is replaced: MLflow would append to it.
+        """
         if self._client is None or not rows:
             return
-        columns = dict.fromkeys(key for row in rows for key in row)
-        self._client.log_table(self.run_id, {key: [row.get(key) for row in rows] for key in columns}, name)
+        columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+        if name in self._client.get_run(self.run_id).data.tags.get("mlflow.loggedArtifacts", ""):
+            import pandas as pd
+
+            self._client.log_text(self.run_id, pd.DataFrame(columns).to_json(orient="split", index=False), name)
+        else:
+            self._client.log_table(self.run_id, columns, name)
 
     def log_figure(self, figure: Any, name: str) -> None:
         """A figure of matplotlib as an artefact."""
@@ -203,11 +210,13 @@ class Tracker:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self.experiment_id = experiment_id(self._client, sqlite_path(self.uri), self.config.tracking)
-            tags = {"multigrain.version": __version__, **_origin_tags(), **_git_tags()}
+            tags = {"multigrain.version": __version__, **origin_tags(*working_commit(Path.cwd()))}
             if self._parent_id:
                 tags["mlflow.parentRunId"] = self._parent_id
             run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._name or None)
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+        if COMMIT_TAG in run.data.tags:
+            self.commit = run.data.tags[COMMIT_TAG], run.data.tags.get(CHANGED_TAG) == "true"
         self._check_artifacts(str(run.info.artifact_uri))
 
     def _check_artifacts(self, place: str) -> None:
@@ -359,14 +368,6 @@ def set_parameters(config: Config) -> dict[str, Any]:
     return {**{key: every[key] for key in _ALWAYS if key in every}, **named}
 
 
-def _origin_tags() -> dict[str, str]:
-    """Who ran which program, as MLflow's own pages show them; the options are left out, which may hold secrets."""
-    tags = {"mlflow.source.name": Path(sys.argv[0] or "python").name, "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # a container whose user has no name
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
-
-
 def _system_monitor(run_id: str, uri: str) -> Any:
     """MLflow's own monitor of CPU, memory, disk, network and GPU, at work.
 
@@ -380,24 +381,6 @@ def _system_monitor(run_id: str, uri: str) -> Any:
     monitor: Any = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
     monitor.start()
     return monitor
-
-
-def _git_tags() -> dict[str, str]:
-    """Commit of the code, when it runs from a working tree; nothing for an installed package."""
-    here = Path(__file__).parent
-    if "site-packages" in here.parts:
-        return {}
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        changed = bool(git("status", "--porcelain", "--untracked-files=no", "--", str(here.parent)))
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": commit, "git.changed": str(changed).lower()} if commit else {}
 
 
 def mlflow_name(key: str) -> str:

@@ -1,0 +1,131 @@
+"""What a version must have shown to become the challenger, and the versions that the gate may choose among.
+
+Why: the alias is what scripts and the gate take next. A try of one epoch, or a model of half the events, would take it
+from a good model by being later. A version below the minimum is registered all the same, and is used by its number.
+That a model answers as it did when it was written is checked before: a bundle that fails its self-test cannot be read.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from recsys.config import Config
+from recsys.registry.tracking import mlflow_name
+
+EVENTS_TAG: Final = "dataset.events"
+MINIMUM_TAG: Final = "minimum"  # passed or below
+WHY_TAG: Final = "minimum.why"
+PASSED: Final = "passed"
+BELOW: Final = "below"
+_PARTS: Final = ("train", "valid", "test")
+_MOST: Final = 20  # candidates that are listed
+_SHELL: Final = set('"$`!\\')  # mean something to a shell between double quotes
+_UNASKED: Final = "registered by an earlier release, which asked for no minimum"
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Whether a version may become the challenger, and why."""
+
+    passed: bool
+    why: str
+
+    def tags(self) -> dict[str, str]:
+        """What the version says of it."""
+        return {MINIMUM_TAG: PASSED if self.passed else BELOW, WHY_TAG: self.why}
+
+
+def num_events(dataset: Mapping[str, Any]) -> int:
+    """Events of a bundle's dataset, in all parts."""
+    return sum(int(dataset.get("counts", {}).get(part, 0)) for part in _PARTS)
+
+
+def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
+    """Whether a version is good enough for the alias.
+
+    The first version must not be below the best baseline beyond chance; one that would take the alias from another
+    version, or replaces its parent, must not be below it at all.
+
+    Args:
+        comparison: with the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone were
+            fitted again, its parent's. Where it has no baseline, none is asked.
+        events: of its dataset.
+        before: events of the version that has the alias, and of the parent, by what they are called; 0: unknown.
+        config: of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
+    """
+    best = comparison.get("best_on_test") or comparison.get("best_baseline")
+    against = comparison.get("against", {}).get(best)
+    said = "no baseline was measured"
+    if against:
+        is_below = against["high"] < 0 or (bool(before) and against["difference"] < 0)
+        where = "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
+        said = (
+            f"{comparison['metric']} is {where} the baseline {best}{' beyond chance' if against['high'] < 0 else ''} "
+            f"({against['difference']:+.4f}, interval {against['low']:+.4f} to {against['high']:+.4f})"
+        )
+        if is_below:
+            return Minimum(False, said)
+    for who, theirs in before.items():
+        if not config.update.replace and events < config.registry.min_data * theirs:
+            return Minimum(
+                False,
+                f"it is of {events:,} events, {who} of {theirs:,} (registry.min_data {config.registry.min_data:g} asks "
+                f"for {config.registry.min_data * theirs:,.0f}; 0 allows any)",
+            )
+    return Minimum(True, said)
+
+
+def alias_command(tracking_uri: str, name: str, alias: str, version: int) -> str:
+    """The command with which a person gives an alias to a version."""
+    call = f"set_registered_model_alias({name!r}, {alias!r}, '{version}')"
+    code = f"import mlflow; mlflow.MlflowClient({tracking_uri!r}).{call}"
+    return f"python -c {shlex.quote(code)}" if set(code) & _SHELL else f'python -c "{code}"'
+
+
+def candidates(client: Any, name: str, metric: str) -> list[dict[str, Any]]:
+    """Versions of a registered model, newest first, each with why it is or is not a candidate for champion.
+
+    ``metric`` is the main one; each version's is of the test part of its own dataset.
+    """
+    aliases: dict[str, list[str]] = {}
+    for alias, number in client.get_registered_model(name).aliases.items():
+        aliases.setdefault(str(number), []).append(alias)
+    found = newest_versions(client, name, _MOST)
+    return [_candidate(one, sorted(aliases.get(str(one.version), [])), metric) for one in found]
+
+
+def newest_versions(client: Any, name: str, most: int) -> list[Any]:
+    """The newest versions of a registered model, newest first."""
+    quote = '"' if "'" in name else "'"
+    return list(
+        client.search_model_versions(f"name = {quote}{name}{quote}", max_results=most, order_by=["version_number DESC"])
+    )
+
+
+def _candidate(version: Any, aliases: list[str], metric: str) -> dict[str, Any]:
+    tags = version.tags
+    value = tags.get(mlflow_name(f"metric.{metric}"))
+    asked = tags.get(MINIMUM_TAG, "")
+    return {
+        "version": str(version.version),
+        "run_id": str(version.run_id or ""),
+        "aliases": aliases,
+        "created_ms": int(version.creation_timestamp),
+        "metric": None if value is None else float(value),
+        "dataset": tags.get("dataset.content_hash", "")[:12],
+        "events": int(tags.get(EVENTS_TAG, "0")) or None,
+        "is_candidate": asked != BELOW,
+        "why": tags.get(WHY_TAG, "") if asked else _UNASKED,
+        "decision": tags.get("promotion.decision", ""),
+    }
+
+
+def newer_below(found: Sequence[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
+    """The newest version where it was registered after the one that the gate is asked about, and is no candidate."""
+    newest = found[0] if found else None
+    if newest is None or newest["is_candidate"] or int(newest["version"]) <= int(version):
+        return None
+    return newest

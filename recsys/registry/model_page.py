@@ -1,0 +1,81 @@
+"""The texts of a registered model and of its versions, Markdown, as MLflow's pages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from recsys.bundle.files import Bundle
+from recsys.config import Config
+from recsys.registry.aliases import CHAMPION, PREVIOUS
+from recsys.registry.card import plain_line, short_card, shown_as_text, table, use_of
+from recsys.registry.tracking import numbers
+
+PAGE_END: Final = "*Written by `recsys register`; a text without this line is left as it is.*"
+_LONGEST: Final = 5_000  # characters that MLflow takes
+
+
+def describe_model(registry: Any, config: Config) -> None:
+    """Write the registered model's page, unless somebody has written one of their own."""
+    name = config.registry.name
+    before = registry.get_registered_model(name).description or ""
+    if not before or before.endswith(PAGE_END):
+        registry.update_registered_model(name, description=model_page(config))
+
+
+def model_page(config: Config) -> str:
+    """What the model is for, what its aliases mean, and how it is pulled and asked; nothing that a version changes."""
+    name, alias = config.registry.name, config.registry.alias
+    aliases = [
+        [CHAMPION, "serves: the gate (`recsys promote`) found it better than the one before, and no rule broken"],
+        [alias, "the newest version above the minimum: not below the best baseline, of no less data"],
+        [PREVIOUS, "the champion before, to which `recsys promote --promote.rollback true` goes back"],
+    ]
+    if alias == CHAMPION:  # a registry without a gate
+        del aliases[0]
+    head = [f"# {plain_line(name)}", "", use_of(config), "", *table(["alias", "meaning"], aliases), ""]
+    code = [
+        "```python",
+        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
+        'model.predict([{"history": ["ITEM", "ITEM"], "k": 10}])',
+        "```",
+    ]
+    rest = [
+        "",
+        "The tag `minimum.why` of a version says why it may or may not have that alias; one without an alias is pulled "
+        "by its number. The card of a version is `MODEL_CARD.md` among the artefacts of its run.",
+    ]
+    text = shown_as_text("\n".join([*head, *code, *rest]))
+    return f"{text[: _LONGEST - len(PAGE_END) - 2]}\n\n{PAGE_END}"
+
+
+def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> str:
+    """The card of a version in a few lines, with the model beside the baselines."""
+    info = bundle.info
+    lines = [
+        f"**Multigrain {info.package_version}**: {', '.join(info.granularities)} on dataset "
+        f"{info.dataset.get('name', '')} ({len(bundle.user_ids)} users, {bundle.num_items} items).",
+        "",
+        *_beside_baselines(metrics),
+    ]
+    figures = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
+    if figures:
+        lines.append(f"- {', '.join(f'{key} {value:.4f}' for key, value in list(figures.items())[:4])}.")
+    if "lineage" in info.extra:
+        lines += [f"- {line}" for line in short_card(config, metrics, info.extra["lineage"])]
+    lines.append(
+        "- Ask with rows of user_id, history (item ids, oldest first), friends (user ids), attributes, k, "
+        "exclude_seen; or of item_id, for similar items. Rules: candidates, exclude, filters, boost, diversify, "
+        "offset, explain."
+    )
+    return shown_as_text("\n".join(lines))[:_LONGEST]
+
+
+def _beside_baselines(metrics: Mapping[str, Any]) -> list[str]:
+    """The main metric of the model and of every baseline, best first, as a Markdown table."""
+    metric, baselines = metrics.get("metric", ""), metrics.get("baselines") or {}
+    if metric not in metrics.get("model", {}) or not baselines:
+        return []
+    values = {"**this model**": metrics["model"][metric], **{name: of[metric] for name, of in baselines.items()}}
+    ordered = sorted(values.items(), key=lambda pair: -pair[1])
+    return [*table(["recommender", metric], [[name, f"{value:.4f}"] for name, value in ordered]), ""]
