@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from pipelines.folder import RunFolder
 from pipelines.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
+from recsys.registry.copies import Copy, remember
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.access import Tokens, token_sha256
 from recsys.serving.answer_log import check_folder
@@ -65,8 +66,20 @@ def serve(config: Config, folder: RunFolder) -> None:
         with ray_session(_with_cpus(config)):
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
             tokens = Tokens(*(token_sha256(one) if one else "" for one in (token, stock_token)))
+            if settings.log:
+                _note_log(settings.log, uris.values(), tracking_uri(config), say)
             _run(config, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")
+
+
+def _note_log(log: str, models: Iterable[str], tracking: str, say: Any) -> None:
+    """Note at each model that its answers are logged on every machine of the cluster, for `recsys forget`."""
+    import ray
+
+    hosts = {str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    for uri in models:
+        if not remember([Copy.here("answers", log, host) for host in sorted(hosts)], uri, tracking):
+            say(f"serve.log cannot be noted at {uri}: name it when users are forgotten, recsys forget … --also {log}")
 
 
 def _run(

@@ -44,6 +44,7 @@ class Dataset:
         self.folder = _folder(folder)
         self.words = ""  # what was understood of the files, for people
         self.config = with_settings(config, {} if config.data.dir else {"data.dir": str(self.folder / "dataset")})
+        self.tables: Path | None = None  # the folder of the files that frames were written to
         self._prepared: PreparedDataset | None = None
 
     @classmethod
@@ -170,7 +171,9 @@ class Dataset:
             if not table.num_rows:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
-        return cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
+        dataset = cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
+        dataset.tables = place / "tables"
+        return dataset
 
     @classmethod
     def _of_roles(cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings) -> Dataset:

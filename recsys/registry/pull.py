@@ -7,17 +7,15 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.bundle import DESCRIPTION, BundleInfo, read_bundle
+from recsys.registry.copies import PULLED
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.register import active, bundle_in, pinned
 from recsys.registry.sealed import check_file, writing_aside
 from recsys.registry.tracking import client
-
-ORIGIN: Final = "pulled.json"  # in the folder: what was pulled, from where, when
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,6 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             "tracking": redact(tracking_uri),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        (aside / ORIGIN).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / PULLED).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         inside = place.relative_to(aside)
     return Pulled(target, target / inside, name, version, aliases, bundle.info, note)
