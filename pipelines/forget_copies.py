@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.folder import RunFolder
+from pipelines.python.dataset import FRAMES
 from recsys import schema
 from recsys.config import CanonicalSource, Config
 from recsys.errors import ArtifactError, ConfigError, Refusal
@@ -65,15 +66,13 @@ class Copies:
     places: list[Place]
     elsewhere: list[str]  # what cannot be looked into from here, and why
     leave: list[Path]  # what is no copy: the bundle, the dataset, MLflow's artefacts
+    tables: list[tuple[str, Path]]  # role and file of the tables that frames were written to
 
     @property
     def outside(self) -> list[Path]:
         """Local places beside the run folder, to be searched."""
-        return [place.path for place in self.places[1:] if place.mirror is None and place.path.exists()]
-
-    @property
-    def tables(self) -> list[Path]:
-        return [place.path for place in self.places if place.kind == "tables"]
+        found = [place.path for place in self.places[1:] if place.mirror is None and place.path.exists()]
+        return [*found, *dict.fromkeys(path.parent for _, path in self.tables)]
 
     def logs(self) -> Iterator[tuple[Place, Path]]:
         """The files of logs of answers."""
@@ -135,7 +134,16 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     leave = [folder.root / "bundle", *(store.places() if store is not None else ())]
     if not is_remote(config.dataset_dir):
         leave.append(Path(config.dataset_dir))
-    return Copies(places, elsewhere, [path.resolve() for path in leave])
+    return Copies(places, elsewhere, [path.resolve() for path in leave], _tables(config))
+
+
+def _tables(config: Config) -> list[tuple[str, Path]]:
+    """The files of the source that the front door for Python wrote; others belong to their owner."""
+    source = config.data.source
+    if not isinstance(source, CanonicalSource):
+        return []
+    named = [(role, Path(text)) for role in ("events", "users", "social") for text in getattr(source, role)]
+    return [(role, path) for role, path in named if path.is_file() and (path.parent / FRAMES).is_file()]
 
 
 def _names(config: Config, folder: RunFolder) -> set[str]:
@@ -176,8 +184,9 @@ class CopiesForgotten:
         """Rewrite, replace or delete, and say what was done."""
         for place, path in self.copies.logs():
             self._rows(place.shown(path), remove_rows(path, self.their_rows))
-        for table in self.copies.tables:
-            self._tables(table)
+        for role, path in self.copies.tables:
+            names = Renames.of(getattr(self.config.data.source, "rename", {})).table(role)
+            self._rows(str(path), _without_rows(path, names, self._ids))
         for place, path in self.copies.exports():
             found = Exported.at(path)
             if found is not None:
@@ -203,16 +212,6 @@ class CopiesForgotten:
     def _rows(self, name: str, number: int) -> None:
         if number:
             self.said["rows"][name] = number
-
-    def _tables(self, root: Path) -> None:
-        source = self.config.data.source
-        if not isinstance(source, CanonicalSource):
-            return
-        for role in ("events", "users", "social"):
-            names = Renames.of(source.rename).table(role)
-            for path in (Path(text) for text in getattr(source, role)):
-                if path.is_file() and path.resolve().is_relative_to(root.resolve()):
-                    self._rows(str(path), _without_rows(path, names, self._ids))
 
     def _export(self, place: Place, found: Exported) -> None:
         held, is_ours = found.num_rows(self.users), found.dataset in self.before

@@ -146,7 +146,7 @@ def places_of(config: Config, folder: RunFolder, store: Store | None, working: P
     if remote := [path for path in source if is_remote(path)]:
         not_searched.append(f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}")
     here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
-    here = [path for path in here if not any(path.resolve().is_relative_to(one.resolve()) for one in copies.tables)]
+    here = [path for path in here if path not in [table for _, table in copies.tables]]
     return Places(own, here, not_searched, named)
 
 

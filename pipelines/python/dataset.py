@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
+FRAMES: Final = ".frames"  # in a folder of tables: we wrote them, so `recsys forget` may change them
 Part = Literal["train", "valid", "test"]
 
 
@@ -44,7 +45,6 @@ class Dataset:
         self.folder = _folder(folder)
         self.words = ""  # what was understood of the files, for people
         self.config = with_settings(config, {} if config.data.dir else {"data.dir": str(self.folder / "dataset")})
-        self.tables: Path | None = None  # the folder of the files that frames were written to
         self._prepared: PreparedDataset | None = None
 
     @classmethod
@@ -171,9 +171,8 @@ class Dataset:
             if not table.num_rows:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
-        dataset = cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
-        dataset.tables = place / "tables"
-        return dataset
+        (place / "tables" / FRAMES).touch()
+        return cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
 
     @classmethod
     def _of_roles(cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings) -> Dataset:

@@ -52,7 +52,6 @@ def fit(
     from pipelines.mistakes import check
     from pipelines.run import run
     from pipelines.stages import VERBS
-    from recsys.registry.copies import Copy, Owner
 
     of_data = [key for key in settings or {} if key.split(".")[0] == "data"]
     if of_data:
@@ -63,8 +62,6 @@ def fit(
         ours["data.dir"] = ""  # a dataset of its own in the run folder: its sampled parts depend on the seed
     config = with_settings(dataset.config, {**ours, **(settings or {})})
     check(config, VERBS["run"].stages)
-    if dataset.tables is not None:
-        Owner(run=str(place)).note(Copy.here("tables", dataset.tables))
     with open_run(config, "run", sys.stdout if verbose else io.StringIO()) as open_folder:
         run(config, open_folder)
     return Model(place / "bundle", place)

@@ -15,8 +15,8 @@ class TheirRows:
 
     def __init__(self, users: Iterable[str], traces: Traces) -> None:
         self._users, self._traces = frozenset(users), traces
-        escaped = (json.dumps(user)[1:-1] for user in self._users)
-        self._forms = {form.encode("utf-8", "surrogatepass") for form in (*self._users, *escaped)}
+        forms = (json.dumps(user, ensure_ascii=ascii)[1:-1] for user in self._users for ascii in (True, False))
+        self._forms = {form.encode("utf-8", "surrogatepass") for form in forms}
 
     def __call__(self, rows: Sequence[bytes]) -> list[bool]:
         """Of every row, whether it is theirs."""

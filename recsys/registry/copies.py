@@ -1,4 +1,4 @@
-"""Copies of a model's users outside its run folder: logs of answers, exports, saved and pulled models, tables.
+"""Copies of a model's users outside its run folder: logs of answers, exports, saved and pulled models.
 
 Why: `recsys forget` must find them later, when nobody remembers where they went. Whoever makes a copy notes it at the
 model: as a tag of the registered model where it was asked for as ``models:/…``, else as a file of the run folder. A
@@ -24,7 +24,7 @@ from recsys.registry.tracking import client
 from recsys.storage.places import filesystem_of
 from recsys.storage.uris import is_remote, within, without_query
 
-Kind = Literal["answers", "export", "model", "tables"]
+Kind = Literal["answers", "export", "model"]
 FOLDER: Final = "copies"  # in the run folder
 ORIGIN: Final = "copied.json"  # in a saved model: whose copy it is
 PULLED: Final = "pulled.json"  # in a pulled one: what was pulled, from where, when
