@@ -70,10 +70,11 @@ STAGES: Final[dict[str, Stage]] = {
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
     "forget": Stage(
-        ("{dataset}/", "{run}/model/", "every version in {tracking}"),
+        ("{dataset}/", "{run}/model/", "every version in {tracking}", "copies that were noted, or named by forget.also"),
         (
             "{dataset}/ and {dataset}.forgotten.json",
             "{run}/model/, metrics.json, report.html, bundle/ and a new version for those that are deleted",
+            "logs of answers, exports and copies without them",
         ),
     ),
     "prove": Stage(("all files of {run}, {dataset}, {tracking} and the caches",), ("{run}/forgotten/proof-TIME.json",)),

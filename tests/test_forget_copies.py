@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from test_forget import _holding, _proofs, _write_world
 
 import recsys
 from pipelines.cli import main
-from pipelines.forget_copies import replace_bundle
 from pipelines.serve import _note_log
 from recsys.config import ServeConfig
 from recsys.export.forget import Exported
@@ -76,16 +75,15 @@ def test_copies_that_were_noted_named_or_lie_in_the_run_folder_lose_the_user(tra
         {"user_id": GONE, "k": 3},
         {"user_id": "person-001", "k": 3},
         {"user_id": "newcomer", "friends": [GONE, "person-002"], "k": 3},
-        {"history": history, "k": 3},
+        {"history": [{"item_id": item, "event_type": "interact"} for item in history], "k": 3},
         {"user_id": "person-002", "history": ["film-01"], "k": 3},
     ]
     for place in (away / "log", run / "log", root / "named" / "log"):
         _log(place, run / "bundle", rows)
     said: list[str] = []
     _note_log(str(away / "log"), ["models:/films@champion"], store, said.append)
-    formats = "onnx,parquet" if find_spec("onnxruntime") and find_spec("onnxscript") else "parquet"
     tracking = ["--tracking.uri", store]
-    exported = ["export", str(run), "--to", formats, "--out", str(away / "export"), "--export.users", "true"]
+    exported = ["export", str(run), "--to", "parquet", "--out", str(away / "export"), "--export.users", "true"]
     assert main([*exported, *tracking]) == 0
     assert main(["pull", "models:/films@champion", str(away / "pulled"), *tracking]) == 0
     recsys.load(run).save(away / "saved")
@@ -112,45 +110,48 @@ def test_copies_that_were_noted_named_or_lie_in_the_run_folder_lose_the_user(tra
     again = Exported.at(away / "export")
     assert again is not None and again.dataset == new.dataset["content_hash"]
     assert pq.read_table(away / "export" / "users.parquet").num_rows == 59
-    assert again.manifest["formats"] == formats.split(",")
     assert json.loads((away / "pulled" / "pulled.json").read_text())["version"] == "2"
     assert recsys.load(away / "saved").info.created == new.created
     assert len(recsys.load(away / "saved").recommend("person-001", k=3)) == 3
 
 
-def test_a_user_whom_only_a_log_knows_is_forgotten(trained: Path) -> None:
-    _log(
-        trained.parent / "asked", trained.parent / "run" / "bundle", [{"user_id": "stranger-1", "history": ["film-02"]}]
-    )
+def test_a_user_whom_only_a_log_knows_is_forgotten_also_at_a_uri(trained: Path) -> None:
+    rows = [{"user_id": "stranger-1", "history": ["film-02"]}, {"user_id": "person-001"}]
+    _log(trained.parent / "asked", trained.parent / "run" / "bundle", rows)
     command = ["forget", "--config", str(trained), "--user", "stranger-1"]
     assert main(command) == 2, "nothing names the folder"
-    assert main([*command, "--also", str(trained.parent / "asked")]) == 0
+    assert main([*command, "--also", f"file://{trained.parent / 'asked'}"]) == 0
     assert _holding(trained.parent, "stranger-1") == []
+    [path] = (trained.parent / "asked").glob("*.jsonl")
+    assert [one.user_id for one in read_logs([str(path)])[0]] == ["person-001"]
+    assert f"file://{path}" in {one["path"] for one in _proofs(trained)[-1]["searched"]}
 
 
 def test_copies_of_another_model_are_left_and_named_until_told_to_delete_them(trained: Path, capsys: Captured) -> None:
     """A saved model of another run cannot be made again here; its export loses the rows of its table alone."""
     root = trained.parent
     other = recsys.load(root / "run").save(root / "other" / "saved")
-    for place in (other, root / "other" / "again"):
-        if place != other:
-            replace_bundle(place, other)
-        info = json.loads((place / "bundle.json").read_text())
-        info["dataset"]["content_hash"] = "another"
-        (place / "bundle.json").write_text(json.dumps(info))
+    info = json.loads((other / "bundle.json").read_text())
+    info["dataset"]["content_hash"] = "another"
+    (other / "bundle.json").write_text(json.dumps(info))
     exported = ["export", str(other), "--to", "parquet", "--out", str(root / "other" / "export")]
     assert main([*exported, "--export.users", "true"]) == 0
+    graph = json.loads((root / "other" / "export" / "manifest.json").read_text())
+    graph["onnx"] = {"holds_of_users": ["user_cf"]}
+    shutil.copytree(root / "other" / "export", root / "other" / "graph")
+    (root / "other" / "graph" / "manifest.json").write_text(json.dumps(graph))
     for path in (root / "run" / FOLDER).glob("*.json"):
         path.unlink()  # notes would make them copies of this run
     command = ["forget", "--config", str(trained), "--user", "person-011", "--also", str(root / "other")]
     assert main(command) == 1
     shown = capsys.readouterr().err
     assert f"{other}: it is of a model that cannot be made again here" in shown and "delete_versions" in shown
+    assert f"{root / 'other' / 'graph'}: a graph with a row of each user" in shown
     export = Exported.at(root / "other" / "export")
     assert export is not None and export.num_rows(["person-011"]) == 0 and export.num_rows(["person-012"]) == 1
     assert export.manifest["files"]["users.parquet"] == entry_of(export.folder / "users.parquet").model_dump()
     assert main([*command, "--forget.delete_versions", "true"]) == 0
-    assert not other.exists() and export.folder.exists()
+    assert not other.exists() and not (root / "other" / "graph").exists() and export.folder.exists()
 
 
 def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:

@@ -21,18 +21,20 @@ class TheirRows:
     def __call__(self, rows: Sequence[bytes]) -> list[bool]:
         """Of every row, whether it is theirs."""
         together = b"".join(rows)
-        if not any(form in together for form in self._forms) and not self._is_found(together):
-            return [False] * len(rows)
-        return [self._names_one(row) or self._is_found(row) for row in rows]
+        if self._traces.texts or any(form in together for form in self._forms) or self._is_found(together):
+            return [self._is_said(row) or self._is_found(row) for row in rows]
+        return [False] * len(rows)
 
-    def _names_one(self, row: bytes) -> bool:
-        if not any(form in row for form in self._forms):
-            return False
+    def _is_said(self, row: bytes) -> bool:
+        """Whether the fields of a row name one, or hold a stretch of their history among other things."""
         with suppress(ValueError, TypeError, AttributeError):
             content = json.loads(row)
             request = content.get("request") or {}
             named = (content.get("user_id"), request.get("user_id"), *(request.get("friends") or ()))
-            return any(isinstance(name, str) and name in self._users for name in named)
+            if any(isinstance(name, str) and name in self._users for name in named):
+                return True
+            items = [event["item_id"] for event in request.get("history") or ()]
+            return bool(items) and "history" in self._traces.found_in(Part("cells", items, "item_id"))
         return False
 
     def _is_found(self, text: bytes) -> bool:
