@@ -70,7 +70,7 @@ STAGES: Final[dict[str, Stage]] = {
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
     "forget": Stage(
-        ("{dataset}/", "{run}/model/", "every version in {tracking}", "copies that were noted, or named by forget.also"),
+        ("{dataset}/", "{run}/model/", "every version in {tracking}", "copies: noted, or in forget.also"),
         (
             "{dataset}/ and {dataset}.forgotten.json",
             "{run}/model/, metrics.json, report.html, bundle/ and a new version for those that are deleted",
