@@ -208,16 +208,15 @@ def test_tables_of_frames_lose_the_rows_of_the_user(
         {"customer": users, "product": [f"film {(user * 7 + n) % 30}" for n, user in enumerate(users)]}
     )
     events["ordered_at"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(range(len(events)), unit="h")
-    known = [100 + (7 * number + 1) % 40 for number in range(40)]
-    friends = pd.DataFrame({"src_user_id": range(100, 140), "dst_user_id": known})
-    given = recsys.Dataset.from_pandas(events, social=friends, folder=tmp_path / "shop")
+    towns = pd.DataFrame({"customer": range(100, 140), "town": [f"town {number % 5}" for number in range(40)]})
+    given = recsys.Dataset.from_pandas(events, users=towns, folder=tmp_path / "shop")
     assert given.prepared.num_users == 40
     (tmp_path / "shop.yaml").write_text(given.to_yaml(), encoding="utf-8")
     more = ["--run.dir", str(tmp_path / "run"), "--tracking.enabled", "false"]
     assert main(["forget", "--config", str(tmp_path / "shop.yaml"), "--user", "107", *more]) == 0
     left = pq.read_table(tmp_path / "shop" / "tables" / "events.parquet")
     assert left.num_rows == 312 and 107 not in left.column("customer").to_pylist()
-    assert pq.read_table(tmp_path / "shop" / "tables" / "social.parquet").num_rows == 38
+    assert pq.read_table(tmp_path / "shop" / "tables" / "users.parquet").num_rows == 39
     [proof] = [json.loads(path.read_text()) for path in (tmp_path / "run" / "forgotten").glob("proof-*.json")]
     assert str(tmp_path / "shop" / "tables") in proof["places"] and proof["source_files_with_them"] == []
 
