@@ -126,7 +126,7 @@ def parse(words: Sequence[str]) -> Arguments:
     flags = dict.fromkeys(
         ("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain", "--replace"), False
     )
-    rest, users = list(words), list[str]()
+    rest, users, also = list(words), list[str](), list[str]()
     while rest:
         word = rest.pop(0)
         word = "--help" if word == "-h" else word
@@ -153,6 +153,10 @@ def parse(words: Sequence[str]) -> Arguments:
             while rest and not rest[0].startswith("--"):
                 value += f"\n{rest.pop(0)}"
             users += value.split("\n")
+        elif name == "also":
+            also.append(value)
+            while rest and not rest[0].startswith("--"):
+                also.append(rest.pop(0))
         elif name == "budget":
             overrides.append(("run.budget", value))
         elif name in _TEXTS:
@@ -162,6 +166,8 @@ def parse(words: Sequence[str]) -> Arguments:
             overrides.append((name, value))
     if users:
         overrides.append(("forget.users", json.dumps(users)))
+    if also:
+        overrides.append(("forget.also", _listed(also)))
     if flags["--retrain"]:
         overrides.append(("forget.retrain", "true"))
     if flags["--rollback"]:
@@ -354,6 +360,7 @@ def _overview() -> str:
         "  --events FILE…        update: new events alone, earlier ones are kept; --replace drops those\n"
         "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
         "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
+        "  --also FOLDER …       short for --forget.also: further logs, exports and copies to forget them in\n"
         "  --item ID             short for --similar.item\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
         "  --help                after a verb: the keys that it reads, with type, default and meaning\n"

@@ -17,6 +17,7 @@ from pipelines.stages import VERBS
 from recsys.config import Config
 from recsys.config.export import Format
 from recsys.errors import ConfigError
+from recsys.registry.copies import Copy, remember
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
 
@@ -80,6 +81,8 @@ def export(config: Config) -> dict[str, Any]:
     bundle = resolve(asked, tracking_uri(config))
     manifest = write(bundle, Path(settings.out), settings.to, settings.users, settings.without, asked)
     print(_words(manifest, settings.out))
+    if not remember([Copy.here("export", settings.out)], asked, tracking_uri(config)):
+        print(f"note        `recsys forget` will not find this folder by itself: give it --also {settings.out}")
     return manifest
 
 

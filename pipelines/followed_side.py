@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines.cli import user_message
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
+from recsys.registry.copies import Copy, remember
 from recsys.registry.followed import Followed
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.answer_log import check_folder
@@ -129,6 +131,16 @@ def check_log(settings: ServeConfig) -> None:
         check_folder(settings.log)
     elif settings.explore.share:
         raise ConfigError("serve.explore.share without serve.log: nothing would be learned from it; name a folder")
+
+
+def note_log(log: str, models: Iterable[str], tracking: str, say: Callable[[str], None]) -> None:
+    """Note at each model that its answers are logged on every machine of the cluster, for `recsys forget`."""
+    import ray
+
+    hosts = {str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    for uri in models:
+        if not remember([Copy.here("answers", log, host) for host in sorted(hosts)], uri, tracking):
+            say(f"serve.log cannot be noted at {uri}: name it when users are forgotten, recsys forget … --also {log}")
 
 
 def stock_of(settings: ServeConfig) -> Stock:

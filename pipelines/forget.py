@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.cli import main
+from pipelines.forgetting.copies import Copies, CopiesForgotten, find_copies
 from pipelines.forgetting.models import forget_lines, forget_recommendations, make_models_again, remove_derived
+from pipelines.forgetting.proof import FOLDER as PROOFS
 from pipelines.forgetting.proof import Evidence, conclude, places_of
 from pipelines.forgetting.training import train_again
 from pipelines.forgetting.versions import forget_artefacts, forget_versions
@@ -43,9 +45,13 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.preparation.forget import forget_users, needs_language_model
 from recsys.preparation.user_text import texts_of
 from recsys.preparation.vector_cache import forget_texts
+from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import signing_key
+from recsys.privacy.rows import TheirRows
 from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
+from recsys.serving.answer_log import holds_rows
+from recsys.storage.mirror import temporary_folder
 
 JOURNAL: Final = "forgetting.json"
 
@@ -57,7 +63,9 @@ class Forgetting:
     config: Config
     folder: RunFolder
     users: list[str]  # ids as the artefacts have them
+    forms: list[str]  # the same, and the ids behind pseudonyms
     evidence: Evidence
+    copies: Copies
     said: dict[str, Any] = field(default_factory=dict)  # what the proof says was done
 
     @property
@@ -78,12 +86,13 @@ def forget(config: Config, folder: RunFolder) -> None:
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
-    work = Forgetting(config, folder, users, Evidence())
     dataset = _dataset(config)
     store = Store(tracking_uri(config)) if config.tracking.enabled else None
     with folder.progress.stage("forget"):
         folder.fetch_all()
-        versions = _gather(work, dataset, store, [*dict.fromkeys([*raw, *users])])
+        copies = find_copies(config, folder, store, temporary_folder())
+        work = Forgetting(config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies)
+        versions = _gather(work, dataset, store)
         place = list_place(config)
         forgotten = Forgotten.read(place)
         _check_known(work, dataset, forgotten, versions)
@@ -102,8 +111,8 @@ def forget(config: Config, folder: RunFolder) -> None:
         _clean(work)
         folder.forget(folder.root / JOURNAL)
         folder.settle()
-    with folder.progress.stage("prove"), tempfile.TemporaryDirectory(prefix="multigrain-") as copies:
-        places = places_of(config, folder, store, Path(copies))
+    with folder.progress.stage("prove"), tempfile.TemporaryDirectory(prefix="multigrain-") as copied:
+        places = places_of(config, folder, store, Path(copied), copies)
         conclude(config, folder, places, work.users, work.evidence, work.said, key)
 
 
@@ -146,11 +155,9 @@ def _with_model(config: Config, folder: RunFolder) -> Config:
 # ---------------------------------------------------------------------------------------------------------- who it is
 
 
-def _gather(
-    work: Forgetting, dataset: PreparedDataset | None, store: Store | None, forms: list[str]
-) -> list[tuple[Version, bool]]:
+def _gather(work: Forgetting, dataset: PreparedDataset | None, store: Store | None) -> list[tuple[Version, bool]]:
     """Collect the traces of the users from wherever they are known; every version, and whether it holds them."""
-    evidence, asked = work.evidence, work.ids
+    evidence, asked, forms = work.evidence, work.ids, work.forms
     if dataset is not None:
         evidence.add_ids(forms, dataset.user_ids, dataset.item_ids)
         rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=asked)))
@@ -160,6 +167,7 @@ def _gather(
                 dataset.histories(), names, dataset.item_ids.to_pylist(), item_titles(dataset.features)
             )
     bundles = [path.parent for path in sorted(work.folder.root.rglob(USERS)) if (path.parent / "bundle.json").is_file()]
+    bundles += [path for _, path in work.copies.bundles() if (path / USERS).is_file() and path not in bundles]
     versions = []
     for version in store.versions() if store is not None else ():
         held = version.files is not None and holds_users(version.files, asked)
@@ -186,12 +194,18 @@ def _check_known(
         return
     known = dataset is not None and bool(pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py())
     unknown = [one for one in work.users if not forgotten.holds(one)]
-    if unknown and not known and not (work.folder.root / JOURNAL).is_file():
+    if unknown and not known and not (work.folder.root / JOURNAL).is_file() and not _are_logged(work):
         raise ConfigError(
-            f"forget.users: no dataset, bundle or registered version here knows {len(unknown):,} of the "
-            f"{len(work.users):,} users that are named, and none of the others; ids are text and count upper and lower "
-            "case"
+            f"forget.users: no dataset, bundle, registered version or log of answers here knows {len(unknown):,} of "
+            f"the {len(work.users):,} users that are named, and none of the others; ids are text and count upper and "
+            "lower case"
         )
+
+
+def _are_logged(work: Forgetting) -> bool:
+    """Whether a log of answers names one of them: a newcomer to the model may have asked."""
+    their_rows = TheirRows(work.forms, Traces())
+    return any(holds_rows(path, their_rows) for _, path in work.copies.logs())
 
 
 # ------------------------------------------------------------------------------------------------------- the dataset
@@ -280,7 +294,20 @@ def _clean(work: Forgetting) -> None:
     folder = work.folder
     rows = forget_recommendations(folder.recommendations, work.users)
     lines = forget_lines(folder.root, work.evidence.mentions)
+    their_rows = TheirRows(work.forms, work.evidence.traces)
+    done = CopiesForgotten(work.config, folder, work.copies, work.forms, their_rows, _hashes_before(folder)).forget()
+    work.said["copies"] = done
     work.said |= {"recommendations": rows, "log_lines": lines, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _hashes_before(folder: RunFolder) -> set[str]:
+    """The content hashes of the dataset while it had users who were forgotten since, now or by an earlier command."""
+    found = set[str]()
+    for path in (folder.root / JOURNAL, *(folder.root / PROOFS).glob("proof-*.json")):
+        if path.is_file():
+            content = folder.read_json(path, "restore or delete it")
+            found.add(str((content.get("done", {}).get("dataset") or content).get("before", "")))
+    return found - {""}
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from typing import Any
 
 import ray
 
-from pipelines.followed_side import check_log, sides_of, stock_of
+from pipelines.followed_side import check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.session import quiet
 from recsys.config import ServeConfig, build_config
+from recsys.registry.tracking import tracking_uri
 from recsys.serving.desk import Desk, Offering
 
 
@@ -26,6 +27,8 @@ class Keeper(Desk):
         check_log(config.serve)
         super().__init__(stock_of(config.serve), config.serve.stock_file)
         self._sides, self._offering = sides_of(config), Offering(self)
+        if config.serve.log:
+            note_log(config.serve.log, [side.followed.uri for side in self._sides], tracking_uri(config), _say)
         for side in self._sides:
             self._offering.offer(*side.load(_say), side.side)
         threading.Thread(target=self._keep_following, args=(config.serve,), daemon=True, name="following").start()

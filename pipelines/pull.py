@@ -18,6 +18,7 @@ from pipelines.stages import VERBS
 from recsys.bundle.description import CARD
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
+from recsys.registry.copies import Copy, remember
 from recsys.registry.pull import Pulled, pull_model
 from recsys.registry.tracking import tracking_uri
 
@@ -62,6 +63,8 @@ def pull(config: Config) -> Pulled:
     asked = settings.model or f"models:/{config.registry.name}@champion"
     found = pull_model(asked, settings.dir, tracking_uri(config))
     print(_words(found, redact(tracking_uri(config))))
+    if not remember([Copy.here("model", settings.dir)], asked, tracking_uri(config)):
+        print(f"note        `recsys forget` will not find this folder by itself: give it --also {settings.dir}")
     return found
 
 

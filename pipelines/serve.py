@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.cli import main
-from pipelines.followed_side import FollowedSide, check_log, sides_of, stock_of
+from pipelines.followed_side import FollowedSide, check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError
+from recsys.registry.tracking import tracking_uri
 from recsys.serving.access import Tokens, tokens_of
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock
@@ -56,6 +57,8 @@ def serve(config: Config, folder: RunFolder) -> None:
             say(_split_words(sides, settings))
         with ray_session(_with_cpus(config)):
             signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
+            if settings.log:
+                note_log(settings.log, [one.followed.uri for one in sides], tracking_uri(config), say)
             _run(config, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")
 

@@ -71,10 +71,11 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage(("{exported}",), ("{export}/",)),
     "dashboard": Stage(("the run folders in {shown}", "runs and registered models in {tracking}"), ()),
     "forget": Stage(
-        ("{dataset}/", "{run}/model/", "every version in {tracking}"),
+        ("{dataset}/", "{run}/model/", "every version in {tracking}", "copies: noted, or in forget.also"),
         (
             "{dataset}/ and {dataset}.forgotten.json",
             "{run}/model/, metrics.json, report.html, bundle/ and a new version for those that are deleted",
+            "logs of answers, exports and copies without them",
         ),
     ),
     "prove": Stage(("all files of {run}, {dataset}, {tracking} and the caches",), ("{run}/forgotten/proof-TIME.json",)),

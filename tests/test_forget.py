@@ -163,7 +163,7 @@ def test_after_forgetting_nothing_is_found_and_everything_still_works(trained: P
     assert main(["prepare", "--config", str(trained)]) == 0
     assert "is up to date" in capsys.readouterr().out, "the list keeps them out although the source has them"
     assert main(["forget", "--config", str(trained), "--user", "person-099"]) == 2
-    assert "no dataset, bundle or registered version here knows 1 of the 1 users" in capsys.readouterr().err
+    assert "version or log of answers here knows 1 of the 1 users" in capsys.readouterr().err
 
     (root / "pulled").mkdir()
     with zipfile.ZipFile(root / "pulled" / "old.zip", "w") as archive:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from pipelines.forgetting.copies import Copies
 from pipelines.plumbing.folder import RunFolder
 from recsys import __version__
 from recsys.config import Config, redact
@@ -100,20 +101,20 @@ class Places:
         return str(path.absolute())
 
 
-def places_of(config: Config, folder: RunFolder, store: Store | None, copies: Path) -> Places:
-    """The run folder, the dataset, MLflow's store and artefacts, the caches, and what ``forget.also`` names.
+def places_of(config: Config, folder: RunFolder, store: Store | None, working: Path, copies: Copies) -> Places:
+    """The run folder, the dataset, MLflow's store and artefacts, the caches, copies, and what ``forget.also`` names.
 
-    ``copies`` is an empty folder: what is remote is searched as it is there, in a fresh copy.
+    ``working`` is an empty folder: what is remote is searched as it is there, in a fresh copy.
     """
     own: list[Path] = []
-    not_searched: list[str] = []
+    not_searched = list(copies.elsewhere)
     named: dict[Path, str] = {}
 
     def search(place: str, name: str) -> None:
         """Add a place; ``name`` is what it is called in the proof, if it is remote."""
         path = local_place(place)
         if is_remote(place):
-            path = copies / str(len(named))
+            path = working / str(len(named))
             if download(place, path):
                 named[path] = name
         if path is None or not path.exists():
@@ -137,12 +138,15 @@ def places_of(config: Config, folder: RunFolder, store: Store | None, copies: Pa
         not_searched.append(f"{cache}: remote cache")
     elif Path(cache).is_dir():
         own.append(Path(cache))
+    own += copies.outside
     for place in config.forget.also:
-        search(place, place)
+        if is_remote(place) or not Path(place).exists():
+            search(place, place)
     source = _source_files(config)
     if remote := [path for path in source if is_remote(path)]:
         not_searched.append(f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}")
     here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
+    here = [path for path in here if path not in [table for _, table in copies.tables]]
     return Places(own, here, not_searched, named)
 
 
@@ -180,13 +184,14 @@ def conclude(
         "done": said,
         "membership": tested,
         "source_files_with_them": [one.path for one in source if one.found],
+        "places": sorted({places.shown(path, folder.root) for path in places.own}),
         "not_searched": places.not_searched,
     }
     proof = signed(proof_of(users, searched, traces, whole), key)
     name = f"proof-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}.json"
     folder.write_json(target / name, proof)
     _say(folder, proof, target / name)
-    if proof["result"] != "nothing found":
+    if proof["result"] != "nothing found" or said["copies"]["left"]:
         raise Refusal(_refused(searched, target / name, said))
 
 
@@ -233,10 +238,11 @@ def membership_words(tested: dict[str, Any]) -> str:
 
 def _refused(searched: list[Searched], place: Path, said: dict[str, Any]) -> str:
     lines = [f"{one.path}: {', '.join(one.found or one.unreadable)}" for one in searched if one.found or one.unreadable]
+    lines += [f"{name}: {why}" for name, why in said["copies"]["left"].items()]
     more = [f"and {len(lines) - _SHOWN:,} more, see {place}"] if len(lines) > _SHOWN else []
     cure = "delete or rewrite these files and run the same command again"
-    if said.get("versions", {}).get("left"):
-        cure += "; versions of other run folders: run it there, or give --forget.delete_versions true"
+    if said.get("versions", {}).get("left") or said["copies"]["left"]:
+        cure += "; versions and copies of other run folders: run it there, or give --forget.delete_versions true"
     return "\n  ".join(["not all is forgotten, or could be looked into:", *lines[:_SHOWN], *more]) + f"\n{cure}"
 
 

@@ -17,6 +17,7 @@ Layout::
     compare.json             of compare: this run against another one
     recommendations.parquet  of recommend
     tracking.json            the MLflow run that the stages share
+    copies/                  notes of where exports and saved models of this run are, for forget
 
 Where ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder: each artefact goes to the
 URI when it is finished and comes from there when it is first asked for, on whatever machine; the dataset and the

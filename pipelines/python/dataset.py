@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
+FRAMES: Final = ".frames"  # in a folder of tables: we wrote them, so `recsys forget` may change them
 Part = Literal["train", "valid", "test"]
 
 
@@ -170,6 +171,7 @@ class Dataset:
             if not table.num_rows:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
+        (place / "tables" / FRAMES).touch()
         return cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
 
     @classmethod

@@ -14,6 +14,7 @@ from pipelines.python.settings import Settings, with_settings
 from recsys.bundle.description import BundleInfo, read_info
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError, RequestError
+from recsys.registry.copies import Copy, owner_of, remember, write_origin
 from recsys.serving.answer_rows import Answering, Defaults, named_users, output_schema
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
@@ -31,9 +32,12 @@ class Model:
     Made by :func:`recsys.fit` or :func:`recsys.load`.
     """
 
-    def __init__(self, bundle: str | Path, run: str | Path | None = None) -> None:
+    def __init__(
+        self, bundle: str | Path, run: str | Path | None = None, asked: str = "", tracking_uri: str = ""
+    ) -> None:
         self.bundle = Path(bundle)
         self.run = None if run is None else Path(run)
+        self._asked, self._tracking_uri = asked or str(run or bundle), tracking_uri
         self.info: BundleInfo = read_info(self.bundle)
 
     def __repr__(self) -> str:
@@ -217,6 +221,8 @@ class Model:
     def save(self, folder: str | Path) -> Path:
         """Write what answers to a folder of its own, which :func:`recsys.load` and ``recsys serve`` read.
 
+        The run folder, or the registered model, notes where it is: ``recsys forget`` replaces it.
+
         Raises
         ------
         ArtifactError
@@ -227,7 +233,12 @@ class Model:
             raise ArtifactError(f"{target} exists; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
-            shutil.copytree(self.bundle, Path(aside) / "bundle").rename(target)
+            copied = shutil.copytree(self.bundle, Path(aside) / "bundle")
+            owner = owner_of(self._asked, self._tracking_uri)
+            if owner is not None:
+                write_origin(copied, owner)
+            copied.rename(target)
+        remember([Copy.here("model", target)], self._asked, self._tracking_uri)
         return target
 
     def register(self, name: str = "", *, tracking_uri: str = "", settings: Settings = None) -> str:
@@ -302,4 +313,4 @@ def load(place: str | Path, *, tracking_uri: str = "") -> Model:
         return Model(folder / "bundle", folder)
     from recsys.registry.register import resolve
 
-    return Model(resolve(str(place), tracking_uri))
+    return Model(resolve(str(place), tracking_uri), None, str(place), tracking_uri)

@@ -43,9 +43,15 @@ class ForgetConfig(Section):
     retrain: bool = Field(
         False, description="train again without them; false: fit again what is fitted, and the card says what is left"
     )
-    also: list[Place] = Field([], description="further local files and folders that are searched, e.g. pulled models")
+    also: list[Place] = Field(
+        [],
+        description="further files and folders (--also FOLDER …), local or remote: logs of answers, exports and copies "
+        "of models in them are rewritten, and all of them is searched",
+    )
     delete_versions: bool = Field(
-        False, description="delete registered versions with the users that this run folder cannot make again"
+        False,
+        description="delete registered versions, copies and exports with the users that cannot be made again from this "
+        "run folder",
     )
     signing_key: Place = Field(
         "", description="Ed25519 private key (PEM) that signs the proof; default: made once in ~/.config/multigrain"

@@ -43,17 +43,19 @@ def check_installed(formats: Sequence[Format]) -> None:
 
 def check_target(folder: Path) -> None:
     """Raise :class:`ArtifactError` where a folder holds something that is not an export and would be lost."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())) or _is_export(folder):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if not folder.exists() or is_empty or read_manifest(folder) is not None:
         return
     raise ArtifactError(f"{folder} exists and is not an export; it would be lost: give another folder or move it away")
 
 
-def _is_export(folder: Path) -> bool:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an export; None where the folder is none."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == KIND
+        return None
+    return content if isinstance(content, dict) and content.get("kind") == KIND else None
 
 
 def export(

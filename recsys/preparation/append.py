@@ -203,6 +203,8 @@ def encode_touched(
         touched = users, dense([users], all_users)[0]
     counted = before.num_rows if before is not None else 0
     events, _, duplicates, _ = encode_bucket(rows, coding, *touched, items, counted)
+    if fresh is None or not fresh.num_rows:
+        return [events, events, duplicates]
     old = coding.rules.event_schema.empty_table()
     if before is not None and before.num_rows:
         old = encode_bucket(joined([before]), coding, *touched, items)[0]

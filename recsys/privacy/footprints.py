@@ -166,7 +166,7 @@ class Traces:
 
 @dataclass(frozen=True)
 class Row:
-    """Names of items that stand in a row, with few characters or tags between them."""
+    """Names of items that stand in a row, with few characters, tags or keys of JSON between them."""
 
     names: tuple[tuple[bytes, ...], ...]  # the forms of each: as text, JSON and HTML write it
 
@@ -186,7 +186,7 @@ class Row:
 
     @cached_property
     def pattern(self) -> re.Pattern[bytes]:
-        between = rb"(?:<[^<>]{0,99}>|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
+        between = rb"(?:<[^<>]{0,99}>|\"[A-Za-z_]{1,30}\"\s?:|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
         names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
         return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
 

@@ -7,18 +7,16 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from recsys.bundle.checksums import check_file, writing_aside
 from recsys.bundle.description import DESCRIPTION, BundleInfo
 from recsys.config import redact
 from recsys.errors import ArtifactError
+from recsys.registry.copies import PULLED
 from recsys.registry.digest import check_version, unreadable
 from recsys.registry.register import active, bundle_in, pinned
 from recsys.registry.tracking import client
 from recsys.serving.bundles import read_bundle
-
-ORIGIN: Final = "pulled.json"  # in the folder: what was pulled, from where, when
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,6 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             "tracking": redact(tracking_uri),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        (aside / ORIGIN).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / PULLED).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         inside = place.relative_to(aside)
     return Pulled(target, target / inside, name, version, aliases, bundle.info, note)

@@ -2,28 +2,33 @@
 
 Why with the request: another version is later asked the same questions, to estimate what it would have been worth.
 Every replica appends to files of its own, one a day (UTC), so that none waits for another; a line is written once its
-call is answered. The files are for their owner alone: they hold ids and histories as callers sent them.
+call is answered. The files are for their owner alone: they hold ids and histories as callers sent them. A file is
+locked while a line is appended, so that :func:`remove_rows` can put another one in its place meanwhile.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import glob
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from uuid import uuid4
 
 from recsys.errors import ConfigError, DataError, RequestError, SourceError
 from recsys.serving.experiment_split import Side
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, parse_requests
+from recsys.storage.beside import writing_beside
 
 PREFIX: Final = "answers-"
+_PIECE: Final = 1 << 20  # bytes
 _LOG = logging.getLogger(__name__)
 
 
@@ -42,8 +47,7 @@ class AnswerLog:
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         path = self._folder / f"{PREFIX}{now:%Y%m%d}-{self._name}.jsonl"
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "wb") as file:
+            with _appending(path) as handle, os.fdopen(handle, "wb", closefd=False) as file:
                 file.write(text.encode("utf-8", "surrogatepass"))
         except OSError as error:
             if not self._failed:
@@ -52,6 +56,100 @@ class AnswerLog:
             return False
         self._failed = False
         return True
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[int]:
+    """The file to append to, locked; not one that was replaced while its lock was waited for."""
+    while True:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            _lock(handle)
+            if _is_at(handle, path):
+                yield handle
+                return
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Take the turn; on a file system without locks there are none to take."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def holds_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]]) -> bool:
+    """Whether a file of a log has such rows."""
+    with path.open("rb") as file:
+        return any(any(is_theirs(rows)) for rows in _pieces(file))
+
+
+def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]]) -> int:
+    """Take rows out of a file of a log, also one that a server appends to; how many there were.
+
+    The file without them is written aside and takes its place. Servers wait only while the rows that came in between
+    are read, and none is lost.
+
+    Args:
+        path: of the file.
+        is_theirs: of some rows, whether each of them is to go.
+
+    Raises:
+        OSError: the file cannot be read, or another one cannot be put in its place.
+    """
+    if not holds_rows(path, is_theirs):
+        return 0
+    removed = -1
+    while removed < 0:  # another command put its file in place meanwhile
+        with path.open("r+b") as file, suppress(_Replaced), writing_beside(path) as aside:
+            found = os.fstat(file.fileno())
+            os.chmod(aside, found.st_mode & 0o777)
+            with suppress(PermissionError):  # root alone can give a file away, and the server must go on appending
+                os.chown(aside, found.st_uid, found.st_gid)
+            with aside.open("wb") as kept:
+                early = _copy(file, kept, is_theirs)
+                _lock(file.fileno())  # until the file is closed, after the other one has taken its place
+                late = _copy(file, kept, is_theirs, to_the_end=True)
+            if not _is_at(file.fileno(), path):
+                raise _Replaced
+            removed = early + late
+    return removed
+
+
+class _Replaced(Exception):
+    """Another file took the place of the one that was read."""
+
+
+def _copy(
+    file: BinaryIO, kept: BinaryIO, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]], to_the_end: bool = False
+) -> int:
+    """Copy the rows but theirs, from where the file stands; how many are theirs."""
+    removed = 0
+    for rows in _pieces(file, to_the_end):
+        gone = is_theirs(rows)
+        kept.writelines(row for row, is_gone in zip(rows, gone, strict=True) if not is_gone)
+        removed += sum(gone)
+    return removed
+
+
+def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
+    """Rows, many at a time; a last one that has no end yet is left, unless all is to be read."""
+    while rows := file.readlines(_PIECE):
+        if not to_the_end and not rows[-1].endswith(b"\n"):
+            file.seek(-len(rows.pop()), os.SEEK_CUR)
+            yield rows
+            return
+        yield rows
 
 
 def line_of(request: Request, answer: Answer, model: str, version: str, side: Side) -> dict[str, Any]:

@@ -1,0 +1,300 @@
+"""Copies of forgotten users outside dataset, model and registry: logs of answers, exports, saved and pulled models,
+and the tables that the front door for Python wrote. Part of the verb ``forget``.
+
+What lies in the run folder is found there. What lies elsewhere was noted when it was made
+(:mod:`recsys.registry.copies`), is in the configuration, or is named by ``forget.also``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.plumbing.folder import RunFolder
+from pipelines.python.dataset import FRAMES
+from recsys import schema
+from recsys.bundle.checksums import writing_aside
+from recsys.bundle.description import DESCRIPTION, USERS, read_info
+from recsys.config import CanonicalSource, Config
+from recsys.errors import ArtifactError, ConfigError, Refusal
+from recsys.export.forget import Exported
+from recsys.privacy.rows import TheirRows
+from recsys.registry import copies as notes
+from recsys.registry.pull import pull_model
+from recsys.registry.tracking import tracking_uri
+from recsys.registry.versions import Store, known_users
+from recsys.serving.answer_log import PREFIX, remove_rows
+from recsys.sources.names import Renames
+from recsys.storage.beside import writing_beside
+from recsys.storage.mirror import Mirror
+from recsys.storage.uris import is_remote, within
+
+_USER_COLUMNS: Final = (schema.USER_ID, schema.SRC_USER_ID, schema.DST_USER_ID)
+_CANNOT: Final = "it is of a model that cannot be made again here: run `recsys forget` in its run folder, or delete it"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder to look into; ``noted``: as a copy of this run's model."""
+
+    path: Path
+    kind: str = ""  # empty: whatever lies there
+    noted: bool = False
+    mirror: Mirror | None = None  # of a remote place, whose working copy ``path`` is
+
+    def shown(self, path: Path) -> str:
+        if self.mirror is None:
+            return str(path)
+        inner = path.relative_to(self.mirror.root).as_posix()
+        return self.mirror.place if inner == "." else within(self.mirror.place, inner)
+
+
+@dataclass
+class Copies:
+    """All places of a run."""
+
+    places: list[Place]
+    elsewhere: list[str]  # what cannot be looked into from here, and why
+    leave: list[Path]  # what is no copy: the bundle, the dataset, MLflow's artefacts
+    tables: list[tuple[str, Path]]  # role and file of the tables that frames were written to
+
+    @property
+    def outside(self) -> list[Path]:
+        """Local places beside the run folder, to be searched."""
+        found = [place.path for place in self.places[1:] if place.mirror is None and place.path.exists()]
+        return [*found, *dict.fromkeys(path.parent for _, path in self.tables)]
+
+    def logs(self) -> Iterator[tuple[Place, Path]]:
+        """The files of logs of answers."""
+        yield from self._found(f"{PREFIX}*.jsonl", lambda path: path)
+
+    def exports(self) -> Iterator[tuple[Place, Path]]:
+        """The folders of exports."""
+        yield from self._found("manifest.json", lambda path: path.parent)
+
+    def bundles(self) -> Iterator[tuple[Place, Path]]:
+        """The folders of bundles."""
+        yield from self._found(DESCRIPTION, lambda path: path.parent)
+
+    def _found(self, pattern: str, named: Callable[[Path], Path]) -> Iterator[tuple[Place, Path]]:
+        seen: set[Path] = set()
+        for place in self.places:
+            direct = [place.path] if place.path.is_file() and place.path.match(pattern) else []
+            for path in direct or sorted(place.path.rglob(pattern)):
+                target = path.resolve()
+                hidden = any(part.startswith(".") for part in path.relative_to(place.path).parts)
+                if target in seen or hidden or any(target.is_relative_to(one) for one in self.leave):
+                    continue
+                seen.add(target)
+                yield place, named(path)
+
+    def settle(self) -> None:
+        """Make remote places what their working copies are."""
+        for place in self.places:
+            if place.mirror is not None:
+                place.mirror.publish_changed()
+                place.mirror.remove_missing()
+
+
+def find_copies(config: Config, folder: RunFolder, store: Store | None, working: Path) -> Copies:
+    """The places of copies: in the run folder, noted, configured, and named.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        store: MLflow's.
+        working: an empty folder, for working copies of remote places.
+    """
+    noted = notes.of_run(folder.root)
+    if store is not None:
+        noted += [copy for _, copy in notes.of_models(store.uri, _names(config, folder))]
+    elsewhere = [
+        f"{copy.place} ({copy.kind}) on {copy.host}: run `recsys forget` there" for copy in noted if copy.is_elsewhere
+    ]
+    places = [Place(folder.root)]
+    places += [Place(Path(copy.place), copy.kind, True) for copy in noted if Path(copy.place).exists()]
+    for number, text in enumerate((config.serve.log, config.export.out, *config.forget.also)):
+        if text and is_remote(text):
+            mirror = Mirror(working / str(number), text)
+            mirror.root.mkdir()
+            mirror.fetch_all(leave=(".lock",))
+            places.append(Place(mirror.root, mirror=mirror))
+        elif text and Path(text).exists():
+            places.append(Place(Path(text)))
+    leave = [folder.root / "bundle", *(store.places() if store is not None else ())]
+    if not is_remote(config.dataset_dir):
+        leave.append(Path(config.dataset_dir))
+    return Copies(places, elsewhere, [path.resolve() for path in leave], _tables(config))
+
+
+def _tables(config: Config) -> list[tuple[str, Path]]:
+    """The files of the source that the front door for Python wrote; others belong to their owner."""
+    source = config.data.source
+    if not isinstance(source, CanonicalSource):
+        return []
+    named = [(role, Path(text)) for role in ("events", "users", "social") for text in getattr(source, role)]
+    return [(role, path) for role, path in named if path.is_file() and (path.parent / FRAMES).is_file()]
+
+
+def _names(config: Config, folder: RunFolder) -> set[str]:
+    name, _ = _registered(folder)
+    return {config.registry.name, *([name] if name else [])}
+
+
+def _registered(folder: RunFolder) -> tuple[str, str]:
+    """Name and number of the version that the run folder registered; empty where there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads(folder.registered.read_text(encoding="utf-8"))
+        return str(content["name"]), str(content["version"])
+    return "", ""
+
+
+@dataclass
+class CopiesForgotten:
+    """Forgets users in all copies; ``said`` is for the proof.
+
+    Args:
+        config: of the run.
+        folder: of the run, whose bundle is made again.
+        copies: where to look.
+        users: ids, also those behind pseudonyms.
+        their_rows: tells the rows of logs.
+        before: content hashes of the run's dataset while it had the users.
+    """
+
+    config: Config
+    folder: RunFolder
+    copies: Copies
+    users: Sequence[str]
+    their_rows: TheirRows
+    before: Collection[str]
+    said: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "made_again": [], "deleted": [], "left": {}})
+
+    def forget(self) -> dict[str, Any]:
+        """Rewrite, replace or delete, and say what was done."""
+        for place, path in self.copies.logs():
+            self._rows(place.shown(path), remove_rows(path, self.their_rows))
+        for role, path in self.copies.tables:
+            names = Renames.of(getattr(self.config.data.source, "rename", {})).table(role)
+            self._rows(str(path), _without_rows(path, names, self._ids))
+        for place, path in self.copies.exports():
+            found = Exported.at(path)
+            if found is not None:
+                self._export(place, found)
+        for place, path in self.copies.bundles():
+            if (path / USERS).is_file() and known_users(path / USERS, self._ids):
+                self._model(place, path)
+        self.copies.settle()
+        self._tell()
+        return self.said
+
+    @property
+    def _ids(self) -> pa.Array:
+        return pa.array(self.users, pa.string())
+
+    @property
+    def _new(self) -> Path | None:
+        """The bundle of the run, where it does not hold them."""
+        bundle = self.folder.bundle
+        there = (bundle / DESCRIPTION).is_file() and not known_users(bundle / USERS, self._ids)
+        return bundle if there else None
+
+    def _rows(self, name: str, number: int) -> None:
+        if number:
+            self.said["rows"][name] = number
+
+    def _export(self, place: Place, found: Exported) -> None:
+        held, is_ours = found.num_rows(self.users), found.dataset in self.before
+        if not (held or is_ours or (place.noted and found.members_with_users)):
+            return
+        name, why, new = place.shown(found.folder), _CANNOT, self._new
+        if new is not None and (is_ours or place.noted):
+            if read_info(new).dataset.get("content_hash") == found.dataset:
+                return
+            try:
+                found.make_again(new)
+                self.said["made_again"].append(name)
+                return
+            except (ArtifactError, ConfigError, Refusal) as error:
+                why = f"it cannot be made again ({error})"
+        if not found.members_with_users:
+            if held:
+                found.remove_rows(self.users)
+                self._rows(name, held)
+            return
+        self._delete_or_leave(name, found.folder, f"a graph with a row of each user; {why}")
+
+    def _model(self, place: Place, bundle: Path) -> None:
+        new, name = self._new, place.shown(bundle)
+        if new is None or not (place.noted or read_info(bundle).dataset.get("content_hash") in self.before):
+            self._delete_or_leave(name, bundle, _CANNOT)
+            return
+        whole = next((one for one in bundle.parents[:3] if (one / "MLmodel").is_file()), None)
+        if whole is None:
+            replace_bundle(bundle, new)
+        else:
+            registered, number = _registered(self.folder)
+            if not number:
+                self._delete_or_leave(
+                    place.shown(whole), whole, "no version is registered that could be pulled instead"
+                )
+                return
+            pull_model(f"models:/{registered}/{number}", whole, tracking_uri(self.config))
+        self.said["made_again"].append(place.shown(whole or bundle))
+
+    def _delete_or_leave(self, name: str, folder: Path, why: str) -> None:
+        if self.config.forget.delete_versions:
+            shutil.rmtree(folder)
+            self.said["deleted"].append(name)
+        else:
+            self.said["left"][name] = why
+
+    def _tell(self) -> None:
+        say = self.folder.progress
+        for name, number in self.said["rows"].items():
+            say(f"{name}: {number:,} rows of theirs are gone")
+        for name in self.said["made_again"]:
+            say(f"{name}: replaced by the model without them")
+        for name in self.said["deleted"]:
+            say(f"{name}: deleted")
+
+
+def replace_bundle(place: Path, new: Path) -> None:
+    """Put another bundle in the place of one; whose copy it is stays said."""
+    with writing_aside(place, DESCRIPTION) as aside:
+        shutil.copytree(new, aside, dirs_exist_ok=True)
+        if (place / notes.ORIGIN).is_file():
+            shutil.copyfile(place / notes.ORIGIN, aside / notes.ORIGIN)
+
+
+def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:
+    """Take the rows of users out of a table; how many there were."""
+    table = pq.read_table(path)
+    columns = [name for name in table.column_names if names.get(name, name) in _USER_COLUMNS]
+    theirs = pa.array([False] * len(table))
+    for name in columns:
+        theirs = pc.or_(theirs, pc.fill_null(pc.is_in(_as_text(table.column(name)), value_set=users), False))
+    number = int(pc.sum(theirs).as_py() or 0)
+    if number:
+        with writing_beside(path) as aside:
+            os.chmod(aside, path.stat().st_mode & 0o777)
+            pq.write_table(table.filter(pc.invert(theirs)), aside)
+    return number
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.Array:
+    """Ids as the reader of tables has them: 7.0 of a column with gaps is 7."""
+    values = column.combine_chunks()
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.equal(pc.floor(values), values), values, None).cast(pa.int64(), safe=False)
+    return values.cast(pa.string())

@@ -1,0 +1,41 @@
+"""Which rows of a log of answers are of forgotten users: they asked, are named as a friend, or their history is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from recsys.privacy.footprints import Traces
+from recsys.privacy.opened import Part
+
+
+class TheirRows:
+    """Tells rows (JSON lines) of some users; a row that is cut off in the middle is searched as text."""
+
+    def __init__(self, users: Iterable[str], traces: Traces) -> None:
+        self._users, self._traces = frozenset(users), traces
+        forms = (json.dumps(user, ensure_ascii=ascii)[1:-1] for user in self._users for ascii in (True, False))
+        self._forms = {form.encode("utf-8", "surrogatepass") for form in forms}
+
+    def __call__(self, rows: Sequence[bytes]) -> list[bool]:
+        """Of every row, whether it is theirs."""
+        together = b"".join(rows)
+        if self._traces.texts or any(form in together for form in self._forms) or self._is_found(together):
+            return [self._is_said(row) or self._is_found(row) for row in rows]
+        return [False] * len(rows)
+
+    def _is_said(self, row: bytes) -> bool:
+        """Whether the fields of a row name one, or hold a stretch of their history among other things."""
+        with suppress(ValueError, TypeError, AttributeError):
+            content = json.loads(row)
+            request = content.get("request") or {}
+            named = (content.get("user_id"), request.get("user_id"), *(request.get("friends") or ()))
+            if any(isinstance(name, str) and name in self._users for name in named):
+                return True
+            items = [event["item_id"] for event in request.get("history") or ()]
+            return bool(items) and "history" in self._traces.found_in(Part("cells", items, "item_id"))
+        return False
+
+    def _is_found(self, text: bytes) -> bool:
+        return any(self._traces.found_in(Part("bytes", text)))
