@@ -94,7 +94,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"got {len(config.compare.runs)} run folders, expected two; usage: {VERBS['compare'].usage}")
     quiet()
     with ExitStack() as stack:
-        first, second = (stack.enter_context(_opened(place)) for place in config.compare.runs)
+        first, second = (stack.enter_context(opened(place)) for place in config.compare.runs)
         _check_same(first, second)
         if arguments.dry_run:
             print(plan("compare", config))
@@ -178,7 +178,7 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(place: str) -> Iterator[Side]:
+def opened(place: str) -> Iterator[Side]:
     """A run folder to read, a remote one through a temporary folder; it is neither made nor locked."""
     with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
         mirror = None

@@ -69,6 +69,7 @@ STAGES: Final[dict[str, Stage]] = {
     "logs": Stage(("{logs}", "{outcomes}", "{estimated}"), ("{comparison}",)),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
+    "referee": Stage(("{refereed}",), ("{verdict}",)),
     "forget": Stage(
         ("{dataset}/", "{run}/model/", "every version in {tracking}"),
         (
@@ -210,6 +211,16 @@ VERBS: Final[dict[str, Verb]] = {
         usage="recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
         "       recsys export --config FILE --to FORMAT --out DIR",
         sections=("export", "run", "tracking"),
+    ),
+    "referee": Verb(
+        "pipelines.referee:command",
+        "write a protocol that any library can follow, and judge any library's lists by it",
+        ("referee",),
+        usage="recsys referee prepare --config FILE --out DIR [--referee.mask none] [--referee.sample 100]\n"
+        "       recsys referee lists --protocol DIR --out DIR [--evaluate.baselines '[ease]'] [--runs NAME=RUN …]\n"
+        "       recsys referee score --protocol DIR --lists NAME=FILE … [--out DIR]\n"
+        "       recsys referee page --out FILE referee.json …",
+        sections=("referee", "evaluate", "seed"),
     ),
 }
 

@@ -22,7 +22,7 @@ LEVELS = [
     {"recsys.model"},
     {"recsys.apart"},
     {"recsys.training", "recsys.evaluation"},
-    {"recsys.registry", "recsys.serving", "recsys.auto", "recsys.privacy"},
+    {"recsys.registry", "recsys.serving", "recsys.auto", "recsys.privacy", "recsys.referee"},
     {"recsys.export"},
     {"pipelines"},
     {"tune"},
