@@ -114,7 +114,7 @@ def _judged(
     if not sampled:
         _check_unseen(items_BK[:, :k], queries, protocol, where)
         _check_ranked_all(items_BK, queries, protocol, where)
-    _note(items_BK, queries, k, where, notes)
+    _note(items_BK[:, :k], queries, protocol, where, notes)
     return Judged(queries, items_BK[:, :k])
 
 
@@ -213,32 +213,35 @@ def _check_unseen(items_BK: Array, queries: Queries, protocol: Protocol, where: 
 
 
 def _check_ranked_all(items_BK: Array, queries: Queries, protocol: Protocol, where: str) -> None:
-    """Whether the lists may come of the whole catalogue: a short list that never misses is one of sampled items."""
+    """Whether the file may come of the whole catalogue: a table of some items that never misses is one of samples."""
     depth = int((items_BK >= 0).sum(axis=1).max(initial=0))
-    if len(queries) < _MANY or depth >= len(protocol.items) / 4:
+    if len(queries) < _MANY or not max(protocol.ks) < depth < len(protocol.items) / 4:
         return
     hits_BK = mark_hits(items_BK, queries)
-    found_B = np.minimum(queries.num_targets_B, depth) <= hits_BK.sum(axis=1)
-    if found_B.all() and hits_BK[:, 0].mean() <= _FIRST:
+    if (hits_BK.sum(axis=1) == queries.num_targets_B).all() and hits_BK[:, 0].mean() <= _FIRST:
         raise DataError(
             f"{where}: each of {len(queries):,} users has all targets among at most {depth} of {len(protocol.items):,} "
             "items: only sampled items were ranked, and the protocol ranks all; list the best of the whole catalogue, "
-            f"or prepare a protocol with --referee.sample {max(depth - 1, 1)}"
+            f"or prepare a protocol with --referee.sample {depth - 1}"
         )
 
 
-def _note(items_BK: Array, queries: Queries, k: int, where: str, notes: list[str]) -> None:
+def _note(items_BK: Array, queries: Queries, protocol: Protocol, where: str, notes: list[str]) -> None:
     """What does not forbid a judgement, but should be known."""
-    lengths_B = (items_BK[:, :k] >= 0).sum(axis=1)
+    k = items_BK.shape[1]
+    lengths_B = (items_BK >= 0).sum(axis=1)
     if (lengths_B == 0).any():
         notes.append(f"{where}: {int((lengths_B == 0).sum()):,} of {len(queries):,} users have no list: all is missed")
     if (short := (lengths_B > 0) & (lengths_B < k)).any():
         notes.append(f"{where}: {int(short.sum()):,} lists are shorter than {k}, the shortest {lengths_B[short].min()}")
-    first_B = mark_hits(items_BK[:, :1], queries)[:, 0]
+    hits_BK = mark_hits(items_BK, queries)
+    first_B = hits_BK[:, 0]
     if first_B.mean() > _FIRST:
         notes.append(
             f"{where}: the first item is a target for {first_B.mean():.1%} of the users: hard to believe; were the "
             "test events, or scores of nothing but the targets, in use?"
         )
-    if len(queries) >= _MANY and not mark_hits(items_BK[:, :k], queries).any():
+    if len(queries) >= _MANY and hits_BK.any(axis=1).all() and k < len(protocol.items) / 4:
+        notes.append(f"{where}: every list of {k} holds a target: hard to believe; was the whole catalogue ranked?")
+    if len(queries) >= _MANY and not hits_BK.any():
         notes.append(f"{where}: no list holds a target: were the test events in the history, and left out as seen?")
