@@ -18,8 +18,10 @@ warnings.filterwarnings("ignore")
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 
+scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)  # RecBole is of older SciPy
 torch_load = torch.load
 torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # what RecBole saved itself, newer torch
 
@@ -47,7 +49,7 @@ OF_MODEL = {
 }
 
 
-def main(protocol: Path, out: Path, name: str, epochs: int, mode: str) -> None:
+def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dict[str, object]) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     told = json.loads((protocol / "protocol.json").read_text())
@@ -56,7 +58,7 @@ def main(protocol: Path, out: Path, name: str, epochs: int, mode: str) -> None:
         arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
         places = {"data_path": folder, "checkpoint_dir": folder, "epochs": epochs, "eval_args": arguments}
         never = {"eval_step": epochs + 1, "stopping_step": epochs + 1, "seed": told["rules"]["seed"]}
-        config = Config(name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never})
+        config = Config(name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **more})
         init_seed(config["seed"], reproducibility=True)
         dataset = create_dataset(config)
         train, _, test = data_preparation(config, dataset)
@@ -71,7 +73,7 @@ def main(protocol: Path, out: Path, name: str, epochs: int, mode: str) -> None:
         else:
             np.random.seed(told["rules"]["seed"])
             lists = _scored(dataset, model, test)
-    lists = lists.assign(protocol=told["hash"], command=f"RecBole 1.2.1 {name}, 64 wide, 2 layers, {epochs} epochs")
+    lists = lists.assign(protocol=told["hash"], command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip())
     out.mkdir(parents=True, exist_ok=True)
     lists.to_csv(out / f"recbole-{name.lower()}.csv", index=False)
     print(json.dumps({key: float(value) for key, value in metrics.items()}))
@@ -113,4 +115,4 @@ def _scored(dataset: object, model: torch.nn.Module, test: object) -> pd.DataFra
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5], json.loads(sys.argv[6]))
