@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -418,6 +419,20 @@ def test_nobody_to_ask_is_refused(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", [leave_last(0, 1, 2, 0)], 5)
     with pytest.raises(DataError, match="no user can be asked"):
         made(dataset)
+
+
+def test_the_code_of_the_page_makes_lists_that_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    text = (Path(__file__).parent.parent / "docs/referee.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1
+    monkeypatch.chdir(tmp_path)
+    write_protocol(made(walks(tmp_path / "data")), tmp_path / "protocol", "csv")
+    exec(compile(blocks[0], "docs/referee.md", "exec"), {})
+    found = score(tmp_path / "protocol", "mine=mine.csv")
+    assert found["methods"]["mine"]["commands"] == ["most popular, by hand"]
+    assert not [note for note in found["notes"] if "hash" in note or "short" in note]
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
