@@ -189,7 +189,8 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
         ranking = rank(model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users)
         users = dataset.user_ids.take(ranking.queries.histories.users_U)
         path = out / f"{name}.{form}"
-        write_table(stamped(table_of(ranking, users, dataset.item_ids), protocol, said, form), path)
+        told = f"{said} (fitted on the events through {side.metrics['data']['fitted_through']})"
+        write_table(stamped(table_of(ranking, users, dataset.item_ids), protocol, told, form), path)
     return path
 
 
@@ -210,7 +211,7 @@ def score(config: Config, said: str) -> dict[str, Any]:
     methods = methods_of(settings.lists)
     protocol = read_protocol(Path(settings.protocol))
     verdict = judge(protocol, methods, settings.bootstrap, config.seed)
-    record = {
+    record: dict[str, Any] = {
         "protocol": protocol.described(),
         "level": LEVEL,
         "resamples": settings.bootstrap,
