@@ -223,7 +223,8 @@ def score(config: Config, said: str) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     print(f"{head(record)}\n{table(board(record))}")
-    print("\n".join([*findings(record), *(f"note: {note}" for note in record["notes"])]))
+    for line in [*findings(record), *(f"note: {note}" for note in record["notes"])]:
+        print(line)
     out = Path(settings.out or settings.protocol)
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"

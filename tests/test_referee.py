@@ -469,6 +469,9 @@ def test_a_page_has_every_set_and_method(folder: Path, tmp_path: Path) -> None:
     assert main(["referee", "page", "--out", str(tmp_path / "page.md"), *files]) == 0
     text = (tmp_path / "page.md").read_text()
     figure = f"**{judged['methods']['a']['metrics']['ndcg@5']['value']:.4f}**"
-    assert f"| handmade | leave-last, mask seen | ndcg@5 | {figure} | – |" in text and "## another" in text
+    assert (
+        f"| handmade | leave-last, mask seen | ndcg@5 | {figure} | – |" in text
+        and "## another, leave-last, mask seen" in text
+    )
     assert "recsys referee score" in text
     assert "<script" not in (folder.parent / "verdict/referee.html").read_text()

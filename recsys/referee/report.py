@@ -117,12 +117,13 @@ def page(records: Sequence[Record]) -> str:
         "",
         "Written by `recsys referee page`; do not edit. Every figure comes of `recsys referee score` on lists of the",
         "method's own library: the same questions, the same targets, the same catalogue. A method with several",
-        "settings stands with the one that validation chooses. [referee.md](referee.md) says how lists come in.",
+        "settings stands with the one that validation chooses. What a method was fitted on, and for how long, stands",
+        "under *Lists*: a model trained for an epoch is no measure of its library. [referee.md](referee.md) says more.",
         "",
     ]
     lines += _markdown_table(_matrix(records))
     for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):
-        lines += ["", f"## {record['protocol']['name']}", "", markdown(record).rstrip()]
+        lines += ["", f"## {record['protocol']['name']}, {_rules(record)}", "", markdown(record).rstrip()]
         commands = [
             f"- {name}: `{command}`" for name in ranked(record) for command in record["methods"][name]["commands"]
         ]
@@ -137,14 +138,19 @@ def _matrix(records: Sequence[Record]) -> list[list[str]]:
     for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):
         protocol, best = record["protocol"], ranked(record)[0]
         metric = protocol["metric"]
-        ranks = f", {protocol['sample']} sampled" if protocol["sample"] else ""
-        cells = [protocol["name"], f"{protocol['split']['kind']}, mask {protocol['mask']}{ranks}", metric]
+        cells = [protocol["name"], _rules(record), metric]
         for name in names:
             one = record["methods"].get(name)
             figure = f"{one['metrics'][metric]['value']:.4f}" if one else "–"
             cells.append(f"**{figure}**" if name == best else figure)
         rows.append(cells)
     return rows
+
+
+def _rules(record: Record) -> str:
+    protocol = record["protocol"]
+    ranks = f", {protocol['sample']} sampled" if protocol["sample"] else ""
+    return f"{protocol['split']['kind']}, mask {protocol['mask']}{ranks}"
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
