@@ -340,7 +340,8 @@ def test_sampled_items_are_unknown_to_the_user_and_ranked_alone(
     assert "1 of" in capsys.readouterr().err
 
 
-def test_recboles_draw_is_that_of_its_code() -> None:
+@pytest.mark.parametrize("mask", ["seen", "none"])
+def test_recboles_draw_is_that_of_its_code(mask: str) -> None:
     """numpy.random as RecBole calls it: all of a user at once, again where the user knows the item."""
     from recsys.data.histories import Histories
     from recsys.referee.negatives import drawn
@@ -348,11 +349,13 @@ def test_recboles_draw_is_that_of_its_code() -> None:
     histories = Histories.of_items([[2, 0, 3], [1, 2, 4]], users=[0, 1])
     parts = np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8)
     histories = type(histories)(**{**vars(histories), "splits_E": parts})
-    _, items = drawn(histories.queries(Split.TEST), histories, 5, {"sample": 2, "sampler": "recbole", "seed": 7})
+    _, items = drawn(
+        histories.queries(Split.TEST), histories, 5, {"sample": 2, "sampler": "recbole", "seed": 7, "mask": mask}
+    )
     order = [2, 1, 0, 3, 4]  # training first: u0 has item 2, u1 item 1; then validation, 0 and 2; then test
     np.random.seed(7)
     expected = []
-    for known in ({2, 0, 3}, {1, 2, 4}):
+    for known in ({2, 0, 3}, {1, 2, 4}) if mask == "seen" else ({3}, {4}):
         used = [order.index(item) + 1 for item in known]
         values = np.random.randint(1, 6, 2)
         check = np.arange(2)[np.isin(values, used)]

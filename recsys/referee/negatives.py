@@ -22,9 +22,9 @@ def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping
 
     Args:
         queries: who is asked.
-        histories: all events of all parts: no sampled item is one of the user's.
+        histories: all events of all parts: no sampled item is one of the user's, but by RecBole's rule without a mask.
         num_items: the catalogue.
-        rules: ``sample``, ``sampler`` and ``seed`` of the protocol.
+        rules: ``sample``, ``sampler``, ``seed`` and ``mask`` of the protocol.
 
     Raises:
         ConfigError: a user leaves fewer items than are to be drawn.
@@ -37,6 +37,9 @@ def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping
             f"referee.sample: {number} items for a user who has {most} of {num_items:,} cannot be drawn; take fewer"
         )
     if rules["sampler"] == "recbole":
+        if rules["mask"] == "none":  # its sampler for sequential models knows the target alone
+            ends = queries.target_offsets_B1
+            had = [set(queries.target_items[ends[row] : ends[row + 1]].tolist()) for row in range(len(queries))]
         items_BS = _recbole(had, histories, number, seed)
     else:
         items_BS = _uniform(had, num_items, number, seed)
