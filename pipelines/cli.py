@@ -311,6 +311,10 @@ def plan(verb: str, config: Config) -> str:
         "target": config.pull.dir.rstrip("/") or "DIR",
         "exported": config.export.model or f"{run}/bundle/",
         "export": config.export.out.rstrip("/") or "DIR",
+        "refereed": ", ".join([config.referee.protocol, *config.referee.lists, *config.referee.runs])
+        if config.referee.protocol
+        else _source_words(config.data.source.model_dump()),
+        "verdict": f"{(config.referee.out or config.referee.protocol or 'DIR').rstrip('/')}/",
         "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
         "served": (config.serve.model or f"models:/{config.registry.name}@champion")
         + (f" and {config.serve.ab.model}" if config.serve.ab.model else ""),

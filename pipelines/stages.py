@@ -70,6 +70,7 @@ STAGES: Final[dict[str, Stage]] = {
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
     "dashboard": Stage(("the run folders in {shown}", "runs and registered models in {tracking}"), ()),
+    "referee": Stage(("{refereed}",), ("{verdict}",)),
     "forget": Stage(
         ("{dataset}/", "{run}/model/", "every version in {tracking}", "copies: noted, or in forget.also"),
         (
@@ -220,6 +221,16 @@ VERBS: Final[dict[str, Verb]] = {
         usage="recsys ui [FOLDER…] [--host HOST] [--port PORT] [--ui.model MODEL] [--tracking.uri URI] [--dry-run]\n"
         "       recsys ui --config FILE [--section.key VALUE …]",
         sections=("ui", "tracking"),
+    ),
+    "referee": Verb(
+        "pipelines.referee:command",
+        "write a protocol that any library can follow, and judge any library's lists by it",
+        ("referee",),
+        usage="recsys referee prepare --config FILE --out DIR [--referee.mask none] [--referee.sample 100]\n"
+        "       recsys referee lists --protocol DIR --out DIR [--evaluate.baselines '[ease]'] [--runs NAME=RUN …]\n"
+        "       recsys referee score --protocol DIR --lists NAME=FILE … [--out DIR]\n"
+        "       recsys referee page --out FILE referee.json …",
+        sections=("referee", "evaluate", "seed"),
     ),
 }
 

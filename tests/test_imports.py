@@ -27,7 +27,7 @@ LEVELS = [
     {"recsys.training", "recsys.evaluation"},
     {"recsys.retrieval", "recsys.report"},
     {"recsys.bundle"},
-    {"recsys.serving", "recsys.gate", "recsys.auto", "recsys.privacy"},
+    {"recsys.serving", "recsys.gate", "recsys.auto", "recsys.privacy", "recsys.referee"},
     {"recsys.registry"},
     {"recsys.export", "recsys.ui"},
     {"pipelines.plumbing"},

@@ -14,6 +14,7 @@ from recsys.config.mlflow import RegistryConfig, TrackingConfig
 from recsys.config.model import ModelConfig
 from recsys.config.privacy import ForgetConfig
 from recsys.config.promote import PromoteConfig, PullConfig
+from recsys.config.referee import RefereeConfig
 from recsys.config.section import Place, Section
 from recsys.config.serve import ServeConfig
 from recsys.config.submit import SubmitConfig
@@ -68,6 +69,7 @@ class Config(Section):
     compare: CompareConfig = Field(default_factory=CompareConfig)
     pull: PullConfig = Field(default_factory=PullConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+    referee: RefereeConfig = Field(default_factory=RefereeConfig)
     forget: ForgetConfig = Field(default_factory=ForgetConfig)
     ui: UiConfig = Field(default_factory=UiConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

@@ -1,0 +1,283 @@
+"""``recsys referee``: a protocol as files that any library can follow, and a judgement of the lists that come of it.
+
+``prepare`` reads the source of a configuration and writes a folder; ``lists`` writes the lists of our baselines and
+runs for it; ``score`` checks and measures anybody's lists; ``page`` makes one page of several judgements. See
+docs/referee.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.plumbing.folder import write_atomically
+from pipelines.plumbing.progress import table
+from pipelines.plumbing.session import quiet
+from pipelines.stages import VERBS
+from recsys.config import Config
+from recsys.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from recsys.referee.protocol import Protocol
+
+_SEVERAL: Final = {"--lists": "referee.lists", "--runs": "referee.runs"}
+_SHORT: Final = {"--protocol": "--referee.protocol", "--out": "--referee.out"}
+
+
+def command(words: Sequence[str]) -> int:
+    """Read the words behind ``referee``.
+
+    Raises:
+        UsageError: no such action, or an option of another one.
+    """
+    action, rest = (words[0], list(words[1:])) if words else ("", [])
+    if action not in _ACTIONS:
+        raise UsageError(f"got {action!r}, expected {', '.join(_ACTIONS)}; usage: {VERBS['referee'].usage}")
+    rest, several, files = _taken_out(rest, action)
+    arguments = parse(rest)
+    reads = _READS[action]
+    for name, _ in [*arguments.overrides, *several]:
+        if name not in reads and not name.startswith(tuple(key for key in reads if key.endswith("."))):
+            known = ", ".join(f"--{key}" + ("…" if key.endswith(".") else "") for key in reads)
+            raise UsageError(f"referee {action} does not read --{name}; it reads {known}")
+    if action == "prepare" and arguments.config is None:
+        raise UsageError(f"--config FILE is missing; usage: {VERBS['referee'].usage}")
+    config = config_of(arguments.config, [*arguments.overrides, *several])
+    if not config.referee.out and action != "score":
+        raise ConfigError(f"referee.out: where to? --out; usage: {VERBS['referee'].usage}")
+    if not config.referee.protocol and action in ("lists", "score"):
+        raise ConfigError(f"referee.protocol: which one? --protocol DIR; usage: {VERBS['referee'].usage}")
+    if "://" in f"{config.referee.out}{config.referee.protocol}":
+        raise ConfigError("referee.protocol and referee.out must be local folders; copy them to their place afterwards")
+    if arguments.dry_run:
+        print(plan("referee", config))
+        return 0
+    quiet()
+    if action == "page":
+        write_page(config, files)
+    else:
+        _ACTIONS[action](config, f"recsys referee {shlex.join(words)}")
+    return 0
+
+
+def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
+    """The words without the options that take several values, those options as settings, and the files of a page."""
+    rest, found, files = list[str](), dict[str, list[str]](), list[str]()
+    waiting = [_long(word) for word in words]
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        if name in _SEVERAL:
+            values = [value] if equals else []
+            while waiting and not waiting[0].startswith("-"):
+                values.append(waiting.pop(0))
+            if not values:
+                raise UsageError(f"{name} needs a value: {name} NAME=FILE …")
+            found.setdefault(_SEVERAL[name], []).extend(values)
+        elif word.startswith("-"):
+            rest.append(word)
+            if not equals and waiting and not waiting[0].startswith("-"):
+                rest.append(waiting.pop(0))
+        elif action == "page":
+            files.append(word)
+        else:
+            rest.append(word)
+    return rest, [(key, json.dumps(values)) for key, values in found.items()], files
+
+
+def _long(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return _SHORT.get(name, name) + equals + value
+
+
+# -------------------------------------------------------------------------------------------------------------- prepare
+
+
+def prepare(config: Config, said: str) -> Protocol:
+    """Write the protocol of ``data``, ``evaluate`` and ``referee``; the dataset is made, or found, as by every verb.
+
+    Raises:
+        ArtifactError: there is something else at ``--out``.
+    """
+    from pipelines.plumbing.folder import open_run
+    from pipelines.prepare import prepare as prepare_dataset
+    from recsys.referee.export import protocol_of
+    from recsys.referee.protocol import write_protocol
+
+    place = Path(config.referee.out)
+    if place.exists() and not (place / "protocol.json").is_file() and any(place.iterdir()):
+        raise ArtifactError(f"{place} is there and no protocol; choose another folder: --out")
+    with open_run(config, "referee") as folder:
+        dataset = prepare_dataset(config, folder)
+        protocol = protocol_of(dataset, config)
+        protocol.about["command"] = said
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as aside:
+            write_protocol(protocol, Path(aside) / "new", config.referee.format)
+            if place.exists():
+                shutil.rmtree(place)
+            (Path(aside) / "new").rename(place)
+        asked = sum(len(window.ask) for window in protocol.windows)
+        folder.progress(f"protocol {protocol.hash[:12]} in {place}: {asked:,} lists are asked for")
+    return protocol
+
+
+# ---------------------------------------------------------------------------------------------------------------- lists
+
+
+def lists(config: Config, said: str) -> list[Path]:
+    """Write the lists of ``evaluate.baselines`` and of ``referee.runs`` for the protocol.
+
+    Raises:
+        ConfigError: a run of another dataset, split or mask.
+    """
+    from recsys.referee.ours import write_baselines
+    from recsys.referee.protocol import read_protocol
+
+    protocol, settings = read_protocol(Path(config.referee.protocol)), config.referee
+    out = Path(settings.out)
+    named = [_named(word) for word in settings.runs]
+    wanted = "baselines" in config.evaluate.model_fields_set or not named
+    baselines: Sequence[str] = config.evaluate.baselines if wanted else ()
+    written = write_baselines(protocol, baselines, config.evaluate, out, settings.format, said) if baselines else []
+    for name, run in named:
+        written.append(_of_run(protocol, name, run, out, settings.format, said))
+    for path in written:
+        print(f"wrote {path}")
+    return written
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, equals, place = word.partition("=")
+    if not (equals and name and place):
+        raise ConfigError(f"referee.runs: {word!r} is not NAME=FOLDER of a finished run")
+    return name, place
+
+
+def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said: str) -> Path:
+    """The test lists of a run's model, by the dataset that it was trained on."""
+    from pipelines.compare import opened
+    from pipelines.prepare import open_dataset
+    from pipelines.train import open_trained
+    from recsys.data.bounded import asked_queries
+    from recsys.data.histories import Split
+    from recsys.evaluation.ranking import rank
+    from recsys.referee.ours import check_full, stamped, table_of
+    from recsys.referee.tables import write_table
+
+    check_full(protocol)
+    with ExitStack() as stack:
+        side = stack.enter_context(opened(run))
+        dataset = open_dataset(side.config)
+        if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
+            raise ConfigError(
+                f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test part, the protocol "
+                f"is of {protocol.about['dataset'][:12]} with {len(protocol.windows)}; prepare a protocol with the "
+                "configuration of the run"
+            )
+        model = open_trained(side.config, side.folder, dataset).frozen
+        queries = asked_queries(dataset, Split.TEST, side.config)
+        ranking = rank(model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users)
+        users = dataset.user_ids.take(ranking.queries.histories.users_U)
+        path = out / f"{name}.{form}"
+        told = f"{said} (fitted on the events through {side.metrics['data']['fitted_through']})"
+        write_table(stamped(table_of(ranking, users, dataset.item_ids), protocol, told, form), path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------- score
+
+
+def score(config: Config, said: str) -> dict[str, Any]:
+    """Check and measure the lists; say the leaderboard; write it where ``--out`` says, or beside the protocol."""
+    from recsys.evaluation.bootstrap import LEVEL
+    from recsys.referee.entries import methods_of
+    from recsys.referee.judge import judge
+    from recsys.referee.protocol import read_protocol
+    from recsys.referee.report import board, findings, head, html, markdown
+
+    settings = config.referee
+    if not settings.lists:
+        raise ConfigError(f"referee.lists: whose? --lists NAME=FILE …; usage: {VERBS['referee'].usage}")
+    methods = methods_of(settings.lists)
+    protocol = read_protocol(Path(settings.protocol))
+    verdict = judge(protocol, methods, settings.bootstrap, config.seed)
+    record: dict[str, Any] = {
+        "protocol": protocol.described(),
+        "level": LEVEL,
+        "resamples": settings.bootstrap,
+        "seed": config.seed,
+        "methods": verdict.methods,
+        "pairs": verdict.pairs,
+        "notes": verdict.notes,
+        "command": said,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    print(f"{head(record)}\n{table(board(record))}")
+    for line in [*findings(record), *(f"note: {note}" for note in record["notes"])]:
+        print(line)
+    out = Path(settings.out or settings.protocol)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    for name, content in (("referee.json", text), ("referee.md", markdown(record)), ("referee.html", html(record))):
+        write_atomically(out / name, content)
+    print(f"wrote {out}/referee.json, referee.md, referee.html")
+    return record
+
+
+def write_page(config: Config, files: Sequence[str]) -> None:
+    """One page of several judgements.
+
+    Raises:
+        ArtifactError: a file is no judgement.
+    """
+    from recsys.referee.report import page
+
+    if not files:
+        raise UsageError(f"which judgements? usage: {VERBS['referee'].usage}")
+    records = []
+    for file in files:
+        try:
+            records.append(json.loads(Path(file).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{file} cannot be read ({error}); give referee.json of `recsys referee score`"
+            ) from None
+        if not {"protocol", "methods", "pairs"} <= records[-1].keys():
+            raise ArtifactError(f"{file} is no judgement; give referee.json of `recsys referee score`")
+    out = Path(config.referee.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page(records))
+    print(f"wrote {out}: {len(records)} protocols")
+
+
+_ACTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "prepare": prepare,
+    "lists": lists,
+    "score": score,
+    "page": write_page,
+}
+_OF_DATA: Final = ("seed", "run.", "data.", "ray.", "train.metric", "train.refit")
+_READS: Final[dict[str, tuple[str, ...]]] = {
+    "prepare": (
+        *(f"referee.{key}" for key in ("out", "mask", "sample", "sampler", "windows", "format")),
+        *("evaluate.ks", "evaluate.max_users"),
+        *_OF_DATA,
+    ),
+    "lists": ("referee.protocol", "referee.out", "referee.runs", "referee.format", "evaluate."),
+    "score": ("referee.protocol", "referee.lists", "referee.out", "referee.bootstrap", "seed"),
+    "page": ("referee.out",),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(["referee", *sys.argv[1:]]))

@@ -1,0 +1,126 @@
+"""A protocol of a prepared dataset: its split as it is, or several test spans of a temporal one.
+
+Legend: E events, V users, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.config import Config
+from recsys.data.bounded import asked_users_V
+from recsys.data.dataset import PreparedDataset
+from recsys.data.histories import VALID_ALONE, Array, Histories, Split
+from recsys.data.split import parse_time
+from recsys.errors import ConfigError, DataError
+from recsys.referee.negatives import drawn
+from recsys.referee.protocol import EVENTS, PAIRS, PARTS, Protocol, Window
+
+_SECOND: Final = 1_000_000
+
+
+def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
+    """The protocol that ``data``, ``evaluate`` and ``referee`` of the configuration describe.
+
+    Raises:
+        ConfigError: the split has newcomers or too little time for the windows.
+        DataError: nobody can be asked.
+    """
+    settings, manifest = config.referee, dataset.manifest
+    histories = dataset.histories()
+    if (histories.splits_E == VALID_ALONE).any():
+        raise ConfigError(
+            "data.split.cold_users: a protocol has no validation events that test does not see; set it to 0"
+        )
+    splits = _spans(dataset, histories, settings.windows) if settings.windows > 1 else [("", histories.splits_E)]
+    asked_V = asked_users_V(dataset, config)
+    rules: dict[str, Any] = {
+        "name": config.run.name or manifest.name,
+        "split": manifest.split,
+        "targets": manifest.targets,
+        "event_types": manifest.event_types,
+        "mask": settings.mask,
+        "ks": sorted(set(config.evaluate.ks)),
+        "metric": config.train.metric,
+        "sample": settings.sample,
+        "sampler": settings.sampler if settings.sample else "",
+        "seed": config.seed,
+        "fit": "valid" if config.train.refit else "train",
+        "exposed": "a list for test may use the training and the validation events, one for validation only training",
+    }
+    about = {"dataset": manifest.content_hash, "made": datetime.now(UTC).isoformat(timespec="seconds")}
+    protocol = Protocol(rules, dataset.item_ids.cast(pa.string()), [], about)
+    for name, splits_E in splits:
+        window = _window(dataset, histories, splits_E, name)
+        protocol.windows.append(_with_asked(protocol, window, dataset.user_ids.filter(pa.array(asked_V))))
+    return protocol
+
+
+def _window(dataset: PreparedDataset, histories: Histories, splits_E: Array, name: str) -> Window:
+    users_E = np.repeat(histories.users_U, histories.lengths_U)
+    places_E = np.arange(len(users_E)) - np.repeat(histories.offsets_U1[:-1], histories.lengths_U)
+    times_E = pa.array(histories.times_E, mask=histories.times_E == 0)
+    columns = (
+        dataset.user_ids.take(pa.array(users_E)).cast(pa.string()),
+        dataset.item_ids.take(pa.array(histories.items_E)).cast(pa.string()),
+        times_E.cast(pa.timestamp("s", "UTC")),
+        pa.array(dataset.manifest.event_types, pa.string()).take(pa.array(histories.types_E)),
+        pa.array(histories.values_E, pa.float32()),
+        pa.array(places_E, pa.int32()),
+    )
+    table = pa.table(dict(zip(EVENTS.names, columns, strict=True)), schema=EVENTS)
+    parts = {part: table.filter(pa.array(splits_E == split)) for part, split in PARTS.items()}
+    return Window(name, parts, pa.array([], pa.string()))
+
+
+def _with_asked(protocol: Protocol, window: Window, allowed: pa.Array) -> Window:
+    """The window with the users who have a target that counts, and what is ranked beside their targets."""
+    alone = replace(protocol, windows=[window])
+    tested = pc.unique(window.parts["test"].column("user_id"))
+    tested = tested.filter(pc.is_in(tested, value_set=allowed.cast(pa.string())))
+    queries = alone.queries(replace(window, ask=tested))
+    if not len(queries):
+        raise DataError(
+            f"no user can be asked{f' in {window.name}' if window.name else ''}: the test part has no target that "
+            "counts; check data.split, or set referee.mask none where repeats are to be predicted"
+        )
+    window = replace(window, ask=alone.users.take(pa.array(queries.histories.users_U)))
+    if not protocol.rules["sample"]:
+        return window
+    rows, items = drawn(queries, alone.histories(window), len(protocol.items), protocol.rules)
+    pairs = (window.ask.take(pa.array(rows)), protocol.items.take(pa.array(items)))
+    return replace(window, negatives=pa.table(dict(zip(PAIRS.names, pairs, strict=True)), schema=PAIRS))
+
+
+def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[tuple[str, Array]]:
+    """The part of every event in each window, 255 for none; every window is as long as the dataset's own test part.
+
+    Why windows: one span is one season; what wins in December may lose in May.
+    """
+    split = dataset.manifest.split
+    if split.get("kind") != "temporal":
+        raise ConfigError(
+            f"referee.windows: {number} windows need data.split.kind temporal, got {split.get('kind')}; set it, or 1"
+        )
+    valid_from, test_from = (parse_time(str(split[key]), key) // _SECOND for key in ("valid_from", "test_from"))
+    length = int(histories.times_E.max()) + 1 - test_from
+    found = []
+    for back in range(number - 1, -1, -1):
+        start, end = test_from - back * length, test_from - (back - 1) * length
+        before = start - (test_from - valid_from)
+        splits_E = (histories.times_E >= before).astype(np.uint8) + (histories.times_E >= start)
+        splits_E = np.where(histories.times_E >= end, 255, splits_E)
+        if not (splits_E == Split.TRAIN).any():
+            first = datetime.fromtimestamp(int(histories.times_E.min()), UTC).date()
+            raise ConfigError(
+                f"referee.windows: {number} windows of {length / 86400:.1f} days leave the first one without training "
+                f"events (the data begin {first}); ask for fewer, or set data.split.test_from later"
+            )
+        found.append((f"window-{number - back}", splits_E))
+    return found

@@ -1,0 +1,247 @@
+"""Lists of any library, checked against a protocol: read, put in order, and refused where they show what they must not.
+
+Legend: E rows of a file, B queries, K list length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.histories import Array, Queries, Split
+from recsys.errors import DataError
+from recsys.evaluation.ranking import mark_hits, mark_seen, tie_order
+from recsys.referee.protocol import Protocol, Window, rows_of
+from recsys.referee.tables import read_any
+
+_FIRST: Final = 0.95  # share of users whose first item is a target from which lists are hard to believe
+_MANY: Final = 200  # users from which "always" and "never" are no chance
+_NEED: Final = "expected user_id, item_id, and rank or score"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The lists of one file for one window."""
+
+    queries: Queries
+    items_BK: Array  # int32, −1 behind the end
+
+
+@dataclass
+class Lists:
+    """What one file says of every window, and what a person should know of it."""
+
+    windows: list[Judged]
+    notes: list[str] = field(default_factory=list)
+    command: str = ""
+    has_hash: bool = False
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a file in the protocol's numbers, best first within a user."""
+
+    users_E: Array
+    items_E: Array
+    order_E: Array  # the smaller the better
+
+
+def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST) -> Lists:
+    """Read and check one file.
+
+    Args:
+        path: user_id, item_id, and rank (1 is the best) or score (the largest is); ``window`` where the protocol has
+            several; ``protocol`` and ``command`` as columns or as metadata of a Parquet file.
+        protocol: what the lists are for.
+        questions: :meth:`Protocol.queries` of every window at ``part``.
+
+    Raises:
+        SourceError: the file cannot be read.
+        DataError: an id is unknown, an item is listed twice or was to be left out, the file is of another protocol, or
+            only a sample of the catalogue was ranked where all of it is to be.
+    """
+    table = read_any(path)
+    missing = [name for name in ("user_id", "item_id") if name not in table.column_names]
+    order = next((name for name in ("rank", "score") if name in table.column_names), None)
+    if missing or order is None:
+        need = ", ".join([*missing, *([] if order else ["rank or score"])])
+        raise DataError(f"{path}: no column {need}; {_NEED}; got {', '.join(table.column_names)}")
+    told = {name: _told(table, name, path) for name in ("protocol", "command")}
+    if told["protocol"] and told["protocol"] != protocol.hash:
+        raise DataError(
+            f"{path}: these lists were made for protocol {told['protocol'][:12]}, this one is {protocol.hash[:12]}; "
+            "make them again from this folder's files"
+        )
+    found = Lists([], command=told["command"], has_hash=bool(told["protocol"]))
+    for window, queries in zip(protocol.windows, questions, strict=True):
+        rows = _rows(_of_window(table, window, path), order, protocol, path)
+        found.windows.append(_judged(rows, queries, window, protocol, path, part, found.notes))
+    return found
+
+
+def _judged(
+    rows: _Rows, queries: Queries, window: Window, protocol: Protocol, path: Path, part: Split, notes: list[str]
+) -> Judged:
+    where = f"{path} ({window.name})" if window.name else str(path)
+    row_of_user = np.full(len(protocol.users) + 1, -1, dtype=np.int64)
+    row_of_user[queries.histories.users_U] = np.arange(len(queries))
+    asked_E = row_of_user[rows.users_E]
+    kept = np.flatnonzero(asked_E >= 0)
+    if not len(kept):
+        raise DataError(f"{where}: no list of a user who is asked; ask.parquet names them")
+    items_E = rows.items_E[kept]
+    order = np.lexsort((tie_order(len(protocol.items))[items_E], rows.order_E[kept], asked_E[kept]))
+    asked_E, items_E = asked_E[kept][order], items_E[order]
+    sampled = window.negatives is not None and part == Split.TEST
+    if sampled:
+        asked_E, items_E = _of_sample(asked_E, items_E, queries, window, protocol, where)
+    elif protocol.masks_seen and len(items_E) == len(queries) * len(protocol.items):  # scores of the whole catalogue
+        had = queries.histories.of_targets()
+        had_E = np.repeat(np.arange(len(queries)), had.lengths_U) * 2**32 + had.items_E
+        unseen_E = ~np.isin(asked_E * 2**32 + items_E, had_E)
+        asked_E, items_E = asked_E[unseen_E], items_E[unseen_E]
+    places_E = np.arange(len(asked_E)) - np.searchsorted(asked_E, asked_E)
+    width, k = int(places_E.max()) + 1, max(protocol.ks)
+    items_BK = np.full((len(queries), max(k, width if width <= 4096 else k)), -1, dtype=np.int32)
+    within = places_E < items_BK.shape[1]
+    items_BK[asked_E[within], places_E[within]] = items_E[within]
+    if not sampled:
+        _check_unseen(items_BK[:, :k], queries, protocol, where)
+        _check_ranked_all(items_BK, queries, protocol, where)
+    _note(items_BK[:, :k], queries, protocol, where, notes)
+    return Judged(queries, items_BK[:, :k])
+
+
+# ------------------------------------------------------------------------------------------------------------- the file
+
+
+def _told(table: pa.Table, name: str, path: Path) -> str:
+    """What a column of one value, or the metadata of the file, says."""
+    if name in table.column_names:
+        values = pc.unique(table.column(name)).to_pylist()
+        if len(values) > 1:
+            raise DataError(f"{path}: column {name} has {len(values)} values, expected one for the whole file")
+        return str(values[0] or "") if values else ""
+    return ((table.schema.metadata or {}).get(name.encode()) or b"").decode()
+
+
+def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
+    if not window.name:
+        return table
+    if "window" not in table.column_names:
+        raise DataError(f"{path}: the protocol has several windows; a column window must say of which a list is")
+    return table.filter(pc.equal(table.column("window").cast(pa.string()), window.name))
+
+
+def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
+    ids = {name: table.column(name).cast(pa.string()) for name in ("user_id", "item_id")}
+    found = {"user_id": rows_of(ids["user_id"], protocol.users), "item_id": rows_of(ids["item_id"], protocol.items)}
+    for name, rows_E in found.items():
+        if (rows_E < 0).any():
+            example = ids[name][int(np.argmax(rows_E < 0))].as_py()
+            of = "items.parquet" if name == "item_id" else "the protocol's events"
+            raise DataError(
+                f"{path}: {int((rows_E < 0).sum()):,} rows have a {name} that is not in {of}, e.g. {example!r}; "
+                "write the ids of the protocol's files, not a library's own numbers"
+            )
+    try:
+        values = np.asarray(table.column(order).cast(pa.float64()).fill_null(np.nan), dtype=np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f"{path}: column {order} holds {table.column(order).type}, expected numbers") from None
+    if np.isnan(values).any():
+        raise DataError(f"{path}: {order} is missing in {int(np.isnan(values).sum()):,} rows; expected a number")
+    keys = found["user_id"] * 2**32 + found["item_id"]
+    _check_once(keys, path, "item", ids)
+    if order == "rank":
+        _check_once(found["user_id"] + 1j * values, path, "rank", {**ids, "rank": table.column("rank")})
+    return _Rows(found["user_id"], found["item_id"], values if order == "rank" else -values)
+
+
+def _check_once(keys: Array, path: Path, what: str, columns: dict[str, pa.ChunkedArray]) -> None:
+    _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        row = int(first[int(np.argmax(counts > 1))])
+        user = columns["user_id"][row].as_py()
+        value = columns["item_id" if what == "item" else "rank"][row].as_py()
+        raise DataError(
+            f"{path}: {int((counts > 1).sum()):,} times a user has the same {what} twice, e.g. user {user!r} {what} "
+            f"{value!r}; every {what} once a user (several seeds: a file each)"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- the checks
+
+
+def _of_sample(
+    rows_E: Array, items_E: Array, queries: Queries, window: Window, protocol: Protocol, where: str
+) -> tuple[Array, Array]:
+    """The rows of the targets and of what was sampled beside them, in their order."""
+    assert window.negatives is not None
+    row_of = np.full(len(protocol.users), -1, dtype=np.int64)
+    row_of[queries.histories.users_U] = np.arange(len(queries))
+    beside = row_of[rows_of(window.negatives.column("user_id"), protocol.users)]
+    sampled = rows_of(window.negatives.column("item_id"), protocol.items)
+    wanted = np.unique(np.concatenate([beside * 2**32 + sampled, queries.target_rows() * 2**32 + queries.target_items]))
+    is_wanted_E = np.isin(rows_E * 2**32 + items_E, wanted)
+    if int(is_wanted_E.sum()) != len(wanted):
+        raise DataError(
+            f"{where}: the protocol ranks {protocol.rules['sample']} sampled items beside the targets, and "
+            f"{len(wanted) - int(is_wanted_E.sum()):,} of {len(wanted):,} of them have no score; write one for every "
+            "row of negatives.parquet and test.parquet"
+        )
+    return rows_E[is_wanted_E], items_E[is_wanted_E]
+
+
+def _check_unseen(items_BK: Array, queries: Queries, protocol: Protocol, where: str) -> None:
+    if not protocol.masks_seen:
+        return
+    is_seen = mark_seen(items_BK, queries)
+    if is_seen.any():
+        row, place = np.argwhere(is_seen)[0]
+        user = protocol.users[int(queries.histories.users_U[row])].as_py()
+        raise DataError(
+            f"{where}: {int(is_seen.any(axis=1).sum()):,} users have items listed that they had before, e.g. user "
+            f"{user!r} item {protocol.items[int(items_BK[row, place])].as_py()!r}; the protocol leaves them out "
+            "(mask seen): leave them out, or prepare a protocol with --referee.mask none for all methods"
+        )
+
+
+def _check_ranked_all(items_BK: Array, queries: Queries, protocol: Protocol, where: str) -> None:
+    """Whether the file may come of the whole catalogue: a table of some items that never misses is one of samples."""
+    depth = int((items_BK >= 0).sum(axis=1).max(initial=0))
+    if len(queries) < _MANY or not max(protocol.ks) < depth < len(protocol.items) / 4:
+        return
+    hits_BK = mark_hits(items_BK, queries)
+    if (hits_BK.sum(axis=1) == queries.num_targets_B).all() and hits_BK[:, 0].mean() <= _FIRST:
+        raise DataError(
+            f"{where}: each of {len(queries):,} users has all targets among at most {depth} of {len(protocol.items):,} "
+            "items: only sampled items were ranked, and the protocol ranks all; list the best of the whole catalogue, "
+            f"or prepare a protocol with --referee.sample {depth - 1}"
+        )
+
+
+def _note(items_BK: Array, queries: Queries, protocol: Protocol, where: str, notes: list[str]) -> None:
+    """What does not forbid a judgement, but should be known."""
+    k = items_BK.shape[1]
+    lengths_B = (items_BK >= 0).sum(axis=1)
+    if (lengths_B == 0).any():
+        notes.append(f"{where}: {int((lengths_B == 0).sum()):,} of {len(queries):,} users have no list: all is missed")
+    if (short := (lengths_B > 0) & (lengths_B < k)).any():
+        notes.append(f"{where}: {int(short.sum()):,} lists are shorter than {k}, the shortest {lengths_B[short].min()}")
+    hits_BK = mark_hits(items_BK, queries)
+    first_B = hits_BK[:, 0]
+    if first_B.mean() > _FIRST:
+        notes.append(
+            f"{where}: the first item is a target for {first_B.mean():.1%} of the users: hard to believe; were the "
+            "test events, or scores of nothing but the targets, in use?"
+        )
+    if len(queries) >= _MANY and hits_BK.any(axis=1).all() and k < len(protocol.items) / 4:
+        notes.append(f"{where}: every list of {k} holds a target: hard to believe; was the whole catalogue ranked?")
+    if len(queries) >= _MANY and not hits_BK.any():
+        notes.append(f"{where}: no list holds a target: were the test events in the history, and left out as seen?")

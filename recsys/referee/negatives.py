@@ -1,0 +1,79 @@
+"""What a sampled protocol ranks beside the targets: by a rule of ours, or by the code of others.
+
+Why theirs: published figures "with 100 negatives" are figures of one draw; only the same draw gives the same figure. A
+protocol of sampled items may order methods wrongly (Krichene and Rendle 2020): full ranking is the default.
+
+Legend: B queries, N items, S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from recsys.data.histories import Array, Histories, Queries
+from recsys.errors import ConfigError
+
+
+def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping[str, Any]) -> tuple[Array, Array]:
+    """Query and item of every sampled item, ``rules['sample']`` a query.
+
+    Args:
+        queries: who is asked.
+        histories: all events of all parts: no sampled item is one of the user's, but by RecBole's rule without a mask.
+        num_items: the catalogue.
+        rules: ``sample``, ``sampler``, ``seed`` and ``mask`` of the protocol.
+
+    Raises:
+        ConfigError: a user leaves fewer items than are to be drawn.
+    """
+    known = {user: row for row, user in enumerate(histories.users_U.tolist())}
+    had = [set(histories.take(np.array([known[user]])).items_E.tolist()) for user in queries.histories.users_U.tolist()]
+    number, seed = int(rules["sample"]), int(rules["seed"])
+    if (most := max(map(len, had), default=0)) + number > num_items:
+        raise ConfigError(
+            f"referee.sample: {number} items for a user who has {most} of {num_items:,} cannot be drawn; take fewer"
+        )
+    if rules["sampler"] == "recbole":
+        if rules["mask"] == "none":  # its sampler for sequential models knows the target alone
+            ends = queries.target_offsets_B1
+            had = [set(queries.target_items[ends[row] : ends[row + 1]].tolist()) for row in range(len(queries))]
+        items_BS = _recbole(had, histories, number, seed)
+    else:
+        items_BS = _uniform(had, num_items, number, seed)
+    return np.repeat(np.arange(len(had)), number), items_BS.ravel()
+
+
+def _uniform(had: list[set[int]], num_items: int, number: int, seed: int) -> Array:
+    """Distinct items of no event of the user, each as likely as any other."""
+    found = []
+    for row, items in enumerate(had):
+        order = np.random.default_rng((seed, row)).permutation(num_items)
+        found.append(order[~np.isin(order, [*items])][:number])
+    return np.array(found)
+
+
+def _recbole(had: list[set[int]], histories: Histories, number: int, seed: int) -> Array:
+    """RecBole's ``sample_by_key_ids`` (1.2) for one user after the other: all at once, then again what was known.
+
+    Its items are those with events, counted from 1 in the order in which train, valid and test name them. An item may
+    come twice, and counts once, there as here.
+    """
+    random = np.random.RandomState(seed)
+    by_part_E = histories.items_E[np.argsort(histories.splits_E, kind="stable")]
+    items, firsts = np.unique(by_part_E, return_index=True)
+    tokens = items[np.argsort(firsts)]
+    number_of = np.full(int(items.max()) + 1, -1, dtype=np.int64)
+    number_of[tokens] = np.arange(len(tokens)) + 1
+    found = np.empty((len(had), number), dtype=np.int64)
+    for row, known in enumerate(had):
+        used = number_of[[*known]]
+        drawn_S = random.randint(1, len(tokens) + 1, number)
+        again = np.flatnonzero(np.isin(drawn_S, used))
+        while len(again):
+            drawn_S[again] = value = random.randint(1, len(tokens) + 1, len(again))
+            again = again[np.isin(value, used)]
+        found[row] = tokens[drawn_S - 1]
+    return found

@@ -1,0 +1,95 @@
+"""Lists of our own for a protocol: the baselines with every setting of their grids, and the model of a finished run.
+
+Why every setting: which one is best is the referee's to say, by the lists of the validation part.
+
+Legend: B queries, K list length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.config import EvaluateConfig
+from recsys.data.histories import Split
+from recsys.errors import ConfigError
+from recsys.evaluation.baselines import build_baseline, left_out
+from recsys.evaluation.ranking import Ranking, Scorer, rank
+from recsys.referee.protocol import Protocol
+from recsys.referee.tables import write_table
+
+
+def write_baselines(
+    protocol: Protocol, names: Sequence[str], config: EvaluateConfig, folder: Path, form: str, command: str
+) -> list[Path]:
+    """NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow; a sampled protocol has scores.
+
+    Raises:
+        ConfigError: the protocol samples what is ranked: lists of the best are not what it asks for.
+    """
+    check_full(protocol)
+    tables: dict[Path, list[pa.Table]] = {}
+    for place, window in enumerate(protocol.windows):
+        histories = protocol.histories(window)
+        ruled_out = left_out(names, histories, config)
+        for name in names:
+            if name in ruled_out:
+                continue
+            for setting, part, scorer in _fits(protocol, place, name, config):
+                path = folder / name / f"{setting}{'.valid' if part == Split.VALID else ''}.{form}"
+                tables.setdefault(path, []).append(list_of(protocol, place, part, scorer, config.chunk_users))
+    for path, found in tables.items():
+        write_table(stamped(pa.concat_tables(found), protocol, command, form), path)
+    return list(tables)
+
+
+def _fits(protocol: Protocol, place: int, name: str, config: EvaluateConfig) -> Iterator[tuple[str, Split, Scorer]]:
+    """Every setting fitted on training for validation, and on what the protocol fits on for test."""
+    histories = protocol.histories(protocol.windows[place])
+    parts = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
+    for part, through in parts.items():
+        baseline = build_baseline(name, config)
+        for constants in baseline.fits(histories.through(through), len(protocol.items)):
+            yield ",".join(f"{key}={value}" for key, value in constants.items()) or "default", part, baseline
+
+
+def check_full(protocol: Protocol) -> None:
+    """Raise :class:`ConfigError` where a protocol does not rank the whole catalogue."""
+    if protocol.rules["sample"]:
+        raise ConfigError(
+            f"the protocol ranks {protocol.rules['sample']} sampled items; lists are of the whole catalogue: prepare "
+            "one with --referee.sample 0"
+        )
+
+
+def list_of(protocol: Protocol, place: int, part: Split, scorer: Scorer, chunk: int) -> pa.Table:
+    """The list of every asked user of a window."""
+    queries = protocol.queries(protocol.windows[place], part)
+    ranking = rank(scorer, queries, max(protocol.ks), protocol.masks_seen, chunk)
+    users = protocol.users.take(pa.array(ranking.queries.histories.users_U))
+    return table_of(ranking, users, protocol.items, protocol.windows[place].name)
+
+
+def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "") -> pa.Table:
+    """user_id, item_id, rank, score, and window where there are several."""
+    rows, places = np.nonzero(ranking.items_BK >= 0)
+    columns = {
+        "user_id": users.take(pa.array(rows)),
+        "item_id": items.take(pa.array(ranking.items_BK[rows, places])),
+        "rank": pa.array(places + 1, pa.int32()),
+        "score": pa.array(ranking.scores_BK[rows, places]),
+    }
+    return pa.table(columns | ({"window": pa.array([window] * len(rows))} if window else {}))
+
+
+def stamped(table: pa.Table, protocol: Protocol, command: str, form: str) -> pa.Table:
+    """The table with the protocol's hash and the command, as metadata or, in a text file, as columns."""
+    told = {"protocol": protocol.hash, "command": command}
+    if form == "parquet":
+        return table.replace_schema_metadata(told)
+    for name, value in told.items():
+        table = table.append_column(name, pa.array([value] * table.num_rows))
+    return table

@@ -1,0 +1,223 @@
+"""A protocol as a folder that any library can read: events of every part, who is asked, and the rules.
+
+Why files and not an interface: a comparison is only as good as what both sides saw. The folder is all there is to see,
+and its hash says whether lists were made for it.
+
+Layout::
+
+    protocol.json            rules, counts and hash
+    items.parquet            item_id: the candidates, all of them in every list's catalogue
+    train.parquet valid.parquet test.parquet   user_id, item_id, timestamp, event_type, value, position
+    ask.parquet              user_id: who needs a list for test
+    negatives.parquet        user_id, item_id: what is ranked beside the targets, where the protocol samples
+
+With several windows the tables but items stand in ``window-1/``, ``window-2/`` …
+
+Legend: E events, B queries, N items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.data.dataset import types_mask
+from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.errors import ArtifactError
+from recsys.evaluation.ranking import countable
+from recsys.referee.tables import ending_of, read_table, write_table
+
+VERSION: Final = 1
+EVENTS: Final = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("timestamp", pa.timestamp("s", "UTC")),
+        ("event_type", pa.string()),
+        ("value", pa.float32()),
+        ("position", pa.int32()),
+    ]
+)
+PAIRS: Final = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
+PARTS: Final = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
+
+
+@dataclass(frozen=True)
+class Window:
+    """One cut of the events. A protocol without several windows has one, named ``""``."""
+
+    name: str
+    parts: dict[str, pa.Table]  # train, valid, test
+    ask: pa.Array  # user_id
+    negatives: pa.Table | None = None
+
+    def tables(self) -> Iterator[tuple[str, pa.Table]]:
+        yield from self.parts.items()
+        yield "ask", pa.table({"user_id": self.ask})
+        if self.negatives is not None:
+            yield "negatives", self.negatives
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules and the events; :meth:`queries` is what lists are judged against."""
+
+    rules: dict[str, Any]
+    items: pa.Array  # external ids in dense order
+    windows: list[Window]
+    about: dict[str, Any] = field(default_factory=dict)  # where it is from; not part of the hash
+
+    @property
+    def masks_seen(self) -> bool:
+        return bool(self.rules["mask"] == "seen")
+
+    @property
+    def ks(self) -> list[int]:
+        return list(self.rules["ks"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.rules["metric"])
+
+    @cached_property
+    def users(self) -> pa.Array:
+        """External ids of all users who have an event, or are asked, in some window."""
+        ids = [table.column("user_id") for window in self.windows for name, table in window.tables()]
+        return pc.unique(pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string()))
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the rules and all rows; the same for Parquet and CSV."""
+        digest = hashlib.sha256(json.dumps(self.rules, sort_keys=True).encode())
+        digest.update("\n".join(self.items.to_pylist()).encode())
+        for window in self.windows:
+            for name, table in window.tables():
+                digest.update(f"\0{window.name}/{name}\0".encode())
+                columns = [_texts(column) for column in table.columns]
+                digest.update("\n".join("\t".join(row) for row in zip(*columns, strict=True)).encode())
+        return digest.hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        """Rules, hash and counts, for a judgement."""
+        counts = [len(self.queries(window)) for window in self.windows]
+        return {
+            **self.rules,
+            "hash": self.hash,
+            "items": len(self.items),
+            "queries": sum(counts),
+            "windows": {window.name: count for window, count in zip(self.windows, counts, strict=True)},
+            "command": self.about.get("command", ""),
+        }
+
+    def histories(self, window: Window) -> Histories:
+        """The events of a window, user by user."""
+        table = pa.concat_tables([window.parts[name] for name in PARTS])
+        splits_E = np.repeat([*PARTS.values()], [window.parts[name].num_rows for name in PARTS]).astype(np.uint8)
+        users_E = _dense(table.column("user_id"), self.users)
+        order = np.lexsort((table.column("position").to_numpy(), users_E))
+        types = list(self.rules["event_types"])
+        times = table.column("timestamp").cast(pa.int64()).fill_null(0).to_numpy()
+        users_U, lengths_U = np.unique(users_E, return_counts=True)
+        return Histories(
+            users_U.astype(np.int32),
+            np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64),
+            _dense(table.column("item_id"), self.items)[order].astype(np.int32),
+            _dense(table.column("event_type"), pa.array(types, pa.string()))[order].astype(np.uint8),
+            times[order],
+            table.column("value").to_numpy()[order],
+            splits_E[order],
+            targets_T=types_mask(types, self.rules["targets"]),
+        )
+
+    def queries(self, window: Window, part: Split = Split.TEST) -> Queries:
+        """What the asked users are asked, with the targets that count under the mask."""
+        histories = self.histories(window)
+        if part == Split.TEST:
+            asked = _dense(pa.chunked_array([window.ask]), self.users)
+            histories = histories.take(np.flatnonzero(np.isin(histories.users_U, asked)))
+        return countable(histories.queries(part), self.masks_seen)[0]
+
+
+def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
+    """Write the folder; ``form`` is parquet or csv."""
+    folder.mkdir(parents=True)
+    write_table(pa.table({"item_id": protocol.items}), folder / f"items.{form}")
+    for window in protocol.windows:
+        for name, table in window.tables():
+            write_table(table, folder / window.name / f"{name}.{form}")
+    record = {
+        "version": VERSION,
+        "hash": protocol.hash,
+        "rules": protocol.rules,
+        "windows": [window.name for window in protocol.windows],
+        "about": protocol.about,
+    }
+    (folder / "protocol.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_protocol(folder: Path) -> Protocol:
+    """Read the folder.
+
+    Raises:
+        ArtifactError: it is no protocol, lacks a table, or is no longer what its hash says.
+    """
+    cure = "run `recsys referee prepare --config FILE --out DIR`"
+    try:
+        record = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} is no protocol: it has no protocol.json; {cure}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder}/protocol.json is damaged ({error}); {cure}") from None
+    if record.get("version") != VERSION:
+        raise ArtifactError(f"{folder} has version {record.get('version')}, this release reads {VERSION}; {cure}")
+    rules = record["rules"]
+    items = _read(folder, "items", pa.schema([("item_id", pa.string())])).column("item_id").combine_chunks()
+    windows = []
+    for name in record["windows"]:
+        parts = {part: _read(folder / name, part, EVENTS) for part in PARTS}
+        ask = _read(folder / name, "ask", pa.schema([("user_id", pa.string())])).column("user_id").combine_chunks()
+        negatives = _read(folder / name, "negatives", PAIRS) if rules["sample"] else None
+        windows.append(Window(name, parts, ask, negatives))
+    protocol = Protocol(rules, items, windows, record["about"])
+    if protocol.hash != record["hash"]:
+        raise ArtifactError(
+            f"{folder} was changed after it was written: its rows give hash {protocol.hash[:12]}, protocol.json says "
+            f"{record['hash'][:12]}; figures of it would be of another protocol: {cure}"
+        )
+    return protocol
+
+
+def rows_of(ids: Sequence[str] | pa.Array | pa.ChunkedArray, known: pa.Array) -> Array:
+    """The dense ids, −1 for unknown ones: int64."""
+    found = pc.index_in(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids), value_set=known)
+    return np.asarray(pc.fill_null(found, -1)).astype(np.int64)
+
+
+def _dense(ids: pa.ChunkedArray, known: pa.Array) -> Array:
+    found = rows_of(ids, known)
+    if (found < 0).any():
+        unknown = ids[int(np.argmax(found < 0))].as_py()
+        raise ArtifactError(f"the protocol has an event of {unknown!r}, which its other tables do not know")
+    return found
+
+
+def _read(folder: Path, name: str, schema: pa.Schema) -> pa.Table:
+    path = ending_of(folder / name)
+    if path is None:
+        raise ArtifactError(f"{folder} has no table {name}; run `recsys referee prepare` again")
+    return read_table(path, schema)
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    return [str(value) for value in column.to_pylist()]

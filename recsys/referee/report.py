@@ -1,0 +1,158 @@
+"""The verdict for people: one leaderboard as text, Markdown and HTML, and the page of many protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from recsys.evaluation.metrics import QUERY_METRICS
+
+Record = Mapping[str, Any]
+
+
+def ranked(record: Record) -> list[str]:
+    """The methods, the best by the main metric first."""
+    metric = record["protocol"]["metric"]
+    return sorted(record["methods"], key=lambda name: -record["methods"][name]["metrics"][metric]["value"])
+
+
+def against_best(record: Record) -> dict[str, float]:
+    """Method → corrected p of its difference from the best, on the main metric."""
+    best, found = ranked(record)[0], {}
+    for pair in record["pairs"][record["protocol"]["metric"]]:
+        if best in (pair["first"], pair["second"]):
+            found[pair["second"] if pair["first"] == best else pair["first"]] = pair["p_holm"]
+    return found
+
+
+def board(record: Record) -> list[list[str]]:
+    """The leaderboard: a head and a row a method."""
+    metric, ks = record["protocol"]["metric"], record["protocol"]["ks"]
+    k = int(metric.split("@")[1])
+    others = [f"{kind}@{k}" for kind in (*QUERY_METRICS, "coverage") if f"{kind}@{k}" != metric and k in ks]
+    p_values = against_best(record)
+    rows = [["method", "setting", "seeds", metric, "95 % interval", "p to best", *others]]
+    for name in ranked(record):
+        one = record["methods"][name]
+        main = one["metrics"][metric]
+        spread = f" ± {main['sd']:.4f}" if "sd" in main else ""
+        p = f"{p_values[name]:.2g}" if name in p_values else "–"
+        cells = [name, one["setting"] or "–", str(one["seeds"]), f"{main['value']:.4f}{spread}"]
+        cells += [f"{main['low']:.4f} – {main['high']:.4f}", p]
+        rows.append([*cells, *(f"{one['metrics'][other]['value']:.4f}" for other in others)])
+    return rows
+
+
+def head(record: Record) -> str:
+    """The protocol in a line."""
+    protocol = record["protocol"]
+    items = f"{protocol['sample']} sampled items ({protocol['sampler']}, seed {protocol['seed']})"
+    candidates = items if protocol["sample"] else f"all {protocol['items']:,} items"
+    mask = (
+        "items that the user had are left out"
+        if protocol["mask"] == "seen"
+        else "items that the user had may be listed"
+    )
+    windows = f", {len(protocol['windows'])} windows" if len(protocol["windows"]) > 1 else ""
+    return (
+        f"{protocol['name']}, split {protocol['split']['kind']}{windows}: {protocol['queries']:,} questions, "
+        f"{candidates} ranked, {mask}; protocol {protocol['hash'][:12]}"
+    )
+
+
+def findings(record: Record) -> list[str]:
+    """Sentences: what wins, what cannot be told apart, what a choice on test would have claimed, windows."""
+    metric, order, p_values = record["protocol"]["metric"], ranked(record), against_best(record)
+    lines = []
+    if len(order) > 1:
+        alike = [name for name in order[1:] if p_values[name] >= 0.05]
+        same = f"; not told apart from it: {', '.join(alike)}" if alike else ", beyond doubt against every other"
+        lines.append(f"{order[0]} has the best {metric}{same} (paired bootstrap of users, Holm over all pairs)")
+    for name in order:
+        one = record["methods"][name]
+        if chosen := one.get("selection"):
+            gap = chosen["inflation"]
+            lines.append(
+                f"{name}: validation chooses {chosen['chosen']} of {len(chosen['settings'])} settings; the best "
+                f"on test is {chosen['best_on_test']}: selection inflation {gap['difference']:+.4f}, "
+                f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+            )
+        if windows := one.get("windows"):
+            lines.append(f"{name}: {metric} {', '.join(f'{key} {of[metric]:.4f}' for key, of in windows.items())}")
+    return lines
+
+
+def markdown(record: Record) -> str:
+    """The leaderboard as Markdown."""
+    parts = [head(record), "", *_markdown_table(board(record)), "", *(f"- {line}" for line in findings(record))]
+    parts += [f"- note: {note}" for note in record["notes"]]
+    return "\n".join([*parts, "", f"`{record['command']}`, {record['time'][:10]}", ""])
+
+
+def html(record: Record) -> str:
+    """The leaderboard as a page without script or anything from outside."""
+    css = resources.files("recsys.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    rows = board(record)
+    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    told = [*findings(record), *(f"note: {note}" for note in record["notes"])]
+    points = "".join(f"<li>{escape(line)}</li>" for line in told)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Referee: {escape(record['protocol']['name'])}</title><style>{css}</style></head><body><main>"
+        f'<p class="eyebrow">Referee</p><h1>{escape(record["protocol"]["name"])}</h1>'
+        f'<p class="lead">{escape(head(record))}</p>'
+        f'<section class="card" style="overflow-x:auto"><table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody>'
+        f'</table></section><section><ul>{points}</ul><p class="faint small">{escape(record["command"])}, '
+        f"{escape(record['time'])}</p></section></main></body></html>\n"
+    )
+
+
+def page(records: Sequence[Record]) -> str:
+    """``docs/leaderboard.md``: set × method, then every protocol with its leaderboard, commands and date."""
+    lines = [
+        "# Leaderboard",
+        "",
+        "Written by `recsys referee page`; do not edit. Every figure comes of `recsys referee score` on lists of the",
+        "method's own library: the same questions, the same targets, the same catalogue. A method with several",
+        "settings stands with the one that validation chooses. What a method was fitted on, and for how long, stands",
+        "under *Lists*: a model trained for an epoch is no measure of its library. [referee.md](referee.md) says more.",
+        "",
+    ]
+    lines += _markdown_table(_matrix(records))
+    for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):
+        lines += ["", f"## {record['protocol']['name']}, {_rules(record)}", "", markdown(record).rstrip()]
+        commands = [
+            f"- {name}: `{command}`" for name in ranked(record) for command in record["methods"][name]["commands"]
+        ]
+        lines += ["", "Lists:", "", *commands] if commands else []
+    return "\n".join([*lines, ""])
+
+
+def _matrix(records: Sequence[Record]) -> list[list[str]]:
+    """A row a protocol, a column a method: the main metric."""
+    names = list(dict.fromkeys(name for record in records for name in ranked(record)))
+    rows = [["set", "protocol", "metric", *names]]
+    for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):
+        protocol, best = record["protocol"], ranked(record)[0]
+        metric = protocol["metric"]
+        cells = [protocol["name"], _rules(record), metric]
+        for name in names:
+            one = record["methods"].get(name)
+            figure = f"{one['metrics'][metric]['value']:.4f}" if one else "–"
+            cells.append(f"**{figure}**" if name == best else figure)
+        rows.append(cells)
+    return rows
+
+
+def _rules(record: Record) -> str:
+    protocol = record["protocol"]
+    ranks = f", {protocol['sample']} sampled" if protocol["sample"] else ""
+    return f"{protocol['split']['kind']}, mask {protocol['mask']}{ranks}"
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return [lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]]

@@ -1,0 +1,71 @@
+"""Tables of the referee: Parquet, CSV or TSV, ids as text whatever they look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from recsys.errors import SourceError
+
+_TEXT: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+ENDINGS: Final = (".parquet", *_TEXT)
+
+
+def ending_of(path: Path) -> Path | None:
+    """The file of this name with one of the endings, None where there is none."""
+    return next((found for ending in ENDINGS if (found := Path(f"{path}{ending}")).is_file()), None)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet or CSV by the ending of the path; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    for place, column in enumerate(table.columns):
+        if pa.types.is_timestamp(column.type):  # Arrow writes a zone that it does not read again
+            table = table.set_column(place, table.column_names[place], column.cast(pa.int64()))
+    pyarrow.csv.write_csv(table, path)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a table that has exactly these columns."""
+    table = read_any(path)
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise SourceError(f"{path}: no column {', '.join(missing)}; got {', '.join(table.column_names)}")
+    columns = {}
+    for one in schema:
+        column = table.column(one.name)
+        try:
+            if pa.types.is_timestamp(one.type) and not pa.types.is_timestamp(column.type):
+                column = column.cast(pa.int64())
+            columns[one.name] = column.cast(one.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise SourceError(f"{path}: column {one.name} does not hold {one.type}: {error}") from None
+    return pa.table(columns, schema=schema)
+
+
+def read_any(path: Path) -> pa.Table:
+    """All columns of a file; ``user_id`` and ``item_id`` of a text file are text.
+
+    Raises:
+        SourceError: the file is missing, damaged, or of another form.
+    """
+    if not path.name.endswith(ENDINGS):
+        raise SourceError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path, partitioning=None)
+        names = ("user_id", "item_id", "event_type", "window", "protocol", "command")
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if ".tsv" in path.name else ","),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
