@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.cli import main
@@ -28,8 +28,9 @@ from recsys.registry.tracking import flatten
 from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
-from recsys.training.constants import narrowed
-from recsys.training.loop import Validate
+from recsys.training.constants import LEFT_OUT, narrowed
+from recsys.training.context import TrainContext
+from recsys.training.loop import Validate, fit
 from recsys.training.members import trained_part
 from recsys.training.private import PRIVACY
 from recsys.training.resume import FREE, training_digest
@@ -71,12 +72,20 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         log_epoch = EpochLog(tracker, folder.progress)
         preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
 
-        start = descent.start if descent else None
-        result = train_on_ray(trained_part(config), dataset, validate, reporter(folder, log_epoch), start)
-        result = joined(result, _trained_apart(config, folder, dataset, validate, descent))
-        if config.model.fusion.stack:
+        start, report = descent.start if descent else None, reporter(folder, log_epoch)
+        if config.model.fusion.stack and not config.model.granularities.are_trained:  # nothing that needs workers
             settle_threads(config, dataset.num_items, folder.progress)
-            result = stacked(config, dataset, result, folder.progress, descent.newer_V if descent else None)
+            here = TrainContext(report=lambda values, _: report(values), note=folder.progress)
+            result = fit(trained_part(config), dataset, validate, here, start)
+        else:
+            deadline = None if folder.budget is None else folder.budget.deadline(folder.budget.training_s())
+            result = train_on_ray(trained_part(config), dataset, validate, report, start, deadline=deadline)
+        result = _with_apart(result, config, folder, dataset, validate, descent)
+        if config.model.fusion.stack:
+            folder.turn_to("members")
+            settle_threads(config, dataset.num_items, folder.progress)
+            newer_V = descent.newer_V if descent else None
+            result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
         folder.forget_model()
         save_trained(folder.model, result)
         constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}
@@ -90,20 +99,32 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     return result
 
 
-def _trained_apart(
-    config: Config, folder: RunFolder, dataset: PreparedDataset, validate: Validate, descent: Descent | None
-) -> dict[str, TrainResult]:
-    """The models that are trained apart and become members, by name."""
+def _with_apart(
+    result: TrainResult,
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    validate: Validate,
+    descent: Descent | None,
+) -> TrainResult:
+    """The result with the models that are trained apart and become members; those that a budget does not hold, by the
+    pace of the training before them, are left out by name."""
     from recsys.training.ray_train import train_on_ray
 
-    found, names = {}, list(sections(config))
+    found, left_out, names, budget = dict[str, TrainResult](), dict[str, str](), list(sections(config)), folder.budget
+    slower = 1.0 if budget is None else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
     for number, name in enumerate(names, 1):
+        if budget is not None and not budget.holds(name, slower):
+            left_out[name] = "no time is left to train it"
+            continue
         folder.progress(f"training {name} apart, {number} of {len(names)}")
         start = None if descent is None else descent.apart.get(name)
         own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
-        found[name] = train_on_ray(own, dataset, validate, report, start)
-    return found
+        deadline = None if budget is None else budget.deadline(budget.training_s(name))
+        found[name] = train_on_ray(own, dataset, validate, report, start, deadline=deadline)
+    whole = joined(result, found)
+    return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
 
 
 def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
@@ -189,7 +210,7 @@ def epoch_line(values: dict[str, Any]) -> str:
     >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, "ndcg@20": 0.2, "seconds": 1.26})
     'fitted  ndcg@20 0.2000  1.3 s'
     """
-    known = ("phase", "epoch", "epochs", "loss", "lr", "seconds")
+    known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")
     again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
     metrics = "".join(
         f"  {name} {value:.4f}" for name, value in values.items() if name not in known and isinstance(value, float)

@@ -4,6 +4,7 @@ after those that run.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import Counter
@@ -211,7 +212,9 @@ class PlannedSearch(Searcher):
         slots = self.slots
         best = max((epoch["best"] for epoch in trial.epochs.values()), default=None)
         key = (trial.number, trial.repeat)
-        return Task(*key, tree, self.place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse)
+        left = self.plan.until(trial, slots.concurrent) - time.monotonic()
+        until = None if left == math.inf else time.time() + left  # a clock that other processes share
+        return Task(*key, tree, self.place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until)
 
     def _take(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Write down what a trial reports, once."""

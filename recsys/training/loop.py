@@ -5,6 +5,8 @@ anew on training and validation events for that number of epochs under the same 
 not lost to the model; nothing is chosen in it. The test events are in neither. Where the check on validation silences
 granularities (see ``kept``), both are without them, and a third phase, *join*, trains them alone around the model.
 The phase *final*, on all events, is another training: see ``recsys.training.final``.
+Where the context has a deadline, *select* ends, with a validation, at the epoch behind which the measured pace leaves
+no room for another one and the refit; a refit that would not end in time is left out, and the selected weights stay.
 Where every granularity is fitted in closed form there are no epochs: *select* chooses their weights and validates once.
 
 Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
@@ -18,7 +20,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +53,8 @@ from recsys.training.step import StepLoss
 from recsys.training.strata import STRATA, choose_strata
 
 RATINGS = "ratings"  # the name of the rating head's constants among a training's choices
+UNREFITTED = "unrefitted"  # among them where time left no room for the refit: why
+_SLACK = 0.25  # of the time that a phase has taken, by which one that nothing is chosen in may be late
 Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
 
 
@@ -92,16 +96,26 @@ def fit(
         weights, phase = select.state(), select
         progress = replace(progress, phase="refit" if config.train.refit else "join", epoch=0, step=0)
     selected, silent = None, silenced(progress.choices)
-    last = Split.VALID if config.train.refit else Split.TRAIN
+    refits = config.train.refit and UNREFITTED not in progress.choices
+    if progress.phase == "refit" and weights and _is_too_late(config, progress, context):
+        refits, phase.progress = False, _without_refit(progress, context)
+        progress = phase.progress
     if progress.phase == "refit":
-        refit = Phase(without(config, silent), dataset, last, validate, context, progress, start)
+        before = progress
+        refit = Phase(without(config, silent), dataset, Split.VALID, validate, context, progress, start)
         if weights:
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
             refit.best = weights  # so that its checkpoints carry what was selected
         refit.run()
-        weights, phase = refit.state(), refit
-        selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
-        progress = replace(progress, phase="join", epoch=0, step=0)
+        if refit.is_cut:
+            weights, refits, progress = refit.best, False, _without_refit(before, context)
+            again = replace(progress, phase="select"), start
+            phase = Phase(without(config, silent), dataset, Split.TRAIN, validate, _anew(context), *again)
+        else:
+            weights, phase = refit.state(), refit
+            selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
+            progress = replace(progress, phase="join", epoch=0, step=0)
+    last = Split.VALID if refits else Split.TRAIN
     if silent:
         join = Phase(config, dataset, last, validate, context, progress, start)
         if weights:
@@ -109,9 +123,38 @@ def fit(
             join.best = selected or weights
         if any(parameter.requires_grad for parameter in join.loss.parameters()):
             join.run()
-        weights, phase, selected = join.state(), join, join.best if config.train.refit else None
-    result = phase.result(weights, config.train.refit, started)
+        weights, phase, selected = join.state(), join, join.best if refits else None
+    result = phase.result(weights, refits, started)
     return replace(result, selected=selected)
+
+
+def _anew(context: TrainContext) -> TrainContext:
+    return replace(context, resume_from=None)
+
+
+def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
+    """Whether a refit would not end in time by the pace of the epochs before it, whose validations stand for the events
+    that are more. A private training has selected nothing that could stay."""
+    seconds = progress.best_epoch * seconds_an_epoch(progress.history)
+    return not config.train.privacy.epsilon and context.lacks(seconds)
+
+
+def seconds_an_epoch(history: Sequence[Report]) -> float:
+    """The mean over reported epochs, those that were cut short as if whole; 0 without one.
+
+    >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 1.0, "share": 0.25}])
+    3.0
+    """
+    seconds = [float(one.get("seconds") or 0.0) / float(one.get("share", 1.0)) for one in history]
+    return sum(seconds) / len(seconds) if seconds else 0.0
+
+
+def _without_refit(progress: Progress, context: TrainContext) -> Progress:
+    """The progress of a training that keeps what it has selected."""
+    context.note("the time that is left holds no training with the validation events: the selected model stays")
+    history = [report for report in progress.history if report.get("phase") != "refit"]
+    choices = {**progress.choices, UNREFITTED: "the time was over"}
+    return replace(progress, phase="join", epoch=0, step=0, history=history, choices=choices)
 
 
 def _select(
@@ -154,6 +197,8 @@ class Phase:
         self.validate, self.starts_warm = validate, start is not None
         self.says_repeats = context.resume_from is not None  # said by the training that was interrupted
         self.selects = progress.phase == "select"
+        self.is_cut = False  # whether the time was over before the end
+        self.begun, self.share = time.perf_counter(), 1.0  # of the last epoch's steps that were taken
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
@@ -279,12 +324,36 @@ class Phase:
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
             progress.epoch, progress.step, progress.loss_sum, progress.loss_weight = epoch + 1, 0, 0.0, 0.0
-            due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last
+            now = {**report, "seconds": time.perf_counter() - started, "share": self.share}
+            self.is_cut = self.share < 1 or epoch + 1 < last and self._must_end([*progress.history, now], last)
+            report |= {"share": round(self.share, 4)} if self.is_cut else {}
+            due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last or self.is_cut
             if due and self.selects:
                 report[train.metric] = self._validate(epoch + 1)
             report["seconds"] = round(time.perf_counter() - started, 3)
             progress.history.append(report)
             self._report(report, due)
+            if self.is_cut:
+                self.context.note(f"the time is over: ended at epoch {epoch + 1} of {last}")
+                break
+
+    def _must_end(self, history: list[Report], last: int) -> bool:
+        """Whether the measured pace leaves no room: of what selects, for another epoch and the refit of the best one so
+        far; of another phase, for the rest of it."""
+        if self.private is not None or self.progress.phase.endswith("join"):
+            return False
+        own = [report for report in history if report["phase"] == self.progress.phase]
+        pace, done = seconds_an_epoch(own), own[-1]["epoch"]
+        if self.selects:
+            again = self.config.train.refit * (self.progress.best_epoch or done)
+            return self.context.lacks(pace * (1 + again))
+        return self.context.lacks(pace * (last - done) - _SLACK * (time.perf_counter() - self.begun))
+
+    def _is_over(self) -> bool:
+        """Whether the time is over in the midst of an epoch; of one worker alone, as several would have to agree."""
+        if self.context.world_size > 1 or self.progress.phase.endswith("join"):
+            return False
+        return self.context.lacks(0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun))
 
     @torch.no_grad()
     def _refit(self, epoch: int) -> None:
@@ -367,6 +436,9 @@ class Phase:
             self.optimizer.step()
             total, weight = total + summed.detach(), weight + step.weight
             pace.add()
+            if step.number + 1 < self.loader.num_steps and self._is_over():
+                self.share = (step.number + 1) / self.loader.num_steps
+                break
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
