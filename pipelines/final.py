@@ -6,6 +6,7 @@ figures stay those of RUN/model, which has not seen test.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from pipelines.folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.tracking import EpochLog, tracked
 from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, reporter
+from pipelines.trained import trained as trained_on
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
-from recsys.evaluation.validation import Validator
 from recsys.training.apart import named, own_config, sections, without_apart
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final, is_whole
@@ -150,12 +151,9 @@ def _trained_apart(
             continue
         folder.progress(f"training {name} apart on all events; {final.epochs} epoch{'s' * (final.epochs != 1)}")
         with ray_session(config):
-            from recsys.training.ray_train import train_on_ray
-
-            report = reporter(folder, lambda _: None)
-            deadline = None if budget is None else budget.deadline(budget.final_s())
-            how = own_config(config, name, goes_on), dataset, Validator.of(config), report
-            own = train_on_ray(*how, final=final, deadline=deadline)
+            seconds = math.inf if budget is None else budget.final_s()
+            how = dataset, reporter(folder, lambda _: None), folder.progress, budget, seconds
+            own = trained_on(own_config(config, name, goes_on), *how, final=final)
         if is_whole(own, final):
             weights |= named(name, own.weights)
     return weights
@@ -166,14 +164,12 @@ def _untrained(trained: TrainResult) -> TrainResult:
 
 
 def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final) -> TrainResult:
-    deadline = None if folder.budget is None else folder.budget.deadline(folder.budget.final_s())
+    seconds = math.inf if folder.budget is None else folder.budget.final_s()
     with tracked(config, folder) as tracker, ray_session(config):
-        from recsys.training.ray_train import train_on_ray
-
         log_epoch = EpochLog(tracker, folder.progress)
         report = reporter(folder, log_epoch)
-        own = trained_part(config), dataset, Validator.of(config), report
-        result = train_on_ray(*own, final=final, deadline=deadline)
+        how = dataset, report, folder.progress, folder.budget, seconds
+        result = trained_on(trained_part(config), *how, final=final)
         log_epoch.complete(result.history)
         tracker.log_metrics({"final": {"epochs": final.epochs, "total_seconds": result.seconds}})
     return result

@@ -6,6 +6,7 @@ Writes RUN/checkpoints while it trains and RUN/model when it is done, with the d
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pipelines.prepare import open_dataset
 from pipelines.session import ray_session
 from pipelines.stacking import stacked
 from pipelines.tracking import EpochLog, tracked
+from pipelines.trained import trained
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
@@ -29,8 +31,7 @@ from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import LEFT_OUT, narrowed
-from recsys.training.context import TrainContext
-from recsys.training.loop import Validate, fit
+from recsys.training.loop import Validate
 from recsys.training.members import trained_part
 from recsys.training.private import PRIVACY
 from recsys.training.resume import FREE, training_digest
@@ -66,20 +67,14 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             EpochLog(tracker, folder.progress).complete(result.history)
         return result
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
-        from recsys.training.ray_train import train_on_ray
-
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
         preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
-        if config.model.fusion.stack and not config.model.granularities.are_trained:  # nothing that needs workers
-            settle_threads(config, dataset.num_items, folder.progress)
-            here = TrainContext(report=lambda values, _: report(values), note=folder.progress)
-            result = fit(trained_part(config), dataset, validate, here, start)
-        else:
-            deadline = None if folder.budget is None else folder.budget.deadline(folder.budget.training_s())
-            result = train_on_ray(trained_part(config), dataset, validate, report, start, deadline=deadline)
+        seconds = math.inf if folder.budget is None else folder.budget.training_s()
+        how = report, folder.progress, folder.budget, seconds, validate, start
+        result = trained(trained_part(config), dataset, *how)
         result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
             folder.turn_to("members")
@@ -109,8 +104,6 @@ def _with_apart(
 ) -> TrainResult:
     """The result with the models that are trained apart and become members; those that a budget does not hold, by the
     pace of the training before them, are left out by name."""
-    from recsys.training.ray_train import train_on_ray
-
     found, left_out, names, budget = dict[str, TrainResult](), dict[str, str](), list(sections(config)), folder.budget
     slower = 1.0 if budget is None else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
     for number, name in enumerate(names, 1):
@@ -121,8 +114,8 @@ def _with_apart(
         start = None if descent is None else descent.apart.get(name)
         own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
-        deadline = None if budget is None else budget.deadline(budget.training_s(name))
-        found[name] = train_on_ray(own, dataset, validate, report, start, deadline=deadline)
+        seconds = math.inf if budget is None else budget.training_s(name)
+        found[name] = trained(own, dataset, report, folder.progress, budget, seconds, validate, start)
     whole = joined(result, found)
     return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from pipelines.budget import LEAST_RESERVE, RESERVE, Budget, span
@@ -19,6 +20,7 @@ from pipelines.folder import RunFolder
 from pipelines.progress import Progress
 from pipelines.session import ray_session
 from pipelines.tracking import tracked
+from pipelines.trained import trains_here
 from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings, with_apart
 from recsys.auto.traits import Traits
 from recsys.config import Config
@@ -26,6 +28,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.training.apart import sections
 from recsys.training.loop import seconds_an_epoch
 from recsys.training.members import trained_only
+from tune.here import run_here
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.ray_tune import run_trials
@@ -140,6 +143,7 @@ def search(
         )
         folder.progress(why)
         return configured(config, traits, None), [why]
+    is_here = trains_here(config, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
         f"budget: {span(left)} are left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings, "
@@ -147,7 +151,7 @@ def search(
     )
     begun = time.monotonic()
     plan = _try_all(config, dataset, folder, traits, portfolio, until)
-    start_s = _start_seconds(plan, time.monotonic() - begun)
+    start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
         return configured(config, traits, portfolio[0]), ["no setting was validated in time: the first one is taken"]
@@ -221,8 +225,11 @@ def _try_all(
         Children(tracker, folder.progress) as kids,
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
-        lines = Spoken(folder.progress, kids, config.train.metric, names)
-        run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
+        lines, place = Spoken(folder.progress, kids, config.train.metric, names), (folder.root / "trials").absolute()
+        if trains_here(config, folder.budget):
+            run_here(plan, Place(dataset.root, place), replace(slots, concurrent=1), lines)
+        else:
+            run_trials(plan, Place(dataset.root, place), slots, lines)
     return plan
 
 
