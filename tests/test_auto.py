@@ -156,6 +156,12 @@ def test_the_cost_of_trainings_is_that_of_a_trial_that_ended_by_itself() -> None
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
 
 
+def test_the_training_on_all_events_gives_way_before_the_others_do() -> None:
+    """Two trainings of four of forty epochs, where three of them would have fewer."""
+    found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
+    assert found is not None and found.train.epochs == 4 and found.train.final and found.train.refit
+
+
 def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:
     assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
 

@@ -189,9 +189,11 @@ def _start_seconds(plan: Portfolio, seconds: float) -> float:
 
 
 def _expect(budget: Budget, costs: dict[str, float], start_s: float, config: Config) -> None:
-    """Tell the budget what the trainings will take, by name: the chosen ones, and the ones on all events."""
-    trainings = _trainings(config)
-    final = {name: config.train.final * cost / trainings for name, cost in costs.items()}
+    """Tell the budget what the trainings will take, by name: the chosen ones, and, where there is room for them, the
+    ones on all events."""
+    trainings, left = _trainings(config), budget.left
+    has_room = config.train.final and sum(costs.values()) <= left - max(LEAST_RESERVE, RESERVE * left)
+    final = {name: has_room * cost / trainings for name, cost in costs.items()}
     budget.expected = {name: cost - final[name] for name, cost in costs.items()}
     budget.expected |= {f"{name}, final": cost for name, cost in final.items()} | {"final": sum(final.values())}
     budget.start_s = start_s
@@ -241,8 +243,11 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
         return config
     affordable = (left - max(LEAST_RESERVE, RESERVE * left)) / seconds
     wanted = config.train.epochs
-    epochs = wanted if _epochs(best, config) <= affordable else int(min(wanted, affordable / _trainings(config)))
-    if epochs < min(wanted, max(1, _TOO_FEW * wanted)):
+    least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
+    if _epochs(best, config) > affordable:
+        counts = (_trainings(config), _trainings(config) - config.train.final)  # the final one may only go on
+        epochs = next((fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0)
+    if epochs < least:
         return None
     every = max(1, min(config.train.evaluate_every, epochs // 4))
     changes = {"epochs": epochs, "evaluate_every": every}

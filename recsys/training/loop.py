@@ -6,7 +6,8 @@ not lost to the model; nothing is chosen in it. The test events are in neither. 
 granularities (see ``kept``), both are without them, and a third phase, *join*, trains them alone around the model.
 The phase *final*, on all events, is another training: see ``recsys.training.final``.
 Where the context has a deadline, *select* ends, with a validation, at the epoch behind which the measured pace leaves
-no room for another one and the refit; a refit that would not end in time is left out, and the selected weights stay.
+no room for another one and the refit; of a refit that would not end in time the graphs and fits stay, the weights are
+those that were selected.
 Where every granularity is fitted in closed form there are no epochs: *select* chooses their weights and validates once.
 
 Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
@@ -96,26 +97,21 @@ def fit(
         weights, phase = select.state(), select
         progress = replace(progress, phase="refit" if config.train.refit else "join", epoch=0, step=0)
     selected, silent = None, silenced(progress.choices)
-    refits = config.train.refit and UNREFITTED not in progress.choices
-    if progress.phase == "refit" and weights and _is_too_late(config, progress, context):
-        refits, phase.progress = False, _without_refit(progress, context)
-        progress = phase.progress
+    last = Split.VALID if config.train.refit else Split.TRAIN
     if progress.phase == "refit":
-        before = progress
-        refit = Phase(without(config, silent), dataset, Split.VALID, validate, context, progress, start)
+        before, begins = progress, not (progress.epoch or progress.step)
+        refit = Phase(without(config, silent), dataset, last, validate, context, progress, start)
         if weights:
             refit.model.encoders.fitted_weights.copy_(weights["model.encoders.fitted_weights"])
             refit.best = weights  # so that its checkpoints carry what was selected
-        refit.run()
+        refit.is_cut = begins and _is_too_late(config, progress, context)
+        if not refit.is_cut:
+            refit.run()
+        weights, phase = refit.best if refit.is_cut else refit.state(), refit
+        selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
         if refit.is_cut:
-            weights, refits, progress = refit.best, False, _without_refit(before, context)
-            again = replace(progress, phase="select"), start
-            phase = Phase(without(config, silent), dataset, Split.TRAIN, validate, _anew(context), *again)
-        else:
-            weights, phase = refit.state(), refit
-            selected = None if config.train.privacy.epsilon else refit.best  # a private training has selected nothing
-            progress = replace(progress, phase="join", epoch=0, step=0)
-    last = Split.VALID if refits else Split.TRAIN
+            refit.progress = progress = _without_refit(before, context)
+        progress = replace(progress, phase="join", epoch=0, step=0)
     if silent:
         join = Phase(config, dataset, last, validate, context, progress, start)
         if weights:
@@ -123,13 +119,9 @@ def fit(
             join.best = selected or weights
         if any(parameter.requires_grad for parameter in join.loss.parameters()):
             join.run()
-        weights, phase, selected = join.state(), join, join.best if refits else None
-    result = phase.result(weights, refits, started)
+        weights, phase, selected = join.state(), join, join.best if config.train.refit else None
+    result = phase.result(weights, config.train.refit, started)
     return replace(result, selected=selected)
-
-
-def _anew(context: TrainContext) -> TrainContext:
-    return replace(context, resume_from=None)
 
 
 def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
@@ -150,11 +142,11 @@ def seconds_an_epoch(history: Sequence[Report]) -> float:
 
 
 def _without_refit(progress: Progress, context: TrainContext) -> Progress:
-    """The progress of a training that keeps what it has selected."""
-    context.note("the time that is left holds no training with the validation events: the selected model stays")
+    """The progress of a training that keeps the weights that it has selected; its graphs and what is fitted are of
+    the validation events, too."""
+    context.note("the time that is left holds no training with the validation events: the selected weights stay")
     history = [report for report in progress.history if report.get("phase") != "refit"]
-    choices = {**progress.choices, UNREFITTED: "the time was over"}
-    return replace(progress, phase="join", epoch=0, step=0, history=history, choices=choices)
+    return replace(progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"})
 
 
 def _select(
