@@ -81,5 +81,8 @@ def _ignored(found: Understood) -> Iterator[str]:
         yield f"warning    {path} {why}: nothing of it is in the configuration"
     for path, why in found.ignored.items():
         yield f"ignored    {path}: {why}"
+    habits = found.habits
+    if found.split is None and habits.temporal is None and found.order != "none" and habits.foresight is not None:
+        yield f"note       {habits.foresight.note}"
     for note in found.notes:
         yield f"note       {note}"
