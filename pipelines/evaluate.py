@@ -72,7 +72,10 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         if drift is not None:
             panel = drift_panel(metrics["drift"], config.promote)
             metrics["panels"] = {**metrics.get("panels", {}), "drift": panel}
-        metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
+        if folder.budget is None or folder.budget.left > 0:
+            metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
+        else:
+            folder.progress("the budget is spent: the report is without the panel on diversity")
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:

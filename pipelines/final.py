@@ -6,6 +6,7 @@ figures stay those of RUN/model, which has not seen test.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,18 +14,20 @@ from typing import Any
 
 from torch import Tensor
 
+from pipelines.budget import Budget
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.train import LR_SHARE_OF_MORE, ORIGIN, reporter
+from pipelines.trained import trained as trained_on
 from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
-from recsys.evaluation.validation import Validator
 from recsys.training.apart import named, own_config, sections, without_apart
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
-from recsys.training.final import Final, assemble_final
+from recsys.training.final import Final, assemble_final, is_whole
+from recsys.training.loop import seconds_an_epoch
 from recsys.training.members import trained_part
 from recsys.training.resume import FREE, training_digest
 from recsys.training.threads import settle_threads
@@ -56,6 +59,8 @@ def final_model(
         return None
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     config = as_trained(config, origin)
+    if go_on is None and folder.budget is not None and "parent" not in origin:
+        go_on = _affordable(folder.budget, trained)
     final = final_plan(trained, origin, go_on)
     identity = {"hash": dataset.manifest.content_hash, "training": training_digest(config, dataset, None, final)}
     said = describe(dataset, final)
@@ -70,6 +75,11 @@ def final_model(
     folder.progress(_line(said, final))
     started = time.perf_counter()
     result = _trained(config, folder, dataset, final) if final.trains else _untrained(trained)
+    if not is_whole(result, final):
+        folder.progress("the time is over: the model that goes out keeps the evaluated weights")
+        final = final_plan(trained, origin, 0)
+        identity["training"] = training_digest(config, dataset, None, final)
+        result, said = _untrained(trained), describe(dataset, final)
     apart = _trained_apart(config, folder, dataset, trained, final.goes_on)
     result = replace(result, weights={**result.weights, **apart})
     settle_threads(config, dataset.num_items, folder.progress)
@@ -80,6 +90,12 @@ def final_model(
     folder.write_json(folder.final / ORIGIN, {"dataset": dataset.root, **identity, **said})
     folder.publish(folder.final)
     return FinalModel(result, said)
+
+
+def _affordable(budget: Budget, trained: TrainResult) -> int | None:
+    """Epochs that the time holds: None, all of them anew; else so many more from the evaluated weights, or none."""
+    own = [report for report in trained.history if report.get("phase") in ("select", "refit")]
+    return budget.final_epochs(trained.best_epoch, seconds_an_epoch(own))
 
 
 def final_plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) -> Final:
@@ -125,17 +141,21 @@ def _trained_apart(
     has nothing to train, keeps its own."""
     others = without_apart(trained.weights)
     weights = {key: tensor for key, tensor in trained.weights.items() if key not in others}
+    budget = folder.budget
     for name in sections(config):
         final = Final.of_apart(config, trained, name, goes_on)
         if final is None or not final.trains:
             continue
+        if budget is not None and budget.final_s() < budget.expected.get(f"{name}, final", 0.0):
+            folder.progress(f"no time is left to train {name} on all events: it keeps the evaluated weights")
+            continue
         folder.progress(f"training {name} apart on all events; {final.epochs} epoch{'s' * (final.epochs != 1)}")
         with ray_session(config):
-            from recsys.training.ray_train import train_on_ray
-
-            report = reporter(folder, lambda _: None)
-            own = train_on_ray(own_config(config, name, goes_on), dataset, Validator.of(config), report, final=final)
-        weights |= named(name, own.weights)
+            seconds = math.inf if budget is None else budget.final_s()
+            how = dataset, reporter(folder, lambda _: None), folder.progress, budget, seconds
+            own = trained_on(own_config(config, name, goes_on), *how, final=final)
+        if is_whole(own, final):
+            weights |= named(name, own.weights)
     return weights
 
 
@@ -144,12 +164,12 @@ def _untrained(trained: TrainResult) -> TrainResult:
 
 
 def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final) -> TrainResult:
+    seconds = math.inf if folder.budget is None else folder.budget.final_s()
     with tracked(config, folder) as tracker, ray_session(config):
-        from recsys.training.ray_train import train_on_ray
-
         log_epoch = EpochLog(tracker, folder.progress)
         report = reporter(folder, log_epoch)
-        result = train_on_ray(trained_part(config), dataset, Validator.of(config), report, final=final)
+        how = dataset, report, folder.progress, folder.budget, seconds
+        result = trained_on(trained_part(config), *how, final=final)
         log_epoch.complete(result.history)
         tracker.log_metrics({"final": {"epochs": final.epochs, "total_seconds": result.seconds}})
     return result

@@ -54,7 +54,9 @@ def register(
         folder.progress(f"registered already: {earlier['name']} version {earlier['version']}")
         return earlier
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
+        folder.turn_to("training on all events")
         final = final_model(config, folder, dataset, trained, go_on)
+        folder.turn_to("registration")
         metrics, digest = _say_final(folder, metrics, final)
         comparison = {**metrics.get("comparison", {}), "exclude_seen": config.evaluate.exclude_seen}
         made = lineage(config, dataset.manifest.content_hash, tracker)

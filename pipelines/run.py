@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from pipelines.auto import with_model
+from pipelines.budget import Budget
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.plumbing.folder import RunFolder
@@ -18,6 +19,7 @@ from pipelines.prepare import prepare
 from pipelines.register import register
 from pipelines.train import train
 from recsys.config import Config
+from recsys.config.values import seconds_of
 from recsys.evaluation.metrics import parse_metric
 from recsys.evaluation.validation import Validator, check_targets
 
@@ -27,13 +29,20 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and close with the headline metrics and where everything is."""
     Validator.of(config)  # a wrong metric is known now, not after the training
+    if config.run.budget:
+        folder.budget = Budget(config.run.budget, seconds_of(config.run.budget), folder.progress.started)
+        folder.progress.budget = config.run.budget
     if config.has_model:
         metrics, registered = _run(config, folder, is_prepared=False)
     else:
         with ray_session(config):  # one for all: a budget counts every start
+            folder.turn_to("prepare")
             check_targets(prepare(config, folder), config)
+            folder.turn_to("search")
             metrics, registered = _run(with_model(config, folder, chooses=True), folder, is_prepared=True)
     folder.progress.plain(closing_words(metrics, registered, folder))
+    if folder.budget is not None:
+        folder.progress.plain(f"budget      {folder.budget.said()}")
 
 
 def _run(config: Config, folder: RunFolder, is_prepared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,9 +51,13 @@ def _run(config: Config, folder: RunFolder, is_prepared: bool) -> tuple[dict[str
         with ray_session(config):
             preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
             if not is_prepared:
+                folder.turn_to("prepare")
                 check_targets(prepare(config, folder), config)
+            folder.turn_to("training")
             train(config, folder)
+        folder.turn_to("evaluation")
         metrics = evaluate(config, folder)
+        folder.turn_to("registration")
         return metrics, register(config, folder)
 
 

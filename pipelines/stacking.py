@@ -6,12 +6,14 @@ events through the last part that the training read, which is what is evaluated.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
+from pipelines.budget import Budget
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.data.bounded import asked_queries
@@ -23,9 +25,10 @@ from recsys.evaluation.candidates import gather
 from recsys.evaluation.stacking import Stacked, choose_stack
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
+from recsys.pace import Deadline
 from recsys.stack import NUM_GROUPS
 from recsys.training.checkpoint import TrainResult
-from recsys.training.constants import CONSTANTS, choose_values
+from recsys.training.constants import CONSTANTS, LEFT_OUT, choose_in_time
 from recsys.training.context import TrainContext
 from recsys.training.selected import STACK, assemble
 
@@ -38,6 +41,7 @@ def stacked(
     trained: TrainResult,
     progress: Progress,
     newer_V: Array | None = None,
+    budget: Budget | None = None,
 ) -> TrainResult:
     """The training's result with all members of the configuration, weighed on validation.
 
@@ -48,28 +52,41 @@ def stacked(
         progress: gets what was chosen.
         newer_V: of a model that went on from a parent, the users whose validation events are new to that: by the others
             the trained granularities would be weighed on what they have seen.
+        budget: of the run; a member that it does not hold is left out, by name.
 
     Raises:
         DataError: no validation query has a target that counts.
     """
-    constants = choose_values(config, dataset, Validator.of(config), TrainContext())
+    deadline = Deadline() if budget is None else budget.deadline(budget.members_s())
+    context = TrainContext(note=progress, deadline=deadline)
+    constants, left_out = choose_in_time(config, dataset, Validator.of(config), context)
     if constants:
         progress(chosen_constants(constants))
-    choices = {**trained.choices, CONSTANTS: constants}
+    left_out = {**trained.choices.get(LEFT_OUT, {}), **left_out}
+    for name, why in left_out.items():
+        progress(f"member {name} is left out: {why}")
+    choices = {**trained.choices, CONSTANTS: constants, **({LEFT_OUT: left_out} if left_out else {})}
     weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
     inputs = trained.frozen.sizes.inputs  # as the training fixed them, or its parent
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     found = weigh(config, dataset, selected, newer_V)
     stack = selected.encoders.stack
     assert stack is not None, "of a model with model.fusion.stack"
-    described_stack = found.to_json(selected.members)
+    weighed = weighed_members(selected)
+    described_stack = found.to_json(weighed)
+    for name in set(selected.members) - set(weighed):
+        nothing = {"alone": None, "without": found.value, "weights": [0.0] * NUM_GROUPS}
+        described_stack["members"][name] = nothing
+        described_stack["dropped"].append(name)
     for place, name in enumerate(selected.members):
         kept = {"scale": float(stack.scales_M[place]), "floor": float(stack.floors_M[place])}
         described_stack["members"][name] |= kept
-    choices[STACK] = described_stack
-    progress(described(found, selected.members, config.train.metric))
-    through = Split.VALID if trained.refit else Split.TRAIN
+    choices[STACK] = {**described_stack, **({LEFT_OUT: left_out} if left_out else {})}
+    progress(described(found, weighed, config.train.metric))
+    through, begun = Split.VALID if trained.refit else Split.TRAIN, time.monotonic()
     frozen = assemble(config, dataset, through, trained.weights, choices, inputs)
+    if budget is not None:
+        budget.fit_s = time.monotonic() - begun
     return replace(trained, frozen=frozen, choices=choices)
 
 
@@ -92,7 +109,13 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
     candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):
         raise DataError(no_targets("validation"))
-    return choose_stack(candidates, selected.members, NUM_GROUPS, config.train.metric, config.seed)
+    return choose_stack(candidates, weighed_members(selected), NUM_GROUPS, config.train.metric, config.seed)
+
+
+def weighed_members(selected: FrozenModel) -> list[str]:
+    """The members of a model, but for those that were left out before they are weighed."""
+    silent = selected.encoders.silent_members
+    return [name for name in selected.members if name not in silent]
 
 
 def described(found: Stacked, members: list[str], metric: str) -> str:

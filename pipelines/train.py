@@ -6,10 +6,11 @@ Writes RUN/checkpoints while it trains and RUN/model when it is done, with the d
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.cli import main
@@ -19,6 +20,7 @@ from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import EpochLog, tracked
 from pipelines.prepare import open_dataset
 from pipelines.stacking import stacked
+from pipelines.trained import trained
 from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
@@ -28,7 +30,7 @@ from recsys.registry.tracking import flatten
 from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
-from recsys.training.constants import narrowed
+from recsys.training.constants import LEFT_OUT, narrowed
 from recsys.training.loop import Validate
 from recsys.training.members import trained_part
 from recsys.training.private import PRIVACY
@@ -65,18 +67,20 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             EpochLog(tracker, folder.progress).complete(result.history)
         return result
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
-        from recsys.training.ray_train import train_on_ray
-
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
         preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
 
-        start = descent.start if descent else None
-        result = train_on_ray(trained_part(config), dataset, validate, reporter(folder, log_epoch), start)
-        result = joined(result, _trained_apart(config, folder, dataset, validate, descent))
+        start, report = descent.start if descent else None, reporter(folder, log_epoch)
+        seconds = math.inf if folder.budget is None else folder.budget.training_s()
+        how = report, folder.progress, folder.budget, seconds, validate, start
+        result = trained(trained_part(config), dataset, *how)
+        result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
+            folder.turn_to("members")
             settle_threads(config, dataset.num_items, folder.progress)
-            result = stacked(config, dataset, result, folder.progress, descent.newer_V if descent else None)
+            newer_V = descent.newer_V if descent else None
+            result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
         folder.forget_model()
         save_trained(folder.model, result)
         constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}
@@ -90,20 +94,30 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     return result
 
 
-def _trained_apart(
-    config: Config, folder: RunFolder, dataset: PreparedDataset, validate: Validate, descent: Descent | None
-) -> dict[str, TrainResult]:
-    """The models that are trained apart and become members, by name."""
-    from recsys.training.ray_train import train_on_ray
-
-    found, names = {}, list(sections(config))
+def _with_apart(
+    result: TrainResult,
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    validate: Validate,
+    descent: Descent | None,
+) -> TrainResult:
+    """The result with the models that are trained apart and become members; those that a budget does not hold, by the
+    pace of the training before them, are left out by name."""
+    found, left_out, names, budget = dict[str, TrainResult](), dict[str, str](), list(sections(config)), folder.budget
+    slower = 1.0 if budget is None else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
     for number, name in enumerate(names, 1):
+        if budget is not None and not budget.holds(name, slower):
+            left_out[name] = "no time is left to train it"
+            continue
         folder.progress(f"training {name} apart, {number} of {len(names)}")
         start = None if descent is None else descent.apart.get(name)
         own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
-        found[name] = train_on_ray(own, dataset, validate, report, start)
-    return found
+        seconds = math.inf if budget is None else budget.training_s(name)
+        found[name] = trained(own, dataset, report, folder.progress, budget, seconds, validate, start)
+    whole = joined(result, found)
+    return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
 
 
 def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
@@ -189,7 +203,7 @@ def epoch_line(values: dict[str, Any]) -> str:
     >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, "ndcg@20": 0.2, "seconds": 1.26})
     'fitted  ndcg@20 0.2000  1.3 s'
     """
-    known = ("phase", "epoch", "epochs", "loss", "lr", "seconds")
+    known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")
     again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
     metrics = "".join(
         f"  {name} {value:.4f}" for name, value in values.items() if name not in known and isinstance(value, float)

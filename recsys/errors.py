@@ -6,6 +6,7 @@
     └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
         ├── ConfigError      a configuration key or value
         ├── SourceError      a file or table that cannot be read, or lacks what it must have
+        │   └── EmptyFile    a file without a row
         ├── StorageError     a remote place that does not answer, refuses, or is not there
         ├── DataError        readable data that breaks a rule (too many bad rows, an empty split, a leak)
         ├── TrainingError    training that cannot go on with these settings
@@ -43,6 +44,10 @@ class ConfigError(UserError):
 
 class SourceError(UserError):
     """A source file or table is missing, unreadable or lacks a column."""
+
+
+class EmptyFile(SourceError):
+    """A source file holds no row: nothing at all, or a header alone."""
 
 
 class StorageError(UserError):

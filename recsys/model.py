@@ -336,7 +336,7 @@ class FrozenModel:
 
     @torch.inference_mode()
     def member_scores(self, queries: Queries) -> list[Tensor]:
-        """Scores of every member alone, of spread 1 over the catalogue: M times [B, N]."""
+        """Scores of every member that is not silent, alone, of spread 1 over the catalogue: M times [B, N]."""
         batch = self._batch(queries)
         found = []
         if TRAINED in self.members:
@@ -345,6 +345,8 @@ class FrozenModel:
             found.append((users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T)
         fitted_batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
+            if name not in self.states:  # it was left out before it was weighed
+                continue
             if module.sparse:
                 scores = module.boost(fitted_batch, self.items, self.states[name])
                 scores_BN = scores.add_to(torch.zeros(len(batch), len(self.items.vectors_SD)))

@@ -1,4 +1,4 @@
-"""How far long work is: a line at most every ten seconds, and none for what takes less.
+"""How far long work is: a line at most every ten seconds, and none for what takes less; and when it should be over.
 
 Why a voice for a whole stage and not an argument: rankings, encodings and fits lie many calls below the command that
 has the progress lines, and most callers have nobody to talk to. The command lends its voice for the time of a stage
@@ -8,10 +8,12 @@ stay true, so that they look right in a log file.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 EVERY_S: Final = 10.0
@@ -28,6 +30,27 @@ def heard_by(say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _voice.reset(token)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When a work should be over, by a clock that the processes of a machine share; without one, never.
+
+    It is kept by those who can end with what they have: they measure what a piece of the work takes, and begin no
+    further one that would not fit.
+    """
+
+    at: float = math.inf
+    clock: Callable[[], float] = time.time
+
+    @property
+    def left(self) -> float:
+        """Seconds; negative behind it.
+
+        >>> Deadline(10.0, lambda: 4.0).left, Deadline().left
+        (6.0, inf)
+        """
+        return self.at - self.clock()
 
 
 class Pace:

@@ -135,7 +135,7 @@ def test_what_time_is_left_trains_other_models_apart(left: float, names: list[st
     ]
     plan: Any = SimpleNamespace(ledger=SimpleNamespace(searched=lambda: trials))
     config, said, seconds = _with_apart(_forty_epochs(), plan, portfolio, trials[0], left)
-    assert said == names and seconds <= left
+    assert said == names and sum(seconds) <= left
     apart = [section for name, section in config.model.granularities.enabled().items() if name.startswith("apart")]
     assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
     assert all(section.own_model().granularities.are_trained for section in apart)
@@ -154,6 +154,12 @@ def test_the_cost_of_trainings_is_that_of_a_trial_that_ended_by_itself() -> None
     assert _epochs(replace(ended, state="stopped"), _forty_epochs()) == 3 * 40
     found = _in_time(_forty_epochs(), ended, time.monotonic() + 150.0)
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
+
+
+def test_the_training_on_all_events_gives_way_before_the_others_do() -> None:
+    """Two trainings of four of forty epochs, where three of them would have fewer."""
+    found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
+    assert found is not None and found.train.epochs == 4 and found.train.final and found.train.refit
 
 
 def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:

@@ -551,3 +551,78 @@ def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
             outcomes["read"] += 1
         shutil.rmtree(folder)
     assert min(outcomes.values()) > 0, "the tables are neither all fine nor all broken"
+
+
+# ------------------------------------------------------------------------------------------------ agreeing with a run
+
+
+def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
+    """Events with a price of the row, a date of the item and its author; a table of users who all live elsewhere."""
+    draws = random.Random(0)
+    authors, dates = [f"author {n % 4}" for n in range(20)], [1_500_000_000 + 86_400 * n for n in range(20)]
+    lines = ["user_id,article_id,timestamp,unit_price,published,author,session_id"]
+    for user in range(users):
+        for step in range(8):
+            item = draws.randrange(20)
+            price, time = draws.randrange(100, 9999) / 100, 1_600_000_000 + 86_400 * (10 * user + step)
+            lines.append(f"u{user},a{item},{time},{price},{dates[item]},{authors[item]},s{user}-{step // 3}")
+    tables = {
+        "events.csv": lines,
+        "users.csv": ["user_id,city", *(f"u{user},city number {user}" for user in range(users))],
+        "items.csv": [],
+        "more.csv": ["user_id,friend_id"],
+    }
+    for name, rows in tables.items():
+        (folder / name).write_text("".join(f"{row}\n" for row in rows))
+    return {name: folder / name for name in tables}
+
+
+def test_an_empty_file_is_a_warning_with_its_name(tmp_path: Path) -> None:
+    shown = told(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
+    warnings = [line for line in shown if line.startswith("warning")]
+    assert len(warnings) == 2 and "items.csv is empty (0 bytes)" in warnings[0]
+    assert "more.csv holds only a header" in warnings[1] and "nothing of it is in the configuration" in warnings[1]
+
+
+@pytest.mark.parametrize("others", [(), ("users.csv",)])
+def test_empty_files_without_events_are_refused_by_name(tmp_path: Path, others: tuple[str, ...]) -> None:
+    files = _shop(tmp_path)
+    files["events.csv"].write_text("")
+    with pytest.raises(UserError, match=r"events.csv is empty \(0 bytes\)"):
+        look([str(files[name]) for name in ("events.csv", *others)])
+
+
+def test_every_column_of_the_events_is_used_or_has_a_reason(tmp_path: Path) -> None:
+    found = look([str(_shop(tmp_path)["events.csv"])]).found
+    assert set(found.idle) == {"unit_price", "published", "session_id"} and found.items is not None
+    assert found.items.used == ["author"]
+    shown = told(found)
+    for name, why in {"unit_price": "row", "published": "a second time", "session_id": "visit"}.items():
+        assert why in found.idle[name] and f"not used: {name} (" in shown
+
+
+def test_members_are_promised_by_the_rules_of_the_run(tmp_path: Path) -> None:
+    """What tells no two users apart is no profile; a number of rows, or a count of sales, is no quantity of items."""
+    files = _shop(tmp_path)
+    (signals,) = [line for line in told(_seen(files, "events.csv", "users.csv")).splitlines() if "can use" in line]
+    assert "profile" not in signals and "place" not in signals
+    files["items.csv"].write_text("article_id,price,sold\n" + "".join(f"a{n},{n + 0.5},{n * n}\n" for n in range(20)))
+    files["users.csv"].write_text("user_id,city\n" + "".join(f"u{n},city {n % 3}\n" for n in range(40)))
+    (signals,) = [
+        line for line in told(_seen(files, "events.csv", "users.csv", "items.csv")).splitlines() if "can use" in line
+    ]
+    assert "profile (attributes of users)" in signals and "place (price)" in signals
+
+
+def _seen(files: dict[str, Path], *names: str) -> Any:
+    return look([str(files[name]) for name in names]).found
+
+
+def test_init_and_run_say_the_same_of_leave_last(tmp_path: Path, ray_local: None, capsys: Captured) -> None:
+    """Each user comes and goes within a week of a year: no cut in time has users on both sides."""
+    out = tmp_path / "mine.yaml"
+    assert main(["init", str(_shop(tmp_path)["events.csv"]), "--out", str(out)]) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert "kind: leave-last" in out.read_text() and "no way out here, as one cut in time leaves few users" in note
+    assert main(["prepare", "--config", str(out), "--run.dir", str(tmp_path / "run"), "--data.num_shards", "1"]) == 0
+    assert note.removeprefix("note").strip() in capsys.readouterr().out

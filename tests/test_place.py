@@ -13,10 +13,11 @@ import torch
 from recsys.config import build_config
 from recsys.data.batches import last_position
 from recsys.data.histories import Histories, Queries, Split
+from recsys.data.quantities import quantities
 from recsys.errors import ConfigError
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
-from recsys.granularities.place.columns import Places, found_columns, quantities, read_places
+from recsys.granularities.place.columns import Places, found_columns, read_places
 from recsys.granularities.place.model import Kernel, Place, bandwidths
 from recsys.granularities.place.section import PlaceConfig
 from recsys.granularities.shares import LogShares

@@ -78,6 +78,7 @@ def test_it_is_measured_once_in_a_process_and_said_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(threads, "timed", given)
     monkeypatch.setattr(threads, "usable_threads", lambda share=1: 4)
+    monkeypatch.setattr(threads, "waiting_programs", lambda: 12.0)
     said: list[str] = []
     for _ in range(2):
         settle_threads(settings(), 1000, said.append)
@@ -86,6 +87,13 @@ def test_it_is_measured_once_in_a_process_and_said_once(monkeypatch: pytest.Monk
         "2 of 4 threads, as measured on a step of this shape (1: 1000.0 ms, 2: 500.0 ms, 3: 490.0 ms, 4: 490.0 ms); "
         "train.threads sets it"
     ]
+
+
+def test_on_a_busy_machine_one_thread_is_taken_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(threads, "waiting_programs", lambda: 12.5)
+    found, why = fastest_threads(settings(), 1001, 4)
+    assert found == 1 and "several times as many programs" in why
 
 
 def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

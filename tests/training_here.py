@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from recsys.pace import Deadline
 from recsys.training import ray_train
 from recsys.training.context import TrainContext
 from recsys.training.final import fit_final
@@ -24,10 +25,17 @@ def training_here() -> Iterator[list[str]]:
     trained: list[str] = []
 
     def here(
-        config: Any, dataset: Any, validate: Any, report: Any, start: Any = None, stop: Any = None, final: Any = None
+        config: Any,
+        dataset: Any,
+        validate: Any,
+        report: Any,
+        start: Any = None,
+        stop: Any = None,
+        final: Any = None,
+        deadline: Deadline | None = None,
     ) -> Any:
         trained.append(config.run.dir)
-        context = TrainContext(report=lambda values, _: report(values))
+        context = TrainContext(report=lambda values, _: report(values), deadline=deadline or Deadline())
         if final is not None:
             return fit_final(config, dataset, context, final)
         return fit(config, dataset, validate, context, start)

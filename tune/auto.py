@@ -3,38 +3,48 @@
 The budget covers the whole of `recsys run`. A part of what is left after `prepare` goes to the search; the rest must
 hold the trainings of the chosen setting (select, refit, final), the fitted members and the evaluation. The epochs of
 the chosen setting are cut to what the search has measured of their cost, so that the run ends in time.
+
+The first trial leaves time for a second one: where it has not ended by then, it ends with what it has, and the two are
+compared after as many epochs as both have seen.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
+from pipelines.budget import LEAST_RESERVE, RESERVE, Budget, span
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import tracked
+from pipelines.trained import trains_here
 from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings, with_apart
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
+from recsys.training.apart import sections
+from recsys.training.loop import seconds_an_epoch
 from recsys.training.members import trained_only
+from tune.here import run_here
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.ray_tune import run_trials
-from tune.search import Place
+from tune.search import Place, training_seconds
 from tune.slots import slots_of_cluster
 from tune.space import Space
 from tune.watching import Children, Lines
 
 _SEARCH: Final = 0.35  # share of the time that is left which the search may take
-_RESERVE: Final = 0.35  # share for members, stacking, evaluation and registration
-_LEAST_RESERVE: Final = 20.0  # seconds of them
+_FIRST: Final = 0.6  # share of the search that its first trial may take
 _TOO_FEW: Final = 0.1  # of the planned epochs; with less than that nothing is trained
 _MOST_APART: Final = 3
 _NEAR: Final = 0.8  # of the best setting's value, which a model that is trained apart must have
 _STARTS_S: Final = 8.0  # that the workers of one training take to start
-_RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs
+_RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs …
+_SHORT_S: Final = 150.0  # … and of twice as many where the search is shorter than that
 _REDUCTION: Final = 3
 _SPEAKS_S: Final = 15.0  # between two lines about running trials
 
@@ -55,6 +65,8 @@ class Spoken(Lines):
         value = trial.best or 0.0
         if value > self.leading[1]:
             self.leading = trial.name, value
+        if _is_cut(trial):
+            self.progress(f"trial {trial.name} has had its share of the time: it ends at epoch {max(trial.epochs)}")
         if time.monotonic() - self.last > _SPEAKS_S:
             self.last = time.monotonic()
             self.progress(
@@ -69,19 +81,36 @@ class Portfolio(Plan):
     def __init__(self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float) -> None:
         super().__init__(configs[0], Space(()), ledger)
         self.configs, self.names, self.deadline = configs, names, deadline
+        self.clock: Callable[[], float] = time.monotonic
+        self.begun = self.clock()
 
     def config_of(self, trial: Trial) -> Config:
         config = self.configs[trial.number]
         return config.model_copy(update={"train": config.train.model_copy(update={"refit": False})})
 
+    def until(self, trial: Trial, concurrent: int) -> float:
+        """Of the first one, where the others wait for it, so that a second one has time; of all, the deadline."""
+        if trial.number or concurrent > 1 or len(self.configs) == 1:
+            return self.deadline
+        return self.begun + _FIRST * (self.deadline - self.begun)
+
     def best_trial(self) -> Trial | None:
-        """The trial with the best validated epoch, also where it was stopped; None where none was validated."""
-        found = [trial for trial in self.ledger.searched() if trial.best is not None]
-        return max(found, key=lambda trial: (trial.best or 0.0, -trial.number), default=None)
+        """The trial with the best validated epoch, also where it was stopped; None where none was validated.
+
+        Where none came to its own end, each is compared with the best one so far after as many epochs as both have had.
+        """
+        found = [trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs]
+        if any(trial.state == "finished" and not _is_cut(trial) for trial in found):
+            return max(found, key=lambda trial: (trial.best or 0.0, -trial.number))
+        best: Trial | None = None
+        for trial in found:
+            if best is None or _is_ahead(trial, best):
+                best = trial
+        return best
 
     def _proposal(self) -> Trial | None:
         number = len(self.ledger.searched())
-        if number >= len(self.configs) or (number and time.monotonic() > self.deadline):
+        if number >= len(self.configs) or (number and self.clock() > self.deadline):
             return None
         return Trial(number, 0, self.config.seed, {"setting": self.names[number]})
 
@@ -106,7 +135,7 @@ def search(
         folder.progress(UNTRAINED)
         return configured(config, traits, None), [UNTRAINED]
     left = deadline - time.monotonic()
-    if left <= _LEAST_RESERVE:
+    if left <= LEAST_RESERVE:
         spent = "is spent" if left <= 0 else f"has {left:.0f} s left"
         why = (
             f"the budget of {config.run.budget} {spent} after prepare, too little for a training: fitted members "
@@ -114,12 +143,15 @@ def search(
         )
         folder.progress(why)
         return configured(config, traits, None), [why]
+    is_here = trains_here(config, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
-        f"budget: {_span(left)} are left: up to {_span(_SEARCH * left)} to try {len(portfolio)} settings, "
+        f"budget: {span(left)} are left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings, "
         "the rest to train, evaluate and register"
     )
+    begun = time.monotonic()
     plan = _try_all(config, dataset, folder, traits, portfolio, until)
+    start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
         return configured(config, traits, portfolio[0]), ["no setting was validated in time: the first one is taken"]
@@ -129,20 +161,42 @@ def search(
         for trial in plan.ledger.searched()
         if trial.best is not None
     ]
-    whole = _in_time(configured(config, traits, chosen), best, deadline)
+    trains = 1 + (config.train.final or "final" not in config.train.model_fields_set)  # times that workers start
+    whole = _in_time(configured(config, traits, chosen), best, deadline - trains * start_s)
     if whole is None:
         said.append("the time that is left is too short for a training: fitted members alone")
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
     cost = _cost(best, whole)
     whole, apart, more = _with_apart(whole, plan, portfolio, best, deadline - time.monotonic() - cost)
-    cost += more
-    said.append(f"estimate: {_span(cost)} to train, {_span(deadline - time.monotonic())} are left")
+    expected = {"trained": cost} | dict(zip(sections(whole), more, strict=True))
+    if folder.budget is not None:
+        _expect(folder.budget, expected, start_s, whole)
+    cost += sum(more)
+    said.append(f"estimate: {span(cost)} to train, {span(deadline - time.monotonic())} are left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
     if apart:
         said.append(f"trained apart as members beside it: {'; '.join(apart)}")
     folder.progress("\n".join(said))
     return whole, said
+
+
+def _start_seconds(plan: Portfolio, seconds: float) -> float:
+    """What workers take to start on this machine: as long as processes of the search took that did not train."""
+    trials = plan.ledger.searched()
+    trained = sum(training_seconds(trial) for trial in trials)
+    return max(_STARTS_S, (seconds - trained) / max(len(trials), 1)) if seconds > trained else _STARTS_S
+
+
+def _expect(budget: Budget, costs: dict[str, float], start_s: float, config: Config) -> None:
+    """Tell the budget what the trainings will take, by name: the chosen ones, and, where there is room for them, the
+    ones on all events."""
+    trainings, left = _trainings(config), budget.left
+    has_room = config.train.final and sum(costs.values()) <= left - max(LEAST_RESERVE, RESERVE * left)
+    final = {name: has_room * cost / trainings for name, cost in costs.items()}
+    budget.expected = {name: cost - final[name] for name, cost in costs.items()}
+    budget.expected |= {f"{name}, final": cost for name, cost in final.items()} | {"final": sum(final.values())}
+    budget.start_s = start_s
 
 
 def _try_all(
@@ -157,11 +211,13 @@ def _try_all(
     place = folder.root / "trials" / "ledger.jsonl"
     place.unlink(missing_ok=True)
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
-    tuning = config.tune.model_copy(
-        update={"min_epochs": max(1, epochs // _RUNGS), "reduction": _REDUCTION, "trials": len(portfolio)}
-    )
+    is_short = until - time.monotonic() < _SHORT_S
+    rung = max(1, epochs // (2 * _RUNGS if is_short else _RUNGS))
+    tuning = config.tune.model_copy(update={"min_epochs": rung, "reduction": _REDUCTION, "trials": len(portfolio)})
     config = config.model_copy(update={"tune": tuning})
     configs = [trained_only(configured(config, traits, setting)) for setting in portfolio]
+    if is_short:
+        configs = [_validated_every(config, rung) for config in configs]
     names = [setting.name for setting in portfolio]
     plan = Portfolio(configs, names, Ledger(place), until)
     plan.ledger.begin({"dataset": dataset.manifest.content_hash, "portfolio": names})
@@ -171,8 +227,11 @@ def _try_all(
         Children(tracker, folder.progress) as kids,
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
-        lines = Spoken(folder.progress, kids, config.train.metric, names)
-        run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
+        lines, place = Spoken(folder.progress, kids, config.train.metric, names), (folder.root / "trials").absolute()
+        if trains_here(config, folder.budget):
+            run_here(plan, Place(dataset.root, place), replace(slots, concurrent=1), lines)
+        else:
+            run_trials(plan, Place(dataset.root, place), slots, lines)
     return plan
 
 
@@ -182,10 +241,13 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     seconds, left = _seconds_an_epoch(best), deadline - time.monotonic()
     if not seconds:
         return config
-    affordable = (left - max(_LEAST_RESERVE, _RESERVE * left)) / seconds
+    affordable = (left - max(LEAST_RESERVE, RESERVE * left)) / seconds
     wanted = config.train.epochs
-    epochs = wanted if _epochs(best, config) <= affordable else int(min(wanted, affordable / _trainings(config)))
-    if epochs < min(wanted, max(1, _TOO_FEW * wanted)):
+    least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
+    if _epochs(best, config) > affordable:
+        counts = (_trainings(config), _trainings(config) - config.train.final)  # the final one may only go on
+        epochs = next((fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0)
+    if epochs < least:
         return None
     every = max(1, min(config.train.evaluate_every, epochs // 4))
     changes = {"epochs": epochs, "evaluate_every": every}
@@ -194,9 +256,9 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
 
 def _with_apart(
     config: Config, plan: Portfolio, portfolio: list[Setting], best: Trial, left: float
-) -> tuple[Config, list[str], float]:
+) -> tuple[Config, list[str], list[float]]:
     """The configuration with models that are trained apart, as many as the time that is left holds, what they are, and
-    the seconds that they cost: the next best settings in turn with the best one from another seed.
+    the seconds that each costs: the next best settings in turn with the best one from another seed.
 
     Args:
         left: seconds behind the training of the chosen setting, the reserve among them.
@@ -206,13 +268,13 @@ def _with_apart(
     good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
     others = [(trial, 0) for trial in good]
     ways = [*others[:1], (best, 1), *others[1:], (best, 2)][:_MOST_APART]
-    left -= max(_LEAST_RESERVE, _RESERVE * (left + _cost(best, config)))
-    said, spent = [], 0.0
+    left -= max(LEAST_RESERVE, RESERVE * (left + _cost(best, config)))
+    said, spent = list[str](), list[float]()
     for trial, seed in ways:
         cost = _cost(trial, config) + _STARTS_S * _trainings(config)
-        if not _seconds_an_epoch(trial) or spent + cost > left:
+        if not _seconds_an_epoch(trial) or sum(spent) + cost > left:
             continue
-        config, spent = with_apart(config, portfolio[trial.number], seed), spent + cost
+        config, spent = with_apart(config, portfolio[trial.number], seed), [*spent, cost]
         said.append(portfolio[trial.number].name + (f", seed + {seed}" if seed else ""))
     return config, said, spent
 
@@ -226,7 +288,7 @@ def _epochs(trial: Trial, config: Config) -> int:
     """Epochs of all trainings of a configuration: as many as its trial needed until it ended by itself, and until its
     best one in each training behind it; the planned ones where the trial was stopped."""
     first = chosen = config.train.epochs
-    if trial.state == "finished" and trial.epochs:
+    if trial.state == "finished" and trial.epochs and not _is_cut(trial):
         first = min(first, max(trial.history, default=first))
         chosen = min(chosen, max(trial.epochs, key=lambda epoch: trial.epochs[epoch]["value"]))
     return first + chosen * (_trainings(config) - 1)
@@ -237,14 +299,28 @@ def _trainings(config: Config) -> int:
     return 1 + config.train.refit + config.train.final
 
 
-def _span(seconds: float) -> str:
-    """
-    >>> _span(8.4), _span(150.0)
-    ('8 s', '2.5 min')
-    """
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+def _validated_every(config: Config, epochs: int) -> Config:
+    """The configuration with at most so many epochs between validations, and as many without a gain before its end."""
+    train = config.train
+    every = min(train.evaluate_every, epochs)
+    patience = -(-train.patience * train.evaluate_every // every)
+    return config.model_copy(update={"train": train.model_copy(update={"evaluate_every": every, "patience": patience})})
 
 
 def _seconds_an_epoch(trial: Trial) -> float:
-    seconds = [float(report.get("seconds") or 0.0) for report in trial.history.values()]
-    return sum(seconds) / len(seconds) if seconds else 0.0
+    return seconds_an_epoch(list(trial.history.values()))
+
+
+def _is_cut(trial: Trial) -> bool:
+    """Whether a trial ended because its time was over."""
+    return bool(trial.history) and "share" in trial.history[max(trial.history)]
+
+
+def _is_ahead(trial: Trial, other: Trial) -> bool:
+    """Whether it was better after as many epochs as both have had."""
+    most = min(max(trial.epochs), max(other.epochs))
+    values = [
+        max((epoch["value"] for number, epoch in one.epochs.items() if number <= most), default=0.0)
+        for one in (trial, other)
+    ]
+    return values[0] > values[1]

@@ -44,6 +44,11 @@ class Plan:
         self.deadline = math.inf  # on the monotonic clock: trials are stopped at their next report after it
         self.exhausted = False  # every combination of a small space was tried
 
+    def until(self, trial: Trial, concurrent: int) -> float:
+        """When a trial is to end by itself with what it has, on the monotonic clock; of those that run ``concurrent``
+        at once. A sweep lets it go on to its next report."""
+        return math.inf
+
     def next(self, running: Collection[tuple[int, int]]) -> Trial | Literal["wait"] | None:
         """The next trial; ``wait`` while it depends on trials that run; None when there is nothing left to do."""
         for key, trial in self.ledger.trials.items():

@@ -123,7 +123,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
     search = PlannedSearch(plan, place, slots, watch)
     if plan.next(()) is None:
         return
-    scheduler = _scheduler(plan, search)
+    scheduler = scheduler_of(plan, search)
     trainable: Any = WorkersTrial if slots.workers > 1 else train_in_process
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it names failed trials by ids that nobody knows
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
@@ -152,7 +152,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         forget_checkpoints(place.of(trial))
 
 
-def _scheduler(plan: Plan, search: PlannedSearch) -> Any:
+def scheduler_of(plan: Plan, search: PlannedSearch) -> Any:
     """ASHA that knows the ledger; first in, first out where trials are too short to be stopped."""
     settings = plan.config.tune
     epochs = plan.space.highest("train.epochs", plan.config.train.epochs)

@@ -4,6 +4,7 @@ after those that run.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import Counter
@@ -109,7 +110,7 @@ class PlannedSearch(Searcher):
             self.handed_out[trial.name] += 1
             if self.handed_out[trial.name] == 1:
                 self.watch.started(trial, config)
-            task = self._task(trial, config, f"{self.sweep}/{trial_id}")
+            task = task_of(self.plan, trial, config, self.place, self.slots, f"{self.sweep}/{trial_id}")
             self.pulse.begin(trial_id, task.pulse)
             return settings_of(task)
 
@@ -203,16 +204,6 @@ class PlannedSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """The ledger has everything."""
 
-    def _task(self, trial: Trial, config: Config, pulse: str) -> Task:
-        folder = self.place.of(trial)
-        folder.mkdir(parents=True, exist_ok=True)
-        run = config.run.model_copy(update={"dir": str(folder)})
-        tree = config.model_copy(update={"run": run}).model_dump(mode="json")
-        slots = self.slots
-        best = max((epoch["best"] for epoch in trial.epochs.values()), default=None)
-        key = (trial.number, trial.repeat)
-        return Task(*key, tree, self.place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse)
-
     def _take(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Write down what a trial reports, once."""
         trial, state = self.running[trial_id], result.get("state")
@@ -229,6 +220,19 @@ class PlannedSearch(Searcher):
             if result["trace"]:
                 (self.place.of(trial) / "error.txt").write_text(redact(result["trace"]), encoding="utf-8")
             self.ledger.end(trial, "failed", reason=result["reason"], blame=result["blame"])
+
+
+def task_of(plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots, pulse: str = "") -> Task:
+    """What a trial is to do; its folder is there then."""
+    folder = place.of(trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = config.run.model_copy(update={"dir": str(folder)})
+    tree = config.model_copy(update={"run": run}).model_dump(mode="json")
+    best = max((epoch["best"] for epoch in trial.epochs.values()), default=None)
+    key = (trial.number, trial.repeat)
+    left = plan.until(trial, slots.concurrent) - time.monotonic()
+    until = None if left == math.inf else time.time() + left  # a clock that other processes share
+    return Task(*key, tree, place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until)
 
 
 def training_seconds(trial: Trial) -> float:

@@ -36,6 +36,7 @@ from recsys.data.histories import Array, Split
 from recsys.errors import ArtifactError, TrainingError, UserError
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
+from recsys.pace import Deadline
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.context import Report, TrainContext
 from recsys.training.phases import fit
@@ -60,6 +61,7 @@ class Task:
     use_gpu: bool
     best: float | None = None  # of the epochs that an interrupted trial has reported
     pulse: str = ""  # the key of its signs of life, see tune.alive
+    until: float | None = None  # seconds since 1970 at which it is to end with what it has
 
 
 def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
@@ -86,7 +88,8 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
         device = torch.device("cuda" if task.use_gpu else "cpu")
         resumed = _last_checkpoint(folder) if folder is not None else None
-        context = TrainContext(device=device, report=tell, resume_from=resumed, save=keep)
+        deadline = Deadline() if task.until is None else Deadline(task.until)
+        context = TrainContext(device=device, report=tell, resume_from=resumed, save=keep, deadline=deadline)
         result = fit(config, dataset, validate, context)
         report(finished(result.frozen, dataset, validate, time.perf_counter() - started - epochs.waited))
     except Exception as error:

@@ -46,6 +46,7 @@ from recsys.errors import ArtifactError, ConfigError, UserError
 from recsys.storage.uris import is_remote, within, without_query
 
 if TYPE_CHECKING:
+    from pipelines.budget import Budget
     from recsys.registry.tracking import Tracker
     from recsys.storage.mirror import Mirror
 
@@ -64,6 +65,12 @@ class RunFolder:
     def __init__(self, root: Path, progress: Progress, remote: Mirror | None = None) -> None:
         self.root, self.progress, self.remote = root, progress, remote
         self.tracker: Tracker | None = None  # open while a command is at work
+        self.budget: Budget | None = None  # of a run that has one
+
+    def turn_to(self, part: str) -> None:
+        """What the time of a budget is spent on from now on."""
+        if self.budget is not None:
+            self.budget.turn_to(part)
 
     @property
     def checkpoints(self) -> Path:

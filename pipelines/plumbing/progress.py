@@ -21,11 +21,13 @@ class Progress:
     def __init__(self, stream: TextIO | None, path: Path | None = None) -> None:
         self._stream, self._path = stream, path
         self.started = time.monotonic()  # of the command: elapsed time and run.budget count from here
+        self.budget = ""  # of the run, shown behind the elapsed time
         self._stage = ""
 
     def __call__(self, message: str) -> None:
         """Say something under the name of the current stage; a message of several lines keeps its indentation."""
-        head = f"{elapsed(time.monotonic() - self.started)}  {self._stage:<9} "
+        of = f"/{self.budget}" if self.budget else ""
+        head = f"{elapsed(time.monotonic() - self.started)}{of}  {self._stage:<9} "
         for line in str(message).splitlines() or [""]:
             self._write(f"{head} {line}".rstrip())
 

@@ -18,7 +18,7 @@ from recsys.config import Config, redact
 from recsys.evaluation.metrics import parse_metric
 from recsys.registry.tracking import RUN_FILE, Tracker, impatient, numbers, remembered_run
 
-_PLAIN: Final = {"phase", "epoch", "epochs"}  # keys of an epoch's report that are no metric
+_PLAIN: Final = {"phase", "epoch", "epochs", "share"}  # keys of an epoch's report that are no metric
 _OWN: Final = {"loss", "lr", "seconds"}  # and those that are no metric of validation
 
 

@@ -42,6 +42,7 @@ class GranularityConfig(Section):
     reads: ClassVar[str] = ""  # the signal beside the events, empty: none; granularities of one signal share its input
     candidates: ClassVar[tuple[str, ...]] = ()  # keys of several values, of which validation chooses; see Several
     per_user: ClassVar[bool] = False  # it reads of users only the history that is asked, so that it may train privately
+    effort: ClassVar[float] = 1.0  # of fitting it and ranking by it, in that of item_knn; tells the dear from the cheap
     smaller: ClassVar[str] = ""  # the keys, below its section, that lower the memory of its fit
 
     enabled: bool = False

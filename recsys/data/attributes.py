@@ -314,6 +314,12 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
+def tell_apart(table: pa.Table, fields: Sequence[Field]) -> bool:
+    """Whether any two rows differ in what these fields read."""
+    codes_XS = encode_table(table, fields).codes_XS
+    return bool((codes_XS != codes_XS[:1]).any())
+
+
 # ------------------------------------------------------------------------------------------------------------ requests
 
 

@@ -234,6 +234,8 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
     if choices["is_single"]:
         no_sum = f"no sum of members is better than {single} on validation"
         return f"the model is this member: {no_sum}" if name == single else f"dropped: {no_sum}"
+    if name in choices.get("left_out", {}):
+        return f"left out: {choices['left_out'][name]}"
     if dropped:
         return "dropped: adding it gains nothing on validation beyond chance"
     lost = choices["validation"] - choices["members"][name]["without"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from recsys.errors import SourceError, StorageError, first_line
+from recsys.errors import EmptyFile, SourceError, StorageError, first_line
 from recsys.inspect.samples import Sample, sample_of, together
 from recsys.inspect.vocabulary import parts
 from recsys.sources.files import InputFile, find
@@ -25,6 +25,7 @@ class Looked:
 
     tables: list[Sample] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)  # path → reason
+    empty: dict[str, str] = field(default_factory=dict)  # path → in which way
     hetrec: str = ""  # folder of the HetRec 2011 Last.fm release
     recbole: tuple[str, str] | None = None  # folder and name of atomic files
     found: dict[str, list[str]] = field(default_factory=dict)  # argument → paths
@@ -62,6 +63,10 @@ def look_at(arguments: Sequence[str]) -> Looked:
                 if file.path == expanded(argument):  # named itself, and perhaps within a folder as well
                     files[file.path] = (file, argument)
                 files.setdefault(file.path, (file, argument))
+        except EmptyFile as error:
+            if len(arguments) == 1:
+                raise
+            looked.empty[argument] = first_line(error).removeprefix(f"{expanded(argument)} ")
         except (SourceError, StorageError) as error:
             is_missing = (
                 not is_remote(argument) and not set(argument) & set("*?[") and not Path(expanded(argument)).exists()
@@ -78,7 +83,9 @@ def look_at(arguments: Sequence[str]) -> Looked:
         samples += _sampled(alike, looked)
     looked.tables = _joined(samples)
     if not (looked.tables or looked.hetrec or looked.recbole):
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(looked.ignored.items())[:5])
+        reasons = "; ".join(
+            f"{path}: {reason}" for path, reason in [*looked.empty.items(), *looked.ignored.items()][:5]
+        )
         raise SourceError(
             f"no file can be read as a table ({reasons}); expected Parquet, CSV, TSV, JSON or text tables"
         )
@@ -107,6 +114,8 @@ def _sampled(alike: list[tuple[InputFile, str]], looked: Looked) -> list[Sample]
             continue
         try:
             found.append(sample_of(file, argument))
+        except EmptyFile as error:
+            looked.empty[file.path] = first_line(error).removeprefix(f"{file.path} ")
         except (SourceError, StorageError) as error:
             looked.ignored[file.path] = first_line(error).removeprefix(f"{file.path}: ").removeprefix(f"{file.path} ")
     if skipped and found:

@@ -15,6 +15,7 @@ from recsys.inspect.overlap import IdSet
 from recsys.inspect.tables import Table, determines
 from recsys.inspect.vocabulary import ADDRESS, ITEM, SESSION, TEXT, has_id, likeness
 from recsys.sources.names import fold
+from recsys.sources.validate import CellRules
 
 _CATEGORY: Final = 0.5  # different values a row up to which a column groups rows
 _TELLS: Final = 0.5  # of :func:`determines`, for texts and categories
@@ -45,6 +46,8 @@ class Attributes:
     rename: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)  # column → what it holds, for people
     place: bool = False  # latitude and longitude are there
+    measures: list[str] = field(default_factory=list)  # numbers of items that the member place reads
+    tells: bool = False  # whether the member profile finds users apart
 
     @property
     def used(self) -> list[str]:
@@ -60,6 +63,7 @@ def attributes_of(
     items: IdSet | None,
     moved: Mapping[str, str] | None = None,
     people: IdSet | None = None,
+    of: Column | None = None,
 ) -> Attributes:
     """What further columns of a table are good for.
 
@@ -70,6 +74,7 @@ def attributes_of(
         items: ids of items, so that lists of other items are told from lists of words; None for users.
         moved: columns that get other names anyway (see :func:`reserved`).
         people: ids of users, so that lists of friends are told from other lists.
+        of: where the table is that of events: the column whose items or users the columns tell of.
     """
     found = Attributes(rename=dict(moved or {}))
     given = list(columns)
@@ -87,9 +92,27 @@ def attributes_of(
             found.idle[column.name] = "lists of other users; as a file of pairs they would be friends"
             continue
         _sort(found, column, name, items, _is_text(table, column))
+    for name in found.facts[_MOST_FACTS:]:
+        found.idle[name] = f"{_MOST_FACTS} columns of facts before it are used"
     found.facts = found.facts[:_MOST_FACTS]
     found.separators = {name: mark for name, mark in found.separators.items() if name in found.facts}
+    _by_rules_of_the_run(found, given, items is not None, of)
     return found
+
+
+def _by_rules_of_the_run(found: Attributes, given: Sequence[Column], are_items: bool, of: Column | None) -> None:
+    """What the members of a run will find in the columns."""
+    used = [c for c in given if found.rename.get(c.name, c.name) in found.used]
+    rules = CellRules(decimal="," if any(column.decimal_comma for column in given) else ".")
+    if are_items and any(column.is_numeric for column in used):
+        from recsys.inspect.features import measure  # which brings torch
+
+        found.measures = measure(used, rules, of)
+    elif not are_items and given:
+        from recsys.inspect.features import tell_of_users
+
+        read = [c for c in given if c.kind not in ("empty", "constant", "object")]
+        found.tells = tell_of_users(used if of is not None else read, rules, of)
 
 
 def _is_text(table: Table, column: Column) -> bool:
@@ -223,6 +246,30 @@ def told_by_events(
         elif by_user >= least:
             of_users.append(column)
     return of_items, of_users
+
+
+def why_untold(column: Column, items: Column, users: Column) -> str:
+    """Why nothing is made of a column of the events."""
+    fixed = {
+        "empty": "empty",
+        "constant": "one value in every row",
+        "object": "nested objects",
+        "time": "a second time; that of the event alone is read",
+        "vector": "vectors are read of a table of items",
+        "lists": "lists are read of a table of items",
+    }
+    if column.kind in fixed:
+        return fixed[column.kind]
+    if likeness(column.name, SESSION) >= 0.8:
+        return "names the visit or order, not the item or the user"
+    if column.kind == "number" and column.is_whole and has_id(column.name):
+        return "ids of something else"
+    if column.is_key or column.num_distinct > _CATEGORY * column.num_values:
+        return "nearly every row has a value of its own"
+    return (
+        f"differs between the rows of one item and of one user (it tells {determines(items, column):.0%} and "
+        f"{determines(users, column):.0%} of them better than by chance)"
+    )
 
 
 def reserved(table: Table, kind: schema.TableSchema, names: dict[str, str]) -> dict[str, str]:

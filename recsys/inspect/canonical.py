@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.arguments import Looked, data_name
-from recsys.inspect.attributes import Attributes, attributes_of, reserved, told_by_events
+from recsys.inspect.attributes import Attributes, attributes_of, reserved, told_by_events, why_untold
 from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
 from recsys.inspect.habits import Habits, Types, events_of, habits_of, meaning_of
@@ -78,7 +78,11 @@ class _Canonical:
         found.has_items = any(plan.role == "items" for plan in plans)
         found.context = self._context(derived)
         told = {column.name for columns in derived for column in columns}
-        found.idle = [column.name for column in self.columns.left if column.name not in told]
+        found.idle = {
+            column.name: why_untold(column, self.columns.item, self.columns.user)
+            for column in self.columns.left
+            if column.name not in told
+        }
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
         time = self.columns.time.time if self.columns.time else None
@@ -213,10 +217,10 @@ class _Canonical:
             plans.append(plan_of_attributes(role, table.sample, table.names, found, moved, table.shares))
             items, users = (found, users) if role == "items" else (items, found)
         if of_items:
-            items = attributes_of(events, of_items, [*names.values()], item_ids, moved_events)
+            items = attributes_of(events, of_items, [*names.values()], item_ids, moved_events, of=self.columns.item)
             of_items = self._take(plan, of_items, items)
         if of_users:
-            users = attributes_of(events, of_users, [*names.values()], None, moved_events)
+            users = attributes_of(events, of_users, [*names.values()], None, moved_events, of=self.columns.user)
             of_users = self._take(plan, of_users, users)
         for role in ("social", "knowledge"):
             plans += self._pairs_of(role)

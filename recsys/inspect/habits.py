@@ -16,36 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
+from recsys.data.foresight import Foresight, spread_of
+from recsys.data.time_cut import Cuts, Temporal, cuts_of
 from recsys.inspect.columns import has_known
 from recsys.inspect.vocabulary import NEGATIVE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
 
-SHARES: Final = (0.1, 0.15, 0.2)
-"""Shares of the events that a temporal split may hold out for test, and again for validation; the first that fits."""
-_KNOWN_EVENTS: Final = 0.5  # share of the test events that must be of users with a past
-_KNOWN_USERS: Final = 0.15  # share of the users that must have a past and test events …
-_KNOWN_ITEMS: Final = 0.4  # share of the test events that must be of items that somebody had before
-_MANY_USERS: Final = 1000  # … or so many of them
-_FEWEST: Final = 5
 _MANY_REPEATS: Final = 0.1
 _MOST_UNTIMED: Final = 0.001
-
-
-@dataclass(frozen=True)
-class Temporal:
-    """What a global cut in time would leave."""
-
-    share: float  # of the events in test, and in validation
-    test_from: datetime
-    num_test_users: int  # with events before the cut
-    num_users: int  # with two events and more
-    known: float = 1.0  # share of the test events that are of users with events before
-    known_items: float = 1.0  # share of them that are of items with events before
-
-    @property
-    def has_items(self) -> bool:
-        """Whether enough of what is asked for can be known at the cut."""
-        return self.known_items >= _KNOWN_ITEMS
 
 
 @dataclass(frozen=True)
@@ -72,6 +50,7 @@ class Habits:
     small: float = 0.0  # share of values below the middle of the scale
     same_time: float = 0.0  # share of events at the time of the user's event before
     all_types: tuple[str, ...] = ()  # also those that do not count
+    foresight: Foresight | None = None  # what leave-last would know of the future
 
     @property
     def has_times(self) -> bool:
@@ -161,9 +140,12 @@ def habits_of(
     times: Any = used["time"].drop_nulls()
     timed = len(times) / max(len(used), 1)
     middle = _middle(values)
-    fits = [_temporal(used, share, targets) for share in SHARES] if timed >= 1 - _MOST_UNTIMED and len(used) else []
-    temporal = next((fit for fit in fits if fit and _is_enough(fit)), None)
-    best = max((fit for fit in fits if fit), key=lambda fit: fit.num_test_users, default=None)
+    cuts, known_future = Cuts(), None
+    if timed >= 1 - _MOST_UNTIMED and len(used):
+        asked = pl.col("type").is_in(list(targets)) if targets else pl.lit(True)
+        cuts = cuts_of(used.with_columns(asked=asked))
+        known_future = _foresight(used, targets, cuts)
+    temporal = cuts.fitting
     return Habits(
         num_rows,
         len(used),
@@ -176,7 +158,7 @@ def habits_of(
         types,
         parts,
         temporal,
-        best,
+        cuts.best,
         _repeats(used, temporal, targets),
         _number(values.min()),
         _number(values.max()),
@@ -184,7 +166,17 @@ def habits_of(
         _number((values < 0).mean()),
         _number((values < middle).mean()),
         _same_time(used) if timed > 0.5 else 0.0,
+        foresight=known_future,
     )
+
+
+def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Foresight | None:
+    """What leave-last would know of the future, as a run says it: of the last events of users with three and more."""
+    times = frame["time"]
+    asked = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
+    last = asked.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
+    first, end = (int(moment) // 1_000_000 for moment in (times.min(), times.max()))  # type: ignore[arg-type]
+    return spread_of(last, first, end, cuts.why_none) if len(last) else None
 
 
 def _counts(texts: pl.Series) -> dict[str, int]:
@@ -207,34 +199,6 @@ def _moment(micros: int) -> datetime:
 
 def _of_types(frame: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
     return frame.filter(pl.col("type").is_in(list(targets))) if targets else frame
-
-
-def _temporal(frame: pl.DataFrame, share: float, targets: Sequence[str]) -> Temporal | None:
-    """What is left where the latest share of the events is test and as many before it are validation."""
-    timed = frame.filter(pl.col("time").is_not_null())
-    asked_at = _of_types(timed, targets)["time"]
-    test_from, valid_from = (asked_at.quantile(1 - count * share, "higher") for count in (1, 2))
-    if test_from is None or valid_from is None or not valid_from < test_from:
-        return None
-    before = timed.filter(pl.col("time") < test_from)["user"].unique()
-    earlier = timed.filter(pl.col("time") < valid_from)["user"].unique()
-    later = _of_types(timed.filter(pl.col("time") >= test_from), targets)
-    had = timed.filter(pl.col("time") < test_from)["item"].unique()
-    asked, known_items = later["user"], _number(later["item"].is_in(had.implode()).mean())
-    test, known_share = asked.unique(), _number(asked.is_in(before.implode()).mean())
-    valid = _of_types(timed.filter((pl.col("time") >= valid_from) & (pl.col("time") < test_from)), targets)[
-        "user"
-    ].unique()
-    known = int(test.is_in(before.implode()).sum())
-    known_valid = int(valid.is_in(earlier.implode()).sum())
-    counts = timed.group_by("user").len()
-    num_users = int((counts["len"] > 1).sum())
-    return Temporal(share, _moment(int(test_from)), min(known, 2 * known_valid), num_users, known_share, known_items)
-
-
-def _is_enough(fit: Temporal) -> bool:
-    enough = max(min(_KNOWN_USERS * fit.num_users, _MANY_USERS), _FEWEST)
-    return fit.num_test_users >= enough and fit.known >= _KNOWN_EVENTS and fit.has_items
 
 
 def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from recsys.config import Config, build_config
 from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import SourceError
-from recsys.inspect.arguments import look_at
+from recsys.inspect.arguments import Looked, look_at
 from recsys.inspect.canonical import understand
 from recsys.inspect.draft import Draft
 from recsys.inspect.proposal import draft_of
@@ -45,14 +45,20 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
         SourceError: nothing can be read, nothing has events, or no setting makes the readers accept the files.
     """
     looked = look_at(arguments)
-    if looked.recbole is not None:
-        found = understand_recbole(looked)
-    elif looked.hetrec:
-        found = understand_hetrec(looked)
-    else:
-        found = understand(looked)
+    try:
+        found = _understood(looked)
+    except SourceError as error:
+        empty = "; ".join(f"{path} {why}" for path, why in looked.empty.items())
+        raise SourceError(f"{error}; {empty}" if empty else str(error)) from None
+    found.warnings = looked.empty
     name = name or found.name
     return Look(found, _accepted(found, name, command), name)
+
+
+def _understood(looked: Looked) -> Understood:
+    if looked.recbole is not None:
+        return understand_recbole(looked)
+    return understand_hetrec(looked) if looked.hetrec else understand(looked)
 
 
 def _accepted(found: Understood, name: str, command: str) -> Draft:

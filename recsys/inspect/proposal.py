@@ -166,17 +166,7 @@ def _split(draft: Draft, found: Understood) -> None:
 
 def _why_not_temporal(habits: Habits) -> str:
     best = habits.best_temporal
-    if best is None:
-        return "as one cut in time leaves nothing between its parts"
-    if not best.has_items:
-        return (
-            f"as one cut in time leaves little that can be known: {best.known_items:.0%} of the events from "
-            f"{best.test_from:%Y-%m-%d} on are of items that anybody had before"
-        )
-    return (
-        f"as one cut in time leaves few users: {best.num_test_users:,} of {best.num_users:,} have events on both "
-        f"sides of {best.test_from:%Y-%m-%d}, and {best.known:.0%} of the later events are theirs"
-    )
+    return f"as one cut in time leaves {'nothing between its parts' if best is None else best.why_not}"
 
 
 def _span(habits: Habits) -> str:

@@ -42,8 +42,8 @@ def _events(found: Understood) -> Iterator[str]:
         yield "             types: " + ", ".join(f"{kind} {count:,}" for kind, count in list(habits.types.items())[:8])
     if found.meaning.targets:
         yield f"             to predict: {', '.join(found.meaning.targets)}"
-    if found.idle:
-        yield f"             not used: {', '.join(found.idle[:12])}"
+    for name, why in list(found.idle.items())[:12]:
+        yield f"             not used: {name} ({why})"
     yield f"             repeats: {habits.repeats:.1%} of the events to predict"
     if habits.bad_share:
         yield f"             {habits.bad_share:.1%} of the rows cannot be used: {found.bad_why.get('events', '')}"
@@ -65,19 +65,24 @@ def _signals(found: Understood) -> Iterator[str]:
         lives.append(f"social ({found.friends})")
     if found.facts or (items and items.facts):
         lives.append("knowledge (facts)")
-    if (items and (items.numbers or items.others or items.facts)) or (users and users.used):
-        lives.append("profile (attributes)")
+    if users and users.tells:
+        lives.append("profile (attributes of users)")
     if items and items.place:
         lives.append("place (coordinates)")
-    elif items and items.numbers:
-        lives.append("place (prices and other quantities)")
+    elif items and items.measures:
+        lives.append(f"place ({', '.join(items.measures)})")
     if items and items.vectors:
         lives.append("media (vectors)")
     yield "can use    " + "; ".join(lives)
 
 
 def _ignored(found: Understood) -> Iterator[str]:
+    for path, why in found.warnings.items():
+        yield f"warning    {path} {why}: nothing of it is in the configuration"
     for path, why in found.ignored.items():
         yield f"ignored    {path}: {why}"
+    habits = found.habits
+    if found.split is None and habits.temporal is None and found.order != "none" and habits.foresight is not None:
+        yield f"note       {habits.foresight.note}"
     for note in found.notes:
         yield f"note       {note}"

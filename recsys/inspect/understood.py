@@ -46,7 +46,7 @@ class Understood:
     friends: str = ""  # what is known of them; empty: none
     facts: str = ""
     context: list[Column] = field(default_factory=list)
-    idle: list[str] = field(default_factory=list)  # columns of the events of which nothing is made
+    idle: dict[str, str] = field(default_factory=dict)  # columns of the events of which nothing is made, and why
     value_name: str = ""  # of the column with values
     is_rating: bool = False
     min_value: float | None = None
@@ -61,4 +61,5 @@ class Understood:
     event_text: tuple[str, str] | None = None  # column and type of events that are text about items
     tables: list[Told] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)  # files that hold nothing
     notes: list[str] = field(default_factory=list)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import pyarrow.fs
 
-from recsys.errors import SourceError
+from recsys.errors import EmptyFile, SourceError
 from recsys.sources.compression import SNIFFED, Unpacked, compression_of, member_name, plain_name
 from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
 from recsys.storage.uris import expanded, is_remote
@@ -184,7 +184,7 @@ def input_file(path: str) -> InputFile:
             f"{path} {found}; expected a file: correct data.source, or set RECSYS_DATA to the data's folder"
         )
     if info.size == 0:
-        raise SourceError(f"{path} is empty (0 bytes); expected a table with at least one row")
+        raise EmptyFile(f"{path} is empty (0 bytes); expected a table with at least one row")
     return InputFile(path, info.size, info.mtime_ns)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from recsys import schema
-from recsys.errors import SourceError
+from recsys.errors import EmptyFile, SourceError
 from recsys.sources.byte_ranges import CSV, TSV, Dialect, open_after
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
@@ -125,7 +125,7 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
         below = [("",) * len(first)]  # the head ends within a long second row, which the reader of rows will split
     if not below:
         hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
-        raise SourceError(f"{file.path} holds only a header; expected at least one row below it{hint}")
+        raise EmptyFile(f"{file.path} holds only a header; expected at least one row below it{hint}")
     if is_rule(below[0]):
         raise SourceError(
             f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be a row of data; "
@@ -278,7 +278,7 @@ def _given(
     has_header = form.header == "yes" or same
     sampled = below if has_header else [first, *below]
     if not sampled:
-        raise SourceError(f"{file.path} holds only a header; expected at least one row below it")
+        raise EmptyFile(f"{file.path} holds only a header; expected at least one row below it")
     sizes = [len(row) for row in sampled]
     if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
         raise SourceError(f"{file.path}: {comment}")

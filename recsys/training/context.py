@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recsys.pace import Deadline
+
 Report = dict[str, Any]  # plain values, one dictionary an epoch
 
 
@@ -32,7 +34,7 @@ class TrainContext:
 
     ``report(values, checkpoint)`` is called by every rank equally often; only rank 0 gives a checkpoint folder.
     ``save(checkpoint)`` likewise, inside an epoch; None where nothing is kept. ``resume_from`` is such a folder of an
-    earlier, interrupted run. ``note`` says a line to the person who waits.
+    earlier, interrupted run. ``note`` says a line to the person who waits. The ``deadline`` is of the whole training.
     """
 
     rank: int = 0
@@ -42,6 +44,7 @@ class TrainContext:
     resume_from: Path | None = None
     save: Callable[[Path | None], None] | None = None
     note: Callable[[str], None] = _unsaid
+    deadline: Deadline = field(default_factory=Deadline)
 
     @property
     def is_first(self) -> bool:
@@ -60,6 +63,12 @@ class TrainContext:
             values = values.to(self.device, copy=True).contiguous()
             torch.distributed.broadcast(values, src=0)
         return values
+
+    def lacks(self, seconds: float) -> bool:
+        """Whether less time than that is left, by the first worker's clock, so that all do the same."""
+        if self.deadline.at == float("inf"):
+            return False
+        return bool(self.from_first(torch.tensor(float(self.deadline.left < seconds))))
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """Mixed precision: bfloat16 on GPUs that have it, and on CPUs when asked; float32 otherwise."""

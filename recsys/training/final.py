@@ -117,6 +117,9 @@ class Final:
 def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, final: Final) -> TrainResult:
     """Train on the events through ``Split.TEST``; every rank returns the same result.
 
+    Where the context's deadline comes first, the result is what there is by then, of fewer epochs than ``final`` asks
+    for: :func:`is_whole` says so, and it is not to be used.
+
     Raises:
         DataError: too few trainable users. TrainingError: the loss is no longer finite.
     """
@@ -132,6 +135,8 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
         moved = transplant(final.weights, final.names, phase.state(), phase.names)
         phase.model.encoders.fitted_weights.copy_(moved[_FITTED])
         phase.run()
+        if phase.is_cut:
+            return phase.result(phase.state(), False, started)
         weights = phase.state()
         progress = replace(progress, phase="final_join", epoch=0, step=0)
     if silent or phase is None:
@@ -142,6 +147,12 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
             join.run()
         phase, weights = join, join.state()
     return phase.result(weights, False, started)
+
+
+def is_whole(result: TrainResult, final: Final) -> bool:
+    """Whether a training on all events came to its end."""
+    own = [report for report in result.history if report.get("phase") == "final"]
+    return not own or (own[-1]["epoch"] == final.epochs and "share" not in own[-1])
 
 
 def assemble_final(config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]) -> FrozenModel:

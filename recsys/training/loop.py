@@ -15,7 +15,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.user_clusters import STRATA
 
+UNREFITTED = "unrefitted"  # among a training's choices, where time left no room for the refit: why
+_SLACK = 0.25  # of the time that a pass has taken, by which one that nothing is chosen in may be late
 Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
 
 
@@ -66,6 +68,8 @@ class Pass:
         self.validate, self.starts_warm = validate, start is not None
         self.says_repeats = context.resume_from is not None  # said by the training that was interrupted
         self.selects = progress.phase == "select"
+        self.is_cut = False  # whether the time was over before the end
+        self.begun, self.share = time.perf_counter(), 1.0  # of the last epoch's steps that were taken
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
@@ -191,12 +195,36 @@ class Pass:
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
             progress.epoch, progress.step, progress.loss_sum, progress.loss_weight = epoch + 1, 0, 0.0, 0.0
-            due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last
+            now = {**report, "seconds": time.perf_counter() - started, "share": self.share}
+            self.is_cut = self.share < 1 or epoch + 1 < last and self._must_end([*progress.history, now], last)
+            report |= {"share": round(self.share, 4)} if self.is_cut else {}
+            due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last or self.is_cut
             if due and self.selects:
                 report[train.metric] = self._validate(epoch + 1)
             report["seconds"] = round(time.perf_counter() - started, 3)
             progress.history.append(report)
             self._report(report, due)
+            if self.is_cut:
+                self.context.note(f"the time is over: ended at epoch {epoch + 1} of {last}")
+                break
+
+    def _must_end(self, history: list[Report], last: int) -> bool:
+        """Whether the measured pace leaves no room: of what selects, for another epoch and the refit of the best one so
+        far; of another phase, for the rest of it."""
+        if self.private is not None or self.progress.phase.endswith("join"):
+            return False
+        own = [report for report in history if report["phase"] == self.progress.phase]
+        pace, done = seconds_an_epoch(own), own[-1]["epoch"]
+        if self.selects:
+            again = self.config.train.refit * (self.progress.best_epoch or done)
+            return self.context.lacks(pace * (1 + again))
+        return self.context.lacks(pace * (last - done) - _SLACK * (time.perf_counter() - self.begun))
+
+    def _is_over(self) -> bool:
+        """Whether the time is over in the midst of an epoch; of one worker alone, as several would have to agree."""
+        if self.context.world_size > 1 or self.progress.phase.endswith("join"):
+            return False
+        return self.context.lacks(0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun))
 
     @torch.no_grad()
     def _refit(self, epoch: int) -> None:
@@ -279,6 +307,9 @@ class Pass:
             self.optimizer.step()
             total, weight = total + summed.detach(), weight + step.weight
             pace.add()
+            if step.number + 1 < self.loader.num_steps and self._is_over():
+                self.share = (step.number + 1) / self.loader.num_steps
+                break
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
@@ -369,6 +400,16 @@ class Pass:
             send(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def seconds_an_epoch(history: Sequence[Report]) -> float:
+    """The mean over reported epochs, those that were cut short as if whole; 0 without one.
+
+    >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 1.0, "share": 0.25}])
+    3.0
+    """
+    seconds = [float(one.get("seconds") or 0.0) / float(one.get("share", 1.0)) for one in history]
+    return sum(seconds) / len(seconds) if seconds else 0.0
 
 
 def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:

@@ -5,7 +5,9 @@ closed-form members. *select* trains on the training events, validates every few
 the check on validation prunes granularities, it trains anew without them. *refit* trains anew on training and
 validation events for that number of epochs under the same schedule, so that the newest events are not lost to the
 model; nothing is chosen in it. *join* trains the pruned granularities alone around the model. The test events are in
-none. The training on all events is another one: see :mod:`recsys.training.final`.
+none. Where the context has a deadline, *select* ends, with a validation, at the epoch behind which the measured pace
+leaves no room for another one and the refit; of a refit that would not end in time the graphs and fits stay, the
+weights are those that were selected. The training on all events is another one: see :mod:`recsys.training.final`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import TrainContext
-from recsys.training.loop import Pass, Validate
+from recsys.training.loop import UNREFITTED, Pass, Validate, seconds_an_epoch
 from recsys.training.private import private_progress
 from recsys.training.pruned import silenced, without
 from recsys.training.rating_head import RATINGS, choose_constants
@@ -102,13 +104,35 @@ def refit(training: Training) -> None:
     if training.progress.phase != "refit":
         return
     found = training.a_pass(without(training.config, silenced(training.progress.choices)), training.through)
+    before, begins = training.progress, not (training.progress.epoch or training.progress.step)
     if training.weights:
         found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
         found.best = dict(training.weights)  # so that its checkpoints carry what was selected
-    found.run()
+    found.is_cut = begins and _is_too_late(training.config, before, training.context)
+    if not found.is_cut:
+        found.run()
     if not training.config.train.privacy.epsilon:  # a private training has selected nothing
         training.selected = found.best
     training.ended(found, "join")
+    if found.is_cut:
+        training.weights = found.best
+        found.progress = _without_refit(before, training.context)
+        training.progress = replace(found.progress, phase="join", epoch=0, step=0)
+
+
+def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
+    """Whether a refit would not end in time by the pace of the epochs before it, whose validations stand for the events
+    that are more. A private training has selected nothing that could stay."""
+    seconds = progress.best_epoch * seconds_an_epoch(progress.history)
+    return not config.train.privacy.epsilon and context.lacks(seconds)
+
+
+def _without_refit(progress: Progress, context: TrainContext) -> Progress:
+    """The progress of a training that keeps the weights that it has selected; its graphs and what is fitted are of
+    the validation events, too."""
+    context.note("the time that is left holds no training with the validation events: the selected weights stay")
+    history = [report for report in progress.history if report.get("phase") != "refit"]
+    return replace(progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"})
 
 
 def join(training: Training) -> None:

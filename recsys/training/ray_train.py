@@ -39,7 +39,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
-from recsys.pace import heard_by
+from recsys.pace import Deadline, heard_by
 from recsys.storage.mirror import remove
 from recsys.storage.places import filesystem_of, reaching
 from recsys.storage.uris import is_remote, within
@@ -67,6 +67,7 @@ def train_on_ray(
     start: Start | None = None,
     stop: threading.Event | None = None,
     final: Final | None = None,
+    deadline: Deadline | None = None,
 ) -> TrainResult:
     """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver with each
     epoch's report, and with ``{"note": text}`` of what else is to be said.
@@ -74,7 +75,8 @@ def train_on_ray(
     ``start`` is where to begin, a fresh one by default; ``final`` makes it a training on all events instead. With
     ``run.resume`` an interrupted training of the same configuration and data goes on from its newest checkpoint that is
     whole. What earlier trainings have left in the run folder is removed when this one is done. Once ``stop`` is set,
-    the workers end at their next report and give their resources back, which a killed trainer does not.
+    the workers end at their next report and give their resources back, which a killed trainer does not. With a
+    ``deadline`` the training does what it can until then (see ``recsys.training.loop``).
 
     Raises:
         Stopped: ``stop`` was set.
@@ -110,6 +112,7 @@ def train_on_ray(
             "queue": queue,
             "checkpoints": (storage, name, earlier),
             "orders": orders,
+            "deadline": deadline or Deadline(),
             "start": [] if start is None else [ray.put(start)],  # once through the object store, not in every call
             "final": [] if final is None else [ray.put(final)],
         },
@@ -250,7 +253,7 @@ def _worker(settings: dict[str, Any]) -> None:
             _settle_threads(settings["threads"], config, dataset, resume_from, note)
             device = ray.train.torch.get_device()
             save = partial(hand_over, {"saved": 1})
-            training = TrainContext(rank, world_size, device, report, resume_from, save, note)
+            training = TrainContext(rank, world_size, device, report, resume_from, save, note, settings["deadline"])
             start, final = (ray.get(held[0]) if held else None for held in (settings["start"], settings["final"]))
             with heard_by(note):
                 if final is not None:

@@ -21,7 +21,7 @@ from recsys.model import FrozenModel, dump_sizes
 from recsys.training.apart import APART, own_config, own_weights, sections
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
-from recsys.training.constants import with_constants
+from recsys.training.constants import LEFT_OUT, with_constants
 from recsys.training.context import Report
 from recsys.training.pruned import KEPT, names_of, scale, silenced, transplant
 from recsys.training.user_clusters import STRATA
@@ -62,6 +62,9 @@ def assemble(
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     graphs = build_graphs(dataset, through, model, config)
     graphs = replace(graphs, inputs={**graphs.inputs, **apart})
+    if model.encoders.stack is not None:
+        for name in choices.get(LEFT_OUT, {}):
+            model.encoders.stack.weights_GM[:, model.encoders.members.index(name)] = 0.0
     if model.encoders.stack is not None and STACK in choices:
         members = choices[STACK]["members"]
         weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
@@ -80,7 +83,7 @@ def _apart(
     members = choices.get(STACK, {}).get("members", {})
     found = {}
     for name, section in sections(config).items():
-        if name in members and not any(members[name]["weights"]):
+        if name in choices.get(LEFT_OUT, {}) or name in members and not any(members[name]["weights"]):
             continue
         chosen = choices[APART][name]
         own = own_weights(weights, name)

@@ -3,6 +3,8 @@
 Why not all cores: threads of one step wait for each other, actively. Where other programs are at work, or the steps are
 small, two threads have taken 2 to 20 times as long as one, and a machine does not say which it is. So a step of about
 the size of the training's is timed with each number of threads, by turns, so that a noisy moment meets all of them.
+Where several times as many programs as there are cores want to run, one thread is taken at once: the timing itself took
+half a minute there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from recsys.config import Config
 
 _SECONDS: Final = 1.0  # of all timings together; a step that is under way ends later
 _ROUNDS: Final = 9  # at most
+_BUSY: Final = 3.0  # programs a core that want to run
 _SLACK: Final = 0.10  # of the fastest time, within which fewer threads are taken
 _MAX_ROWS: Final = 64
 _MAX_LENGTH: Final = 50
@@ -94,8 +97,15 @@ def step_like(rows: int, length: int, width: int, items: int) -> Callable[[], No
     return step
 
 
+def waiting_programs() -> float:
+    """How many programs of the machine wanted to run, over the last minute; 0 where nobody counts them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 @lru_cache(maxsize=8)
 def _measured(most: int, shape: tuple[int, int, int, int]) -> tuple[int, dict[int, float]]:
+    if waiting_programs() > _BUSY * most:
+        return 1, {}
     seconds = timed(numbers(most), step_like(*shape), time.perf_counter)
     return choose(seconds), seconds
 
@@ -118,6 +128,8 @@ def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str
         max(1, min(num_items, _CANDIDATES)),
     )
     threads, seconds = _measured(most, shape)
+    if not seconds:
+        return 1, f"1 of {most} threads, as several times as many programs want to run; train.threads sets it"
     took = ", ".join(f"{number}: {1000 * of:.1f} ms" for number, of in seconds.items())
     return threads, f"{threads} of {most} threads, as measured on a step of this shape ({took}); train.threads sets it"
 

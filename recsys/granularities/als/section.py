@@ -15,6 +15,7 @@ Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_len
 class AlsConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.als.model:Als"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 5.0
     candidates: ClassVar[tuple[str, ...]] = ("alpha", "regularisation", "types")
     smaller: ClassVar[str] = "factors"
 

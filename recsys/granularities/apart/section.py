@@ -24,6 +24,7 @@ class ApartConfig(GranularityConfig):
 
     module: ClassVar[str] = "recsys.apart:Apart"
     always_fitted: ClassVar[bool] = True  # it has no part in the training of the others
+    effort: ClassVar[float] = 0.0  # it is trained, not fitted
 
     model: dict[str, Any] = Field(default_factory=dict, description="a section model, of trained granularities alone")
     train: dict[str, Any] = Field(default_factory=dict, description="keys of the section train that differ")

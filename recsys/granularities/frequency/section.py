@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class FrequencyConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.frequency.model:Frequency"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 0.3
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "types")
 
     half_life: HalfLives = Field(

@@ -15,6 +15,7 @@ FULL_SIDE = 2048  # users and text width together, or items: up to it all factor
 class ItemCFConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 5.0
     candidates: ClassVar[tuple[str, ...]] = ("regularisation", "types", "itself", "recency")
     smaller: ClassVar[str] = "rank or neighbours"
 

@@ -19,6 +19,7 @@ HOURS, WEEKDAYS = 24, 7
 class MomentConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 0.3
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "smoothing")
 
     query_context: list[str] = Field(

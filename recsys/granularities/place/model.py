@@ -29,9 +29,10 @@ from recsys.config import Config
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
+from recsys.data.quantities import quantities
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import event_weights, seen_events
-from recsys.granularities.place.columns import Places, found_columns, quantities, read_places
+from recsys.granularities.place.columns import Places, found_columns, read_places
 from recsys.granularities.place.section import PlaceConfig
 from recsys.granularities.shares import LogShares
 

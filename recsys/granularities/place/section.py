@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class PlaceConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.place.model:Place"
     reads: ClassVar[str] = "place"
+    effort: ClassVar[float] = 2.0
     always_fitted: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "recency")
     smaller: ClassVar[str] = "landmarks"

@@ -15,6 +15,7 @@ MOST_NUMBERS = 2**23  # of the table of moments: 32 MB
 class PopularityConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.popularity.model:Popularity"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 0.5
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "types", "counts", "rest", "as_of")
     smaller: ClassVar[str] = "moments"
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from recsys import schema
 from recsys.config import Config
-from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, encode_table
+from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, tell_apart
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
@@ -68,9 +68,9 @@ class ProfileCounts(Granularity):
         if not columns:
             return "no attributes of users"
         fields = profile_encoding(section, dataset, Split.TRAIN).users
-        codes_VS = encode_table(dataset.user_features, fields).codes_XS
-        is_told = bool((codes_VS != codes_VS[:1]).any())
-        return "" if is_told else f"values of {', '.join(columns)} are nearly all different, or all the same"
+        if tell_apart(dataset.user_features, fields):
+            return ""
+        return f"values of {', '.join(columns)} are nearly all different, or all the same"
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ class ProfileConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.profile.model:Profile"
     reads: ClassVar[str] = "profile"
     counts: ClassVar[str] = "recsys.granularities.profile.counts:ProfileCounts"
+    effort: ClassVar[float] = 0.6
 
     weight: float = Field(0.1, ge=0, le=1, description="λ, as above; more makes few users learnt by heart")
     user_fields: list[str] | None = Field(None, description="columns of users; null: every usable one")

@@ -19,6 +19,7 @@ _FEATURES = 40  # of a pair, rounded up
 class RepeatConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.repeat.model:Repeat"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 6.0
     smaller: ClassVar[str] = "max_pairs"
 
     smoothing: float = Field(20.0, gt=0, description="occasions on which an item is taken to be repeated as all are")

@@ -13,6 +13,7 @@ from recsys.config.workload import Estimate, Workload
 class UserCFConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.user_cf.model:UserCF"
     always_fitted: ClassVar[bool] = True
+    effort: ClassVar[float] = 4.0
     smaller: ClassVar[str] = "rank or max_users"
 
     neighbours: int = Field(100, ge=1, description="nearest training users that a user is made of")

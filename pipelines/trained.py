@@ -1,0 +1,66 @@
+"""Where a training runs: on the workers of Ray Train, or, where a budget is short, in this very process.
+
+Why: workers take ten seconds to start, on a busy machine a minute and more, which is most of what a budget of some
+minutes holds. What is lost with so short a training is trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+
+from pipelines.budget import Budget
+from pipelines.plumbing.progress import Progress
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
+from recsys.evaluation.validation import Validator
+from recsys.pace import Deadline
+from recsys.training.build import Start
+from recsys.training.checkpoint import TrainResult
+from recsys.training.context import TrainContext
+from recsys.training.final import Final as FinalTraining
+from recsys.training.final import fit_final
+from recsys.training.loop import Validate
+from recsys.training.phases import fit
+from recsys.training.threads import settle_threads
+
+_SHORT_S: Final = 600.0  # a shorter budget trains in this process
+
+
+def trains_here(config: Config, budget: Budget | None) -> bool:
+    """Whether one worker on this machine, without a GPU, is all that is asked for, and the budget is short."""
+    if budget is None or budget.seconds >= _SHORT_S:
+        return False
+    is_small = config.train.num_workers == 1 and config.ray.address == "local"
+    return is_small and (config.train.use_gpu == "no" or not torch.cuda.is_available())
+
+
+def trained(
+    config: Config,
+    dataset: PreparedDataset,
+    report: Callable[[dict[str, Any]], None],
+    progress: Progress,
+    budget: Budget | None,
+    seconds: float,
+    validate: Validate | None = None,
+    start: Start | None = None,
+    final: FinalTraining | None = None,
+) -> TrainResult:
+    """Train; arguments as those of ``train_on_ray``.
+
+    Args:
+        seconds: what the training may take, where there is a budget.
+    """
+    validate = validate or Validator.of(config)
+    deadline = Deadline() if budget is None else budget.deadline(seconds)
+    if not trains_here(config, budget):
+        from recsys.training.ray_train import train_on_ray
+
+        return train_on_ray(config, dataset, validate, report, start, final=final, deadline=deadline)
+    settle_threads(config, dataset.num_items, progress)
+    context = TrainContext(report=lambda values, _: report(values), note=progress, deadline=deadline)
+    if final is not None:
+        return fit_final(config, dataset, context, final)
+    return fit(config, dataset, validate, context, start)

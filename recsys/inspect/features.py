@@ -1,0 +1,59 @@
+"""Attributes as a run will have them, so that what they are good for is said by the run's own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from recsys.config import section_class
+from recsys.data.attributes import FieldFitter, tell_apart
+from recsys.data.quantities import quantities
+from recsys.inspect.columns import Column
+from recsys.sources.validate import CellRules, numbers
+
+_LISTS = ("path", "list", "lists", "vector")
+
+
+def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> list[str]:
+    """The columns that measure items as a price does, as the member ``place`` finds them.
+
+    Args:
+        columns: of the table of items, or of the events.
+        rules: by which cells are numbers.
+        of: of events, the column with the items, whose usual values count.
+    """
+    return quantities(_table([column for column in columns if column.is_numeric], rules, of), [])
+
+
+def tell_of_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
+    """Whether attributes tell users apart, as the member ``profile`` reads them; lists of any kind are taken to.
+
+    Args:
+        columns: of the table of users, or of the events.
+        rules: by which cells are numbers.
+        of: of events, the column with the users.
+    """
+    if any(column.kind in _LISTS for column in columns):
+        return True
+    if not columns:
+        return False
+    table = _table(columns, rules, of)
+    settings = section_class("profile").model_validate({"fit": "counts"})
+    fields = FieldFitter(table, np.ones(len(table), dtype=bool), settings, "user_fields", ()).fit()  # type: ignore[arg-type]
+    return tell_apart(table, fields)
+
+
+def _table(columns: Sequence[Column], rules: CellRules, of: Column | None) -> pa.Table:
+    cells = {
+        column.name: numbers(column.values, rules)[0] if column.is_numeric else column.values for column in columns
+    }
+    if of is None or not cells:
+        return pa.table(cells)
+    frame = pl.DataFrame(
+        {"\0": pl.from_arrow(of.values), **{name: pl.from_arrow(values) for name, values in cells.items()}}
+    )
+    usual = frame.drop_nulls("\0").group_by("\0", maintain_order=True).agg(pl.all().drop_nulls().first())
+    return usual.drop("\0").to_arrow()
