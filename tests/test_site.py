@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -15,11 +16,11 @@ import yaml
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 pytest.importorskip("nbclient", reason="needs the extra docs")
 
+import recsys
 from docs.site import diagram, notebooks, pages
 from pipelines.reference import sections
 from pipelines.stages import STAGES, VERBS
 from recsys.config import SECTIONS, Config
-from recsys.granularities.base import Granularity
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -111,26 +112,32 @@ def test_a_notebook_is_committed_without_outputs_and_can_be_read(path: Path) -> 
 
 @pytest.mark.parametrize("cls", ["Dataset", "Model", "fit", "init", "load"])
 def test_the_public_python_names_say_what_they_take_return_and_raise(cls: str) -> None:
-    import inspect
-
-    import recsys
-
     named = getattr(recsys, cls)
-    functions = [named] if inspect.isfunction(named) else [
-        getattr(member, "__func__", member)
-        for name, member in vars(named).items()
-        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, classmethod))
-    ]
+    functions = (
+        [named]
+        if inspect.isfunction(named)
+        else [
+            getattr(member, "__func__", member)
+            for name, member in vars(named).items()
+            if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, classmethod))
+        ]
+    )
     for function in functions:
         text = inspect.getdoc(function) or ""
         takes = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
         for name in takes:
-            assert re.search(rf"^(\w+, )*\*{{0,2}}{name}(, \w+)* : |^(\w+, )*{name}(, \w+)*$", text, re.MULTILINE), (
-                function.__qualname__,
-                name,
-            )
+            listed = re.search(rf"^(\w+, )*\*{{0,2}}{name}(, \w+)*( : .*)?$", text, re.MULTILINE)
+            assert listed, (function.__qualname__, name)
         assert "Returns\n-------" in text, function.__qualname__
         assert not takes or "Raises\n------" in text, function.__qualname__
+
+
+def test_examples_of_docstrings_are_lines_of_the_page_that_a_test_runs() -> None:
+    page = (DOCS / "python.md").read_text(encoding="utf-8")
+    for named in (recsys.Dataset, recsys.Model, recsys.fit):
+        [example] = re.findall(r"```python\n(.*?)```", inspect.getdoc(named) or "", re.DOTALL)
+        for line in example.strip().splitlines():
+            assert f"\n{line}\n" in page, line
 
 
 def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
@@ -146,7 +153,6 @@ def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewher
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//[^"]*"', html), page
         assert not re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//[^"]*"', html), page
-    assert Granularity.__doc__
     assert 'id="recsys.granularities.base.Granularity"' in (tmp_path / "site/api.html").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What MkDocs calls: it adds the pages that are written from the code, and leads links to files outside ``docs/`` right.
+"""What MkDocs calls: it adds the pages that are written from the code, and corrects links to files outside ``docs/``.
 
 ``MULTIGRAIN_RUN_NOTEBOOKS=1`` runs the notebooks and shows what they print; ``make docs`` sets it.
 """

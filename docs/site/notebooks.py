@@ -35,7 +35,10 @@ def executed(path: Path, folder: Path) -> Any:
 
 
 def page(book: Any, name: str) -> tuple[str, dict[str, bytes]]:
-    """A page and the pictures that it shows, by file name; what libraries say on stderr is of the machine, not of the page."""
+    """A page and the pictures that it shows, by file name.
+
+    What libraries print to stderr is left out: it says something of the machine and nothing of the subject.
+    """
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

@@ -9,8 +9,8 @@ from pipelines.reference import Key, SectionKeys, sections, sections_of
 from pipelines.stages import COMPARE_LOGS, SEARCHES, STAGES, UPDATES, VERBS, Verb
 from recsys.config import Config
 from recsys.config.granularities import KINDS
-from recsys.config.outside import Offer, load
 from recsys.config.granularity import GranularityConfig
+from recsys.config.outside import Offer, load
 
 CONFIGURATION: Final = "reference/configuration"
 CLI: Final = "reference/cli.md"
@@ -56,10 +56,11 @@ def configuration() -> dict[str, str]:
     ]
     overview = (
         "# Configuration\n\n"
-        "One typed configuration says everything. A dotted path is the same in YAML (`train:` with `lr: 0.01` below), on "
-        "the command line (`--train.lr 0.01`), in a search space of `recsys tune` and in `settings` of the "
+        "One typed configuration says everything. A dotted path is the same in YAML (`train:` with `lr: 0.01` "
+        "below), on the command line (`--train.lr 0.01`), in a search space of `recsys tune` and in `settings` of the "
         "[Python API](../../api.md). An unknown key is refused with the valid ones.\n\n"
-        "`recsys help SECTION` prints the same in the terminal, and `recsys VERB --dry-run` the merged configuration.\n\n"
+        "`recsys help SECTION` prints the same in the terminal, and `recsys VERB --dry-run` the merged "
+        "configuration.\n\n"
         "| section | what it says | keys |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         "## Outside any section\n\n" + _table(root.keys) + "\n\n" + _WRITTEN
     )
@@ -98,7 +99,10 @@ def _page(name: str, inside: list[SectionKeys]) -> str:
 
 
 def _table(keys: list[Key]) -> str:
-    rows = [f"| `{key.path.rpartition('.')[2]}` | {_cell(key.type)} | {_default(key)} | {_cell(key.about)} |" for key in keys]
+    rows = [
+        f"| `{key.path.rpartition('.')[2]}` | {_cell(key.type)} | {_default(key)} | {_cell(key.about)} |"
+        for key in keys
+    ]
     table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
     return f'<div class="keys" markdown>\n\n{table}\n\n</div>'
 
@@ -121,8 +125,9 @@ def cli() -> str:
     parts = [
         "# Command line\n",
         "```text\nrecsys VERB --config FILE [--section.key VALUE …] [--dry-run]\n```\n",
-        "`--config` takes a YAML file or the name of a shipped one (`demo`, `lastfm`, …). `recsys VERB --help` shows the "
-        "keys that a verb reads, `--dry-run` what would run. Exit codes are in [contracts](../contracts.md#exit-codes).\n",
+        "`--config` takes a YAML file or the name of a shipped one (`demo`, `lastfm`, …). `recsys VERB --help` shows "
+        "the keys that a verb reads, `--dry-run` what would run. "
+        "[Exit codes](../contracts.md#exit-codes) are the same for all.\n",
         "| verb | what it does |\n|---|---|\n" + "\n".join(rows) + "\n",
     ]
     for name, verb in VERBS.items():
