@@ -19,10 +19,10 @@ from pipelines.stages import COMPARE_LOGS, SEARCHES, STAGES, UPDATES, VERBS, Ver
 ROOT: Final = Path(__file__).parent.parent.parent
 # What lies between stages, from the files on: its name, and the words by which the patterns of a stage name it.
 COLUMNS: Final = {
-    "your files": ("{source}", "{feedback}", "{outcomes}", "{space}"),
+    "your files": ("{source}", "{feedback}", "{outcomes}", "{space}", "{refereed}"),
     "prepared dataset": ("{dataset}", "the dataset of"),
     "trained model": ("{run}/model/", "{run}/checkpoints/", "model/ of {compared}", "{run}/final/", "{estimated}"),
-    "metrics, report": ("metrics.json", "report.html", "{comparison}", "sweep.html", "fusion.json", "promotion.json"),
+    "metrics, report": ("metrics.json", "report.html", "{comparison}", "sweep.html", "fusion.json", "promotion.json", "{verdict}", "{shown}"),
     "bundle": ("bundle/", "{recommender}", "{similar}", "{exported}"),
     "registry": ("models:/", "{tracking}", "a new version", "{candidate}", "{parent}", "{served}", "{pulled}"),
     "answers": ("recommendations.parquet", "{answers}", "{logs}"),
