@@ -128,7 +128,7 @@ def cli() -> str:
         "`--config` takes a YAML file or the name of a shipped one (`demo`, `lastfm`, …). `recsys VERB --help` shows "
         "the keys that a verb reads, `--dry-run` what would run. "
         "[Exit codes](../contracts.md#exit-codes) are the same for all.\n",
-        "| verb | what it does |\n|---|---|\n" + "\n".join(rows) + "\n",
+        '<div class="verbs" markdown>\n\n| verb | what it does |\n|---|---|\n' + "\n".join(rows) + "\n\n</div>\n",
     ]
     for name, verb in VERBS.items():
         parts.append(_verb(name, verb))
