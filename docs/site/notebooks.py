@@ -28,9 +28,8 @@ def executed(path: Path, folder: Path) -> Any:
         A cell raised.
     """
     book = read(path)
-    client = NotebookClient(book, timeout=TIMEOUT_S, resources={"metadata": {"path": str(folder)}})
-    client.create_kernel_manager().transport = "ipc"  # no port for others on the machine
-    client.execute()
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(book, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, resources=where).execute()
     return book
 
 
