@@ -106,7 +106,7 @@ def test_a_notebook_is_committed_without_outputs_and_can_be_read(path: Path) -> 
         source = cell.source
         if source.startswith("%%writefile"):
             source = source.partition("\n")[2]
-        if not source.startswith(("%%sh", "data:")) and not re.match(r"^[\w.]+: ", source):
+        if not source.startswith(("%%bash", "data:")) and not re.match(r"^[\w.]+: ", source):
             ast.parse(source)
 
 

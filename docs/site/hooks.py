@@ -52,9 +52,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links to files of the top level lead to their copies; the diagram becomes part of its page."""
+    """Links to files of the top level lead to their copies, those to notebooks to pages; the diagram is put in."""
     up = "../" * page.file.src_uri.count("/")
     if page.file.src_uri == "changelog.md":
         markdown = markdown.replace("](docs/", "](")
+    if not page.file.src_uri.startswith("notebooks/"):
+        markdown = re.sub(r"(\]\([\w./-]*notebooks/[\w-]+)\.ipynb\)", r"\1.md)", markdown)
     markdown = _OUTSIDE.sub(lambda found: f"]({up}{found[1]})" if found[1] in _TOP else found[0], markdown)
     return markdown.replace("<!-- the way of the data -->", diagram.svg())

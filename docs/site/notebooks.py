@@ -29,7 +29,7 @@ def executed(path: Path, folder: Path) -> Any:
     """
     book = read(path)
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(book, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, resources=where).execute()
+    NotebookClient(book, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, coalesce_streams=True, resources=where).execute()
     return book
 
 
