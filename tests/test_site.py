@@ -149,6 +149,7 @@ def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewher
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+    assert diagram.svg() in (tmp_path / "site/data-way.html").read_text(encoding="utf-8")
     for page in (tmp_path / "site").rglob("*.html"):
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//[^"]*"', html), page

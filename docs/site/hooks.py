@@ -52,11 +52,20 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links to files of the top level lead to their copies, those to notebooks to pages; the diagram is put in."""
+    """Links to files of the top level lead to their copies, those to notebooks to their pages."""
     up = "../" * page.file.src_uri.count("/")
     if page.file.src_uri == "changelog.md":
         markdown = markdown.replace("](docs/", "](")
-    if not page.file.src_uri.startswith("notebooks/"):
-        markdown = re.sub(r"(\]\([\w./-]*notebooks/[\w-]+)\.ipynb\)", r"\1.md)", markdown)
+    own = Path(page.file.src_uri).stem  # a notebook's page also leads to the notebook itself, to be downloaded
+    markdown = re.sub(
+        r"(\]\((?:[\w./-]*/)?)([\w-]+)\.ipynb\)",
+        lambda found: found[0] if found[2] == own else f"{found[1]}{found[2]}.md)",
+        markdown,
+    )
     markdown = _OUTSIDE.sub(lambda found: f"]({up}{found[1]})" if found[1] in _TOP else found[0], markdown)
-    return markdown.replace("<!-- the way of the data -->", diagram.svg())
+    return markdown
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """The diagram stands where its page asks for it; before this, Markdown would put paragraphs into it."""
+    return html.replace("<!-- the way of the data -->", diagram.svg())
