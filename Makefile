@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Everything is installed in .venv beside this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check coverage slow bench bench-long bench-peers clean
+.PHONY: help demo test check coverage slow docs bench bench-long bench-peers clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -51,6 +51,9 @@ coverage: $(VENV)/installed-dev ## the same, with the lines that no test runs
 slow: $(VENV)/installed-dev ## the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" --timeout 1800
 
+docs: $(VENV)/installed-dev ## the documents as a site in site/, with every notebook run; a broken link fails
+	MULTIGRAIN_RUN_NOTEBOOKS=1 $(BIN)/python -m mkdocs build -f docs/site/mkdocs.yml
+
 bench-peers: ## environments of their own for the peers that the benchmarks run beside ours
 	for peer in rectools recbole; do $(PYTHON) -m venv .venv-$$peer; done
 	.venv-rectools/bin/python -m pip install --quiet 'torch>=2.13,<2.14' 'rectools[torch]==0.19.0'
@@ -63,5 +66,5 @@ bench-long: $(VENV)/installed-dev ## the others
 	$(BIN)/python -m benchmarks.suite long
 
 clean: ## remove the environment and the caches, keep runs and data
-	rm -rf $(VENV) .venv-rectools .venv-recbole .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	rm -rf $(VENV) .venv-rectools .venv-recbole .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist site *.egg-info
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
@@ -25,31 +26,67 @@ _BOUNDS = {
 _HEAD: Final = "configuration keys, in YAML as sections and here as --section.key VALUE:"
 
 
+@dataclass(frozen=True)
+class Key:
+    """One key: its dotted path, and type, default and meaning as people read them."""
+
+    path: str
+    type: str
+    default: str  # as in YAML; empty: the key is needed
+    about: str
+
+
+@dataclass(frozen=True)
+class SectionKeys:
+    """One section: its dotted path, the kind where it has several, its first sentence, and its own keys."""
+
+    path: str
+    kind: str
+    about: str
+    keys: list[Key]
+
+
+def sections(prefix: str = "") -> list[SectionKeys]:
+    """Every section below ``prefix`` and that section itself, each before those inside it.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    found = _at(prefix)
+    return [entry for path, kind in found for entry in sections_of(path, kind, has_kinds=len(found) > 1)]
+
+
+def sections_of(path: str, model: type[BaseModel], has_kinds: bool = False) -> Iterator[SectionKeys]:
+    """A section and those inside it; ``has_kinds`` says whether it stands beside others of the same path."""
+    below = _below(path, model)
+    inside = {name for name, _ in below}
+    named = ((f"{path}.{field.alias or name}".lstrip("."), field) for name, field in model.model_fields.items())
+    tag = model.model_fields.get("kind") if has_kinds else None
+    about = " ".join((model.__doc__ or "").split("\n\n")[0].replace("``", "").split())
+    keys = [_key(key, field) for key, field in named if key not in inside]
+    yield SectionKeys(path, str(tag.default) if tag is not None else "", about, keys)
+    for inner, kind in below:
+        yield from sections_of(inner, kind, has_kinds=sum(other == inner for other, _ in below) > 1)
+
+
 def reference(prefix: str = "") -> str:
     """All keys of the configuration below ``prefix``, section by section, as the command line takes them.
 
     Raises:
         ConfigError: there is no such section.
     """
-    lines = [_HEAD]
-    found = _at(prefix)
-    for path, kind in found:
-        lines += ["", _titled(path, kind, has_kinds=len(found) > 1)] if path else []
-        _write_section(path, kind, lines)
-    return "\n".join(lines)
+    return "\n".join([_HEAD, *(line for section in sections(prefix) for line in _lines(section))])
 
 
-def keys_of(sections: Sequence[str]) -> str:
+def keys_of(names: Sequence[str]) -> str:
     """The keys of some sections, and of the sections inside them."""
     lines = [_HEAD]
-    for name in sections:
+    for name in names:
         field = Config.model_fields[name]
         if not _is_section(field.annotation):
-            lines += ["", _key(name, field)]
+            lines += ["", _line(_key(name, field))]
             continue
-        for path, kind in _at(name):
-            lines += ["", _titled(path, kind)]
-            _write_section(path, kind, lines)
+        lines += [line for path, kind in _at(name) for section in sections_of(path, kind) for line in _lines(section)]
     return "\n".join(lines)
 
 
@@ -77,30 +114,22 @@ def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]
     return found
 
 
-def _write_section(path: str, model: type[BaseModel], lines: list[str]) -> None:
-    """Own keys first, then the sections below."""
-    below = _below(path, model)
-    for name, field in model.model_fields.items():
-        key = f"{path}.{field.alias or name}".lstrip(".")
-        if key not in dict(below):
-            lines.append(_key(key, field))
-    for inner, kind in below:
-        lines += ["", _titled(inner, kind, has_kinds=sum(other == inner for other, _ in below) > 1)]
-        _write_section(inner, kind, lines)
+def _lines(section: SectionKeys) -> list[str]:
+    """A section as lines of help; the whole configuration has no heading."""
+    head = f"{section.path} with kind {section.kind}" if section.kind else section.path
+    titled = f"{head}: {section.about}" if section.about else head
+    return [*(["", titled] if section.path else []), *map(_line, section.keys)]
 
 
-def _titled(path: str, model: type[BaseModel], has_kinds: bool = False) -> str:
-    tag = model.model_fields.get("kind") if has_kinds else None
-    head = f"{path} with kind {tag.default}" if tag is not None else path
-    about = " ".join((model.__doc__ or "").split("\n\n")[0].replace("``", "").split())
-    return f"{head}: {about}" if about else head
+def _line(key: Key) -> str:
+    shown = f"default {key.default}" if key.default else "needed"
+    return f"  --{key.path:<44} {key.type}, {shown}{f'  {key.about}' if key.about else ''}"
 
 
-def _key(path: str, field: FieldInfo) -> str:
+def _key(path: str, field: FieldInfo) -> Key:
     default = field.get_default(call_default_factory=True)
-    shown = "needed" if default is PydanticUndefined else f"default {_plain(default)}"
-    about = f"  {field.description}" if field.description else ""
-    return f"  --{path:<44} {_type(field.annotation)}{_bounds(field)}, {shown}{about}"
+    shown = "" if default is PydanticUndefined else _plain(default)
+    return Key(path, f"{_type(field.annotation)}{_bounds(field)}", shown, field.description or "")
 
 
 def _is_section(kind: Any) -> bool:

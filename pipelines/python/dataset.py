@@ -39,6 +39,13 @@ class Dataset:
         Its section ``data`` says what to read; ``evaluate`` and ``train.metric`` how lists are measured.
     folder : path, optional
         Where the prepared dataset is kept. Default: a temporary folder that goes with the process.
+
+    Examples
+    --------
+    ```python
+    dataset = recsys.Dataset.from_pandas(orders, items=products)
+    print(dataset.words)  # what was understood, as `recsys init` says it
+    ```
     """
 
     def __init__(self, config: Config, folder: str | Path | None = None) -> None:
@@ -60,10 +67,17 @@ class Dataset:
         settings : mapping, optional
             Changes of the configuration by dotted path, such as ``{"data.split.kind": "temporal"}``.
 
+        Returns
+        -------
+        Dataset
+            With what was understood in :attr:`words`.
+
         Raises
         ------
         SourceError
             No file can be read, or none holds events.
+        ConfigError
+            A setting is unknown or out of its range.
         """
         return cls._of_look(look([str(file) for file in files]), folder, settings)
 
@@ -94,6 +108,11 @@ class Dataset:
         folder, settings
             As in :meth:`from_files`.
 
+        Returns
+        -------
+        Dataset
+            With what was understood in :attr:`words`.
+
         Raises
         ------
         DataError
@@ -117,6 +136,24 @@ class Dataset:
     ) -> Dataset:
         """Pandas frames; as :meth:`from_parquet`, to whose files they are written in ``folder``.
 
+        Parameters
+        ----------
+        events : DataFrame
+            One row an event: user, item and, where known, time, type and value. Columns may have names of their own.
+        items, users : DataFrame, optional
+            One row an item (a user), with attributes; lists and text are allowed.
+        social : DataFrame, optional
+            One row a friendship: two users.
+        knowledge : DataFrame, optional
+            One row a fact: head, relation, tail.
+        folder, settings
+            As in :meth:`from_files`.
+
+        Returns
+        -------
+        Dataset
+            With what was understood in :attr:`words`.
+
         Raises
         ------
         DataError
@@ -138,7 +175,25 @@ class Dataset:
         folder: str | Path | None = None,
         settings: Settings = None,
     ) -> Dataset:
-        """Polars frames, or Arrow tables; as :meth:`from_pandas`."""
+        """Polars frames, or Arrow tables; as :meth:`from_pandas`.
+
+        Parameters
+        ----------
+        events, items, users, social, knowledge : polars.DataFrame or pyarrow.Table
+            As in :meth:`from_pandas`; all but events are optional.
+        folder, settings
+            As in :meth:`from_files`.
+
+        Returns
+        -------
+        Dataset
+            With what was understood in :attr:`words`.
+
+        Raises
+        ------
+        DataError
+            A frame has no rows, or is not what it was given as.
+        """
         given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
         tables = {
             role: frame if isinstance(frame, pa.Table) else frame.to_arrow()
@@ -151,8 +206,26 @@ class Dataset:
     def from_config(
         cls, config: str | Path | Config, *, folder: str | Path | None = None, settings: Settings = None
     ) -> Dataset:
-        """What a YAML file (or a :class:`Config`) names in its section ``data``; sections ``model`` and ``train`` are
-        those of :func:`recsys.fit` too."""
+        """What a configuration names in its section ``data``.
+
+        Parameters
+        ----------
+        config : path or Config
+            A YAML file, as ``recsys run --config`` reads it. Its sections ``model`` and ``train`` are those of
+            :func:`recsys.fit` too.
+        folder, settings
+            As in :meth:`from_files`.
+
+        Returns
+        -------
+        Dataset
+            Nothing of it is read yet.
+
+        Raises
+        ------
+        ConfigError
+            There is no such file, or a key or value is wrong.
+        """
         loaded = config if isinstance(config, Config) else load_config(config)
         return cls(with_settings(loaded, settings), folder)
 
@@ -190,7 +263,13 @@ class Dataset:
         return f"Dataset({self.config.data.source.kind}{state})"
 
     def to_yaml(self) -> str:
-        """The configuration, as ``recsys run --config`` reads it."""
+        """The configuration, as ``recsys run --config`` reads it.
+
+        Returns
+        -------
+        str
+            YAML.
+        """
         return dump_config(self.config)
 
     @property
@@ -214,11 +293,21 @@ class Dataset:
     def events(self, part: Part) -> pd.DataFrame:
         """The events of a part of the split, so that any other library can train on the very same ones.
 
+        Parameters
+        ----------
+        part : {"train", "valid", "test"}
+            Which part; the three together are all events.
+
         Returns
         -------
         DataFrame
             ``user_id, item_id, event_type, time`` (UTC; missing where unknown) and ``value``, in the order of users
             and, within a user, of events.
+
+        Raises
+        ------
+        UserError
+            The source cannot be read, or has nothing to learn from.
         """
         import pandas as pd
 

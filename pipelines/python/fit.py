@@ -47,6 +47,12 @@ def fit(
     ------
     UserError
         The data or a setting is wrong; the message says what, where and what cures it.
+
+    Examples
+    --------
+    ```python
+    model = recsys.fit(dataset, budget="10m")
+    ```
     """
     from pipelines.mistakes import check
     from pipelines.plumbing.folder import open_run

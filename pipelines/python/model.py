@@ -30,6 +30,20 @@ class Model:
     """What answers: a bundle, and the run folder where it was trained here.
 
     Made by :func:`recsys.fit` or :func:`recsys.load`.
+
+    Parameters
+    ----------
+    bundle : path
+        The folder of what answers.
+    run : path, optional
+        The run folder, with figures and report.
+
+    Examples
+    --------
+    ```python
+    print(model.evaluate())  # the model and every baseline on the test part
+    print(model.recommend("ann", k=5))
+    ```
     """
 
     def __init__(
@@ -82,12 +96,14 @@ class Model:
         Returns
         -------
         DataFrame
-            A row a recommender (``model`` first), a column a metric.
+            A row a recommender (``model`` first), a column a metric; means over the test users.
 
         Raises
         ------
         ArtifactError
             The model was loaded, and has no run folder.
+        ConfigError
+            A setting is not of the section ``evaluate``.
         """
         import pandas as pd
 
@@ -212,6 +228,11 @@ class Model:
         DataFrame
             As :meth:`recommend`, with ``why`` (a sentence) and ``explanation`` (past items and friends that speak for
             it, with how much each adds).
+
+        Raises
+        ------
+        RequestError
+            The request is malformed.
         """
         row: dict[str, Any] = {"user_id": user, **({} if history is None else {"history": list(history)})}
         found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
@@ -222,6 +243,16 @@ class Model:
         """Write what answers to a folder of its own, which :func:`recsys.load` and ``recsys serve`` read.
 
         The run folder, or the registered model, notes where it is: ``recsys forget`` replaces it.
+
+        Parameters
+        ----------
+        folder : path
+            A new folder; its parents are made.
+
+        Returns
+        -------
+        Path
+            The folder.
 
         Raises
         ------
@@ -302,6 +333,11 @@ def load(place: str | Path, *, tracking_uri: str = "") -> Model:
         A run folder, a bundle's folder, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``.
     tracking_uri : str
         Of MLflow, for a registered one.
+
+    Returns
+    -------
+    Model
+        It answers; with a run folder it has the report and all figures too.
 
     Raises
     ------
