@@ -15,7 +15,8 @@ Layout::
     bundle/ registered.json  of registration
     promotion.json promotion.md  of promote: the last decision
     compare.json             of compare: this run against another one
-    recommendations.parquet  of recommend
+    recommendations.parquet  of recommend: every user
+    answers/                 of recommend: a file for every file of requests
     tracking.json            the MLflow run that the stages share
 
 Where ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder: each artefact goes to the
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
+ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
 
@@ -103,6 +105,11 @@ class RunFolder:
     @property
     def recommendations(self) -> Path:
         return self.root / "recommendations.parquet"
+
+    @property
+    def answers(self) -> list[Path]:
+        """Every file of answers: to all users, and to requests."""
+        return [self.recommendations, *sorted((self.root / ANSWERS).glob("*.parquet"))]
 
     @property
     def config(self) -> Path:
@@ -166,7 +173,7 @@ class RunFolder:
         """Remove the trained model and all that was made of it, before another one takes its place."""
         for path in (self.registered, self.metrics, self.report, self.recommendations):
             self.forget(path)
-        for name in ("bundle", "model", "final"):
+        for name in ("bundle", "model", "final", ANSWERS):
             self.forget(self.root / name)
 
     def forget(self, path: Path) -> None:

@@ -277,7 +277,7 @@ def _measure(config: Config, folder: RunFolder, had: dict[str, bool]) -> None:
 def _clean(work: Forgetting) -> None:
     """What is neither dataset nor model."""
     folder = work.folder
-    rows = forget_recommendations(folder.recommendations, work.users)
+    rows = sum(forget_recommendations(path, work.users) for path in folder.answers)
     lines = forget_lines(folder.root, work.evidence.mentions)
     work.said |= {"recommendations": rows, "log_lines": lines, "at": datetime.now(UTC).isoformat(timespec="seconds")}
 
