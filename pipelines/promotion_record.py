@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recsys.evaluation.wording import segment_name
+
 
 def version_tags(record: Mapping[str, Any]) -> dict[str, str]:
     """What the version and the MLflow run say of the decision."""
@@ -52,7 +54,7 @@ def to_markdown(record: Mapping[str, Any]) -> str:
 def _segments(found: Mapping[str, Any]) -> list[str]:
     rows = [("all", found)]
     for group, labels in found["segments"].items():
-        rows += [(f"{group}: {label}", entry) for label, entry in labels.items()]
+        rows += [(f"{group}: {segment_name(label)}", entry) for label, entry in labels.items()]
     lines = [
         f"## {found['metric']}, {found['resamples']:,} paired resamples of users",
         "",
