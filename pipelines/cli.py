@@ -224,10 +224,12 @@ def _command(words: list[str]) -> int:
     if arguments.config is None and verb not in INHERITING:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
     from pipelines.mistakes import check, check_input
+    from pipelines.present import check_present
 
     config = _config(verb, arguments)
     stages = _kind(verb, config).stages
     check(config, stages)
+    check_present(config, stages)
     if arguments.dry_run:
         said = plan(verb, config)
         notes = check_input(config, stages)
