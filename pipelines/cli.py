@@ -92,6 +92,9 @@ def user_message(error: BaseException) -> str | None:
     traceback as their text: an outer exception says what an inner one knows better).
     """
     from recsys.errors import UserError
+
+    if isinstance(error, UserError) and not hasattr(error, "cause"):
+        return str(error)  # without the imports below, which take seconds
     from recsys.registry.tracking import outage
     from recsys.storage.places import message_of
 

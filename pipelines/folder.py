@@ -190,9 +190,9 @@ class RunFolder:
     def record(self, config: Config, verb: str) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
 
-        Says which keys differ from the earlier ``config.yaml`` among those that shape data, model or figures. Credentials are written nowhere. Where the model is
-        to be chosen, the sections of the choice are no difference, and ``config.yaml`` waits for it
-        (:meth:`write_config`).
+        Says which keys differ from the earlier ``config.yaml`` among those that shape data, model or figures.
+        Credentials are written nowhere. Where the model is to be chosen, the sections of the choice are no difference,
+        and ``config.yaml`` waits for it (:meth:`write_config`).
         """
         public = redacted(config)
         changed = _changes(self.config, public)

@@ -79,7 +79,9 @@ def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
         return
     output = Path(place) if place else folder.root / config.recommend.answers
     if output.is_dir():
-        raise ConfigError(f"recommend.out: {place} is a folder; name a file in it, such as {place.rstrip('/')}/answers.parquet")
+        raise ConfigError(
+            f"recommend.out: {place} is a folder; name a file in it, such as {place.rstrip('/')}/answers.parquet"
+        )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

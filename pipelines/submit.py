@@ -45,7 +45,9 @@ def command(words: Sequence[str]) -> int:
     if arguments.config is None:
         raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
     tree = read_tree(config_file(arguments.config), arguments.overrides)
-    config = build_config(tree, arguments.config, options=[name for name, _ in arguments.overrides])  # a mistake is known before it is sent
+    config = build_config(
+        tree, arguments.config, options=[name for name, _ in arguments.overrides]
+    )  # a mistake is known before it is sent
     check(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))

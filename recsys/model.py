@@ -86,7 +86,9 @@ class Encoders(nn.Module):
         if stack is not None:
             heard = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
         else:
-            heard = {TRAINED} | {name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight}
+            heard = {TRAINED} | {
+                name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight
+            }
         if fixed_K is not None:
             trained = [name for name, weight in zip(trained, fixed_K.tolist(), strict=True) if weight]
         return [*(trained if TRAINED in heard else []), *(name for name in fitted if name in heard)]

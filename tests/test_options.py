@@ -1,4 +1,4 @@
-"""A mistyped option is named as what it is, with the one that was likely meant; a missing file before anything heavy."""
+"""A mistyped option is named as what it is, with the nearest one; a missing file is told before anything heavy."""
 
 from __future__ import annotations
 

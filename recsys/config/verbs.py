@@ -32,7 +32,6 @@ class RecommendConfig(Section):
         "", description="time of asking where a request says none; default: that of the model's newest event"
     )
 
-
     @property
     def answers(self) -> str:
         """The file of the answers below the run folder, where ``out`` names no other place.

@@ -263,7 +263,7 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     if habits.repeats_are_common:
         draft.set("evaluate.exclude_seen", False, f"{share}: repeats are wanted")
         if last and habits.echoes_are_common:
-            why = "leaves out what the user had before from lists and figures: the item of the event before counts no more"
+            why = "leaves out of lists and figures what the user had before, so also the item of the event before"
             draft.other("evaluate.exclude_seen", True, why)
     else:
         why = f"{share}: new items are wanted" if habits.repeats >= 0.0005 else "nobody has an item again"

@@ -59,8 +59,9 @@ def recommend_all(
     rules: Mapping[str, Any] | None = None,
     out_of_stock: Iterable[str] = (),
 ) -> BatchSummary:
-    """Recommend for every user of the bundle, or for ``users``, or for ``requests``: on the connected Ray cluster, or in
-    this process where none is connected.
+    """Recommend for every user of the bundle, or for ``users``, or for ``requests``.
+
+    It runs on the connected Ray cluster, or in this process where none is connected.
 
     ``requests`` are what :class:`~recsys.serving.requests.Request` reads, each with a user id of its own: newest events
     of known users, newcomers with a history or friends. ``k``, ``exclude_seen`` and ``at`` hold where a request does
@@ -70,10 +71,10 @@ def recommend_all(
     ``rules`` (candidates, exclude, filters, boost, diversify, offset, explain as in a request) hold where a request
     says none of that name; items that are ``out_of_stock`` are in no list.
 
-    The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (of those that have
-    a say; null where no member answers), ``source``; users in the order of the bundle, those it does not know last, as given; requests as
-    given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor; where anything is explained,
-    ``explanation``, in JSON. It is written aside and renamed.
+    The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (of those
+    that have a say; null where no member answers), ``source``; users in the order of the bundle, those it does not know
+    last, as given; requests as given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor;
+    where anything is explained, ``explanation``, in JSON. It is written aside and renamed.
 
     Raises:
         ArtifactError: the bundle is missing or damaged.
