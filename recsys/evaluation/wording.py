@@ -22,7 +22,6 @@ def metric_name(name: str) -> str:
 _SEGMENT_NAMES: Final = {
     "new_targets": "items new to the user",
     "repeat_targets": "items the user had before",
-    "targets new to training": "items without training events",
 }
 
 
