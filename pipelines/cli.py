@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ _ENDINGS: dict[int, str] = {
 }
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the environment of a Ray job's driver
 _TEXTS = {"force": "promote.force", "item": "similar.item"}
+_FLAGS = ("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain", "--replace")
+_WORDS = ("config", "events", "user", "also", "budget", *_TEXTS, *(flag.removeprefix("--") for flag in _FLAGS))
 USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
 
@@ -90,6 +92,9 @@ def user_message(error: BaseException) -> str | None:
     traceback as their text: an outer exception says what an inner one knows better).
     """
     from recsys.errors import UserError
+
+    if isinstance(error, UserError) and not hasattr(error, "cause"):
+        return str(error)  # without the imports below, which take seconds
     from recsys.registry.tracking import outage
     from recsys.storage.places import message_of
 
@@ -112,20 +117,18 @@ def user_message(error: BaseException) -> str | None:
     return outside
 
 
-def parse(words: Sequence[str]) -> Arguments:
-    """Split the words after the verb.
+def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Arguments:
+    """Split the words after the verb; ``short`` are further options of one word, and the keys that they stand for.
 
     Raises:
-        UsageError: a word that is no option, or an option without its value.
+        UsageError: a word that is no option, an option that nothing reads, or one without its value.
 
     >>> parse(["--config", "a.yaml", "--train.lr", "3e-4", "--seed=-1", "--dry-run"]).overrides
     [('train.lr', '3e-4'), ('seed', '-1')]
     """
     config: str | None = None
     overrides: list[tuple[str, str]] = []
-    flags = dict.fromkeys(
-        ("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain", "--replace"), False
-    )
+    flags, short = dict.fromkeys(_FLAGS, False), short or {}
     rest, users, also = list(words), list[str](), list[str]()
     while rest:
         word = rest.pop(0)
@@ -138,6 +141,7 @@ def parse(words: Sequence[str]) -> Arguments:
         name, equals, value = word[2:].partition("=")
         if f"--{name}" in flags:
             raise UsageError(f"--{name} takes no value, got {value!r}")
+        _check_name(name, short)
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"--{name} needs a value: --{name} VALUE or --{name}=VALUE")
@@ -159,6 +163,8 @@ def parse(words: Sequence[str]) -> Arguments:
                 also.append(rest.pop(0))
         elif name == "budget":
             overrides.append(("run.budget", value))
+        elif name in short:
+            overrides.append((short[name], value))
         elif name in _TEXTS:
             quoted = "'{}'".format(value.replace("'", "''"))  # a text, whatever it looks like
             overrides.append((_TEXTS[name], quoted))
@@ -179,6 +185,15 @@ def parse(words: Sequence[str]) -> Arguments:
     if flags["--ablate"]:
         overrides.insert(0, ("evaluate.ablation", "full"))  # a value that is given as well says more, and wins
     return Arguments(config, overrides, flags["--dry-run"], flags["--help"])
+
+
+def _check_name(name: str, short: Mapping[str, str]) -> None:
+    if name in _WORDS or name in short:
+        return
+    from pipelines.options import is_key, unknown_option
+
+    if not is_key(name):
+        raise UsageError(unknown_option(name, [*_WORDS, *short]))
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -209,7 +224,7 @@ def _command(words: list[str]) -> int:
         raise UsageError(f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}")
     if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
         return int(_target(verb)(rest))
-    arguments = Arguments(None, [], False, True) if VERBS[verb].usage else parse(rest)
+    arguments = Arguments(None, [], False, True) if VERBS[verb].usage else parse(rest, dict(VERBS[verb].short))
     if arguments.help:
         print(_verb_help(verb))
         return 0
@@ -218,10 +233,12 @@ def _command(words: list[str]) -> int:
     if arguments.config is None and verb not in INHERITING:
         raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
     from pipelines.mistakes import check, check_input
+    from pipelines.present import check_present
 
     config = _config(verb, arguments)
     stages = _kind(verb, config).stages
     check(config, stages)
+    check_present(config, stages)
     if arguments.dry_run:
         said = plan(verb, config)
         notes = check_input(config, stages)
@@ -298,6 +315,7 @@ def plan(verb: str, config: Config) -> str:
         "name": config.registry.name,
         "alias": config.registry.alias,
         "tracking": redact(config.tracking.uri) or f"the SQLite store beside {run}",
+        "answered": config.recommend.out or f"{run}/{config.recommend.answers}",
         "similar": config.similar.model or f"{run}/bundle/",
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
@@ -366,6 +384,7 @@ def _overview() -> str:
         "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
         "  --also FOLDER …       short for --forget.also: further logs, exports and copies to forget them in\n"
         "  --item ID             short for --similar.item\n"
+        "  --requests FILE       recommend: short for --recommend.requests; --out FILE for --recommend.out\n"
         "  --dry-run             print the merged configuration and what would run, and do nothing\n"
         "  --help                after a verb: the keys that it reads, with type, default and meaning\n"
         "  --version\n\n"

@@ -70,7 +70,11 @@ def example_users(
                         "item": dataset.item_ids[item].as_py(),
                         "title": titles_N[item],
                         "score": float(score),
-                        "shares": dict(zip(model.names, shares_K, strict=True)),
+                        "shares": {
+                            name: share
+                            for name, share in zip(model.names, shares_K, strict=True)
+                            if name in model.speaking
+                        },
                         "hit": bool(hit),
                     }
                     for item, shares_K, score, hit in scored_R

@@ -292,7 +292,7 @@ def _measure(config: Config, folder: RunFolder, had: dict[str, bool]) -> None:
 def _clean(work: Forgetting) -> None:
     """What is neither dataset nor model."""
     folder = work.folder
-    rows = forget_recommendations(folder.recommendations, work.users)
+    rows = sum(forget_recommendations(path, work.users) for path in folder.answers)
     lines = forget_lines(folder.root, work.evidence.mentions)
     their_rows = TheirRows(work.forms, work.evidence.traces)
     done = CopiesForgotten(work.config, folder, work.copies, work.forms, their_rows, _hashes_before(folder)).forget()

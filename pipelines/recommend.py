@@ -1,13 +1,17 @@
-"""Stage ``recommend``: the top items of every user → RUN/recommendations.parquet, over Ray Data.
+"""Stage ``recommend``: the top items of every user → RUN/recommendations.parquet, over Ray Data where they are many.
 
 The model is ``recommend.model`` of the registry, or by default RUN/bundle, the very files that this run registered.
-``recommend.requests`` asks for newcomers and newest events instead, one request a user. All is asked at
+``recommend.requests`` asks for newcomers and newest events instead, one request a user → RUN/answers/NAME.parquet, or
+``recommend.out``. All is asked at
 ``recommend.at``, by default at the time of the newest event that the model knows.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pipelines.cli import main
@@ -16,15 +20,17 @@ from pipelines.plumbing.session import quiet, ray_session
 from recsys.bundle.description import read_info
 from recsys.config import Config
 from recsys.data.split import parse_time
+from recsys.errors import ConfigError
 from recsys.registry.register import resolve
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.request_files import read_requests
 from recsys.serving.requests import parse_rules
 from recsys.serving.stock import read_stock
+from recsys.storage.uris import is_remote, without_query
 
 
-def recommend(config: Config, folder: RunFolder) -> Path:
-    """Write the recommendations and return their file."""
+def recommend(config: Config, folder: RunFolder) -> str:
+    """Write the recommendations and return their place."""
     quiet()
     settings = config.recommend
     requests = read_requests(settings.requests) if settings.requests else None  # before anything starts
@@ -36,12 +42,13 @@ def recommend(config: Config, folder: RunFolder) -> Path:
         folder.progress(
             f"{settings.model or folder.shown(bundle)}: trained on {info.dataset.get('name', '')}, made {info.created}"
         )
-        with ray_session(config):
-            from recsys.serving.batch import recommend_all
+        from recsys.serving.batch import is_small, recommend_all
 
+        here = config.ray.address == "local" and is_small(bundle, settings.batch_size, requests)
+        with nullcontext() if here else ray_session(config), _written(config, folder) as (output, shown):
             done = recommend_all(
                 bundle,
-                folder.recommendations,
+                output,
                 settings.k,
                 settings.exclude_seen,
                 settings.batch_size,
@@ -50,12 +57,38 @@ def recommend(config: Config, folder: RunFolder) -> Path:
                 rules=settings.rules,
                 out_of_stock=stock.out,
             )
-        folder.publish(folder.recommendations)
         folder.progress(
             f"{done.num_rows:,} recommendations for {done.num_users:,} users ({done.num_fallback:,} by popularity) "
-            f"in {folder.shown(folder.recommendations)}"
+            f"in {shown}"
         )
-    return folder.recommendations
+    return shown
+
+
+@contextmanager
+def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
+    """The file to write, and its place as people find it, where it is when the block is over."""
+    place = config.recommend.out
+    if is_remote(place):
+        from recsys.storage.mirror import Mirror
+
+        parent, _, name = without_query(place).rpartition("/")
+        options = place[len(without_query(place)) :].lstrip("/")
+        with tempfile.TemporaryDirectory(prefix="multigrain-") as aside:
+            yield Path(aside) / name, place
+            Mirror(Path(aside), parent + options).publish(Path(aside) / name)
+        return
+    output = Path(place) if place else folder.root / config.recommend.answers
+    if output.is_dir():
+        raise ConfigError(
+            f"recommend.out: {place} is a folder; name a file in it, such as {place.rstrip('/')}/answers.parquet"
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"recommend.out: cannot make the folder {output.parent} ({error.strerror})") from None
+    yield output, place or folder.shown(output)
+    if not place:
+        folder.publish(output)
 
 
 if __name__ == "__main__":

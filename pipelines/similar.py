@@ -17,6 +17,7 @@ from recsys.registry.tracking import tracking_uri
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import SimilarAnswer, parse_rules, parse_similar
+from recsys.serving.similar import WAYS
 
 
 def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
@@ -38,7 +39,7 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
     [answer] = recommender.similar.answer([request])
     title = recommender.bundle.titles[recommender.item_row(answer.item_id)]
     say = folder.progress
-    say(f"like {answer.item_id} ({title}), by {answer.by}: {answer.why}")
+    say(f"like {answer.item_id} ({title}), by {WAYS[answer.by]}: {answer.why}")
     for rank, (item, score, name) in enumerate(zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1):
         say(f"{rank + request.offset:>4}  {score:7.4f}  {item}  {name}")
     return answer

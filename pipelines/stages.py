@@ -34,6 +34,7 @@ class Verb:
     locks: bool = True  # whether no other command may be at work in the run folder meanwhile
     reads_model: bool = True  # whether it reads the section ``model``, which auto chooses where it is missing
     sections: tuple[str, ...] = ()  # of the configuration that it reads, for its help
+    short: tuple[tuple[str, str], ...] = ()  # options of one word, and the key that each stands for
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -44,7 +45,7 @@ STAGES: Final[dict[str, Stage]] = {
         ("{dataset}/", "{run}/model/", "{run}/metrics.json"),
         ("{run}/final/, if train.final", "{run}/bundle/", "models:/{name}@{alias} in {tracking}"),
     ),
-    "recommend": Stage(("{recommender}",), ("{run}/recommendations.parquet",)),
+    "recommend": Stage(("{recommender}",), ("{answered}",)),
     "similar": Stage(("{similar}",), ()),
     "sweep": Stage(("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")),
     "best": Stage(
@@ -127,10 +128,11 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "recommend": Verb(
         "pipelines.recommend:recommend",
-        "write the top items of every user to a Parquet file",
+        "write the top items of every user, or the answers to a file of requests, to a Parquet file (--out FILE)",
         ("recommend",),
         reads_model=False,
         sections=("recommend", "run", "tracking", "ray"),
+        short=(("out", "recommend.out"), ("requests", "recommend.requests")),
     ),
     "similar": Verb(
         "pipelines.similar:similar",

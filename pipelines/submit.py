@@ -41,11 +41,13 @@ def command(words: Sequence[str]) -> int:
             f"submit: expected a verb or what to know of jobs, got {first!r}; verbs: {', '.join(verbs)}; "
             f"or: {', '.join(ABOUT_JOBS)}. Usage: {VERBS['submit'].usage}"
         )
-    arguments = parse(rest)
+    arguments = parse(rest, dict(VERBS[first].short))
     if arguments.config is None:
         raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
     tree = read_tree(config_file(arguments.config), arguments.overrides)
-    config = build_config(tree, arguments.config)  # a mistake is known before it is sent
+    config = build_config(
+        tree, arguments.config, options=[name for name, _ in arguments.overrides]
+    )  # a mistake is known before it is sent
     check(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))

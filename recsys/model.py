@@ -78,6 +78,21 @@ class Encoders(nn.Module):
         stack, members = self.stack, self.members
         return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
 
+    @property
+    def speaking(self) -> list[str]:
+        """The granularities that have a weight for somebody, in the order of :attr:`names`."""
+        stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
+        trained, fitted = ([name for name, _ in self.each(is_fitted)] for is_fitted in (False, True))
+        if stack is not None:
+            heard = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
+        else:
+            heard = {TRAINED} | {
+                name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight
+            }
+        if fixed_K is not None:
+            trained = [name for name, weight in zip(trained, fixed_K.tolist(), strict=True) if weight]
+        return [*(trained if TRAINED in heard else []), *(name for name in fitted if name in heard)]
+
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD``, ``present_BK``; unit vectors where the model has them."""
         if not self.each():
@@ -216,6 +231,17 @@ class FrozenModel:
     def names(self) -> list[str]:
         """The granularities, in the order of K."""
         return self.encoders.names
+
+    @property
+    def speaking(self) -> list[str]:
+        """The granularities that have a weight for somebody, in the order of K; what others add is always zero."""
+        return self.encoders.speaking
+
+    @property
+    def personal_K(self) -> Tensor:
+        """Which granularities look at who asks, and not at the moment alone: bool [K]."""
+        modules = [*self.encoders.each(), *self.encoders.each(fitted=True)]
+        return torch.tensor([module.personal for _, module in modules], dtype=torch.bool)
 
     @property
     def trained_names(self) -> list[str]:

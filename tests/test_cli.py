@@ -233,6 +233,16 @@ def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: 
     assert "train.lr: 0.001 → 0.5" in capsys.readouterr().out
 
 
+def test_what_shapes_neither_data_nor_model_is_no_difference(config: Config, capsys: Captured) -> None:
+    with open_run(config.model_copy(update={"run": config.run.model_copy(update={"budget": "5m"})}), "prepare"):
+        pass
+    recommend = config.recommend.model_copy(update={"k": 3})
+    with open_run(config.model_copy(update={"recommend": recommend}), "recommend") as folder:
+        lines = [json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()]
+    assert "differs" not in capsys.readouterr().out
+    assert set(lines[1]["changed"]) == {"run.budget", "recommend.k"}, "the record has them"
+
+
 def test_only_stages_that_the_configuration_decides_write_it(config: Config) -> None:
     with open_run(config, "train"):
         pass

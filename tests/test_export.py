@@ -349,7 +349,7 @@ def test_the_example_answers_as_recsys_recommend_does(
     (tmp_path / "own.yaml").write_text("{}")
     words += ["--config", str(tmp_path / "own.yaml"), "--recommend.requests", str(tmp_path / "asked.jsonl")]
     assert main(["recommend", *words]) == 0
-    expected = pq.read_table(tmp_path / "answers/recommendations.parquet").to_pylist()
+    expected = pq.read_table(tmp_path / "answers/answers/asked.parquet").to_pylist()
     assert main(["export", str(run), "--to", "onnx,faiss", "--out", str(tmp_path / "exported")]) == 0
     for request, found in zip(asked, answers_of_the_example(tmp_path / "exported", asked), strict=True):
         mine = [row for row in expected if row["user_id"] == request["user_id"]]

@@ -109,6 +109,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
             store.set_registered_model_alias("films", "champion", "1")
             recommendations = {"user_id": ["person-007", "person-001"], "item_id": ["film-01", "film-02"]}
             pq.write_table(pa.table(recommendations), folder / "run" / "recommendations.parquet")
+            (folder / "run" / "answers").mkdir()
+            pq.write_table(pa.table(recommendations), folder / "run" / "answers" / "asked.parquet")
             with (folder / "run" / "run.log").open("a", encoding="utf-8") as log:
                 log.write("a line about person-021.\n")
             yield path

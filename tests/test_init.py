@@ -350,6 +350,37 @@ def test_a_purchase_after_its_own_view_is_no_repeat(tmp_path: Path) -> None:
     assert config.evaluate.exclude_seen, "nobody buys a thing twice"
 
 
+def echoing(tmp_path: Path, likes: float) -> Path:
+    """Users who leave after three days and like an article right after reading it, a share of the times."""
+    draw, rows = random.Random(5), list[tuple[object, ...]]()
+    for user in range(80):
+        for step in range(12):
+            article, at = draw.randrange(12), own.epoch(own.START + timedelta(days=3 * user, hours=step))
+            rows.append((f"u{user}", f"a{article}", at, "read"))
+            rows += [(f"u{user}", f"a{article}", at + 20, "like")] if draw.random() < likes else []
+    header = ("user_id", "item_id", "timestamp", "event_type")
+    return own.write(tmp_path / "events.csv", [header, *rows])
+
+
+def test_likes_right_after_reading_are_told_with_options_that_take_care(tmp_path: Path) -> None:
+    found, config, _ = proposed(echoing(tmp_path, likes=0.5))
+    assert config.data.split.kind == "leave-last" and not config.evaluate.exclude_seen
+    assert 0.35 < found.found.habits.echoes < 0.75 and found.found.habits.echo_types == ("like",)
+    lines = found.draft.text().splitlines()
+    (line,) = [line for line in lines if line.strip().startswith("# interactions: [read]")]
+    assert f"{found.found.habits.echoes:.1%} of the last events come directly behind one of the same user" in line
+    assert any(line.strip().startswith("# exclude_seen: true") for line in lines)
+    assert "echoes: " in told(found.found)
+    taken = "\n".join(line.replace("# interactions", "interactions") for line in lines)
+    assert build_config(parse_yaml(taken, "draft"), "draft").data.interactions == ["read"], "the comment can be taken"
+
+
+def test_without_echoes_nothing_is_said_of_them(tmp_path: Path) -> None:
+    found, config, _ = proposed(echoing(tmp_path, likes=0.0))
+    assert config.data.split.kind == "leave-last"
+    assert "# interactions" not in found.draft.text() and "echoes: " not in told(found.found)
+
+
 def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> None:
     found, _, _ = proposed(*own.shop(tmp_path))
     lines = [line for line in found.draft.text().splitlines() if line.strip() and not line.startswith("#")]

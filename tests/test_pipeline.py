@@ -182,6 +182,24 @@ def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
     assert sorted(set(users)) == sorted(open_dataset(config).user_ids.to_pylist())
 
 
+def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    everybody = (world / "run" / "recommendations.parquet").read_bytes()
+    asked = tmp_path / "new users.jsonl"
+    asked.write_text('{"user_id": "nobody", "k": 3}\n')
+    words = ["recommend", "--config", str(world / "tiny.yaml"), "--requests", str(asked)]
+    assert main(words) == 0
+    own = world / "run" / "answers" / "new users.parquet"
+    assert f"in {own}" in (said := capfd.readouterr()).out
+    assert said.err == "", "Ray writes no line of its own"
+    assert pq.read_table(own).column("user_id").to_pylist() == ["nobody"] * 3
+    assert main([*words, "--out", str(tmp_path / "made" / "lists.parquet")]) == 0
+    assert pq.read_table(tmp_path / "made" / "lists.parquet").equals(pq.read_table(own))
+    assert main([*words, "--out", str(tmp_path)]) == 2
+    assert (world / "run" / "recommendations.parquet").read_bytes() == everybody
+
+
 def test_a_model_of_other_data_is_refused(world: Path) -> None:
     config, folder = _open(world)
     dataset = open_dataset(config)

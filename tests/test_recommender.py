@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from handmade import HISTORIES, ITEMS, small_model, small_world
 
 from recsys.bundle.files import Bundle
+from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import rank
+from recsys.serving.answer_rows import Answering, Defaults, output_schema
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
+from recsys.training.build import build_graphs, build_model
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,56 @@ def test_nothing_to_go_by_gives_the_popular_items(recommender: Recommender, requ
     assert set(answer.item_ids[1:3]) == {"i1", "i2"}  # by two
     assert set(answer.item_ids[3:]) < {"i0", "i5", "i7", "i8", "i9"}  # by one
     assert answer.scores == [3.0, 2.0, 2.0, 1.0, 1.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
+    """A model that kept ``item_knn`` and ``popularity``, and dropped ``behaviour`` and ``als``."""
+    enabled = ("behaviour", "item_knn", "als", "popularity")
+    sections = {name: {"enabled": True} for name in enabled}
+    tree = {"width": 8, "granularities": sections, "fusion": {"stack": True}}
+    config = build_config({"data": {"dir": dataset.root}, "model": tree})
+    model = build_model(config, dataset, Split.VALID)
+    for place, member in enumerate(model.encoders.members):
+        assert model.encoders.stack is not None
+        model.encoders.stack.weights_GM[:, place] = float(member in ("item_knn", "popularity"))
+    folder = tmp_path_factory.mktemp("stacked") / "bundle"
+    write_bundle(folder, model.freeze(build_graphs(dataset, Split.VALID, model)), dataset, {})
+    return Recommender.load(folder)
+
+
+def test_dropped_members_are_in_no_answer(stacked: Recommender) -> None:
+    assert set(stacked.names) == {"behaviour", "item_knn", "als", "popularity"}
+    answer = ask(stacked, user_id="u0", k=4)
+    assert set(answer.shares) == {"item_knn", "popularity"} and answer.source == "model"
+    assert [sum(shares) for shares in zip(*answer.shares.values(), strict=True)] == answer.scores
+    asked = Defaults(4, None, None)
+    for table in (
+        Answering(stacked, asked)(pa.table({"user_id": ["u0"]})),
+        Answering(stacked, asked).rows([{"user_id": "u0"}]),
+    ):
+        shares = [name for name in table.column_names if name.startswith("share_")]
+        assert sorted(shares) == ["share_item_knn", "share_popularity"]
+        assert table.schema == output_schema(stacked.speaking)
+
+
+@pytest.mark.parametrize(
+    "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
+)
+def test_an_answer_by_the_member_for_popularity_alone_is_marked(
+    stacked: Recommender, request_row: dict[str, Any]
+) -> None:
+    answer = ask(stacked, **request_row, k=3)
+    assert answer.source == "popularity"
+    assert answer.shares["popularity"] == answer.scores and set(answer.shares["item_knn"]) == {0.0}
+    assert ask(stacked, history=["i0"], k=3).source == "model"
+
+
+def test_batch_marks_popular_answers_as_requests_do(stacked: Recommender) -> None:
+    table = Answering(stacked, Defaults(3, None, None))(pa.table({"user_id": ["nobody", "u0"]}))
+    assert table.column("source").to_pylist() == ["popularity"] * 3 + ["model"] * 3
+    assert table.column("share_popularity").null_count == 0
+    assert table.column("share_popularity").to_pylist()[:3] == pytest.approx(table.column("score").to_pylist()[:3])
 
 
 def test_new_events_change_the_answer_and_their_time_and_type_count(recommender: Recommender) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -400,3 +401,36 @@ def test_strata_are_shown_with_their_choice_their_items_and_who_is_in_them(tmp_p
     for words in ("Strata of users", "8 strata", "−5.300", "Portishead · " + HOSTILE, "trip, hop", "25.0 %"):
         assert words in page.text, words
     assert "In stratum 2 (70 %), stratum 5 (20 %)" in page.text
+
+
+def test_twenty_members_have_twenty_fills(tmp_path: Path) -> None:
+    content = evaluation_json()
+    content["granularities"] = {f"member_{n}": {"weight": float(n > 3)} for n in range(20)}
+    shares = {f"member_{n}": 0.1 for n in range(4, 20)}
+    users = [
+        {**example, "recommendations": [{**example["recommendations"][0], "shares": shares}]} for example in examples()
+    ]
+    render_report(tmp_path / "r.html", content, manifest(), history(), users, "")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    fills = re.findall(r'<div class="bar (c\d+)"', text)
+    assert len(set(fills[:20])) == 20
+    keys = dict(re.findall(r'<span class="key (c\d+)">(member_\d+)</span>', text))
+    assert sorted(keys.values()) == sorted(shares), "what was dropped has no key"
+    assert {f"c{n}" for n in range(8)} <= set(keys), "members with a weight have the plain colours first"
+    looks = set()
+    for number in range(24):
+        colour = re.search(rf"\.c{number}\b[^{{}}]*{{ --c: var\((--g\d)\)", text)
+        pattern = re.search(rf"\.c{number}\b[^{{}}]*{{ --turn: [^;]*;\s*--p: ([^;]*);", text)
+        assert colour is not None
+        looks.add((colour.group(1), pattern.group(1) if pattern else "plain"))
+    assert len(looks) == 24, "each fill is a colour and a pattern of its own"
+
+
+def test_segments_are_named_in_plain_words(tmp_path: Path) -> None:
+    content = evaluation_json()
+    one = content["segments"]["items"].pop("targets new to training")
+    content["segments"]["items"] = {"new_targets": one, "repeat_targets": one}
+    render_report(tmp_path / "r.html", content, manifest(), history(), [], "")
+    text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "items new to the user" in text and "items the user had before" in text
+    assert "new_targets" not in text and "repeat_targets" not in text

@@ -130,10 +130,11 @@ def test_everything_on_s3_equals_everything_here(tmp_path: Path, bucket: str) ->
 
     pulled = [*("--run.dir", f"{bucket}/runs/two"), *("--recommend.model", "models:/tiny/1")]
     recsys("recommend", remote, tmp_path / "g", *pulled, "--recommend.requests", f"{bucket}/raw/asked.jsonl")
-    assert set(recommendations(f"{bucket}/runs/two/recommendations.parquet").column("user_id").to_pylist()) == {
-        "new",
-        "u1",
-    }
+    answers = recommendations(f"{bucket}/runs/two/answers/asked.parquet")
+    assert set(answers.column("user_id").to_pylist()) == {"new", "u1"}
+    words = ["--requests", f"{bucket}/raw/asked.jsonl", "--out", f"{bucket}/elsewhere/asked.parquet"]
+    assert f"in {bucket}/elsewhere/asked.parquet" in recsys("recommend", remote, tmp_path / "g2", *pulled, *words)
+    assert recommendations(f"{bucket}/elsewhere/asked.parquet").equals(answers)
     words = [*("--update.model", f"{bucket}/runs/one"), *("--update.feedback", f"[{bucket}/raw/feedback.csv]")]
     assert "120 rows of feedback" in recsys("update", remote, tmp_path / "h", *words, "--run.dir", f"{bucket}/runs/two")
 

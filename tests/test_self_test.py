@@ -126,5 +126,10 @@ def test_equal_items_may_change_places_and_scores_may_round(
 
 
 def test_another_source_is_another_answer() -> None:
-    found = difference(["a"], [1.0], "model", answer(["a"], [1.0], "popularity"))
-    assert found == "it gave 1 items by popularity; expected 1 items by model"
+    found = difference(["a"], [1.0], "popularity", answer(["a"], [1.0], "model"))
+    assert found == "it gave 1 items by model; expected 1 items by popularity"
+
+
+def test_a_member_for_popularity_that_earlier_releases_called_model_is_the_same_answer() -> None:
+    assert difference(["a"], [1.0], "model", answer(["a"], [1.0], "popularity")) == ""
+    assert "holds 'a' with 3" in difference(["a"], [1.0], "model", answer(["a"], [3.0], "popularity"))

@@ -60,6 +60,8 @@ def by_cosine(vectors: Any, item: int, k: int) -> list[str]:
 def test_by_vectors_it_is_the_cosine(bundle: Bundle, recommender: Recommender) -> None:
     answer = like(recommender, "i3", k=10)
     assert (answer.by, answer.item_id) == ("vectors", "i3") and len(answer.titles) == 10
+    had = [bundle.histories.take(np.array([user])).items_E.tolist() for user in range(USERS)]
+    assert answer.why == f"{sum(3 in items for items in had)} users have it"
     assert answer.item_ids == by_cosine(bundle.model.item_vectors_ND.numpy(), 3, 10)
     assert answer.scores == sorted(answer.scores, reverse=True) and max(answer.scores) <= 1 + 1e-6
 
@@ -86,7 +88,7 @@ def test_by_text_it_is_the_cosine_of_texts(recommender: Recommender) -> None:
 def test_an_item_that_nobody_had_is_told_by_its_text(recommender: Recommender) -> None:
     cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
     answer = like(recommender, f"i{cold}", k=5)
-    assert (answer.by, answer.why) == ("text", "nobody had it, so its text speaks")
+    assert (answer.by, answer.why) == ("text", "no user has it yet, so texts are compared")
     assert answer.item_ids == by_cosine(torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5)
 
 
@@ -130,7 +132,7 @@ def test_rules_hold_for_similar_items(world: World, recommender: Recommender) ->
             {"item_id": f"i{ITEMS - 1}", "by": "text"},
             r"cannot be compared by text: it has no text; what is left: none",
         ),
-        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: nobody had it"),
+        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: no user has it yet"),
         ({"item_id": "i1", "explain": True}, r"explain: unknown field"),
     ],
 )
@@ -231,7 +233,7 @@ def test_the_verb_prints_what_the_endpoint_answers(
     assert main([*words, "--item", "i3", *rules]) == 0
     answer = like(recommender, "i3", k=3, filters={"kind": "toys"})
     said = capsys.readouterr().out
-    assert "like i3 (Title of i3), by vectors" in said
+    assert "like i3 (Title of i3), by the model's item vectors" in said
     listed = [line.split()[-4] for line in said.splitlines() if "Title of i" in line and "like" not in line]
     assert listed == answer.item_ids
     assert main([*words, "--item", "x"]) == 2

@@ -28,6 +28,8 @@ _ABOUT: Final = {  # of top-level sections whose models say nothing of themselve
     "serve": "`recsys serve`: answers over HTTP.",
     "promote": "`recsys promote`: the gate before `@champion`.",
     "compare": "`recsys compare`: two runs, or the versions behind a server.",
+    "referee": "`recsys referee`: protocols, and the lists of any library.",
+    "ui": "`recsys ui`: the dashboard.",
     "pull": "`recsys pull`: a registered model as a folder.",
     "export": "`recsys export`: ONNX, FAISS, Parquet.",
     "forget": "`recsys forget`: users removed, with a proof.",

@@ -15,7 +15,8 @@ Layout::
     bundle/ registered.json  of registration
     promotion.json promotion.md  of promote: the last decision
     compare.json             of compare: this run against another one
-    recommendations.parquet  of recommend
+    recommendations.parquet  of recommend: every user
+    answers/                 of recommend: a file for every file of requests
     tracking.json            the MLflow run that the stages share
     copies/                  notes of where exports and saved models of this run are, for forget
 
@@ -52,7 +53,10 @@ if TYPE_CHECKING:
 
 
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
+ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
+_SHAPING: Final = ("seed", "data", "model", "train", "evaluate", "config")  # config.yaml itself, if it is unreadable
+_ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
 _REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
 
 
@@ -111,6 +115,11 @@ class RunFolder:
     @property
     def recommendations(self) -> Path:
         return self.root / "recommendations.parquet"
+
+    @property
+    def answers(self) -> list[Path]:
+        """Every file of answers: to all users, and to requests."""
+        return [self.recommendations, *sorted((self.root / ANSWERS).glob("*.parquet"))]
 
     @property
     def config(self) -> Path:
@@ -174,7 +183,7 @@ class RunFolder:
         """Remove the trained model and all that was made of it, before another one takes its place."""
         for path in (self.registered, self.metrics, self.report, self.recommendations):
             self.forget(path)
-        for name in ("bundle", "model", "final"):
+        for name in ("bundle", "model", "final", ANSWERS):
             self.forget(self.root / name)
 
     def forget(self, path: Path) -> None:
@@ -189,16 +198,17 @@ class RunFolder:
     def record(self, config: Config, verb: str) -> None:
         """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
 
-        Says which keys differ from the earlier ``config.yaml``. Credentials are written nowhere. Where the model is
-        to be chosen, the sections of the choice are no difference, and ``config.yaml`` waits for it
-        (:meth:`write_config`).
+        Says which keys differ from the earlier ``config.yaml`` among those that shape data, model or figures.
+        Credentials are written nowhere. Where the model is to be chosen, the sections of the choice are no difference,
+        and ``config.yaml`` waits for it (:meth:`write_config`).
         """
         public = redacted(config)
         changed = _changes(self.config, public)
         if not config.has_model:
             changed = {key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN}
-        if changed:
-            shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(changed.items()))
+        told = {key: pair for key, pair in changed.items() if _shapes(key)}
+        if told:
+            shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(told.items()))
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
             self.progress(f"the configuration differs from the last one in {where}:\n  {shown}")
         line = {
@@ -328,6 +338,15 @@ def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
     after = _flat(config.model_dump(mode="json"))
     keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def _shapes(key: str) -> bool:
+    """Whether a key decides what the dataset, the model or its figures are, not where, how fast or what for it runs.
+
+    >>> [key for key in ("run.budget", "train.lr", "train.threads", "recommend.k", "seed") if _shapes(key)]
+    ['train.lr', 'seed']
+    """
+    return key.split(".")[0] in _SHAPING and key not in _ELSEWHERE
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -72,7 +72,7 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
         tree["data"] = {**tree["data"], "dir": info.dataset.get("root", "")}
     for dotted, text in overrides:
         set_path(tree, dotted, parse_value(dotted, text))
-    return build_config(tree, f"the configuration of {uri} with the command line")
+    return build_config(tree, f"the configuration of {uri}", options=[name for name, _ in overrides])
 
 
 def _model(verb: str, config: Config) -> str:

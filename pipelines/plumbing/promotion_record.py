@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pipelines.plumbing.progress import table
+from recsys.report.wording import segment_name
 
 _COLUMNS: Final = ("alias", "made", "events", "dataset", "decision", "candidate")
 
@@ -88,7 +89,7 @@ def _row(one: Mapping[str, Any]) -> list[str]:
 def _segments(found: Mapping[str, Any]) -> list[str]:
     rows = [("all", found)]
     for group, labels in found["segments"].items():
-        rows += [(f"{group}: {label}", entry) for label, entry in labels.items()]
+        rows += [(f"{group}: {segment_name(label)}", entry) for label, entry in labels.items()]
     lines = [
         f"## {found['metric']}, {found['resamples']:,} paired resamples of users",
         "",

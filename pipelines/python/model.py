@@ -173,7 +173,7 @@ class Model:
         else:
             asked = named_users(self.recommender.bundle, [users] if isinstance(users, str) else users)
         tables = [answering(asked.slice(start, _AT_A_TIME)) for start in range(0, len(asked), _AT_A_TIME)]
-        return pa.concat_tables(tables or [output_schema(self.recommender.names).empty_table()]).to_pandas()
+        return pa.concat_tables(tables or [output_schema(self.recommender.speaking).empty_table()]).to_pandas()
 
     def similar(
         self, item: str, *, k: int = 20, by: Literal["auto", "vectors", "use", "text"] = "auto", **rules: Any

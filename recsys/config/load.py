@@ -40,7 +40,8 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
-    return build_config(read_tree(path, overrides), "command line" if path is None else str(path))
+    where = "command line" if path is None else str(path)
+    return build_config(read_tree(path, overrides), where, options=[dotted for dotted, _ in overrides])
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -51,18 +52,21 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
     return tree
 
 
-def build_config(tree: Mapping[str, Any], where: str = "configuration", expand: bool = True) -> Config:
+def build_config(
+    tree: Mapping[str, Any], where: str = "configuration", expand: bool = True, options: Sequence[str] = ()
+) -> Config:
     """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys.
 
     ``expand``: whether ``$VARIABLES`` are those of the environment; not where the tree is of a configuration that was
     read before, whose values may hold a dollar sign of their own.
+    ``options``: the dotted paths that the command line has set, which messages name as such.
     """
     if isinstance(tree.get("model"), str) and tree["model"].strip().lower() == AUTO:
         tree = {key: value for key, value in tree.items() if key != "model"}
     try:
         return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, where)) from None
+        raise ConfigError(_explain(error, where, options)) from None
     except RecursionError:
         raise ConfigError(
             f"wrong configuration in {where}: a value is nested too deeply, or holds itself through a YAML alias (&, *)"
@@ -176,27 +180,40 @@ def _variable(match: re.Match[str], where: str) -> str:
     return value
 
 
-def _explain(error: pydantic.ValidationError, where: str) -> str:
-    lines = []
+def _explain(error: pydantic.ValidationError, where: str, options: Sequence[str] = ()) -> str:
+    of_file, of_options = list[str](), list[str]()
     for problem in _of_meant_form(error.errors(include_url=False)):
         path = [str(part) for part in problem["loc"]]
         dotted = ".".join(part for part in _without_tags(path) if not _FORM.fullmatch(part))
-        if problem["type"] == "extra_forbidden":
-            valid = choices(_keys_at(path[:-1]))
-            lines.append(f"{dotted}: unknown key; valid keys here: {valid}")
-        elif problem["type"] == "missing":
-            lines.append(f"{dotted}: missing, and it has no default")
-        elif problem["type"] == "union_tag_not_found":
-            lines.append(f"{dotted}.kind: missing; expected one of {choices(SOURCE_KINDS)}")
-        elif problem["input"] is None:
-            lines.append(f"{dotted}: is empty; give a value ([] for an empty list), or leave the key out")
+        line = _line(problem, path, dotted)
+        if any(_is_set_by(option, dotted, problem["type"]) for option in options):
+            of_options.append(f"  --{line}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            got = problem["input"]
-            message = _PLAIN.get(problem["type"], message).replace("Input should be ", "expected ")
-            shown = f" (got {_short(got)})" if not isinstance(got, (dict, BaseModel)) else ""
-            lines.append(f"{dotted or 'configuration'}: {message}{shown}")
-    return f"wrong configuration in {where}:\n  " + "\n  ".join(lines)
+            of_file.append(f"  {line}")
+    lines = [f"wrong configuration in {where}:", *of_file] if of_file else []
+    return "\n".join([*lines, *(["wrong option of the command line:", *of_options] if of_options else [])])
+
+
+def _is_set_by(option: str, dotted: str, kind: str) -> bool:
+    """Whether a wrong key was set by an option: itself, by a section that was given whole, or as an unknown section."""
+    is_below = dotted.startswith(f"{option}.")
+    return option == dotted or is_below or (kind == "extra_forbidden" and option.startswith(f"{dotted}."))
+
+
+def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
+    """What is wrong at a key, with the cure."""
+    if problem["type"] == "extra_forbidden":
+        return f"{dotted}: unknown key; valid keys here: {choices(_keys_at(path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{dotted}: missing, and it has no default"
+    if problem["type"] == "union_tag_not_found":
+        return f"{dotted}.kind: missing; expected one of {choices(SOURCE_KINDS)}"
+    if problem["input"] is None:
+        return f"{dotted}: is empty; give a value ([] for an empty list), or leave the key out"
+    message, got = problem["msg"].removeprefix("Value error, "), problem["input"]
+    message = _PLAIN.get(problem["type"], message).replace("Input should be ", "expected ")
+    shown = f" (got {_short(got)})" if not isinstance(got, (dict, BaseModel)) else ""
+    return f"{dotted or 'configuration'}: {message}{shown}"
 
 
 def _of_meant_form(problems: list[Any]) -> list[Any]:

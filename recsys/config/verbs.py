@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from recsys.config.section import Place, Section
+from recsys.storage.uris import without_query
 
 
 class RecommendConfig(Section):
@@ -17,6 +18,11 @@ class RecommendConfig(Section):
     requests: Place = Field(
         "", description="JSON lines of user_id, history, friends, k, exclude_seen, at; default: every user of the model"
     )
+    out: Place = Field(
+        "",
+        description="Parquet file of the answers (--out); default: RUN/recommendations.parquet for every user, and "
+        "RUN/answers/NAME.parquet for a file NAME.jsonl of requests",
+    )
     rules: dict[str, Any] = Field(
         {},
         description="candidates, exclude, filters, boost, diversify, offset, explain, where a request says none",
@@ -25,6 +31,18 @@ class RecommendConfig(Section):
     at: str = Field(
         "", description="time of asking where a request says none; default: that of the model's newest event"
     )
+
+    @property
+    def answers(self) -> str:
+        """The file of the answers below the run folder, where ``out`` names no other place.
+
+        >>> RecommendConfig().answers, RecommendConfig(requests="asked/new users.jsonl.gz").answers
+        ('recommendations.parquet', 'answers/new users.parquet')
+        """
+        if not self.requests:
+            return "recommendations.parquet"
+        name = without_query(self.requests).rpartition("/")[2]
+        return f"answers/{name.removesuffix('.gz').rpartition('.')[0].lstrip('.') or name.strip('.')}.parquet"
 
 
 class SimilarConfig(Section):

@@ -287,6 +287,7 @@ class Granularity(nn.Module):
     reads_histories = False  # whether it needs the events of the graphs in order, with times and repeats
 
     reads_text = False  # whether ``forward`` looks at the items' text vectors
+    personal = True  # False: says the same to everybody who asks at a moment, whatever is known of them
     fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
 
     sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0

@@ -23,6 +23,7 @@ from recsys.inspect.vocabulary import NEGATIVE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _MANY_REPEATS: Final = 0.1
+_MOSTLY: Final = 0.5
 _MOST_UNTIMED: Final = 0.001
 
 
@@ -43,6 +44,8 @@ class Habits:
     temporal: Temporal | None = None  # the split in time that leaves enough users, None: none does
     best_temporal: Temporal | None = None  # the one that leaves most, for the reason
     repeats: float = 0.0  # share of the events that would be predicted whose pair of user and item came before
+    echoes: float = 0.0  # share of the users' last events to predict that follow an event of theirs on the same item
+    echo_types: tuple[str, ...] = ()  # the types that mostly follow so, where there are others
     low: float = 1.0
     high: float = 1.0
     num_values: int = 0  # different ones
@@ -59,6 +62,10 @@ class Habits:
     @property
     def repeats_are_common(self) -> bool:
         return self.repeats > _MANY_REPEATS
+
+    @property
+    def echoes_are_common(self) -> bool:
+        return self.echoes > _MANY_REPEATS
 
     @property
     def bad_share(self) -> float:
@@ -160,6 +167,7 @@ def habits_of(
         temporal,
         cuts.best,
         _repeats(used, temporal, targets),
+        *_echoes(used, targets),
         _number(values.min()),
         _number(values.max()),
         values.n_unique(),
@@ -221,6 +229,25 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
     rows = rows.with_columns(place=pl.col("user").cum_count().over("user"))
     asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
     return _number(asked["again"].mean()) if len(asked) else 0.0
+
+
+def _echoes(frame: pl.DataFrame, targets: Sequence[str]) -> tuple[float, tuple[str, ...]]:
+    """Of the last event to predict of every user with an earlier event: the share that comes directly behind an event
+    of the same user on the same item; and the types most of whose events do so, unless all types are such.
+
+    Why: each user's last event as test is then found by naming the item of the event before.
+    """
+    rows = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
+    if rows["time"].null_count() < 0.5 * len(rows):
+        rows = rows.sort(["user", "time"], maintain_order=True)
+    rows = rows.with_columns(echo=pl.col("item") == pl.col("item").shift().over("user")).drop_nulls("echo")
+    asked = _of_types(rows, targets).group_by("user", maintain_order=True).last()
+    if not len(asked):
+        return 0.0, ()
+    by_type = rows.group_by("type").agg(pl.col("echo").mean()).filter(pl.col("type").is_not_null())
+    shares = {str(name): float(share) for name, share in by_type.rows()}
+    mostly = tuple(sorted(name for name, share in shares.items() if share >= _MOSTLY))
+    return _number(asked["echo"].mean()), mostly if len(mostly) < len(shares) else ()
 
 
 def _same_time(frame: pl.DataFrame) -> float:

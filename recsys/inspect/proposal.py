@@ -43,6 +43,7 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
         )
     _rules(draft, found)
     _split(draft, found)
+    _echoes(draft, found)
     _text(draft, found)
     _facts(draft, found)
     _evaluation(draft, found)
@@ -164,6 +165,22 @@ def _split(draft: Draft, found: Understood) -> None:
     draft.other("data.split.kind", "leave-last", "with order: file, if the rows of a user are in order")
 
 
+def _echoes(draft: Draft, found: Understood) -> None:
+    """What to do where the last events follow events of the same user on the same item, so that copying finds them."""
+    habits = found.habits
+    if found.split is not None or habits.temporal is not None or found.order == "none" or not habits.echoes_are_common:
+        return
+    said = f"{habits.echoes:.1%} of the last events come directly behind one of the same user on the same item"
+    kept = [kind for kind in found.meaning.history or habits.types if kind not in habits.echo_types]
+    if habits.echo_types and kept and not found.meaning.targets:
+        kinds = ", ".join(habits.echo_types)
+        why = f"{said}, and naming that item again finds them; this leaves out {kinds}, which mostly come so"
+        draft.other("data.interactions", kept, why)
+    elif found.meaning.targets and habits.has_times:
+        why = f"{said}: this asks before the first event of the visit"
+        draft.other("data.split.kind", "temporal", why)
+
+
 def _why_not_temporal(habits: Habits) -> str:
     best = habits.best_temporal
     return f"as one cut in time leaves {'nothing between its parts' if best is None else best.why_not}"
@@ -235,6 +252,9 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     share = f"{habits.repeats:.1%} of the events to predict are of an item that the user had before"
     if habits.repeats_are_common:
         draft.set("evaluate.exclude_seen", False, f"{share}: repeats are wanted")
+        if last and habits.echoes_are_common:
+            why = "leaves out of lists and figures what the user had before, so also the item of the event before"
+            draft.other("evaluate.exclude_seen", True, why)
     else:
         why = f"{share}: new items are wanted" if habits.repeats >= 0.0005 else "nobody has an item again"
         draft.set("evaluate.exclude_seen", True, why)

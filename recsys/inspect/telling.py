@@ -45,6 +45,11 @@ def _events(found: Understood) -> Iterator[str]:
     for name, why in list(found.idle.items())[:12]:
         yield f"             not used: {name} ({why})"
     yield f"             repeats: {habits.repeats:.1%} of the events to predict"
+    if habits.echoes_are_common and habits.temporal is None:
+        yield (
+            f"             echoes: {habits.echoes:.1%} of the users' last events come directly behind one of theirs on "
+            "the same item; the file says what to do"
+        )
     if habits.bad_share:
         yield f"             {habits.bad_share:.1%} of the rows cannot be used: {found.bad_why.get('events', '')}"
 

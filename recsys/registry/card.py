@@ -13,7 +13,7 @@ from typing import Any, Final
 from recsys.config import Config, redact
 from recsys.data.dataset import Manifest
 from recsys.evaluation.members import single_line
-from recsys.report.wording import sentence
+from recsys.report.wording import segment_name, sentence
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
 _USE: Final = (
@@ -225,7 +225,7 @@ def _segments(metrics: Mapping[str, Any]) -> list[str]:
     metric = metrics.get("metric", "")
     rows = [
         [
-            f"{group}: {label}",
+            f"{group}: {segment_name(label)}",
             f"{entry['queries']:,}",
             f"{entry['model'][metric]:.4f}",
             f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}" if "interval" in entry else "",

@@ -30,7 +30,7 @@ from recsys.report.panels import (
     trade_off_panel,
     trust_panel,
 )
-from recsys.report.wording import duration, figure, metric_name, number, sentence, signed
+from recsys.report.wording import duration, figure, metric_name, number, segment_name, sentence, signed
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -46,11 +46,11 @@ _GROUPS: Final = {
     "friends": "By friends",
     "users": "By whether the user was in training",
     "cold": "By whether the split cut the user's training events",
-    "items": "Targets new to training, new to the user, and had before",
+    "items": "New items, and items that the user had before",
     "event_types": "By type of the target",
 }
 _MAX_HISTORY: Final = 12
-_NUM_COLOURS: Final = 8
+_NUM_COLOURS: Final = 24  # fills of report.css
 
 
 def render_report(
@@ -90,6 +90,7 @@ def render_report(
         signed=signed,
         figure=figure,
         sentence=sentence,
+        segment=segment_name,
     )
     html = environment.get_template("report.html.j2").render(
         title=manifest.name,
@@ -110,7 +111,8 @@ def render_report(
         ablation=ablation_panel(evaluation),
         trust=trust_panel(evaluation),
         trade_off=trade_off_panel(evaluation),
-        colours=_colours(evaluation),
+        colours=(colours := _colours(evaluation)),
+        shown_colours=_shown(colours, examples),
         examples=[_example(example) for example in examples],
         movement=movement_panel(examples),
         strata=strata_panel(evaluation),
@@ -291,8 +293,15 @@ def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _colours(evaluation: Mapping[str, Any]) -> dict[str, int]:
-    """Granularity → number of its colour, the same in every chart."""
-    return {name: index % _NUM_COLOURS for index, name in enumerate(evaluation["granularities"])}
+    """Granularity → number of its colour, the same in every chart; those with a weight have the plain colours."""
+    names = sorted(evaluation["granularities"], key=lambda name: not evaluation["granularities"][name]["weight"])
+    return {name: index % _NUM_COLOURS for index, name in enumerate(names)}
+
+
+def _shown(colours: Mapping[str, int], examples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The colours of what has a part in any example."""
+    bars = [entry["shares"] for example in examples for entry in example["recommendations"]]
+    return {name: colour for name, colour in colours.items() if any(bar.get(name) for bar in bars)}
 
 
 def _fusion(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

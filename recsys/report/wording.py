@@ -19,6 +19,21 @@ def metric_name(name: str) -> str:
     return f"{shown}@{k}" if k else shown
 
 
+_SEGMENT_NAMES: Final = {
+    "new_targets": "items new to the user",
+    "repeat_targets": "items the user had before",
+}
+
+
+def segment_name(label: str) -> str:
+    """The label of a segment in ``metrics.json`` in plain words.
+
+    >>> segment_name("repeat_targets"), segment_name("10–19")
+    ('items the user had before', '10–19')
+    """
+    return _SEGMENT_NAMES.get(label, label)
+
+
 def number(value: float | None, decimals: int = 4) -> str:
     """A metric value; a dash for nothing.
 

@@ -21,7 +21,7 @@ from recsys.serving.standings import BOOST
 
 
 def output_schema(granularities: Sequence[str], boosted: bool = False, explained: bool = False) -> pa.Schema:
-    """Columns of the file."""
+    """Columns of the file, ``granularities`` those that have a say in the model."""
     return pa.schema(
         [
             ("user_id", pa.string()),
@@ -71,7 +71,7 @@ class Answering:
         defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
         answers = self.recommender.recommend(parse_requests([{**defaults, **request} for request in requests]))
         named = [replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)]
-        return answer_table(named, self.recommender.names)
+        return answer_table(named, self.recommender.speaking)
 
 
 def user_table(
@@ -88,11 +88,12 @@ def user_table(
         "item_id": recommender.item_names.take(pa.array(found.items_BR[rows_X, places_X])),
         "score": pa.array(found.scores_BR[rows_X, places_X]),
         **{
-            f"share_{name}": pa.array(s, mask=~of_model_X) for name, s in zip(recommender.names, shares_KX, strict=True)
+            f"share_{name}": pa.array(share_X, mask=~of_model_X)
+            for name, share_X in zip(recommender.speaking, shares_KX, strict=True)
         },
-        "source": pa.array(["popularity", "model"]).take(pa.array(of_model_X.astype(np.int8))),
+        "source": pa.array(["popularity", "model"]).take(pa.array(found.personal_B[rows_X].astype(np.int8))),
     }
-    return pa.table(columns, schema=output_schema(recommender.names))
+    return pa.table(columns, schema=output_schema(recommender.speaking))
 
 
 def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.Table:

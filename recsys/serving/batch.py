@@ -33,6 +33,7 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, parse_rules, rules_of
 
+_BATCHES_HERE: Final = 16  # answered without Ray: seconds, which is less than actors take to start
 _BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
 _ROWS_A_GROUP: Final = 262_144
 
@@ -44,7 +45,7 @@ class BatchSummary:
     path: Path
     num_users: int
     num_rows: int
-    num_fallback: int  # users who got the popular items
+    num_fallback: int  # users of whom nothing was known to go by: what is popular answers
     seconds: float
 
 
@@ -60,7 +61,9 @@ def recommend_all(
     rules: Mapping[str, Any] | None = None,
     out_of_stock: Iterable[str] = (),
 ) -> BatchSummary:
-    """Recommend for every user of the bundle, or for ``users``, or for ``requests``, on the connected Ray cluster.
+    """Recommend for every user of the bundle, or for ``users``, or for ``requests``.
+
+    It runs on the connected Ray cluster, or in this process where none is connected.
 
     ``requests`` are what :class:`~recsys.serving.requests.Request` reads, each with a user id of its own: newest events
     of known users, newcomers with a history or friends. ``k``, ``exclude_seen`` and ``at`` hold where a request does
@@ -70,10 +73,10 @@ def recommend_all(
     ``rules`` (candidates, exclude, filters, boost, diversify, offset, explain as in a request) hold where a request
     says none of that name; items that are ``out_of_stock`` are in no list.
 
-    The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (null for
-    popular items), ``source``; users in the order of the bundle, those it does not know last, as given; requests as
-    given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor; where anything is explained,
-    ``explanation``, in JSON. It is written aside and renamed.
+    The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (of those
+    that have a say; null where no member answers), ``source``; users in the order of the bundle, those it does not know
+    last, as given; requests as given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor;
+    where anything is explained, ``explanation``, in JSON. It is written aside and renamed.
 
     Raises:
         ArtifactError: the bundle is missing or damaged.
@@ -84,7 +87,7 @@ def recommend_all(
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
     asked = Defaults(k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock))
     bundle = read_bundle(bundle_folder)
-    schema = output_schema(bundle.model.names, *_says([asked.rules, *(requests or ())]))
+    schema = output_schema(bundle.model.speaking, *_says([asked.rules, *(requests or ())]))
     chosen = _chosen(bundle, bundle_folder, batch_size, users, requests)
     _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])
     output = Path(output_parquet).absolute()
@@ -104,6 +107,21 @@ def recommend_all(
     finally:
         aside.unlink(missing_ok=True)
     return BatchSummary(output, num_users, num_rows, num_fallback, time.perf_counter() - started)
+
+
+def is_small(bundle_folder: str | Path, batch_size: int, requests: Sequence[Any] | None = None) -> bool:
+    """Whether one process answers sooner than Ray and its actors start.
+
+    Raises:
+        ArtifactError: the bundle is missing or damaged.
+    """
+    if requests is not None:
+        return len(requests) <= _BATCHES_HERE * batch_size
+    try:
+        return bool(pq.read_metadata(Path(bundle_folder) / USERS).num_rows <= _BATCHES_HERE * batch_size)
+    except (OSError, pa.ArrowException):
+        read_bundle(bundle_folder)  # says what is wrong with it
+        raise
 
 
 def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
@@ -142,6 +160,10 @@ class _Actor:
 
 def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Tables of recommendations, user by user in order."""
+    if not ray.is_initialized():
+        answering = Answering(Recommender(bundle), asked)
+        yield from (answering(block) for table in chosen for block in _slices(table, batch_size))
+        return
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]
     if not blocks:
         return
@@ -155,6 +177,7 @@ def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Ite
             batch_size=None,  # a block is a batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
             num_cpus=1,
+            **_restarts(),
         )
         yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
 
@@ -181,6 +204,16 @@ def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
 def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
     for start in range(0, len(table), size):
         yield table.slice(start, size)
+
+
+def _restarts() -> dict[str, Any]:
+    """How often an actor is started again: where there are other machines, as Ray Data does it; on a single one never.
+
+    Why: there an actor dies for want of memory, and would again. Ray writes an error line of its own about every actor
+    that may start again, since Ray Data hands actors their function by the object store.
+    """
+    num_machines = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return {"max_restarts": 0} if num_machines == 1 else {}
 
 
 def _num_actors(num_batches: int) -> int:

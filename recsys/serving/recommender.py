@@ -48,8 +48,9 @@ class Lists:
 
     items_BR: Array  # int32, −1 behind the end
     scores_BR: Array  # float64
-    shares_BKR: Array  # float64, of no meaning where not of the model
-    of_model_B: Array  # bool; False: the most popular items
+    shares_BKR: Array  # float64, K those of ``speaking``; of no meaning where not of the model
+    of_model_B: Array  # bool; False: the most popular items of all times, which no member names
+    personal_B: Array  # bool; False: nothing of the user was known to go by, what is popular answers
 
 
 class Recommender:
@@ -61,7 +62,9 @@ class Recommender:
 
     def __init__(self, bundle: Bundle, through: Split = Split.TEST) -> None:
         self.bundle, self.model = bundle, bundle.model
-        self.names = self.model.names
+        self.names, self.speaking = self.model.names, self.model.speaking
+        self._speaking_K = [self.names.index(name) for name in self.speaking]
+        self._personal_K = self.model.personal_K
         self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
         profile = encoding_of(self.model.sizes)
         self._attributes = RequestEncoder(profile.users if profile else ())
@@ -209,11 +212,12 @@ class Recommender:
         asked_at_B = np.full(len(users_B), self.newest if at is None else at, dtype=np.int64)
         queries = as_queries(replace(known, users_U=users_B, offsets_U1=offsets_B1), asked_at_B)
         nothing = self._attributes.encode([None])
-        names, size = len(self.names), self._chunk_size(k)
+        names, size = len(self.speaking), self._chunk_size(k)
         found = Lists(
             np.full((len(users_B), k), -1, dtype=np.int32),
             np.zeros((len(users_B), k)),
             np.zeros((len(users_B), names, k)),
+            np.zeros(len(users_B), dtype=bool),
             np.zeros(len(users_B), dtype=bool),
         )
         excludes = self._excludes(exclude_seen)
@@ -227,7 +231,7 @@ class Recommender:
                 hidden = self._hidden(piece, np.full(len(rows_b), excludes))
                 found_b = self._standings(parts, hidden)
                 top_bR, usable_b = found_b.top(k), found_b.usable_B
-                shares_bKR = found_b.shares(top_bR)
+                shares_bKR = found_b.shares(top_bR)[:, self._speaking_K]
             scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
             order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_page`
@@ -235,6 +239,7 @@ class Recommender:
             found.scores_BR[rows_b] = np.take_along_axis(scores_bR, order_bR, 1)
             found.shares_BKR[rows_b] = np.take_along_axis(shares_bKR, order_bR[:, None], 2)
             found.of_model_B[rows_b] = usable_b
+            found.personal_B[rows_b] = found_b.personal_B
         return found
 
     def _excludes(self, asked: bool | None) -> bool:
@@ -258,7 +263,7 @@ class Recommender:
         hidden = self._hidden(queries, exclude_B, plans)
         standings = self._standings(parts, hidden, plans)
         pages, drawn = self._pages(standings, requests, explorer)
-        shares_BKR = standings.shares(pages)
+        shares_BKR = standings.shares(pages)[:, self._speaking_K]
         answers = [
             self._page(standings, asked, row, pages[row], shares_BKR[row], plan, drawn.get(row))
             for row, plan in enumerate(plans)
@@ -297,7 +302,9 @@ class Recommender:
         added, num_rows = parts.added, len(parts.weights_BK)
         bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(num_rows)
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
-        return Standings(self._shelf, parts.where(usable_B), usable_B.numpy(), hidden, tuple(plans))
+        personal_B = usable_B & (parts.weights_BK[:, self._personal_K] != 0).any(1)
+        known = usable_B.numpy(), personal_B.numpy()
+        return Standings(self._shelf, parts.where(usable_B), *known, hidden, tuple(plans))
 
     def _pages(
         self, standings: Standings, requests: Sequence[Request], explorer: Explorer | None
@@ -347,7 +354,7 @@ class Recommender:
             order_R = np.argsort(-scores_R, kind="stable")
             page_R, scores_R, shares_KR = page_R[order_R], scores_R[order_R], shares_KR[:, order_R]
             raised_R = None if raised_R is None else raised_R[order_R]
-        shares = {name: shares_KR[k].tolist() for k, name in enumerate(self.names)} if is_of_model else {}
+        shares = {name: shares_KR[k].tolist() for k, name in enumerate(self.speaking)} if is_of_model else {}
         boosts = None
         if raised_R is not None and plan.selection is not None and plan.selection.log_N is not None:
             boosts = [float(f"{factor:.6g}") for factor in np.exp(plan.selection.log_N[page_R].astype(np.float64))]
@@ -358,7 +365,7 @@ class Recommender:
             titles=[self.bundle.titles[item] for item in page_R],
             scores=scores_R.tolist(),
             shares=shares,
-            source="model" if is_of_model else "popularity",
+            source="model" if standings.personal_B[row] else "popularity",
             unknown_items=seen.unknown,
             unknown_friends=seen.unknown_friends,
             boosts=boosts,

@@ -132,9 +132,11 @@ AnyRequest = Request | SimilarRequest
 class Answer:
     """Recommendations, best first.
 
-    ``shares[granularity][i]`` is λ_k z_k · a_i: what it adds to ``scores[i]``, which is their exact sum.
-    ``source`` is "popularity" when nothing was known to go by; scores are then training interactions and ``shares``
-    is empty. Lists are shorter than k when fewer items can be recommended.
+    ``shares[granularity][i]`` is λ_k z_k · a_i: what it adds to ``scores[i]``, which is their exact sum. Granularities
+    without a weight, which the model has dropped, are not named.
+    ``source`` is "popularity" when nothing of the user was known to go by: whoever asks at that moment gets this list.
+    Where the model has a member for popularity, it is that member's, with its shares; otherwise scores are training
+    interactions and ``shares`` is empty. Lists are shorter than k when fewer items can be recommended.
 
     :meth:`to_dict` leaves out what was not asked for: ``boosts`` holds the factor of every item, 1 where it was not
     changed, and ``shares["boost"]`` what that adds to its score; ``explanations`` says of every item why it is there;

@@ -30,6 +30,11 @@ from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import SimilarAnswer, SimilarRequest
 
 By = Literal["vectors", "use", "text"]
+WAYS: Final = {
+    "vectors": "the model's item vectors",
+    "use": "common use, users who have both",
+    "text": "their texts",
+}
 _SHRINKAGE: Final = 10.0
 _MAX_USERS: Final = 10_000  # of an item that are counted, evenly taken
 _ROWS: Final = 65_536  # of texts that are multiplied at a time
@@ -96,7 +101,7 @@ class Similar:
         elif not bool(self._likeness.vectors_ND[item].any()):
             missing["vectors"] = "its vector is zero"
         if not len(self._users_of(item)):
-            missing["use"] = "nobody had it"
+            missing["use"] = "no user has it yet"
         text = self._bundle.item_text
         if text is None or not bool((text[item] != 0).any()):
             missing["text"] = "the model has no texts of items" if text is None else "it has no text"
@@ -111,8 +116,10 @@ class Similar:
         order: tuple[By, ...] = ("text", "vectors", "use") if is_cold else ("vectors", "use", "text")
         for way in order:
             if way not in missing:
-                reason = "nobody had it, so its text speaks" if way == "text" and is_cold else ""
-                return way, reason or (f"not by {order[0]}: {missing[order[0]]}" if way != order[0] else "it was had")
+                if way != order[0]:
+                    return way, f"not by {order[0]}: {missing[order[0]]}"
+                users = len(self._users_of(item))
+                return way, "no user has it yet, so texts are compared" if is_cold else f"{users:,} users have it"
         said = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
         raise RequestError(f"{where}: item_id: nothing tells what {request.item_id!r} is like ({said})")
 

@@ -73,7 +73,8 @@ class Standings:
 
     shelf: Shelf
     parts: Parts
-    usable_B: Array  # bool; False: nothing is known to go by, the most popular items answer
+    usable_B: Array  # bool; False: no member says anything, the most popular items of all times answer
+    personal_B: Array  # bool; False: nothing of the user is known to go by, what is popular answers
     hidden: tuple[Array, Array]  # row and item of all that is left out; rows ascend
     plans: Sequence[Plan] = ()  # one a row; empty: no rules
 
@@ -127,6 +128,7 @@ class Standings:
             self,
             parts=self.parts.take(one),
             usable_B=self.usable_B[[row]],
+            personal_B=self.personal_B[[row]],
             hidden=(np.zeros(len(mine_E), dtype=np.int64), mine_E),
             plans=self.plans[row : row + 1],
         )

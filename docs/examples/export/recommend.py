@@ -77,7 +77,9 @@ class Export:
             depth = max(k, 100) * self.about["faiss"].get("lists_too_long", 1) + len(changed) + len(hidden)
             _, (named,) = self.index.search(vector[None], min(depth, len(self.ids)))
             candidates = np.union1d(named[named >= 0], changed)
-            scores, source = self.vectors[candidates] @ vector + added[candidates], "model"
+            is_known = bool(events or request.get("friends") or request.get("attributes"))
+            scores = self.vectors[candidates] @ vector + added[candidates]
+            source = "model" if is_known else "popularity"
         kept = ~np.isin(candidates, list(hidden))
         candidates, scores = candidates[kept], scores[kept]
         best = np.lexsort((self.order_of_equals[candidates], -scores))[:k]

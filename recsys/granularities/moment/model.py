@@ -36,6 +36,7 @@ _THURSDAY: Final = 3  # 1 January 1970, Monday being 0
 class Moment(Granularity):
     """A fitted member with item vectors of its own; absent where neither time nor context of the question is known."""
 
+    personal = False
     fitted = True
     reads_events = False
     reads_histories = True

@@ -44,6 +44,7 @@ _MOST_EVENTS: Final = 2**21  # that are kept for questions in the past: 32 MB
 class Popularity(Granularity):
     """A fitted member with item vectors of its own; present everywhere but before the first moment."""
 
+    personal = False
     fitted = True
     reads_events = False
 

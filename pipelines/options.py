@@ -1,0 +1,86 @@
+"""Names of options: whether the configuration has such a key, and which one was likely meant.
+
+Why: an option that is mistyped would otherwise be told as a key of the file, which is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel
+
+from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
+
+_ALIKE: Final = 0.75
+_MOST: Final = 3  # that are named
+
+
+def is_key(dotted: str) -> bool:
+    """Whether the configuration may have this key; below free names and values only reading it can tell.
+
+    >>> is_key("train.lr"), is_key("train.lrr"), is_key("data.source.rename.events.my column"), is_key("budgt")
+    (True, False, True, False)
+    """
+    kinds: list[Any] = [Config]
+    for part in dotted.split("."):
+        if not all(_is_closed(kind) for kind in kinds):
+            return True
+        kinds = [inner for kind in kinds for inner in _inside(kind, part)]
+        if not kinds:
+            return False
+    return True
+
+
+def likely_meant(name: str, words: Iterable[str]) -> list[str]:
+    """The options that are most like a name: one-word options, or keys of the configuration, also by their last part.
+
+    >>> likely_meant("budgt", ["budget", "events"]), likely_meant("train.lrr", []), likely_meant("lr", ["user"])
+    (['budget'], ['train.lr'], ['train.lr'])
+    """
+    keys, words = list(dict.fromkeys(_keys("", Config))), list(words)
+    if "." in name:
+        return get_close_matches(name, keys, _MOST, _ALIKE)[:1]
+    ends: dict[str, list[str]] = {}
+    for key in keys:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    found = get_close_matches(name, [*words, *(end for end in ends if end not in words)], 1, _ALIKE)
+    return [] if not found else found if found[0] in words else ends[found[0]][:_MOST]
+
+
+def unknown_option(name: str, words: Iterable[str]) -> str:
+    """What is said of an option that nothing reads.
+
+    >>> unknown_option("budgt", ["budget"])
+    '--budgt: there is no such option; did you mean --budget?'
+    """
+    meant = likely_meant(name, words)
+    cure = f"did you mean {' or '.join(f'--{other}' for other in meant)}?" if meant else "recsys help all lists them"
+    return f"--{name}: there is no such option; {cure}"
+
+
+def _is_closed(kind: Any) -> bool:
+    """Whether a section has the keys of its class and no others."""
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return False
+    return kind.model_config.get("extra") != "allow"
+
+
+def _inside(kind: type[BaseModel], part: str) -> list[Any]:
+    """What may stand at a key of a section."""
+    if issubclass(kind, GranularitiesConfig) and part not in SECTIONS:
+        return [section_class(part)] if part in kind.valid_names() else [dict]  # of the kind apart, or from outside
+    field = next((field for name, field in kind.model_fields.items() if (field.alias or name) == part), None)
+    return [] if field is None else list(get_args(field.annotation) or (field.annotation,))
+
+
+def _keys(path: str, kind: type[BaseModel]) -> Iterator[str]:
+    """The keys of a section and of the sections inside it."""
+    for name, field in kind.model_fields.items():
+        key = f"{path}.{field.alias or name}".lstrip(".")
+        inner = [one for one in (get_args(field.annotation) or (field.annotation,)) if _is_closed(one)]
+        if not inner:
+            yield key
+        for section in inner:
+            yield from _keys(key, section)

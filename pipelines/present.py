@@ -1,0 +1,56 @@
+"""Whether local files that a verb is to read are there, looked for before Ray, torch or a reader is imported.
+
+Why: on a busy machine these imports take a minute, which is long for being told of a mistyped name. What is remote, and
+what is in the files, the readers look at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from recsys.config import Config
+from recsys.config.sources import one_place
+from recsys.errors import ConfigError, SourceError
+from recsys.storage.uris import expanded, is_remote
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+def check_present(config: Config, stages: tuple[str, ...]) -> None:
+    """Look for the files that the configuration names for these stages.
+
+    Raises:
+        SourceError: an input file of ``data.source`` is missing.
+        ConfigError: a file of another section is missing.
+    """
+    if "parent" in stages and config.update.events:
+        _check("update.events", config.update.events)
+    elif "prepare" in stages:
+        source = config.data.source
+        for key in getattr(source, "places", ()):
+            if key != "name":
+                one_place(getattr(source, key, None) or [], _check_source)
+    if "feedback" in stages:
+        _check("update.feedback", config.update.feedback)
+    if "recommend" in stages:
+        _check("recommend.requests", [config.recommend.requests])
+
+
+def _is_missing(place: str) -> bool:
+    """Whether a local path names nothing; a glob may name something."""
+    return bool(place) and not is_remote(place) and not _GLOB.search(place) and not os.path.lexists(expanded(place))
+
+
+def _check(key: str, places: list[str]) -> None:
+    for place in places:
+        if _is_missing(place):
+            raise ConfigError(f"{key}: {place} does not exist; expected a file, named from {os.getcwd()}")
+
+
+def _check_source(place: str) -> str:
+    if _is_missing(place):
+        raise SourceError(
+            f"{place} does not exist; expected a file: correct data.source, or set RECSYS_DATA to the data's folder"
+        )
+    return place
