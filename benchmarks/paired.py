@@ -23,8 +23,10 @@ ROOT = Path(__file__).parent.parent
 def in_turns(sides: Mapping[str, Sequence[str]], rounds: int, threads: int = 1) -> dict[str, list[dict[str, Any]]]:
     """Run every side's command ``rounds`` times, one after the other; what each printed as its last line, read as JSON.
 
-    Raises:
-        RuntimeError: a side failed, with the end of what it wrote.
+    Raises
+    ------
+    RuntimeError
+        a side failed, with the end of what it wrote.
     """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):

@@ -124,8 +124,10 @@ def outcome(metrics: Json) -> Json:
 def recsys(folder: Path, *words: str) -> None:
     """One command of the product, its console kept in the folder of the shop.
 
-    Raises:
-        RuntimeError: it failed, with the end of what it said.
+    Raises
+    ------
+    RuntimeError
+        it failed, with the end of what it said.
     """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     log = folder / f"{words[0]}.log"

@@ -27,13 +27,19 @@ _SECTIONS: Final = ("model", "train")
 def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
     """The configuration with the sections that auto chose; itself where it has a model.
 
-    Args:
-        config: may lack the section ``model``.
-        folder: of the run.
-        chooses: whether the verb may choose; the others follow an earlier choice.
+    Parameters
+    ----------
+    config : Config
+        may lack the section ``model``.
+    folder : RunFolder
+        of the run.
+    chooses : bool
+        whether the verb may choose; the others follow an earlier choice.
 
-    Raises:
-        ArtifactError: nothing was chosen yet and the verb does not choose.
+    Raises
+    ------
+    ArtifactError
+        nothing was chosen yet and the verb does not choose.
     """
     if config.has_model:
         return config

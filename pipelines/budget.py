@@ -26,11 +26,16 @@ _OVER: Final = 0.1  # of the budget, by which the training on all events may be 
 class Budget:
     """Counts from the start of the command.
 
-    Args:
-        text: as it was asked for, such as ``20m``.
-        seconds: the same.
-        started: on the clock.
-        clock: in seconds; another one in tests.
+    Parameters
+    ----------
+    text
+        as it was asked for, such as ``20m``.
+    seconds
+        the same.
+    started
+        on the clock.
+    clock
+        in seconds; another one in tests.
     """
 
     def __init__(self, text: str, seconds: float, started: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,9 +83,12 @@ class Budget:
     def final_epochs(self, wanted: int, pace: float) -> int | None:
         """Epochs of the training on all events: None, all of them anew; else so many more from the evaluated weights.
 
-        Args:
-            wanted: epochs anew.
-            pace: seconds of one.
+        Parameters
+        ----------
+        wanted : int
+            epochs anew.
+        pace : float
+            seconds of one.
         """
         room = self.final_s() - self.start_s
         if wanted * pace <= room:

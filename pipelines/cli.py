@@ -120,8 +120,10 @@ def user_message(error: BaseException) -> str | None:
 def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Arguments:
     """Split the words after the verb; ``short`` are further options of one word, and the keys that they stand for.
 
-    Raises:
-        UsageError: a word that is no option, an option that nothing reads, or one without its value.
+    Raises
+    ------
+    UsageError
+        a word that is no option, an option that nothing reads, or one without its value.
 
     >>> parse(["--config", "a.yaml", "--train.lr", "3e-4", "--seed=-1", "--dry-run"]).overrides
     [('train.lr', '3e-4'), ('seed', '-1')]

@@ -62,8 +62,10 @@ class Side:
 def command(words: Sequence[str]) -> int:
     """Read the words behind ``compare``: two run folders and options, or ``--logs`` and options.
 
-    Raises:
-        UsageError: other words, or an option that this verb does not read.
+    Raises
+    ------
+    UsageError
+        other words, or an option that this verb does not read.
     """
     words, lists = _taken_out(words)
     options = [place for place, word in enumerate(words) if word.startswith("-")]
@@ -106,8 +108,10 @@ def command(words: Sequence[str]) -> int:
 def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The words without the options that take several files, and those options as settings.
 
-    Raises:
-        UsageError: an option without a file.
+    Raises
+    ------
+    UsageError
+        an option without a file.
 
     >>> _taken_out(["--logs", "a", "b", "--dry-run"])
     (['--dry-run'], [('compare.logs', '["a", "b"]')])
@@ -130,8 +134,10 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
     """Rank the test part with both, say and write what differs; returns the content of ``compare.json``.
 
-    Raises:
-        ArtifactError, ConfigError: as :func:`compared`.
+    Raises
+    ------
+    ArtifactError, ConfigError
+        as :func:`compared`.
     """
     say = first.folder.progress
     record = compared(config, first, second)
@@ -144,9 +150,12 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
 def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
     """Rank the test part with both; the content of ``compare.json``, which is not written.
 
-    Raises:
-        ArtifactError: a model or the dataset is not what the run says.
-        ConfigError: the two do not ask the same users.
+    Raises
+    ------
+    ArtifactError
+        a model or the dataset is not what the run says.
+    ConfigError
+        the two do not ask the same users.
     """
     say = first.folder.progress
     dataset = open_dataset(first.config)
@@ -191,8 +200,10 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
 def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
     """A run folder to read, a remote one through a temporary folder; it is neither made nor locked.
 
-    Raises:
-        ArtifactError: it is no folder of a finished and evaluated run.
+    Raises
+    ------
+    ArtifactError
+        it is no folder of a finished and evaluated run.
     """
     with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
         mirror = None
@@ -218,8 +229,10 @@ def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
 def check_same(first: Side, second: Side) -> None:
     """That both were measured on the same queries, by what their metrics say.
 
-    Raises:
-        ConfigError: they were not; it names every difference.
+    Raises
+    ------
+    ConfigError
+        they were not; it names every difference.
     """
     ours, theirs = first.metrics["data"], second.metrics["data"]
     keys = ["split"] if ours["content_hash"] != theirs["content_hash"] else []
@@ -318,8 +331,10 @@ def _write(config: Config, first: Side, record: dict[str, Any]) -> str:
 def write_record(path: Path, record: dict[str, Any]) -> str:
     """Write a comparison to a file; its path.
 
-    Raises:
-        ConfigError: it cannot be written there.
+    Raises
+    ------
+    ConfigError
+        it cannot be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

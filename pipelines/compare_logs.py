@@ -39,10 +39,14 @@ _FEW: Final = 100  # effective sample size below which an estimate rests on litt
 def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     """Compare, say and write it; the content of ``compare.json``, or nothing on a dry run.
 
-    Raises:
-        ConfigError: a setting is missing, or cannot be used with these logs.
-        SourceError: a file is missing or unreadable.
-        DataError: the files hold nothing to compare.
+    Raises
+    ------
+    ConfigError
+        a setting is missing, or cannot be used with these logs.
+    SourceError
+        a file is missing or unreadable.
+    DataError
+        the files hold nothing to compare.
     """
     settings, say = config.compare, Progress(sys.stdout)
     logged, num_cut = read_logs(settings.logs)
@@ -144,8 +148,10 @@ def _dense(names: Sequence[str]) -> Array:
 def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[int]:
     """The answers whose order was drawn.
 
-    Raises:
-        DataError: there is none.
+    Raises
+    ------
+    DataError
+        there is none.
     """
     found = [number for number, one in enumerate(logged) if one.propensities is not None and one.user_id is not None]
     if not found:
@@ -162,8 +168,10 @@ def _off_policy(
 ) -> dict[str, Any]:
     """The value of the target, from answers that it knows nothing of.
 
-    Raises:
-        ConfigError: its newest event is later than all of them.
+    Raises
+    ------
+    ConfigError
+        its newest event is later than all of them.
     """
     target = config.compare.target
     recommender = Recommender(read_bundle(resolve(target, tracking_uri(config))))

@@ -27,8 +27,10 @@ _SHORT = {"--to": "--export.to", "--out": "--export.out"}
 def command(words: Sequence[str]) -> int:
     """Read the words behind ``export``: a model, or a configuration whose run made one.
 
-    Raises:
-        UsageError: more than one word before the options, or neither a model nor a configuration.
+    Raises
+    ------
+    UsageError
+        more than one word before the options, or neither a model nor a configuration.
     """
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     models = words[: options[0] if options else len(words)]

@@ -46,14 +46,20 @@ def final_model(
 ) -> FinalModel | None:
     """The evaluated model's like, of all events; None where ``train.final`` is false.
 
-    Args:
-        config: of the run; what the evaluated model was trained with has been written down beside it and counts.
-        folder: of the run.
-        dataset: that the evaluated model is of.
-        trained: the evaluated model.
-        go_on: None: anew, for as many epochs as validation chose. A number: from the evaluated weights, for so many
-            epochs more, as when time is short; 0 trains nothing, and only graphs and fitted granularities are of all
-            events. A model that went on from a parent does so for as many epochs as it was updated.
+    Parameters
+    ----------
+    config : Config
+        of the run; what the evaluated model was trained with has been written down beside it and counts.
+    folder : RunFolder
+        of the run.
+    dataset : PreparedDataset
+        that the evaluated model is of.
+    trained : TrainResult
+        the evaluated model.
+    go_on : int | None
+        None: anew, for as many epochs as validation chose. A number: from the evaluated weights, for so many
+        epochs more, as when time is short; 0 trains nothing, and only graphs and fitted granularities are of all
+        events. A model that went on from a parent does so for as many epochs as it was updated.
     """
     if not config.train.final:
         return None
@@ -138,7 +144,8 @@ def _trained_apart(
     config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, goes_on: bool
 ) -> dict[str, Tensor]:
     """The weights of the models apart, each trained on all events as the others are; what stacking gave no weight, or
-    has nothing to train, keeps its own."""
+    has nothing to train, keeps its own.
+    """
     others = without_apart(trained.weights)
     weights = {key: tensor for key, tensor in trained.weights.items() if key not in others}
     budget = folder.budget

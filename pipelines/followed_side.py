@@ -73,8 +73,10 @@ class FollowedSide:
 def sides_of(config: Config) -> list[FollowedSide]:
     """The sides of the configuration, and what their names mean now.
 
-    Raises:
-        ArtifactError: there is no such model.
+    Raises
+    ------
+    ArtifactError
+        there is no such model.
     """
     settings = config.serve
     uris: dict[Side, str] = {"a": settings.model or f"models:/{config.registry.name}@champion"}
@@ -122,8 +124,10 @@ def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.E
 def check_log(settings: ServeConfig) -> None:
     """The folder of the log, before anything starts.
 
-    Raises:
-        ConfigError: it is remote, or cannot be written to.
+    Raises
+    ------
+    ConfigError
+        it is remote, or cannot be written to.
     """
     if is_remote(settings.log):
         raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files where you keep them")

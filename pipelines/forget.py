@@ -76,9 +76,12 @@ class Forgetting:
 def forget(config: Config, folder: RunFolder) -> None:
     """Forget ``forget.users``, and prove it.
 
-    Raises:
-        ConfigError: nobody is named, or no artefact and no list knows them.
-        ArtifactError: the model cannot be made again.
+    Raises
+    ------
+    ConfigError
+        nobody is named, or no artefact and no list knows them.
+    ArtifactError
+        the model cannot be made again.
         Refusal: the proof found something, or something could not be searched; all else is done.
     """
     quiet()

@@ -53,8 +53,10 @@ def command(words: Sequence[str]) -> int:
 def parse(words: Sequence[str]) -> Wanted:
     """Split the words.
 
-    Raises:
-        UsageError: an option that is none, or one without its value.
+    Raises
+    ------
+    UsageError
+        an option that is none, or one without its value.
 
     >>> parse(["a.csv", "--out", "mine.yaml", "b.csv"])
     Wanted(files=('a.csv', 'b.csv'), out='mine.yaml', force=False)
@@ -105,8 +107,10 @@ def _check_free(out: Path, force: bool) -> None:
 def write_draft(out: Path, text: str) -> None:
     """Write a configuration, whole or not at all.
 
-    Raises:
-        ConfigError: it cannot be written there.
+    Raises
+    ------
+    ConfigError
+        it cannot be written there.
     """
     from recsys.storage.beside import writing_beside
 

@@ -15,8 +15,10 @@ from recsys.errors import ConfigError, choices
 def check(config: Config, stages: tuple[str, ...]) -> None:
     """Look at the settings alone.
 
-    Raises:
-        ConfigError: settings contradict each other, or a text is no time.
+    Raises
+    ------
+    ConfigError
+        settings contradict each other, or a text is no time.
     """
     check_settings(config, stages)
     if "train" in stages and not config.has_model and "source" not in config.data.model_fields_set:
@@ -35,8 +37,10 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
 def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
     """Look for the input files of the stages, and at their column names where they can be read; what to know of them.
 
-    Raises:
-        UserError: a file is missing, or lacks a column that it must have.
+    Raises
+    ------
+    UserError
+        a file is missing, or lacks a column that it must have.
     """
     notes: list[str] = []
     if "prepare" in stages:
@@ -60,8 +64,10 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
 def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
     """Every column that a setting names, in the tables whose columns are known.
 
-    Raises:
-        ConfigError: no file of the table has it.
+    Raises
+    ------
+    ConfigError
+        no file of the table has it.
     """
     data = config.data
     named = (

@@ -20,9 +20,12 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
     If the parent's dataset keeps no events, or if there is nothing new and ``needs_new`` is false, everything that
     ``data.source`` names is prepared; it must have at least as many events as the parent was made of.
 
-    Raises:
-        ConfigError: only newer events are given, and there is no dataset to append them to.
-        DataError: fewer events than the parent was made of, and ``update.replace`` is false.
+    Raises
+    ------
+    ConfigError
+        only newer events are given, and there is no dataset to append them to.
+    DataError
+        fewer events than the parent was made of, and ``update.replace`` is false.
     """
     from recsys.preparation.append import Least, NothingNew
 
@@ -53,8 +56,10 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
 def with_newer_events(config: Config) -> Config:
     """The configuration whose source has the files of ``update.events`` as its events.
 
-    Raises:
-        ConfigError: the source is of a kind that is read as a whole.
+    Raises
+    ------
+    ConfigError
+        the source is of a kind that is read as a whole.
     """
     files, source = config.update.events, config.data.source
     if not files:

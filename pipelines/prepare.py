@@ -21,7 +21,8 @@ from recsys.preparation.content_hash import differences, settings_hash, settings
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     """Make the dataset, or find it up to date; ``base``, ``earlier`` and ``least`` are those of
-    :func:`recsys.preparation.prepare.prepare`."""
+    :func:`recsys.preparation.prepare.prepare`.
+    """
     with folder.progress.stage("prepare"), ray_session(config):
         from recsys.preparation.prepare import prepare as prepare_dataset
 
@@ -33,9 +34,12 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
 def open_dataset(config: Config) -> PreparedDataset:
     """The prepared dataset of the configuration, by an absolute path: workers have other working directories.
 
-    Raises:
-        ArtifactError: it is not there, of another release, or was prepared with other settings.
-        DataError: it has nothing to train on.
+    Raises
+    ------
+    ArtifactError
+        it is not there, of another release, or was prepared with other settings.
+    DataError
+        it has nothing to train on.
     """
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))

@@ -20,9 +20,12 @@ _GLOB = re.compile(r"[*?\[]")
 def check_present(config: Config, stages: tuple[str, ...]) -> None:
     """Look for the files that the configuration names for these stages.
 
-    Raises:
-        SourceError: an input file of ``data.source`` is missing.
-        ConfigError: a file of another section is missing.
+    Raises
+    ------
+    SourceError
+        an input file of ``data.source`` is missing.
+    ConfigError
+        a file of another section is missing.
     """
     if "parent" in stages and config.update.events:
         _check("update.events", config.update.events)

@@ -71,9 +71,11 @@ class Side:
 def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Decide, record the decision, move the alias if it is yes; returns the content of ``promotion.json``.
 
-    Raises:
+    Raises
+    ------
         Refusal: the challenger is not promoted; everything is written down by then.
-        ConfigError, ArtifactError: nothing to decide about, or nothing to decide by.
+    ConfigError, ArtifactError
+        nothing to decide about, or nothing to decide by.
     """
     quiet()
     Validator.of(config)

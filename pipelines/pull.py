@@ -26,8 +26,10 @@ from recsys.registry.tracking import tracking_uri
 def command(words: Sequence[str]) -> int:
     """Read the words behind ``pull``: a model and a folder, or a configuration that names them.
 
-    Raises:
-        UsageError: other words, or one of the two is missing.
+    Raises
+    ------
+    UsageError
+        other words, or one of the two is missing.
     """
     places = [word for word in _before_options(words)]
     if len(places) not in (0, 2):

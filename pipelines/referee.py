@@ -36,8 +36,10 @@ _SHORT: Final = {"--protocol": "--referee.protocol", "--out": "--referee.out"}
 def command(words: Sequence[str]) -> int:
     """Read the words behind ``referee``.
 
-    Raises:
-        UsageError: no such action, or an option of another one.
+    Raises
+    ------
+    UsageError
+        no such action, or an option of another one.
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
     if action not in _ACTIONS:
@@ -105,8 +107,10 @@ def _long(word: str) -> str:
 def prepare(config: Config, said: str) -> Protocol:
     """Write the protocol of ``data``, ``evaluate`` and ``referee``; the dataset is made, or found, as by every verb.
 
-    Raises:
-        ArtifactError: there is something else at ``--out``.
+    Raises
+    ------
+    ArtifactError
+        there is something else at ``--out``.
     """
     from pipelines.plumbing.folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
@@ -137,8 +141,10 @@ def prepare(config: Config, said: str) -> Protocol:
 def lists(config: Config, said: str) -> list[Path]:
     """Write the lists of ``evaluate.baselines`` and of ``referee.runs`` for the protocol.
 
-    Raises:
-        ConfigError: a run of another dataset, split or mask.
+    Raises
+    ------
+    ConfigError
+        a run of another dataset, split or mask.
     """
     from recsys.referee.ours import write_baselines
     from recsys.referee.protocol import read_protocol
@@ -237,8 +243,10 @@ def score(config: Config, said: str) -> dict[str, Any]:
 def write_page(config: Config, files: Sequence[str]) -> None:
     """One page of several judgements.
 
-    Raises:
-        ArtifactError: a file is no judgement.
+    Raises
+    ------
+    ArtifactError
+        a file is no judgement.
     """
     from recsys.referee.report import page
 

@@ -39,8 +39,10 @@ def register(
     :func:`pipelines.final.final_model`. ``given`` is the configuration that later verbs take from the model, where this
     training changed it.
 
-    Raises:
-        ArtifactError: no model, or no metrics of this very model.
+    Raises
+    ------
+    ArtifactError
+        no model, or no metrics of this very model.
     """
     quiet()
     metrics = folder.read_json(folder.metrics, "run `recsys evaluate` with the same configuration first")

@@ -35,9 +35,12 @@ from recsys.serving.stock import Stock
 def serve(config: Config, folder: RunFolder) -> None:
     """Serve until interrupted; a clean end is no error.
 
-    Raises:
-        ConfigError: the port is taken, the token is missing, or the replicas need more CPUs than there are.
-        ArtifactError: there is no such model, or its files are damaged.
+    Raises
+    ------
+    ConfigError
+        the port is taken, the token is missing, or the replicas need more CPUs than there are.
+    ArtifactError
+        there is no such model, or its files are damaged.
     """
     quiet()
     _check_installed()
@@ -154,8 +157,10 @@ def is_loopback(host: str) -> bool:
 def _port(settings: ServeConfig) -> int:
     """The port, found free a moment ago.
 
-    Raises:
-        ConfigError: it is taken, or the host is none of this machine's.
+    Raises
+    ------
+    ConfigError
+        it is taken, or the host is none of this machine's.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as found:

@@ -30,8 +30,10 @@ def build(args: dict[str, Any]) -> Any:
 
     Variables of the environment are left as they are here: the process that reads the model expands them.
 
-    Raises:
-        ConfigError: a key is unknown, decided by Serve's configuration, or missing.
+    Raises
+    ------
+    ConfigError
+        a key is unknown, decided by Serve's configuration, or missing.
     """
     from recsys.serving.application import application
 
@@ -45,8 +47,10 @@ def build(args: dict[str, Any]) -> Any:
 def _check(config: Config, given: Mapping[str, Any]) -> None:
     """What cannot mean anything here.
 
-    Raises:
-        ConfigError: it is named.
+    Raises
+    ------
+    ConfigError
+        it is named.
     """
     for key, instead in _OF_SERVE.items():
         if key in given:

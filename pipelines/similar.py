@@ -23,10 +23,14 @@ from recsys.serving.similar import WAYS
 def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
     """Print and return the items like ``similar.item``.
 
-    Raises:
-        ConfigError: no item is named.
-        ArtifactError: there is no such model.
-        RequestError: the model does not know the item, or a rule is wrong.
+    Raises
+    ------
+    ConfigError
+        no item is named.
+    ArtifactError
+        there is no such model.
+    RequestError
+        the model does not know the item, or a rule is wrong.
     """
     quiet()
     settings = config.similar

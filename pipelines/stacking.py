@@ -45,17 +45,26 @@ def stacked(
 ) -> TrainResult:
     """The training's result with all members of the configuration, weighed on validation.
 
-    Args:
-        config: with ``model.fusion.stack``.
-        dataset: that it was trained on.
-        trained: of its trained granularities alone.
-        progress: gets what was chosen.
-        newer_V: of a model that went on from a parent, the users whose validation events are new to that: by the others
-            the trained granularities would be weighed on what they have seen.
-        budget: of the run; a member that it does not hold is left out, by name.
+    Parameters
+    ----------
+    config : Config
+        with ``model.fusion.stack``.
+    dataset : PreparedDataset
+        that it was trained on.
+    trained : TrainResult
+        of its trained granularities alone.
+    progress : Progress
+        gets what was chosen.
+    newer_V : Array | None
+        of a model that went on from a parent, the users whose validation events are new to that: by the others
+        the trained granularities would be weighed on what they have seen.
+    budget : Budget | None
+        of the run; a member that it does not hold is left out, by name.
 
-    Raises:
-        DataError: no validation query has a target that counts.
+    Raises
+    ------
+    DataError
+        no validation query has a target that counts.
     """
     deadline = Deadline() if budget is None else budget.deadline(budget.members_s())
     context = TrainContext(note=progress, deadline=deadline)

@@ -58,8 +58,10 @@ def command(words: Sequence[str]) -> int:
 def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
     """Send a verb with the configuration of a tree, and follow it unless ``submit.follow`` is false.
 
-    Raises:
-        ConfigError: no cluster at the address, an id that is taken, or a secret that would be sent.
+    Raises
+    ------
+    ConfigError
+        no cluster at the address, an id that is taken, or a secret that would be sent.
     """
     job_config(tree)  # what cannot be sent is refused before anyone is asked
     client = connect(config.submit.address)

@@ -103,7 +103,8 @@ def _with_apart(
     descent: Descent | None,
 ) -> TrainResult:
     """The result with the models that are trained apart and become members; those that a budget does not hold, by the
-    pace of the training before them, are left out by name."""
+    pace of the training before them, are left out by name.
+    """
     found, left_out, names, budget = dict[str, TrainResult](), dict[str, str](), list(sections(config)), folder.budget
     slower = 1.0 if budget is None else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
     for number, name in enumerate(names, 1):
@@ -130,8 +131,10 @@ def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
 def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
     """The model of the run folder, which must be the configuration's and trained on this very dataset.
 
-    Raises:
-        ArtifactError: no model, a damaged one, one of another ``model`` section, or trained on other data.
+    Raises
+    ------
+    ArtifactError
+        no model, a damaged one, one of another ``model`` section, or trained on other data.
     """
     result = load_trained(folder.model)
     trained_on = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("hash")
@@ -157,7 +160,8 @@ def model_sha256(folder: RunFolder) -> str:
 
 def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
     """The first key in which two ``model`` sections differ, with both values; empty when they are equal, or differ in
-    what the training chose among candidates."""
+    what the training chose among candidates.
+    """
     asked = narrowed(asked, trained)
     before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
     for key, value in before.items():

@@ -50,8 +50,10 @@ def trained(
 ) -> TrainResult:
     """Train; arguments as those of ``train_on_ray``.
 
-    Args:
-        seconds: what the training may take, where there is a budget.
+    Parameters
+    ----------
+    seconds : float
+        what the training may take, where there is a budget.
     """
     validate = validate or Validator.of(config)
     deadline = Deadline() if budget is None else budget.deadline(seconds)

@@ -32,8 +32,10 @@ _LEAST_TOKEN: Final = 16  # characters, as of `recsys serve`
 def command(words: Sequence[str]) -> int:
     """Read the words behind ``ui``: folders of runs, and options.
 
-    Raises:
-        ConfigError: the port is taken, the token is missing, or a part is not installed.
+    Raises
+    ------
+    ConfigError
+        the port is taken, the token is missing, or a part is not installed.
     """
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     folders = list(words[: options[0] if options else len(words)])
@@ -89,8 +91,10 @@ def check_installed() -> None:
 def show(config: Config) -> None:
     """Serve the pages until a signal; a clean end is no error.
 
-    Raises:
-        ConfigError: the port is taken, a folder is missing, or the host needs a token.
+    Raises
+    ------
+    ConfigError
+        the port is taken, a folder is missing, or the host needs a token.
     """
     import uvicorn
 
@@ -157,8 +161,10 @@ def _compared(first: str, second: str) -> Mapping[str, Any]:
 def _listening(settings: UiConfig) -> Iterator[socket.socket]:
     """The socket, bound.
 
-    Raises:
-        ConfigError: the port is taken, or the host is none of this machine's.
+    Raises
+    ------
+    ConfigError
+        the port is taken, or the host is none of this machine's.
     """
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -191,8 +197,10 @@ def _end_quietly(server: Any) -> None:
 def _password(settings: UiConfig) -> str:
     """The token; empty where none is asked for.
 
-    Raises:
-        ConfigError: it is too short, or missing on a host that others reach.
+    Raises
+    ------
+    ConfigError
+        it is too short, or missing on a host that others reach.
     """
     from pipelines.serve import is_loopback
 

@@ -106,8 +106,10 @@ def shortened(config: Config) -> Config:
 def check_settings(parent: Parent, config: Config) -> None:
     """Refuse a parent of another ``model`` section, which could not take its weights.
 
-    Raises:
-        ArtifactError: naming the first key that differs.
+    Raises
+    ------
+    ArtifactError
+        naming the first key that differs.
     """
     different = first_difference(parent.bundle.info.model, config.model)
     if different:
@@ -120,8 +122,10 @@ def check_settings(parent: Parent, config: Config) -> None:
 def check_text(config: Config) -> None:
     """Refuse a language model that is fine-tuned anew, whose vectors mean nothing to the parent's weights.
 
-    Raises:
-        ConfigError: with the cure.
+    Raises
+    ------
+    ConfigError
+        with the cure.
     """
     if config.data.text.finetune.enabled:
         raise ConfigError(
@@ -159,13 +163,19 @@ def chosen_weights(dataset: PreparedDataset, known: Histories, held: list[Held])
     Those that have seen most, unless test events are among what they have seen, or they leave too few users to choose
     epochs and weights of members by.
 
-    Args:
-        dataset: to go on with.
-        known: all events of the parent.
-        held: weights, those that have seen most first.
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        to go on with.
+    known : Histories
+        all events of the parent.
+    held : list[Held]
+        weights, those that have seen most first.
 
-    Raises:
-        DataError: no weights can be validated and tested on this dataset.
+    Raises
+    ------
+    DataError
+        no weights can be validated and tested on this dataset.
     """
     found: list[tuple[Earlier, Array]] = []
     for number, one in enumerate(held, 1):

@@ -46,14 +46,22 @@ class Loss(ABC):
     ) -> Tensor:
         """Σ_p w_p loss_p, a scalar.
 
-        Args:
-            users_BD: user vectors, already divided by the temperature.
-            items_SD: vectors of the items in view.
-            pairs_P: the query of each pair, int64.
-            targets_P: the target of each pair as a row of ``items_SD``, int64.
-            weights_P: what each pair counts.
-            negatives_M: rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
-            log_q_M: the log of how often each is expected to be drawn in a step.
+        Parameters
+        ----------
+        users_BD : Tensor
+            user vectors, already divided by the temperature.
+        items_SD : Tensor
+            vectors of the items in view.
+        pairs_P : Tensor
+            the query of each pair, int64.
+        targets_P : Tensor
+            the target of each pair as a row of ``items_SD``, int64.
+        weights_P : Tensor
+            what each pair counts.
+        negatives_M : Tensor
+            rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
+        log_q_M : Tensor
+            the log of how often each is expected to be drawn in a step.
         """
 
 
@@ -76,8 +84,10 @@ class FullSoftmax(Loss):
 class SampledSoftmax(Loss):
     """:func:`sampled_softmax`.
 
-    Raises:
-        ConfigError: with label smoothing, which it has not.
+    Raises
+    ------
+    ConfigError
+        with label smoothing, which it has not.
     """
 
     needs_negatives = True
@@ -104,8 +114,10 @@ class SampledSoftmax(Loss):
 def make_loss(config: LossConfig, num_items: int) -> Loss:
     """The loss that a configuration names, for a catalogue of this size.
 
-    Raises:
-        ConfigError: nobody offers the kind, or it cannot be imported.
+    Raises
+    ------
+    ConfigError
+        nobody offers the kind, or it cannot be imported.
     """
     if config.kind == "auto":
         return (FullSoftmax if num_items <= config.max_full_items else SampledSoftmax)(config)
@@ -196,7 +208,8 @@ class _FullSoftmax(_SoftmaxLoss):
 
 def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:
     """Whether the largest logit has to be taken off before the exponential. By norms on a CPU; a GPU does it anyway,
-    where asking costs more."""
+    where asking costs more.
+    """
     if users_BD.device.type != "cpu" or not len(users_BD):
         return True
     return float(users_BD.norm(dim=1).max() * items_SD.norm(dim=1).max()) > _MAX_SHIFTLESS

@@ -105,7 +105,8 @@ class Encoders(nn.Module):
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
         """The parameters that give other λ (gated: another prior), those of the fitted granularities behind, by name
-        in the state dict."""
+        in the state dict.
+        """
         if self.fusion.is_constant:  # see there; one factor for all changes no ranking
             values_K = values_K / values_K.max().clamp(min=1)
         trained_K, fitted_K = values_K.tensor_split([self.fusion.names_K])
@@ -166,7 +167,8 @@ class MultigrainModel(nn.Module):
 
     def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
         """The items in view and the states of the granularities; all items, or the first of ``ids_S``, those that were
-        to be spoken of."""
+        to be spoken of.
+        """
         vectors_SD = self.tower(ids_S)
         for name, module in self.encoders.each():
             refined_SD = module.refine_items(vectors_SD, graphs)  # some keep what their state is made of
@@ -283,9 +285,12 @@ class FrozenModel:
     ) -> Parts:
         """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
 
-        Args:
-            queries: what is asked.
-            brought: as in :meth:`encode`.
+        Parameters
+        ----------
+        queries : Queries
+            what is asked.
+        brought : Mapping[str, Any] | None
+            as in :meth:`encode`.
         """
         batch = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
@@ -296,7 +301,8 @@ class FrozenModel:
         self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor, stacks: bool = True
     ) -> Parts:
         """The trained granularities and, behind them, the fitted ones, each in directions of its own, as
-        :attr:`item_vectors_ND` has them, or sparse; with ``stacks`` as stacking weighs them, where the model has it."""
+        :attr:`item_vectors_ND` has them, or sparse; with ``stacks`` as stacking weighs them, where the model has it.
+        """
         vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
         weights = self._stack_weights(batch) if stacks else {}
         if TRAINED in weights:
@@ -387,7 +393,8 @@ class FrozenModel:
 
     def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:
         """What the values of a sparse member are multiplied with: [B]; the same for every query where the values are
-        probabilities, whose size means something."""
+        probabilities, whose size means something.
+        """
         stack, module = self.encoders.stack, dict(self.encoders.each(fitted=True))[member]
         assert stack is not None, "asked of a model with stacking alone"
         if module.calibrated:
@@ -403,7 +410,8 @@ class FrozenModel:
     @torch.inference_mode()
     def choose_scales(self, queries: Queries) -> None:
         """Set what depends on the mean spread of a member's scores: the floor of the spread of a query, and the
-        constant by which values of calibrated members are multiplied."""
+        constant by which values of calibrated members are multiplied.
+        """
         stack = self.encoders.stack
         assert stack is not None, "asked of a model with stacking alone"
         batch = self._batch(queries)
@@ -441,8 +449,10 @@ class FrozenModel:
         """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
         after the next event(s), before they happen. The other granularities stay as they are.
 
-        Raises:
-            RequestError: the model has no evolution, or a history too short to roll that far.
+        Raises
+        ------
+        RequestError
+            the model has no evolution, or a history too short to roll that far.
         """
         place, evolution = self._evolution(f"a horizon of {steps + 1}")
         room = self.config.max_history - steps
@@ -469,8 +479,10 @@ class FrozenModel:
     def interest_path(self, query: Queries) -> Interest:
         """Long-term and immediate interest of one user behind every event of the history, the oldest first.
 
-        Raises:
-            RequestError: the model has no evolution.
+        Raises
+        ------
+        RequestError
+            the model has no evolution.
         """
         _, evolution = self._evolution("the path of a user's interest")
         self.encoders.eval()
@@ -528,8 +540,10 @@ class FrozenModel:
 
         Values of the histories that are NaN are unknown. No ranking is made of this.
 
-        Raises:
-            RequestError: the model has no rating head.
+        Raises
+        ------
+        RequestError
+            the model has no rating head.
         """
         if self.rating_head is None:
             raise RequestError("this model predicts no ratings; train it with train.ratings true on values that vary")
@@ -592,8 +606,10 @@ def dump_sizes(sizes: ModelSizes) -> dict[str, Any]:
 def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
     """The inverse of :func:`dump_sizes`.
 
-    Raises:
-        TypeError, KeyError: not what it wrote.
+    Raises
+    ------
+    TypeError, KeyError
+        not what it wrote.
     """
     plain = {key: value for key, value in content.items() if key not in _EARLIER}
     earlier = {signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)}

@@ -21,8 +21,10 @@ _HEAVY: Final = ("torch_geometric.nn", "sklearn.cluster", "torch._dynamo")  # wh
 def together(train: Callable[..., Any], folder: Path, *arguments: Any) -> None:
     """Call ``train(rank, 2, *arguments)`` in two processes of one group; ``folder`` is where they meet.
 
-    Raises:
-        ProcessRaisedException: one of them raised.
+    Raises
+    ------
+    ProcessRaisedException
+        one of them raised.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([train.__module__, *_HEAVY])
     meeting = (folder / f"meeting-{uuid.uuid4().hex[:8]}").absolute().as_uri()

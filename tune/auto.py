@@ -123,11 +123,16 @@ def search(
 ) -> tuple[Config, list[str]]:
     """Choose a setting on validation.
 
-    Args:
-        config: without a section ``model``.
-        deadline: when the whole run should be over (``time.monotonic``).
+    Parameters
+    ----------
+    config : Config
+        without a section ``model``.
+    deadline : float
+        when the whole run should be over (``time.monotonic``).
 
-    Returns:
+    Returns
+    -------
+    tuple[Config, list[str]]
         The whole configuration, and what was tried as lines for people.
     """
     portfolio = settings(traits)
@@ -190,7 +195,8 @@ def _start_seconds(plan: Portfolio, seconds: float) -> float:
 
 def _expect(budget: Budget, costs: dict[str, float], start_s: float, config: Config) -> None:
     """Tell the budget what the trainings will take, by name: the chosen ones, and, where there is room for them, the
-    ones on all events."""
+    ones on all events.
+    """
     trainings, left = _trainings(config), budget.left
     has_room = config.train.final and sum(costs.values()) <= left - max(LEAST_RESERVE, RESERVE * left)
     final = {name: has_room * cost / trainings for name, cost in costs.items()}
@@ -237,7 +243,8 @@ def _try_all(
 
 def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     """The configuration with as many epochs as the time that is left holds, by the measured cost of one; None where
-    they are too few to learn anything."""
+    they are too few to learn anything.
+    """
     seconds, left = _seconds_an_epoch(best), deadline - time.monotonic()
     if not seconds:
         return config
@@ -260,8 +267,10 @@ def _with_apart(
     """The configuration with models that are trained apart, as many as the time that is left holds, what they are, and
     the seconds that each costs: the next best settings in turn with the best one from another seed.
 
-    Args:
-        left: seconds behind the training of the chosen setting, the reserve among them.
+    Parameters
+    ----------
+    left : float
+        seconds behind the training of the chosen setting, the reserve among them.
     """
     trials = [trial for trial in plan.ledger.searched() if trial.best is not None and trial.number != best.number]
     good = [trial for trial in trials if (trial.best or 0.0) >= _NEAR * (best.best or 0.0)]
@@ -286,7 +295,8 @@ def _cost(best: Trial, config: Config) -> float:
 
 def _epochs(trial: Trial, config: Config) -> int:
     """Epochs of all trainings of a configuration: as many as its trial needed until it ended by itself, and until its
-    best one in each training behind it; the planned ones where the trial was stopped."""
+    best one in each training behind it; the planned ones where the trial was stopped.
+    """
     first = chosen = config.train.epochs
     if trial.state == "finished" and trial.epochs and not _is_cut(trial):
         first = min(first, max(trial.history, default=first))

@@ -54,10 +54,14 @@ FOLDER = "fusion"  # in the run folder: fusion.json, report.html, bundle/, regis
 def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Search, confirm, and register a bundle with other weights where they are better; returns ``fusion.json``.
 
-    Raises:
-        ArtifactError: no trained model, or none that has not seen validation events.
-        ConfigError: a model of one granularity, or one that goes on from an earlier one.
-        DataError: nothing to validate on.
+    Raises
+    ------
+    ArtifactError
+        no trained model, or none that has not seen validation events.
+    ConfigError
+        a model of one granularity, or one that goes on from an earlier one.
+    DataError
+        nothing to validate on.
     """
     quiet()
     parse_metric(config.train.metric, tuple(QUERY_METRICS))
@@ -230,7 +234,8 @@ def evaluated(
     split: Split = Split.VALID,
 ) -> tuple[dict[str, Any], dict[int, float]]:
     """All metrics of a model today and changed, by the ordinary evaluation, with the gain; and the changed one's main
-    metric of every user."""
+    metric of every user.
+    """
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
     counts_N, vectors_ND = dataset.item_counts_N(through), frozen.item_vectors_ND.cpu().float().numpy()
@@ -278,8 +283,10 @@ def _weights(encoders: Encoders, changed: dict[str, Tensor], names: list[str]) -
 def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> Parent:
     """The registered version of this very model; its bundle where it is not registered, written where there is none.
 
-    Raises:
-        ArtifactError: RUN/bundle is of another model.
+    Raises
+    ------
+    ArtifactError
+        RUN/bundle is of another model.
     """
     uri = str(folder.bundle)
     if folder.registered.is_file() and config.tracking.enabled:

@@ -60,8 +60,10 @@ class Trial:
 class Ledger:
     """The file and what it says. Opening reads it, and cuts off a last line that a kill left unfinished.
 
-    Raises:
-        ArtifactError: the file is damaged elsewhere.
+    Raises
+    ------
+    ArtifactError
+        the file is damaged elsewhere.
     """
 
     def __init__(self, path: Path) -> None:

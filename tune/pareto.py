@@ -27,11 +27,16 @@ def front(points_TM: Array) -> Array:
 def choose(metric_T: Array, zeros_T: Array, other_T: Array | None, within: float) -> int:
     """The setting of the best metric, or of the most of something else within a share of it.
 
-    Args:
-        metric_T: to be maximised.
-        zeros_T: how many granularities a setting silences: of equals, the one that needs fewest.
-        other_T: None for the best metric.
-        within: share of the best metric that may be lost for more of the other.
+    Parameters
+    ----------
+    metric_T : Array
+        to be maximised.
+    zeros_T : Array
+        how many granularities a setting silences: of equals, the one that needs fewest.
+    other_T : Array | None
+        None for the best metric.
+    within : float
+        share of the best metric that may be lost for more of the other.
 
     >>> metric, zeros = np.array([0.5, 0.5, 0.495, 0.4]), np.array([0, 1, 0, 0])
     >>> choose(metric, zeros, None, 0.0), choose(metric, zeros, np.array([1.0, 1.0, 2.0, 9.0]), 0.02)

@@ -46,7 +46,8 @@ class Plan:
 
     def until(self, trial: Trial, concurrent: int) -> float:
         """When a trial is to end by itself with what it has, on the monotonic clock; of those that run ``concurrent``
-        at once. A sweep lets it go on to its next report."""
+        at once. A sweep lets it go on to its next report.
+        """
         return math.inf
 
     def next(self, running: Collection[tuple[int, int]]) -> Trial | Literal["wait"] | None:
@@ -64,8 +65,10 @@ class Plan:
     def config_of(self, trial: Trial) -> Config:
         """The configuration that a trial trains with; not refitted, as it is chosen before that.
 
-        Raises:
-            ConfigError: values that are valid alone but not together.
+        Raises
+        ------
+        ConfigError
+            values that are valid alone but not together.
         """
         config = self.config if trial.number == 0 else self.space.apply(self.config, trial.params)
         return config.model_copy(update={"seed": trial.seed, "train": config.train.model_copy(update={"refit": False})})

@@ -40,14 +40,21 @@ class Slots:
 def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest: int = 0) -> Slots:
     """Divide a cluster's CPUs and GPUs. A CPU is kept free for the driver where a trial leaves one.
 
-    Args:
-        config: what is asked for.
-        cluster: resources of all nodes.
-        node_cpus: those of the smallest node.
-        fastest: threads with which a trial of one process is as fast as with more; 0: unknown.
+    Parameters
+    ----------
+    config : Config
+        what is asked for.
+    cluster : dict[str, float]
+        resources of all nodes.
+    node_cpus : int
+        those of the smallest node.
+    fastest : int
+        threads with which a trial of one process is as fast as with more; 0: unknown.
 
-    Raises:
-        ConfigError: a trial, or ``tune.concurrent`` of them, does not fit.
+    Raises
+    ------
+    ConfigError
+        a trial, or ``tune.concurrent`` of them, does not fit.
     """
     total, gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
     workers, tune = config.train.num_workers, config.tune

@@ -90,8 +90,10 @@ class Space:
     def apply(self, config: Config, params: Mapping[str, Any]) -> Config:
         """The configuration with the fixed values and the trial's.
 
-        Raises:
-            ConfigError: values that are valid alone but not together.
+        Raises
+        ------
+        ConfigError
+            values that are valid alone but not together.
         """
         return with_values(config, {**self.fixed, **params})
 
@@ -121,9 +123,11 @@ class Space:
 def load_space(files: Sequence[str], config: Config) -> Space:
     """Read the files and check every value against the configuration.
 
-    Raises:
-        ConfigError: no file, a file that cannot be read, an unknown path or one that trials cannot vary, a malformed
-            range, a value that the configuration refuses; naming file, path and value.
+    Raises
+    ------
+    ConfigError
+        no file, a file that cannot be read, an unknown path or one that trials cannot vary, a malformed
+        range, a value that the configuration refuses; naming file, path and value.
     """
     if not files:
         raise ConfigError(
@@ -165,8 +169,10 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 def preview(config: Config) -> str:
     """What a sweep would try, for a dry run.
 
-    Raises:
-        ConfigError: the space cannot be searched.
+    Raises
+    ------
+    ConfigError
+        the space cannot be searched.
     """
     space = load_space(config.tune.space, config)
     return f"{config.tune.trials} trials over:\n{space.describe()}"

@@ -53,9 +53,12 @@ def tune(config: Config, folder: RunFolder) -> None:
 def sweep(config: Config, folder: RunFolder) -> None:
     """Many trainings over a search space; the best one trained on all data, tested once and registered.
 
-    Raises:
-        ConfigError: the space cannot be searched, or the run folder is remote or holds another sweep.
-        TrainingError: every trial failed, for reasons that lie in data or settings.
+    Raises
+    ------
+    ConfigError
+        the space cannot be searched, or the run folder is remote or holds another sweep.
+    TrainingError
+        every trial failed, for reasons that lie in data or settings.
         Unavailable: every trial failed otherwise.
     """
     if is_remote(config.run.dir):

@@ -109,11 +109,16 @@ class Copies:
 def find_copies(config: Config, folder: RunFolder, store: Store | None, working: Path) -> Copies:
     """The places of copies: in the run folder, noted, configured, and named.
 
-    Args:
-        config: of the run.
-        folder: of the run.
-        store: MLflow's.
-        working: an empty folder, for working copies of remote places.
+    Parameters
+    ----------
+    config : Config
+        of the run.
+    folder : RunFolder
+        of the run.
+    store : Store | None
+        MLflow's.
+    working : Path
+        an empty folder, for working copies of remote places.
     """
     noted = notes.of_run(folder.root)
     if store is not None:
@@ -163,13 +168,20 @@ def _registered(folder: RunFolder) -> tuple[str, str]:
 class CopiesForgotten:
     """Forgets users in all copies; ``said`` is for the proof.
 
-    Args:
-        config: of the run.
-        folder: of the run, whose bundle is made again.
-        copies: where to look.
-        users: ids, also those behind pseudonyms.
-        their_rows: tells the rows of logs.
-        before: content hashes of the run's dataset while it had the users.
+    Parameters
+    ----------
+    config : Config
+        of the run.
+    folder : RunFolder
+        of the run, whose bundle is made again.
+    copies : Copies
+        where to look.
+    users : Sequence[str]
+        ids, also those behind pseudonyms.
+    their_rows : TheirRows
+        tells the rows of logs.
+    before : Collection[str]
+        content hashes of the run's dataset while it had the users.
     """
 
     config: Config

@@ -38,15 +38,23 @@ def make_models_again(
 ) -> list[str]:
     """RUN/model and RUN/final of the dataset without the users; what still depends on them.
 
-    Args:
-        config: of the run.
-        folder: of the run.
-        dataset: without them.
-        numbering: from the dense ids before.
-        before: content hash of the dataset with them.
+    Parameters
+    ----------
+    config : Config
+        of the run.
+    folder : RunFolder
+        of the run.
+    dataset : PreparedDataset
+        without them.
+    numbering : Renumbering
+        from the dense ids before.
+    before : str
+        content hash of the dataset with them.
 
-    Raises:
-        ArtifactError: the model is of another dataset, or of another section ``model``.
+    Raises
+    ------
+    ArtifactError
+        the model is of another dataset, or of another section ``model``.
     """
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     trained = load_trained(folder.model)

@@ -168,7 +168,8 @@ def conclude(
 ) -> None:
     """Search, test membership, write the signed proof, and say how it ended.
 
-    Raises:
+    Raises
+    ------
         Refusal: users were found, or something could not be searched.
     """
     traces = evidence.traces

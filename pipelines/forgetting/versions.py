@@ -28,12 +28,18 @@ def forget_versions(
 ) -> dict[str, Any]:
     """Replace or delete every version that holds the users; for the proof, what became of which.
 
-    Args:
-        config: of the run.
-        folder: of the run.
-        store: MLflow's.
-        versions: that were there before, and whether each held the users.
-        users: their ids.
+    Parameters
+    ----------
+    config : Config
+        of the run.
+    folder : RunFolder
+        of the run.
+    store : Store
+        MLflow's.
+    versions : list[tuple[Version, bool]]
+        that were there before, and whether each held the users.
+    users : pa.Array
+        their ids.
     """
     new = _registered(folder)
     said: dict[str, Any] = {"replaced": {}, "deleted": [], "left": {}}
@@ -69,7 +75,8 @@ def forget_artefacts(
     config: Config, store: Store, versions: Iterable[Version], traces: Traces, say: Callable[[str], None]
 ) -> list[str]:
     """Delete the artefacts of MLflow runs in which the users are found, such as earlier reports, and logged models that
-    are no version; those of other run folders only with ``forget.delete_versions``. What was deleted."""
+    are no version; those of other run folders only with ``forget.delete_versions``. What was deleted.
+    """
     registered = {version.folder.resolve() for version in versions if version.folder is not None}
     deleted = []
     for place in store.places():

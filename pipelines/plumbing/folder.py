@@ -166,8 +166,10 @@ class RunFolder:
     def read_json(self, path: Path, cure: str) -> dict[str, Any]:
         """Read what :meth:`write_json` wrote.
 
-        Raises:
-            ArtifactError: missing or damaged; ``cure`` says which stage writes it.
+        Raises
+        ------
+        ArtifactError
+            missing or damaged; ``cure`` says which stage writes it.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -236,10 +238,14 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: boo
 
     What does not lock leaves nothing in a remote one, which it would write while another one does.
 
-    Raises:
-        ConfigError: ``run.dir`` cannot be such a folder.
-        ArtifactError: another run is at work in it.
-        StorageError: a remote one cannot be reached or written to.
+    Raises
+    ------
+    ConfigError
+        ``run.dir`` cannot be such a folder.
+    ArtifactError
+        another run is at work in it.
+    StorageError
+        a remote one cannot be reached or written to.
     """
     if is_remote(config.run.dir) and not locks:  # its run.log would replace that of a command at work there
         with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
@@ -317,8 +323,10 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file aside and rename it into place.
 
-    Raises:
-        StorageError: the disk is full.
+    Raises
+    ------
+    StorageError
+        the disk is full.
     """
     from recsys.storage.beside import writing_beside
     from recsys.storage.places import reaching

@@ -49,9 +49,12 @@ def _absolute(place: str) -> str:
 def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
     """The configuration of the model that a verb works on, with the options of the command line.
 
-    Raises:
-        ArtifactError: there is no such model.
-        ConfigError: it does not say how it was made, or the command line names none.
+    Raises
+    ------
+    ArtifactError
+        there is no such model.
+    ConfigError
+        it does not say how it was made, or the command line names none.
     """
     from recsys.bundle.description import read_info
     from recsys.registry.register import resolve

@@ -104,8 +104,10 @@ def _homes() -> list[Path]:
 def pack(tree: dict[str, Any], folder: Path) -> Parcel:
     """Write the parcel: the packages, and the configuration as :func:`job_config` makes it; what is in it.
 
-    Raises:
-        ConfigError: a password in the configuration, or packages that somebody filled with more than code.
+    Raises
+    ------
+    ConfigError
+        a password in the configuration, or packages that somebody filled with more than code.
     """
     parcel = contents()
     for file in parcel.sent:
@@ -125,8 +127,10 @@ def pack(tree: dict[str, Any], folder: Path) -> Parcel:
 def job_config(tree: dict[str, Any]) -> str:
     """The configuration as the job reads it: places absolute, ``$VARIABLES`` for the cluster to expand.
 
-    Raises:
-        ConfigError: a user and password in a URI: what is sent can be read by everyone on the cluster.
+    Raises
+    ------
+    ConfigError
+        a user and password in a URI: what is sent can be read by everyone on the cluster.
     """
     sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
     sent.pop("submit", None)

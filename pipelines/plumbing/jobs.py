@@ -25,8 +25,10 @@ class LostError(Exception):
 def address_of(given: str) -> str:
     """Where the job server is: ``submit.address``, the environment, or Ray's usual place on this machine.
 
-    Raises:
-        ConfigError: no http(s) URL with a host.
+    Raises
+    ------
+    ConfigError
+        no http(s) URL with a host.
 
     >>> address_of("http://127.0.0.1:8265/")
     'http://127.0.0.1:8265'
@@ -50,8 +52,10 @@ def address_of(given: str) -> str:
 def connect(given: str) -> Any:
     """A ``JobSubmissionClient`` whose requests end in time.
 
-    Raises:
-        ConfigError: nothing answers at the address, it is no Ray cluster, or it wants another token.
+    Raises
+    ------
+    ConfigError
+        nothing answers at the address, it is no Ray cluster, or it wants another token.
     """
     address = address_of(given)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which would win over the argument
@@ -97,8 +101,10 @@ def nodes_summary(client: Any) -> Any:
 def details(client: Any, job: str) -> Any:
     """What the cluster knows of a job.
 
-    Raises:
-        ConfigError: it knows no such job.
+    Raises
+    ------
+    ConfigError
+        it knows no such job.
     """
     try:
         return client.get_job_info(job)
@@ -113,8 +119,10 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
 
     A connection that breaks or is silent is opened anew; what was written already is not written again.
 
-    Raises:
-        LostError: the cluster does not answer any more.
+    Raises
+    ------
+    LostError
+        the cluster does not answer any more.
     """
     log, failures = _Log(write), 0
     while True:

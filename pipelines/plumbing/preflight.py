@@ -258,8 +258,10 @@ def dashboard_nodes(summary: Any) -> list[Node]:
 def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
     """Refuse what cannot fit the machines. Machines that the cluster has yet to start (``ray.wait_s``) are unknown.
 
-    Raises:
-        ConfigError: with what is too large and the cure.
+    Raises
+    ------
+    ConfigError
+        with what is too large and the cure.
     """
     memories = [node.memory for node in nodes if node.memory is not None]
     if len(memories) < len(nodes) or not nodes or config.ray.wait_s > 0:
@@ -292,8 +294,10 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
 def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
     """Refuse more workers than a cluster has room for, before the job is queued.
 
-    Raises:
-        ConfigError: too few CPUs or GPUs, and the cluster starts none (``ray.wait_s`` 0).
+    Raises
+    ------
+    ConfigError
+        too few CPUs or GPUs, and the cluster starts none (``ray.wait_s`` 0).
     """
     if not nodes or config.ray.wait_s > 0:
         return
@@ -311,8 +315,10 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
 def preflight(config: Config, say: Callable[[str], None], nodes: Sequence[Node], manifest: Manifest | None) -> None:
     """Say what a training will need, and refuse what cannot fit.
 
-    Raises:
-        ConfigError: see :func:`check`.
+    Raises
+    ------
+    ConfigError
+        see :func:`check`.
     """
     sizes = sizes_of(config, manifest)
     if sizes is None:

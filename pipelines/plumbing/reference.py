@@ -49,8 +49,10 @@ class SectionKeys:
 def sections(prefix: str = "") -> list[SectionKeys]:
     """Every section below ``prefix`` and that section itself, each before those inside it.
 
-    Raises:
-        ConfigError: there is no such section.
+    Raises
+    ------
+    ConfigError
+        there is no such section.
     """
     found = _at(prefix)
     return [entry for path, kind in found for entry in sections_of(path, kind, has_kinds=len(found) > 1)]
@@ -72,8 +74,10 @@ def sections_of(path: str, model: type[BaseModel], has_kinds: bool = False) -> I
 def reference(prefix: str = "") -> str:
     """All keys of the configuration below ``prefix``, section by section, as the command line takes them.
 
-    Raises:
-        ConfigError: there is no such section.
+    Raises
+    ------
+    ConfigError
+        there is no such section.
     """
     return "\n".join([_HEAD, *(line for section in sections(prefix) for line in _lines(section))])
 

@@ -49,8 +49,10 @@ def quiet() -> None:
 def ray_session(config: Config) -> Iterator[None]:
     """Ray for the time of the block; the one that is already there where there is one.
 
-    Raises:
-        ConfigError: too few CPUs for the workers, or no cluster at ``ray.address``.
+    Raises
+    ------
+    ConfigError
+        too few CPUs for the workers, or no cluster at ``ray.address``.
         Unavailable: a local Ray does not start.
     """
     quiet()
@@ -113,8 +115,10 @@ def check_cpus(config: Config) -> int:
     """The CPUs of a local Ray: one more than workers, since a dataset that streams beside workers holding every CPU
     waits forever.
 
-    Raises:
-        ConfigError: ``ray.num_cpus`` is less.
+    Raises
+    ------
+    ConfigError
+        ``ray.num_cpus`` is less.
     """
     needed = config.train.num_workers + 1
     cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed)
@@ -185,7 +189,8 @@ def _can_keep_token() -> bool:
 def short_temp_dir(candidates: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm")) -> str:
     """A folder for Ray's sockets where the usual one has too long a name for them; empty where it is short enough.
 
-    Raises:
+    Raises
+    ------
         Unavailable: ``RAY_TMPDIR`` itself is too long, or no folder with a short name can be written to.
     """
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()

@@ -76,8 +76,10 @@ class EpochLog:
     def complete(self, history: list[dict[str, Any]]) -> None:
         """Log the epochs that have not arrived, with all of MLflow's patience.
 
-        Raises:
-            MlflowException: the server still does not answer.
+        Raises
+        ------
+        MlflowException
+            the server still does not answer.
         """
         if any(_identity(values) not in self._known for values in history):
             names = {_identity(values)[0] for values in history}
@@ -111,7 +113,8 @@ def _prefix(values: Mapping[str, Any]) -> str:
 
 def _identity(values: Mapping[str, Any]) -> tuple[str, int, float]:
     """The metric of an epoch's loss, its step and value; an epoch that is trained again ends with the same loss.
-    Where nothing is trained, the validation metric instead."""
+    Where nothing is trained, the validation metric instead.
+    """
     if "loss" not in values:
         name = next(key for key in values if key not in _PLAIN | _OWN)
         return f"valid.{name}", int(values["epoch"]), float(values[name])

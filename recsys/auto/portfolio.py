@@ -86,9 +86,12 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
 def with_apart(config: Config, setting: Setting, seed: int) -> Config:
     """The configuration with the trained model of a setting as a member that is trained apart.
 
-    Args:
-        config: that :func:`configured` made.
-        seed: added to that of the run, so that the same setting twice is not the same model twice.
+    Parameters
+    ----------
+    config : Config
+        that :func:`configured` made.
+    seed : int
+        added to that of the run, so that the same setting twice is not the same model twice.
     """
     tree = config.model_dump(mode="json")
     given = {key: value for key, value in tree["train"].items() if key in ("epochs", "evaluate_every", "threads")}

@@ -31,9 +31,12 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
 
     ``mark`` is the file (or pattern) by which a folder that may be replaced is known.
 
-    Raises:
-        ArtifactError: ``folder`` holds something that is not a bundle and would be lost.
-        StorageError: the disk is full.
+    Raises
+    ------
+    ArtifactError
+        ``folder`` holds something that is not a bundle and would be lost.
+    StorageError
+        the disk is full.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):

@@ -69,8 +69,10 @@ class BundleInfo(BaseModel):
 def read_info(folder: str | Path) -> BundleInfo:
     """Only ``bundle.json``.
 
-    Raises:
-        ArtifactError: as :func:`read_bundle`.
+    Raises
+    ------
+    ArtifactError
+        as :func:`read_bundle`.
     """
     folder = Path(folder)
     try:

@@ -100,8 +100,10 @@ class Bundle:
 def read_files(folder: Path) -> Bundle:
     """Read and check a bundle, without the questions of its test of itself.
 
-    Raises:
-        ArtifactError: no bundle there, one of another format, or one that is damaged.
+    Raises
+    ------
+    ArtifactError
+        no bundle there, one of another format, or one that is damaged.
     """
     info = read_info(folder)
     for name in (WEIGHTS, ITEMS, USERS):
@@ -141,8 +143,10 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
 def read_card(folder: Path, info: BundleInfo) -> str:
     """The text of the model card; empty where there is none.
 
-    Raises:
-        ArtifactError: it is not the file that was written, or no text.
+    Raises
+    ------
+    ArtifactError
+        it is not the file that was written, or no text.
     """
     if CARD not in info.files:
         return ""

@@ -28,8 +28,10 @@ def has_measured(info: BundleInfo) -> bool:
 def measured(folder: Path, bundle: Bundle) -> Bundle:
     """The bundle with the measured model in place of the one that answers; the same where there is only one.
 
-    Raises:
-        ArtifactError: the measured model is missing, damaged or does not fit the bundle.
+    Raises
+    ------
+    ArtifactError
+        the measured model is missing, damaged or does not fit the bundle.
     """
     info = bundle.info
     if not has_measured(info):

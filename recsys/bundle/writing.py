@@ -81,8 +81,10 @@ def write_files(
     ``training`` are the trainable model's weights: without them nothing can start warm from the bundle. ``card`` is the
     text of the model card. ``measured`` is the model that the metrics are of, where ``frozen`` has seen the test part.
 
-    Raises:
-        ArtifactError: the model was not trained on this dataset, or has values that are not finite.
+    Raises
+    ------
+    ArtifactError
+        the model was not trained on this dataset, or has values that are not finite.
     """
     _check_match(frozen, dataset)
     _save_model(aside / WEIGHTS, frozen)

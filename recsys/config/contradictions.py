@@ -20,8 +20,10 @@ _TRAINS: Final = "train"
 def check_settings(config: Config, stages: tuple[str, ...]) -> None:
     """Refuse settings that the stages of a verb cannot follow together.
 
-    Raises:
-        ConfigError: with every contradiction, one a line.
+    Raises
+    ------
+    ConfigError
+        with every contradiction, one a line.
     """
     found = list(_of_data(config)) if _PREPARES in stages else []
     found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []

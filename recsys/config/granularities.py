@@ -116,8 +116,12 @@ class _Granularities(Section):
 def section_class(name: str) -> type[GranularityConfig]:
     """The class of a granularity's section: ours, or of an installed package that offers the name.
 
-    Raises:
-        KeyError: nobody has it. ValueError: it cannot be imported.
+    Raises
+    ------
+    KeyError
+        nobody has it.
+    ValueError
+        it cannot be imported.
     """
     if name not in SECTIONS:
         found: type[GranularityConfig] = load(offers(GRANULARITIES)[name], GranularityConfig)

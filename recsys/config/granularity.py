@@ -77,7 +77,8 @@ class GranularityConfig(Section):
 
     def open_on(self, sizes: Any) -> list[str]:
         """Those of them that mean something on a dataset: ages need times, the newest event an order, types
-        several of them."""
+        several of them.
+        """
         idle = (
             ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered) + ("types",) * (sizes.num_types < 2)
         )
@@ -89,17 +90,22 @@ class GranularityConfig(Section):
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """What of these keys cannot hold beside the rest of the configuration, whatever the data, each with its cure;
-        ``where`` is the dotted path of the section. Asked only where it is enabled."""
+        ``where`` is the dotted path of the section. Asked only where it is enabled.
+        """
         yield from ()
 
     def check(self, sizes: Any) -> None:
         """Refuse a dataset that lacks what the granularity reads.
 
-        Args:
-            sizes: the :class:`~recsys.granularities.base.ModelSizes` of the dataset.
+        Parameters
+        ----------
+        sizes : Any
+            the :class:`~recsys.granularities.base.ModelSizes` of the dataset.
 
-        Raises:
-            ConfigError: what is needed, and the cure.
+        Raises
+        ------
+        ConfigError
+            what is needed, and the cure.
         """
 
     def estimate(self, work: Workload) -> Estimate:

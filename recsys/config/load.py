@@ -37,8 +37,10 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
     ``data`` where it is not set. Override texts are parsed as YAML scalars or lists. The section ``model`` may be left
     out, or be ``auto``: the verbs that need it choose it (:mod:`pipelines.auto`).
 
-    Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
+    Raises
+    ------
+    ConfigError
+        the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
     where = "command line" if path is None else str(path)
     return build_config(read_tree(path, overrides), where, options=[dotted for dotted, _ in overrides])
@@ -218,7 +220,8 @@ def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
 
 def _of_meant_form(problems: list[Any]) -> list[Any]:
     """The problems without those of a form that a value of several forms plainly does not have: where a table is
-    named, that it is no text."""
+    named, that it is no text.
+    """
 
     def of_value(problem: Any) -> tuple[Any, ...]:
         place = next((i for i, part in enumerate(problem["loc"]) if _FORM.fullmatch(str(part))), len(problem["loc"]))

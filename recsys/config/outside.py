@@ -90,8 +90,10 @@ def resolve(group: str, kind: str) -> Offer | None:
     """The class behind a kind: the offer of that name, or the path itself with the package that it is of, if any; None
     where nobody offers it.
 
-    Raises:
-        ValueError: a path that stands in an artifact alone.
+    Raises
+    ------
+    ValueError
+        a path that stands in an artifact alone.
     """
     known = offers(group)
     if not is_path(kind):
@@ -117,8 +119,10 @@ def _package_of(target: str) -> tuple[str, str]:
 def load(offer: Offer, base: type) -> type[Any]:
     """The class of an offer.
 
-    Raises:
-        ValueError: it cannot be imported, or is no subclass of ``base``.
+    Raises
+    ------
+    ValueError
+        it cannot be imported, or is no subclass of ``base``.
     """
     module, name = offer.target.split(":")
     try:

@@ -23,8 +23,10 @@ _WORDS: Final = "YAML reads on, yes and true as true, and off, no and false as f
 def shaped(tree: Any, where: str) -> Any:
     """The tree without emptied sections, which then have their defaults.
 
-    Raises:
-        ConfigError: a section is a value, a text or number is true or false, or a whole number has over 63 bits.
+    Raises
+    ------
+    ConfigError
+        a section is a value, a text or number is true or false, or a whole number has over 63 bits.
     """
     try:
         return _section(tree, Config, "")

@@ -65,8 +65,10 @@ def _without_nulls(value: Any) -> Any:
 def check_tables(key: str, names: set[str]) -> None:
     """Check the names of tables in a setting.
 
-    Raises:
-        ValueError: one is no table.
+    Raises
+    ------
+    ValueError
+        one is no table.
     """
     if unknown := sorted(names - set(TABLES)):
         raise ValueError(f"{key}: {unknown[0]!r} is no table; the tables are {', '.join(TABLES)}")

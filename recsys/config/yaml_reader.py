@@ -28,7 +28,8 @@ _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 class Loader(yaml.SafeLoader):
     """A ``SafeLoader`` with the bounds of this module.
 
-    Raises:
+    Raises
+    ------
         yaml.YAMLError: the text is not YAML, repeats a key, or is larger than the bounds when aliases are expanded.
     """
 
@@ -89,9 +90,11 @@ class ConfigLoader(Loader):
 def parse_yaml(content: bytes | str, problem: str, loader: type[Loader] = ConfigLoader) -> Any:
     """What a text says; ``problem`` begins the message of the error.
 
-    Raises:
-        ConfigError: it is not YAML in UTF-8 or UTF-16, is larger than the bounds, repeats a key, or a value is not what
-            its tag or form says, such as the day 2020-13-45.
+    Raises
+    ------
+    ConfigError
+        it is not YAML in UTF-8 or UTF-16, is larger than the bounds, repeats a key, or a value is not what
+        its tag or form says, such as the day 2020-13-45.
     """
     if len(content) > MAX_BYTES:
         raise ConfigError(
@@ -128,7 +131,8 @@ def _is_surprising(text: str) -> bool:
 def _check_size(root: yaml.Node) -> None:
     """Bound the values and the bytes of the document with every alias expanded, without expanding one.
 
-    Raises:
+    Raises
+    ------
         yaml.YAMLError: it is larger, or a value holds itself.
     """
     sizes: dict[int, tuple[int, int]] = {}

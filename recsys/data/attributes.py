@@ -222,8 +222,10 @@ class FieldFitter:
     def fit(self) -> tuple[Field, ...]:
         """The wanted fields, or every usable one.
 
-        Raises:
-            ConfigError: a wanted column is not there, or cannot be encoded as it should.
+        Raises
+        ------
+        ConfigError
+            a wanted column is not there, or cannot be encoded as it should.
         """
         wanted = getattr(self.config, self.key)
         unknown = [name for name in wanted or () if name not in self.columns]
@@ -340,8 +342,10 @@ class RequestEncoder:
     def encode(self, given: Sequence[Mapping[str, Any] | None], numbers: Sequence[int] | None = None) -> AttributeRows:
         """One row a request; ``numbers`` are theirs in the call, by default counted from 0.
 
-        Raises:
-            RequestError: an unknown field, or a value of the wrong type; names the request by its number.
+        Raises
+        ------
+        RequestError
+            an unknown field, or a value of the wrong type; names the request by its number.
         """
         codes_XS = np.full((len(given), self.shape[0]), NOT_GIVEN, dtype=np.int32)
         values_XM = np.zeros((len(given), self.shape[1]), dtype=np.float32)

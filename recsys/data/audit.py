@@ -48,12 +48,17 @@ class Audit:
 def audit(dataset: PreparedDataset, findings: Sequence[ShardFindings] | None = None) -> Audit:
     """Check a prepared dataset against its split.
 
-    Args:
-        dataset: with its shards.
-        findings: of :func:`audit_shard` for every shard, in order, where they were made elsewhere.
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        with its shards.
+    findings : Sequence[ShardFindings] | None
+        of :func:`audit_shard` for every shard, in order, where they were made elsewhere.
 
-    Raises:
-        DataError: an artefact holds what it must not, with the check, the place and how much.
+    Raises
+    ------
+    DataError
+        an artefact holds what it must not, with the check, the place and how much.
     """
     auditor = _Auditor(dataset)
     if findings is None:
@@ -68,12 +73,17 @@ def audit_newer(dataset: PreparedDataset, findings: Sequence[ShardFindings]) -> 
     Why not all: the other files are those of the dataset that it continues, which were checked when they were written.
     :func:`audit` goes through everything before each evaluation.
 
-    Args:
-        dataset: with what was appended.
-        findings: of :func:`audit_shard` for every new file.
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        with what was appended.
+    findings : Sequence[ShardFindings]
+        of :func:`audit_shard` for every new file.
 
-    Raises:
-        DataError: as :func:`audit`.
+    Raises
+    ------
+    DataError
+        as :func:`audit`.
     """
     return _Auditor(dataset).run_newer(findings)
 
@@ -185,7 +195,8 @@ class _Auditor(Checks):
 
     def _text(self) -> list[str]:
         """Rows that item text was made of: none about a held-out pair, none too late, none by cold users beside their
-        events; and every item's terms are those of its rows."""
+        events; and every item's terms are those of its rows.
+        """
         described = self.dataset.manifest.text
         if not described.get("event_column"):
             if self.dataset.manifest.counts.get("text_rows"):

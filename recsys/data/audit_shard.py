@@ -41,8 +41,10 @@ class ShardFindings:
 def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
     """The part of :func:`recsys.data.audit.audit` that looks at one shard alone.
 
-    Raises:
-        DataError: as :func:`recsys.data.audit.audit`.
+    Raises
+    ------
+    DataError
+        as :func:`recsys.data.audit.audit`.
     """
     return ShardAuditor(dataset).run(name)
 
@@ -184,7 +186,8 @@ class ShardAuditor(Checks):
 
     def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
         """Texts of users tell the first events of their part and nothing else: a fixed sample of them, composed again
-        from the histories."""
+        from the histories.
+        """
         manifest = self.dataset.manifest
         described = manifest.text["users"]
         rules = TextRules(tuple(manifest.event_types), manifest.ordered, described["max_items"], 1, described["folds"])

@@ -79,7 +79,8 @@ class Batch:
 @dataclass(frozen=True)
 class Hidden:
     """Which events an epoch hides from the input, by a hash of (seed, user, item): histories and graphs agree on them,
-    and so does every worker."""
+    and so does every worker.
+    """
 
     share: float
     seed: int
@@ -134,7 +135,8 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
 
 def whole_history(histories: Histories, max_history: int, rows: Array, hidden: Hidden) -> Batch:
     """Unordered training: one query a user, every event of the user that is of a type to predict is a target, the
-    hidden ones too."""
+    hidden ones too.
+    """
     chosen = histories.take(rows)
     visible = chosen
     if hidden.share:

@@ -40,7 +40,8 @@ def asked_queries(dataset: PreparedDataset, split: Split, config: Config) -> Que
 
 def fitted_histories(dataset: PreparedDataset, config: Config) -> Histories:
     """The histories that baselines are fitted on: all, or those of an even sample of users with as many events as
-    ``evaluate.max_fit_events`` on average."""
+    ``evaluate.max_fit_events`` on average.
+    """
     share = config.evaluate.max_fit_events / max(_num_events(dataset), 1)
     return dataset.histories(_even(dataset.num_users, share, config.seed, _FITTED))
 

@@ -47,11 +47,16 @@ class Newcomers:
     def cut(self, cold_U: Array, offsets_U1: Array, parts_E: Array, numbers_E: Array | None) -> Array:
         """The parts with the cold users' surplus training events as :data:`CUT`, their validation as ``VALID_ALONE``.
 
-        Args:
-            cold_U: see :meth:`among`.
-            offsets_U1: where each user's events start.
-            parts_E: of :func:`recsys.data.split.assign`.
-            numbers_E: in [0, 1), the largest are kept; None in ordered data, where the latest are kept.
+        Parameters
+        ----------
+        cold_U : Array
+            see :meth:`among`.
+        offsets_U1 : Array
+            where each user's events start.
+        parts_E : Array
+            of :func:`recsys.data.split.assign`.
+        numbers_E : Array | None
+            in [0, 1), the largest are kept; None in ordered data, where the latest are kept.
         """
         users_E = np.repeat(np.arange(len(cold_U)), np.diff(offsets_U1))
         training = np.flatnonzero(cold_U[users_E] & (parts_E == Split.TRAIN))

@@ -58,8 +58,10 @@ class ContextColumn:
     def code(self, value: Any, where: str) -> int:
         """The code of one value of a request; None is missing, a category that was never seen is unknown.
 
-        Raises:
-            RequestError: a value of another type, with ``where`` it stood.
+        Raises
+        ------
+        RequestError
+            a value of another type, with ``where`` it stood.
         """
         if value is None:
             return MISSING
@@ -100,8 +102,10 @@ def number_codes(values: Array, mean: float, std: float) -> Array:
 def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | None, where: str) -> Array:
     """The context of one event or request: [C] int16, missing where ``given`` does not say.
 
-    Raises:
-        RequestError: a column that the model does not know, or a value of the wrong type.
+    Raises
+    ------
+    RequestError
+        a column that the model does not know, or a value of the wrong type.
     """
     codes = np.zeros(len(columns), dtype=np.int16)
     unknown = sorted(set(given or {}) - {column.name for column in columns})
@@ -142,8 +146,10 @@ class Tally:
     def column(self, name: str) -> ContextColumn:
         """The column as its training events have it; a number that never varies has spread 1.
 
-        Raises:
-            DataError: too many different values to be a category.
+        Raises
+        ------
+        DataError
+            too many different values to be a category.
         """
         if self.counts is None:
             std = (self.squares / self.number) ** 0.5 if self.number else 0.0
@@ -155,8 +161,10 @@ class Tally:
 def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> Tally:
     """Count one column of training events.
 
-    Raises:
-        DataError: too many different values to be a category.
+    Raises
+    ------
+    DataError
+        too many different values to be a category.
     """
     column = column.drop_null()
     if is_number:

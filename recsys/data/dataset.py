@@ -116,8 +116,10 @@ class Manifest:
 class PreparedDataset:
     """Reader of a prepared dataset.
 
-    Raises:
-        ArtifactError: no manifest there, or one of another schema version.
+    Raises
+    ------
+    ArtifactError
+        no manifest there, or one of another schema version.
     """
 
     def __init__(self, root: str) -> None:
@@ -230,8 +232,10 @@ class PreparedDataset:
     def media_vectors(self, name: str) -> Array:
         """The vectors of a medium: [N, M] float16, zero rows where an item lacks it.
 
-        Raises:
-            ConfigError: the dataset has no such medium.
+        Raises
+        ------
+        ConfigError
+            the dataset has no such medium.
         """
         if name not in self.manifest.media:
             raise ConfigError(

@@ -42,8 +42,10 @@ class Forgotten:
     def read(place: str) -> Forgotten:
         """The list at a place; an empty one where there is none.
 
-        Raises:
-            ArtifactError: the file is damaged: who was forgotten would come back.
+        Raises
+        ------
+        ArtifactError
+            the file is damaged: who was forgotten would come back.
         """
         filesystem, path = filesystem_of(place)
         with reaching(place):

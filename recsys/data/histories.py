@@ -94,7 +94,8 @@ class Histories:
 
     def windows(self, size: int) -> Histories:
         """Histories longer than ``size`` as several rows of at most ``size`` events, the newest first, each sharing one
-        event with the next, so that every event but a user's first is once behind another event of its row."""
+        event with the next, so that every event but a user's first is once behind another event of its row.
+        """
         rows, starts, ends = self.window_spans(size)
         if len(rows) == len(self):
             return self

@@ -62,8 +62,12 @@ def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> boo
 class TrainingLoader:
     """Batches of a prepared dataset's events through ``through``.
 
-    Raises:
-        DataError: fewer trainable users than workers. ConfigError: a setting that cannot act on this data.
+    Raises
+    ------
+    DataError
+        fewer trainable users than workers.
+    ConfigError
+        a setting that cannot act on this data.
     """
 
     def __init__(
@@ -189,7 +193,8 @@ class TrainingLoader:
 
     def _global_batches(self, histories: Histories, num_targets_U: Array, random: np.random.Generator) -> list[Array]:
         """Rows of every global batch. Ordered: rows of like length together, so that a batch pads little; batches of
-        like numbers of targets, so that a short history's target weighs no more in its step than a long one's."""
+        like numbers of targets, so that a short history's target weighs no more in its step than a long one's.
+        """
         order = random.permutation(len(histories))
         if not self.ordered:
             return np.array_split(order, self._num_batches(len(order)))

@@ -41,8 +41,10 @@ class Pseudonyms:
     def of(config: PseudonymConfig) -> Pseudonyms | None:
         """The key that a configuration says where to find; None where ids stay as they are.
 
-        Raises:
-            ConfigError: there is no key in that place, or one too short to be secret.
+        Raises
+        ------
+        ConfigError
+            there is no key in that place, or one too short to be secret.
         """
         if config.key_env:
             where, text = f"the variable {config.key_env}", os.environ.get(config.key_env, "")
@@ -96,8 +98,10 @@ def known_as(described: Mapping[str, str]) -> Callable[[str], str]:
 
     Without the key ids are taken as they are: who has no key may ask by pseudonym, and for newcomers.
 
-    Args:
-        described: what a manifest or bundle says of its pseudonyms; empty where it has none.
+    Parameters
+    ----------
+    described : Mapping[str, str]
+        what a manifest or bundle says of its pseudonyms; empty where it has none.
     """
     if not described:
         return str

@@ -1,5 +1,6 @@
 """Columns of items that measure them, as a price does: what the member ``place`` reads, and what a look at files
-promises of it."""
+promises of it.
+"""
 
 from __future__ import annotations
 

@@ -80,13 +80,20 @@ def assign(
     Shares and last events are those of the types that are predicted. The other events belong to the part of the target
     before them, so that they are seen by whoever is asked later.
 
-    Args:
-        plan: the rule.
-        offsets_U1: where each user's events start.
-        times_E: microseconds (temporal).
-        given_E: parts named by the source (given).
-        uniform_E: a number in [0, 1) a (user, item) pair (random splits); equal pairs, equal numbers.
-        types_E: event type ids, where not all types are predicted.
+    Parameters
+    ----------
+    plan : SplitPlan
+        the rule.
+    offsets_U1 : Array
+        where each user's events start.
+    times_E : Array
+        microseconds (temporal).
+    given_E : Array
+        parts named by the source (given).
+    uniform_E : Array
+        a number in [0, 1) a (user, item) pair (random splits); equal pairs, equal numbers.
+    types_E : Array
+        event type ids, where not all types are predicted.
     """
     is_target_E = np.isin(types_E, plan.target_types) if plan.target_types else np.ones(offsets_U1[-1], dtype=bool)
     if plan.kind == "given":
@@ -108,7 +115,8 @@ def assign(
 
 def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
     """Last target test, the one before it validation, with what is between them; what is later is cut. Users with fewer
-    than three targets stay in training."""
+    than three targets stay in training.
+    """
     behind_E, num_targets_U = _targets_behind(offsets_U1, is_target_E)
     held_E = np.repeat(num_targets_U >= 3, np.diff(offsets_U1))
     parts = np.zeros(offsets_U1[-1], dtype=np.uint8)
@@ -164,8 +172,10 @@ def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: i
 
     Each pass narrows the range to one of :data:`_BINS` bins.
 
-    Args:
-        histogram: (start, width) → how many values fall into each of ``_BINS`` bins of that width from ``start``.
+    Parameters
+    ----------
+    histogram : Callable[[int, int], Array]
+        (start, width) → how many values fall into each of ``_BINS`` bins of that width from ``start``.
     """
     while True:
         width = -(-(high - low + 1) // _BINS)
@@ -190,8 +200,10 @@ def bin_counts(values: Array, start: int, width: int) -> Array:
 def parse_time(text: str, key: str) -> int:
     """Microseconds since the epoch of a time in any form that sources may have; a time without a zone is UTC.
 
-    Raises:
-        ConfigError: the value of ``key`` is no time.
+    Raises
+    ------
+    ConfigError
+        the value of ``key`` is no time.
 
     >>> parse_time("1970-01-02", "data.split.test_from") == 24 * 3600 * 10**6
     True
@@ -221,12 +233,17 @@ def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConf
 def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:
     """Refuse a split that the data cannot give.
 
-    Args:
-        ordered_by: time, file or none.
-        given: part named by the source → number of events.
+    Parameters
+    ----------
+    ordered_by : str
+        time, file or none.
+    given : dict[str, int]
+        part named by the source → number of events.
 
-    Raises:
-        DataError: with what is missing and which kinds would work.
+    Raises
+    ------
+    DataError
+        with what is missing and which kinds would work.
     """
     if config.kind == "leave-last" and ordered_by == "none":
         raise DataError(

@@ -74,7 +74,8 @@ class Cuts:
 
 def cuts_of(events: pl.DataFrame) -> Cuts:
     """The cuts of events with ``user``, ``item``, ``time`` (microseconds, null where unknown) and ``asked``, whether an
-    event is of a type that is predicted."""
+    event is of a type that is predicted.
+    """
     found = [cut for share in SHARES if (cut := _cut(events, share)) is not None]
     fitting = next((cut for cut in found if cut.is_enough), None)
     return Cuts(fitting, max(found, key=lambda cut: cut.num_test_users, default=None))

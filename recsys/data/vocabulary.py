@@ -53,13 +53,17 @@ class Vocabulary:
 
     def grown(self, users: pa.Array, items: pa.Array) -> tuple[pa.Array, pa.Array]:
         """The users and items of new data, with the numbers of this vocabulary for those that it has; those that the
-        data has no longer keep theirs."""
+        data has no longer keep theirs.
+        """
         return extend(self.users, users), extend(self.items, items)
 
     def check_kept(self, users: pa.Array, items: pa.Array) -> None:
         """
-        Raises:
-            DataError: the data has lost users or items of this vocabulary.
+
+        Raises
+        ------
+        DataError
+            the data has lost users or items of this vocabulary.
         """
         for what, base, found in (("users", self.users, users), ("items", self.items, items)):
             lost = base.filter(pc.invert(pc.is_in(base, value_set=found)))

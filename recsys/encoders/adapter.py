@@ -44,8 +44,10 @@ class Adapter:
     def read(folder: Path) -> Adapter:
         """From a folder as peft writes it.
 
-        Raises:
-            ConfigError: there are no weights as safetensors, or no base model is named.
+        Raises
+        ------
+        ConfigError
+            there are no weights as safetensors, or no base model is named.
         """
         if not (folder / WEIGHTS).is_file():
             raise ConfigError(f"data.text.model: {folder} has {CONFIG} but no {WEIGHTS}; save the adapter again")
@@ -90,8 +92,10 @@ def is_adapter(folder: Path) -> bool:
 def with_adapter(model: Any, rank: int, name: str) -> Any:
     """The model with fresh low-rank adapters on its attention projections, the only weights that will learn.
 
-    Raises:
-        ConfigError: peft is not installed, or the model has no attention projection of a known name.
+    Raises
+    ------
+    ConfigError
+        peft is not installed, or the model has no attention projection of a known name.
     """
     peft = require_peft("data.text.finetune")
     import torch
@@ -110,8 +114,10 @@ def with_adapter(model: Any, rank: int, name: str) -> Any:
 def require_peft(what: str) -> Any:
     """The library.
 
-    Raises:
-        ConfigError: it is not installed.
+    Raises
+    ------
+    ConfigError
+        it is not installed.
     """
     try:
         import peft

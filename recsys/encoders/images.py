@@ -41,8 +41,10 @@ class ImageEncoder:
     ``pooling`` auto takes the pooled output where the model was saved with one; a pooling layer that the file lacks
     would be drawn at random, so then (and for ``mean``) it is the mean over the patches.
 
-    Raises:
-        ConfigError: there is no such model, or it is no vision model.
+    Raises
+    ------
+    ConfigError
+        there is no such model, or it is no vision model.
     """
 
     def __init__(self, settings: ImageSettings) -> None:

@@ -59,8 +59,10 @@ def resolve_model(name: str, allow_download: bool = False, key: str = "data.text
 
     ``key`` is the setting that named it, for messages.
 
-    Raises:
-        ConfigError: the package is not installed, or there is no such folder and downloading is not allowed.
+    Raises
+    ------
+    ConfigError
+        the package is not installed, or there is no such folder and downloading is not allowed.
     """
     packaged = name.removeprefix("sentence-transformers/")
     if packaged in PACKAGED:
@@ -141,8 +143,10 @@ def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
 def load_language_model(name: str, allow_download: bool, adapter: Adapter | None = None) -> tuple[Any, Any]:
     """Tokenizer and model (float32, on the CPU, for use), with the adapters of the folder and the given one merged in.
 
-    Raises:
-        ConfigError: there is no such model (see :func:`resolve_model`), it cannot be loaded, or peft is missing.
+    Raises
+    ------
+    ConfigError
+        there is no such model (see :func:`resolve_model`), it cannot be loaded, or peft is missing.
     """
     if not allow_download:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
@@ -182,8 +186,10 @@ def mean_pooled(hidden_BST: Any, mask_BS: Any) -> Any:
 class TextEncoder:
     """A language model ready to turn texts into unit vectors.
 
-    Raises:
-        ConfigError: the model cannot be found (see :func:`resolve_model`).
+    Raises
+    ------
+    ConfigError
+        the model cannot be found (see :func:`resolve_model`).
     """
 
     def __init__(self, settings: EncoderSettings) -> None:

@@ -93,12 +93,16 @@ def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries,
 
 
 def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Config) -> dict[str, dict[str, Any]]:
-    """group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of full − variant.
+    """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of full − variant.
 
-    Args:
-        ranking: of the full model; the variants are asked the same queries.
-        variants: scored one after the other.
-        config: the main metric, the bootstrap and the chunks.
+    Parameters
+    ----------
+    ranking : Ranking
+        of the full model; the variants are asked the same queries.
+    variants : Iterator[Variant]
+        scored one after the other.
+    config : Config
+        the main metric, the bootstrap and the chunks.
     """
     ours_B = main_values(ranking, config)
     report: dict[str, dict[str, Any]] = {}

@@ -29,8 +29,10 @@ def audit_fits(
     """Check the popularity inside the model (``popularity_N``, where it has one) and inside the baselines, which were
     fitted on ``histories``.
 
-    Raises:
-        DataError: one was fitted on other events than those through ``through``.
+    Raises
+    ------
+    DataError
+        one was fitted on other events than those through ``through``.
     """
     found = Audit()
     popularity_N = getattr(model, "popularity_N", None)

@@ -193,8 +193,10 @@ _CLASSES: dict[str, type[Baseline]] = {cls.name: cls for cls in _ALL}
 def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
     """A baseline by name, not fitted.
 
-    Raises:
-        ConfigError: no such baseline.
+    Raises
+    ------
+    ConfigError
+        no such baseline.
     """
     if name not in _CLASSES:
         raise ConfigError(f"unknown baseline {name!r}; expected one of: {choices(_CLASSES)}")

@@ -33,7 +33,8 @@ class Interval:
 @dataclass(frozen=True)
 class Comparison:
     """A difference, such as the mean one of two recommenders on the same queries, its 95 % interval and two-sided
-    p-value."""
+    p-value.
+    """
 
     difference: float
     low: float

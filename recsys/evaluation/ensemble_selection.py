@@ -31,11 +31,16 @@ _HIDDEN: Final = -1e9  # score of a place without a candidate
 def select(candidates: Candidates, kind: str, k: int, seed: int) -> Array:
     """The mean weight of every member over the bags: float64 [M], sum 1.
 
-    Args:
-        candidates: of one query and more.
-        kind: a metric of :data:`~recsys.evaluation.metrics.QUERY_METRICS`.
-        k: length of its lists.
-        seed: of the bags.
+    Parameters
+    ----------
+    candidates : Candidates
+        of one query and more.
+    kind : str
+        a metric of :data:`~recsys.evaluation.metrics.QUERY_METRICS`.
+    k : int
+        length of its lists.
+    seed : int
+        of the bags.
     """
     random = np.random.default_rng(seed)
     size = _queries_in_a_bag(candidates)

@@ -120,9 +120,12 @@ def evaluate(
     that the model was fitted on. Intervals are over queries; coverage and gini belong to the whole set of lists and
     have none (resampled users repeat, which biases both).
 
-    Raises:
-        ConfigError: ``train.metric`` is no accuracy metric.
-        DataError: test has no query with a target that counts.
+    Raises
+    ------
+    ConfigError
+        ``train.metric`` is no accuracy metric.
+    DataError
+        test has no query with a target that counts.
     """
     started = time.perf_counter()
     settings = config.evaluate

@@ -131,14 +131,22 @@ def member_report(
 ) -> dict[str, Any]:
     """The content of ``metrics.json``'s ``members``.
 
-    Args:
-        together_B: the main metric of the whole model.
-        found: the same of its parts.
-        model: whose granularities they are.
-        weights: the mean weight of every granularity over the queries.
-        choices: what stacking chose (``TrainResult.choices["stack"]``); empty for a model without stacking.
-        baselines: name → the metric on validation, and on test [B].
-        config: the main metric and the bootstrap.
+    Parameters
+    ----------
+    together_B : Array
+        the main metric of the whole model.
+    found : Shares
+        the same of its parts.
+    model : SummedModel
+        whose granularities they are.
+    weights : Mapping[str, float]
+        the mean weight of every granularity over the queries.
+    choices : Mapping[str, Any]
+        what stacking chose (``TrainResult.choices["stack"]``); empty for a model without stacking.
+    baselines : Mapping[str, tuple[float | None, Array]]
+        name → the metric on validation, and on test [B].
+    config : Config
+        the main metric and the bootstrap.
     """
     stacked = choices.get("members", {})
     order = _order(model, [*stacked, *found.without])

@@ -102,8 +102,10 @@ LIST_METRICS: Final = ("coverage", "novelty", "gini", "diversity")
 def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRICS)) -> Metric:
     """Read ``kind@K``.
 
-    Raises:
-        ConfigError: the kind is none of ``kinds`` or K is no whole number from 1 up.
+    Raises
+    ------
+    ConfigError
+        the kind is none of ``kinds`` or K is no whole number from 1 up.
 
     >>> parse_metric("ndcg@20")
     Metric(kind='ndcg', k=20)

@@ -114,7 +114,7 @@ def _by_user(trials: Trials, values_R: Array) -> Array:
 
 
 def predicted(trials: Trials) -> tuple[Array, Array]:
-    """q of the shown items and of the target's: mean of the place + mean of what the item adds to it, drawn to zero.
+    """Q of the shown items and of the target's: mean of the place + mean of what the item adds to it, drawn to zero.
 
     Each user is predicted by the users of the other folds, so that q knows nothing of the rewards it is compared with.
     """

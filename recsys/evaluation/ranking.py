@@ -41,7 +41,8 @@ class Scorer(Protocol):
 @runtime_checkable
 class VectorScorer(Scorer, Protocol):
     """A scorer whose scores are u · a_i and additions to few items, or the popularity for a user of whom nothing is
-    known."""
+    known.
+    """
 
     popularity_N: torch.Tensor
     item_vectors_ND: torch.Tensor
@@ -83,8 +84,10 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
     scorer must stay at chance. Lists have K places also when the catalogue is smaller. Memory is bounded by ``chunk``
     and, for large catalogues, by 128 MB of scores.
 
-    Raises:
-        ValueError: the scorer returned NaN or a wrong shape.
+    Raises
+    ------
+    ValueError
+        the scorer returned NaN or a wrong shape.
     """
     kept, rows_B, dropped = countable(queries, exclude_seen)
     items_BK = np.full((len(kept), k), -1, dtype=np.int32)
@@ -128,8 +131,10 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
 
     Returns items [b, k] int32 and scores [b, k] float32, −1 and −inf where fewer than k scores are above −inf.
 
-    Raises:
-        ValueError: a score is NaN.
+    Raises
+    ------
+    ValueError
+        a score is NaN.
     """
     items_bK = np.full((len(scores_bN), k), -1, dtype=np.int32)
     scores_bK = np.full((len(scores_bN), k), -np.inf, dtype=np.float32)

@@ -80,11 +80,16 @@ def paired_report(
     The best baseline is the one with the highest mean *on these queries*: the strictest choice there is, in favour of
     the baselines. ``relative`` is the difference over the other's mean; None where that is zero.
 
-    Args:
-        mask_B: the segment, with a query at least.
-        values: recommender → the metric, [B].
-        without: granularity → the metric without it, [B].
-        model: the name of the model in ``values``.
+    Parameters
+    ----------
+    mask_B : Array
+        the segment, with a query at least.
+    values : Mapping[str, Array]
+        recommender → the metric, [B].
+    without : Mapping[str, Array]
+        granularity → the metric without it, [B].
+    model : str
+        the name of the model in ``values``.
     """
     ours = values[model][mask_B]
 

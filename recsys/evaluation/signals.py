@@ -69,10 +69,14 @@ class Combination:
 def query_signals(queries: Queries, dataset: PreparedDataset, through: Split) -> list[Signal]:
     """The signals of every query, without those of which the dataset has none at all.
 
-    Args:
-        queries: with the targets that count.
-        dataset: that they are of.
-        through: the last part that the model was fitted on; an item is warm when it has an event there.
+    Parameters
+    ----------
+    queries : Queries
+        with the targets that count.
+    dataset : PreparedDataset
+        that they are of.
+    through : Split
+        the last part that the model was fitted on; an item is warm when it has an event there.
     """
     users_B = queries.histories.users_U
     lengths_B = queries.histories.lengths_U
@@ -159,12 +163,18 @@ def certificate(
     The best baseline is the one with the highest mean *on these queries*, the strictest choice there is; ``difference``
     is model − baseline, paired, with its interval ``low`` to ``high``.
 
-    Args:
-        found: the combinations of the queries.
-        values: recommender → the main metric, [B].
-        model: the name of the model in ``values``.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+    Parameters
+    ----------
+    found : Sequence[Combination]
+        the combinations of the queries.
+    values : Mapping[str, Array]
+        recommender → the main metric, [B].
+    model : str
+        the name of the model in ``values``.
+    resamples : int
+        of the bootstrap.
+    seed : int
+        of the bootstrap.
     """
     return [_entry(each, values, model, resamples, seed) for each in found]
 

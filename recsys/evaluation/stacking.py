@@ -116,12 +116,18 @@ class Stacked:
 def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, metric: str, seed: int) -> Stacked:
     """Choose the weights as the module says.
 
-    Args:
-        candidates: of at least one query.
-        names: the members, in the order of M.
-        num_groups: G.
-        metric: such as ``ndcg@20``.
-        seed: of the folds.
+    Parameters
+    ----------
+    candidates : Candidates
+        of at least one query.
+    names : Sequence[str]
+        the members, in the order of M.
+    num_groups : int
+        G.
+    metric : str
+        such as ``ndcg@20``.
+    seed : int
+        of the folds.
     """
     measure = _measure(metric)
     alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)

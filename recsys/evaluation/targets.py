@@ -30,12 +30,18 @@ def target_report(
 
     Empty where what was seen is left out of all lists, or nobody has a target that they had before.
 
-    Args:
-        scorers: the recommenders by name.
-        rankings: theirs, over all targets.
-        queries: what the rankings were asked.
-        config: the main metric and the chunks.
-        model: the name of the model among them.
+    Parameters
+    ----------
+    scorers : Mapping[str, Scorer]
+        the recommenders by name.
+    rankings : Mapping[str, Ranking]
+        theirs, over all targets.
+    queries : Queries
+        what the rankings were asked.
+    config : Config
+        the main metric and the chunks.
+    model : str
+        the name of the model among them.
     """
     if config.evaluate.exclude_seen:
         return {}

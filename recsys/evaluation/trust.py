@@ -41,15 +41,23 @@ def trust_report(
 ) -> dict[str, Any]:
     """The content of ``metrics.json``'s ``trust``; recommenders by name, all on the same queries.
 
-    Args:
-        rankings: the lists.
-        values: recommender → metric → a value a query.
-        dataset: popularity and attributes.
-        config: the main metric and ``evaluate.item_group``, ``evaluate.user_groups``.
-        through: the last part that the recommenders were fitted on.
+    Parameters
+    ----------
+    rankings : Mapping[str, Ranking]
+        the lists.
+    values : Mapping[str, Mapping[str, Any]]
+        recommender → metric → a value a query.
+    dataset : PreparedDataset
+        popularity and attributes.
+    config : Config
+        the main metric and ``evaluate.item_group``, ``evaluate.user_groups``.
+    through : Split
+        the last part that the recommenders were fitted on.
 
-    Raises:
-        ConfigError: a group column that the data does not have.
+    Raises
+    ------
+    ConfigError
+        a group column that the data does not have.
     """
     k = parse_metric(config.train.metric).k
     counts_N = dataset.item_counts_N(through)

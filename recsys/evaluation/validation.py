@@ -17,9 +17,11 @@ from recsys.evaluation.ranking import Scorer, countable, rank
 def check_targets(dataset: PreparedDataset, config: Config) -> None:
     """Refuse data on which nothing could be validated or tested, before anything is trained on it.
 
-    Raises:
-        DataError: every target of a part is an item that its user had before, which ``evaluate.exclude_seen`` leaves
-            out.
+    Raises
+    ------
+    DataError
+        every target of a part is an item that its user had before, which ``evaluate.exclude_seen`` leaves
+        out.
     """
     for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
         asked = asked_by_shard(dataset, split, config)
@@ -31,8 +33,10 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
 class Validator:
     """Values of one metric, a query each; queries whose targets were all seen before have none.
 
-    Raises:
-        ConfigError: ``train.metric`` is no accuracy metric.
+    Raises
+    ------
+    ConfigError
+        ``train.metric`` is no accuracy metric.
     """
 
     metric: str

@@ -31,8 +31,10 @@ UNBOUNDED = 2**30  # events
 class QueryEncoder(nn.Module):
     """See above; members of ``without`` say nothing.
 
-    Raises:
-        ArtifactError: a member has no form for a graph, or ``without`` names none of the model.
+    Raises
+    ------
+    ArtifactError
+        a member has no form for a graph, or ``without`` names none of the model.
     """
 
     def __init__(self, model: FrozenModel, without: Collection[str] = ()) -> None:

@@ -68,17 +68,27 @@ def export(
 ) -> dict[str, Any]:
     """Export a bundle; returns the manifest. A failed export leaves nothing, and an earlier one as it was.
 
-    Args:
-        bundle: its folder.
-        folder: where the export goes.
-        formats: which ones.
-        users: whether the table of users is written, see :func:`~recsys.export.vector_files.write_tables`.
-        without: fitted members that are left out of ``onnx``.
-        asked: the model as it was asked for, for the manifest.
+    Parameters
+    ----------
+    bundle : Path
+        its folder.
+    folder : Path
+        where the export goes.
+    formats : Sequence[Format]
+        which ones.
+    users : bool
+        whether the table of users is written, see :func:`~recsys.export.vector_files.write_tables`.
+    without : Sequence[str]
+        fitted members that are left out of ``onnx``.
+    asked : str
+        the model as it was asked for, for the manifest.
 
-    Raises:
-        ArtifactError: no bundle there, a damaged one, one that cannot be exported, or ``folder`` holds something else.
-        ConfigError: a library is missing.
+    Raises
+    ------
+    ArtifactError
+        no bundle there, a damaged one, one that cannot be exported, or ``folder`` holds something else.
+    ConfigError
+        a library is missing.
         Refusal: what was written does not answer as PyTorch does.
     """
     check_installed(formats)

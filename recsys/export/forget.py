@@ -52,7 +52,8 @@ class Exported:
     def make_again(self, bundle: Path) -> None:
         """Export another model in its place, as it was exported.
 
-        Raises:
+        Raises
+        ------
             ArtifactError, ConfigError, Refusal: as :func:`~recsys.export.folder.export`; the export is as it was.
         """
         onnx, formats = self.manifest.get("onnx") or {}, self.manifest["formats"]

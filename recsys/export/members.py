@@ -40,7 +40,7 @@ _LEAST_COSINE: Final = 1e-5
 
 
 def item_cf_weights(module: ItemCF, state: State, seen: Seen) -> Tensor:
-    """x of every event, zero where it does not count: [B, L]."""
+    """X of every event, zero where it does not count: [B, L]."""
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     decay_BL = (seen.lags_BL + 1).float() ** -module.recency
     if module.config.event_weights == "rank":

@@ -53,8 +53,10 @@ _LARGE: Final = 2**30  # bytes beyond which weights go to a file of their own: o
 def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str, Any]:
     """Write the graph into a folder, compare it with PyTorch, and return what the manifest says of it.
 
-    Raises:
-        ArtifactError: the model cannot be traced.
+    Raises
+    ------
+    ArtifactError
+        the model cannot be traced.
         Refusal: the graph does not answer as PyTorch does.
     """
     model = examiner.bundle.model
@@ -161,7 +163,8 @@ def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
 
 def _together(examiner: Examiner) -> Iterator[list[Request]]:
     """The questions in batches of like lengths, and some of them alone. Members compare a history's events in pairs, so
-    the longer the fewer at a time."""
+    the longer the fewer at a time.
+    """
     requests = examiner.questions()
     lengths = examiner.recommender.queries(requests).histories.lengths_U
     batch: list[int] = []

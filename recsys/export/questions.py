@@ -64,7 +64,8 @@ class Examiner:
 
     def questions(self) -> list[Request]:
         """Varied questions: known users of short and long histories, newcomers, later events, friends, attributes,
-        contexts, and people of whom nothing is known."""
+        contexts, and people of whom nothing is known.
+        """
         random = np.random.default_rng(0)
         rows = [self._row(place, random) for place in range(NUM_QUESTIONS)]
         at = [self._after(delay) for delay in _DELAYS]

@@ -53,8 +53,10 @@ def _vectors(bundle: Bundle) -> Array:
 def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) -> dict[str, Any]:
     """An exact index of inner products, or the bundle's own compressed one; compared with PyTorch's lists.
 
-    Raises:
-        ArtifactError: the items have no vectors.
+    Raises
+    ------
+    ArtifactError
+        the items have no vectors.
         Refusal: the exact index gives other lists.
     """
     import faiss

@@ -50,10 +50,14 @@ class Drift:
 def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Drift:
     """Drift of those events of a dataset that the earlier model was not made of.
 
-    Args:
-        dataset: continues that of the earlier model, whose ids it keeps.
-        earlier: all events that the earlier model was made of, one row a user.
-        num_items: how many items it knows.
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        continues that of the earlier model, whose ids it keeps.
+    earlier : Histories
+        all events that the earlier model was made of, one row a user.
+    num_items : int
+        how many items it knows.
     """
     known = np.unique(event_keys(earlier))
     items: list[Array] = []

@@ -63,7 +63,8 @@ def ranked(scorer: Scorer, queries: Queries, config: Config) -> tuple[Ranking, A
 
 def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, through: Split) -> Groups:
     """The segments of evaluation (activity, friends, new and cold users), ``evaluate.user_groups``, and every
-    combination of present and missing signals, as in the certificate."""
+    combination of present and missing signals, as in the certificate.
+    """
     friends_U = np.unique(dataset.social_edges()[0])
     groups = user_segments(queries, friends_U, through, dataset.cold_U)
     users_B = queries.histories.users_U

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def granularity_class(name: str, section: GranularityConfig | None = None) -> type[Granularity]:
     """The class of a granularity's module, imported when asked for; the section says which of several.
 
-    Raises:
-        ConfigError: no such granularity, or its module cannot be imported.
+    Raises
+    ------
+    ConfigError
+        no such granularity, or its module cannot be imported.
     """
     if section is None:
         try:

@@ -78,8 +78,10 @@ class Graphs:
     def __getitem__(self, signal: str) -> Any:
         """What a granularity reads beside the events.
 
-        Raises:
-            ConfigError: these graphs were built for a model that does not read it, or of a dataset without.
+        Raises
+        ------
+        ConfigError
+            these graphs were built for a model that does not read it, or of a dataset without.
         """
         if signal not in self.inputs:
             there = choices(self.inputs) or "none"
@@ -245,7 +247,8 @@ class Granularity(nn.Module):
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         """Item vectors as this granularity would have them, of those it was asked for in :meth:`widen`; the default
-        leaves them as they are."""
+        leaves them as they are.
+        """
         return base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
@@ -259,9 +262,12 @@ class Granularity(nn.Module):
     def panel(self, state: State, titles: Sequence[str]) -> Panel | None:
         """What the report shows of it, beside its weight; the default has nothing to show.
 
-        Args:
-            state: as the frozen model keeps it.
-            titles: of every item.
+        Parameters
+        ----------
+        state : State
+            as the frozen model keeps it.
+        titles : Sequence[str]
+            of every item.
         """
         return None
 
@@ -277,7 +283,8 @@ class Granularity(nn.Module):
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
         """The items that the next view must have, so that this granularity can speak of the given ones, which come
-        first; None: all of them. Where it samples a graph for a step, it does so here, by the step's key."""
+        first; None: all of them. Where it samples a graph for a step, it does so here, by the step's key.
+        """
         return ids_S
 
     is_sampled = False  # whether a step samples the graph of users and items instead
@@ -299,7 +306,8 @@ class Granularity(nn.Module):
         cls, sections: Sequence[Any], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
         """Of a fitted granularity: a module and its state for each section in turn, all of which differ in one key;
-        overridden where they share work."""
+        overridden where they share work.
+        """
         for section in sections:
             module = cls(section, sizes).eval()
             yield module, module.state(items, graphs)

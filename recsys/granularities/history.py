@@ -52,7 +52,8 @@ class SeenEvents:
 
     def days_before(self, asked_at_B: Tensor) -> Tensor:
         """Days from each event to its question, at least 0; where the question has no time, to the query's newest
-        event; 0 where the event has none: [E] float32."""
+        event; 0 where the event has none: [E] float32.
+        """
         newest_B = torch.zeros(self.num_queries, dtype=torch.int64, device=self.rows_E.device)
         newest_B.scatter_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
         asked_B = torch.where(asked_at_B == 0, newest_B, asked_at_B)
@@ -92,7 +93,8 @@ def seen_events(batch: Batch) -> SeenEvents:
 
 def event_weights(seen: SeenEvents, asked_at_B: Tensor, recency: float, half_life: float | None) -> Tensor:
     """(n + 1)^(−p) 2^(−days / h) of every event, the newest distinct one of each query weighing at least 2^-20, so that
-    an old history still speaks: [E] float32."""
+    an old history still speaks: [E] float32.
+    """
     logs_E = -recency * (seen.lags_E + 1).float().log2()
     if half_life is not None:
         logs_E = logs_E - seen.days_before(asked_at_B) / half_life

@@ -120,10 +120,14 @@ def _at(pairs_NN: sp.csr_matrix, rows: Array, columns: Array) -> Array:
 def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
     """The links of items of a history to the items that they speak for, as sparse rows.
 
-    Args:
-        items_NK: neighbours of every item, −1 where there are fewer.
-        weights_NK: their weights.
-        by_target: whether a row of the tables is an item that is spoken for (a regression), or one that speaks.
+    Parameters
+    ----------
+    items_NK : Array
+        neighbours of every item, −1 where there are fewer.
+    weights_NK : Array
+        their weights.
+    by_target : bool
+        whether a row of the tables is an item that is spoken for (a regression), or one that speaks.
     """
     num_items = len(items_NK)
     kept_NK = (items_NK >= 0) & (weights_NK != 0)

@@ -29,7 +29,8 @@ class LogShares:
     @classmethod
     def of(cls, histories: Histories, num_items: int, half_life: float | str) -> LogShares:
         """Of events that count half after ``half_life`` days. Where that is ``none``, or no event has a time:
-        log((c + 1) / (Σ c + N)), once."""
+        log((c + 1) / (Σ c + N)), once.
+        """
         if isinstance(half_life, str) or not (histories.times_E != 0).any():
             counts_N = np.bincount(histories.items_E, minlength=num_items)
             share_N = np.log((counts_N + 1) / (counts_N.sum() + num_items))
@@ -50,7 +51,8 @@ class LogShares:
 
 def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Array]:
     """Item and time of every event that counts, in time: a user's first of an item (``users``), the first of each day
-    (``events``), or ``all``. Events without a time are as old as can be."""
+    (``events``), or ``all``. Events without a time are as old as can be.
+    """
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     items_E, times_E = histories.items_E.astype(np.int64), histories.times_E
     known_E = times_E != 0
@@ -85,7 +87,7 @@ def moments(times_E: Array, most: int) -> Array:
 def at_moments(
     items_E: Array, times_E: Array, moments_T: Array, num_items: int, half_life: float | str, rest: float
 ) -> Array:
-    """a [N, T] float32 of events in time; see the module."""
+    """A [N, T] float32 of events in time; see the module."""
     table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
     recent_N, all_N, before, start = np.zeros(num_items), np.zeros(num_items), moments_T[0], 0
     for place, moment in enumerate(moments_T):

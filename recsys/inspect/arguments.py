@@ -1,5 +1,6 @@
 """What the arguments of a look name: files, folders and globs → tables as samples, folders of known releases, and what
-is no table."""
+is no table.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Looked:
 
     def patterns(self, sample: Sample) -> list[str]:
         """What a configuration lists to read the files of a table and no others: an argument where it names just
-        these, a glob where it names all of their suffix, else the files."""
+        these, a glob where it names all of their suffix, else the files.
+        """
         mine = {file.path for file in sample.files}
         of_argument = set(self.found.get(sample.given, ()))
         if mine and mine == of_argument and (len(mine) > 1 or sample.given not in mine):
@@ -48,8 +50,10 @@ class Looked:
 def look_at(arguments: Sequence[str]) -> Looked:
     """Find and sample the files.
 
-    Raises:
-        SourceError: there is no argument, or none names a file.
+    Raises
+    ------
+    SourceError
+        there is no argument, or none names a file.
     """
     if not arguments:
         raise SourceError("no file is given; name the files, folders or globs of your data: recsys init FILE…")

@@ -67,14 +67,22 @@ def attributes_of(
 ) -> Attributes:
     """What further columns of a table are good for.
 
-    Args:
-        table: where they are.
-        columns: those to look at, in order.
-        keys: canonical columns of the table, whose names are taken.
-        items: ids of items, so that lists of other items are told from lists of words; None for users.
-        moved: columns that get other names anyway (see :func:`reserved`).
-        people: ids of users, so that lists of friends are told from other lists.
-        of: where the table is that of events: the column whose items or users the columns tell of.
+    Parameters
+    ----------
+    table : Table
+        where they are.
+    columns : Iterable[Column]
+        those to look at, in order.
+    keys : Sequence[str]
+        canonical columns of the table, whose names are taken.
+    items : IdSet | None
+        ids of items, so that lists of other items are told from lists of words; None for users.
+    moved : Mapping[str, str] | None
+        columns that get other names anyway (see :func:`reserved`).
+    people : IdSet | None
+        ids of users, so that lists of friends are told from other lists.
+    of : Column | None
+        where the table is that of events: the column whose items or users the columns tell of.
     """
     found = Attributes(rename=dict(moved or {}))
     given = list(columns)

@@ -34,8 +34,10 @@ _MOST_CONTEXT: Final = 200  # different values
 def understand(looked: Looked) -> Understood:
     """Find out what the tables are.
 
-    Raises:
-        SourceError: none has events.
+    Raises
+    ------
+    SourceError
+        none has events.
     """
     tables = [Table.of(sample) for sample in looked.tables]
     pair = find_events(tables)

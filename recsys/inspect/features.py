@@ -20,10 +20,14 @@ _LISTS = ("path", "list", "lists", "vector")
 def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> list[str]:
     """The columns that measure items as a price does, as the member ``place`` finds them.
 
-    Args:
-        columns: of the table of items, or of the events.
-        rules: by which cells are numbers.
-        of: of events, the column with the items, whose usual values count.
+    Parameters
+    ----------
+    columns : Sequence[Column]
+        of the table of items, or of the events.
+    rules : CellRules
+        by which cells are numbers.
+    of : Column | None
+        of events, the column with the items, whose usual values count.
     """
     return quantities(_table([column for column in columns if column.is_numeric], rules, of), [])
 
@@ -31,10 +35,14 @@ def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = Non
 def tell_of_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
     """Whether attributes tell users apart, as the member ``profile`` reads them; lists of any kind are taken to.
 
-    Args:
-        columns: of the table of users, or of the events.
-        rules: by which cells are numbers.
-        of: of events, the column with the users.
+    Parameters
+    ----------
+    columns : Sequence[Column]
+        of the table of users, or of the events.
+    rules : CellRules
+        by which cells are numbers.
+    of : Column | None
+        of events, the column with the users.
     """
     if any(column.kind in _LISTS for column in columns):
         return True

@@ -86,13 +86,19 @@ def _is_utf8(line: bytes) -> bool:
 def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm:
     """The form of a file by its first bytes.
 
-    Args:
-        head: unpacked.
-        suffix: of its name, e.g. ``.csv``.
-        name: for messages.
+    Parameters
+    ----------
+    head : bytes
+        unpacked.
+    suffix : str
+        of its name, e.g. ``.csv``.
+    name : str
+        for messages.
 
-    Raises:
-        SourceError: it is no table, with the reason.
+    Raises
+    ------
+    SourceError
+        it is no table, with the reason.
     """
     head = head.removeprefix(codecs.BOM_UTF8)
     encoding = encoding_of(head)

@@ -121,11 +121,16 @@ def habits_of(
 ) -> Habits:
     """Look at the good events.
 
-    Args:
-        events: of :func:`events_of`.
-        bad: reason → share of the rows that are none.
-        targets: the event types that are predicted; empty: all.
-        min_value: smaller values are left out.
+    Parameters
+    ----------
+    events : pa.Table
+        of :func:`events_of`.
+    bad : Mapping[str, float]
+        reason → share of the rows that are none.
+    targets : Sequence[str]
+        the event types that are predicted; empty: all.
+    min_value : float | None
+        smaller values are left out.
     """
     num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
     values = pl.Series(pl.from_arrow(events.column(schema.VALUE)))
@@ -212,7 +217,8 @@ def _of_types(frame: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
 def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:
     """The share of the events to predict of which the user had the item before by such an event, as in an evaluation:
     before the cut; without a cut at an earlier time, or, without times, in an earlier row. What repeats user, item,
-    type and time is one event."""
+    type and time is one event.
+    """
     has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
     every = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
     rows, first = _of_types(every, targets), pl.col("time").min().over(["user", "item"])

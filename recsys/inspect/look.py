@@ -36,13 +36,19 @@ class Look:
 def look(arguments: Sequence[str], name: str = "", command: str = "recsys init") -> Look:
     """Look at files and propose a configuration that their readers accept.
 
-    Args:
-        arguments: files, folders, globs; local or remote.
-        name: of run and model; empty: of the data's folder.
-        command: for the head of the configuration.
+    Parameters
+    ----------
+    arguments : Sequence[str]
+        files, folders, globs; local or remote.
+    name : str
+        of run and model; empty: of the data's folder.
+    command : str
+        for the head of the configuration.
 
-    Raises:
-        SourceError: nothing can be read, nothing has events, or no setting makes the readers accept the files.
+    Raises
+    ------
+    SourceError
+        nothing can be read, nothing has events, or no setting makes the readers accept the files.
     """
     looked = look_at(arguments)
     try:
@@ -64,8 +70,10 @@ def _understood(looked: Looked) -> Understood:
 def _accepted(found: Understood, name: str, command: str) -> Draft:
     """The draft that the readers of the source accept: as it is, or with a word on headers.
 
-    Raises:
-        SourceError: with what they say.
+    Raises
+    ------
+    SourceError
+        with what they say.
     """
     draft = draft_of(found, name, command)
     try:
@@ -90,8 +98,10 @@ def _accepted(found: Understood, name: str, command: str) -> Draft:
 def _check(draft: Draft) -> Config:
     """Read the text back, and look at the files as a dry run does.
 
-    Raises:
-        SourceError: a file is not what the draft says.
+    Raises
+    ------
+    SourceError
+        a file is not what the draft says.
     """
     text = draft.text()
     config = build_config(parse_yaml(text, "the proposed configuration"), "the proposed configuration")

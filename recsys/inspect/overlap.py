@@ -27,7 +27,8 @@ class IdSet:
     @cached_property
     def is_count(self) -> bool:
         """Whether they are whole numbers without large gaps, as a database or a script numbers things: two such columns
-        have values in common whatever they number."""
+        have values in common whatever they number.
+        """
         numbers = pl.Series(pl.from_arrow(self.ids)).cast(pl.Int64, strict=False)
         if not len(numbers) or numbers.null_count():
             return False
@@ -46,7 +47,8 @@ class IdSet:
 
     def likeness(self, other: IdSet) -> float:
         """From 0 to 1: common ids against the geometric mean of both; of ids that are no running count, against the
-        smaller one, as a sample or an extract has a part of them."""
+        smaller one, as a sample or an extract has a part of them.
+        """
         if not len(self) or not len(other):
             return 0.0
         common = self.common(other)

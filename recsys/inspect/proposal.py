@@ -1,5 +1,6 @@
 """What was understood → a configuration with the reason of every line, without a section ``model``: that is chosen by
-the run."""
+the run.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +19,14 @@ _CLOSE_TO_IT: Final = 0.006
 def draft_of(found: Understood, name: str, command: str) -> Draft:
     """The configuration.
 
-    Args:
-        found: by a look at the files.
-        name: of the run and the registered model.
-        command: that is writing it, for the head.
+    Parameters
+    ----------
+    found : Understood
+        by a look at the files.
+    name : str
+        of the run and the registered model.
+    command : str
+        that is writing it, for the head.
     """
     draft = Draft()
     seen = "a sample of the files" if found.is_sampled else "all rows of the files"

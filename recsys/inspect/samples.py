@@ -100,8 +100,10 @@ def _is_numbers(cells: pa.ChunkedArray) -> bool:
 def sample_of(file: InputFile, given: str = "") -> Sample:
     """Look into one file.
 
-    Raises:
-        SourceError: it is no table, with the reason.
+    Raises
+    ------
+    SourceError
+        it is no table, with the reason.
     """
     suffix = file.suffix
     if suffix in _SHEETS:

@@ -189,8 +189,10 @@ class Pair:
 def find_events(tables: Sequence[Table]) -> Pair:
     """The table of events and its ids.
 
-    Raises:
-        SourceError: no table has two columns that can be users and items.
+    Raises
+    ------
+    SourceError
+        no table has two columns that can be users and items.
     """
     found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)

@@ -86,8 +86,11 @@ class Least:
 
     def check(self, manifest: Manifest, place: str) -> None:
         """
-        Raises:
-            DataError: there are fewer, even if those that a rule of ``data`` leaves out are counted.
+
+        Raises
+        ------
+        DataError
+            there are fewer, even if those that a rule of ``data`` leaves out are counted.
         """
         found = manifest.counts["events"]
         by_rule = sum(manifest.dropped.get("events", {}).values())
@@ -102,8 +105,11 @@ class Least:
 
 def check_earlier(earlier: PreparedDataset, config: Config) -> None:
     """
-    Raises:
-        ConfigError: events cannot be appended to the dataset, with what differs.
+
+    Raises
+    ------
+    ConfigError
+        events cannot be appended to the dataset, with what differs.
     """
     if not earlier.manifest.store:
         raise ConfigError(
@@ -127,7 +133,8 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
 def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) -> PreparedDataset:
     """The dataset as it is, where it is the one that is asked for.
 
-    Raises:
+    Raises
+    ------
         NothingNew: all files were read before.
     """
     same = settings_hash(config) == earlier.manifest.settings_hash
@@ -142,8 +149,11 @@ def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) ->
 
 def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     """
-    Raises:
-        DataError: files were appended to the dataset that would be written over, and the source does not name them.
+
+    Raises
+    ------
+    DataError
+        files were appended to the dataset that would be written over, and the source does not name them.
     """
     try:
         there = PreparedDataset(config.dataset_dir).manifest.store
@@ -183,15 +193,24 @@ def encode_touched(
 ) -> list[Any]:
     """The events of a bucket's touched users, those of them that the earlier dataset had, and the new duplicates.
 
-    Args:
-        kept: the rows of the earlier dataset.
-        fresh: new good rows; None: none.
-        coding: order and types.
-        touched: users, sorted, and their dense ids; None: all.
-        all_users: all external user ids, dense.
-        items: all external item ids, dense.
+    Parameters
+    ----------
+    kept : Kept
+        the rows of the earlier dataset.
+    fresh : pa.Table | None
+        new good rows; None: none.
+    coding : Coding
+        order and types.
+    touched : tuple[pa.Array, Array] | None
+        users, sorted, and their dense ids; None: all.
+    all_users : pa.Array
+        all external user ids, dense.
+    items : pa.Array
+        all external item ids, dense.
 
-    Returns:
+    Returns
+    -------
+    list[Any]
         Tables of ``rules.event_schema`` with and without the new rows, and what the quarantine keeps of duplicates.
     """
     before = kept.rows(None if touched is None else of_users(touched[0]))
@@ -225,7 +244,8 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
 
 def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[Any]:
     """User, type and time of the events from a time on that the earlier dataset used; how many of the types that are
-    predicted (all without any) it used before."""
+    predicted (all without any) it used before.
+    """
     found, number = [EVENT_SCHEMA.empty_table().select(TIMES)], 0
     for table in kept.times():
         times_E = np.asarray(table.column("time"))
@@ -257,13 +277,20 @@ def write_touched(
 ) -> list[ShardReport]:
     """Write the newer histories of a bucket; returns the counts of their users now and before.
 
-    Args:
-        folder: of the dataset.
-        place: bucket, and ending of the file's name.
-        rules: of the new dataset, and of the earlier one.
-        users: all external user ids, dense.
-        items: all external item ids, dense.
-        tables: of :func:`encode_touched`, events and old ones in turns, of different users.
+    Parameters
+    ----------
+    folder : Folder
+        of the dataset.
+    place : tuple[int, str]
+        bucket, and ending of the file's name.
+    rules : tuple[ShardRules, ShardRules]
+        of the new dataset, and of the earlier one.
+    users : pa.Array
+        all external user ids, dense.
+    items : pa.Array
+        all external item ids, dense.
+    tables
+        of :func:`encode_touched`, events and old ones in turns, of different users.
     """
     events, old = (_by_user(list(tables[start::2])) for start in (0, 1))
     index, ending = place
@@ -305,7 +332,8 @@ class Appending(Preparation):
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
         """As for all events.
 
-        Raises:
+        Raises
+        ------
             NeedsAll: the order differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
@@ -363,7 +391,8 @@ class Appending(Preparation):
     def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
         """The plan of all events; users with events that it moves to another part are touched as well.
 
-        Raises:
+        Raises
+        ------
             NeedsAll: the kind of split differs from that of the earlier dataset.
         """
         manifest = self._before().manifest

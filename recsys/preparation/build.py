@@ -74,16 +74,26 @@ Progress = Callable[[str], None]
 class Arguments:
     """What a prepared dataset is made of.
 
-    Attributes:
-        config: the sections ``data`` and ``run`` and the seed are read.
-        source: of the tables.
-        rules: which events are what.
-        destination: of the dataset; ``folder`` is where to write now.
-        progress: gets one line a step.
-        guard: of the ids of users.
-        base: ids whose dense numbers stay.
-        earlier: the dataset that is appended to.
-        keeps_lost: whether ids of ``base`` may be gone from the data; they keep their numbers.
+    Attributes
+    ----------
+    config : Config
+        the sections ``data`` and ``run`` and the seed are read.
+    source : SourceAdapter
+        of the tables.
+    rules : EventRules
+        which events are what.
+    destination : Destination
+        of the dataset; ``folder`` is where to write now.
+    progress : Progress
+        gets one line a step.
+    guard : Guard
+        of the ids of users.
+    base : Vocabulary | None
+        ids whose dense numbers stay.
+    earlier : PreparedDataset | None
+        the dataset that is appended to.
+    keeps_lost : bool
+        whether ids of ``base`` may be gone from the data; they keep their numbers.
     """
 
     config: Config

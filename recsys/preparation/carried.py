@@ -15,10 +15,14 @@ def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) 
 
     Rows about an item that was unknown are judged again, so they are not among them.
 
-    Args:
-        quarantine: of the dataset that is written.
-        earlier: the dataset that is appended to.
-        again: whether all events pass the filters and are compared again, which counts what they leave out anew.
+    Parameters
+    ----------
+    quarantine : Quarantine
+        of the dataset that is written.
+    earlier : PreparedDataset
+        the dataset that is appended to.
+    again : bool
+        whether all events pass the filters and are compared again, which counts what they leave out anew.
     """
     judged_again = [UNKNOWN_ITEM, *([DUPLICATE] if again else [])]
     for kind, counts in (("quarantine", earlier.manifest.quarantined), ("dropped", earlier.manifest.dropped)):
@@ -42,10 +46,14 @@ def with_earlier(table: pa.Table | None, features: pa.Table, key: str) -> pa.Tab
     Why: a catalogue lists what is sold today, and the histories hold what was sold before, whose text still tells
     what a user likes.
 
-    Args:
-        table: as it was read, with provenance; None: there is none now.
-        features: of the earlier dataset, in its dense order.
-        key: the id.
+    Parameters
+    ----------
+    table : pa.Table | None
+        as it was read, with provenance; None: there is none now.
+    features : pa.Table
+        of the earlier dataset, in its dense order.
+    key : str
+        the id.
     """
     told = [name for name in features.column_names if name not in (key, TEXT, *PROVENANCE)]
     if not told:

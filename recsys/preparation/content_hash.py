@@ -24,8 +24,10 @@ def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
     The place of the dataset and settings that change only how fast it is made are left out; the seed counts where
     the split draws by it, the language model by its files, and ``base``, the digest of a vocabulary that is continued.
 
-    Raises:
-        ConfigError: text is on and the language model cannot be found, or images and the vision model.
+    Raises
+    ------
+    ConfigError
+        text is on and the language model cannot be found, or images and the vision model.
     """
     parts = {
         "schema_version": SCHEMA_VERSION,

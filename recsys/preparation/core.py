@@ -36,12 +36,18 @@ def cut_to_core(
 ) -> tuple[Core, list[list[Any]], list[BucketSummary]]:
     """The k-core, and the buckets with their summaries without the rows of others.
 
-    Args:
-        buckets: references of :func:`recsys.preparation.events.exchange`.
-        summaries: of the buckets.
-        coding: order and types.
-        least: events of a user, events of an item; 0: any number.
-        base: ids that stay in any case.
+    Parameters
+    ----------
+    buckets : list[list[Any]]
+        references of :func:`recsys.preparation.events.exchange`.
+    summaries : list[BucketSummary]
+        of the buckets.
+    coding : Coding
+        order and types.
+    least : tuple[int, int]
+        events of a user, events of an item; 0: any number.
+    base : Vocabulary | None
+        ids that stay in any case.
     """
     items = union([summary.items for summary in summaries])
     encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), ray.put(items)
@@ -77,12 +83,18 @@ def find_core(
 ) -> Core:
     """The k-core of all events: every user has ``least[0]`` events with items that have ``least[1]`` events of them.
 
-    Args:
-        pairs: references to (user, item) int32 columns of every bucket, user = place in the bucket's ``users``.
-        users: the users of every bucket.
-        items: all items, item = place in it.
-        least: events of a user, events of an item.
-        kept: ids of users and of items that stay in any case; None: none.
+    Parameters
+    ----------
+    pairs : Sequence[Any]
+        references to (user, item) int32 columns of every bucket, user = place in the bucket's ``users``.
+    users : Sequence[pa.Array]
+        the users of every bucket.
+    items : pa.Array
+        all items, item = place in it.
+    least : tuple[int, int]
+        events of a user, events of an item.
+    kept : tuple[Any, Any]
+        ids of users and of items that stay in any case; None: none.
     """
     counter = task(core_counts, 2)
     stays_N = _is_in(items, kept[1])

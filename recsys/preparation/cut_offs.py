@@ -38,15 +38,23 @@ def cut_offs(
     """Microseconds from which events are validation and test: given, or exact quantiles of the times of events of the
     types that are predicted (all without any).
 
-    Args:
-        split: shares, or given cut-offs.
-        encoded: references to tables with times, bucket by bucket.
-        summaries: of all events.
-        target_types: that are predicted.
-        counted: events that ``encoded`` leaves out.
+    Parameters
+    ----------
+    split : SplitConfig
+        shares, or given cut-offs.
+    encoded : list[list[Any]]
+        references to tables with times, bucket by bucket.
+    summaries : list[BucketSummary]
+        of all events.
+    target_types : tuple[int, ...]
+        that are predicted.
+    counted : Counted | None
+        events that ``encoded`` leaves out.
 
-    Raises:
-        DataError: they leave no validation.
+    Raises
+    ------
+    DataError
+        they leave no validation.
         OutOfReach: a cut-off lies before ``counted.before``.
     """
     counter = task(time_bins)

@@ -136,11 +136,15 @@ def _absolute(filesystem: Any, path: str) -> Folder:
 class Destination:
     """The folder of one ``prepare``.
 
-    Attributes:
-        folder: where to write now.
+    Attributes
+    ----------
+    folder
+        where to write now.
 
-    Raises:
-        DataError: there is something at the place that is not a prepared dataset, and would be lost.
+    Raises
+    ------
+    DataError
+        there is something at the place that is not a prepared dataset, and would be lost.
     """
 
     def __init__(self, root: str, aside: bool | None = None) -> None:
@@ -167,8 +171,10 @@ class Destination:
     def writing(self) -> Iterator[Folder]:
         """Clear leftovers, write inside the block, and leave nothing valid behind when it fails.
 
-        Raises:
-            ArtifactError: another process is writing to the same place of an object store.
+        Raises
+        ------
+        ArtifactError
+            another process is writing to the same place of an object store.
         """
         with nullcontext() if self._aside else self._locked(), self._written() as folder:
             yield folder

@@ -68,8 +68,10 @@ class Kept:
         """The good rows, in the order of their reading, as :func:`recsys.preparation.events.gather_bucket` gives them;
         None where there are none.
 
-        Args:
-            of: which rows of a batch, by its column of users; None: all.
+        Parameters
+        ----------
+        of : Rows | None
+            which rows of a batch, by its column of users; None: all.
         """
         names = [part_name(self.bucket, reading) for reading in self.readings]
         tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]

@@ -117,9 +117,11 @@ class EventRules:
     def of(config: DataConfig) -> EventRules:
         """The rules of a configuration.
 
-        Raises:
-            ConfigError: types of text without their column (or the reverse), a type that is said to be both, context
-                columns that contradict each other or the columns of the events, or an impossible window of time.
+        Raises
+        ------
+        ConfigError
+            types of text without their column (or the reverse), a type that is said to be both, context
+            columns that contradict each other or the columns of the events, or an impossible window of time.
         """
         text = config.text
         if bool(text.event_types) != bool(text.event_column):
@@ -215,8 +217,10 @@ def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Tab
     trimmed, cells of context numbers that are none are null, and all cells of a context column that the newer files of
     a dataset that ``goes_on`` lack.
 
-    Raises:
-        ConfigError: ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
+    Raises
+    ------
+    ConfigError
+        ``data.text.event_column`` or one of ``data.context`` is not a column of the events.
     """
     if block.num_rows == 0:
         return rules.exchange_schema.empty_table()
@@ -256,14 +260,21 @@ def gather_bucket(
     An event is bad when its source says so, or when there is a table of items and its item is not in it. Good ones that
     the filters leave out are counted.
 
-    Args:
-        rules: which events are what.
-        known_items: ids of the table of items; None: any item is known.
-        parts: rows that were read.
-        keeper: where the good rows are kept for a later append.
-        earlier: rows of the dataset that is appended to, before those of ``parts``. Those whose item it did not know
-            are judged again.
-        whole: whether its good rows are gathered as well.
+    Parameters
+    ----------
+    rules : EventRules
+        which events are what.
+    known_items : pa.Array | None
+        ids of the table of items; None: any item is known.
+    parts
+        rows that were read.
+    keeper : Keeper | None
+        where the good rows are kept for a later append.
+    earlier : Kept | None
+        rows of the dataset that is appended to, before those of ``parts``. Those whose item it did not know
+        are judged again.
+    whole : bool
+        whether its good rows are gathered as well.
     """
     read = sum(part.num_rows for part in parts)
     waiting = earlier.unknown() if earlier is not None else None
@@ -344,14 +355,22 @@ def encode_bucket(
 ) -> tuple[pa.Table, pa.Table, pa.Table, int]:
     """Interactions and text rows with dense ids, user by user in the order of the data, and the duplicates among them.
 
-    Args:
-        good: rows of :func:`gather_bucket`.
-        coding: order and types.
-        users: the bucket's users, with their dense ids in ``dense_users``.
-        item_ids: all items, dense.
-        num_counted: rows at the start whose duplicates were reported before.
+    Parameters
+    ----------
+    good : pa.Table
+        rows of :func:`gather_bucket`.
+    coding : Coding
+        order and types.
+    users : pa.Array
+        the bucket's users, with their dense ids in ``dense_users``.
+    item_ids : pa.Array
+        all items, dense.
+    num_counted : int
+        rows at the start whose duplicates were reported before.
 
-    Returns:
+    Returns
+    -------
+    tuple[pa.Table, pa.Table, pa.Table, int]
         Tables of ``rules.event_schema`` and :data:`TEXT_SCHEMA`, the duplicates for the quarantine, and how many rows
         of text were left out because they are empty or about an item outside the vocabulary.
     """
@@ -455,13 +474,20 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
 class Reading:
     """How the rows that are read join those that were read before, and where they are kept.
 
-    Attributes:
-        number: of this reading, from 0.
-        first_file: how many files were read before.
-        folder: where the rows are kept; None: nowhere.
-        earlier: folder of the dataset that is appended to.
-        whole: whether its good rows are gathered as well.
-        goes_on: whether an earlier dataset says which columns events have.
+    Attributes
+    ----------
+    number : int
+        of this reading, from 0.
+    first_file : int
+        how many files were read before.
+    folder : Folder | None
+        where the rows are kept; None: nowhere.
+    earlier : Folder | None
+        folder of the dataset that is appended to.
+    whole : bool
+        whether its good rows are gathered as well.
+    goes_on : bool
+        whether an earlier dataset says which columns events have.
     """
 
     number: int = 0
@@ -492,7 +518,9 @@ def exchange(
 ) -> list[list[Any]]:
     """Read the pieces and send their rows to their buckets.
 
-    Returns:
+    Returns
+    -------
+    list[list[Any]]
         For each bucket, references to (good rows, bad rows, :class:`BucketSummary`).
     """
     splitter: Any = task(split_piece, "streaming")

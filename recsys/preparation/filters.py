@@ -44,8 +44,10 @@ class EventFilters:
     def of(cls, config: DataConfig) -> EventFilters:
         """The filters of a configuration.
 
-        Raises:
-            ConfigError: a time cannot be read, or the window is empty.
+        Raises
+        ------
+        ConfigError
+            a time cannot be read, or the window is empty.
         """
         first = parse_time(config.from_, "data.from") if config.from_ else _ALWAYS
         end = parse_time(config.until, "data.until") if config.until else NEVER

@@ -50,20 +50,32 @@ def finetune(
 ) -> tuple[Adapter | None, dict[str, Any]]:
     """Train an adapter, measure it, and write it to ``text/adapter`` if it is better.
 
-    Args:
-        folder: of the dataset, whose histories are written.
-        shards: names of the histories.
-        texts: of the items in dense order.
-        ordered: whether histories have an order.
-        config: the language model and ``finetune``.
-        seed: fixes pairs, batches and weights.
-        progress: gets the gain.
+    Parameters
+    ----------
+    folder : Folder
+        of the dataset, whose histories are written.
+    shards : Sequence[str]
+        names of the histories.
+    texts : Sequence[str | None]
+        of the items in dense order.
+    ordered : bool
+        whether histories have an order.
+    config : TextConfig
+        the language model and ``finetune``.
+    seed : int
+        fixes pairs, batches and weights.
+    progress : Callable[[str], None]
+        gets the gain.
 
-    Returns:
+    Returns
+    -------
+    tuple[Adapter | None, dict[str, Any]]
         The adapter, None where the model is better without; and what the manifest says of it.
 
-    Raises:
-        ConfigError: peft or the language model is missing.
+    Raises
+    ------
+    ConfigError
+        peft or the language model is missing.
     """
     options = config.finetune
     has_text_N = ray.put(np.array([text is not None for text in texts]))
@@ -107,7 +119,8 @@ def pairs_of(
     histories: Histories, has_text_N: Array, ordered: bool, limit: int, seed: Sequence[int]
 ) -> tuple[Array, Array]:
     """Pairs of items with text that training events have next to each other, at most ``limit``: [P, 2]; and queries:
-    each user's last item of training and first of validation, [Q, 2]."""
+    each user's last item of training and first of validation, [Q, 2].
+    """
     random = np.random.default_rng(seed)
     told = histories.where(has_text_N[histories.items_E])
     train, valid = (told.where(told.splits_E == part) for part in (Split.TRAIN, Split.VALID))

@@ -80,16 +80,25 @@ def forget_users(
 ) -> Rewritten:
     """Write the dataset without these users (dense ids) in its place.
 
-    Args:
-        dataset: as it is.
-        gone: dense ids.
-        forgotten: the list with them on it, from which the content hash follows.
-        config: for the language model, where texts must be read again; Ray is needed then.
-        mentions: whether the raw text of a bad row is about one of them.
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        as it is.
+    gone : Sequence[int] | Array
+        dense ids.
+    forgotten : Forgotten
+        the list with them on it, from which the content hash follows.
+    config : Config
+        for the language model, where texts must be read again; Ray is needed then.
+    mentions : Callable[[str], bool]
+        whether the raw text of a bad row is about one of them.
 
-    Raises:
-        ArtifactError: the dataset was made by a release that cannot be rewritten.
-        DataError: the audit refuses the result; the dataset is as it was.
+    Raises
+    ------
+    ArtifactError
+        the dataset was made by a release that cannot be rewritten.
+    DataError
+        the audit refuses the result; the dataset is as it was.
     """
     gone = np.unique(np.asarray(gone, dtype=np.int64))
     numbering = Renumbering.without(dataset.num_users, gone)

@@ -45,8 +45,10 @@ class FactRules:
     def of(config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES) -> FactRules:
         """The rules of a configuration.
 
-        Raises:
-            ConfigError: a column is not there, or cannot be a fact.
+        Raises
+        ------
+        ConfigError
+            a column is not there, or cannot be a fact.
         """
         ids = (schema.ITEM_ID, schema.ENTITY_ID)
         known = [name for name in features.column_names if name not in ids]
@@ -151,7 +153,8 @@ def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array)
 
 def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.Array]]:
     """The name of every item's entity, null where it has none, and the facts that its columns tell (head, relation,
-    tail)."""
+    tail).
+    """
     linked = pa.nulls(features.num_rows, pa.string())
     if schema.ENTITY_ID in features.column_names:
         linked = features.column(schema.ENTITY_ID).combine_chunks().cast(pa.string())
@@ -184,8 +187,10 @@ def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Arra
 def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
     """Refuse facts of which none is about an item.
 
-    Raises:
-        DataError: with the ids of both.
+    Raises
+    ------
+    DataError
+        with the ids of both.
     """
     entities = files["items/entities.parquet"].column("entity")
     if entities.null_count < len(entities):

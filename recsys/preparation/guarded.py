@@ -42,9 +42,12 @@ class Guard:
     def of(config: Config, inherited: Forgotten) -> Guard:
         """The guard of a configuration; ``inherited`` is the list of a model that the dataset continues.
 
-        Raises:
-            ConfigError: the key of ``data.pseudonymise`` is not where it should be.
-            ArtifactError: the list of forgotten users is damaged.
+        Raises
+        ------
+        ConfigError
+            the key of ``data.pseudonymise`` is not where it should be.
+        ArtifactError
+            the list of forgotten users is damaged.
         """
         Pseudonyms.of(config.data.pseudonymise)
         here = Forgotten.read(list_place(config))
@@ -60,8 +63,11 @@ class Guard:
 
     def check_same_key(self, before: PreparedDataset) -> None:
         """
-        Raises:
-            ConfigError: the dataset that is appended to has the pseudonyms of another key, or none.
+
+        Raises
+        ------
+        ConfigError
+            the dataset that is appended to has the pseudonyms of another key, or none.
         """
         key, known = Pseudonyms.of(self.pseudonyms), before.manifest.pseudonyms.get("check", "")
         if (key.check if key else "") != known:
@@ -73,7 +79,8 @@ class Guard:
 
     def described(self, whole: str) -> tuple[dict[str, Any], dict[str, str]]:
         """What the manifest says of who is left out, and of the key; ``whole``: the content hash of the dataset with
-        everybody."""
+        everybody.
+        """
         key = Pseudonyms.of(self.pseudonyms)
         said = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
         return said, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}

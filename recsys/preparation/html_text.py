@@ -19,8 +19,10 @@ _BLANKS: Final = r"[\s\x{a0}]+"
 def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The table with the columns (texts or lists of texts) as plain text.
 
-    Raises:
-        ConfigError: a column is not there, or holds no texts.
+    Raises
+    ------
+    ConfigError
+        a column is not there, or holds no texts.
     """
     for name in columns:
         if name not in features.column_names:

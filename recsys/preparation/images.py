@@ -33,12 +33,16 @@ _BLOCK_IMAGES: Final = 512
 def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, list[str | None], dict[str, int]]:
     """Vectors of the image files at local paths or URIs.
 
-    Returns:
+    Returns
+    -------
+    tuple[Array, list[str | None], dict[str, int]]
         Vectors [B, M] float16, zero rows where there is none; what is wrong with each (:data:`MISSING`,
         :data:`UNREADABLE`, or None); and how many distinct images were encoded and taken from the cache.
 
-    Raises:
-        ConfigError: the model cannot be found, or is no vision model.
+    Raises
+    ------
+    ConfigError
+        the model cannot be found, or is no vision model.
     """
     settings, num_tasks, num_gpus = _settings(config)
     cache = VectorCache(

@@ -68,7 +68,9 @@ def compose_groups(
 def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: Adapter | None = None) -> dict[str, Any]:
     """Write ``items/text_vectors.parquet``: vector (G·T numbers of float16, zero where a group has no text), has_text.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         What the manifest says of the vectors.
     """
     num_groups, num_items = len(text.groups), len(text.whole)

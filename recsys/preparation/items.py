@@ -25,8 +25,10 @@ def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Seq
     """The columns that make an item's text: the wanted ones, or (None) every column of strings or lists of strings
     but those of ``media``, whose vectors may be texts and whose paths say nothing.
 
-    Raises:
-        ConfigError: a wanted column is not there.
+    Raises
+    ------
+    ConfigError
+        a wanted column is not there.
     """
     columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
     unknown = [name for name in wanted or () if name not in columns]
@@ -58,11 +60,16 @@ def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
 def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
     """One text an item: the fields joined with ". ", then its terms as "LABEL: a, b"; null where there is nothing.
 
-    Args:
-        features: items in dense order.
-        fields: columns of ``features``.
-        terms: item (dense), terms.
-        label: the column that the terms come from.
+    Parameters
+    ----------
+    features : pa.Table
+        items in dense order.
+    fields : Sequence[str]
+        columns of ``features``.
+    terms : pa.Table | None
+        item (dense), terms.
+    label : str
+        the column that the terms come from.
     """
     pieces = [_as_text(features.column(name)) for name in fields]
     if terms is not None and terms.num_rows:
@@ -90,8 +97,10 @@ def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str]
 
     A group may name the event column as well.
 
-    Raises:
-        ConfigError: a column is not there, or the event column is in no group.
+    Raises
+    ------
+    ConfigError
+        a column is not there, or the event column is in no group.
     """
     if not config.groups:
         return {

@@ -71,13 +71,19 @@ def folders_of(source: SourceAdapter) -> dict[str, str]:
 def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]) -> dict[str, Medium]:
     """Every medium of the items table, by name.
 
-    Args:
-        items: the good rows, with provenance.
-        config: columns and images.
-        folders: file of the source (its name, as in the provenance) → its folder, where relative paths start.
+    Parameters
+    ----------
+    items : pa.Table | None
+        the good rows, with provenance.
+    config : ItemMediaConfig
+        columns and images.
+    folders : Mapping[str, str]
+        file of the source (its name, as in the provenance) → its folder, where relative paths start.
 
-    Raises:
-        ConfigError: a column is not there, holds no vectors or paths, or no item has the medium; no vision model.
+    Raises
+    ------
+    ConfigError
+        a column is not there, holds no vectors or paths, or no item has the medium; no vision model.
     """
     columns = [] if items is None else items.column_names
     for name in media_columns(config):
@@ -119,8 +125,10 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
 
     The width is that of most vectors.
 
-    Raises:
-        ConfigError: the column holds something else, or no vector.
+    Raises
+    ------
+    ConfigError
+        the column holds something else, or no vector.
     """
     lengths_R, values_V = _numbers(items.column(column), f"data.media.columns.{name}: the column {column!r}")
     starts_R = np.cumsum(lengths_R) - lengths_R
@@ -207,8 +215,10 @@ def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, s
 def image_paths(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> list[str | None]:
     """Where the image of every row is, None where it names none; relative paths start at the root or at their file.
 
-    Raises:
-        ConfigError: the column is not there or holds no texts.
+    Raises
+    ------
+    ConfigError
+        the column is not there or holds no texts.
     """
     kind = items.schema.field(config.column).type if config.column in items.column_names else None
     if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -51,20 +51,31 @@ def prepare(
 ) -> PreparedDataset:
     """Write the prepared dataset of a configuration, unless it is there already. Ray must be initialised.
 
-    Args:
-        config: the sections ``data`` and ``run`` and the seed are read.
-        progress: gets one line a step.
-        source: instead of the one that ``data.source`` names.
-        base: ids whose dense numbers stay; new ones come behind them.
-        earlier: a dataset that keeps its events, to which those of files that it has not read are appended; its ids
-            are the ``base``.
-        least: how many events there must be, so that none are forgotten by mistake; None: any number.
+    Parameters
+    ----------
+    config : Config
+        the sections ``data`` and ``run`` and the seed are read.
+    progress : Progress
+        gets one line a step.
+    source : SourceAdapter | None
+        instead of the one that ``data.source`` names.
+    base : Vocabulary | None
+        ids whose dense numbers stay; new ones come behind them.
+    earlier : PreparedDataset | None
+        a dataset that keeps its events, to which those of files that it has not read are appended; its ids
+        are the ``base``.
+    least : Least | None
+        how many events there must be, so that none are forgotten by mistake; None: any number.
 
-    Raises:
-        SourceError: the source cannot be read.
-        ConfigError: a key contradicts the data, or the dataset that is appended to.
-        DataError: too many bad rows, a part of the split is empty, there are fewer events than ``least`` allows, or
-            nothing is new to ``earlier``.
+    Raises
+    ------
+    SourceError
+        the source cannot be read.
+    ConfigError
+        a key contradicts the data, or the dataset that is appended to.
+    DataError
+        too many bad rows, a part of the split is empty, there are fewer events than ``least`` allows, or
+        nothing is new to ``earlier``.
     """
     if source is None:
         from recsys.sources import open_source

@@ -141,8 +141,10 @@ class Quarantine:
     def check(self, table: str) -> None:
         """Stop when too many rows of a table are bad, or where rows are refused by a setting.
 
-        Raises:
-            DataError: with the counts, examples, the place of the bad rows, and the cure.
+        Raises
+        ------
+        DataError
+            with the counts, examples, the place of the bad rows, and the cure.
         """
         for reason, key in self._refused.items():
             if count := self.dropped[table][reason]:

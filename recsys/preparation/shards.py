@@ -58,7 +58,8 @@ def shard_name(index: int, ending: str = "") -> str:
 
 def time_bins(events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()) -> Array:
     """Counts of the times of events of these types (all without any), earlier than ``below``, in the bins of
-    :func:`recsys.data.split.cut_off`."""
+    :func:`recsys.data.split.cut_off`.
+    """
     times = np.asarray(events.column("time"))
     if target_types:
         times = times[np.isin(np.asarray(events.column("type")), target_types)]
@@ -77,17 +78,28 @@ def write_shard(
 ) -> list[Any]:
     """Assign parts, write ``histories/part-INDEX.parquet``, and count.
 
-    Args:
-        events: :data:`~recsys.preparation.events.EVENT_SCHEMA`, user by user.
-        text: :data:`~recsys.preparation.events.TEXT_SCHEMA`, rows of text about items by the same users.
-        folder: of the dataset.
-        index: of the shard.
-        rules: split, seed, number of parts that the terms are dealt to.
-        users: all external user ids, dense.
-        items: all external item ids, dense.
-        ending: of the file's name, before the extension.
+    Parameters
+    ----------
+    events : pa.Table
+        :data:`~recsys.preparation.events.EVENT_SCHEMA`, user by user.
+    text : pa.Table
+        :data:`~recsys.preparation.events.TEXT_SCHEMA`, rows of text about items by the same users.
+    folder : Folder
+        of the dataset.
+    index : int
+        of the shard.
+    rules : ShardRules
+        split, seed, number of parts that the terms are dealt to.
+    users : pa.Array
+        all external user ids, dense.
+    items : pa.Array
+        all external item ids, dense.
+    ending : str
+        of the file's name, before the extension.
 
-    Returns:
+    Returns
+    -------
+    list[Any]
         A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) a term part. Text on a held-out
         (user, item) pair, text of a cold user on anything but the training events left to them, and in temporal
         splits text from the validation cut-off on, is not among the terms.
@@ -145,7 +157,8 @@ def tally_context(
 
 def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> Parts:
     """The events' columns, where each user starts, and the part that each event belongs to, without what cold users
-    lose; the dense ids of the cold users; counts. ``row`` is an event's place in the table."""
+    lose; the dense ids of the cold users; counts. ``row`` is an event's place in the table.
+    """
     columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
     columns["row"] = np.arange(events.num_rows)
     starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
@@ -299,8 +312,10 @@ def with_context(
     """The rules with the context columns as the training events of all buckets have them, or as ``base`` codes
     them; writes their vocabulary.
 
-    Raises:
-        DataError: a category with too many values.
+    Raises
+    ------
+    DataError
+        a category with too many values.
     """
     columns = base.context if base is not None else ()
     if columns and tuple(column.name for column in columns) == tuple(event_rules.context):

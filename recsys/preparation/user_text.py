@@ -84,7 +84,9 @@ def write_user_texts(
 ) -> dict[str, Any]:
     """Compose in tasks, encode, and write ``users/texts.parquet`` and ``users/text_vectors.parquet``.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         What the manifest says of them.
     """
     composer, names = task(_compose_shard), ray.put(list(titles))

@@ -147,8 +147,10 @@ def encode_texts(
 
     ``adapter`` is added to the language model.
 
-    Raises:
-        ConfigError: the model cannot be found.
+    Raises
+    ------
+    ConfigError
+        the model cannot be found.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
     namespace = f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"

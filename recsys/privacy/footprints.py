@@ -113,7 +113,8 @@ class Traces:
     ) -> None:
         """The stretches of these users (dense ids) in the numbers of one dataset or bundle, with the ids and titles of
         its items. Stretches of those added before that others have here are left out from now on: a later dataset has
-        more events of others."""
+        more events of others.
+        """
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
         self.num_events += len(gone.items_E)

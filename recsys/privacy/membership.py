@@ -102,11 +102,16 @@ def _log_probabilities(model: FrozenModel, histories: Histories, rows: Array, pl
 def membership(model: FrozenModel, forgotten: Histories, unseen: Histories, members: Histories) -> dict[str, Any]:
     """The test as plain values for the proof: who is told from the users that the model has never seen.
 
-    Args:
-        model: after the forgetting.
-        forgotten: what was known of who was forgotten, by the numbers of the model's items.
-        unseen: users that no training has seen.
-        members: users that the model was trained on.
+    Parameters
+    ----------
+    model : FrozenModel
+        after the forgetting.
+    forgotten : Histories
+        what was known of who was forgotten, by the numbers of the model's items.
+    unseen : Histories
+        users that no training has seen.
+    members : Histories
+        users that the model was trained on.
     """
     t_unseen = statistics(model, unseen)
     t_forgotten, t_members = statistics(model, forgotten), statistics(model, members)

@@ -53,8 +53,10 @@ class Part:
 def parts(path: Path) -> Iterator[Part]:
     """The parts of a file; the file's own bytes first.
 
-    Raises:
-        OSError: the file cannot be read.
+    Raises
+    ------
+    OSError
+        the file cannot be read.
     """
     with _mapped(path) as data:
         yield Part("bytes", data)
@@ -200,7 +202,8 @@ def _column(column: Any, where: str) -> Iterator[Part]:
 
 def _apart(column: Any) -> Any:
     """The numbers of a column of lists, with a number that nothing has between two lists: the end of one user's history
-    and the start of the next one's are the history of nobody. Lists of one number each are a column of numbers."""
+    and the start of the next one's are the history of nobody. Lists of one number each are a column of numbers.
+    """
     lengths = np.asarray(pc.list_value_length(column).fill_null(0))
     values = np.asarray(column.flatten().cast(pa.int64(), safe=False).fill_null(_BETWEEN))
     if lengths.max(initial=0) < 2:

@@ -102,8 +102,10 @@ def default_key() -> Path:
 def signing_key(place: str) -> Any:
     """The private key at a place; the default one is made where there is none, readable by its owner alone.
 
-    Raises:
-        ConfigError: no key there, or another kind of key.
+    Raises
+    ------
+    ConfigError
+        no key there, or another kind of key.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

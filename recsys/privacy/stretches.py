@@ -23,7 +23,8 @@ _PIECE: Final = 1 << 23
 
 def stretches_of(values: Array) -> list[bytes]:
     """The first, the middle and the last stretch of a history, as bytes of int64; none of values that are too few or
-    too alike."""
+    too alike.
+    """
     if len(values) < LEAST:
         return []
     size = min(LONGEST, len(values))

@@ -37,9 +37,12 @@ Methods = dict[str, list[Setting]]
 def methods_of(words: Sequence[str]) -> Methods:
     """Method → its settings, of what ``--lists`` says.
 
-    Raises:
-        SourceError: no such file.
-        ConfigError: a word that names nothing, a name twice, or settings among which nothing can choose.
+    Raises
+    ------
+    SourceError
+        no such file.
+    ConfigError
+        a word that names nothing, a name twice, or settings among which nothing can choose.
     """
     files: dict[str, list[Path]] = {}
     for word in words:

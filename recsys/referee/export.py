@@ -28,9 +28,12 @@ _SECOND: Final = 1_000_000
 def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
     """The protocol that ``data``, ``evaluate`` and ``referee`` of the configuration describe.
 
-    Raises:
-        ConfigError: the split has newcomers or too little time for the windows.
-        DataError: nobody can be asked.
+    Raises
+    ------
+    ConfigError
+        the split has newcomers or too little time for the windows.
+    DataError
+        nobody can be asked.
     """
     settings, manifest = config.referee, dataset.manifest
     histories = dataset.histories()

@@ -50,8 +50,10 @@ class _Measured:
 def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Verdict:
     """Read, check and measure the lists of all methods.
 
-    Raises:
-        UserError: a file that cannot be judged; see :func:`recsys.referee.lists.read_lists`.
+    Raises
+    ------
+    UserError
+        a file that cannot be judged; see :func:`recsys.referee.lists.read_lists`.
     """
     questions = [protocol.queries(window) for window in protocol.windows]
     validation = [protocol.queries(window, Split.VALID) for window in protocol.windows]

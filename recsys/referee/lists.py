@@ -55,16 +55,23 @@ class _Rows:
 def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST) -> Lists:
     """Read and check one file.
 
-    Args:
-        path: user_id, item_id, and rank (1 is the best) or score (the largest is); ``window`` where the protocol has
-            several; ``protocol`` and ``command`` as columns or as metadata of a Parquet file.
-        protocol: what the lists are for.
-        questions: :meth:`Protocol.queries` of every window at ``part``.
+    Parameters
+    ----------
+    path : Path
+        user_id, item_id, and rank (1 is the best) or score (the largest is); ``window`` where the protocol has
+        several; ``protocol`` and ``command`` as columns or as metadata of a Parquet file.
+    protocol : Protocol
+        what the lists are for.
+    questions : Sequence[Queries]
+        :meth:`Protocol.queries` of every window at ``part``.
 
-    Raises:
-        SourceError: the file cannot be read.
-        DataError: an id is unknown, an item is listed twice or was to be left out, the file is of another protocol, or
-            only a sample of the catalogue was ranked where all of it is to be.
+    Raises
+    ------
+    SourceError
+        the file cannot be read.
+    DataError
+        an id is unknown, an item is listed twice or was to be left out, the file is of another protocol, or
+        only a sample of the catalogue was ranked where all of it is to be.
     """
     table = read_any(path)
     missing = [name for name in ("user_id", "item_id") if name not in table.column_names]

@@ -20,14 +20,21 @@ from recsys.errors import ConfigError
 def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping[str, Any]) -> tuple[Array, Array]:
     """Query and item of every sampled item, ``rules['sample']`` a query.
 
-    Args:
-        queries: who is asked.
-        histories: all events of all parts: no sampled item is one of the user's, but by RecBole's rule without a mask.
-        num_items: the catalogue.
-        rules: ``sample``, ``sampler``, ``seed`` and ``mask`` of the protocol.
+    Parameters
+    ----------
+    queries : Queries
+        who is asked.
+    histories : Histories
+        all events of all parts: no sampled item is one of the user's, but by RecBole's rule without a mask.
+    num_items : int
+        the catalogue.
+    rules : Mapping[str, Any]
+        ``sample``, ``sampler``, ``seed`` and ``mask`` of the protocol.
 
-    Raises:
-        ConfigError: a user leaves fewer items than are to be drawn.
+    Raises
+    ------
+    ConfigError
+        a user leaves fewer items than are to be drawn.
     """
     known = {user: row for row, user in enumerate(histories.users_U.tolist())}
     had = [set(histories.take(np.array([known[user]])).items_E.tolist()) for user in queries.histories.users_U.tolist()]

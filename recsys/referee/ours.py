@@ -27,8 +27,10 @@ def write_baselines(
 ) -> list[Path]:
     """NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow; a sampled protocol has scores.
 
-    Raises:
-        ConfigError: the protocol samples what is ranked: lists of the best are not what it asks for.
+    Raises
+    ------
+    ConfigError
+        the protocol samples what is ranked: lists of the best are not what it asks for.
     """
     check_full(protocol)
     tables: dict[Path, list[pa.Table]] = {}

@@ -167,8 +167,10 @@ def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
 def read_protocol(folder: Path) -> Protocol:
     """Read the folder.
 
-    Raises:
-        ArtifactError: it is no protocol, lacks a table, or is no longer what its hash says.
+    Raises
+    ------
+    ArtifactError
+        it is no protocol, lacks a table, or is no longer what its hash says.
     """
     cure = "run `recsys referee prepare --config FILE --out DIR`"
     try:

@@ -53,8 +53,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 def read_any(path: Path) -> pa.Table:
     """All columns of a file; ``user_id`` and ``item_id`` of a text file are text.
 
-    Raises:
-        SourceError: the file is missing, damaged, or of another form.
+    Raises
+    ------
+    SourceError
+        the file is missing, damaged, or of another form.
     """
     if not path.name.endswith(ENDINGS):
         raise SourceError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}")

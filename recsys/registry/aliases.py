@@ -38,12 +38,17 @@ class Aliases:
     def promote(self, version: str, champion: str) -> None:
         """Make a version the champion, and the champion before it ``previous``.
 
-        Args:
-            version: the new champion.
-            champion: who was champion when the decision was made; empty for none.
+        Parameters
+        ----------
+        version : str
+            the new champion.
+        champion : str
+            who was champion when the decision was made; empty for none.
 
-        Raises:
-            ArtifactError: somebody else is champion by now.
+        Raises
+        ------
+        ArtifactError
+            somebody else is champion by now.
         """
         now = self.version_of(CHAMPION)
         if now != champion:
@@ -61,8 +66,10 @@ class Aliases:
 
         ``previous`` then goes to whom that one had followed, so that going back twice goes back twice.
 
-        Raises:
-            ArtifactError: there is no champion, or none before it.
+        Raises
+        ------
+        ArtifactError
+            there is no champion, or none before it.
         """
         champion, previous = self.version_of(CHAMPION), self.version_of(PREVIOUS)
         if not champion or not previous or champion == previous:

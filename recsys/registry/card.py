@@ -35,13 +35,20 @@ def model_card(
 ) -> str:
     """The card of an evaluated model, Markdown.
 
-    Args:
-        config: what it was trained with.
-        manifest: of the dataset it was trained and evaluated on.
-        metrics: the content of ``metrics.json``; empty where there is none.
-        lineage: see :func:`recsys.registry.provenance.lineage`.
-        influence: what of the model still depends on users who were forgotten.
-        private: what a private training has spent (:class:`recsys.training.private.Budget`); None: it was none.
+    Parameters
+    ----------
+    config : Config
+        what it was trained with.
+    manifest : Manifest
+        of the dataset it was trained and evaluated on.
+    metrics : Mapping[str, Any]
+        the content of ``metrics.json``; empty where there is none.
+    lineage : Mapping[str, Any]
+        see :func:`recsys.registry.provenance.lineage`.
+    influence : Sequence[str]
+        what of the model still depends on users who were forgotten.
+    private : Mapping[str, Any] | None
+        what a private training has spent (:class:`recsys.training.private.Budget`); None: it was none.
     """
     names = list(config.model.granularities.enabled())
     lines = [

@@ -80,10 +80,14 @@ class Owner:
 def remember(copies: Iterable[Copy], asked: str | Path, tracking_uri: str) -> bool:
     """Note copies at the model that was asked for; False where it cannot be done, and `recsys forget` must be told.
 
-    Args:
-        copies: what was made.
-        asked: the model, as it was named: a folder, a URI of one, or ``models:/…``.
-        tracking_uri: of MLflow, for registered models.
+    Parameters
+    ----------
+    copies : Iterable[Copy]
+        what was made.
+    asked : str | Path
+        the model, as it was named: a folder, a URI of one, or ``models:/…``.
+    tracking_uri : str
+        of MLflow, for registered models.
     """
     try:
         owner = owner_of(str(asked), tracking_uri)

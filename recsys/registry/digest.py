@@ -34,8 +34,10 @@ def listing(folder: Path) -> dict[str, str]:
 
     What Python and MLflow put into a folder when they load it is left out.
 
-    Raises:
-        ArtifactError: a link, which leads to a file that may change, or something that is no file.
+    Raises
+    ------
+    ArtifactError
+        a link, which leads to a file that may change, or something that is no file.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -64,14 +66,21 @@ def dump(files: Mapping[str, str]) -> str:
 def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     """Compare a version's files with what was registered; a note where the version says less than it should.
 
-    Args:
-        registry: the ``MlflowClient``.
-        name: of the registered model.
-        number: of the version.
-        folder: the MLflow model, on this machine.
+    Parameters
+    ----------
+    registry : Any
+        the ``MlflowClient``.
+    name : str
+        of the registered model.
+    number : str
+        of the version.
+    folder : Path
+        the MLflow model, on this machine.
 
-    Raises:
-        ArtifactError: a file was changed, added or removed since, or the weights are another model's.
+    Raises
+    ------
+    ArtifactError
+        a file was changed, added or removed since, or the weights are another model's.
     """
     version = registry.get_model_version(name, number)
     tags, uri = dict(version.tags), f"models:/{name}/{number}"

@@ -17,13 +17,19 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
 
     A new one of a SQLite store keeps its artefacts beside the file, wherever a process works later.
 
-    Args:
-        mlflow_client: of the store.
-        store: the file of a SQLite store; None for others.
-        settings: the section ``tracking``.
+    Parameters
+    ----------
+    mlflow_client : Any
+        of the store.
+    store : Path | None
+        the file of a SQLite store; None for others.
+    settings : TrackingConfig
+        the section ``tracking``.
 
-    Raises:
-        ConfigError: it was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were moved.
+    Raises
+    ------
+    ConfigError
+        it was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were moved.
     """
     from mlflow import MlflowException
 

@@ -25,8 +25,10 @@ class Followed:
     def version(self) -> str:
         """What the name means now: another text when it means another model.
 
-        Raises:
-            ArtifactError: no such model.
+        Raises
+        ------
+        ArtifactError
+            no such model.
         """
         if self.uri.startswith("models:"):
             return pinned(self.uri, self.tracking_uri)
@@ -39,8 +41,10 @@ class Followed:
     def load(self, version: str) -> tuple[Bundle, dict[str, Any]]:
         """The model of a :meth:`version` and what is to be said of it; what is downloaded for that goes again.
 
-        Raises:
-            ArtifactError: its files are missing or damaged.
+        Raises
+        ------
+        ArtifactError
+            its files are missing or damaged.
         """
         registered = self.uri.startswith("models:")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as into:

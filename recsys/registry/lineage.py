@@ -83,8 +83,10 @@ class Parent:
     def training(self) -> dict[str, Tensor]:
         """The trainable model's weights.
 
-        Raises:
-            ArtifactError: the bundle has none, or damaged ones.
+        Raises
+        ------
+        ArtifactError
+            the bundle has none, or damaged ones.
         """
         return self._training(TRAINING)
 
@@ -109,8 +111,10 @@ class Parent:
     def vocabulary(self) -> Vocabulary:
         """The ids whose numbers a descendant keeps.
 
-        Raises:
-            ArtifactError: the file of entities is damaged.
+        Raises
+        ------
+        ArtifactError
+            the file of entities is damaged.
         """
         info = self.bundle.info
         known = (pa.array(self.bundle.user_ids, pa.string()), pa.array(self.bundle.item_ids, pa.string()))
@@ -132,8 +136,10 @@ class Parent:
 def open_parent(uri: str, tracking_uri: str) -> Parent:
     """The model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle's folder.
 
-    Raises:
-        ArtifactError: there is none, or a damaged one.
+    Raises
+    ------
+    ArtifactError
+        there is none, or a damaged one.
     """
     folder = resolve(uri, tracking_uri)
     name = uri if is_remote(uri) else str(folder.absolute())
@@ -153,14 +159,22 @@ def write_refitted(
 ) -> None:
     """The parent's bundle with some parameters of its encoders changed and nothing else, but what is measured of them.
 
-    Args:
-        parent: the model.
-        target: folder of the new bundle; may be the parent's own.
-        changed: parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
-        metrics: of the new bundle; the parent's are of other weights.
-        extra: added to the parent's, beside ``parent``.
-        card: the new bundle's, whose text the parent's would not be.
-        of_measured: the same parameters of the measured model, where the parent holds one and they are others.
+    Parameters
+    ----------
+    parent : Parent
+        the model.
+    target : str | Path
+        folder of the new bundle; may be the parent's own.
+    changed : Mapping[str, Tensor]
+        parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
+    metrics : Mapping[str, Any]
+        of the new bundle; the parent's are of other weights.
+    extra : dict[str, Any]
+        added to the parent's, beside ``parent``.
+    card : str
+        the new bundle's, whose text the parent's would not be.
+    of_measured : Mapping[str, Tensor] | None
+        the same parameters of the measured model, where the parent holds one and they are others.
     """
     info = parent.bundle.info.model_copy(deep=True)
     with writing_aside(target, DESCRIPTION) as aside:

@@ -49,12 +49,17 @@ def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str,
     The first version must not be below the best baseline beyond chance; one that would take the alias from another
     version, or replaces its parent, must not be below it at all.
 
-    Args:
-        comparison: with the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone were
-            fitted again, its parent's. Where it has no baseline, none is asked.
-        events: of its dataset.
-        before: events of the version that has the alias, and of the parent, by what they are called; 0: unknown.
-        config: of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
+    Parameters
+    ----------
+    comparison : Mapping[str, Any]
+        with the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone were
+        fitted again, its parent's. Where it has no baseline, none is asked.
+    events : int
+        of its dataset.
+    before : Mapping[str, int]
+        events of the version that has the alias, and of the parent, by what they are called; 0: unknown.
+    config : Config
+        of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
     """
     best = comparison.get("best_on_test") or comparison.get("best_baseline")
     against = comparison.get("against", {}).get(best)

@@ -37,9 +37,11 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
 
     A folder with a pulled model is replaced; what is in use keeps its files until it lets go of them.
 
-    Raises:
-        ArtifactError: there is no such model, its files cannot be read, are damaged or not those that were registered,
-            it does not answer as it did, or ``folder`` holds something else that would be lost.
+    Raises
+    ------
+    ArtifactError
+        there is no such model, its files cannot be read, are damaged or not those that were registered,
+        it does not answer as it did, or ``folder`` holds something else that would be lost.
     """
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts

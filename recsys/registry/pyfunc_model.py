@@ -53,8 +53,10 @@ class RecommenderModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the bundle, once.
 
-        Raises:
-            ArtifactError: it is damaged, or another bundle than the one that was registered.
+        Raises
+        ------
+        ArtifactError
+            it is damaged, or another bundle than the one that was registered.
         """
         check_description(context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256))
         self.recommender = Recommender(read_bundle(context.artifacts[BUNDLE]))
@@ -64,8 +66,10 @@ class RecommenderModel(PythonModel):
         unknown_friends; and, where any request asks for them, boosts, explanations, unknown_in_rules, and item_id, by
         and why of similar items.
 
-        Raises:
-            MlflowException: a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
+        Raises
+        ------
+        MlflowException
+            a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
         """
         try:
             requests = parse_any(_rows(model_input, params or {}))
@@ -137,7 +141,8 @@ def _plain(value: Any) -> Any:
 
 def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
     """MLflow's server makes an array of a list, in which numbers beside texts become texts: NumPy leaves room for the
-    longest number then, more than the longest text needs."""
+    longest number then, more than the longest text needs.
+    """
     longest = max((len(text) for text in texts.ravel().tolist()), default=0)
     if texts.dtype.itemsize // 4 > max(longest, 1):
         raise RequestError(
@@ -177,7 +182,8 @@ def signature(exclude_seen: bool = True) -> Any:
 
 def request_schema(exclude_seen: bool = True) -> dict[str, Any]:
     """The JSON schema of a request, which the registered model carries in its metadata; ``exclude_seen`` as in
-    :func:`signature`."""
+    :func:`signature`.
+    """
     schema = Request.model_json_schema()
     schema["properties"]["exclude_seen"]["default"] = exclude_seen
     return schema

@@ -83,9 +83,12 @@ def register(
     ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version. The minimum is that of
     :func:`recsys.registry.minimum.ask_minimum`.
 
-    Raises:
-        ConfigError: tracking is switched off, or the alias is none that MLflow takes.
-        ArtifactError: the bundle is missing or damaged.
+    Raises
+    ------
+    ConfigError
+        tracking is switched off, or the alias is none that MLflow takes.
+    ArtifactError
+        the bundle is missing or damaged.
     """
     if not tracker.enabled:
         raise ConfigError("registering a model needs tracking; set tracking.enabled true, or leave the stage out")
@@ -146,9 +149,11 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a folder that goes with this
     process. With ``into`` they, and models of a local store, are copied there, to a folder for the caller to remove.
 
-    Raises:
-        ArtifactError: no such model, alias, version or bundle; lists what is registered. Or the files are not
-            those that were registered.
+    Raises
+    ------
+    ArtifactError
+        no such model, alias, version or bundle; lists what is registered. Or the files are not
+        those that were registered.
     """
     if is_remote(uri):
         return _bundle_at(uri, into)
@@ -174,8 +179,10 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
 def pinned(uri: str, tracking_uri: str) -> str:
     """``models:/NAME/VERSION`` of a registered model: the name that no later registration moves.
 
-    Raises:
-        ArtifactError: as :func:`resolve`.
+    Raises
+    ------
+    ArtifactError
+        as :func:`resolve`.
     """
     return "models:/{}/{}".format(*_version(uri, tracking_uri))
 
@@ -246,7 +253,8 @@ def requirements(bundle: Bundle) -> list[str]:
 
 def _example(bundle: Bundle) -> Any:
     """Invented people, no user of the data: newcomers with a history, with a friend whom nobody knows, and, where the
-    model reads them, with attributes."""
+    model reads them, with attributes.
+    """
     import pandas as pd
 
     history, user, friend = bundle.item_ids[:3], "invented-user", "invented-friend"
@@ -359,8 +367,10 @@ def _bundle_at(uri: str, into: Path | None) -> Path:
 def description_at(uri: str) -> bytes:
     """The ``bundle.json`` of a remote folder: all that is needed to see whether its model is another one.
 
-    Raises:
-        ArtifactError: as :func:`resolve`.
+    Raises
+    ------
+    ArtifactError
+        as :func:`resolve`.
     """
     return read_bytes(within(_place_of(uri), DESCRIPTION))
 

@@ -48,13 +48,19 @@ class State:
 def ready(path: Path, writes: bool = False) -> None:
     """Make sure that MLflow can open the SQLite store at ``path``; make it where there is none.
 
-    Args:
-        path: the file.
-        writes: whether it is to be written to as well.
+    Parameters
+    ----------
+    path : Path
+        the file.
+    writes : bool
+        whether it is to be written to as well.
 
-    Raises:
-        ConfigError: no file can be made there, it is of something else, or it is read-only.
-        ArtifactError: the store is half-made, damaged, or of a newer MLflow.
+    Raises
+    ------
+    ConfigError
+        no file can be made there, it is of something else, or it is read-only.
+    ArtifactError
+        the store is half-made, damaged, or of a newer MLflow.
         Unavailable: another process keeps it locked.
     """
     path = Path(os.path.realpath(path))
@@ -79,9 +85,12 @@ def ready(path: Path, writes: bool = False) -> None:
 def check(path: Path) -> None:
     """Look whether MLflow can open the store, without making or upgrading it.
 
-    Raises:
-        ConfigError: the file is of something else.
-        ArtifactError: the store is half-made, damaged, or of a newer MLflow.
+    Raises
+    ------
+    ConfigError
+        the file is of something else.
+    ArtifactError
+        the store is half-made, damaged, or of a newer MLflow.
     """
     state = settled(path)
     if state.kind in ("partial", "foreign", "newer"):
@@ -100,9 +109,12 @@ def settled(path: Path) -> State:
 def look(path: Path) -> State:
     """The :class:`State` of a file now.
 
-    Raises:
-        ConfigError: it cannot be opened.
-        ArtifactError: it is damaged.
+    Raises
+    ------
+    ConfigError
+        it cannot be opened.
+    ArtifactError
+        it is damaged.
         Unavailable: it is locked for longer than :data:`WAIT_S`.
     """
     if not path.exists():
@@ -133,8 +145,10 @@ def look(path: Path) -> State:
 def _made_alone(path: Path) -> Iterator[None]:
     """Hold the lock beside a store that is being made or upgraded; it goes away with the process.
 
-    Raises:
-        ConfigError: the folder cannot be made or written to.
+    Raises
+    ------
+    ConfigError
+        the folder cannot be made or written to.
         Unavailable: another process holds the lock for longer than :data:`MAKING_S`.
     """
     place = path.with_name(f".{path.name}.lock")
@@ -172,8 +186,10 @@ def _taken(handle: int) -> bool:
 def _aside(path: Path) -> Iterator[Path]:
     """A new file beside ``path``, of the mode that the umask asks for; it goes away with what SQLite puts beside it.
 
-    Raises:
-        ConfigError: none can be made.
+    Raises
+    ------
+    ConfigError
+        none can be made.
     """
     stem = f".{path.name}.making-"
     for left in path.parent.glob(f"{glob.escape(stem)}*"):  # by a process that was killed; we hold the lock

@@ -53,8 +53,10 @@ class Tracker:
     A context manager: entering opens a new run, or goes on with ``run_id``; leaving ends it as FINISHED, as FAILED
     after an exception, as KILLED after an interrupt. ``apart``: not the run that stages of this run folder share.
 
-    Raises:
-        ConfigError: ``tracking.uri`` is of no kind that MLflow stores to, or cannot be opened.
+    Raises
+    ------
+    ConfigError
+        ``tracking.uri`` is of no kind that MLflow stores to, or cannot be opened.
     """
 
     def __init__(
@@ -222,8 +224,10 @@ class Tracker:
     def _check_artifacts(self, place: str) -> None:
         """Find out now what would fail after the training: MLflow itself waits for minutes, with each artefact.
 
-        Raises:
-            StorageError: the place cannot be written to, or boto3 is missing.
+        Raises
+        ------
+        StorageError
+            the place cannot be written to, or boto3 is missing.
         """
         if place.startswith(("s3://", "gs://")):
             try:
@@ -271,8 +275,10 @@ def remembered_run(config: Config, folder: Path | None = None) -> str:
 def tracking_uri(config: Config) -> str:
     """The absolute tracking URI; by default SQLite beside the run folder.
 
-    Raises:
-        ConfigError: a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
+    Raises
+    ------
+    ConfigError
+        a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
     """
     uri = config.tracking.uri
     if MARK in uri:
@@ -309,7 +315,8 @@ def client(uri: str, writes: bool = False) -> Any:
 
     Why the one way: a SQLite store is made, upgraded and checked first, see :mod:`recsys.registry.store`.
 
-    Raises:
+    Raises
+    ------
         ConfigError, ArtifactError, Unavailable: as :func:`recsys.registry.store.ready`.
     """
     for name, value in _QUIET.items():
@@ -371,8 +378,10 @@ def set_parameters(config: Config) -> dict[str, Any]:
 def _system_monitor(run_id: str, uri: str) -> Any:
     """MLflow's own monitor of CPU, memory, disk, network and GPU, at work.
 
-    Raises:
-        ConfigError: psutil, which it needs, is missing.
+    Raises
+    ------
+    ConfigError
+        psutil, which it needs, is missing.
     """
     if find_spec("psutil") is None:
         raise ConfigError("tracking.system_metrics: psutil is missing; pip install psutil, or set it false")

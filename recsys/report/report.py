@@ -63,17 +63,24 @@ def render_report(
 ) -> None:
     """Write the report.
 
-    Args:
-        path: the HTML file.
-        evaluation: the content of ``metrics.json``.
-        manifest: of the prepared dataset.
-        training_history: per epoch ``phase`` (see ``Progress``; default select), ``epoch``, ``loss``, the validation
-            metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
-        examples: per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
-            ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
-            ``movement`` where there is an evolution (see ``recsys.evaluation.interest_drift``),
-            ``strata`` where there are.
-        config_yaml: the merged configuration.
+    Parameters
+    ----------
+    path : str | Path
+        the HTML file.
+    evaluation : Mapping[str, Any]
+        the content of ``metrics.json``.
+    manifest : Manifest
+        of the prepared dataset.
+    training_history : Sequence[Mapping[str, Any]]
+        per epoch ``phase`` (see ``Progress``; default select), ``epoch``, ``loss``, the validation
+        metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
+    examples : Sequence[Mapping[str, Any]]
+        per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
+        ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
+        ``movement`` where there is an evolution (see ``recsys.evaluation.interest_drift``),
+        ``strata`` where there are.
+    config_yaml : str
+        the merged configuration.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),

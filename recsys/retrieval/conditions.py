@@ -53,8 +53,10 @@ class Condition:
 def parse_filters(filters: Any) -> tuple[Condition, ...]:
     """The conditions of a filter.
 
-    Raises:
-        ValueError: names the attribute, what was got and what was expected.
+    Raises
+    ------
+    ValueError
+        names the attribute, what was got and what was expected.
 
     >>> [(c.attribute, c.operator, c.values) for c in parse_filters({"price": {"ge": 5, "lt": 20}, "kind": "a"})]
     [('price', 'ge', (5,)), ('price', 'lt', (20,)), ('kind', 'in', ('a',))]

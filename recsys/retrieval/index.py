@@ -238,8 +238,10 @@ class ItemIndex:
     def read(cls, path: Path, reorder: int) -> ItemIndex:
         """An index from its file.
 
-        Raises:
-            RuntimeError: not a file of this kind.
+        Raises
+        ------
+        RuntimeError
+            not a file of this kind.
         """
         import faiss
 

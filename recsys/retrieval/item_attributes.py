@@ -49,8 +49,10 @@ class Numbers:
     def holds(self, condition: Condition, where: str) -> Array:
         """Where the condition holds: bool [N].
 
-        Raises:
-            RequestError: an operator or a value that is none of numbers.
+        Raises
+        ------
+        RequestError
+            an operator or a value that is none of numbers.
         """
         operator = condition.operator
         if operator == "known":
@@ -185,8 +187,10 @@ class ItemAttributes:
     def mask(self, conditions: Iterable[Condition], where: str) -> Array:
         """Items for which all conditions hold: bool [N]; ``where`` is the place of the filter in the call.
 
-        Raises:
-            RequestError: an unknown attribute, or a condition that does not fit its values.
+        Raises
+        ------
+        RequestError
+            an unknown attribute, or a condition that does not fit its values.
         """
         found_N = np.ones(self.num_items, dtype=bool)
         for condition in conditions:
@@ -196,8 +200,11 @@ class ItemAttributes:
 
     def column(self, name: str, where: str) -> Column:
         """
-        Raises:
-            RequestError: there is no such attribute.
+
+        Raises
+        ------
+        RequestError
+            there is no such attribute.
         """
         if name not in self.columns:
             known = choices(self.columns) or "none, as the table of items has no column of numbers or categories"
@@ -206,8 +213,11 @@ class ItemAttributes:
 
     def categories(self, name: str, where: str) -> Categories:
         """
-        Raises:
-            RequestError: there is no such attribute, or it holds numbers.
+
+        Raises
+        ------
+        RequestError
+            there is no such attribute, or it holds numbers.
         """
         column = self.column(name, where)
         if isinstance(column, Numbers):
@@ -223,7 +233,8 @@ class ItemAttributes:
     def read(cls, path: Path, num_items: int) -> ItemAttributes:
         """From its file.
 
-        Raises:
+        Raises
+        ------
             pa.ArrowException: it is no such file.
         """
         return cls.of(pq.read_table(path), num_items)
@@ -231,7 +242,8 @@ class ItemAttributes:
 
 def attribute_table(features: pa.Table, left_out: Iterable[str] = ()) -> pa.Table:
     """The columns of ``items/features.parquet`` that are attributes: numbers, times, true/false, categories, lists of
-    categories. Ids, titles, prose, vectors and the columns ``left_out`` are none."""
+    categories. Ids, titles, prose, vectors and the columns ``left_out`` are none.
+    """
     skipped = {schema.ITEM_ID, schema.ENTITY_ID, _TEXT, *left_out}
     title = title_column(features)
     if title is not None and _names_items(features.column(title)):

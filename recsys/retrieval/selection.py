@@ -141,8 +141,11 @@ class Catalogue:
 
     def plan(self, rules: Rules, where: str) -> Plan:
         """
-        Raises:
-            RequestError: a filter that the attributes of the items do not answer; ``where`` names the request.
+
+        Raises
+        ------
+        RequestError
+            a filter that the attributes of the items do not answer; ``where`` names the request.
         """
         unknown: dict[str, list[str]] = {}
         excluded = self._known(rules.exclude or (), "exclude", unknown)
@@ -162,8 +165,11 @@ class Catalogue:
 
     def attributes(self, where: str) -> ItemAttributes:
         """
-        Raises:
-            RequestError: the bundle holds none.
+
+        Raises
+        ------
+        RequestError
+            the bundle holds none.
         """
         if self._attributes is None:
             raise RequestError(

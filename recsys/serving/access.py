@@ -31,8 +31,10 @@ class Tokens:
 def tokens_of(settings: ServeConfig) -> Tokens:
     """The hashes of the tokens in the environment variables that the configuration names.
 
-    Raises:
-        ConfigError: a variable holds no token, or one that is too short.
+    Raises
+    ------
+    ConfigError
+        a variable holds no token, or one that is too short.
     """
     named = {"serve.token_env": settings.token_env, "serve.stock_token_env": settings.stock_token_env}
     return Tokens(*(token_sha256(token) if (token := read_token(name, key)) else "" for key, name in named.items()))
@@ -41,8 +43,10 @@ def tokens_of(settings: ServeConfig) -> Tokens:
 def read_token(variable: str, key: str) -> str:
     """The token in an environment variable, which a key of the configuration names; empty where it names none.
 
-    Raises:
-        ConfigError: there is none, or it is too short.
+    Raises
+    ------
+    ConfigError
+        there is none, or it is too short.
     """
     if not variable:
         return ""
@@ -66,8 +70,10 @@ def check_token(given: Sequence[bytes], kept_sha256: str) -> None:
     The scheme's name is of any case (RFC 9110). Bytes of the token are compared as they are, so that a token beyond
     ASCII is one as well, sent as UTF-8.
 
-    Raises:
-        CallError: 401, or 400 where there are several headers; says how to send it, never what was got.
+    Raises
+    ------
+    CallError
+        401, or 400 where there are several headers; says how to send it, never what was got.
     """
     if not kept_sha256:
         return

@@ -100,12 +100,17 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
     The file without them is written aside and takes its place. Servers wait only while the rows that came in between
     are read, and none is lost.
 
-    Args:
-        path: of the file.
-        is_theirs: of some rows, whether each of them is to go.
+    Parameters
+    ----------
+    path : Path
+        of the file.
+    is_theirs : Callable[[Sequence[bytes]], Sequence[bool]]
+        of some rows, whether each of them is to go.
 
-    Raises:
-        OSError: the file cannot be read, or another one cannot be put in its place.
+    Raises
+    ------
+    OSError
+        the file cannot be read, or another one cannot be put in its place.
     """
     if not holds_rows(path, is_theirs):
         return 0
@@ -200,9 +205,12 @@ def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
 
     The last line of a file may be cut off, where its server was ended in the middle of it; it is left out.
 
-    Raises:
-        SourceError: a file is missing or unreadable.
-        DataError: a line is none of a server's log; it names file and line.
+    Raises
+    ------
+    SourceError
+        a file is missing or unreadable.
+    DataError
+        a line is none of a server's log; it names file and line.
     """
     found: dict[str, Logged] = {}
     num_cut = 0
@@ -272,8 +280,10 @@ def _are(values: Any, kind: type | tuple[type, ...]) -> bool:
 def check_folder(folder: str) -> None:
     """Make the folder of a log, and see that it can be written to.
 
-    Raises:
-        ConfigError: it cannot.
+    Raises
+    ------
+    ConfigError
+        it cannot.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Requests → rows of recommendations, in this process: what batch recommendation does with a batch, and Python's front
-door with a call. Needs no Ray."""
+door with a call. Needs no Ray.
+"""
 
 from __future__ import annotations
 

@@ -42,10 +42,14 @@ class Events:
 def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: float) -> Events:
     """Events of files: Parquet, CSV, TSV or JSON lines with the canonical columns, and ``answer_id`` where it is known.
 
-    Raises:
-        ConfigError: no file is given, or an event type has no reward.
-        SourceError: a file is missing, unreadable or lacks a column.
-        DataError: there is no row, or more than the share ``max_bad`` are bad.
+    Raises
+    ------
+    ConfigError
+        no file is given, or an event type has no reward.
+    SourceError
+        a file is missing, unreadable or lacks a column.
+    DataError
+        there is no row, or more than the share ``max_bad`` are bad.
     """
     good, _ = read_rows(files, max_bad, "compare.feedback")
     rewards_E = rewards_of(good, rewards, "compare.rewards", "give each type what it is worth, 0 for nothing")
@@ -63,7 +67,8 @@ def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: flo
 
 def attributed(logged: Sequence[Logged], events: Events, window_s: float) -> tuple[list[Array], int]:
     """The reward of every shown item of every answer, and how many events belong to no answer. ``logged`` is in order
-    of time."""
+    of time.
+    """
     rewards = [np.zeros(len(one.item_ids)) for one in logged]
     by_id = {one.answer_id: number for number, one in enumerate(logged)}
     shown: dict[tuple[str, str], list[tuple[float, int, int]]] = {}

@@ -78,9 +78,12 @@ def recommend_all(
     last, as given; requests as given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor;
     where anything is explained, ``explanation``, in JSON. It is written aside and renamed.
 
-    Raises:
-        ArtifactError: the bundle is missing or damaged.
-        RequestError: ``k`` out of range, a user named twice or not by a string, or a malformed request.
+    Raises
+    ------
+    ArtifactError
+        the bundle is missing or damaged.
+    RequestError
+        ``k`` out of range, a user named twice or not by a string, or a malformed request.
     """
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
@@ -112,8 +115,10 @@ def recommend_all(
 def is_small(bundle_folder: str | Path, batch_size: int, requests: Sequence[Any] | None = None) -> bool:
     """Whether one process answers sooner than Ray and its actors start.
 
-    Raises:
-        ArtifactError: the bundle is missing or damaged.
+    Raises
+    ------
+    ArtifactError
+        the bundle is missing or damaged.
     """
     if requests is not None:
         return len(requests) <= _BATCHES_HERE * batch_size
@@ -131,8 +136,10 @@ def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[M
 def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
     """Whether the attributes of the items answer the rules of requests, said before anything starts.
 
-    Raises:
-        RequestError: they do not.
+    Raises
+    ------
+    RequestError
+        they do not.
     """
     catalogue = Catalogue({item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes)
     for index, row in enumerate(rows):

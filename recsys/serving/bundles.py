@@ -33,9 +33,11 @@ def write_bundle(
 
     The arguments are those of :func:`recsys.bundle.writing.write_files`.
 
-    Raises:
-        ArtifactError: the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
-            something that is not a bundle and would be lost.
+    Raises
+    ------
+    ArtifactError
+        the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
+        something that is not a bundle and would be lost.
     """
     with writing_aside(folder, DESCRIPTION) as aside:
         write_files(aside, frozen, dataset, extra, training, card, measured)
@@ -51,8 +53,10 @@ def finish(aside: Path, info: BundleInfo, card: str) -> None:
 def read_bundle(folder: str | Path) -> Bundle:
     """Read and check a bundle, and ask it the questions whose answers it stores.
 
-    Raises:
-        ArtifactError: no bundle there, one of another format, one that is damaged, or one that answers otherwise here.
+    Raises
+    ------
+    ArtifactError
+        no bundle there, one of another format, one that is damaged, or one that answers otherwise here.
     """
     folder = Path(folder)
     bundle = read_files(folder)

@@ -78,9 +78,12 @@ class Rows:
 def read_rows(path: str, body: bytes) -> Rows:
     """The rows of a body.
 
-    Raises:
-        CallError: not JSON, or of another form.
-        RequestError: columns of different lengths.
+    Raises
+    ------
+    CallError
+        not JSON, or of another form.
+    RequestError
+        columns of different lengths.
     """
     content = read_body(body)
     if path == INVOCATIONS:
@@ -91,8 +94,10 @@ def read_rows(path: str, body: bytes) -> Rows:
 def read_body(body: bytes) -> Any:
     """The JSON of a body.
 
-    Raises:
-        CallError: it is none.
+    Raises
+    ------
+    CallError
+        it is none.
     """
     try:
         return read_json(body)
@@ -103,8 +108,10 @@ def read_body(body: bytes) -> Any:
 def parse_rows(path: str, rows: Sequence[Any], first: int = 0) -> list[AnyRequest]:
     """Rows as requests of the kind that a path takes; MLflow's path takes both kinds.
 
-    Raises:
-        RequestError: a malformed request.
+    Raises
+    ------
+    RequestError
+        a malformed request.
     """
     if path == INVOCATIONS:
         return parse_any(rows, first)

@@ -188,8 +188,10 @@ class Replicas:
     async def answer(self, incoming: Incoming) -> Reply:
         """Ask a replica; a large body is read elsewhere before.
 
-        Raises:
-            CallError: the body is refused, or the replica ended (503).
+        Raises
+        ------
+        CallError
+            the body is refused, or the replica ended (503).
         """
         try:
             if len(incoming.body) > _LARGE_BODY and incoming.path != STOCK:
@@ -298,9 +300,12 @@ class Server:
     def start(self, models: Mapping[Side, tuple[Bundle, dict[str, Any]]]) -> None:
         """Start the front and the replicas, and wait until they answer.
 
-        Raises:
-            ConfigError: the port was taken meanwhile.
-            RuntimeError: Serve could not start them.
+        Raises
+        ------
+        ConfigError
+            the port was taken meanwhile.
+        RuntimeError
+            Serve could not start them.
         """
         settings = self._settings
         made: Any = ray.remote(Desk)

@@ -29,7 +29,8 @@ class _Replica:
 
 class Desk:
     """Where the model lies: what is offered, who has taken it, what every replica has counted; and what is out of
-    stock, which is kept in ``stock_file`` where there is one."""
+    stock, which is kept in ``stock_file`` where there is one.
+    """
 
     def __init__(self, stock: Stock | None = None, stock_file: str = "") -> None:
         self._stock, self._stock_file = stock or Stock(), stock_file
@@ -83,7 +84,8 @@ class Desk:
 
     def totals(self, front: str, counts: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
         """The counts of all replicas and fronts there have been, of the front that asks as of now; how many replicas
-        there are."""
+        there are.
+        """
         self._fronts[front] = counts
         return [*self._fronts.values(), *(replica.counts for replica in self._replicas.values())], len(self._living())
 

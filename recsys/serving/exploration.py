@@ -40,16 +40,21 @@ class Explorer:
 
     def explores(self, request: Request) -> bool:
         """Whether a request's list is drawn: a user asks, and the list is not made diverse, which has an order of its
-        own without a closed form."""
+        own without a closed form.
+        """
         return request.user_id is not None and request.diversify is None
 
     def page(self, request: Request, items_R: Array, scores: Callable[[Array], Array]) -> tuple[Array, Array]:
         """The items of the page and the propensity of each at its place.
 
-        Args:
-            request: that :meth:`explores` is true of.
-            items_R: the best items, the pool and up to the page's end at least; fewer where no more are allowed.
-            scores: of some items: float64. The pool is sorted by them, as a page is that nobody explores.
+        Parameters
+        ----------
+        request : Request
+            that :meth:`explores` is true of.
+        items_R : Array
+            the best items, the pool and up to the page's end at least; fewer where no more are allowed.
+        scores : Callable[[Array], Array]
+            of some items: float64. The pool is sorted by them, as a page is that nobody explores.
         """
         size = min(self.pool, len(items_R))
         pool_P = items_R[:size]

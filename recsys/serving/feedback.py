@@ -50,10 +50,14 @@ class Feedback:
 def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: float) -> Feedback:
     """Read feedback files: Parquet, CSV, TSV or JSON lines with the canonical column names.
 
-    Raises:
-        ConfigError: no file is given, a reward is zero, or an event type has none.
-        SourceError: a file is missing, unreadable or lacks a column.
-        DataError: there is no row, or more than the share ``max_bad`` are bad.
+    Raises
+    ------
+    ConfigError
+        no file is given, a reward is zero, or an event type has none.
+    SourceError
+        a file is missing, unreadable or lacks a column.
+    DataError
+        there is no row, or more than the share ``max_bad`` are bad.
     """
     nothing = [name for name, reward in rewards.items() if reward == 0 or not np.isfinite(reward)]
     if nothing:
@@ -71,8 +75,10 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
 def rewards_of(rows: pa.Table, rewards: Mapping[str, float], key: str, cure: str) -> Array:
     """The reward of every row by its event type: float64; ``key`` of the configuration holds the rewards.
 
-    Raises:
-        ConfigError: an event type has none.
+    Raises
+    ------
+    ConfigError
+        an event type has none.
     """
     types = rows.column(schema.EVENT_TYPE).to_pylist()
     unknown = sorted(set(types) - set(rewards))
@@ -87,10 +93,14 @@ def rewards_of(rows: pa.Table, rewards: Mapping[str, float], key: str, cure: str
 def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table, int]:
     """The good rows of feedback files, and the number of bad ones; ``key`` of the configuration names the files.
 
-    Raises:
-        ConfigError: no file is given.
-        SourceError: a file is missing, unreadable or lacks a column.
-        DataError: there is no row, or more than the share ``max_bad`` are bad.
+    Raises
+    ------
+    ConfigError
+        no file is given.
+    SourceError
+        a file is missing, unreadable or lacks a column.
+    DataError
+        there is no row, or more than the share ``max_bad`` are bad.
     """
     if not files:
         raise ConfigError(f"{key}: expected files, folders or globs of feedback events, got none")
@@ -140,8 +150,10 @@ class Gathered:
 def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
     """Score every row once under the frozen model.
 
-    Raises:
-        DataError: too few rows can be used, or all of them say the same.
+    Raises
+    ------
+    DataError
+        too few rows can be used, or all of them say the same.
     """
     items_R = np.array([recommender.item_row(item) for item in feedback.items], dtype=np.int64)
     asked, queries_R = _queries(recommender, feedback)

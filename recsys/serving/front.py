@@ -141,8 +141,10 @@ class Front:
     def _look_at(self, head: _Head) -> None:
         """Whether the call may go on, by its head alone.
 
-        Raises:
-            CallError: it may not.
+        Raises
+        ------
+        CallError
+            it may not.
         """
         if head.wants_websocket:
             raise CallError(400, "no path here speaks WebSocket; send POST /recommend")
@@ -159,8 +161,10 @@ class Front:
     async def _body(self, receive: Receive, head: _Head) -> bytes:
         """The body, no more of it than may be and no longer than it may take.
 
-        Raises:
-            CallError: it is too large (413), too slow (408), or there are too many (503).
+        Raises
+        ------
+        CallError
+            it is too large (413), too slow (408), or there are too many (503).
             Gone: the caller went away.
         """
         self._make_room()
@@ -194,8 +198,10 @@ class Front:
     def _make_room(self) -> None:
         """For one more body, by giving up the one that takes longest.
 
-        Raises:
-            CallError: all have only begun (503).
+        Raises
+        ------
+        CallError
+            all have only begun (503).
         """
         if len(self._reading) < self.patience.max_bodies:
             return
@@ -209,8 +215,10 @@ class Front:
     async def _asked(self, incoming: Incoming, receive: Receive) -> Reply:
         """The reply of a replica; what nobody waits for any more is given up.
 
-        Raises:
-            CallError: too many calls wait (503), or the answer took too long (408).
+        Raises
+        ------
+        CallError
+            too many calls wait (503), or the answer took too long (408).
             Gone: the caller went away.
         """
         if self._waiting >= self.patience.max_waiting:
@@ -236,7 +244,8 @@ class Front:
 
     async def _send(self, reply: Reply, head: _Head, send: Send, receive: Receive, unread: bool) -> None:
         """The reply; where a body was refused, what is left of it is thrown away for a moment, as a connection that is
-        closed with unread bytes is reset, and the caller would not see the refusal."""
+        closed with unread bytes is reset, and the caller would not see the refusal.
+        """
         named = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body))), *reply.headers]
         if unread or self.stopping:
             named.append(("Connection", "close"))

@@ -29,8 +29,10 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
     The recall is measured on users of the model, and one that stays below :data:`~recsys.retrieval.index.RECALL`
     is not kept: the model then answers exactly.
 
-    Raises:
-        ArtifactError: no bundle there, or a damaged one.
+    Raises
+    ------
+    ArtifactError
+        no bundle there, or a damaged one.
     """
     folder = Path(folder)
     bundle = read_bundle(folder)

@@ -15,8 +15,10 @@ from typing import Any
 def read_json(content: bytes) -> Any:
     """The value of a JSON text in UTF-8, with or without a byte-order mark.
 
-    Raises:
-        ValueError: says in one line what is wrong.
+    Raises
+    ------
+    ValueError
+        says in one line what is wrong.
     """
     try:
         text = content.removeprefix(BOM_UTF8).decode("utf-8")

@@ -63,7 +63,8 @@ class Likeness:
 
 def exact_cosines(vectors_ND: Tensor, item: int, items_X: Array, scale_D: Tensor | None = None) -> Array:
     """Cosines of an item's vector to some others', computed in float64 and rounded to float32, so that neither threads
-    nor the place in memory change a digit: float64 [X]."""
+    nor the place in memory change a digit: float64 [X].
+    """
     rows = torch.as_tensor(np.concatenate([[item], items_X])).long()
     chosen_XD = vectors_ND[rows].double() * (1.0 if scale_D is None else scale_D.double())
     unit_XD = chosen_XD / chosen_XD.norm(dim=1, keepdim=True).clamp(min=1e-12)

@@ -25,11 +25,16 @@ class Pager:
     def cut(self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]) -> Array | None:
         """The items of the page, in the order of the ranking; None where the ranking must be longer to tell.
 
-        Args:
-            rules: of the request.
-            items_R: the best items, the best first, each once.
-            is_whole: whether no item is allowed beside them.
-            scores: of some items: float64.
+        Parameters
+        ----------
+        rules : Rules
+            of the request.
+        items_R : Array
+            the best items, the best first, each once.
+        is_whole : bool
+            whether no item is allowed beside them.
+        scores : Callable[[Array], Array]
+            of some items: float64.
         """
         diversify = rules.diversify
         if diversify is None:

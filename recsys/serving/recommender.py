@@ -130,8 +130,10 @@ class Recommender:
     def queries(self, requests: Sequence[Request]) -> Queries:
         """What the model sees of every request: stored events, then the request's own; asked now unless it says when.
 
-        Raises:
-            RequestError: as :meth:`recommend`.
+        Raises
+        ------
+        RequestError
+            as :meth:`recommend`.
         """
         visible = [self._sight.see(index, request) for index, request in enumerate(requests)]
         return queries_of(visible, self._histories.targets_T)
@@ -139,8 +141,10 @@ class Recommender:
     def asked(self, requests: Sequence[Request]) -> Asked:
         """Requests with all that the model reads of them, for :meth:`parts`.
 
-        Raises:
-            RequestError: as :meth:`recommend`.
+        Raises
+        ------
+        RequestError
+            as :meth:`recommend`.
         """
         visible = [self._sight.see(number, request) for number, request in enumerate(requests)]
         return Asked(requests, visible, self._attributes.encode([request.attributes for request in requests]))
@@ -151,9 +155,11 @@ class Recommender:
         Exact top-k over the whole catalogue, unless the bundle holds an index of it, whose items are scored exactly;
         ties are ordered as in evaluation. Nothing that is not finite leaves.
 
-        Raises:
-            RequestError: an event type, attribute or context that the model does not know, one of a wrong type, a
-                horizon that the model cannot see, or a rule that the items' attributes do not answer.
+        Raises
+        ------
+        RequestError
+            an event type, attribute or context that the model does not know, one of a wrong type, a
+            horizon that the model cannot see, or a rule that the items' attributes do not answer.
         """
         return self._recommend(requests, range(len(requests)))
 
@@ -181,13 +187,19 @@ class Recommender:
     ) -> list[AnyAnswer]:
         """:meth:`recommend`, where some of the requests ask for similar items.
 
-        Args:
-            requests: of a call, or a part of it.
-            numbers: of the requests in their call, for messages; by default from 0 on.
-            explorer: draws the order of lists; by default nothing is drawn.
+        Parameters
+        ----------
+        requests : Sequence[AnyRequest]
+            of a call, or a part of it.
+        numbers : Sequence[int] | None
+            of the requests in their call, for messages; by default from 0 on.
+        explorer : Explorer | None
+            draws the order of lists; by default nothing is drawn.
 
-        Raises:
-            RequestError: as there, or as :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
+        Raises
+        ------
+        RequestError
+            as there, or as :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
         """
         numbers = range(len(requests)) if numbers is None else numbers
         asked = [(row, number) for row, number in zip(requests, numbers, strict=True) if isinstance(row, Request)]

@@ -29,8 +29,10 @@ def read_requests(path: str) -> list[dict[str, Any]]:
     A byte-order mark at the beginning, CRLF at the ends of lines and empty lines are no part of the requests. Ids are
     text, as over HTTP.
 
-    Raises:
-        RequestError: no such file, an empty one, or a line that is no request; names file and line.
+    Raises
+    ------
+    RequestError
+        no such file, an empty one, or a line that is no request; names file and line.
     """
     found: list[dict[str, Any]] = []
     for number, line in enumerate(_content(path).split(b"\n"), start=1):

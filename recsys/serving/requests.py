@@ -200,8 +200,10 @@ def _said(answer: Any) -> dict[str, Any]:
 def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
     """Check plain dictionaries into requests; ``first`` is the number of the first row.
 
-    Raises:
-        RequestError: names the first bad row (counted from 0) and its bad fields.
+    Raises
+    ------
+    RequestError
+        names the first bad row (counted from 0) and its bad fields.
     """
     return [_parsed(Request, row, f"request {index}", one_of(SUBJECTS)) for index, row in enumerate(rows, start=first)]
 
@@ -223,8 +225,10 @@ def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
 def rules_of(content: Mapping[str, Any], where: str) -> Explained:
     """Rules by themselves.
 
-    Raises:
-        RequestError: names the bad fields.
+    Raises
+    ------
+    RequestError
+        names the bad fields.
     """
     return _parsed(Explained, dict(content), where, "rules")
 
@@ -232,8 +236,10 @@ def rules_of(content: Mapping[str, Any], where: str) -> Explained:
 def parse_rules(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Rules that a configuration gives, for requests that do not say; checked.
 
-    Raises:
-        RequestError: names the bad fields.
+    Raises
+    ------
+    RequestError
+        names the bad fields.
     """
     rules_of(content, where)
     return dict(content)
@@ -258,8 +264,10 @@ def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]
     It is one request where a field is no list, and where ``history``, ``friends`` or another field of lists is a list
     of ids or objects: the cells of such a column would be lists themselves.
 
-    Raises:
-        RequestError: the columns differ in length.
+    Raises
+    ------
+    RequestError
+        the columns differ in length.
 
     >>> rows_of_columns({"user_id": ["a", "b"], "k": [1, 2]}, "inputs")
     [{'user_id': 'a', 'k': 1}, {'user_id': 'b', 'k': 2}]

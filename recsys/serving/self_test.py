@@ -57,8 +57,10 @@ def add_self_test(folder: Path) -> None:
 def run_self_test(folder: Path, bundle: Bundle) -> None:
     """Ask the stored questions again.
 
-    Raises:
-        ArtifactError: an answer is another one: other items, but for equal scores, or other scores.
+    Raises
+    ------
+    ArtifactError
+        an answer is another one: other items, but for equal scores, or other scores.
     """
     try:
         stored = json.loads((folder / SELF_TEST).read_text(encoding="utf-8"))
@@ -81,7 +83,8 @@ def run_self_test(folder: Path, bundle: Bundle) -> None:
 def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, answer: Answer) -> str:
     """How an answer differs from the stored one, empty where it does not: scores to :data:`TOLERANCE`, items but for
     those whose scores are as equal. Earlier releases called popularity by a member "model"; scores tell it from the
-    popularity of all times."""
+    popularity of all times.
+    """
     sources = {source, "popularity"} if source == "model" else {source}
     if answer.source not in sources or len(answer.item_ids) != len(item_ids):
         return f"it gave {len(answer.item_ids)} items by {answer.source}; expected {len(item_ids)} items by {source}"

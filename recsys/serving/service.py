@@ -101,8 +101,10 @@ class Slices:
     def requests(self) -> Iterator[Job]:
         """One part after the other, read when it is asked for.
 
-        Raises:
-            RequestError: a malformed request.
+        Raises
+        ------
+        RequestError
+            a malformed request.
         """
         first = 0
         for part in self.parts:
@@ -134,8 +136,10 @@ class Incoming:
 def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[bytes], limits: Limits) -> None:
     """Whether a call may be answered at all: all that its head says, before a byte of its body is read.
 
-    Raises:
-        CallError: 400, 401, 404, 405, 413 or 415.
+    Raises
+    ------
+    CallError
+        400, 401, 404, 405, 413 or 415.
     """
     takes = METHODS.get(path)
     if takes is None:
@@ -158,8 +162,10 @@ def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[b
 def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
     """Who may change the stock: who has its token, which is another one than that of callers.
 
-    Raises:
-        CallError: 401, or 403 where no token is set.
+    Raises
+    ------
+    CallError
+        401, or 403 where no token is set.
     """
     if kept_sha256 == "":
         raise CallError(
@@ -241,8 +247,10 @@ class Service:
     def _of_sides(self, held: Mapping[Side, Held], requests: Job) -> Sequence[AnyAnswer]:
         """Answers in order, those to users of a side by its model.
 
-        Raises:
-            RequestError: a request that its model refuses.
+        Raises
+        ------
+        RequestError
+            a request that its model refuses.
         """
         if self.split is None or "b" not in held:
             return self._named(held["a"][0].answer(requests, explorer=self.explorer))

@@ -50,9 +50,11 @@ class Similar:
     def answer(self, requests: Sequence[SimilarRequest], first: int = 0) -> list[SimilarAnswer]:
         """One answer a request, in order.
 
-        Raises:
-            RequestError: an item that the model does not know, one of which nothing tells what it is like, or a rule
-                that the items' attributes do not answer.
+        Raises
+        ------
+        RequestError
+            an item that the model does not know, one of which nothing tells what it is like, or a rule
+            that the items' attributes do not answer.
         """
         return [self._one(request, f"request {index}") for index, request in enumerate(requests, start=first)]
 
@@ -91,8 +93,10 @@ class Similar:
     def _way(self, request: SimilarRequest, item: int, where: str) -> tuple[By, str]:
         """How to tell what an item is like, and why so.
 
-        Raises:
-            RequestError: it cannot be told so.
+        Raises
+        ------
+        RequestError
+            it cannot be told so.
         """
         is_cold, has_vectors = not self._bundle.popularity_N[item], self._likeness.vectors_ND.shape[1] > 0
         missing: dict[str, str] = {}
@@ -133,7 +137,8 @@ class Similar:
 
     def _raise(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
         """Boost scores and leave out what is not allowed, in place; the logarithms of the factors, if any, and the
-        spread that they are multiplied with."""
+        spread that they are multiplied with.
+        """
         selection, log_N, spread = plan.selection, None, 1.0
         if selection is not None and selection.log_N is not None:
             log_N = selection.log_N.astype(np.float64)

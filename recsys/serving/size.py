@@ -31,8 +31,10 @@ class Bounds:
     def check_number(self, num_requests: int) -> None:
         """Before the requests are read.
 
-        Raises:
-            CallError: too many (413).
+        Raises
+        ------
+        CallError
+            too many (413).
         """
         if num_requests > self.max_requests:
             raise _too_much(f"{num_requests:,} requests", "max_requests", self.max_requests)
@@ -40,8 +42,10 @@ class Bounds:
     def check(self, requests: Sequence[AnyRequest], num_scored: int) -> None:
         """Whether a call keeps to the bounds; ``num_scored`` items are scored for each of its requests.
 
-        Raises:
-            CallError: it asks too much (413).
+        Raises
+        ------
+        CallError
+            it asks too much (413).
         """
         self.check_number(len(requests))
         answers = sum(request.depth for request in requests)
@@ -52,8 +56,11 @@ class Bounds:
 
     def check_scores(self, num_requests: int, num_scored: int) -> None:
         """
-        Raises:
-            CallError: too many scores (413).
+
+        Raises
+        ------
+        CallError
+            too many scores (413).
         """
         if num_requests * num_scored > self.max_scores:
             asked = f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,} items)"

@@ -64,8 +64,11 @@ class Stock:
 
 def parse_change(content: Any) -> StockChange:
     """
-    Raises:
-        RequestError: it is no change.
+
+    Raises
+    ------
+    RequestError
+        it is no change.
     """
     if not isinstance(content, Mapping):
         raise RequestError(f"stock: expected an object, got {type(content).__name__}")
@@ -85,8 +88,10 @@ def parse_change(content: Any) -> StockChange:
 def read_stock(path: str, key: str) -> Stock:
     """The stock of a file; an empty one where there is none yet.
 
-    Raises:
-        ConfigError: the file holds something else; ``key`` is that of the configuration.
+    Raises
+    ------
+    ConfigError
+        the file holds something else; ``key`` is that of the configuration.
     """
     if not path or not Path(path).exists():
         return Stock()

@@ -28,7 +28,9 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
 
     An even sample of the queries is measured where there are many.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         ``metric``, ``k``, ``pool``, ``users``, and ``points``: ``strength``, ``value``, ``low``, ``high`` (95 %
         interval over users) and ``diversity``, the weakest first.
     """

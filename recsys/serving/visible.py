@@ -76,8 +76,10 @@ class Sight:
     def see(self, index: int, request: Request) -> Visible:
         """The stored events of the user, then those of the request.
 
-        Raises:
-            RequestError: an event type or context that the model does not know.
+        Raises
+        ------
+        RequestError
+            an event type or context that the model does not know.
         """
         user = self._user_row(request.user_id) if request.user_id is not None else -1
         stored, context_columns = self._histories, self._bundle.context

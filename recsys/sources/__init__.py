@@ -24,8 +24,10 @@ ADAPTERS: Final = {
 def open_source(source: Section) -> SourceAdapter:
     """The adapter of a source's configuration.
 
-    Raises:
-        ConfigError: no adapter has this kind.
+    Raises
+    ------
+    ConfigError
+        no adapter has this kind.
     """
     kind = getattr(source, "kind", None)
     if isinstance(source, OutsideSource):

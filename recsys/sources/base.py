@@ -56,16 +56,20 @@ class SourceAdapter(ABC):
     def files(self) -> list[InputFile]:
         """Every input file.
 
-        Raises:
-            SourceError: a file, folder or glob is missing.
+        Raises
+        ------
+        SourceError
+            a file, folder or glob is missing.
         """
 
     @abstractmethod
     def pieces(self) -> dict[str, list[Piece]]:
         """The pieces of every table that the source has; ``events`` is always there.
 
-        Raises:
-            SourceError: a table is empty, lacks a column, or is not the format it claims to be.
+        Raises
+        ------
+        SourceError
+            a table is empty, lacks a column, or is not the format it claims to be.
         """
 
     def check(self) -> None:
@@ -73,8 +77,10 @@ class SourceAdapter(ABC):
 
         Why: a dry run calls it. It reads the heads of files only and starts no Ray.
 
-        Raises:
-            SourceError: what :meth:`files` and the headers tell.
+        Raises
+        ------
+        SourceError
+            what :meth:`files` and the headers tell.
         """
         self.files()
 
@@ -114,8 +120,10 @@ class SourceAdapter(ABC):
     def unchanged_pieces(self) -> dict[str, list[Piece]]:
         """The pieces, of the files that the last fingerprint is of.
 
-        Raises:
-            SourceError: as :meth:`pieces`; also where a file was changed, or came or went, since the fingerprint.
+        Raises
+        ------
+        SourceError
+            as :meth:`pieces`; also where a file was changed, or came or went, since the fingerprint.
         """
         for file in self._fingerprinted:
             file.check_unchanged()

@@ -60,8 +60,10 @@ def spans(
     beyond the length of any row, or over many lines that do not make one row of ``num_columns`` cells (0: unknown), the
     run is cut line by line: one wrong quote must not take the rows behind it along.
 
-    Raises:
-        SourceError: a line is too long.
+    Raises
+    ------
+    SourceError
+        a line is too long.
     """
     lines = replace(dialect, multiline=False)
     row, buffer = 1, b""

@@ -112,8 +112,10 @@ class CanonicalAdapter(SourceAdapter):
     def _derived(self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]) -> dict[str, list[Piece]]:
         """The tables that are made of columns of the events.
 
-        Raises:
-            SourceError: the events lack a column.
+        Raises
+        ------
+        SourceError
+            the events lack a column.
         """
         found = _layout(events, heads)
         kinds, made = dict(found.extras), dict[str, list[Piece]]()
@@ -134,8 +136,10 @@ class CanonicalAdapter(SourceAdapter):
     def _heads(self, tables: Mapping[str, TableFiles]) -> dict[str, list[NamedHead]]:
         """What a look at every file tells; fills the notes.
 
-        Raises:
-            SourceError: a file is not what it claims or lacks a required column, or a setting fits no file.
+        Raises
+        ------
+        SourceError
+            a file is not what it claims or lacks a required column, or a setting fits no file.
         """
         found = {name: [_head(file, source) for file in source.files] for name, source in tables.items()}
         self._check_settings(found)
@@ -250,8 +254,10 @@ def _form(config: CanonicalSource, table: str) -> Form:
 def table_pieces(source: TableFiles) -> list[Piece]:
     """The pieces of a table alone.
 
-    Raises:
-        SourceError: a file is not what it claims, lacks a required column, or types differ between files.
+    Raises
+    ------
+    SourceError
+        a file is not what it claims, lacks a required column, or types differ between files.
     """
     return _table_pieces(source, read_heads(source))
 
@@ -313,8 +319,10 @@ def _head(file: InputFile, source: TableFiles) -> _Head:
 def named_heads(tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head]]) -> dict[str, list[NamedHead]]:
     """The canonical names of all columns of all tables.
 
-    Raises:
-        SourceError: a table lacks a required column, a rename meets no column, or a header is a row of data.
+    Raises
+    ------
+    SourceError
+        a table lacks a required column, a rename meets no column, or a header is a row of data.
     """
     renames = Renames.of(next(iter(tables.values())).rename)
     columns = {name: {column for head in heads for column in head.names} for name, heads in found.items()}
@@ -406,8 +414,11 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
 
 def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:
     """
-    Raises:
-        SourceError: a column of ``data.source.numbers`` is not there, or has a meaning of its own.
+
+    Raises
+    ------
+    SourceError
+        a column of ``data.source.numbers`` is not there, or has a meaning of its own.
     """
     extras = {name for head in heads for name in head.types if name not in table.columns}
     for name in names:

@@ -40,8 +40,10 @@ _BUFFER: Final = 4 << 20
 def compression_of(path: str, name: str, head: bytes) -> str:
     """``gzip``, ``zstd``, ``zip``, or nothing: by the first bytes, else by the ending of the name.
 
-    Raises:
-        SourceError: it is packed in a way that is not read.
+    Raises
+    ------
+    SourceError
+        it is packed in a way that is not read.
 
     >>> compression_of("a.csv", "a.csv", b"\\x1f\\x8b\\x08"), compression_of("a.csv", "a.csv", b"user_id")
     ('gzip', '')
@@ -68,8 +70,10 @@ def plain_name(name: str) -> str:
 class Unpacked:
     """The bytes of a compressed file as a stream.
 
-    Raises:
-        SourceError: far more bytes come out than text can be packed into (see :mod:`recsys.sources.limits`).
+    Raises
+    ------
+    SourceError
+        far more bytes come out than text can be packed into (see :mod:`recsys.sources.limits`).
     """
 
     def __init__(self, source: Any, kind: str, path: str, size: int) -> None:
@@ -103,8 +107,11 @@ def member_name(source: Any, path: str) -> str:
 
 def _member(source: Any, path: str) -> tuple[str, Any]:
     """
-    Raises:
-        SourceError: there is none, there are several, or it is locked by a password.
+
+    Raises
+    ------
+    SourceError
+        there is none, there are several, or it is locked by a password.
     """
     archive = zipfile.ZipFile(source)
     found = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]

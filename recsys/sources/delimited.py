@@ -132,8 +132,10 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
 def check_codec(encoding: str) -> str:
     """The name of an ASCII-compatible encoding.
 
-    Raises:
-        SourceError: Python does not know it, or lines cannot be found in its bytes.
+    Raises
+    ------
+    SourceError
+        Python does not know it, or lines cannot be found in its bytes.
     """
     try:
         if "a,\n".encode(encoding) == b"a,\n":
@@ -156,8 +158,10 @@ _NO_TABLES: Final = {
 def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     """Check that nearly all lines of the file's head can be decoded (single bad rows are quarantined later).
 
-    Raises:
-        SourceError: not text, or text in another encoding.
+    Raises
+    ------
+    SourceError
+        not text, or text in another encoding.
     """
     for mark, name in _BOMS:
         if head.startswith(mark):

@@ -47,11 +47,16 @@ class DerivedPiece:
 def one_row_an_id(rows: pa.Table, key: str, columns: Sequence[str], layout: Layout) -> pa.Table:
     """The rows of one id as one, in the order in which the ids appear.
 
-    Args:
-        rows: good rows of events with the key, the columns and their provenance.
-        key: the id.
-        columns: what is told of it.
-        layout: of the result.
+    Parameters
+    ----------
+    rows : pa.Table
+        good rows of events with the key, the columns and their provenance.
+    key : str
+        the id.
+    columns : Sequence[str]
+        what is told of it.
+    layout : Layout
+        of the result.
     """
     ids = pl.Series(_ROWS, pl.from_arrow(rows.column(key)))
     first = pl.DataFrame({key: ids}).with_row_index(_ROWS).group_by(key, maintain_order=True).first()

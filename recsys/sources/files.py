@@ -62,8 +62,10 @@ class InputFile:
     def compression(self) -> str:
         """``gzip``, ``zstd``, ``zip``, or nothing, by the first bytes and the name.
 
-        Raises:
-            SourceError: it is compressed in a way that is not read.
+        Raises
+        ------
+        SourceError
+            it is compressed in a way that is not read.
         """
         filesystem, inner = filesystem_of(self.path)
         try:
@@ -82,8 +84,10 @@ class InputFile:
     def opened(self) -> Iterator[Any]:
         """The file as it is stored, open for reading at any place.
 
-        Raises:
-            SourceError: it is not the file that was found, or was changed while it was open.
+        Raises
+        ------
+        SourceError
+            it is not the file that was found, or was changed while it was open.
         """
         filesystem, inner = filesystem_of(self.path)
         try:
@@ -98,8 +102,10 @@ class InputFile:
     def stream(self) -> Iterator[Any]:
         """The bytes from the start, unpacked.
 
-        Raises:
-            SourceError: they cannot be read, wherever in the file, or the file was changed meanwhile.
+        Raises
+        ------
+        SourceError
+            they cannot be read, wherever in the file, or the file was changed meanwhile.
         """
         kind = self.compression
         try:
@@ -111,8 +117,10 @@ class InputFile:
     def read(self, start: int, length: int) -> bytes:
         """Bytes ``[start, start + length)`` of the file as it is stored.
 
-        Raises:
-            SourceError: there are fewer, or the file was changed meanwhile.
+        Raises
+        ------
+        SourceError
+            there are fewer, or the file was changed meanwhile.
         """
         with self.opened() as source:
             found = bytes(source.read_at(length, start))
@@ -126,8 +134,10 @@ class InputFile:
     def check_unpacked(self) -> None:
         """Unpack a small file and throw the bytes away, so that a cut or absurd one is refused before any work.
 
-        Raises:
-            SourceError: it cannot be unpacked, or far too much comes out of it.
+        Raises
+        ------
+        SourceError
+            it cannot be unpacked, or far too much comes out of it.
         """
         if self.compressed and self.size <= _SMALL:
             with self.stream() as stream:
@@ -149,8 +159,10 @@ class InputFile:
     def check_unchanged(self) -> None:
         """Compare size and modification time with those at which the file was found.
 
-        Raises:
-            SourceError: they differ; half of a file must not pass for all of it.
+        Raises
+        ------
+        SourceError
+            they differ; half of a file must not pass for all of it.
         """
         info = _info(self.path)
         if info.type != pyarrow.fs.FileType.File:
@@ -170,8 +182,10 @@ class InputFile:
 def input_file(path: str) -> InputFile:
     """The file at ``path``.
 
-    Raises:
-        SourceError: there is none, or it is a folder, or it is empty.
+    Raises
+    ------
+    SourceError
+        there is none, or it is a folder, or it is empty.
     """
     path = expanded(path)
     info = _info(path)
@@ -210,8 +224,10 @@ def find(patterns: Iterable[str]) -> list[InputFile]:
     A file or folder whose name is the pattern itself comes first: ``log[1].csv`` may be a name. ``~`` is the home
     folder. A file named twice is read once.
 
-    Raises:
-        SourceError: a pattern matches nothing.
+    Raises
+    ------
+    SourceError
+        a pattern matches nothing.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:

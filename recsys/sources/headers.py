@@ -78,7 +78,8 @@ class _Row:
 
 def dialect_of(kind: str, form: Form) -> Dialect:
     """The dialect of a format with the separator of the configuration. Cells of a CSV file may be quoted (RFC 4180)
-    where one character separates them."""
+    where one character separates them.
+    """
     base = CSV if kind == "csv" else TSV
     separator = form.separator or base.delimiter
     quoted = base.quoted and len(separator) == 1 and separator.isascii() and separator != BLANKS
@@ -88,14 +89,20 @@ def dialect_of(kind: str, form: Form) -> Dialect:
 def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> Header:
     """The names of the columns: those of the first row that is no comment, or those of the configuration.
 
-    Args:
-        file: CSV, TSV or another separated text.
-        dialect: by format and configuration.
-        form: the configuration; without it the first row names the columns and the separator is fixed.
+    Parameters
+    ----------
+    file : InputFile
+        CSV, TSV or another separated text.
+    dialect : Dialect
+        by format and configuration.
+    form : Form | None
+        the configuration; without it the first row names the columns and the separator is fixed.
 
-    Raises:
-        SourceError: the head of the file is not text in this encoding, there is no row below the header, rows and
-            header differ in their number of cells, or the first row contradicts the configuration.
+    Raises
+    ------
+    SourceError
+        the head of the file is not text in this encoding, there is no row below the header, rows and
+        header differ in their number of cells, or the first row contradicts the configuration.
     """
     head = _head(file)
     check_encoding(file, head, dialect.encoding)
@@ -142,8 +149,11 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
 
 def check_line_ends(file: InputFile, head: bytes) -> None:
     """
-    Raises:
-        SourceError: the lines end in a way of old systems, which would make one row of all.
+
+    Raises
+    ------
+    SourceError
+        the lines end in a way of old systems, which would make one row of all.
     """
     if b"\n" not in head and b"\r" in head.strip():
         raise SourceError(
@@ -207,8 +217,10 @@ def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
 def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]], comment: str) -> tuple[str, ...]:
     """The names, one for every cell of the rows below.
 
-    Raises:
-        SourceError: no row below has as many cells as the header has names.
+    Raises
+    ------
+    SourceError
+        no row below has as many cells as the header has names.
     """
     sizes = {len(row) for row in below}
     if len(names) in sizes or len(sizes) > 1 or len(below) < 2:

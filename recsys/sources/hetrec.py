@@ -104,8 +104,10 @@ class HetRecLastFmAdapter(SourceAdapter):
         Reads all listens in this process to tell the two apart, which is fine for a release of one fixed, small size
         (92,834 listens) and for no other adapter.
 
-        Raises:
-            DataError: no pair is a listen: the file belongs to other data.
+        Raises
+        ------
+        DataError
+            no pair is a listen: the file belongs to other data.
         """
         heard = read_all(listens)
         pairs = read_all(_open(file, (schema.USER_ID, schema.ITEM_ID), listens[0].layout, index=2))

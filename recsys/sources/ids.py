@@ -53,8 +53,10 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
 
     Decimals lose the zeros behind their point, as floats do. Bytes are read as UTF-8.
 
-    Raises:
-        SourceError: floats too large to be exact, bytes that are no text, lists and structures.
+    Raises
+    ------
+    SourceError
+        floats too large to be exact, bytes that are no text, lists and structures.
 
     >>> typed_ids(pa.array([Decimal("12.00"), Decimal("2.50")]), "FILE: column 'user_id'", 1).to_pylist()
     ['12', '2.5']
@@ -85,8 +87,10 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
 def check_whole_in_float(values: pa.Array, where: str) -> None:
     """Check that whole numbers can stay what they are in a column that other files hold as floats.
 
-    Raises:
-        SourceError: one that a float would change.
+    Raises
+    ------
+    SourceError
+        one that a float would change.
     """
     size = np.abs(np.asarray(values.drop_null()).astype(np.float64))
     if len(size) and size.max() >= _EXACT[64]:

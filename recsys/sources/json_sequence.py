@@ -31,8 +31,10 @@ def is_sequence(head: str) -> bool:
 def elements(file: InputFile) -> Iterator[str]:
     """The text of every element of the arrays, or of every object outside of one, in order.
 
-    Raises:
-        SourceError: the file is no UTF-8, an element is not JSON or too long, or the end of an array is missing.
+    Raises
+    ------
+    SourceError
+        the file is no UTF-8, an element is not JSON or too long, or the end of an array is missing.
     """
     decoder, to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, place, row, is_open, at_end = "", 0, 1, False, False

@@ -175,8 +175,10 @@ def late_fields(
 def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     """The keys of the file's first lines, and of samples of the rest, and the Arrow type that holds their values.
 
-    Raises:
-        SourceError: there is no JSON object, or there are too many keys.
+    Raises
+    ------
+    SourceError
+        there is no JSON object, or there are too many keys.
     """
     head = _head(file)
     check_encoding(file, head, "utf-8")

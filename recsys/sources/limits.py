@@ -21,8 +21,11 @@ _SHOWN: Final = 20
 
 def check_column_count(count: int, where: str) -> None:
     """
-    Raises:
-        SourceError: a table has more columns than can be meant.
+
+    Raises
+    ------
+    SourceError
+        a table has more columns than can be meant.
     """
     if count > MAX_COLUMNS:
         raise SourceError(

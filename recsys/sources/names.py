@@ -62,11 +62,15 @@ class Renames:
     def matched(self, columns: Mapping[str, set[str]]) -> Renames:
         """The same with names as the files spell them, where only case and blanks differ.
 
-        Args:
-            columns: the column names of the files, by table.
+        Parameters
+        ----------
+        columns : Mapping[str, set[str]]
+            the column names of the files, by table.
 
-        Raises:
-            SourceError: a name that no file has (a typo would otherwise pass unseen).
+        Raises
+        ------
+        SourceError
+            a name that no file has (a typo would otherwise pass unseen).
         """
         every = set().union(*columns.values())
         everywhere = _spelled(self.everywhere, every, "data.source.rename", "no file has")
@@ -129,16 +133,25 @@ def require_columns(
 ) -> None:
     """Check that all required columns of the table are there, each once.
 
-    Args:
-        table: what is wanted.
-        columns: the names in the file.
-        names: the canonical names they have got.
-        where: the file.
-        cure: what to do; empty: a rename, as the columns suggest.
-        more: another way beside such a rename.
+    Parameters
+    ----------
+    table : schema.TableSchema
+        what is wanted.
+    columns : Sequence[str]
+        the names in the file.
+    names : Sequence[str]
+        the canonical names they have got.
+    where : str
+        the file.
+    cure : str
+        what to do; empty: a rename, as the columns suggest.
+    more : str
+        another way beside such a rename.
 
-    Raises:
-        SourceError: naming what was found, what was expected and the cure.
+    Raises
+    ------
+    SourceError
+        naming what was found, what was expected and the cure.
     """
     check_column_count(len(columns), where)
     absent = [name for name in table.required if name not in names]

@@ -80,8 +80,10 @@ class ParquetPiece:
     def _exact(self, values: pa.ChunkedArray, name: str, first_row: int) -> pa.Array:
         """A column without an encoding of its own, and with every digit of its ids and whole numbers.
 
-        Raises:
-            SourceError: digits that the file has lost, or that the layout would lose.
+        Raises
+        ------
+        SourceError
+            digits that the file has lost, or that the layout would lose.
         """
         column = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
         where = f"{self.file.path}: column {name!r}"
@@ -101,8 +103,10 @@ class ParquetPiece:
 def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
     """The columns with the types that blocks will have, and the rows of every row group.
 
-    Raises:
-        SourceError: the file is not Parquet, damaged, or has no rows.
+    Raises
+    ------
+    SourceError
+        the file is not Parquet, damaged, or has no rows.
     """
     try:
         with file.opened() as source:

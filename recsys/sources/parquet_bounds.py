@@ -26,8 +26,11 @@ _TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
 
 def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     """
-    Raises:
-        SourceError: too many columns, a row group whose values are absurdly many for its stored bytes, or damage.
+
+    Raises
+    ------
+    SourceError
+        too many columns, a row group whose values are absurdly many for its stored bytes, or damage.
     """
     check_column_count(metadata.num_columns, where)
     for number in range(metadata.num_row_groups):
@@ -48,8 +51,10 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
     """Let Arrow look at every column chunk where it raises: ``metadata.row_group(i).column(j)`` ends the process when
     the footer is damaged. One row of the flat columns is read for it; lists are left out, as one row can be all.
 
-    Raises:
-        SourceError: the footer contradicts itself, or the first rows cannot be read.
+    Raises
+    ------
+    SourceError
+        the footer contradicts itself, or the first rows cannot be read.
     """
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     flat = [leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name]
@@ -67,8 +72,11 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
 
 def check_decoded(decoded: int, stored: int, where: str) -> None:
     """
-    Raises:
-        SourceError: the values take far more bytes than a file that was written in earnest has for them.
+
+    Raises
+    ------
+    SourceError
+        the values take far more bytes than a file that was written in earnest has for them.
     """
     if decoded > max(FREE_BYTES, MAX_DECODED_RATIO * stored):
         raise SourceError(
@@ -91,8 +99,10 @@ def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]
 def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
     """A batch without dictionaries, in parts that each take about a quarter of a GiB at most.
 
-    Raises:
-        SourceError: a text is longer than any row may be.
+    Raises
+    ------
+    SourceError
+        a text is longer than any row may be.
     """
     longest = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -110,8 +120,10 @@ def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
 def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], where: str) -> int:
     """How many rows of a row group may be read at once: numbers and lists take a quarter of a GiB at most.
 
-    Raises:
-        SourceError: a text in a list is longer than any row may be.
+    Raises
+    ------
+    SourceError
+        a text in a list is longer than any row may be.
     """
     widths, chunk = _widths(metadata), metadata.row_group(group)
     rows = max(chunk.num_rows, 1)

@@ -33,8 +33,10 @@ class PieceInFolder:
     def _check(self, block: pa.Table) -> None:
         """Compare the columns of text.
 
-        Raises:
-            SourceError: a row contradicts the folder.
+        Raises
+        ------
+        SourceError
+            a row contradicts the folder.
         """
         good = block.filter(pc.is_null(block.column(schema.REASON)))
         for name, value in self.values.items():

@@ -81,8 +81,10 @@ class RecBoleAdapter(SourceAdapter):
     def _patterns(self) -> list[DelimitedPiece]:
         """What a look at every file tells, as pieces without a span; fills the notes.
 
-        Raises:
-            SourceError: a file is no atomic file or lacks a field, or a rename meets none.
+        Raises
+        ------
+        SourceError
+            a file is no atomic file or lacks a field, or a rename meets none.
         """
         separator = self.config.separator
         form = Form(separator)

@@ -80,8 +80,10 @@ class SequencesAdapter(SourceAdapter):
     def _check_lines(self, file: InputFile) -> int:
         """Where the lines begin, after a look at the first ones.
 
-        Raises:
-            SourceError: they are no text, or no ``user item item …``.
+        Raises
+        ------
+        SourceError
+            they are no text, or no ``user item item …``.
         """
         with file.stream() as stream:
             head = bytes(stream.read(_HEAD_BYTES))

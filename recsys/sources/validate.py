@@ -88,11 +88,16 @@ def missing(column: str) -> str:
 def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
     """Cast the columns of ``raw`` to the layout and give every row that breaks a rule its (first) reason.
 
-    Args:
-        raw: columns under their canonical names, of any type; those that are absent are filled with defaults.
-        layout: what is wanted.
+    Parameters
+    ----------
+    raw : pa.Table
+        columns under their canonical names, of any type; those that are absent are filled with defaults.
+    layout : Layout
+        what is wanted.
 
-    Returns:
+    Returns
+    -------
+    pa.Table
         The known and extra columns and ``_reason`` (null: good), row by row as in ``raw``.
     """
     count = raw.num_rows

@@ -16,8 +16,10 @@ def writing_beside(path: Path) -> Iterator[Path]:
     Why not ``tempfile.mkstemp``: its files are for their owner alone, and a mode that is set afterwards is not the one
     that the umask asks for.
 
-    Raises:
-        OSError: no file can be made there.
+    Raises
+    ------
+    OSError
+        no file can be made there.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     aside.touch(mode=0o666, exist_ok=False)

@@ -59,14 +59,21 @@ class Holder:
 def holding(place: str, work: str, free: str) -> Iterator[None]:
     """Hold the lock object at a remote place for the time of the block.
 
-    Args:
-        place: URI of the object.
-        work: what is being done, for those who are refused, such as "`recsys run`".
-        free: what is held, and how to do without it: "RUN is in use by … ; FREE".
+    Parameters
+    ----------
+    place : str
+        URI of the object.
+    work : str
+        what is being done, for those who are refused, such as "`recsys run`".
+    free : str
+        what is held, and how to do without it: "RUN is in use by … ; FREE".
 
-    Raises:
-        ArtifactError: another one holds it.
-        StorageError: the place cannot be reached or written to, or boto3 is missing.
+    Raises
+    ------
+    ArtifactError
+        another one holds it.
+    StorageError
+        the place cannot be reached or written to, or boto3 is missing.
     """
     since = datetime.now(UTC).isoformat(timespec="seconds")
     own = Holder(work, os.getpid(), socket.gethostname(), _machine(), since, uuid.uuid4().hex)

@@ -54,8 +54,10 @@ GO_ON: Final = "go on with the same command and --resume"
 def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The Arrow filesystem of a local path or URI, and the path inside it.
 
-    Raises:
-        StorageError: the URI holds credentials or options that nobody knows, or its filesystem cannot be opened.
+    Raises
+    ------
+    StorageError
+        the URI holds credentials or options that nobody knows, or its filesystem cannot be opened.
     """
     if not is_remote(place):
         return pyarrow.fs.LocalFileSystem(), expanded(place).rstrip("/") or "/"
@@ -79,8 +81,10 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def refuse_missing_bucket(place: str) -> None:
     """Say of a remote place where nothing is found that not even its bucket is there; of any other, nothing.
 
-    Raises:
-        StorageError: there is no such bucket.
+    Raises
+    ------
+    StorageError
+        there is no such bucket.
     """
     if not place.startswith(("s3://", "gs://")):
         return
@@ -94,9 +98,12 @@ def refuse_missing_bucket(place: str) -> None:
 def read_bytes(place: str) -> bytes:
     """The content of a small file.
 
-    Raises:
-        FileNotFoundError: there is none.
-        StorageError: the place cannot be reached, or refuses.
+    Raises
+    ------
+    FileNotFoundError
+        there is none.
+    StorageError
+        the place cannot be reached, or refuses.
     """
     filesystem, inner = filesystem_of(place)
     with reaching(place), filesystem.open_input_stream(inner, compression=None) as stream:
@@ -106,8 +113,10 @@ def read_bytes(place: str) -> bytes:
 def check_writable(place: str) -> None:
     """Write a small file into a folder, and remove it again; a local folder must be there.
 
-    Raises:
-        StorageError: what went wrong, where, and the cure.
+    Raises
+    ------
+    StorageError
+        what went wrong, where, and the cure.
     """
     filesystem, inner = filesystem_of(place)
     path = f"{inner}/.writable-{uuid.uuid4().hex[:8]}"
@@ -123,8 +132,10 @@ def check_writable(place: str) -> None:
 def reaching(place: str, doing: str = "read") -> Iterator[None]:
     """Say what a failing filesystem means; a file that is not there stays a FileNotFoundError.
 
-    Raises:
-        StorageError: in the place of any other error of a remote filesystem, and of a full disk.
+    Raises
+    ------
+    StorageError
+        in the place of any other error of a remote filesystem, and of a full disk.
     """
     try:
         yield
@@ -190,8 +201,10 @@ def message_of(error: BaseException) -> str | None:
 def s3_client(place: str) -> Any:
     """A boto3 client for the server of an ``s3://`` place, with the same limits; it can do what Arrow cannot.
 
-    Raises:
-        StorageError: boto3 is not installed.
+    Raises
+    ------
+    StorageError
+        boto3 is not installed.
     """
     require_s3_client(place)
     import boto3
@@ -210,8 +223,11 @@ def s3_client(place: str) -> Any:
 
 def require_s3_client(place: str) -> None:
     """
-    Raises:
-        StorageError: boto3 is not installed.
+
+    Raises
+    ------
+    StorageError
+        boto3 is not installed.
     """
     with suppress(ImportError):
         import boto3  # noqa: F401

@@ -68,8 +68,10 @@ def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult
 def own_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The weights of one of them among those of the whole.
 
-    Raises:
-        ArtifactError: there are none.
+    Raises
+    ------
+    ArtifactError
+        there are none.
     """
     start = f"{APART}.{name}."
     found = {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}

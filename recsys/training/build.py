@@ -42,7 +42,8 @@ def model_sizes(
     config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
 ) -> ModelSizes:
     """The shape of a model for a dataset, as the events through a split fix it; ``num_strata`` as chosen, 0 for the
-    most that the configuration allows. Each granularity says what its signal fixes, or keeps that of ``start``."""
+    most that the configuration allows. Each granularity says what its signal fixes, or keeps that of ``start``.
+    """
     group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
     kept = dict(start.inputs) if start else {}
     inputs: dict[str, Any] = {}

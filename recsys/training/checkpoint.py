@@ -69,8 +69,10 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a resumed run needs.
 
-    Raises:
-        StorageError: the disk is full.
+    Raises
+    ------
+    StorageError
+        the disk is full.
     """
     moments = {
         f"{index}.{name}": value
@@ -92,8 +94,10 @@ def save_checkpoint(
 def check_checkpoint(folder: Path) -> None:
     """Refuse a checkpoint that is not as it was written.
 
-    Raises:
-        ArtifactError: a file is missing or other than its checksum.
+    Raises
+    ------
+    ArtifactError
+        a file is missing or other than its checksum.
     """
     try:
         expected = json.loads((folder / _CHECKSUMS).read_text())
@@ -109,8 +113,10 @@ def load_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
     """Model state, best state and progress; the optimizer's moments are set in place.
 
-    Raises:
-        ArtifactError: a file is missing or damaged.
+    Raises
+    ------
+    ArtifactError
+        a file is missing or damaged.
     """
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
@@ -131,8 +137,10 @@ def load_checkpoint(
 def save_trained(folder: Path, result: TrainResult) -> None:
     """Write a trained model; the folder appears whole or not at all (``trained.json`` comes last).
 
-    Raises:
-        StorageError: the disk is full.
+    Raises
+    ------
+    StorageError
+        the disk is full.
     """
     with reaching(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,8 +170,10 @@ def _described(folder: Path, result: TrainResult) -> dict[str, Any]:
 def load_trained(folder: Path) -> TrainResult:
     """Read what :func:`save_trained` wrote.
 
-    Raises:
-        ArtifactError: nothing there, or damaged.
+    Raises
+    ------
+    ArtifactError
+        nothing there, or damaged.
     """
     if not (folder / "trained.json").is_file():
         raise ArtifactError(f"{folder} holds no trained model; run `recsys train` with the same configuration first")

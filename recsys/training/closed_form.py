@@ -36,10 +36,13 @@ def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERI
 def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Queries) -> None:
     """Set ``frozen.encoders.fitted_weights`` to the best found, zero included; they stay where nothing can be measured.
 
-    Args:
-        metric: the validation metric of ``frozen`` with the weights that it has at the time of the call, NaN without
-            a query that counts.
-        queries: of validation; the first of them give the scale of the search.
+    Parameters
+    ----------
+    metric : Callable[[], float]
+        the validation metric of ``frozen`` with the weights that it has at the time of the call, NaN without
+        a query that counts.
+    queries : Queries
+        of validation; the first of them give the scale of the search.
     """
     weights = frozen.encoders.fitted_weights
     found = frozen.encoders.each(fitted=True)
@@ -71,7 +74,8 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
 
 def _best_alone(weights: torch.Tensor, metric: Callable[[], float]) -> int:
     """Leave the member that ranks best by itself with λ 1, the others with 0: the scale that the search goes out from,
-    where nothing trained gives one."""
+    where nothing trained gives one.
+    """
     values = []
     for place in range(len(weights)):
         weights.zero_()

@@ -81,7 +81,9 @@ def choose_values(
 ) -> dict[str, dict[str, Any]]:
     """The values of every enabled granularity's open keys under which it is best on validation; whatever the deadline.
 
-    Returns:
+    Returns
+    -------
+    dict[str, dict[str, Any]]
         ``{name: {"chosen": {key: value}, "merit": what, "candidates": {key: {value: merit}}}}``, empty where nothing
         is open.
     """
@@ -96,7 +98,8 @@ def choose_in_time(
     start: Start | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """:func:`choose_values` until the deadline of the context, and the fitted granularities that it does not hold, each
-    with the reason."""
+    with the reason.
+    """
     enabled = config.model.granularities.enabled()
     sections = {name: section for name, section in enabled.items() if section.open_keys}
     if not sections:

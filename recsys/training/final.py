@@ -120,8 +120,12 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
     Where the context's deadline comes first, the result is what there is by then, of fewer epochs than ``final`` asks
     for: :func:`is_whole` says so, and it is not to be used.
 
-    Raises:
-        DataError: too few trainable users. TrainingError: the loss is no longer finite.
+    Raises
+    ------
+    DataError
+        too few trainable users.
+    TrainingError
+        the loss is no longer finite.
     """
     started, config = time.perf_counter(), with_constants(final.settings(config), final.choices)
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})

@@ -47,12 +47,18 @@ def without_users(
 ) -> TrainResult:
     """The model of a dataset from which users were removed.
 
-    Args:
-        config: that it was trained with.
-        dataset: without them.
-        trained: with them.
-        numbering: from the earlier dense ids to those of the dataset.
-        through: the last part whose events it was trained on.
+    Parameters
+    ----------
+    config : Config
+        that it was trained with.
+    dataset : PreparedDataset
+        without them.
+    trained : TrainResult
+        with them.
+    numbering : Renumbering
+        from the earlier dense ids to those of the dataset.
+    through : Split
+        the last part whose events it was trained on.
     """
     frozen, weights = _made(config, dataset, trained, without_rows(trained.weights, numbering), through)
     if PRIVACY in trained.choices:  # its noised counts are spent: others would spend again

@@ -131,8 +131,10 @@ class Pass:
     def _private_steps(self) -> PrivateSteps:
         """What draws users and noises their gradients; the progress says what it spends.
 
-        Raises:
-            ConfigError: negatives would be drawn by how often items occur.
+        Raises
+        ------
+        ConfigError
+            negatives would be drawn by how often items occur.
         """
         train = self.config.train
         if self.loss.num_negatives:
@@ -210,7 +212,8 @@ class Pass:
 
     def _must_end(self, history: list[Report], last: int) -> bool:
         """Whether the measured pace leaves no room: of what selects, for another epoch and the refit of the best one so
-        far; of another phase, for the rest of it."""
+        far; of another phase, for the rest of it.
+        """
         if self.private is not None or self.progress.phase.endswith("join"):
             return False
         own = [report for report in history if report["phase"] == self.progress.phase]
@@ -229,7 +232,8 @@ class Pass:
     @torch.no_grad()
     def _refit(self, epoch: int) -> None:
         """Let the granularities fit what they fit rather than train; the first worker's numbers are everyone's, so that
-        rounding cannot part the workers."""
+        rounding cannot part the workers.
+        """
         own = self.model.silent or set(self.names)
         due = [module for name, module in self.model.encoders.each() if name in own and module.refit_due(epoch)]
         if not due:
@@ -265,7 +269,8 @@ class Pass:
 
     def silences(self) -> bool:
         """Choose on validation which trained granularities are kept; whether to train anew without the others.
-        A weighted fusion keeps the configured weights."""
+        A weighted fusion keeps the configured weights.
+        """
         section, choices = self.config.model.fusion, self.progress.choices
         if not section.check or section.kind == "weighted":
             return False
@@ -333,7 +338,8 @@ class Pass:
 
     def _steps(self, epoch: int) -> Iterator[Step]:
         """The steps that are left of an epoch. Random numbers start anew where a checkpoint may be, so that none needs
-        to hold their state, which other workers than wrote it could not use."""
+        to hold their state, which other workers than wrote it could not use.
+        """
         for step in self.loader.epoch(epoch, self.progress.step):
             if step.number == 0 or self._is_due(step.number):
                 at = (step.number,) if step.number else ()

@@ -19,7 +19,8 @@ def fitted_names(config: Config) -> list[str]:
 
 def trained_only(config: Config) -> Config:
     """The configuration of the training alone: without fitted members and their weights; of a model of fitted members
-    alone, with the first of them, as a model must have one."""
+    alone, with the first of them, as a model must have one.
+    """
     names = fitted_names(config)
     found = without(config, names if config.model.granularities.are_trained else names[1:])
     fusion = found.model.fusion.model_copy(update={"stack": False})
@@ -29,13 +30,19 @@ def trained_only(config: Config) -> Config:
 def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
     """Refuse to choose λ of a model in which stacking weighs the members: its answers would not follow them.
 
-    Args:
-        encoders: of the model.
-        what: the key that asks for it, such as ``tune.search fusion``.
-        whose: the model, for the message.
+    Parameters
+    ----------
+    encoders : Encoders
+        of the model.
+    what : str
+        the key that asks for it, such as ``tune.search fusion``.
+    whose : str
+        the model, for the message.
 
-    Raises:
-        ConfigError: the model is stacked.
+    Raises
+    ------
+    ConfigError
+        the model is stacked.
     """
     if encoders.stack is not None:
         raise ConfigError(

@@ -122,14 +122,16 @@ def refit(training: Training) -> None:
 
 def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
     """Whether a refit would not end in time by the pace of the epochs before it, whose validations stand for the events
-    that are more. A private training has selected nothing that could stay."""
+    that are more. A private training has selected nothing that could stay.
+    """
     seconds = progress.best_epoch * seconds_an_epoch(progress.history)
     return not config.train.privacy.epsilon and context.lacks(seconds)
 
 
 def _without_refit(progress: Progress, context: TrainContext) -> Progress:
     """The progress of a training that keeps the weights that it has selected; its graphs and what is fitted are of
-    the validation events, too."""
+    the validation events, too.
+    """
     context.note("the time that is left holds no training with the validation events: the selected weights stay")
     history = [report for report in progress.history if report.get("phase") != "refit"]
     return replace(progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"})
@@ -165,9 +167,14 @@ def fit(
     It begins at ``start`` (see ``warm_start``), which then is epoch 0 and may be chosen. Every rank returns the same
     result.
 
-    Raises:
-        DataError: too few trainable users. ConfigError: a granularity that this dataset cannot feed.
-        TrainingError: the loss is no longer finite.
+    Raises
+    ------
+    DataError
+        too few trainable users.
+    ConfigError
+        a granularity that this dataset cannot feed.
+    TrainingError
+        the loss is no longer finite.
     """
     started = time.perf_counter()
     progress = Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]

@@ -71,8 +71,10 @@ class Budget:
 def plan(settings: PrivateConfig, num_users: int, batch_size: int, epochs: int) -> Budget:
     """The budget of a training: an epoch is as many steps as see each user once on average.
 
-    Raises:
-        ConfigError: Opacus is not installed, or ε is too small for so many steps.
+    Raises
+    ------
+    ConfigError
+        Opacus is not installed, or ε is too small for so many steps.
     """
     rate = min(1.0, batch_size / max(num_users, 1))
     delta = settings.delta or 10.0 ** math.floor(math.log10(1 / (10 * max(num_users, 1))))
@@ -114,8 +116,10 @@ def _epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
 def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
     """Where a private training begins: with ``train.refit`` at once on training and validation, as nothing is chosen.
 
-    Raises:
-        ConfigError: it would go on from weights whose training is outside the account, or the settings are not private.
+    Raises
+    ------
+    ConfigError
+        it would go on from weights whose training is outside the account, or the settings are not private.
     """
     if start is not None:
         raise ConfigError(

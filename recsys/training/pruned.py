@@ -33,9 +33,12 @@ def choose_kept(names: Sequence[str], metric: Callable[[frozenset[str]], Array])
 
     One granularity after the other, the one whose silence gains most first; the last that speaks is never silenced.
 
-    Args:
-        names: the trained granularities.
-        metric: the validation metric of every query with these granularities silent, [B].
+    Parameters
+    ----------
+    names : Sequence[str]
+        the trained granularities.
+    metric : Callable[[frozenset[str]], Array]
+        the validation metric of every query with these granularities silent, [B].
     """
     silent: frozenset[str] = frozenset()
     best_B = metric(silent)
@@ -75,11 +78,16 @@ def transplant(
 ) -> dict[str, Tensor]:
     """The weights ``own`` of a model, with all that another model of more or fewer trained granularities has of them.
 
-    Args:
-        weights: of the other model.
-        names: its trained granularities, in the order of K.
-        own: of the model that is to have them.
-        own_names: its trained granularities.
+    Parameters
+    ----------
+    weights : Mapping[str, Tensor]
+        of the other model.
+    names : Sequence[str]
+        its trained granularities, in the order of K.
+    own : Mapping[str, Tensor]
+        of the model that is to have them.
+    own_names : Sequence[str]
+        its trained granularities.
     """
     found = {}
     for key, tensor in own.items():

@@ -81,7 +81,7 @@ def fit_head(frozen: FrozenModel, dataset: PreparedDataset, through: Split, chos
 
 
 def standard_scores(frozen: FrozenModel, queries: Queries) -> Tensor:
-    """c of every query's one target: [P, 1], on the CPU."""
+    """C of every query's one target: [P, 1], on the CPU."""
     found = []
     for part in queries.chunks(_QUERIES_AT_A_TIME):
         items_P1 = torch.as_tensor(part.target_items.astype(np.int64))[:, None]

@@ -78,10 +78,13 @@ def train_on_ray(
     the workers end at their next report and give their resources back, which a killed trainer does not. With a
     ``deadline`` the training does what it can until then (see ``recsys.training.loop``).
 
-    Raises:
+    Raises
+    ------
         Stopped: ``stop`` was set.
-        ConfigError: more workers or GPUs are asked for than the cluster has.
-        UserError: whatever the loop found wrong with data or configuration.
+    ConfigError
+        more workers or GPUs are asked for than the cluster has.
+    UserError
+        whatever the loop found wrong with data or configuration.
     """
     storage, digest = _storage(config), training_digest(config, dataset, start, final)
     earlier = find_checkpoints(storage, f"train-{digest}")
@@ -167,8 +170,10 @@ def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
 
     None where the workers ended before the first one, because of the user's mistake or because they were told to stop.
 
-    Raises:
-        StorageError: checkpoints cannot be written.
+    Raises
+    ------
+    StorageError
+        checkpoints cannot be written.
     """
     try:
         checkpoint: Checkpoint | None = trainer.fit().checkpoint
@@ -278,8 +283,10 @@ def _worker(settings: dict[str, Any]) -> None:
 def _keep(folder: str, numbers: Report, storage: str) -> None:
     """Report numbers with a checkpoint.
 
-    Raises:
-        StorageError: what is wrong with the place.
+    Raises
+    ------
+    StorageError
+        what is wrong with the place.
     """
     with reaching(storage, "write checkpoints to"):
         ray.train.report(numbers, checkpoint=Checkpoint.from_directory(folder))
@@ -387,7 +394,8 @@ def _settle_threads(
     asked: int, config: Config, dataset: PreparedDataset, resume_from: Path | None, note: Callable[[str], None]
 ) -> None:
     """Threads of this worker: as asked for, as the interrupted training had them, whose numbers they round, or the
-    fastest."""
+    fastest.
+    """
     if not asked and resume_from is not None:
         asked = load_checkpoint(resume_from, None)[2].threads
     if not asked:

@@ -108,7 +108,7 @@ def today(fusion: Fusion) -> Tensor:
 
 
 def _scores(evidence: Evidence, gated: bool, values_K: Tensor) -> Tensor:
-    """u · a_i of every row under other weights, or under another prior."""
+    """U · a_i of every row under other weights, or under another prior."""
     if not gated:
         return evidence.shares_RK @ values_K
     trained = evidence.gate_RK.shape[1]

@@ -29,7 +29,8 @@ FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}  # keys of
 
 def training_digest(config: Config, dataset: PreparedDataset, start: Start | None, final: Final | None = None) -> str:
     """Twelve hex digits of all that decides what a training gives: seed, model, training, validation, data, start;
-    and, of a training on all events, what the earlier one has chosen."""
+    and, of a training on all events, what the earlier one has chosen.
+    """
     decisive = {
         "seed": config.seed,
         "model": config.model.model_dump(mode="json"),

@@ -39,14 +39,21 @@ def assemble(
 ) -> FrozenModel:
     """The model of these weights, with its graphs and fitted granularities made of the events through ``through``.
 
-    Args:
-        config: of the model; it may have fitted granularities that the training did not know.
-        dataset: that the weights were trained on.
-        through: the last part whose events are read.
-        weights: the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
-        choices: of the training, and the weights of the members where stacking has chosen them.
-        inputs: what the weights fixed of the shapes of signals, where they come from an earlier model; as the events
-            fix them otherwise.
+    Parameters
+    ----------
+    config : Config
+        of the model; it may have fitted granularities that the training did not know.
+    dataset : PreparedDataset
+        that the weights were trained on.
+    through : Split
+        the last part whose events are read.
+    weights : dict[str, Tensor]
+        the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
+    choices : Report
+        of the training, and the weights of the members where stacking has chosen them.
+    inputs : Mapping[str, Any] | None
+        what the weights fixed of the shapes of signals, where they come from an earlier model; as the events
+        fix them otherwise.
     """
     config = with_constants(config, choices)
     apart = _apart(config, dataset, through, weights, choices)
@@ -99,8 +106,10 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
     It is the trained model itself where ``train.refit`` was false. Fitted granularities are fitted again, to training
     events.
 
-    Raises:
-        ArtifactError: the training left no such weights.
+    Raises
+    ------
+    ArtifactError
+        the training left no such weights.
     """
     if not trained.refit:
         return trained.frozen

@@ -118,7 +118,8 @@ def asked_threads(config: Config) -> int:
 
 def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str]:
     """The fewest threads up to ``most`` that are as good as the fastest, and a line that says why; measured once in a
-    process. ``num_items`` are those of the catalogue."""
+    process. ``num_items`` are those of the catalogue.
+    """
     if most <= 1:
         return 1, ""
     shape = (

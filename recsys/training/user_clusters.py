@@ -53,8 +53,10 @@ def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContex
 
     Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; one candidate is taken as it is.
 
-    Raises:
-        ConfigError: every candidate has more strata than there are users.
+    Raises
+    ------
+    ConfigError
+        every candidate has more strata than there are users.
     """
     section = config.model.granularities.stratum
     candidates = sorted(set(section.num_strata))
@@ -137,8 +139,10 @@ def refit_strata(
     ``dataset`` must begin with the items of the model, in its order; it may have newer events and more users. Events of
     items behind the model's are left out.
 
-    Raises:
-        ConfigError: the model has no stratum, or the dataset fewer items than the model.
+    Raises
+    ------
+    ConfigError
+        the model has no stratum, or the dataset fewer items than the model.
     """
     if "stratum" not in frozen.names:
         raise ConfigError("the model has no granularity stratum to fit again; train one with it enabled")

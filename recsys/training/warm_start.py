@@ -51,8 +51,10 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
     Axes of text and media, the coding of attributes and the number of strata stay those of the earlier model, as its
     weights mean nothing under others: a category that is new counts as unknown until a model is trained anew.
 
-    Raises:
-        ArtifactError: the data or a setting behind the shapes is not the earlier model's.
+    Raises
+    ------
+    ArtifactError
+        the data or a setting behind the shapes is not the earlier model's.
     """
     seed_everything(config.seed)
     reads = Start(earlier.weights, earlier.sizes.inputs)
@@ -93,8 +95,10 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
 def _check_same(signal: str, cls: type[Granularity], before: Any, now: Any) -> None:
     """Refuse a signal of another shape than the earlier model's.
 
-    Raises:
-        ArtifactError: with both shapes.
+    Raises
+    ------
+    ArtifactError
+        with both shapes.
     """
     if before != now:
         had, has = cls.described(before), cls.described(now)
@@ -109,13 +113,19 @@ def grow(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """``fresh`` with all that ``old`` knows; the names of what starts anew.
 
-    Args:
-        old: weights of the earlier model.
-        fresh: weights of a new one for the new data.
-        vocabularies: how long every vocabulary was, and is.
+    Parameters
+    ----------
+    old : Mapping[str, Tensor]
+        weights of the earlier model.
+    fresh : Mapping[str, Tensor]
+        weights of a new one for the new data.
+    vocabularies : Iterable[tuple[int, int]]
+        how long every vocabulary was, and is.
 
-    Raises:
-        ArtifactError: a parameter has another shape, and no vocabulary has grown so.
+    Raises
+    ------
+    ArtifactError
+        a parameter has another shape, and no vocabulary has grown so.
     """
     grown = set(vocabularies)
     found, anew = {}, []
@@ -161,13 +171,18 @@ class NewerOnly:
 def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
     """Users whose validation events an earlier model was not trained on: bool, one a user.
 
-    Args:
-        dataset: what the model is to be trained on now.
-        trained: the events that the earlier model was trained on, by the same dense ids.
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        what the model is to be trained on now.
+    trained : Histories
+        the events that the earlier model was trained on, by the same dense ids.
 
-    Raises:
-        DataError: test events that it was trained on, which would make every number of the evaluation untrue, or
-            no validation event that is new.
+    Raises
+    ------
+    DataError
+        test events that it was trained on, which would make every number of the evaluation untrue, or
+        no validation event that is new.
     """
     known = np.unique(event_keys(trained))
     newer_V = np.zeros(dataset.num_users, dtype=bool)

@@ -92,8 +92,10 @@ class List:
 def list_for(opened: Opened, question: Question) -> List:
     """The list that the model gives.
 
-    Raises:
-        RequestError: in plain words, what the model cannot read.
+    Raises
+    ------
+    RequestError
+        in plain words, what the model cannot read.
     """
     recommender = opened.recommender
     is_known = bool(question.user) and recommender.user_row(question.user) >= 0
@@ -127,8 +129,10 @@ def list_for(opened: Opened, question: Question) -> List:
 def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
     """Items like an item.
 
-    Raises:
-        RequestError: in plain words, why there are none.
+    Raises
+    ------
+    RequestError
+        in plain words, why there are none.
     """
     if opened.recommender.item_row(item) < 0:
         raise RequestError(f"The model does not know the item “{item}”. Find one by a part of its title or id.")

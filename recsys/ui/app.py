@@ -85,8 +85,10 @@ class Pages:
     def run(self, key: str) -> Run:
         """The run of a key.
 
-        Raises:
-            ArtifactError: there is none.
+        Raises
+        ------
+        ArtifactError
+            there is none.
         """
         found = self.runs.get(key)
         if found is None:

@@ -49,7 +49,8 @@ class Opened:
 
     def find(self, text: str) -> list[str]:
         """Ids of items whose title or id holds a text: those that are it first, then those that begin with it, then
-        the popular ones."""
+        the popular ones.
+        """
         text = text.strip().lower()
         if not text:
             return []
@@ -102,8 +103,10 @@ class Holder:
     def open(self, key: str) -> Opened:
         """The model of a key; the first choice where it is empty.
 
-        Raises:
-            ArtifactError: there is none of that key, or its files are missing or damaged.
+        Raises
+        ------
+        ArtifactError
+            there is none of that key, or its files are missing or damaged.
         """
         choices = self.choices()
         if not choices:

@@ -206,8 +206,10 @@ def _of_mlflow(uri: str) -> tuple[list[Run], str]:
 def reader(uri: str) -> Any:
     """An ``MlflowClient`` that is only asked; None where there is no SQLite store yet.
 
-    Raises:
-        ArtifactError: the store is of an older MLflow, which opening it would upgrade; or is damaged.
+    Raises
+    ------
+    ArtifactError
+        the store is of an older MLflow, which opening it would upgrade; or is damaged.
     """
     path = sqlite_path(uri)
     if path is not None:

@@ -201,7 +201,8 @@ def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
 
 def _numbers_rewritten(texts: pa.Array) -> pa.Array:
     """A text column that mostly holds numbers with a decimal comma: those numbers with a point, as later stages read
-    them."""
+    them.
+    """
     series = pl.Series(pl.from_arrow(texts)).str.strip_chars()
     plain = _with_points(series)
     known = len(series) - series.null_count()

@@ -38,8 +38,10 @@ def moment(value: Any) -> datetime | None:
 
     A single number has no company to judge it by: where it can be an epoch number and no calendar date, it is one.
 
-    Raises:
-        ValueError: it is no time; the message names the forms that are read.
+    Raises
+    ------
+    ValueError
+        it is no time; the message names the forms that are read.
 
     >>> moment("20011231").isoformat(), moment("0000-00-00")
     ('2001-12-31T00:00:00+00:00', None)

@@ -39,8 +39,10 @@ class SideIds:
 def compare(side: SideIds, events: SideIds, min_share: float) -> str:
     """A warning where few ids of the side table occur in the events, or where two forms of one id are seen; else "".
 
-    Raises:
-        DataError: no id of the side table occurs in the events.
+    Raises
+    ------
+    DataError
+        no id of the side table occurs in the events.
     """
     if not len(side.ids) or not len(events.ids):
         return ""

@@ -336,7 +336,8 @@ def _read(texts: pl.Series, layout: str) -> pl.Series:
 
 def _of_format(texts: pl.Series, form: str) -> pl.Series:
     """Texts in a strptime form as microseconds UTC: by Polars where it reads the form as Python does, else by Python's
-    parser."""
+    parser.
+    """
     layout = polars_form(form)
     found = _read(texts, layout) if layout else _nothing(len(texts))
     left = found.is_null() & texts.is_not_null() & (texts != "")

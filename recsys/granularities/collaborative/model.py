@@ -88,7 +88,8 @@ class Collaborative(Granularity):
 
     def _refine_by_parts(self, base_SD: Tensor, graphs: Graphs) -> Tensor:
         """The same by the step's sample, or without one, exactly, of the whole catalogue; only every other layer of the
-        items is not zero."""
+        items is not zero.
+        """
         assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
         hops, degree_S = self._hops, graphs.degree_N
         if hops is not None and self._ids_S is not None:

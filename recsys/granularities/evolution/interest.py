@@ -36,7 +36,8 @@ Cell = Callable[[Tensor], Tensor]  # inputs of all steps [U, L, …] → H of th
 
 class InterestStates(nn.Module):
     """W_h, b_h and W_i, b_i. They start where W σ(r) + b ≈ V r with the entries of V about 1/√(2D): σ has slope ¼ at 0,
-    and its mean of ½, which would drown what differs between users, is taken off by b."""
+    and its mean of ½, which would drown what differs between users, is taken off by b.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

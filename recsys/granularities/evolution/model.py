@@ -168,7 +168,8 @@ class CausalAttention(nn.Module):
 
     def behind_last(self, events_ULD: Tensor, batch: Batch) -> Tensor:
         """Without dropout, the state behind the last event that each row's one query sees, [U, D]; of no meaning where
-        it sees none."""
+        it sees none.
+        """
         last = self.blocks[-1]
         assert isinstance(last, Block | HstuBlock)
         return last.at(*self._enter_last(events_ULD, batch), (batch.seen_B - 1).clamp(min=0))
@@ -183,7 +184,8 @@ class CausalAttention(nn.Module):
     def _bias(self, batch: Batch, length: int, device: torch.device) -> Tensor:
         """What is added to the logits, U and H 1 where all rows and heads share it; before a softmax minus infinity for
         later events, which HSTU's blocks multiply by zero instead. Padding is later than every real event of its row,
-        so that nothing else needs to hide it."""
+        so that nothing else needs to hide it.
+        """
         places_L = torch.arange(length, device=device)
         lag_LL = places_L[:, None] - places_L
         bias_UHLL = torch.zeros(1, 1, length, length, device=device)
@@ -201,7 +203,8 @@ class CausalAttention(nn.Module):
 
 def _older_is_fainter(length: int, heads: int) -> Tensor:
     """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1. Before a
-    softmax only: a negative logit in SiLU is a negative weight, not a faint one."""
+    softmax only: a negative logit in SiLU is a negative weight, not a faint one.
+    """
     lag_L1 = torch.arange(length, dtype=torch.float32)[:, None]
     return -torch.linspace(0, 1, heads) * torch.log1p(lag_L1)
 

@@ -141,7 +141,7 @@ class ItemCF(Granularity):
         return seen_events(batch).of_types(state.get("counts_T")).distinct()
 
     def _weights(self, seen: SeenEvents) -> Tensor:
-        """x of every event: [E]."""
+        """X of every event: [E]."""
         decay_E = (seen.lags_E + 1).float() ** -self.recency
         if self.config.event_weights == "none" or not len(seen.rows_E):
             return decay_E

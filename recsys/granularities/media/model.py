@@ -46,8 +46,10 @@ class MediaVectors:
 class Media(Granularity):
     """Attention over the media of the history's items.
 
-    Raises:
-        ConfigError: the dataset has no media.
+    Raises
+    ------
+    ConfigError
+        the dataset has no media.
     """
 
     reads_events = False

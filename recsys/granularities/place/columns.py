@@ -45,8 +45,10 @@ class Places:
 def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Sequence[str]) -> list[list[str]]:
     """The columns of coordinates, two or none, and of numbers.
 
-    Raises:
-        ConfigError: a named column is not there, or coordinates are not two.
+    Raises
+    ------
+    ConfigError
+        a named column is not there, or coordinates are not two.
 
     >>> found_columns(["item_id", "Lng", "lat", "price"], [], ["price"])
     [['lat', 'Lng'], ['price']]
@@ -67,7 +69,8 @@ def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Seq
 
 def read_places(features: pa.Table, columns: Sequence[Sequence[str]]) -> Places:
     """The columns of :func:`found_columns`. Latitudes and longitudes in degrees become points on a sphere; where the
-    values are none, they are points of a plane."""
+    values are none, they are points of a plane.
+    """
     (coordinates, numbers), num_items = columns, len(features)
     points = [as_numbers(features.column(name)) for name in coordinates]
     points_NC = np.stack(points, axis=1) if points else np.zeros((num_items, 0))

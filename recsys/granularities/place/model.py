@@ -128,7 +128,7 @@ class Kernel:
         return np.asarray(np.nan_to_num(np.stack(found), nan=0.0))
 
     def factored(self, weights_F: Array, importance_N: Array, landmarks: int) -> Array:
-        """a [N, M] with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark."""
+        """A [N, M] with a_i · a_j ≈ Σ_f weights_f k_f(i, j), exact where i or j is a landmark."""
         num_items = len(importance_N)
         everything = np.arange(num_items)
         most = max(1, min(landmarks, num_items, _MAX_NUMBERS // max(num_items, 1)))

@@ -44,8 +44,10 @@ _MAX_CELLS: Final = 4096
 class ProfileCounts(Granularity):
     """A fitted member with item vectors of its own; present where all fields of a cross are known.
 
-    Raises:
-        ConfigError: no attributes of users, a cross of unknown fields, or too many cells.
+    Raises
+    ------
+    ConfigError
+        no attributes of users, a cross of unknown fields, or too many cells.
     """
 
     fitted = True
@@ -133,7 +135,8 @@ class Cells:
 
 def _knots(field: Field) -> Array:
     """The quantiles of a number that users lie between, on the scale of the encoded values; empty with fewer than two:
-    then its bins are cells."""
+    then its bins are cells.
+    """
     knots = np.unique(field.scaled(np.array(field.edges)))
     return np.asarray(knots if len(knots) > 1 else knots[:0], dtype=np.float32)
 

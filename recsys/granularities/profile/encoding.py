@@ -14,8 +14,10 @@ from recsys.granularities.profile.section import ProfileConfig
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
     """How attributes are read: vocabularies and statistics of the users and items that have events through ``through``.
 
-    Raises:
-        ConfigError: a field that the configuration names is not there, or cannot be read as it says.
+    Raises
+    ------
+    ConfigError
+        a field that the configuration names is not there, or cannot be read as it says.
     """
     from recsys.preparation.items import TEXT  # which brings Ray, and serving is light
 

@@ -96,8 +96,10 @@ class Profile(Granularity):
     A user is present when any field is known, in the table or in the request, whose values win. An unknown category
     is known of nobody: it neither makes a user present nor names one.
 
-    Raises:
-        ConfigError: the dataset has no attributes.
+    Raises
+    ------
+    ConfigError
+        the dataset has no attributes.
     """
 
     reads_events = False
@@ -163,7 +165,8 @@ def spans_of(fields: Sequence[Field]) -> list[slice]:
 
 def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> AttributeRows:
     """What is known of the batch's users: the request's word, else the table's, which ``state`` has as ``codes_VS`` and
-    ``values_VM``."""
+    ``values_VM``.
+    """
     found_U = batch.users_U.clamp(min=0)
     known_U1 = (batch.users_U >= 0)[:, None]
     first = [span.start for span in spans_of(fields)]

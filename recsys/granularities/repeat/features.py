@@ -42,13 +42,19 @@ def raw_numbers(
 ) -> Array:
     """The numbers of every pair [P, X]; NaN where unknown.
 
-    Args:
-        pairs: of the visible histories.
-        asked_at_U: when each row asks, 0 where unknown.
-        habits: of the items.
-        smoothing: occasions of the average item that each item begins with.
-        own: in the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
-            the habits of its item is taken off, as it holds the answer.
+    Parameters
+    ----------
+    pairs : Pairs
+        of the visible histories.
+    asked_at_U : Array
+        when each row asks, 0 where unknown.
+    habits : ItemHabits
+        of the items.
+    smoothing : float
+        occasions of the average item that each item begins with.
+    own : tuple[Pairs, Array] | None
+        in the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
+        the habits of its item is taken off, as it holds the answer.
     """
     rows_P, items_P = pairs.rows_P, pairs.items_P
     asked_P, last_P = asked_at_U[rows_P], pairs.last_time_P

@@ -122,8 +122,10 @@ def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -
     ``hierarchical`` is Ward's agglomeration: of the users themselves while they are few, of K-means micro-clusters
     beyond (the two stages of BIRCH, Zhang et al. 1996).
 
-    Raises:
-        ConfigError: fewer users than strata.
+    Raises
+    ------
+    ConfigError
+        fewer users than strata.
     """
     if len(users) < num_strata:
         raise ConfigError(

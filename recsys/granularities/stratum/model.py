@@ -71,8 +71,10 @@ class Stratum(Granularity):
         The first fit points each prototype at the mean of what the members chose, as long as a layer norm would make
         it: item vectors are short at the start, and short prototypes learn late.
 
-        Raises:
-            ConfigError: fewer users with a vector than strata.
+        Raises
+        ------
+        ConfigError
+            fewer users with a vector than strata.
         """
         users = self.user_vectors(graphs, items)
         strata = fit_strata(users, self.num_strata, self.config.method, seed)

@@ -78,7 +78,7 @@ class UserCF(Granularity):
         return z_BR, (z_BR != 0).any(1)
 
     def _neighbours_taste(self, batch: Batch, part: slice, unit_VR: Tensor, state: State) -> Tensor:
-        """z of some queries, so that the cosines [B, V] of no more are in memory."""
+        """Z of some queries, so that the cosines [B, V] of no more are in memory."""
         rows_B = batch.rows_B[part]
         history_BL = batch.history_UL[rows_B]
         real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[part, None]
