@@ -192,7 +192,7 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
 def _check_name(name: str, short: Mapping[str, str]) -> None:
     if name in _WORDS or name in short:
         return
-    from pipelines.options import is_key, unknown_option
+    from pipelines.plumbing.options import is_key, unknown_option
 
     if not is_key(name):
         raise UsageError(unknown_option(name, [*_WORDS, *short]))

@@ -25,7 +25,7 @@ _PATIENCE_S: Final = 30.0  # for all checks together, which run side by side
 
 def command(words: Sequence[str]) -> int:
     """Do what the words behind ``doctor`` say; the exit code."""
-    arguments = parse(words)
+    arguments = parse(words, {"doctor.json": "doctor.json"})
     as_json = dict(arguments.overrides).get("doctor.json", "false").lower()
     if as_json not in ("true", "false"):
         raise UsageError(f"--doctor.json: got {as_json!r}, expected true or false")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.budget import Budget
+from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import EpochLog, tracked

@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 from pipelines.auto import with_model
-from pipelines.budget import Budget
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
+from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.preflight import preflight, reachable_nodes
 from pipelines.plumbing.progress import table

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.budget import Budget
+from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.data.bounded import asked_queries

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from pipelines.budget import Budget
+from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset

@@ -35,7 +35,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["run", "--config", "CONFIG", "--train.learning_rate", "1"],
         ["train.learning_rate: unknown key", "lr"],
     ),
-    "unknown section": (["run", "--config", "CONFIG", "--trian.lr", "1"], ["trian: unknown key", "train"]),
+    "unknown section": (["run", "--config", "CONFIG", "--trian.lr", "1"], ["trian.lr: unknown key", "train"]),
     "key below a value": (["run", "--config", "CONFIG", "--seed", "1", "--seed.x", "1"], ["'seed' is a value"]),
     "wrong type": (
         ["run", "--config", "CONFIG", "--train.epochs", "many"],

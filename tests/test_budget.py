@@ -16,8 +16,8 @@ from handmade import write_dataset
 from test_training import cycles, settings
 from training_here import training_here
 
-from pipelines.budget import Budget
 from pipelines.cli import main
+from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress
 from pipelines.stacking import stacked
 from recsys.auto.portfolio import configured, with_apart

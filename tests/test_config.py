@@ -139,7 +139,7 @@ def test_dataset_folder_follows_the_run_unless_set() -> None:
 def test_the_sections_are_frozen() -> None:
     """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this list."""
     first = "seed run data model train evaluate recommend similar update tune serve promote compare pull export"
-    expected = f"{first} forget ui tracking registry ray submit"
+    expected = f"{first} referee forget ui tracking registry ray submit"
     assert list(Config.model_fields) == expected.split()
 
 

@@ -17,6 +17,7 @@ import pytest
 from pipelines import doctor
 from pipelines.cli import main
 from pipelines.plumbing import diagnostics as checkup
+from pipelines.plumbing import memory
 from pipelines.plumbing.diagnostics import Check, Finding
 from recsys.config import Config, load_config
 
@@ -160,7 +161,7 @@ def test_the_program_of_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_too_few_cpus_and_small_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
     monkeypatch.setattr("resource.getrlimit", lambda _: (256, 256))
     config = _config(tmp_path, ("train.num_workers", "4"), ("ray.num_cpus", "2"))
     found = _of(checkup.machine, config)

@@ -154,7 +154,7 @@ def test_the_loop_knows_no_ray() -> None:
         "recsys/training/context.py",
         "recsys/model.py",
     ):
-        tree = ast.parse((ROOT / f"recsys/{name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.cli import UsageError, main, parse
 from pipelines.mistakes import check
-from pipelines.options import is_key, likely_meant
+from pipelines.plumbing.options import is_key, likely_meant
 from pipelines.present import check_present
 from pipelines.stages import VERBS
 from recsys.config import build_config, load_config

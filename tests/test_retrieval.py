@@ -152,10 +152,10 @@ def test_a_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeyp
     assert after.index is not None
     expected = calibrate(after.index, item_index._users(after), after.model.item_vectors_ND)
     assert after.info.index == {"reorder": after.index.reorder, "recall": round(expected, 5), "at": LIST}
-    too_little, no_library = ("item_index.RECALL", 1.1), ("bundle.can_index", lambda: False)
+    too_little, no_library = ("recsys.serving.item_index.RECALL", 1.1), ("recsys.bundle.files.can_index", lambda: False)
     for name, value in (too_little, no_library):
         with monkeypatch.context() as patch:
-            patch.setattr(f"recsys.registry.{name}", value)
+            patch.setattr(name, value)
             write_refitted(parent, tmp_path / "without", changed, {}, {})
         found = read_bundle(tmp_path / "without")
         assert found.index is None and found.info.index == {} and not (tmp_path / "without" / INDEX).exists()

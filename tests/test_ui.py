@@ -26,6 +26,7 @@ from pipelines.cli import main
 from pipelines.ui import application_of
 from recsys.config import Config, build_config
 from recsys.registry.tracking import client
+from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 
@@ -74,7 +75,7 @@ def browser(runs: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def recommender(runs: Path) -> Recommender:
-    return Recommender.load(runs / "shop/bundle")
+    return Recommender(read_bundle(runs / "shop/bundle"))
 
 
 def text_of(html: str) -> str:
@@ -267,7 +268,7 @@ def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
     found, gate = Runs([str(runs)], ""), Gate("")
     pages = Pages(found, gate, Holder(found, gate), Comparisons(lambda first, second: {}))
     card = f"# Card\n\n|a|b|\n|-|-|\n|1|{ATTACK}|\n\n[x](javascript:alert(1)) ![p](http://there/x.png)"
-    opened = Opened(Choice("a", "a", "a"), "a", Recommender.load(runs / "shop/bundle"), {"card": card})
+    opened = Opened(Choice("a", "a", "a"), "a", Recommender(read_bundle(runs / "shop/bundle")), {"card": card})
     html = pages.card(opened)
     assert "<h1>Card</h1>" in html and "<td>1</td>" in html
     assert "<script" not in html and 'href="javascript' not in html and "<img" not in html

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from pipelines.budget import LEAST_RESERVE, RESERVE, Budget, span
+from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE, Budget, span
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.session import ray_session

@@ -91,7 +91,7 @@ def render_sweep(path: Path, plan: Plan, root: Path) -> None:
 
 
 def _template(name: str) -> str:
-    package = "tune" if name.startswith("sweep") else "recsys.evaluation"
+    package = "tune" if name.startswith("sweep") else "recsys.report"
     return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ COLUMNS: Final = {
     ),
     "bundle": ("bundle/", "{recommender}", "{similar}", "{exported}"),
     "registry": ("models:/", "{tracking}", "a new version", "{candidate}", "{parent}", "{served}", "{pulled}"),
-    "answers": ("recommendations.parquet", "{answers}", "{logs}"),
+    "answers": ("recommendations.parquet", "{answers}", "{answered}", "{logs}"),
     "folders, proofs": ("{run}/trials/", "best", "{target}", "{export}", "proof", "promotion.md", "all files"),
 }
 PLUMBING: Final = {"config", "errors", "storage", "schema", "pace"}  # of every stage

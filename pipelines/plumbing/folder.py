@@ -47,7 +47,7 @@ from recsys.errors import ArtifactError, ConfigError, UserError
 from recsys.storage.uris import is_remote, within, without_query
 
 if TYPE_CHECKING:
-    from pipelines.budget import Budget
+    from pipelines.plumbing.budget import Budget
     from recsys.registry.tracking import Tracker
     from recsys.storage.mirror import Mirror
 

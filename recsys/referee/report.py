@@ -93,7 +93,7 @@ def markdown(record: Record) -> str:
 
 def html(record: Record) -> str:
     """The leaderboard as a page without script or anything from outside."""
-    css = resources.files("recsys.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("recsys.report").joinpath("report.css").read_text(encoding="utf-8")
     rows = board(record)
     cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     top = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])

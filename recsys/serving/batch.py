@@ -184,7 +184,7 @@ def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Ite
             batch_size=None,  # a block is a batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
             num_cpus=1,
-            **_restarts(),
+            ray_remote_args_fn=_restarts,
         )
         yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
 

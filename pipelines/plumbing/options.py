@@ -36,8 +36,8 @@ def is_key(dotted: str) -> bool:
 def likely_meant(name: str, words: Iterable[str]) -> list[str]:
     """The options that are most like a name: one-word options, or keys of the configuration, also by their last part.
 
-    >>> likely_meant("budgt", ["budget", "events"]), likely_meant("train.lrr", []), likely_meant("lr", ["user"])
-    (['budget'], ['train.lr'], ['train.lr'])
+    >>> likely_meant("budgt", ["budget", "events"]), likely_meant("train.lrr", []), likely_meant("evaluate.k", [])
+    (['budget'], ['train.lr'], ['evaluate.ks'])
     """
     keys, words = list(dict.fromkeys(_keys("", Config))), list(words)
     if "." in name:
@@ -56,8 +56,20 @@ def unknown_option(name: str, words: Iterable[str]) -> str:
     '--budgt: there is no such option; did you mean --budget?'
     """
     meant = likely_meant(name, words)
-    cure = f"did you mean {' or '.join(f'--{other}' for other in meant)}?" if meant else "recsys help all lists them"
-    return f"--{name}: there is no such option; {cure}"
+    cure = f"did you mean {' or '.join(f'--{other}' for other in meant)}?" if meant else _valid(name)
+    return f"--{name}: {'unknown key' if '.' in name else 'there is no such option'}; {cure}"
+
+
+def _valid(name: str) -> str:
+    """The keys of the section that a name means; where it means none, where all are listed."""
+    section, kinds = "", [Config]
+    for part in name.split(".")[:-1]:
+        inner = [one for kind in kinds for one in _inside(kind, part) if _is_closed(one)]
+        if not inner:
+            break
+        section, kinds = f"{section}.{part}".lstrip("."), inner
+    keys = sorted({field.alias or key for kind in kinds for key, field in kind.model_fields.items()})
+    return f"valid keys here: {', '.join(keys)}" if section else "recsys help all lists them"
 
 
 def _is_closed(kind: Any) -> bool:
