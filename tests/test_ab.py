@@ -16,7 +16,7 @@ import pytest
 from handmade import small_model, small_world
 from test_serving_ways import Served, free_port, get, post, ray_server
 
-from pipelines import serve as serving
+from pipelines import followed_side
 from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
@@ -269,8 +269,8 @@ def test_the_log_needs_a_local_folder_and_exploration_a_log(tmp_path: Path) -> N
         ({"explore": {"share": 0.1}}, r"serve\.explore\.share without serve\.log"),
     ):
         with pytest.raises(ConfigError, match=message):
-            serving._check_folder(ServeConfig.model_validate(settings))
-    serving._check_folder(ServeConfig(log=str(tmp_path / "new/folder")))
+            followed_side.check_log(ServeConfig.model_validate(settings))
+    followed_side.check_log(ServeConfig(log=str(tmp_path / "new/folder")))
     assert (tmp_path / "new/folder").is_dir() and not list((tmp_path / "new/folder").iterdir())
     assert AnswerLog(str(tmp_path / "new/folder")).write([{"a": 1}])
 
