@@ -184,7 +184,6 @@ def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Ite
             batch_size=None,  # a block is a batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
             num_cpus=1,
-            ray_remote_args_fn=_restarts,
         )
         yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
 
@@ -211,32 +210,3 @@ def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
 def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
     for start in range(0, len(table), size):
         yield table.slice(start, size)
-
-
-def _restarts() -> dict[str, Any]:
-    """How often an actor is started again: where there are other machines, as Ray Data does it; on a single one never.
-
-    Why: there an actor dies for want of memory, and would again. Ray writes an error line of its own about every actor
-    that may start again, since Ray Data hands actors their function by the object store.
-    """
-    num_machines = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return {"max_restarts": 0} if num_machines == 1 else {}
-
-
-def _num_actors(num_batches: int) -> int:
-    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    return max(1, min(cpus - 1, num_batches // _BATCHES_AN_ACTOR))
-
-
-@contextmanager
-def _quiet_and_in_order() -> Iterator[None]:
-    """Ray Data without its progress bars and log lines, keeping the order of the blocks."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
-    context.enable_progress_bars, context.execution_options.preserve_order = False, True
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.execution_options.preserve_order = before[:2]
-        logger.setLevel(before[2])
