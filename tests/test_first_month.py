@@ -180,7 +180,7 @@ def other_ids(shop: Shop, said: Said, now: list[str]) -> None:
     assert not (shop.folder / "runs/03-16/dataset").exists() and not (shop.folder / "runs/03-16/bundle").exists()
     quarantine = pq.read_table(shop.folder / "runs/03-16/dataset.quarantine/events.parquet")
     assert quarantine.num_rows == sum(row["item_id"].startswith("SKU") for row in shop.table("days/2026-03-16.csv"))
-    assert same(now[-1], said["15 March: a day more"][-1]), "the champion keeps serving"
+    assert same(now[-1], said["15 March: one more day"][-1]), "the champion keeps serving"
 
 
 def bots(shop: Shop, said: Said, now: list[str]) -> None:
@@ -189,7 +189,7 @@ def bots(shop: Shop, said: Said, now: list[str]) -> None:
     record = shop.promotion("03-17")
     assert record["decision"] == "refused" and record["champion"]["version"] == "2"
     assert any(check["name"] == "drift" and not check["passed"] for check in record["checks"])
-    assert "Traceback" not in now[2] and same(now[-1], said["15 March: a day more"][-1])
+    assert "Traceback" not in now[2] and same(now[-1], said["15 March: one more day"][-1])
 
 
 def corrected(shop: Shop, said: Said, now: list[str]) -> None:
@@ -201,11 +201,11 @@ def corrected(shop: Shop, said: Said, now: list[str]) -> None:
     assert bundle.info.extra["config"]["train"]["lr"] == 0.01, "an update does not shorten the next one"
     record = shop.promotion("03-18")
     assert record["decision"] == "promoted" and record["comparison"]["low"] > -0.05 * record["comparison"]["champion"]
-    assert not same(now[-1], said["15 March: a day more"][-1]), "three days have changed the list"
+    assert not same(now[-1], said["15 March: one more day"][-1]), "three days have changed the list"
 
 
 def back_again(shop: Shop, said: Said, now: list[str]) -> None:
-    assert same(now[-1], said["15 March: a day more"][-1]), "the former version answers as it did"
+    assert same(now[-1], said["15 March: one more day"][-1]), "the former version answers as it did"
     assert shop.promotion("03-18")["decision"] == "rolled back"
 
 
@@ -233,15 +233,15 @@ def life_goes_on(shop: Shop, said: Said, now: list[str]) -> None:
 
 CHECKS: dict[str, Callable[[Shop, Said, list[str]], None]] = {
     "14 March: the first model": first_model,
-    "14 March, evening: the shop asks, with rules": rules,
+    "14 March, evening: requests with rules": rules,
     "14 March, night: sold out": sold_out,
-    "15 March: a day more": a_day_more,
-    "16 March: half of the ids are of another system": other_ids,
+    "15 March: one more day": a_day_more,
+    "16 March: half of the ids are from another system": other_ids,
     "17 March: bots": bots,
     "18 March: the corrected days": corrected,
-    "18 March, evening: back again": back_again,
+    "18 March, evening: rollback": back_again,
     "19 March: a customer wants to be forgotten": forgotten,
-    "20 March: life goes on": life_goes_on,
+    "20 March: back to normal": life_goes_on,
 }
 
 
