@@ -1,7 +1,8 @@
 """RecTools: ``recommend`` of a SASRec for every user of a table of events, or its ranker on vectors from files.
 
-Runs in an environment of its own. Prints one line of JSON. The constants are those of the question: width 64, 2 blocks,
-50 events, lists of ten. One batch of training makes the model that ``recommend`` needs.
+Runs in its own environment. Prints one line of JSON. The constants are those of the benchmark:
+width 64, 2 blocks, 50 events, lists of ten. One training batch creates the model that ``recommend``
+needs.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def rank_vectors(folder: Path) -> dict[str, float]:
 
 
 def peak_mib(anew: bool = True) -> float:
-    """The most memory that this process has held, since now with ``anew``."""
+    """Peak memory of this process; ``anew`` resets it first."""
     if anew:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()

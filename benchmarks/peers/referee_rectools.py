@@ -1,7 +1,8 @@
-"""RecTools ``SASRecModel`` by a protocol of ``recsys referee prepare --referee.format csv``: its lists, its figures.
+"""Train RecTools ``SASRecModel`` on a protocol of ``recsys referee prepare --referee.format csv``:
+its lists and figures.
 
-Runs in an environment of its own. Prints one line of JSON: RecTools' own metrics of every file. What is written to
-OUT/rectools-sasrec are lists of two settings, for validation (trained without it) and for test.
+Runs in its own environment. Prints one line of JSON: RecTools' own metrics of every file. Writes
+lists of two settings to OUT/rectools-sasrec, for validation (trained without it) and for test.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rectools.models import SASRecModel
 
 METRICS = {
     "ndcg@10": NDCG(10, divide_by_achievable=True),
-    "ndcg@10, all places": NDCG(10),  # RecTools' default divides by what ten targets would give
+    "ndcg@10, all places": NDCG(10),  # RecTools' default divides by the value of ten targets
     "recall@10": Recall(10),
     "precision@10": Precision(10),
     "hit@10": HitRate(10),
@@ -62,7 +63,7 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
 
 
 def dataset_of(events: pd.DataFrame) -> Dataset:
-    """Events in their order as days: RecTools needs times."""
+    """Turn the order of events into days, since RecTools needs times."""
     times = pd.Timestamp("2020-01-01") + pd.to_timedelta(events["position"], unit="D")
     return Dataset.construct(events[["user_id", "item_id"]].assign(weight=1.0, datetime=times))
 
