@@ -1,4 +1,5 @@
-"""What starts clusters: cluster.yaml by Ray's own rules and ours, the KubeRay manifest and the image by ours."""
+"""Files that start clusters: cluster.yaml follows Ray's rules and ours, the KubeRay manifest and
+the image follow ours."""
 
 from __future__ import annotations
 
@@ -31,12 +32,13 @@ def _load(path: Path) -> Tree:
 
 
 def _ray_refuses(config: Tree) -> str:
-    """What `ray up` says of a configuration before it asks the cloud; empty where it says nothing."""
+    """The refusal of `ray up` for a configuration before it contacts the cloud; empty if it accepts
+    it."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
         validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # jsonschema's and Ray's own kinds
+    except Exception as error:  # exceptions of jsonschema and of Ray
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -188,7 +190,8 @@ def _pods(job: Tree) -> dict[str, Tree]:
 
 
 def _job_problems(job: Tree) -> list[str]:
-    """Required fields as KubeRay's documentation names them, and our rules; not the operator's schema."""
+    """Check the fields that KubeRay's documentation requires, and our rules; not the operator's
+    schema."""
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     found = [] if (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") else ["no RayJob"]
     command, verb, *rest = shlex.split(spec["entrypoint"])
@@ -245,7 +248,7 @@ def test_the_kubernetes_job_is_whole_by_our_rules() -> None:
     ],
 )
 def test_a_bad_kubernetes_job_is_found(path: str, value: Any, problem: str) -> None:
-    job = copy.deepcopy(_load(KUBERNETES))  # anchors share what they name
+    job = copy.deepcopy(_load(KUBERNETES))  # anchors share their content
     _set(path, value)(job)
     assert any(problem in found for found in _job_problems(job)), _job_problems(job)
 

@@ -43,7 +43,7 @@ def write_world(folder: Path) -> None:
 
 
 def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
-    """Train, and say every metric in all its digits and a hash of every tensor."""
+    """Train, and print every metric with all digits and a hash of every tensor."""
     import torch
 
     from recsys.config import build_config
@@ -73,7 +73,7 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
-    """Every case in each of two fresh processes, which order their sets differently."""
+    """Run every case in two fresh processes with different hash seeds for sets."""
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     words = [sys.executable, "-W", "ignore", "-m", "tests.test_determinism", str(folder)]
@@ -123,7 +123,8 @@ CONFIG: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_a_whole_run_is_the_same_again(tmp_path: Path) -> None:
-    """`recsys run` twice, in processes of their own: prepared data, metrics and recommendations, all but the times."""
+    """`recsys run` twice, in separate processes: prepared data, metrics and recommendations are
+    equal, except times."""
     found = []
     for number in (1, 2):
         tree = {**CONFIG, "run": {"dir": str(tmp_path / f"run{number}")}}

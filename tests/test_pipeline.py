@@ -1,4 +1,5 @@
-"""The whole pipeline on a tiny world through the command line: what each stage leaves, and that each runs alone."""
+"""The whole pipeline on a tiny world through the command line: files of each stage, and each stage
+alone."""
 
 from __future__ import annotations
 
@@ -224,7 +225,7 @@ def test_a_dataset_of_other_data_settings_is_refused(world: Path, capsys: pytest
         message = _refused(world, capsys, verb, "--data.source.num_users", "61")
         assert "was prepared with other data settings" in message and "run `recsys prepare`" in message
     config = load_config(world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")])
-    open_dataset(config)  # neither changes what is in it
+    open_dataset(config)  # neither changes its content
 
 
 def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +267,8 @@ def test_closing_words_put_the_best_first_and_say_how_sure() -> None:
 
 
 def _retrained(world: Path) -> dict[str, Any]:
-    """`recsys evaluate` with every variant trained anew: what the metrics hold of them, the report beside."""
+    """Run `recsys evaluate` with every variant trained again; return their part of the metrics, and
+    the report."""
     arguments = ["--evaluate.ablation", "retrain"]
     assert main(["evaluate", "--config", str(world / "tiny.yaml"), *arguments]) == 0
     found: dict[str, Any] = json.loads((world / "run" / "metrics.json").read_text())["ablation"]["retrained"]
@@ -285,7 +287,8 @@ def _retrained(world: Path) -> dict[str, Any]:
 
 
 def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the loop without Ray, each of the four different ones once; asked again, all are found."""
+    """Trained by the loop without Ray, each of the four different ones once; a second evaluation
+    reuses all of them."""
     from recsys.training import ray_train
 
     trainings: list[list[str]] = []

@@ -1,4 +1,5 @@
-"""The documents as a site: every page is in the navigation, what is written from the code names all of it."""
+"""The documentation site: every page is in the navigation, and generated pages cover all of the
+code."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
 class _Loader(yaml.SafeLoader):
-    """Names of Python objects, which MkDocs resolves, are plain text here."""
+    """Read names of Python objects, which MkDocs resolves, as plain text."""
 
 
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
