@@ -3,10 +3,11 @@ measured matrix rate.
 
     python -m benchmarks.gpu
 
-The sequence model (width 64, 2 blocks, 50 events) over generated histories, full softmax over 20,000 items and sampled
-softmax over a million, through the training loop's own modules, without Ray. The card's rate is that of large matrix
-products of the same type, measured in the same run. Without a GPU a small version runs once on the
-CPU: this shows that the code runs; its figures mean nothing.
+The sequence model (width 64, 2 blocks, 50 events) over generated histories, full softmax over
+20,000 items and sampled softmax over a million, through the training loop's own modules, without
+Ray. The card's rate is that of large matrix products of the same type, measured in the same run.
+Without a GPU a small version runs once on the CPU: this shows that the code runs; its figures mean
+nothing.
 """
 
 from __future__ import annotations

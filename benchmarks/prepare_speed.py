@@ -2,11 +2,11 @@
 
     python -m benchmarks.prepare_speed --events 1000000 5000000
 
-The job: events of a Parquet file → sorted ids and dense numbers, exact repeats dropped, users' events in order, the
-last one test and the one before it validation, the events of every item counted, all written as Parquet. Polars does
-that in one process and two threads, everything in memory. Ours, in tasks on two Ray CPUs, also
-checks every row, keeps the bad ones, and audits its output. Start-up (Ray, and imports in its
-workers) is not included and is reported separately.
+The job: events of a Parquet file → sorted ids and dense numbers, exact repeats dropped, users'
+events in order, the last one test and the one before it validation, the events of every item
+counted, all written as Parquet. Polars does that in one process and two threads, everything in
+memory. Ours, in tasks on two Ray CPUs, also checks every row, keeps the bad ones, and audits its
+output. Start-up (Ray, and imports in its workers) is not included and is reported separately.
 """
 
 from __future__ import annotations

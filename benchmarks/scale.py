@@ -3,13 +3,13 @@ epoch, evaluation.
 
     python -m benchmarks.scale --events 100000 1000000 10000000 --plots docs
 
-Users have 25 events each on average; the catalogue grows with the events up to ``--items``. Every stage is a fresh
-process, whose time includes its imports and the start of Ray; ``work_s`` is the stage's own clock without them.
-Memory is the proportional set size of the process and all processes of Ray together. ``generate``
-makes the events alone, in one process, so that the cost of the generator inside ``prepare`` is
-known. Texts are off: they have their own benchmark. Evaluation ranks 20,000 users at most, with
-popularity and item-kNN as baselines: EASE and ALS have their own limits, and take longer than
-everything else.
+Users have 25 events each on average; the catalogue grows with the events up to ``--items``. Every
+stage is a fresh process, whose time includes its imports and the start of Ray; ``work_s`` is the
+stage's own clock without them. Memory is the proportional set size of the process and all processes
+of Ray together. ``generate`` makes the events alone, in one process, so that the cost of the
+generator inside ``prepare`` is known. Texts are off: they have their own benchmark. Evaluation
+ranks 20,000 users at most, with popularity and item-kNN as baselines: EASE and ALS have their own
+limits, and take longer than everything else.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     python -m benchmarks.serving_load stop --url http://127.0.0.1:8000 --pid PID --clients 8
 
 ``half`` sends bodies that announce a length and stop, and polls ``/health`` meanwhile: the longest
-time without an answer. ``beside`` sends small calls, first alone, then during a sequence of large calls. ``stop``
-sends calls from several clients, sends SIGTERM to the process PID, and counts the outcome of every
-call until the server has ended.
+time without an answer. ``beside`` sends small calls, first alone, then during a sequence of large
+calls. ``stop`` sends calls from several clients, sends SIGTERM to the process PID, and counts the
+outcome of every call until the server has ended.
 """
 
 from __future__ import annotations

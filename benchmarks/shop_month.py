@@ -4,10 +4,10 @@ events per day.
     python -m benchmarks.shop_month shop --until 2026-03-14
     python -m benchmarks.shop_month shop --until 2026-03-15 --damage bots
 
-Writes ``FOLDER/items.csv`` and ``FOLDER/days/DATE.csv`` for every day of March 2026 up to ``--until``; the
-same day always has the same bytes. ``--damage`` damages the last day: ``ids`` gives every second
-row an item id of another system, ``bots`` adds visitors who view the least popular items all day.
-docs/first-month.md uses it; users choose as in :mod:`benchmarks.shop_world`.
+Writes ``FOLDER/items.csv`` and ``FOLDER/days/DATE.csv`` for every day of March 2026 up to
+``--until``; the same day always has the same bytes. ``--damage`` damages the last day: ``ids``
+gives every second row an item id of another system, ``bots`` adds visitors who view the least
+popular items all day. docs/first-month.md uses it; users choose as in :mod:`benchmarks.shop_world`.
 """
 
 from __future__ import annotations

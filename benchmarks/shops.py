@@ -4,12 +4,12 @@ shops.
     python -m benchmarks.shops                               # seeds 0 to 9, settings by rules
     python -m benchmarks.shops --seeds 3 4 --budget 5m --out runs/shops
 
-Every shop (:mod:`benchmarks.shop_world`) is written as files of some form (:mod:`benchmarks.shop_files`), and
-is processed like a user's own data: ``recsys init FILES --out mine.yaml``, ``recsys run --config
-mine.yaml``. The gain compares the model with the baseline of the same run that is best on test; its
-interval is that of the paired difference. ``ceiling`` is the metric with knowledge of the shop's
-rules, ``misread`` lists the mistakes of ``init``. ``--out`` keeps everything; a shop with results
-there is not run again.
+Every shop (:mod:`benchmarks.shop_world`) is written as files of some form
+(:mod:`benchmarks.shop_files`), and is processed like a user's own data: ``recsys init FILES --out
+mine.yaml``, ``recsys run --config mine.yaml``. The gain compares the model with the baseline of the
+same run that is best on test; its interval is that of the paired difference. ``ceiling`` is the
+metric with knowledge of the shop's rules, ``misread`` lists the mistakes of ``init``. ``--out``
+keeps everything; a shop with results there is not run again.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@ Last.fm, one thread.
 
     python -m benchmarks.step_profile --config lastfm --steps 30
 
-Shares of a step by part: the loader, the item tower, the graph convolutions and states of each granularity (computed
-once per step for any number of users: ``made_a_step`` counts them), its encoder of users, the loss,
-the backward pass and the optimiser. The first steps warm up and do not count.
+Shares of a step by part: the loader, the item tower, the graph convolutions and states of each
+granularity (computed once per step for any number of users: ``made_a_step`` counts them), its
+encoder of users, the loss, the backward pass and the optimiser. The first steps warm up and do not
+count.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ texts, one thread.
 
     python -m benchmarks.text_encoding --texts 1500
 
-Texts are the first words of RecBole's item table or of the generated world: 4 to 60 words, unsorted. The
-line also has the least cosine between the two sides' vectors.
+Texts are the first words of RecBole's item table or of the generated world: 4 to 60 words,
+unsorted. The line also has the least cosine between the two sides' vectors.
 """
 
 from __future__ import annotations

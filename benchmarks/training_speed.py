@@ -3,10 +3,10 @@ softmax.
 
     python -m benchmarks.training_speed --data ml-100k --rounds 3
 
-One thread; ``epoch_s`` without the first epoch, which warms up. Quality is reported with speed: ndcg@10 of each user's
-held-out next item after the same number of epochs, full ranking, seen items left out. A target is a position whose
-next event is learnt. Data: $RECSYS_DATA/{ml-100k,beauty}, each user's last event left out of everything, the one
-before it held out.
+One thread; ``epoch_s`` without the first epoch, which warms up. Quality is reported with speed:
+ndcg@10 of each user's held-out next item after the same number of epochs, full ranking, seen items
+left out. A target is a position whose next event is learnt. Data: $RECSYS_DATA/{ml-100k,beauty},
+each user's last event left out of everything, the one before it held out.
 """
 
 from __future__ import annotations

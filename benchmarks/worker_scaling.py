@@ -3,7 +3,8 @@ machine.
 
     python -m benchmarks.worker_scaling --data beauty --epochs 3
 
-Real processes over gloo around the loop that knows no Ray, in turns; seconds are those of the epochs after the first.
+Real processes over gloo around the loop that knows no Ray, in turns; seconds are those of the
+epochs after the first.
 """
 
 from __future__ import annotations

@@ -40,11 +40,12 @@ def write_dataset(
     codes: Sequence[Sequence[Sequence[int]]] = (),
     targets: Sequence[str] = (),
 ) -> PreparedDataset:
-    """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u`` has ``histories[u]``.
+    """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u``
+    has ``histories[u]``.
 
     Users are distributed to the shards in turns, like buckets of a hash; users without events are
-    in the vocabulary only. Text vectors are drawn from a fixed seed; the last item has none. ``codes[u]`` are the codes of the context
-    columns of every event of user ``u``.
+    in the vocabulary only. Text vectors are drawn from a fixed seed; the last item has none.
+    ``codes[u]`` are the codes of the context columns of every event of user ``u``.
     """
     num_users = len(histories)
     users, items = [f"u{u}" for u in range(num_users)], [f"i{i}" for i in range(num_items)]
@@ -161,7 +162,8 @@ HISTORIES = [
 
 
 def small_world(folder: Path, ordered: bool = True) -> PreparedDataset:
-    """Six users, twelve items, two event types, friends u0–u3 and u1–u2; i10 and i11 have no training events."""
+    """Six users, twelve items, two event types, friends u0–u3 and u1–u2; i10 and i11 have no
+    training events."""
     return write_dataset(
         folder,
         HISTORIES,

@@ -91,7 +91,8 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]], as_array: bool = Fals
 
 
 def movielens_100k(folder: Path) -> list[Path]:
-    """u.data (tabs), u.item (bars, latin-1, flags of genres), u.user (bars); a readme, a split of u.data."""
+    """u.data (tabs), u.item (bars, latin-1, flags of genres), u.user (bars); a readme, a split of
+    u.data."""
     world = World()
     rows = [(e.user + 1, e.item + 1, int(e.value), epoch(e.time)) for e in world.events]
     items = [
@@ -153,7 +154,8 @@ def movielens_latest(folder: Path) -> list[Path]:
 
 
 def amazon(folder: Path) -> list[Path]:
-    """Reviews and meta as JSON lines, gzipped reviews; HTML descriptions, nested categories, prices as text."""
+    """Reviews and meta as JSON lines, gzipped reviews; HTML descriptions, nested categories, prices
+    as text."""
     world = World(seed=3)
     reviews = [
         {
@@ -193,7 +195,8 @@ def amazon(folder: Path) -> list[Path]:
 
 
 def invoices(folder: Path) -> list[Path]:
-    """Lines of invoices with descriptions, prices, countries, cancellations and rows without a customer; day/month."""
+    """Lines of invoices with descriptions, prices, countries, cancellations and rows without a
+    customer; day/month."""
     world = World(repeats=0.5, per_user=25, seed=4)
     rows: list[tuple[Any, ...]] = []
     for number, e in enumerate(world.events):

@@ -1,4 +1,5 @@
-"""Planted worlds as prepared datasets, and models trained on them in seconds: in one process, without Ray.
+"""Planted worlds as prepared datasets, and models trained on them in seconds: in one process,
+without Ray.
 
 Why: a world in which only one signal matters shows that a granularity does what its name says. Such
 a test reads

@@ -22,7 +22,8 @@ PATHS = (["Home", "Kitchen", "Knives"], ["Home", "Kitchen"], ["Home", "Garden"],
 
 
 class World:
-    """Items ``i0 …`` with attributes as plain Python values in ``rows``, users ``u0 …`` with random histories."""
+    """Items ``i0 …`` with attributes as plain Python values in ``rows``, users ``u0 …`` with random
+    histories."""
 
     def __init__(self, folder: Path, num_items: int, num_users: int) -> None:
         rng = np.random.default_rng(5)

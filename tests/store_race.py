@@ -1,4 +1,5 @@
-"""Commands that open a store together, or are killed while they create it: ``store_race.py FOLDER together|kills N``.
+"""Commands that open a store together, or are killed while they create it: ``store_race.py FOLDER
+together|kills N``.
 
 A separate program, since it forks: every command is a child that has already imported MLflow, so
 that all start at the same time. The last line of output is the result.

@@ -268,7 +268,7 @@ def test_temporal_split_without_times(tree: Tree, tmp_path: Path, events: Path, 
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["temporal", "timestamp"], capsys)
 
 
-def test_given_split_that_is_not_given(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_given_split_without_split_column(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
     tree["data"]["split"] = {"kind": "given"}
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["given", "split"], capsys)
 

@@ -110,7 +110,7 @@ def _problems(config: Tree) -> list[str]:
     return _start_problems(config) + _size_problems(config) + _place_problems(config)
 
 
-def test_the_cluster_is_one_that_ray_takes_and_closed_by_our_rules() -> None:
+def test_cluster_yaml_is_valid_for_ray_and_follows_our_rules() -> None:
     config = _load(ROOT / "cluster.yaml")
     assert _ray_refuses(config) == ""
     assert _problems(config) == []
@@ -143,7 +143,7 @@ def _replace(key: str, old: str, new: str) -> Callable[[Tree], None]:
         _set("provider", {"region": "us-west-2"}),
     ],
 )
-def test_ray_itself_refuses(change: Callable[[Tree], None]) -> None:
+def test_ray_refuses_bad_cluster_yaml(change: Callable[[Tree], None]) -> None:
     config = _load(ROOT / "cluster.yaml")
     change(config)
     assert _ray_refuses(config)
@@ -174,7 +174,7 @@ def test_ray_itself_refuses(change: Callable[[Tree], None]) -> None:
         (_set("provider/security_group", {"IpPermissions": [{"FromPort": 8265}]}), "ports are opened"),
     ],
 )
-def test_our_rules_refuse(change: Callable[[Tree], None], problem: str) -> None:
+def test_our_rules_refuse_bad_cluster_yaml(change: Callable[[Tree], None], problem: str) -> None:
     config = _load(ROOT / "cluster.yaml")
     change(config)
     assert any(problem in found for found in _problems(config)), _problems(config)
@@ -226,7 +226,7 @@ def _job_problems(job: Tree) -> list[str]:
     return found
 
 
-def test_the_kubernetes_job_is_whole_by_our_rules() -> None:
+def test_kubernetes_job_follows_our_rules() -> None:
     job = _load(KUBERNETES)
     assert _job_problems(job) == []
     gpus = {name: "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for name, pod in _pods(job).items()}
@@ -275,7 +275,7 @@ def _image_problems(text: str) -> list[str]:
     return found
 
 
-def test_the_image_keeps_our_rules() -> None:
+def test_image_follows_our_rules() -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     assert _image_problems(text) == []
     copied = re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE)

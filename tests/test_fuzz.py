@@ -86,14 +86,14 @@ def test_half_a_character_in_a_key_makes_a_bad_row() -> None:
 
 
 @pytest.mark.parametrize("name", ["lines.txt.gz", "table.jsonl.gz", "table.csv.gz"])
-def test_what_says_gz_and_is_not_is_refused(name: str) -> None:
+def test_file_named_gz_without_gzip_content_is_refused(name: str) -> None:
     path = write(name, b"u1 a b\n")
     source = SequencesSource(events=path) if "txt" in name else CanonicalSource(events=[path])
     said = tables_of(source)
     assert isinstance(said, str) and name in said and "gzip" in said
 
 
-def test_a_file_cut_off_behind_its_head_is_refused() -> None:
+def test_file_truncated_after_its_header_is_refused() -> None:
     import gzip
     import random
 
@@ -116,7 +116,7 @@ def test_a_file_cut_off_behind_its_head_is_refused() -> None:
         ("/recommend", b'{"user_id": "u0", "context": {"warmth": 1' + b"0" * 400 + b"}}", "expected a finite number"),
     ],
 )
-def test_calls_that_were_errors_of_ours(path: str, body: bytes, says: str) -> None:
+def test_calls_that_caused_internal_errors_are_refused(path: str, body: bytes, says: str) -> None:
     from tests.fuzz.requests import reply_to
 
     reply = reply_to(path, body)
@@ -124,7 +124,7 @@ def test_calls_that_were_errors_of_ours(path: str, body: bytes, says: str) -> No
     assert reply.status == 400 and says in (content.get("error") or content["message"])
 
 
-def test_parquet_texts_that_are_no_text_are_refused() -> None:
+def test_parquet_texts_with_invalid_utf8_are_refused() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -146,7 +146,7 @@ def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
     assert _run(code).splitlines()[-1] == "False None []"
 
 
-def test_the_loop_knows_no_ray() -> None:
+def test_loop_does_not_import_ray() -> None:
     """A notebook, a sweep's trial without Ray and a worker run the same loop."""
     for name in (
         "recsys/training/loop.py",

@@ -240,7 +240,7 @@ def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest
         path.write_text(before)
 
 
-def test_a_new_model_takes_the_place_of_all_that_was_made_of_the_old_one(tmp_path: Path) -> None:
+def test_new_model_replaces_everything_derived_from_the_old_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, Progress(None))
     for path in (folder.metrics, folder.report, folder.registered, folder.recommendations, tmp_path / "run.log"):
         path.write_text("x")
@@ -251,7 +251,7 @@ def test_a_new_model_takes_the_place_of_all_that_was_made_of_the_old_one(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["run.log"]
 
 
-def test_closing_words_put_the_best_first_and_say_how_sure() -> None:
+def test_closing_summary_names_the_best_first_with_its_interval() -> None:
     metrics = {
         "metric": "ndcg@5",
         "model": {"ndcg@5": 0.3, "recall@5": 0.5},
@@ -305,6 +305,6 @@ def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_retrained_ablation_runs_to_its_end(world: Path) -> None:
+def test_retrained_ablation_runs_through_ray_train(world: Path) -> None:
     shutil.rmtree(world / "run" / "ablation", ignore_errors=True)
     _retrained(world)

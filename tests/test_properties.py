@@ -206,7 +206,9 @@ def test_every_position_is_the_naive_list_of_prefixes(rows: list[list[int]], lim
 
 @examples(100)
 @given(ROWS, st.integers(1, 6), st.floats(0, 0.9), st.integers(0, 99))
-def test_whole_history_is_naive_and_hides_alike(rows: list[list[int]], limit: int, share: float, seed: int) -> None:
+def test_whole_history_equals_naive_list_with_hidden_items(
+    rows: list[list[int]], limit: int, share: float, seed: int
+) -> None:
     hidden = Hidden(share, seed)
     batch = whole_history(named(rows), limit, np.arange(len(rows)), hidden)
     pairs = [(user, item) for user, row in enumerate(rows) for item in row]
@@ -218,7 +220,7 @@ def test_whole_history_is_naive_and_hides_alike(rows: list[list[int]], limit: in
 
 @examples(100)
 @given(ROWS, st.integers(2, 6))
-def test_windows_have_every_event_once_behind_another(rows: list[list[int]], size: int) -> None:
+def test_windows_have_every_event_once_in_order(rows: list[list[int]], size: int) -> None:
     numbered = named([[10 * user + place for place in range(len(row))] for user, row in enumerate(rows)])
     windows = numbered.windows(size)
     assert windows.lengths_U.max(initial=0) <= size
@@ -230,7 +232,7 @@ def test_windows_have_every_event_once_behind_another(rows: list[list[int]], siz
 
 @examples(100)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=6), min_size=1, max_size=5))
-def test_queries_see_only_the_parts_before(rows: list[list[tuple[int, int]]]) -> None:
+def test_queries_see_only_earlier_splits(rows: list[list[tuple[int, int]]]) -> None:
     rows = [sorted(row, key=lambda event: event[1]) for row in rows]
     plain = named([[item for item, _ in row] for row in rows])
     parts = np.array([part for row in rows for _, part in row], dtype=np.uint8)
@@ -306,7 +308,7 @@ IDS = st.lists(st.text(max_size=5), max_size=12)
 
 @examples(100)
 @given(IDS, IDS)
-def test_vocabularies_go_there_and_back(before: list[str], now: list[str]) -> None:
+def test_vocabularies_round_trip(before: list[str], now: list[str]) -> None:
     base = union([pa.array(before, pa.string())])
     assert base.to_pylist() == sorted(set(before), key=str.encode)
     grown = extend(base, pa.array(now, pa.string()))

@@ -101,7 +101,7 @@ def recommendations(place: str) -> pa.Table:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_everything_on_s3_equals_everything_here(tmp_path: Path, bucket: str) -> None:
+def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: str) -> None:
     write_tables(tmp_path / "raw")
     upload(tmp_path / "raw", f"{bucket}/raw")
     local = tree_of(str(tmp_path / "raw"), str(tmp_path / "local/run"), tmp_path / "local/mlflow.db")
@@ -169,7 +169,7 @@ def holding(place: str, word: bytes) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_day_is_appended_and_a_user_forgotten_on_s3(
+def test_update_appends_a_day_and_forget_removes_a_user_on_s3(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update with one newer file continues a dataset on S3; after forgetting, no object there
@@ -224,7 +224,7 @@ class DiesOnce:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_worker_resumes_from_checkpoints_there(tmp_path: Path, bucket: str) -> None:
+def test_killed_worker_resumes_from_checkpoints_on_s3(tmp_path: Path, bucket: str) -> None:
     """Train in a separate process, whose Ray can reach the server."""
     write_tables(tmp_path / "raw")
     tree = tree_of(str(tmp_path / "raw"), f"{bucket}/run", tmp_path / "mlflow.db")

@@ -154,7 +154,7 @@ def _arrived(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_from_another_folder_on_one_node(cluster: Cluster, tmp_path: Path) -> None:
+def test_job_from_another_folder_runs_on_one_node(cluster: Cluster, tmp_path: Path) -> None:
     """Log, metrics and registered model arrive; a user's mistake sets the job's exit code; jobs can
     be listed and stopped."""
     config = _config(tmp_path)
@@ -202,7 +202,7 @@ def test_a_job_from_another_folder_on_one_node(cluster: Cluster, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_a_job_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+def test_job_runs_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     """One worker per node: neither node has CPUs for both."""
     config = _config(tmp_path)
     cluster.start(cpus=1)

@@ -1,4 +1,5 @@
-"""RecTools: ``recommend`` of a SASRec for every user of a table of events, or its ranker on vectors from files.
+"""RecTools: ``recommend`` of a SASRec for every user of a table of events, or its ranker on vectors
+from files.
 
 Runs in its own environment. Prints one line of JSON. The constants are those of the benchmark:
 width 64, 2 blocks, 50 events, lists of ten. One training batch creates the model that ``recommend``

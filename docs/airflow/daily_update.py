@@ -1,9 +1,10 @@
 """Update a model with the events of a day: update, gate, lists for every user. An Airflow DAG of
 standard operators.
 
-Two things are set as Airflow variables or in the environment of the workers: ``SHOP_TRACKING`` (the MLflow URI) and
-``SHOP_RUNS`` (a folder, or s3://BUCKET/runs). A task fails by its exit code: 2, the input is wrong; 1, the gate refuses
-(yesterday's champion keeps serving) or any other error. A retry continues: ``--resume`` keeps what is done.
+Two things are set as Airflow variables or in the environment of the workers: ``SHOP_TRACKING`` (the
+MLflow URI) and ``SHOP_RUNS`` (a folder, or s3://BUCKET/runs). A task fails by its exit code: 2, the
+input is wrong; 1, the gate refuses (yesterday's champion keeps serving) or any other error. A retry
+continues: ``--resume`` keeps what is done.
 """
 
 from __future__ import annotations

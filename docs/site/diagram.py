@@ -36,7 +36,7 @@ COLUMNS: Final = {
     "bundle": ("bundle/", "{recommender}", "{similar}", "{exported}"),
     "registry": ("models:/", "{tracking}", "a new version", "{candidate}", "{parent}", "{served}", "{pulled}"),
     "answers": ("recommendations.parquet", "{answers}", "{answered}", "{logs}"),
-    "folders, proofs": ("{run}/trials/", "best", "{target}", "{export}", "proof", "promotion.md", "all files"),
+    "folders, proofs": ("{run}/trials/", "best", "{target}", "{export}", "proof", "promotion.md", "copies", "all files"),
 }
 PLUMBING: Final = {"config", "errors", "storage", "schema", "pace"}  # of every stage
 ROW, TOP, LEFT, STEP, WIDTH = 50, 78, 344, 91, 1080  # pixels
@@ -103,7 +103,8 @@ def _imports(module: str) -> tuple[str, ...]:
 
 
 def svg() -> str:
-    """The whole diagram; colours are those of the page around it (CSS variables of the theme, with defaults)."""
+    """The whole diagram; colours are those of the page around it (CSS variables of the theme, with
+    defaults)."""
     drawn = rows()
     height = TOP + ROW * len(drawn) + 16
     body = [*_heads(height), *(line for place, row in enumerate(drawn) for line in _row(row, TOP + ROW * place))]

@@ -3,10 +3,10 @@
     recsys export RUN --to onnx,faiss --out exported
     python recommend.py exported < requests.jsonl
 
-A request is ``{"history": ["51", {"item_id": "52", "timestamp": 1764288000, "event_type": "view"}], "k": 10}``, the
-oldest event first; ``at`` is the time of the request, in seconds, ``user`` the row of a known user,
-``exclude_seen`` as in a request to `recsys serve`. An answer is a line of JSON: item_ids, scores
-and source.
+A request is ``{"history": ["51", {"item_id": "52", "timestamp": 1764288000, "event_type": "view"}],
+"k": 10}``, the oldest event first; ``at`` is the time of the request, in seconds, ``user`` the row
+of a known user, ``exclude_seen`` as in a request to `recsys serve`. An answer is a line of JSON:
+item_ids, scores and source.
 """
 
 import json
@@ -54,7 +54,8 @@ class Export:
         return found, kinds
 
     def events(self, request):
-        """The events about known items; each item once where the model's histories have no order."""
+        """The events about known items; each item once where the model's histories have no
+        order."""
         events = [{"item_id": event} if isinstance(event, str) else event for event in request.get("history", [])]
         events = [event for event in events if event["item_id"] in self.rows]
         firsts = {}

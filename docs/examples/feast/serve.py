@@ -4,8 +4,8 @@
     python serve.py ask EXPORT USER…           # reads each history from the online store, answers a line of JSON
     python serve.py add USER ITEM [TYPE]       # an event that happened now: the next answer uses it
 
-Feast's local provider: a Parquet file as the offline store, SQLite as the online one. It needs feast, onnxruntime and
-faiss-cpu, neither torch nor this package.
+Feast's local provider: a Parquet file as the offline store, SQLite as the online one. It needs
+feast, onnxruntime and faiss-cpu, neither torch nor this package.
 """
 
 import json
@@ -46,7 +46,8 @@ def history(store: FeatureStore, user_id: str) -> dict[str, list]:
 
 
 def add(user_id: str, item_id: str, event_type: str = "interact") -> None:
-    """Append an event that happened now to the online store alone; `load` brings it from the logs later."""
+    """Append an event that happened now to the online store alone; `load` brings it from the logs
+    later."""
     store, now = FeatureStore(HERE), int(time.time())
     newest = {"items": item_id, "times": now, "types": event_type}
     row = {name: [[*values, newest[name]]] for name, values in history(store, user_id).items()}
