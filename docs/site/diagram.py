@@ -36,7 +36,16 @@ COLUMNS: Final = {
     "bundle": ("bundle/", "{recommender}", "{similar}", "{exported}"),
     "registry": ("models:/", "{tracking}", "a new version", "{candidate}", "{parent}", "{served}", "{pulled}"),
     "answers": ("recommendations.parquet", "{answers}", "{answered}", "{logs}"),
-    "folders, proofs": ("{run}/trials/", "best", "{target}", "{export}", "proof", "promotion.md", "copies", "all files"),
+    "folders, proofs": (
+        "{run}/trials/",
+        "best",
+        "{target}",
+        "{export}",
+        "proof",
+        "promotion.md",
+        "copies",
+        "all files",
+    ),
 }
 PLUMBING: Final = {"config", "errors", "storage", "schema", "pace"}  # of every stage
 ROW, TOP, LEFT, STEP, WIDTH = 50, 78, 344, 91, 1080  # pixels
