@@ -146,7 +146,7 @@ def rank_ours(folder: Path) -> dict[str, float]:
     users, items, seen = (np.load(folder / f"{name}.npy") for name in ("users", "items", "seen"))
     vectors = [torch.from_numpy(part) for part in (users, items)]
     rows = np.repeat(np.arange(len(users)), SEEN)
-    before = _peak_mib(anew=True)
+    before = _peak_mib(reset=True)
     top_by_vectors(vectors[0][:64], vectors[1], K, rows[: 64 * SEEN], seen[:64].ravel())
     rank_s, _ = _timed(lambda: top_by_vectors(*vectors, K, rows, seen.ravel()))
     return {"rank_s": rank_s, "peak_mib": _peak_mib() - before}
@@ -163,9 +163,9 @@ def _events(histories: Histories) -> tuple[Array, Array]:
     return np.repeat(np.arange(len(histories)), histories.lengths_U), histories.items_E.astype(np.int64)
 
 
-def _peak_mib(anew: bool = False) -> float:
-    """Peak memory of this process; ``anew`` resets it first."""
-    if anew:
+def _peak_mib(reset: bool = False) -> float:
+    """Peak memory of this process; ``reset`` restarts it first."""
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024

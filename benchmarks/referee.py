@@ -51,11 +51,11 @@ def main() -> None:
             print(f"{peer}: no environment, left out (make bench-peers)", file=sys.stderr)
             continue
         protocol = prepared(options.config, kind, out)
-        told = [word.replace("EPOCHS", str(options.epochs)).replace("MORE", options.more) for word in words]
+        arguments = [word.replace("EPOCHS", str(options.epochs)).replace("MORE", options.more) for word in words]
         lists = out / f"lists-{kind}"
-        side = [python, str(ROOT / "benchmarks/peers" / script), str(out / kind), str(lists), *told]
+        side = [python, str(ROOT / "benchmarks/peers" / script), str(out / kind), str(lists), *arguments]
         theirs = in_turns({peer: side}, 1)[peer][0]
-        found[peer] = beside(theirs, protocol, lists)
+        found[peer] = both_figures(theirs, protocol, lists)
     gaps = [abs(pair["theirs"] - pair["ours"]) for of in found.values() for pair in of.values()]
     say(
         "do the referee's figures equal those of the libraries?",
@@ -72,7 +72,7 @@ def prepared(config: str, kind: str, out: Path) -> Protocol:
     return read_protocol(out / kind)
 
 
-def beside(theirs: dict[str, Any], protocol: Protocol, lists: Path) -> dict[str, dict[str, float]]:
+def both_figures(theirs: dict[str, Any], protocol: Protocol, lists: Path) -> dict[str, dict[str, float]]:
     """File and metric → both figures. RecTools reports figures of each of its files, RecBole of its
     only one."""
     questions = [protocol.queries(window) for window in protocol.windows]

@@ -165,15 +165,15 @@ class _Export:
         truth["category"] = self._one_of(("category", "department", "product_group", "type"))
         table[truth["category"]] = [CATEGORIES[c] for c in world.categories.tolist()]
         if plan.shows("brands"):
-            told = world.brands if plan.has("brands") else random.permutation(world.brands)
+            written = world.brands if plan.has("brands") else random.permutation(world.brands)
             truth["brand"] = self._one_of(("brand", "manufacturer", "vendor"))
-            table[truth["brand"]] = [_brand(brand) for brand in told.tolist()]
+            table[truth["brand"]] = [_brand(brand) for brand in written.tolist()]
         if plan.shows("price"):
-            told = world.prices if plan.has("price") else random.permutation(world.prices)
+            written = world.prices if plan.has("price") else random.permutation(world.prices)
             truth["price"] = self._one_of(("price", "unit_price", "list_price"))
             mark = self._one_of(("{:.2f}", "{:.2f}", "{:.2f} EUR", "${:.2f}"))
             shop.forms["price"] = mark
-            table[truth["price"]] = [mark.format(price) if " " in mark or "$" in mark else price for price in told]
+            table[truth["price"]] = [mark.format(price) if " " in mark or "$" in mark else price for price in written]
         if plan.has("place"):
             truth["latitude"], truth["longitude"] = self._one_of((("lat", "lon"), ("latitude", "longitude")))
             table[truth["latitude"]] = [round(48.2 + y / 111, 5) for y in world.item_places[:, 1].tolist()]

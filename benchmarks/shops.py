@@ -88,7 +88,7 @@ def measure(seed: int, options: argparse.Namespace, folder: Path) -> Json:
         found["seconds"] = int(took.read_text(encoding="utf-8"))
     except RuntimeError as error:
         found["error"] = str(error)
-    show(f"shop {seed}: {told(found, shop)}")
+    show(f"shop {seed}: {summary_line(found, shop)}")
     return found
 
 
@@ -145,7 +145,7 @@ def recsys(folder: Path, *words: str) -> None:
         raise RuntimeError(f"recsys {' '.join(words)} failed ({done.returncode}): {said}")
 
 
-def told(found: Json, shop: Shop) -> str:
+def summary_line(found: Json, shop: Shop) -> str:
     """Print one readable line."""
     wrong = "; ".join(found.get("misread", [])) or "read as it is meant"
     if "error" in found:

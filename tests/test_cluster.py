@@ -69,7 +69,7 @@ def _size_problems(config: Tree) -> list[str]:
     found = [] if head.get("resources") == {"CPU": 0, "GPU": 0} else ["the head takes tasks"]
     gpus = {name: node["resources"].get("GPU", 0) for name, node in types.items()}
     if not (any(gpus.values()) and not all(gpus.values())):
-        found.append("not a pool of CPU machines beside one of GPU machines")
+        found.append("not a pool of CPU machines and one of GPU machines")
     for name, node in types.items():
         low, high = node.get("min_workers", 0), node.get("max_workers", config["max_workers"])
         if not 0 <= low <= high <= 64:
@@ -269,7 +269,7 @@ def _image_problems(text: str) -> list[str]:
     if any(re.search(r"(?i)(token|password|secret|key)\s*=\s*\S", step.replace("=token", "")) for step in steps):
         found.append("a secret in the image")
     if any(step.startswith("ADD") or re.match(r"COPY (--\S+ )*\. ", step) for step in steps):
-        found.append("copies whatever lies about")
+        found.append("copies unrelated files")
     if not any("pip install" in step and "-c constraints.txt '.[text,serve,s3]'" in step for step in steps):
         found.append("not installed as the README says, with the constraints")
     return found
@@ -289,7 +289,7 @@ def test_image_follows_our_rules() -> None:
         ("3.11.13-slim-bookworm", "latest", "pinned"),
         ("USER ray", "USER root", "root"),
         ("DO_NOT_TRACK=true", "AWS_SECRET_ACCESS_KEY=abc", "secret"),
-        ("COPY recsys ./recsys", "COPY . .", "lies about"),
+        ("COPY recsys ./recsys", "COPY . .", "unrelated files"),
         ("-c constraints.txt", "", "constraints"),
     ],
 )

@@ -88,8 +88,8 @@ def test_no_module_imports_upwards(module: str, path: Path) -> None:
         if mine == theirs:
             continue
         assert _level(theirs) <= _level(mine), f"{module} imports {name}, which is above it"
-        beside = _level(theirs) == _level(mine) and _level(mine) > 0
-        assert not beside, f"{module} imports {name}, which is on the same level"
+        same_level = _level(theirs) == _level(mine) and _level(mine) > 0
+        assert not same_level, f"{module} imports {name}, which is on the same level"
 
 
 def _run(code: str) -> str:

@@ -86,12 +86,12 @@ def rank_vectors(folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     ranker.rank(np.arange(len(users)), K, known)
     rank_s = time.perf_counter() - started
-    return {"rank_s": rank_s, "peak_mib": peak_mib(anew=False) - before}
+    return {"rank_s": rank_s, "peak_mib": peak_mib(reset=False) - before}
 
 
-def peak_mib(anew: bool = True) -> float:
-    """Peak memory of this process; ``anew`` resets it first."""
-    if anew:
+def peak_mib(reset: bool = True) -> float:
+    """Peak memory of this process; ``reset`` restarts it first."""
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024

@@ -53,12 +53,12 @@ OF_MODEL = {
 def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dict[str, object]) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    told = json.loads((protocol / "protocol.json").read_text())
+    rules = json.loads((protocol / "protocol.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         _write_events(protocol, Path(folder))
         arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
         places = {"data_path": folder, "checkpoint_dir": folder, "epochs": epochs, "eval_args": arguments}
-        never = {"eval_step": epochs + 1, "stopping_step": epochs + 1, "seed": told["rules"]["seed"]}
+        never = {"eval_step": epochs + 1, "stopping_step": epochs + 1, "seed": rules["rules"]["seed"]}
         config = Config(name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **more})
         init_seed(config["seed"], reproducibility=True)
         dataset = create_dataset(config)
@@ -66,15 +66,15 @@ def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dic
         model = get_model(name)(config, train.dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
         trainer.fit(train, None, saved=False, show_progress=False)
-        np.random.seed(told["rules"]["seed"])
+        np.random.seed(rules["rules"]["seed"])
         metrics = trainer.evaluate(test, load_best_model=False, show_progress=False)
         model.eval()
         if mode == "full":
             lists = _best(protocol, dataset, model, test)
         else:
-            np.random.seed(told["rules"]["seed"])
+            np.random.seed(rules["rules"]["seed"])
             lists = _scored(dataset, model, test)
-    lists = lists.assign(protocol=told["hash"], command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip())
+    lists = lists.assign(protocol=rules["hash"], command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip())
     out.mkdir(parents=True, exist_ok=True)
     lists.to_csv(out / f"recbole-{name.lower()}.csv", index=False)
     print(json.dumps({key: float(value) for key, value in metrics.items()}))

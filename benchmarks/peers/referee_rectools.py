@@ -41,13 +41,13 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
         for name in ("train", "valid", "test")
     }
     ask = pd.read_csv(protocol / "ask.csv", dtype=str, keep_default_na=False)["user_id"]
-    told = {"protocol": json.loads((protocol / "protocol.json").read_text())["hash"]}
+    columns = {"protocol": json.loads((protocol / "protocol.json").read_text())["hash"]}
     seen = pd.concat([parts["train"], parts["valid"]])
     found = {}
     for seed in seeds:
         for number in epochs:
             model = fitted(dataset_of(parts["train"]), number, seed)
-            told["command"] = f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on train"
+            columns["command"] = f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on train"
             for ending, shown, asked, target in (
                 (".valid", parts["train"], parts["valid"]["user_id"].unique(), parts["valid"]),
                 ("", seen, ask, parts["test"]),
@@ -57,7 +57,7 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
                 )
                 path = out / "rectools-sasrec" / f"epochs={number}{ending}.seed{seed}.csv"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lists.assign(**told).to_csv(path, index=False)
+                lists.assign(**columns).to_csv(path, index=False)
                 found[path.name] = calc_metrics(METRICS, lists, target[target["user_id"].isin(asked)])
     print(json.dumps({key: {name: float(value) for name, value in of.items()} for key, of in found.items()}))
 
