@@ -172,7 +172,7 @@ def _row(row: Row, y: int) -> Iterator[str]:
             yield f'<circle class="{kind}" cx="{_x(column)}" cy="{middle}" r="7"/>'
 
 
-def _short(packages: list[str], most: int = 5) -> str:
+def _short(packages: list[str], most: int = 4) -> str:
     """
     >>> _short(["a", "b", "c"], most=2)
     'a · b and 1 more'
