@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Everything is installed in .venv beside this file.
+# Two commands on a fresh machine: `make demo` and `make test`. They install everything in .venv next to this file.
 .DEFAULT_GOAL := help
 .PHONY: help demo test check coverage slow docs bench bench-long bench-peers clean
 .DELETE_ON_ERROR:
@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONUNBUFFERED := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-help: ## what can be made
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
@@ -33,36 +33,36 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP_INSTALL) -e '.[text,tune,dev]'
 	@touch $@
 
-demo: $(VENV)/installed ## the whole pipeline on the synthetic world, with local Ray and a SQLite MLflow store
+demo: $(VENV)/installed ## run the whole pipeline on generated data, with local Ray and a SQLite MLflow store
 	$(BIN)/recsys run --config pipelines/configs/demo.yaml --run.dir $(DEMO_DIR)
 
-test: $(VENV)/installed-dev ## all fast tests, failing below 85 % coverage of recsys
+test: $(VENV)/installed-dev ## run all fast tests, fail below 85 % coverage of recsys
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
-check: $(VENV)/installed-dev ## ruff, codespell and mypy
+check: $(VENV)/installed-dev ## run ruff, codespell and mypy
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-coverage: $(VENV)/installed-dev ## the same, with the lines that no test runs
+coverage: $(VENV)/installed-dev ## run the fast tests and list the lines that no test runs
 	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing --cov-fail-under=85
 
-slow: $(VENV)/installed-dev ## the slow tests
+slow: $(VENV)/installed-dev ## run the slow tests
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" --timeout 1800
 
-docs: $(VENV)/installed-dev ## the documents as a site in site/, with every notebook run; a broken link fails
+docs: $(VENV)/installed-dev ## build the documents as a site in site/ and run every notebook; a broken link fails
 	MULTIGRAIN_RUN_NOTEBOOKS=1 $(BIN)/python -m mkdocs build -f docs/site/mkdocs.yml
 
-bench-peers: ## environments of their own for the peers that the benchmarks run beside ours
+bench-peers: ## install the peers of the benchmarks, each in its own environment
 	for peer in rectools recbole; do $(PYTHON) -m venv .venv-$$peer; done
 	.venv-rectools/bin/python -m pip install --quiet 'torch>=2.13,<2.14' 'rectools[torch]==0.19.0'
 	.venv-recbole/bin/python -m pip install --quiet 'torch>=2.13,<2.14' recbole==1.2.1 'numpy<2' ray 'setuptools<80'
 
-bench: $(VENV)/installed-dev ## the short benchmarks, the table of docs/benchmarks.md; the public data in RECSYS_DATA
+bench: $(VENV)/installed-dev ## run the short benchmarks and rewrite the table of docs/benchmarks.md; needs RECSYS_DATA
 	$(BIN)/python -m benchmarks.suite short
 
-bench-long: $(VENV)/installed-dev ## the others
+bench-long: $(VENV)/installed-dev ## run the long benchmarks
 	$(BIN)/python -m benchmarks.suite long
 
 clean: ## remove the environment and the caches, keep runs and data

@@ -1,11 +1,12 @@
-"""What does a day's append cost beside a prepare of everything? One JSON line.
+"""Compare the cost of appending one day with a prepare of everything. Prints one JSON line.
 
     python -m benchmarks.append_speed --events 1000000 --new 10000
 
-A shop of a hundred days: a user comes on some days, and has several events on each. All days but the last are prepared,
-then the last one is appended; for comparison all days are prepared at once. Start-up (Ray, and imports in its workers)
-is left out of both times and shown apart. ``share`` is the time of the append over that of the whole; ``cpu_share`` is
-the same of the CPU seconds of all processes, which other work on the machine disturbs less.
+A shop of a hundred days: a user comes on some days, with several events on each. All days except
+the last are prepared, then the last one is appended; for comparison all days are prepared at once.
+Start-up (Ray, and imports in its workers) is not part of either time and is shown separately.
+``share`` is the time of the append divided by that of the whole; ``cpu_share`` is the same for the
+CPU seconds of all processes, which depend less on other work on the machine.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
         results = in_turns({side: [*command, side, name] for side in ("append", "all")}, options.rounds, 2)
     seconds, cpu = medians(results, "seconds"), medians(results, "cpu_s")
     say(
-        "seconds of an append beside a prepare of everything",
+        "seconds of an append and of a prepare of everything",
         events=options.events,
         new=new,
         split=options.split,
@@ -64,7 +65,8 @@ def main() -> None:
 
 
 def write_days(folder: Path, events: int, new: int, form: str) -> None:
-    """``old.FORM`` and ``new.FORM``: visits of four events each, by an eighth more users than visits of three weeks."""
+    """Write ``old.FORM`` and ``new.FORM``: visits of four events each, of an eighth more users than
+    there are visits in three weeks."""
     import numpy as np
     import polars as pl
 
@@ -84,7 +86,8 @@ def write_days(folder: Path, events: int, new: int, form: str) -> None:
 
 
 def _side(side: str, folder: Path, split: str) -> dict[str, Any]:
-    """Prepare what a side prepares; memory is that of this process and all of Ray's, together."""
+    """Prepare the data of one side; memory is that of this process and all processes of Ray
+    together."""
     import shutil
 
     from pipelines.plumbing.session import ray_session

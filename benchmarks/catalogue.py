@@ -1,10 +1,12 @@
-"""What does a training step cost over a large catalogue? Rows of the embedding alone against all of it, and memory.
+"""Measure a training step over a large catalogue: update of embedding rows against the whole table,
+and memory.
 
     python -m benchmarks.catalogue --items 10000 100000 1000000
 
-Sampled softmax over catalogues of each size, a model of 64 dimensions that reads the order of 10,000 users' histories:
-the median of steps, the time to rank the whole catalogue for a query, and the peak memory of the process. ``rows`` is
-what is done beyond ``train.loss.max_dense_items``, ``dense`` AdamW over every row at every step.
+Sampled softmax over catalogues of each size, a sequence model of 64 dimensions, histories of 10,000
+users: the median step, the time to rank the whole catalogue for a query, and the peak memory of the
+process. ``rows`` is the method above ``train.loss.max_dense_items``, ``dense`` is AdamW over every
+row at every step.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def settings(folder: Path, side: str = "rows") -> Config:
 
 
 def prepare(folder: Path, items: int) -> dict[str, float]:
-    """Users who choose popular items more often, of a catalogue that is mostly not chosen."""
+    """Generate users who choose popular items more often; most items of the catalogue are never
+    chosen."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -88,7 +91,7 @@ def prepare(folder: Path, items: int) -> dict[str, float]:
 
 
 def train(folder: Path, side: str, steps: int) -> dict[str, Any]:
-    """Some steps as the loop takes them, and the ranking of some queries."""
+    """Time some steps as the training loop takes them, and the ranking of some queries."""
     import numpy as np
     import torch
 

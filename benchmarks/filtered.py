@@ -1,13 +1,14 @@
-"""How much longer a filtered list takes than an unfiltered one, of a large catalogue; one JSON line.
+"""Compare the time of a filtered list with that of an unfiltered one, for a large catalogue. Prints
+one JSON line.
 
     python -m benchmarks.filtered --items 1000000 --width 64 --calls 600 --threads 2
 
-One request a call, from the parsed request to the answer, as a replica of `recsys serve` does it. Unfiltered and
-filtered calls of the same user take turns, so that other work on the machine falls on both alike; ``processor`` is the
-time that they computed, whatever else did. Filters leave from
-nearly all items to one in ten thousand; a fifth of the calls has a filter that was never asked before, the others are
-among 40, as the categories of a shop are. Vectors are synthetic, see ``benchmarks.serving``; users are sums over their
-histories.
+One request per call, from the parsed request to the answer, as in a replica of `recsys serve`.
+Unfiltered and filtered calls of the same user take turns, so that other work on the machine affects
+both equally; ``processor`` is their CPU time, without the waiting. Filters leave between nearly all
+items and one in ten thousand; a fifth of the calls has a new filter, the others use one of 40, like
+the categories of a shop. Vectors are synthetic, see ``benchmarks.serving``; users are sums over
+their histories.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CATEGORIES = 1000
 
 
 def attributes(num_items: int) -> ItemAttributes:
-    """A category of very different sizes, a price, and tags: one or two of 50 an item."""
+    """Generate categories of very different sizes, a price, and one or two of 50 tags per item."""
     rng = np.random.default_rng(1)
     sizes = 1 / np.arange(1, _CATEGORIES + 1)
     kinds = rng.choice(_CATEGORIES, size=num_items, p=sizes / sizes.sum()).astype(np.int32)
@@ -56,7 +57,7 @@ def attributes(num_items: int) -> ItemAttributes:
 
 
 def handmade(num_items: int, width: int) -> Bundle:
-    """A bundle in memory, with an index that finds .99, as registering makes it."""
+    """Build a bundle in memory, with an index that finds .99, as registration builds it."""
     vectors_ND, _ = synthetic(num_items, width)
     config = build_config({"model": {"width": width, "granularities": {"collaborative": {"enabled": True}}}}).model
     sizes = ModelSizes(width, config.max_history, _USERS, num_items, 1, 0, True, False)
@@ -94,7 +95,7 @@ def handmade(num_items: int, width: int) -> Bundle:
 
 
 def filters(rng: np.random.Generator) -> dict[str, Any]:
-    """One of a shop's: a category, some, a price, a tag, and these together."""
+    """Draw a typical filter of a shop: one category, several, a price, a tag, or combinations."""
     kind = f"k{int(rng.integers(_CATEGORIES) ** 2 / _CATEGORIES)}"
     price = round(float(rng.lognormal(3, 1)), 2)
     choices: list[dict[str, Any]] = [
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--calls", type=int, default=600)
     parser.add_argument("--threads", type=int, default=2)
-    say("milliseconds a filtered list takes, and an unfiltered one", **run(parser.parse_args()))
+    say("milliseconds of a filtered and of an unfiltered list", **run(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The training step on a GPU: fp32, bf16 and ``torch.compile``, and the share of the card's measured matrix rate.
+"""Measure the training step on a GPU: fp32, bf16, ``torch.compile``, and the share of the card's
+measured matrix rate.
 
     python -m benchmarks.gpu
 
-The sequence model (width 64, 2 blocks, 50 events) over generated histories, full softmax over 20,000 items and sampled
-softmax over a million, through the training loop's own modules, without Ray. The card's rate is that of large matrix
-products of the same type, measured in the same run. Without a GPU the same is run small on the CPU, once: that shows
-that it runs, and its figures mean nothing.
+The sequence model (width 64, 2 blocks, 50 events) over generated histories, full softmax over
+20,000 items and sampled softmax over a million, through the training loop's own modules, without
+Ray. The card's rate is that of large matrix products of the same type, measured in the same run.
+Without a GPU a small version runs once on the CPU: this shows that the code runs; its figures mean
+nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ NEGATIVES = 8192
 
 
 class Step(nn.Module):
-    """View of the items, user vectors, softmax: what a step of the training loop computes."""
+    """One step of the training loop: item vectors, user vectors, softmax."""
 
     def __init__(self, num_items: int, sampled: bool, device: torch.device) -> None:
         super().__init__()
@@ -104,7 +106,7 @@ def main() -> None:
 
 
 def matrix_rate(kind: str, device: torch.device, size: int) -> float:
-    """10¹² operations a second of the product of two large matrices."""
+    """Rate of the product of two large matrices, in 10¹² operations per second."""
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     one, two = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds = [_seconds(lambda: one @ two, device) for _ in range(6)]

@@ -1,4 +1,4 @@
-"""The most memory that a process and all its descendants hold together, Ray's among them."""
+"""Peak memory of a process and all its descendants together, including those of Ray."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 
 class Watch(threading.Thread):
-    """Proportional set sizes, twice a second: what several processes share counts once.
+    """Sum proportional set sizes twice a second: memory that several processes share counts once.
 
-    Large processes take long to add up; the watch then looks less often, and takes a tenth of a core at the most.
+    Large processes take long to read; then the thread reads less often, so that it uses a tenth of
+    a core at most.
     """
 
     def __init__(self) -> None:
@@ -36,12 +37,12 @@ class Watch(threading.Thread):
 
 
 def own_peak_mib() -> float:
-    """The most that this process alone has held so far."""
+    """Peak memory of this process alone so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cpu_seconds() -> float:
-    """What this process and all its living descendants have used so far, user and system."""
+    """CPU time of this process and all its living descendants so far, user and system."""
     ticks = 0
     for pid in _descendants(os.getpid()):
         try:

@@ -1,7 +1,8 @@
-"""Sides of a comparison in turns, each as a process of its own, and the machine it was on.
+"""Run the sides of a comparison in turns, each in its own process, and describe the machine.
 
-Why processes in turns: other work on the machine and what a library does to its process (threads, allocators, caches)
-then falls on every side alike; ratios of medians of several rounds hold where seconds do not.
+Why processes in turns: other work on the machine and the settings of a library in its process
+(threads, allocators, caches) then affect every side equally; ratios of medians over several rounds
+are comparable where seconds are not.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def in_turns(sides: Mapping[str, Sequence[str]], rounds: int, threads: int = 1) -> dict[str, list[dict[str, Any]]]:
-    """Run every side's command ``rounds`` times, one after the other; what each printed as its last line, read as JSON.
+    """Run every side's command ``rounds`` times, one after the other, and read each last line as
+    JSON.
 
     Raises
     ------
     RuntimeError
-        a side failed, with the end of what it wrote.
+        A side failed; the message has the end of its output.
     """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
@@ -48,7 +50,7 @@ def medians(results: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> dic
 
 
 def ratios(values: Mapping[str, float], ours: str = "ours") -> dict[str, float]:
-    """How many times each other side's figure goes into ours.
+    """Our figure divided by that of each other side.
 
     >>> ratios({"ours": 6.0, "peer": 2.0})
     {'peer': 3.0}
@@ -62,7 +64,7 @@ def say(question: str, **figures: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on, and when."""
+    """Machine, load and date of the measurement."""
     model = ""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
@@ -75,6 +77,7 @@ def machine() -> dict[str, Any]:
 
 
 def peer_python(name: str) -> str | None:
-    """The interpreter of a peer that needs an environment of its own: $NAME_PYTHON, or .venv-NAME; None: not there."""
+    """The interpreter of a peer in its own environment: $NAME_PYTHON, or .venv-NAME; None if it is
+    missing."""
     given = os.environ.get(f"{name.upper()}_PYTHON", str(ROOT / f".venv-{name}/bin/python"))
     return given if Path(given).is_file() else None

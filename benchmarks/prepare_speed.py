@@ -1,11 +1,12 @@
-"""How fast are events prepared? Ours against the same job written by hand in polars, and the peak memory of ours.
+"""Measure the speed of prepare against the same job written by hand in polars, and our peak memory.
 
     python -m benchmarks.prepare_speed --events 1000000 5000000
 
-The job: events of a Parquet file → sorted ids and dense numbers, exact repeats dropped, users' events in order, the
-last one test and the one before it validation, the events of every item counted, all written as Parquet. Polars does
-that in one process and two threads, everything in memory. Ours, in tasks on two Ray CPUs, also checks every row, keeps
-the bad ones, and audits what it wrote. Start-up (Ray, and imports in its workers) is left out and stated.
+The job: events of a Parquet file → sorted ids and dense numbers, exact repeats dropped, users'
+events in order, the last one test and the one before it validation, the events of every item
+counted, all written as Parquet. Polars does that in one process and two threads, everything in
+memory. Ours, in tasks on two Ray CPUs, also checks every row, keeps the bad ones, and audits its
+output. Start-up (Ray, and imports in its workers) is not included and is reported separately.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def main() -> None:
 
 
 def write_events(folder: Path, number: int) -> None:
-    """Users with 8 to 60 events each of a catalogue of 50,000 items, popular ones more often, times shuffled."""
+    """Generate users with 8 to 60 events each on a catalogue of 50,000 items, popular ones more
+    often, times shuffled."""
     import numpy as np
     import polars as pl
 
@@ -66,7 +68,7 @@ def write_events(folder: Path, number: int) -> None:
 
 
 def prepare_polars(folder: Path) -> dict[str, float]:
-    """The job by hand: every output of ours but what constant columns say."""
+    """The job by hand: every output of ours except constant columns."""
     import polars as pl
 
     started = time.perf_counter()
@@ -92,9 +94,11 @@ def prepare_polars(folder: Path) -> dict[str, float]:
 
 
 def prepare_ours(folder: Path) -> dict[str, Any]:
-    """The job through ``recsys.preparation.prepare``; memory is that of this process and all of Ray's, together.
+    """The job through ``recsys.preparation.prepare``; memory is that of this process and all
+    processes of Ray together.
 
-    Start-up is Ray's, and the import of our packages in its workers: they prepare a few events first.
+    Start-up is that of Ray and the import of our packages in its workers: they prepare a few events
+    first.
     """
     from pipelines.plumbing.session import ray_session
     from recsys.preparation.prepare import prepare

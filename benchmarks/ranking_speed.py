@@ -1,13 +1,15 @@
-"""How many users a second get their list of ten? Ours against RecTools' ``recommend`` of a SASRec, one thread.
+"""Measure users per second with a list of ten: ours against RecTools' ``recommend`` of a SASRec,
+one thread.
 
     python -m benchmarks.ranking_speed --data beauty
     python -m benchmarks.ranking_speed --items 10000 100000 1000000
 
-From histories to the ten best of all items, seen ones left out, for every user; 50 events, width 64, 2 blocks. Ours
-twice: ``evaluation`` is what `recsys evaluate` ranks with, ``batch`` gives `recsys recommend`'s table of external ids
-with scores and shares, as ``recommend`` gives a table; encoding the histories and ranking are stated apart as well.
-Weights are as they are initialised, which speed does not depend on. With ``--items``: ranking alone, of random vectors
-in catalogues of these sizes, and the memory that it takes at its peak beyond vectors and histories.
+From histories to the ten best of all items, without seen ones, for every user; 50 events, width 64,
+2 blocks. Ours is measured twice: ``evaluation`` is the ranking of `recsys evaluate`, ``batch``
+gives the table of `recsys recommend` with external ids, scores and shares, as ``recommend`` gives a
+table; encoding the histories and ranking are also reported separately. Weights are untrained, since
+speed does not depend on them. With ``--items``: ranking alone, of random vectors in catalogues of
+these sizes, and its peak memory in addition to vectors and histories.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ T = TypeVar("T")
 
 K = 10
 WIDTH = 64
-SEEN = 20  # items of each history of random ones
+SEEN = 20  # items per random history
 PEER = str(ROOT / "benchmarks/peers/rectools_ranking.py")
 
 
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def of_models(data: str, rounds: int, python: str | None) -> None:
-    """Whole recommendation on a data set."""
+    """Measure the whole recommendation on a data set."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_events(data, Path(folder))
         prepare_ours(folder)
@@ -85,7 +87,7 @@ def of_models(data: str, rounds: int, python: str | None) -> None:
 
 
 def of_items(number: int, rounds: int, python: str | None) -> dict[str, Any]:
-    """Ranking alone in a catalogue of so many items."""
+    """Measure ranking alone in a catalogue of this size."""
     with tempfile.TemporaryDirectory() as folder:
         random = np.random.default_rng(0)
         users = max(256, min(8192, 200_000_000 // number))
@@ -108,7 +110,7 @@ def _sides(kind: str, folder: str, peer: list[str] | None) -> dict[str, list[str
 
 
 def make_bundle(folder: str) -> None:
-    """A model as it is initialised, as it would be registered."""
+    """An untrained model in the form in which it would be registered."""
     config = settings(folder, 1)
     dataset = PreparedDataset(config.dataset_dir)
     torch.manual_seed(0)
@@ -117,7 +119,8 @@ def make_bundle(folder: str) -> None:
 
 
 def recommend_ours(folder: str) -> dict[str, float]:
-    """Evaluation's ranking and the batch's table of all users, each warmed up on some of them."""
+    """Time the ranking of the evaluation and the table of the batch for all users, each after a
+    warm-up on some of them."""
     torch.set_num_threads(1)
     recommender = Recommender(Recommender(read_bundle(Path(folder) / "bundle")).bundle, Split.TRAIN)
     dataset = PreparedDataset(settings(folder, 1).dataset_dir)
@@ -143,7 +146,7 @@ def rank_ours(folder: Path) -> dict[str, float]:
     users, items, seen = (np.load(folder / f"{name}.npy") for name in ("users", "items", "seen"))
     vectors = [torch.from_numpy(part) for part in (users, items)]
     rows = np.repeat(np.arange(len(users)), SEEN)
-    before = _peak_mib(anew=True)
+    before = _peak_mib(reset=True)
     top_by_vectors(vectors[0][:64], vectors[1], K, rows[: 64 * SEEN], seen[:64].ravel())
     rank_s, _ = _timed(lambda: top_by_vectors(*vectors, K, rows, seen.ravel()))
     return {"rank_s": rank_s, "peak_mib": _peak_mib() - before}
@@ -160,9 +163,9 @@ def _events(histories: Histories) -> tuple[Array, Array]:
     return np.repeat(np.arange(len(histories)), histories.lengths_U), histories.items_E.astype(np.int64)
 
 
-def _peak_mib(anew: bool = False) -> float:
-    """The most memory that this process has held, since now with ``anew``."""
-    if anew:
+def _peak_mib(reset: bool = False) -> float:
+    """Peak memory of this process; ``reset`` restarts it first."""
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024

@@ -1,8 +1,10 @@
-"""What does Ray Train cost around the loop? One worker on Ray against the bare loop, on at least a minute of work.
+"""Measure the overhead of Ray Train: one worker on Ray against the bare loop, with at least a
+minute of work.
 
     python -m benchmarks.ray_overhead --data beauty --epochs 12
 
-``share`` is what the epochs take longer on Ray, checkpoints and reports included; starting workers is stated apart.
+``share`` is how much longer the epochs take on Ray, checkpoints and reports included; the start of
+workers is reported separately.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def main() -> None:
 
 
 def train(side: str, folder: str, epochs: int) -> dict[str, float]:
-    """From the first epoch's end to the last one's, and what came before beyond an epoch's own length."""
+    """Seconds from the end of the first epoch to that of the last, and the start-up before: time
+    until the first end minus one epoch."""
     import torch
 
     torch.set_num_threads(1)
@@ -63,7 +66,7 @@ def train(side: str, folder: str, epochs: int) -> dict[str, float]:
             seconds.append(values["seconds"])
 
     config = settings(folder, epochs)
-    config.train.evaluate_every = 1  # a checkpoint an epoch
+    config.train.evaluate_every = 1  # one checkpoint per epoch
     dataset = PreparedDataset(config.dataset_dir)
     validate = Validator.of(config)
     started = time.perf_counter()

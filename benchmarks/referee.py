@@ -1,11 +1,12 @@
-"""Are the referee's figures those of other libraries? RecTools' and RecBole's own metrics beside ours, of their lists.
+"""Compare the referee's figures of RecTools' and RecBole's lists with the libraries' own metrics.
 
     python -m benchmarks.referee --config lastfm-leave-one-out --out runs/referee
 
-A protocol as each library evaluates (RecTools and RecBole's LightGCN leave out what a user had, RecBole's SASRec does
-not, ``uni100`` ranks 100 items that RecBole draws) is written as CSV; the library trains, evaluates with its own code
-and writes its lists; the referee judges them. Models are barely trained: the question is whether figures agree to four
-digits, not which model is good. RecTools' NDCG is that with ``divide_by_achievable``, the one that others call NDCG.
+The protocol follows each library's evaluation (RecTools and RecBole's LightGCN leave out seen
+items, RecBole's SASRec does not, ``uni100`` ranks 100 items that RecBole samples) and is written as
+CSV. The library trains, evaluates with its own code and writes its lists; the referee scores them.
+Models are barely trained: the question is whether figures agree to four digits, not which model is
+good. RecTools' NDCG is the one with ``divide_by_achievable``, which is the usual definition.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PROTOCOLS: Final = {
     "none": ["--referee.mask", "none"],
     "uni100": ["--referee.mask", "none", "--referee.sample", "100", "--referee.sampler", "recbole"],
 }
-# peer → protocol, environment, script, and the words behind protocol and folder
+# peer → protocol, environment, script, and the arguments after protocol and folder
 PEERS: Final[dict[str, tuple[str, str, str, list[str]]]] = {
     "RecTools SASRec": ("seen", "rectools", "referee_rectools.py", ["[EPOCHS]", "[0]"]),
     "RecBole LightGCN": ("seen", "recbole", "referee_recbole.py", ["LightGCN", "EPOCHS", "full", "{}"]),
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--config", default="lastfm-leave-one-out")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--more", default="{}", help="settings of RecBole's SASRec, as JSON")
-    parser.add_argument("--out", default="runs/referee", help="protocols and lists, which are kept")
+    parser.add_argument("--out", default="runs/referee", help="folder of protocols and lists, which are kept")
     options = parser.parse_args()
     out, found = Path(options.out).absolute(), {}
     for peer, (kind, environment, script, words) in PEERS.items():
@@ -50,11 +51,11 @@ def main() -> None:
             print(f"{peer}: no environment, left out (make bench-peers)", file=sys.stderr)
             continue
         protocol = prepared(options.config, kind, out)
-        told = [word.replace("EPOCHS", str(options.epochs)).replace("MORE", options.more) for word in words]
+        arguments = [word.replace("EPOCHS", str(options.epochs)).replace("MORE", options.more) for word in words]
         lists = out / f"lists-{kind}"
-        side = [python, str(ROOT / "benchmarks/peers" / script), str(out / kind), str(lists), *told]
+        side = [python, str(ROOT / "benchmarks/peers" / script), str(out / kind), str(lists), *arguments]
         theirs = in_turns({peer: side}, 1)[peer][0]
-        found[peer] = beside(theirs, protocol, lists)
+        found[peer] = both_figures(theirs, protocol, lists)
     gaps = [abs(pair["theirs"] - pair["ours"]) for of in found.values() for pair in of.values()]
     say(
         "do the referee's figures equal those of the libraries?",
@@ -71,8 +72,9 @@ def prepared(config: str, kind: str, out: Path) -> Protocol:
     return read_protocol(out / kind)
 
 
-def beside(theirs: dict[str, Any], protocol: Protocol, lists: Path) -> dict[str, dict[str, float]]:
-    """File and metric → both figures. RecTools tells figures of each of its files, RecBole of its only one."""
+def both_figures(theirs: dict[str, Any], protocol: Protocol, lists: Path) -> dict[str, dict[str, float]]:
+    """File and metric → both figures. RecTools reports figures of each of its files, RecBole of its
+    only one."""
     questions = [protocol.queries(window) for window in protocol.windows]
     one_file = all(isinstance(value, float) for value in theirs.values())
     files = {path.name: path for path in lists.rglob("*.csv")}

@@ -1,13 +1,15 @@
-"""What do time and memory do as events grow? A generated world of each size through prepare, one epoch, evaluation.
+"""Measure how time and memory grow with events: generated data of each size through prepare, one
+epoch, evaluation.
 
     python -m benchmarks.scale --events 100000 1000000 10000000 --plots docs
 
-Users have 25 events each on average; the catalogue grows with the events up to ``--items``. Every stage is a fresh
-process, whose time includes its imports and the start of Ray; ``work_s`` is the stage's own clock without them.
-Memory is the proportional set size of the process and all of Ray's, together. ``generate`` makes the events alone, in
-one process, so that what the generator costs inside ``prepare`` is known. Texts are off: they have a benchmark of their
-own. Evaluation ranks 20,000 users at most, beside popularity and item-kNN: EASE and ALS are bounded by keys of their
-own, and take longer than all the rest.
+Users have 25 events each on average; the catalogue grows with the events up to ``--items``. Every
+stage is a fresh process, whose time includes its imports and the start of Ray; ``work_s`` is the
+stage's own clock without them. Memory is the proportional set size of the process and all processes
+of Ray together. ``generate`` makes the events alone, in one process, so that the cost of the
+generator inside ``prepare`` is known. Texts are off: they have their own benchmark. Evaluation
+ranks 20,000 users at most, with popularity and item-kNN as baselines: EASE and ALS have their own
+limits, and take longer than everything else.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ STAGES = ("generate", "prepare", "train", "evaluate")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--items", type=int, default=100_000, help="of the catalogue at the most")
+    parser.add_argument("--items", type=int, default=100_000, help="largest catalogue")
     parser.add_argument("--fixed-items", action="store_true", help="a catalogue of --items at every size")
     parser.add_argument("--granularities", nargs="+", default=["evolution", "collaborative"])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, dotted")
-    parser.add_argument("--folder", help="where the runs are kept; default: a temporary one, removed")
+    parser.add_argument("--folder", help="folder that keeps the runs; default: a temporary one, removed")
     parser.add_argument("--plots", help="folder for scale-time.svg and scale-memory.svg")
     parser.add_argument("--redraw", help="a file with the line of an earlier run: draw its plots only")
     parser.add_argument("--stage", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def measure(events: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One size: the figures of every stage."""
+    """Measure every stage at one size."""
     folder = Path(options.folder or tempfile.mkdtemp(prefix="multigrain-scale-")) / str(events)
     folder.mkdir(parents=True, exist_ok=True)
     items = options.items if options.fixed_items else max(1000, min(options.items, events // 100))
@@ -100,7 +102,7 @@ def settings(folder: Path, events: int, items: int, options: argparse.Namespace)
 
 
 def run_stage(stage: str, folder: Path) -> dict[str, Any]:
-    """One stage in this process."""
+    """Run one stage in this process."""
     started = time.perf_counter()
     with Watch() as watch, contextlib.redirect_stdout(sys.stderr):
         extra = (generate if stage == "generate" else partial(through_cli, stage))(folder / "config.yaml")
@@ -109,7 +111,7 @@ def run_stage(stage: str, folder: Path) -> dict[str, Any]:
 
 
 def generate(config: Path) -> dict[str, Any]:
-    """The events of the world, made and thrown away."""
+    """Generate the events and discard them."""
     from recsys.sources import open_source
 
     started = time.perf_counter()
@@ -128,7 +130,7 @@ def through_cli(stage: str, config: Path) -> dict[str, Any]:
 
 
 def about(stage: str, run: Path) -> dict[str, Any]:
-    """The stage's own clock, and what it worked on."""
+    """Seconds by the stage's own clock, and the size of its input."""
     if stage == "prepare":
         manifest = json.loads((run / "dataset/manifest.json").read_text())
         counts, timing = manifest["counts"], manifest["timing"]
@@ -150,7 +152,8 @@ def about(stage: str, run: Path) -> dict[str, Any]:
 
 
 def growth(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By stage: the power of the events by which time grows, and peak memory, from each size to the next.
+    """By stage: the exponent with which time and peak memory grow with the events, from each size
+    to the next.
 
     >>> one, ten = ({"train": {"work_s": s, "peak_mib": m}} for s, m in ((2.0, 500), (20.0, 500)))
     >>> growth({"1000": one, "10000": ten})["train"]
@@ -176,7 +179,8 @@ _WIDTH, _HEIGHT, _LEFT, _TOP = 560, 320, 64, 28
 
 
 def draw(folder: Path, sizes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Two pictures, both axes by powers of ten; a dashed line grows as the events do."""
+    """Draw two pictures with both axes in powers of ten; a dashed line grows linearly with the
+    events."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, key, unit, title in (
         ("time", "work_s", "s", "Seconds of a stage over events"),
@@ -189,7 +193,7 @@ def draw(folder: Path, sizes: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def picture(title: str, unit: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """An SVG of lines over powers of ten, light and dark alike."""
+    """An SVG of lines over powers of ten, for light and dark pages."""
     import math
 
     points = [point for line in lines.values() for point in line]

@@ -1,11 +1,13 @@
-"""How long answers take: every item scored against the index, and the two servers on the loopback; one JSON line.
+"""Measure answer times: scoring every item against the index, and the two servers on the loopback.
+Prints one JSON line.
 
     python -m benchmarks.serving items --num 10000 100000 1000000 --width 64
     python -m benchmarks.serving http --url http://127.0.0.1:8000/invocations --model DIR --requests 1000
 
-``items`` needs no server and no model: vectors with little structure (clusters in a few dimensions under as much noise
-that is alike in all), of differing lengths, as inner products search; users are means of some items, with noise. It
-uses one thread. ``http`` asks for known users of a bundle, one request a call, one call after the other.
+``items`` needs no server and no model: vectors with little structure (clusters in a few dimensions
+plus the same amount of isotropic noise), of different lengths, searched by inner product; users are
+means of some items, with noise. It uses one thread. ``http`` sends requests for known users of a
+bundle, one request per call, one call after the other.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def timed(find: Any, users_BD: torch.Tensor, items_ND: torch.Tensor, batch: int, calls: int) -> dict[str, float]:
-    """Time a user of lists of :data:`LIST` items for ``batch`` users at once."""
+    """Time per user for lists of :data:`LIST` items, ``batch`` users at a time."""
     seconds = []
     for call in range(calls + 2):
         rows = torch.arange(call * batch, (call + 1) * batch) % len(users_BD)
@@ -119,7 +121,7 @@ def main() -> None:
     two.add_argument("--k", type=int, default=20)
     two.set_defaults(run=http)
     arguments = parser.parse_args()
-    say("milliseconds an answer takes", **arguments.run(arguments))
+    say("milliseconds per answer", **arguments.run(arguments))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""How a running server bears what comes from outside; one JSON line each.
+"""Measure how a running server handles difficult callers. Each command prints one JSON line.
 
     python -m benchmarks.serving_load half --url http://127.0.0.1:8000 --bodies 130 --seconds 35
     python -m benchmarks.serving_load beside --url http://127.0.0.1:8000 --calls 300 --requests 1000 --k 100
     python -m benchmarks.serving_load stop --url http://127.0.0.1:8000 --pid PID --clients 8
 
-``half`` sends bodies that announce a length and stop, and asks ``/health`` all the while: the longest time without an
-answer. ``beside`` asks small calls, first alone, then beside large calls that follow each other. ``stop`` asks from
-several clients, sends SIGTERM to the process PID, and counts what became of every call until the server is gone.
+``half`` sends bodies that announce a length and stop, and polls ``/health`` meanwhile: the longest
+time without an answer. ``beside`` sends small calls, first alone, then during a sequence of large
+calls. ``stop`` sends calls from several clients, sends SIGTERM to the process PID, and counts the
+outcome of every call until the server has ended.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.serving import quantiles
 
 
 def post(url: str, content: Any, timeout: float = 120) -> int:
-    """The status of a call; the answer is read to its end."""
+    """Send a call, read the whole answer and return the status."""
     request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
@@ -42,7 +43,7 @@ def post(url: str, content: Any, timeout: float = 120) -> int:
 
 
 def half(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The longest time without an answer of ``/health`` while bodies are half sent."""
+    """Longest time without an answer of ``/health`` while bodies are half sent."""
     place = urllib.parse.urlsplit(arguments.url)
     address = (place.hostname or "127.0.0.1", place.port or 80)
     head = f"POST /recommend HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: application/json\r\n"
@@ -78,7 +79,7 @@ def half(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def beside(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times of small calls, alone and beside large ones."""
+    """Times of small calls, alone and during large ones."""
     url = f"{arguments.url}/recommend"
 
     def small(number: int) -> list[float]:
@@ -118,7 +119,8 @@ def beside(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def stop(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What became of every call around a SIGTERM; a refused connection means that the server is gone."""
+    """Outcome of every call around a SIGTERM; a refused connection means that the server has
+    ended."""
     found: Counter[str] = Counter()
     done, lock = threading.Event(), threading.Lock()
     url = urllib.parse.urlsplit(arguments.url)
@@ -132,7 +134,7 @@ def stop(arguments: argparse.Namespace) -> dict[str, Any]:
                 reply.read()
                 outcome = str(reply.status)
             except ConnectionRefusedError:
-                return  # it is gone
+                return  # the server has ended
             except Exception as error:
                 outcome = type(error).__name__
             finally:

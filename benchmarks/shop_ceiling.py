@@ -1,9 +1,10 @@
-"""How well can the choices of a shop be predicted at all? The metric of somebody who knows the rules of its world.
+"""Estimate how well the choices of a shop can be predicted: the metric with knowledge of the rules
+of its world.
 
-Why it is said beside the gain: where popularity and chance make most of the choices, no model can be far above the best
-baseline. The knower has the world as it was at the cut, lets every test user choose many times at the very times of the
-targets, and ranks by how often an item is chosen. It is an estimate: some draws a user, and no choices between the cut
-and the target.
+Why it is reported with the gain: if popularity and chance make most of the choices, no model can be
+far above the best baseline. The estimate takes the world at the cut, lets every test user choose
+many times at the times of the targets, and ranks by how often an item is chosen. It is an estimate:
+a limited number of draws per user, and no choices between the cut and the target.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from recsys.config import load_config
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 _DRAWS: Final = 60
-_BEHIND: Final = 0.02  # what an item's weight counts beside a draw: it orders what was drawn never, or as often
+_BEHIND: Final = 0.02  # weight of an item's popularity against a draw: it orders items with equally many draws
 
 
 def ceiling(configuration: Path, shop: Shop) -> float | None:
-    """The mean of the configuration's metric over test users with a past; None for a split that is not in time."""
+    """Mean of the configuration's metric over test users with a history; None if the split is not
+    temporal."""
     config, world, plan = load_config(configuration), shop.world, shop.world.plan
     if config.data.split.kind != "temporal":
         return None
@@ -49,7 +51,7 @@ def ceiling(configuration: Path, shop: Shop) -> float | None:
 
 
 def _counts(choices: Choices, user: int, times: list[int]) -> Array:
-    """How often the user would choose each item at these times."""
+    """Number of times that the user would choose each item at these times."""
     plan, styles_S = choices.plan, choices.people.styles[user]
     counts_N = _BEHIND * choices.offered((times[0] - plan.start) // DAY) * choices.wanted(user)
     if plan.has("taste"):

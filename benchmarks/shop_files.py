@@ -1,5 +1,6 @@
-"""A generated shop as files, in one of the many forms in which people export their data: names of columns and files,
-formats, separators, forms of ids and of times are drawn by the seed. What the files mean is kept beside them."""
+"""Write a generated shop as files in one of many export formats. The seed decides names of columns
+and files, formats, separators, forms of ids and times. The meaning of the files is kept with
+them."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ COMMON: Final = ("classic", "large", "small", "new", "set", "deluxe", "basic", "
 
 @dataclass
 class Shop:
-    """Files of a shop, and the truth about them."""
+    """Files of a shop, and their true meaning."""
 
     world: World
     files: list[Path] = field(default_factory=list)
@@ -72,7 +73,7 @@ def write_shop(world: World, folder: Path) -> Shop:
 
 
 class _Export:
-    """One draw of names and forms."""
+    """Draw names and forms."""
 
     def __init__(self, world: World, folder: Path) -> None:
         self.world, self.plan, self.folder = world, world.plan, folder
@@ -93,7 +94,7 @@ class _Export:
         return [form(int(number)) for number in self.random.permutation(num)]
 
     def written(self) -> Shop:
-        is_flat = self.random.random() < 0.15  # one export with the columns of the items in every row
+        is_flat = self.random.random() < 0.15  # one export with the item columns in every row
         items = self._items()
         events = self._events()
         if is_flat:
@@ -137,7 +138,7 @@ class _Export:
         return {name: [named[name][row] for row in rows] for name in names}
 
     def _times(self, seconds: list[int]) -> tuple[str, list[Any], int]:
-        """The form, the cells, and the seconds that it is precise to."""
+        """The form, the cells, and the precision in seconds."""
         form = self._one_of(("epoch", "epoch_ms", "iso", "iso_zone", "day_first", "month_first", "native"))
         if form == "epoch":
             return form, seconds, 1
@@ -164,15 +165,15 @@ class _Export:
         truth["category"] = self._one_of(("category", "department", "product_group", "type"))
         table[truth["category"]] = [CATEGORIES[c] for c in world.categories.tolist()]
         if plan.shows("brands"):
-            told = world.brands if plan.has("brands") else random.permutation(world.brands)
+            written = world.brands if plan.has("brands") else random.permutation(world.brands)
             truth["brand"] = self._one_of(("brand", "manufacturer", "vendor"))
-            table[truth["brand"]] = [_brand(brand) for brand in told.tolist()]
+            table[truth["brand"]] = [_brand(brand) for brand in written.tolist()]
         if plan.shows("price"):
-            told = world.prices if plan.has("price") else random.permutation(world.prices)
+            written = world.prices if plan.has("price") else random.permutation(world.prices)
             truth["price"] = self._one_of(("price", "unit_price", "list_price"))
             mark = self._one_of(("{:.2f}", "{:.2f}", "{:.2f} EUR", "${:.2f}"))
             shop.forms["price"] = mark
-            table[truth["price"]] = [mark.format(price) if " " in mark or "$" in mark else price for price in told]
+            table[truth["price"]] = [mark.format(price) if " " in mark or "$" in mark else price for price in written]
         if plan.has("place"):
             truth["latitude"], truth["longitude"] = self._one_of((("lat", "lon"), ("latitude", "longitude")))
             table[truth["latitude"]] = [round(48.2 + y / 111, 5) for y in world.item_places[:, 1].tolist()]
@@ -185,7 +186,8 @@ class _Export:
         return table
 
     def _title(self, item: int) -> str:
-        """Words of the item's style, or of any where the text tells nothing, between common ones."""
+        """Words of the item's style, or of any style if the text is uninformative, between common
+        words."""
         random = self.random
         style = int(self.world.item_styles[item]) if self.plan.has("text") else int(random.integers(0, len(THEMES)))
         share = 0.5 + 0.4 * self.plan.strength.get("text", 0.0)
@@ -278,14 +280,15 @@ def _bytes(table: Columns, form: str) -> bytes:
 
 
 def _typed(cells: list[Any]) -> pa.Array:
-    """Whole numbers as such, as an export of a database has them."""
+    """Write whole numbers without decimals, as a database export does."""
     if cells and isinstance(cells[0], str) and all(cell.isdigit() and str(int(cell)) == cell for cell in cells):
         return pa.array([int(cell) for cell in cells])
     return pa.array(cells)
 
 
 def _cell(cell: Any, mark: str) -> Any:
-    """Where cells are parted by semicolons, fractions have a comma, but coordinates are written by machines."""
+    """Use decimal commas if cells are separated by semicolons, except for coordinates, which
+    programs write."""
     if isinstance(cell, float) and mark == ";" and round(cell, 2) == cell:
         return f"{cell:.2f}".replace(".", ",")
     return cell

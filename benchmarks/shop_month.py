@@ -1,12 +1,13 @@
-"""A generated shop's month as a data team would export it: a catalogue, and one file of events a day.
+"""Write the month of a generated shop as a data team would export it: a catalogue, and one file of
+events per day.
 
     python -m benchmarks.shop_month shop --until 2026-03-14
     python -m benchmarks.shop_month shop --until 2026-03-15 --damage bots
 
-Writes ``FOLDER/items.csv`` and ``FOLDER/days/DATE.csv`` for every day of March 2026 up to ``--until``; the same day has
-the same bytes whenever it is written. ``--damage`` spoils the last day: ``ids`` gives every second row an item id of
-another system, ``bots`` adds visitors who ask for the least popular items all day. The story of docs/first-month.md
-uses it; the people choose as in :mod:`benchmarks.shop_world`.
+Writes ``FOLDER/items.csv`` and ``FOLDER/days/DATE.csv`` for every day of March 2026 up to
+``--until``; the same day always has the same bytes. ``--damage`` damages the last day: ``ids``
+gives every second row an item id of another system, ``bots`` adds visitors who view the least
+popular items all day. docs/first-month.md uses it; users choose as in :mod:`benchmarks.shop_world`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Row = tuple[str, str, int]
 
 
 def plan() -> Plan:
-    """A thousand customers who have a taste, brands they like, and a habit of what to take next."""
+    """A thousand customers with a taste, favourite brands, and a habit of what to choose next."""
     strength = {"taste": 0.9, "sequence": 0.9, "brands": 0.6, "price": 0.6}
     start = int(START.timestamp())
     return Plan(7, 1000, 150, 30.0, start, _DAYS, strength, frozenset(), styles=6, aimless=0.1, long_tail=0.8)
@@ -52,7 +53,7 @@ def days_of(world: World) -> list[list[Row]]:
 
 
 def damaged(days: list[list[Row]], last: int, how: str) -> list[Row]:
-    """The last day, spoilt."""
+    """The last day, damaged."""
     rows = days[last]
     if how == "ids":
         return [(u, f"SKU{9000 + place}" if place % 2 else item, t) for place, (u, item, t) in enumerate(rows)]
@@ -79,7 +80,7 @@ def write_items(world: World, folder: Path) -> None:
 
 
 def write_export(days: list[list[Row]], folder: Path) -> list[Path]:
-    """A file a day; their places."""
+    """Write a file per day and return their paths."""
     paths = [folder / f"2026-03-{day + 1:02d}.csv" for day in range(len(days))]
     for path, rows in zip(paths, days, strict=True):
         _write(path, _HEAD, rows)

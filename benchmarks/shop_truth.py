@@ -1,4 +1,4 @@
-"""What ``recsys init`` has understood of a generated shop, compared with what the generator knows."""
+"""Compare what ``recsys init`` found in a generated shop with the truth of the generator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FEW_REPEATS, _MANY_REPEATS = 0.08, 0.15  # shares of the targets; between them 
 
 
 def misread(configuration: Path, shop: Shop) -> list[str]:
-    """One line for everything that is not as it is meant; empty: nothing."""
+    """One line for each mistake of ``init``; empty if there is none."""
     config = load_config(configuration)
     tables = {name: read_all(pieces) for name, pieces in open_source(config.data.source).pieces().items()}
     tables = {name: table.filter(pc.is_null(table.column(schema.REASON))) for name, table in tables.items()}
@@ -53,7 +53,7 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
 
 
 def _repeats(config: Config, shop: Shop) -> float:
-    """The share of the test targets of which the user had the item by such an event before the cut in time."""
+    """Share of the test targets whose item the user had by such an event before the cut in time."""
     world = shop.world
     is_asked_E = world.kinds == (len(shop.types) - 1 if config.data.targets and shop.types else 0)
     cut = np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test or 0.1), method="higher")
@@ -63,7 +63,7 @@ def _repeats(config: Config, shop: Shop) -> float:
 
 
 def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:
-    """Tables that are there and not, and their ids."""
+    """Check which tables were found, and their ids."""
     wrong = []
     wanted = {name for name in _TABLES if name in shop.columns}
     if lacking := wanted - set(tables):
@@ -84,7 +84,7 @@ def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:
 
 
 def _of_columns(tables: dict[str, pa.Table], config: Config, shop: Shop) -> list[str]:
-    """Texts, facts, numbers and coordinates."""
+    """Check texts, triples, numbers and coordinates."""
     wrong = []
     items, meant = tables.get("items"), shop.columns["items"]
     text = list(config.data.text.fields or []) if config.data.text.enabled else []
@@ -109,7 +109,7 @@ def _of_columns(tables: dict[str, pa.Table], config: Config, shop: Shop) -> list
 
 
 def _is(table: pa.Table, name: str) -> bool:
-    """Whether a column of numbers is there."""
+    """Whether a column of numbers exists."""
     if name not in table.column_names:
         return False
     kind = table.schema.field(name).type

@@ -1,9 +1,11 @@
-"""Generated shops: people who choose things for reasons that are drawn at random, one choice after the other in time.
+"""Generate shops: users choose items for randomly drawn reasons, one choice after the other in
+time.
 
-Why a world of its own: a benchmark on data that the model's own formulas make would only say that they fit themselves.
-A choice here is no product of two vectors: it follows a habit (to buy again, to go on from the last thing), or one of
-the user's styles, narrowed by what applies in this shop: brand, price, distance, friends, hour, region. A part of the
-choices follows popularity alone. Which of these reasons a shop has, and how strong they are, depends on the seed.
+Why a separate generator: data from the model's own formulas would only show that the formulas fit
+themselves. Here a choice is not a product of two vectors: it follows a habit (to buy again, to
+continue from the last item), or one of the user's styles, restricted by the reasons of this shop:
+brand, price, distance, friends, hour, region. A share of the choices follows popularity alone. The
+seed decides which reasons a shop has, and how strong they are.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ SIGNALS: Final = {  # name → how probable it is in a shop
     "friends": 0.3, "place": 0.25, "hours": 0.3, "attributes": 0.35, "types": 0.4,
 }  # fmt: skip
 MISLEADING: Final = {"text": 0.35, "friends": 0.35, "attributes": 0.45, "brands": 0.4, "price": 0.4}
-"""Where a shop lacks the signal: how probable it is that its files have the columns, filled at random."""
+"""If a shop lacks the signal: the probability that its files have the columns, filled at random."""
 TYPES: Final = ("view", "cart", "purchase")
 DAY: Final = 86_400
 FURTHER: Final = (0.15, 0.5)
-"""The share of views that lead on: of aimless ones, and of those with a reason."""
+"""Share of views that lead to a cart or purchase: without a reason, and with one."""
 _LEAST_SIGNALS: Final = 2
 _PARTS_OF_DAY: Final = 4
 _STRENGTH: Final = (0.5, 1.0)
@@ -34,7 +36,7 @@ _STRENGTH: Final = (0.5, 1.0)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is drawn for a shop before anybody chooses anything."""
+    """Parameters of a shop, drawn before the first choice."""
 
     seed: int
     num_users: int
@@ -43,7 +45,7 @@ class Plan:
     start: int  # seconds since 1970
     days: int
     strength: Mapping[str, float]  # signal → from 0 to 1; absent: the shop does not have it
-    misleading: frozenset[str]  # columns or files that tell nothing
+    misleading: frozenset[str]  # uninformative columns or files
     styles: int
     aimless: float  # share of choices that follow popularity alone
     long_tail: float  # exponent of popularity by rank
@@ -52,13 +54,13 @@ class Plan:
         return signal in self.strength
 
     def shows(self, signal: str) -> bool:
-        """Whether the files have its columns, true or misleading."""
+        """Whether the files have columns of this signal, true or misleading."""
         return signal in self.strength or signal in self.misleading
 
 
 @dataclass
 class World:
-    """A shop with its people and their choices; events are in the order of time."""
+    """A shop with its users and their choices; events are in the order of time."""
 
     plan: Plan
     users: Array = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -93,7 +95,7 @@ def plan_of(seed: int, users: float = 1.0, items: float = 1.0) -> Plan:
         drawn = {name: float(random.uniform(*_STRENGTH)) for name in SIGNALS}
         strength = {name: value for name, value in drawn.items() if random.random() < SIGNALS[name]}
         if "taste" not in strength:
-            strength.pop("text", None)  # a text can only tell of a taste that there is
+            strength.pop("text", None)  # a text can only describe a taste that exists
     misleading = {name for name, share in MISLEADING.items() if name not in strength and random.random() < share}
     return Plan(
         seed,
@@ -111,7 +113,7 @@ def plan_of(seed: int, users: float = 1.0, items: float = 1.0) -> Plan:
 
 
 def world_of(plan: Plan) -> World:
-    """People and things, and every choice of the period."""
+    """Generate users and items, and every choice of the period."""
     choices = Choices.of(plan)
     choices.make()
     return choices.world
@@ -136,7 +138,7 @@ def _make_items(world: World, random: np.random.Generator) -> None:
 
 @dataclass
 class People:
-    """What the files do not say of users, or only in part."""
+    """User state that the files do not contain, or only in part."""
 
     styles: Array  # [users, styles], shares
     brands: Array  # [users, 2]
@@ -163,7 +165,7 @@ def _make_people(world: World, random: np.random.Generator) -> People:
 
 
 def _friends(groups: Array, is_true: bool, random: np.random.Generator) -> Array:
-    """Pairs; true ones are mostly of people with the same main style."""
+    """Pairs of friends; true friends mostly share the main style."""
     num, found = len(groups), set()
     alike = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
     for user in range(num):
@@ -176,7 +178,7 @@ def _friends(groups: Array, is_true: bool, random: np.random.Generator) -> Array
 
 
 class Choices:
-    """Every visit of every user, in the order of time."""
+    """Generate every visit of every user, in the order of time."""
 
     def __init__(self, world: World, people: People, random: np.random.Generator) -> None:
         plan = world.plan
@@ -199,7 +201,7 @@ class Choices:
         for one, two in world.friends.tolist():
             self.friends[one].append(two)
             self.friends[two].append(one)
-        self.had: list[dict[int, int]] = [{} for _ in range(plan.num_users)]  # item → when it was had last
+        self.had: list[dict[int, int]] = [{} for _ in range(plan.num_users)]  # item → time of the last purchase
         self.last = np.full(plan.num_users, -1)
         self.lasting: dict[int, Array] = {}
         self._day, self._offer = -1, self.popularity
@@ -212,7 +214,7 @@ class Choices:
         return Choices(world, _make_people(world, random), random)
 
     def make(self, until: int | None = None) -> None:
-        """Write the events into the world, all or those of choices before a time."""
+        """Store the events in the world, all or only those of choices before a time."""
         rows: list[tuple[int, int, int, int]] = []
         for time, user in self._visits():
             if until is not None and time >= until:
@@ -227,7 +229,7 @@ class Choices:
         world.times, world.users, world.items, world.kinds = np.array(rows, np.int64).T
 
     def _further(self, time: int, user: int, item: int, is_meant: bool) -> list[tuple[int, int, int, int]]:
-        """What a view leads to: nothing, a cart, a purchase."""
+        """Outcome of a view: nothing, a cart, a purchase."""
         if self.random.random() > FURTHER[is_meant]:
             return []
         later = time + int(self.random.integers(20, 240))
@@ -235,7 +237,8 @@ class Choices:
         return [(later, user, item, 1), *bought]
 
     def _visits(self) -> list[tuple[int, int]]:
-        """Moments of choices: users come, stay for some time, and choose several things in one session."""
+        """Times of choices: a user visits, stays for some time, and chooses several items in one
+        session."""
         plan, random, found = self.plan, self.random, []
         for user in range(plan.num_users):
             first = 0.0 if random.random() < 0.55 else float(random.uniform(0, 0.85))
@@ -250,13 +253,14 @@ class Choices:
         return sorted(found)
 
     def _clock(self, user: int) -> int:
-        """A time of the day: the user's own where hours are a habit, else afternoons and evenings most."""
+        """Time of the day: the user's own if hours are a signal, else mostly afternoons and
+        evenings."""
         if self.plan.has("hours") and self.random.random() < 0.75:
             return int(self.people.parts[user] * DAY / _PARTS_OF_DAY + self.random.uniform(0, DAY / _PARTS_OF_DAY))
         return int(self.random.normal(17, 3.5) * 3600) % DAY
 
     def choose(self, user: int, time: int) -> tuple[int, bool]:
-        """An item, and whether it was chosen for a reason."""
+        """Choose an item, and say whether it was for a reason."""
         plan, random, strength = self.plan, self.random, self.plan.strength
         offer = self.offered((time - plan.start) // DAY)
         if plan.has("repeats") and random.random() < 0.75 * strength["repeats"]:
@@ -283,7 +287,7 @@ class Choices:
         return int(min(np.searchsorted(sums, random.random() * sums[-1]), plan.num_items - 1)), is_meant
 
     def offered(self, day: int) -> Array:
-        """Popularity on a day: things come, are in fashion, and are forgotten."""
+        """Popularity on a day: items appear, are in fashion, and fade."""
         if day != self._day:
             self._day, self._offer = day, self.popularity
             if self.plan.has("drift"):
@@ -293,7 +297,7 @@ class Choices:
         return self._offer
 
     def _due(self, user: int, time: int, offer: Array) -> int:
-        """The staple that is due most by its own cycle; -1 where none is."""
+        """The repeat item that is most overdue by its own cycle; -1 if there is none."""
         best, found = 0.7, -1
         for item, when in self.had[user].items():
             if self.is_staple[item] and offer[item] > 0:
@@ -303,7 +307,7 @@ class Choices:
         return found
 
     def _with_friends(self, user: int, time: int, weights: Array) -> Array:
-        """What friends had in the last two months is looked at more."""
+        """Raise items that friends had in the last two months."""
         weights = weights.copy()
         for friend in self.friends[user]:
             for item, when in self.had[friend].items():
@@ -312,7 +316,8 @@ class Choices:
         return weights
 
     def wanted(self, user: int) -> Array:
-        """What does not change with time: brands, prices, distance, and what people of the region and age like."""
+        """Factors that do not change with time: brands, prices, distance, and preferences of the
+        region and age."""
         if user not in self.lasting:
             world, people, strength = self.world, self.people, self.plan.strength
             weights = np.ones(self.plan.num_items)

@@ -1,14 +1,15 @@
-"""Is the model better than every single baseline on data that nobody has tuned it for? Ten generated shops.
+"""Compare the model with every single baseline on data that it was not tuned for: ten generated
+shops.
 
     python -m benchmarks.shops                               # seeds 0 to 9, settings by rules
     python -m benchmarks.shops --seeds 3 4 --budget 5m --out runs/shops
 
-Every shop (:mod:`benchmarks.shop_world`) is written as files of some form (:mod:`benchmarks.shop_files`), and goes the
-way of a user's own data: ``recsys init FILES --out mine.yaml``, ``recsys run --config mine.yaml``. The gain is the
-model's metric on test against the best baseline of the same run, the one that turned out best on test; its interval is
-that of the paired difference. ``ceiling`` is what somebody who knows the shop's rules would reach, ``misread`` what
-``init`` has understood wrongly by what the generator knows. ``--out`` keeps everything; a shop that has run there is
-not run again.
+Every shop (:mod:`benchmarks.shop_world`) is written as files of some form
+(:mod:`benchmarks.shop_files`), and is processed like a user's own data: ``recsys init FILES --out
+mine.yaml``, ``recsys run --config mine.yaml``. The gain compares the model with the baseline of the
+same run that is best on test; its interval is that of the paired difference. ``ceiling`` is the
+metric with knowledge of the shop's rules, ``misread`` lists the mistakes of ``init``. ``--out``
+keeps everything; a shop with results there is not run again.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def measure(seed: int, options: argparse.Namespace, folder: Path) -> Json:
-    """Generate a shop, let ``init`` and ``run`` work on it, and read what came out."""
+    """Generate a shop, run ``init`` and ``run`` on it, and read the result."""
     plan = plan_of(seed, options.users, options.items)
     (folder / "files").mkdir(parents=True, exist_ok=True)
     shop = write_shop(world_of(plan), folder / "files")
@@ -87,12 +88,12 @@ def measure(seed: int, options: argparse.Namespace, folder: Path) -> Json:
         found["seconds"] = int(took.read_text(encoding="utf-8"))
     except RuntimeError as error:
         found["error"] = str(error)
-    show(f"shop {seed}: {told(found, shop)}")
+    show(f"shop {seed}: {summary_line(found, shop)}")
     return found
 
 
 def outcome(metrics: Json) -> Json:
-    """The model against the baseline that turned out best on test, of ``metrics.json``.
+    """Compare the model with the best baseline on test, from ``metrics.json``.
 
     >>> outcome({"metric": "ndcg@10", "model": {"ndcg@10": 0.22}, "baselines": {"als": {"ndcg@10": 0.2}},
     ...     "comparison": {"best_baseline": "als", "against": {"als": {"difference": 0.02, "low": 0.01, "high": 0.03}}},
@@ -122,12 +123,12 @@ def outcome(metrics: Json) -> Json:
 
 
 def recsys(folder: Path, *words: str) -> None:
-    """One command of the product, its console kept in the folder of the shop.
+    """Run one command of the product and keep its console output in the folder of the shop.
 
     Raises
     ------
     RuntimeError
-        it failed, with the end of what it said.
+        The command failed; the message has the end of its output.
     """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     log = folder / f"{words[0]}.log"
@@ -144,8 +145,8 @@ def recsys(folder: Path, *words: str) -> None:
         raise RuntimeError(f"recsys {' '.join(words)} failed ({done.returncode}): {said}")
 
 
-def told(found: Json, shop: Shop) -> str:
-    """One line for people."""
+def summary_line(found: Json, shop: Shop) -> str:
+    """Print one readable line."""
     wrong = "; ".join(found.get("misread", [])) or "read as it is meant"
     if "error" in found:
         return f"FAILED: {found['error']}; {wrong}"

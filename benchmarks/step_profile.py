@@ -1,10 +1,12 @@
-"""Where does the time of a whole multi-granularity training step go? The golden configuration of Last.fm, one thread.
+"""Measure the parts of a whole multi-granularity training step: the shipped configuration of
+Last.fm, one thread.
 
     python -m benchmarks.step_profile --config lastfm --steps 30
 
-Shares of a step by part: the loader, the item tower, the graph convolutions and states of each granularity (made once
-a step, whatever the number of users: ``made_a_step`` counts them), its encoder of users, the loss beside these, the
-backward pass and the optimiser. The first steps warm up and do not count.
+Shares of a step by part: the loader, the item tower, the graph convolutions and states of each
+granularity (computed once per step for any number of users: ``made_a_step`` counts them), its
+encoder of users, the loss, the backward pass and the optimiser. The first steps warm up and do not
+count.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ WARM_UP = 3
 
 
 class Enough(Exception):
-    """So many steps were measured."""
+    """Enough steps were measured."""
 
 
 class Clock:
-    """Seconds and calls of parts, of which an inner one's seconds are not the outer one's."""
+    """Seconds and calls of parts; the seconds of an inner part do not count for the outer one."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -94,7 +96,8 @@ def prepared(config: Config) -> PreparedDataset:
 
 
 def profile(config: Config, dataset: PreparedDataset, steps: int) -> tuple[Clock, float]:
-    """Train so many steps with a clock on every part; the clock, and the seconds of all steps."""
+    """Train ``steps`` steps with a timer on every part; return the timer and the seconds of all
+    steps."""
     clock, started = Clock(), 0.0
     phase = Pass(config, dataset, Split.TRAIN, Validator.of(config), TrainContext(), Progress())
     model = phase.model

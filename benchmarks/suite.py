@@ -1,11 +1,12 @@
-"""All benchmarks in turn, each one's line of JSON kept, and ``docs/benchmarks.md``'s table written anew from them.
+"""Run all benchmarks in turn, keep each one's line of JSON, and rewrite the table of
+``docs/benchmarks.md``.
 
     python -m benchmarks.suite short          # about a quarter of an hour on two quiet cores; long for the others
     python -m benchmarks.suite short --only ranking workers
     python -m benchmarks.suite table          # measure nothing
 
-Lines are in runs/bench; what was not measured again keeps its old line, with its own date. The text around the table
-is written by people and stays.
+Lines are in runs/bench; a benchmark that was not measured again keeps its old line and date. The
+text around the table is hand-written and stays.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ BEGIN, END = "<!-- table: python -m benchmarks.suite table -->", "<!-- end of th
 
 
 class Benchmark(NamedTuple):
-    """A command: a module of this folder and its words."""
+    """A command: a module of this folder and its arguments."""
 
     command: str
     is_long: bool = False
 
 
 class Row(NamedTuple):
-    """A line of the table. Figures are named by their way through the benchmark's line, ``times/rectools``."""
+    """A line of the table. Figures are named by their path in the benchmark's JSON, such as
+    ``times/rectools``."""
 
     benchmark: str
     question: str
     ours: str
     peer: str = ""
     peer_name: str = ""
-    ratio: str = ""  # where the benchmark says it; else ours / peer
+    ratio: str = ""  # if the benchmark reports it; else ours / peer
     least: float | None = None  # goal of the ratio
     most: float | None = None
 
@@ -178,7 +180,7 @@ def main() -> None:
 
 
 def measure(name: str) -> bool:
-    """Run a benchmark and keep its line; whether it came to its end."""
+    """Run a benchmark, keep its line, and return whether it succeeded."""
     command = ["-m", f"benchmarks.{BENCHMARKS[name].command}"]
     print(f"{name}: python {' '.join(command)}", file=sys.stderr, flush=True)
     started = time.perf_counter()
@@ -238,7 +240,7 @@ def _row(row: Row, line: dict[str, Any]) -> str:
 
 
 def figure(line: dict[str, Any], way: str) -> float | None:
-    """The number at the end of a way through a line; None where it does not lead to one.
+    """The number at a path in a line; None if there is no number.
 
     >>> figure({"times": {"rectools": 3.5}}, "times/rectools")
     3.5
@@ -250,7 +252,7 @@ def figure(line: dict[str, Any], way: str) -> float | None:
 
 
 def with_table(page: str, new: str) -> str:
-    """The page with another table between its two marks.
+    """The page with a new table between its two marks.
 
     >>> with_table(f"above\\n{BEGIN}\\nold\\n{END}\\nbelow", "new").splitlines()[2]
     'new'

@@ -1,9 +1,10 @@
-"""How fast is item text encoded? Ours against ``sentence-transformers``: same model, same texts, one thread.
+"""Measure the speed of encoding item text: ours against ``sentence-transformers``, same model, same
+texts, one thread.
 
     python -m benchmarks.text_encoding --texts 1500
 
-Texts are the first words of RecBole's item table or of the generated world: 4 to 60 words, unsorted. Beside the speed
-stands the least cosine between the two sides' vectors.
+Texts are the first words of RecBole's item table or of the generated world: 4 to 60 words,
+unsorted. The line also has the least cosine between the two sides' vectors.
 """
 
 from __future__ import annotations
@@ -68,14 +69,14 @@ def main() -> None:
 
 
 def texts(number: int) -> list[str]:
-    """Generated texts of differing length, 4 to 60 words."""
+    """Generate texts of different lengths, 4 to 60 words."""
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(2.9, 0.6, number), 4, 60).astype(int)
     return [" ".join(random.choice(WORDS, length)) for length in lengths]
 
 
 def encode(side: str, folder: Path) -> dict[str, float]:
-    """Encode the folder's texts by one side, in this process."""
+    """Encode the folder's texts with one side, in this process."""
     import torch
 
     torch.set_num_threads(1)

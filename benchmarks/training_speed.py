@@ -1,11 +1,12 @@
-"""How many targets a second does training take in? Ours, RecTools' and RecBole's SASRec, width 64, 2 blocks, softmax.
+"""Measure training targets per second: SASRec of ours, RecTools and RecBole, width 64, 2 blocks,
+softmax.
 
     python -m benchmarks.training_speed --data ml-100k --rounds 3
 
-One thread; ``epoch_s`` without the first epoch, which warms up. Quality stands beside speed: ndcg@10 of each user's
-held-out next item after the same number of epochs, full ranking, seen items left out. A target is a position whose
-next event is learnt. Data: $RECSYS_DATA/{ml-100k,beauty}, each user's last event left out of everything, the one
-before it held out.
+One thread; ``epoch_s`` without the first epoch, which warms up. Quality is reported with speed:
+ndcg@10 of each user's held-out next item after the same number of epochs, full ranking, seen items
+left out. A target is a position whose next event is learnt. Data: $RECSYS_DATA/{ml-100k,beauty},
+each user's last event left out of everything, the one before it held out.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=["rectools", "recbole"])
-    parser.add_argument("--ours", metavar="FILE", help=argparse.SUPPRESS)  # the side of ours, in a process of its own
+    parser.add_argument("--ours", metavar="FILE", help=argparse.SUPPRESS)  # our side, in its own process
     options = parser.parse_args()
     if options.epochs < 2:
         parser.error("--epochs: at least 2, as ours are timed without the last one, which holds a validation")
@@ -53,7 +54,7 @@ def main() -> None:
                 print(f"{peer}: no environment, left out (make bench-peers)", file=sys.stderr)
                 continue
             sides[peer] = [python, str(ROOT / f"benchmarks/peers/{peer}_sasrec.py"), path]
-        epochs = str(options.epochs + 1)  # the first warms up, and the last of ours holds a validation
+        epochs = str(options.epochs + 1)  # the first warms up, and our last one includes a validation
         commands = {name: [*side, *(["--epochs"] if name == "ours" else []), epochs] for name, side in sides.items()}
         results = in_turns(commands, options.rounds)
     for rounds in results.values():
@@ -73,7 +74,8 @@ def main() -> None:
 
 
 def write_events(data: str, folder: Path) -> str:
-    """Users' events in order, by number, without everyone's last: user, item, place, held_out; and ours beside it."""
+    """Write the users' events in order, with numbers, without each user's last: user, item,
+    position, held_out; and our form of them."""
     import polars as pl
 
     root = Path(os.environ.get("RECSYS_DATA", "data"))
@@ -89,13 +91,13 @@ def write_events(data: str, folder: Path) -> str:
     events = events.select(*number, "place", held_out=left == 2, last=left == 1)
     whole = {name: pl.col(name).cast(pl.String) for name in ("user", "item")}
     ours = events.select(user_id=whole["user"], item_id=whole["item"], timestamp=pl.col("place") * 60 + 86_400)
-    ours.write_parquet(folder / "ours.parquet")  # the last one of each becomes test, which nothing here looks at
+    ours.write_parquet(folder / "ours.parquet")  # each user's last event becomes test, which is not used here
     events.filter(~pl.col("last")).drop("last").write_csv(folder / "events.csv")
     return str(folder / "events.csv")
 
 
 def settings(folder: str, epochs: int) -> Config:
-    """The sequence model alone, as the peers have it."""
+    """The sequence model alone, as in the peers."""
     return build_config(
         {
             "run": {"dir": folder},
@@ -140,7 +142,7 @@ def settings(folder: str, epochs: int) -> Config:
 
 
 def prepare_ours(folder: str) -> None:
-    """The events through our own prepare, once for all rounds."""
+    """Prepare the events with our own code, once for all rounds."""
     from pipelines.plumbing.session import ray_session
     from recsys.preparation.prepare import prepare
 
@@ -150,7 +152,7 @@ def prepare_ours(folder: str) -> None:
 
 
 def train_ours(folder: str, epochs: int) -> dict[str, Any]:
-    """The training loop as it is, without Ray."""
+    """Run the training loop without Ray."""
     import torch
 
     torch.set_num_threads(1)
@@ -170,7 +172,7 @@ def train_ours(folder: str, epochs: int) -> dict[str, Any]:
     lengths_U = dataset.histories().through(Split.TRAIN).lengths_U
     return {
         "targets": int((lengths_U - 1).clip(min=0).sum()),
-        "epoch_s": seconds[:-1],  # the last one's hold a validation
+        "epoch_s": seconds[:-1],  # the last one includes a validation
         "ndcg@10": float(quality_B.mean()),
         "users": len(quality_B),
         "rank_s": rank_s,

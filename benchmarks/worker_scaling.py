@@ -1,8 +1,10 @@
-"""What do two workers gain over one? The same training, one CPU thread a worker, on one machine.
+"""Measure the gain of two workers over one: the same training, one CPU thread per worker, on one
+machine.
 
     python -m benchmarks.worker_scaling --data beauty --epochs 3
 
-Real processes over gloo around the loop that knows no Ray, in turns; seconds are those of the epochs after the first.
+Real processes over gloo around the loop that knows no Ray, in turns; seconds are those of the
+epochs after the first.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def run_side(workers: int, folder: str, epochs: int) -> None:
-    """Train with so many workers and print the median epoch."""
+    """Train with this number of workers and print the median epoch."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

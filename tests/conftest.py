@@ -41,17 +41,19 @@ COSTLY_FILES: Final = (  # the longest first, so that no worker of pytest is lef
 )
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small problems on shared cores; and nothing is timed
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small problems on shared cores; no test measures time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first; the order inside a file stays (`make test` hands out whole files in order)."""
+    """Put slow files first; the order inside a file stays (`make test` distributes whole files in
+    order)."""
     rank = {name: place for place, name in enumerate(COSTLY_FILES)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def _start_ray(attempts: int) -> None:
-    """Start a local Ray; again where another one that starts at this moment has taken its port."""
+    """Start a local Ray; try again if another Ray that starts at the same time has taken its
+    port."""
     import ray
 
     try:
@@ -76,7 +78,7 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as the commands do, else workers starve on a busy machine
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the commands do; otherwise workers starve on a busy machine
     import ray
 
     started = not ray.is_initialized()
@@ -91,7 +93,7 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an S3-speaking server in a process of its own, for the whole session."""
+    """The address of an S3-compatible server in a separate process, for the whole session."""
     pytest.importorskip("moto")
     log = tmp_path_factory.mktemp("s3") / "server.log"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
@@ -111,7 +113,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """``s3://`` and the name of a new bucket, on the server that the environment names."""
+    """The ``s3://`` URI of a new bucket, on the server that the environment names."""
     pytest.importorskip("boto3")
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_S3"))]:
         monkeypatch.delenv(name)
@@ -125,7 +127,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of the public data sets; the test is skipped where there is none."""
+    """The folder of the public data sets; without it the test is skipped."""
     folder = Path(os.environ.get("RECSYS_DATA", "data"))
     if not folder.is_dir():
         pytest.skip(f"needs the public data sets; {folder} is no folder: set RECSYS_DATA")
@@ -134,7 +136,8 @@ def real_data() -> Path:
 
 @pytest.fixture
 def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch is answered in this process and not by actors of Ray Data, each of which imports everything anew.
+    """Answer a batch in this process and not by actors of Ray Data, each of which imports
+    everything again.
 
     ``tests/test_batch.py`` and ``tests/test_pipeline.py`` answer through Ray Data for real.
     """
@@ -149,7 +152,8 @@ def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny problems on shared cores: threads would wait for each other longer than they work."""
+    """Use one thread: for tiny problems on shared cores, threads would wait for each other longer
+    than they work."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The form of a model for graphs, asked without tracing it."""
+"""Evaluate the graph form of a model without tracing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.export.questions import Examiner
 
 
 def encoded_and_expected(bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores [B, N] of the questions of an export, by the form for graphs and by the model."""
+    """Scores [B, N] of the requests of an export, by the graph form and by the model."""
     examiner = Examiner(bundle)
     tensors, parts = examiner.ask(examiner.questions())
     vectors_ND = bundle.model.item_vectors_ND

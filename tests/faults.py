@@ -1,7 +1,7 @@
-"""Commands as processes that something happens to: waited for by what they say, killed by their own ids.
+"""Run commands as processes for fault tests: wait for their output lines, kill them by process id.
 
-Every command is a session of its own, to which Ray's processes belong as well, so that a test ends what it started and
-nothing else.
+Every command is its own session, to which Ray's processes belong as well, so that a test ends only
+the processes that it started.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 
-# Imported by every Python of a command: a worker of a training says which process it is.
+# Every Python process of a command imports this: a training worker writes its process id.
 _SAY_RANK = """
 import os, threading, time
 
@@ -48,7 +48,8 @@ threading.Thread(target=say, daemon=True).start()
 
 
 def world(folder: Path, **sections: dict[str, Any]) -> Path:
-    """The configuration of a tiny world with a run folder in ``folder``; keys of ``train`` etc. replace its own."""
+    """Write the configuration of a tiny world with a run folder in ``folder``; keys of ``train``
+    etc. replace the defaults."""
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run"), "name": "tiny"},
         "data": {
@@ -82,7 +83,8 @@ def world(folder: Path, **sections: dict[str, Any]) -> Path:
 
 
 class Command:
-    """``recsys VERB --config FILE WORDS`` as a process group of its own; a context manager that leaves none of it."""
+    """``recsys VERB --config FILE WORDS`` in its own process group; a context manager that ends all
+    of its processes."""
 
     def __init__(self, verb: str, config: Path, *words: str, **environment: str) -> None:
         self.lines: list[str] = []
@@ -134,7 +136,7 @@ class Command:
         self.when(lambda: re.search(pattern, self.output), pattern)
 
     def when(self, happened: Callable[[], Any], what: str = "it", seconds: float = 300) -> Any:
-        """Wait for something to happen while the command runs; what it gave."""
+        """Wait until ``happened`` returns something while the command runs; return it."""
         deadline = time.monotonic() + seconds
         while not (found := happened()):
             assert self.process.poll() is None, f"ended before {what}: {self.output}"
@@ -143,7 +145,7 @@ class Command:
         return found
 
     def kill(self) -> None:
-        """SIGKILL for the driver; Ray's processes end by themselves when they notice."""
+        """SIGKILL for the driver; Ray's processes notice and end."""
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for _ in range(600):
@@ -153,12 +155,12 @@ class Command:
         raise AssertionError(f"still there: {own_processes(self.process.pid)}")
 
     def rank(self, rank: int) -> int:
-        """The process id of a training worker, once it works."""
+        """The process id of a training worker, once it has started."""
         path = self.ranks / str(rank)
         return int(self.when(lambda: path.exists() and path.read_text(), f"worker {rank}"))
 
     def task(self, name: str) -> int:
-        """The process id of a Ray worker that is at a task of this name, once there is one."""
+        """The process id of a Ray worker that runs a task of this name, once there is one."""
 
         def found() -> int:
             titles = own_processes(self.process.pid).items()
@@ -167,7 +169,8 @@ class Command:
         return int(self.when(found, name))
 
     def ends(self, code: int = 0, seconds: float = 400) -> str:
-        """The output of the command that ends by itself, with this exit code and no traceback if that is 0 or 2."""
+        """Wait for the command to end with this exit code, without a traceback if it is 0 or 2;
+        return the output."""
         try:
             found = self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -179,7 +182,7 @@ class Command:
 
 
 def own_processes(session: int) -> dict[int, str]:
-    """Process id → command line of the living processes of a session, which Ray's are as well."""
+    """Process id → command line of the living processes of a session, including those of Ray."""
     found = {}
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
@@ -191,7 +194,7 @@ def own_processes(session: int) -> dict[int, str]:
 
 
 def checkpoints(run: Path) -> dict[Path, dict[str, Any]]:
-    """The training's checkpoints that are there and readable, the oldest first, with their progress."""
+    """The training's readable checkpoints, the oldest first, with their progress."""
     found = {}
     for path in sorted(run.glob("checkpoints/train-*/checkpoint_*"), key=lambda path: path.name):
         with suppress(OSError, ValueError):
@@ -200,7 +203,7 @@ def checkpoints(run: Path) -> dict[Path, dict[str, Any]]:
 
 
 def events_of(dataset: Path) -> tuple[dict[str, Any], list[dict[str, list[Any]]]]:
-    """What a prepared dataset holds: the manifest but for times, and the content of every table."""
+    """Content of a prepared dataset: the manifest except times, and every table."""
     manifest = json.loads((dataset / "manifest.json").read_text())
     for key in ("timing", "text"):
         manifest.pop(key, None)
@@ -210,7 +213,7 @@ def events_of(dataset: Path) -> tuple[dict[str, Any], list[dict[str, list[Any]]]
 
 
 def logged(database: Path) -> list[tuple[str, int, float]]:
-    """Metric, step and value of every epoch that MLflow's SQLite store holds, as often as it holds them."""
+    """Metric, step and value of every epoch in MLflow's SQLite store, duplicates included."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
         rows = store.execute("select key, step, value from metrics where key like '%.loss' or key like 'valid.%'")
         return sorted(rows.fetchall())
@@ -224,7 +227,8 @@ def flip_bit(path: Path) -> None:
 
 
 def outcome(run: Path, database: Path | None = None) -> dict[str, Any]:
-    """What must be equal after a fault: metrics, history, and the epochs in MLflow's store beside the run."""
+    """Results that must be equal after a fault: metrics, history, and the epochs in MLflow's store
+    next to the run."""
     metrics = json.loads((run / "metrics.json").read_text())
     parts = ("model", "baselines", "data")
     store = database or run.parent / "mlflow.db"
@@ -232,15 +236,16 @@ def outcome(run: Path, database: Path | None = None) -> dict[str, Any]:
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """Every epoch of the training but how long it took."""
+    """Every epoch of the training, without its duration."""
     trained = json.loads((run / "model/trained.json").read_text())
     return [{key: value for key, value in row.items() if key != "seconds"} for row in trained["history"]]
 
 
 class SmallDisk:
-    """A filesystem in memory of so many bytes, which can be filled to the last one; a context manager.
+    """A filesystem in memory with this number of bytes, which can be filled completely; a context
+    manager.
 
-    Skips where mounting is not permitted.
+    Skips the test if mounting is not permitted.
     """
 
     def __init__(self, place: Path, num_bytes: int) -> None:
@@ -262,7 +267,7 @@ class SmallDisk:
         subprocess.run(["umount", "--lazy", str(self.place)], check=True, timeout=60)
 
     def fill_until(self, command: Command) -> None:
-        """Not one page is left until the command has ended, whatever it removes."""
+        """Keep the disk full until the command has ended, even if it removes files."""
         while command.process.poll() is None:
             for size in (1 << 20, 4096):
                 with suppress(OSError), self._ballast.open("ab", buffering=0) as file:
@@ -275,7 +280,8 @@ class SmallDisk:
 
 
 class MlflowServer:
-    """An MLflow server on SQLite and a folder, as processes that can be stopped, killed and started again."""
+    """An MLflow server on SQLite and a folder, whose processes can be stopped, killed and started
+    again."""
 
     def __init__(self, folder: Path, port: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,7 +309,7 @@ class MlflowServer:
         raise AssertionError((self._folder / "server.log").read_text())
 
     def signal(self, number: int) -> None:
-        """To all its processes."""
+        """Send a signal to all its processes."""
         assert self.process is not None
         for pid in own_processes(self.process.pid):
             with suppress(ProcessLookupError):
@@ -313,7 +319,7 @@ class MlflowServer:
 
 
 class Gate:
-    """Between clients and an S3-speaking server: answers 503 SlowDown in its place while it is shut."""
+    """A proxy in front of an S3-compatible server: while it is shut, it answers 503 SlowDown."""
 
     def __init__(self, server: str) -> None:
         self.refused, self._is_shut = 0, False
@@ -338,7 +344,7 @@ class Gate:
                 head = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
                 self.request.sendall(head + (b"" if without_body else body))
                 self.request.shutdown(socket.SHUT_WR)
-                while self.request.recv(1 << 16):  # the rest of what is uploaded, or the answer would be lost
+                while self.request.recv(1 << 16):  # read the rest of the upload, otherwise the answer would be lost
                     pass
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection)
@@ -354,7 +360,7 @@ class Gate:
         self._server.server_close()
 
     def shut_for(self, seconds: float) -> None:
-        """Shut it, wait, and open it again; ``refused`` counts the requests meanwhile."""
+        """Shut the gate, wait, and open it again; ``refused`` counts the requests meanwhile."""
         self.refused, self._is_shut = 0, True
         time.sleep(seconds)
         self._is_shut = False

@@ -1,4 +1,5 @@
-"""Hand-made prepared datasets: the folder that ``recsys prepare`` leaves, written with pyarrow alone; small models."""
+"""Hand-made prepared datasets, in the form of ``recsys prepare``, written with pyarrow alone; small
+models."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 
 DAY = 86_400
-Event = tuple[int, int, int, Split]  # item, event type, time in seconds, part
+Event = tuple[int, int, int, Split]  # item, event type, time in seconds, split
 
 
 def write_dataset(
@@ -39,11 +40,12 @@ def write_dataset(
     codes: Sequence[Sequence[Sequence[int]]] = (),
     targets: Sequence[str] = (),
 ) -> PreparedDataset:
-    """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u`` has ``histories[u]``.
+    """Write a dataset whose users are ``u0, u1, …`` and whose items are ``i0, i1, …``; user ``u``
+    has ``histories[u]``.
 
-    Users are dealt to the shards by turns, as buckets of a hash would do; users without events are in the vocabulary
-    only. Text vectors are drawn from a fixed seed; the last item has none. ``codes[u]`` are the codes of the context
-    columns of every event of user ``u``.
+    Users are distributed to the shards in turns, like buckets of a hash; users without events are
+    in the vocabulary only. Text vectors are drawn from a fixed seed; the last item has none.
+    ``codes[u]`` are the codes of the context columns of every event of user ``u``.
     """
     num_users = len(histories)
     users, items = [f"u{u}" for u in range(num_users)], [f"i{i}" for i in range(num_items)]
@@ -155,12 +157,13 @@ HISTORIES = [
     train_events(1, 3, 7),
     [],  # in the vocabulary only; a friend of u0
     leave_last(8, 9, 0),
-    [],  # nothing at all
+    [],  # no data at all
 ]
 
 
 def small_world(folder: Path, ordered: bool = True) -> PreparedDataset:
-    """Six users, twelve items, two event types, friends u0–u3 and u1–u2; i10 and i11 have no training events."""
+    """Six users, twelve items, two event types, friends u0–u3 and u1–u2; i10 and i11 have no
+    training events."""
     return write_dataset(
         folder,
         HISTORIES,
@@ -173,7 +176,7 @@ def small_world(folder: Path, ordered: bool = True) -> PreparedDataset:
 
 
 def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusion: str = "gated") -> FrozenModel:
-    """A model of random weights with every granularity that the dataset allows, frozen."""
+    """A frozen model with random weights and every granularity that the dataset supports."""
     torch.manual_seed(0)
     enabled = {"enabled": True}
     granularities = {name: dict(enabled) for name in ("behaviour", "collaborative", "social")}
@@ -194,7 +197,7 @@ def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusio
         }
     )
     model = build_model(config, dataset, through)
-    with torch.no_grad():  # some tables start at zero, which would hide what they do
+    with torch.no_grad():  # some tables start at zero, which would hide their effect
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
         graphs = build_graphs(dataset, through, model)

@@ -1,4 +1,4 @@
-"""Files as people have them, generated in the shapes of well-known exports: for `recsys init`."""
+"""Generate files in the form of well-known exports, for `recsys init`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Event:
 
 
 class World:
-    """Users 0 … with events on items 0 … over a year; each has a favourite part of the catalogue."""
+    """Users 0 … with events on items 0 … over a year; each user prefers a part of the catalogue."""
 
     def __init__(self, users: int = 120, items: int = 60, per_user: int = 14, repeats: float = 0.0, seed: int = 0):
         self.random = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def epoch(time: datetime) -> int:
 def write(
     path: Path, rows: Sequence[Sequence[Any]], separator: str = ",", encoding: str = "utf-8", end: str = "\n"
 ) -> Path:
-    """Rows as separated text; cells of CSV are quoted where they must be."""
+    """Write rows as separated text; CSV cells are quoted if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(separator) == 1 and separator in ",;":
         stream = io.StringIO()
@@ -91,7 +91,8 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]], as_array: bool = Fals
 
 
 def movielens_100k(folder: Path) -> list[Path]:
-    """u.data (tabs), u.item (bars, latin-1, flags of genres), u.user (bars); a readme, a split of u.data."""
+    """u.data (tabs), u.item (bars, latin-1, flags of genres), u.user (bars); a readme, a split of
+    u.data."""
     world = World()
     rows = [(e.user + 1, e.item + 1, int(e.value), epoch(e.time)) for e in world.events]
     items = [
@@ -153,7 +154,8 @@ def movielens_latest(folder: Path) -> list[Path]:
 
 
 def amazon(folder: Path) -> list[Path]:
-    """Reviews and meta as JSON lines, gzipped reviews; HTML descriptions, nested categories, prices as text."""
+    """Reviews and meta as JSON lines, gzipped reviews; HTML descriptions, nested categories, prices
+    as text."""
     world = World(seed=3)
     reviews = [
         {
@@ -193,7 +195,8 @@ def amazon(folder: Path) -> list[Path]:
 
 
 def invoices(folder: Path) -> list[Path]:
-    """Lines of invoices with descriptions, prices, countries, cancellations and rows without a customer; day/month."""
+    """Lines of invoices with descriptions, prices, countries, cancellations and rows without a
+    customer; day/month."""
     world = World(repeats=0.5, per_user=25, seed=4)
     rows: list[tuple[Any, ...]] = []
     for number, e in enumerate(world.events):
@@ -215,7 +218,8 @@ def invoices(folder: Path) -> list[Path]:
 
 
 def check_ins(folder: Path) -> list[Path]:
-    """Four headerless files: visits, categories, coordinates, friends; ids are running numbers in all of them."""
+    """Four files without headers: visits, categories, coordinates, friends; ids are consecutive
+    numbers in all of them."""
     world = World(seed=5, items=90)
     places = [(i, 40 + i * 0.00137, -80 + i * 0.00213) for i in range(world.items)]
     visits = [(e.user, e.item, f"{epoch(e.time) // 86_400 * 86_400}.0") for e in world.events]
@@ -229,7 +233,8 @@ def check_ins(folder: Path) -> list[Path]:
 
 
 def shop(folder: Path) -> list[Path]:
-    """Events, products, customers and followers under odd names; customers are e-mail addresses."""
+    """Events, products, customers and followers with unusual names; customers are e-mail
+    addresses."""
     world = World(seed=6)
     kinds = ["product_view", "product_view", "add_to_cart", "purchase"]
 
@@ -258,7 +263,7 @@ def shop(folder: Path) -> list[Path]:
 
 
 def hive(folder: Path) -> Path:
-    """Parquet in folders of the event type and the day."""
+    """Parquet in folders by event type and day."""
     world = World(seed=7)
     for kind in ("view", "purchase"):
         for month in (1, 5, 9, 12):
@@ -336,7 +341,7 @@ def arrays(folder: Path) -> list[Path]:
 
 
 def one_file(folder: Path) -> Path:
-    """A zip with one CSV of users and things, no time, no more."""
+    """A zip with one CSV of users and items, without times."""
     world = World(seed=12)
     rows = [("borrower", "book_isbn"), *[(f"b{e.user}", f"978{e.item:07d}") for e in world.events]]
     path = write(folder / "loans.csv", rows)

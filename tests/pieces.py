@@ -1,4 +1,4 @@
-"""Pieces of a source for tests; a module of their own, so that Ray's workers can import them."""
+"""Pieces of a source for tests, in a separate module so that Ray's workers can import them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.errors import SourceError
 
 @dataclass(frozen=True)
 class MemoryPiece:
-    """Rows that are already there."""
+    """Rows in memory."""
 
     rows: pa.Table
 

@@ -1,14 +1,16 @@
-"""Planted worlds as prepared datasets, and models trained on them in seconds: in one process, without Ray.
+"""Planted worlds as prepared datasets, and models trained on them in seconds: in one process,
+without Ray.
 
-Why: that a granularity does what its name says is shown by a world in which only its signal matters. Such a test reads
+Why: a world in which only one signal matters shows that a granularity does what its name says. Such
+a test reads
 
     dataset = planted_dataset(tmp_path, {"social": 1.0})
     without = train_ndcg(dataset, {"evolution": {}})
     with_ = train_ndcg(dataset, {"evolution": {}, "social": {}})
     assert margin(with_, without) > 0.3
 
-The dataset has everything that ``recsys prepare`` makes of the world but the language model: text vectors are bags of
-words.
+The dataset has everything that ``recsys prepare`` makes of the world except language-model vectors:
+text vectors are bags of words.
 """
 
 from __future__ import annotations
@@ -47,10 +49,11 @@ SIZE = {"num_users": 600, "num_items": 300, "events_per_user": 8.0, "cold_items"
 
 
 def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> PreparedDataset:
-    """Write the world whose ``knobs`` are up and whose others are at 0, each user's last event for test.
+    """Write the world with these ``knobs`` and all others at 0; each user's last event is test.
 
-    ``world`` are further keys of ``data.source``; those of :data:`SIZE` unless given. Ids in dense order are the
-    world's numbers, so that ``world_of(planted_source(…))`` tells the truth about every user and item.
+    ``world`` has further keys of ``data.source``; the default is :data:`SIZE`. Ids in dense order
+    are the world's numbers, so that ``world_of(planted_source(…))`` has the truth about every user
+    and item.
     """
     tables = {name: read_all(parts) for name, parts in open_source(planted_source(knobs, **world)).pieces().items()}
     user_ids = tables["users"].column(schema.USER_ID).combine_chunks()
@@ -106,17 +109,19 @@ def train(
     model: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
-    """A model with the named granularities and their options, trained in this process and chosen on validation.
+    """Train a model with these granularities and options in this process; the epoch is chosen on
+    validation.
 
-    ``model`` and ``training`` are further keys of the sections ``model`` and ``train``. Items are ids alone unless
-    ``model`` says otherwise, so that only a granularity can read a signal beside the events.
+    ``model`` and ``training`` have further keys of the sections ``model`` and ``train``. Items are
+    ids alone unless ``model`` says otherwise, so that only a granularity can read a signal in
+    addition to the events.
     """
     config = _config(dataset, granularities, {"width": width, **(model or {})}, {"epochs": epochs, **(training or {})})
     return fit(config.model_copy(update={"seed": seed}), dataset, Validator.of(config), TrainContext()).frozen
 
 
 def ndcg(frozen: FrozenModel, queries: Queries) -> Array:
-    """ndcg@10 of every query, items seen before left out."""
+    """ndcg@10 of every query, without seen items."""
     return Validator("ndcg@10", True, 512)(frozen, queries)
 
 
@@ -126,12 +131,13 @@ def train_ndcg(dataset: PreparedDataset, granularities: Mapping[str, Mapping[str
 
 
 def margin(with_: Array, without: Array) -> float:
-    """What the mean gains, as a share: 0.3 is +30 %."""
+    """Relative gain of the mean: 0.3 is +30 %."""
     return float(with_.mean() / without.mean() - 1)
 
 
 def is_no_loss(with_: Array, without: Array) -> bool:
-    """Whether zero or a gain lies in the 95 % interval of the paired difference, users drawn again."""
+    """Whether the 95 % interval of the paired difference, by bootstrap over users, includes zero or
+    a gain."""
     return compare(with_, without, 1000, seed=0).high >= 0
 
 
@@ -167,7 +173,7 @@ def _config(
 
 
 def _histories(events: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> list[list[Event]]:
-    """The events of every user in time: the last is test, the one before it validation."""
+    """Events of every user in order of time: the last is test, the one before it validation."""
     columns = {
         "user": events.column(schema.USER_ID).to_pylist(),
         "item": events.column(schema.ITEM_ID).to_pylist(),
@@ -185,7 +191,7 @@ def _histories(events: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> list
 
 
 def _text_vectors(texts: pa.Array) -> pa.Table:
-    """Unit vectors: the sum of a fixed random vector a word."""
+    """Unit vectors: the sum of one fixed random vector per word."""
     words = [text.lower().replace(",", " ").replace(".", " ").split() for text in texts.to_pylist()]
     numbers = {word: number for number, word in enumerate(sorted({word for row in words for word in row}))}
     meaning = np.random.default_rng(7).normal(size=(len(numbers), TEXT_WIDTH))

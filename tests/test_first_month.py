@@ -1,4 +1,4 @@
-"""A shop's first month, as docs/first-month.md tells it: the page's own commands, day by day, against a real server."""
+"""A shop's first month: the commands of docs/first-month.md, day by day, against a real server."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from recsys.serving.bundles import read_bundle
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/first-month.md").read_text(encoding="utf-8")
 CUSTOMER = "customer-495"
-_WAIT = 900.0  # seconds for one command, on a machine that has much else to do
+_WAIT = 900.0  # seconds for one command on a busy machine
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the page, and the lines that it shows below it."""
+    """A command of the page, and the output lines that the page shows."""
 
     command: str
     shown: tuple[str, ...]
@@ -62,7 +62,7 @@ def configuration() -> str:
 
 
 def without_numbers(line: str) -> str:
-    """A line whose figures may differ from machine to machine; versions and exit codes stay.
+    """Mask the figures of a line that differ between machines; keep versions and exit codes.
 
     >>> without_numbers("00:01.2  promote    shop version 1 is champion now: 0.25")
     '#  promote    shop version 1 is champion now: #'
@@ -71,13 +71,14 @@ def without_numbers(line: str) -> str:
 
 
 class Shop:
-    """A shell in the shop's folder, as a person has one, and what can be asked of the files and the server there."""
+    """A shell in the shop's folder, and queries of its files and its server."""
 
     def __init__(self, folder: Path, shell: subprocess.Popen[str], port: int) -> None:
         self.folder, self.shell, self.port, self.number = folder, shell, port, 0
 
     def run(self, step: Step) -> str:
-        """What a command of the page prints; it ends with 0, and prints what the page shows."""
+        """Run a command of the page and return its output; it must end with 0 and print what the
+        page shows."""
         self.number += 1
         said, code = (self.folder / f"{name}-{self.number}" for name in ("said", "code"))
         command = step.command.replace("8000", str(self.port))
@@ -119,7 +120,8 @@ class Shop:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two answers name the same items with the same scores, up to the last digits of float32."""
+    """Whether two answers have the same items with the same scores, up to the last digits of
+    float32."""
     left, right = json.loads(one), json.loads(other)
     return bool(left["item_ids"] == right["item_ids"] and left["scores"] == pytest.approx(right["scores"], rel=1e-5))
 
@@ -180,7 +182,7 @@ def other_ids(shop: Shop, said: Said, now: list[str]) -> None:
     assert not (shop.folder / "runs/03-16/dataset").exists() and not (shop.folder / "runs/03-16/bundle").exists()
     quarantine = pq.read_table(shop.folder / "runs/03-16/dataset.quarantine/events.parquet")
     assert quarantine.num_rows == sum(row["item_id"].startswith("SKU") for row in shop.table("days/2026-03-16.csv"))
-    assert same(now[-1], said["15 March: a day more"][-1]), "the champion keeps serving"
+    assert same(now[-1], said["15 March: one more day"][-1]), "the champion keeps serving"
 
 
 def bots(shop: Shop, said: Said, now: list[str]) -> None:
@@ -189,7 +191,7 @@ def bots(shop: Shop, said: Said, now: list[str]) -> None:
     record = shop.promotion("03-17")
     assert record["decision"] == "refused" and record["champion"]["version"] == "2"
     assert any(check["name"] == "drift" and not check["passed"] for check in record["checks"])
-    assert "Traceback" not in now[2] and same(now[-1], said["15 March: a day more"][-1])
+    assert "Traceback" not in now[2] and same(now[-1], said["15 March: one more day"][-1])
 
 
 def corrected(shop: Shop, said: Said, now: list[str]) -> None:
@@ -201,11 +203,11 @@ def corrected(shop: Shop, said: Said, now: list[str]) -> None:
     assert bundle.info.extra["config"]["train"]["lr"] == 0.01, "an update does not shorten the next one"
     record = shop.promotion("03-18")
     assert record["decision"] == "promoted" and record["comparison"]["low"] > -0.05 * record["comparison"]["champion"]
-    assert not same(now[-1], said["15 March: a day more"][-1]), "three days have changed the list"
+    assert not same(now[-1], said["15 March: one more day"][-1]), "three days have changed the list"
 
 
 def back_again(shop: Shop, said: Said, now: list[str]) -> None:
-    assert same(now[-1], said["15 March: a day more"][-1]), "the former version answers as it did"
+    assert same(now[-1], said["15 March: one more day"][-1]), "the former version answers as it did"
     assert shop.promotion("03-18")["decision"] == "rolled back"
 
 
@@ -233,20 +235,21 @@ def life_goes_on(shop: Shop, said: Said, now: list[str]) -> None:
 
 CHECKS: dict[str, Callable[[Shop, Said, list[str]], None]] = {
     "14 March: the first model": first_model,
-    "14 March, evening: the shop asks, with rules": rules,
+    "14 March, evening: requests with rules": rules,
     "14 March, night: sold out": sold_out,
-    "15 March: a day more": a_day_more,
-    "16 March: half of the ids are of another system": other_ids,
+    "15 March: one more day": a_day_more,
+    "16 March: half of the ids are from another system": other_ids,
     "17 March: bots": bots,
     "18 March: the corrected days": corrected,
-    "18 March, evening: back again": back_again,
+    "18 March, evening: rollback": back_again,
     "19 March: a customer wants to be forgotten": forgotten,
-    "20 March: life goes on": life_goes_on,
+    "20 March: back to normal": life_goes_on,
 }
 
 
 def holding(root: Path, word: str) -> list[str]:
-    """The files in which a word is found by other means than the proof's: bytes, and the printed rows of tables."""
+    """Files that contain a word, found without the code of the proof: in bytes and in printed rows
+    of tables."""
     found = []
     for path in sorted(one for one in root.rglob("*") if one.is_file()):
         text = path.read_bytes()
@@ -262,7 +265,7 @@ def holding(root: Path, word: str) -> list[str]:
 
 @contextmanager
 def shop_in(folder: Path) -> Iterator[Shop]:
-    """A shell there; whatever the story started ends with it."""
+    """Open a shell; end all processes that the story started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -284,8 +287,8 @@ def shop_in(folder: Path) -> Iterator[Shop]:
         shell.wait()
 
 
-def test_the_page_is_checked_part_by_part_and_its_commands_are_understood() -> None:
-    """No part without a check, and no option that this release does not have."""
+def test_every_section_of_the_page_has_a_check_and_valid_commands() -> None:
+    """Every section of the page has a check, and every option exists in this release."""
     assert list(parts()) == list(CHECKS)
     commands = [step.command for steps in parts().values() for step in steps if step.command.startswith("recsys ")]
     assert {command.split()[1] for command in commands} == {"run", "promote", "serve", "update", "forget"}
@@ -300,8 +303,9 @@ def test_the_page_is_checked_part_by_part_and_its_commands_are_understood() -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_shops_first_month(tmp_path: Path) -> None:
-    """Train, serve, rules, stock, update, two damaged days, a way back, and a customer who is forgotten."""
+def test_first_month_of_a_shop_runs_as_the_page_says(tmp_path: Path) -> None:
+    """Train, serve, rules, stock, update, two damaged days, a rollback, and a customer who is
+    forgotten."""
     (tmp_path / "shop.yaml").write_text(configuration(), encoding="utf-8")
     said: Said = {}
     with shop_in(tmp_path) as shop:

@@ -1,4 +1,5 @@
-"""What the fuzzing targets found, and that each of them runs under atheris where that is installed."""
+"""Regression tests for findings of the fuzzing targets; each target runs under atheris if that is
+installed."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def test_a_carriage_return_in_a_header_is_a_space() -> None:
 
 
 def test_a_short_row_of_other_bytes_prints_no_traceback() -> None:
-    """Arrow cannot show such a row to its handler of bad rows, and prints the error instead of raising it."""
+    """Arrow cannot pass such a row to its handler of bad rows, and prints the error instead of
+    raising it."""
     rows = [b"u%d,i" % n for n in range(300)]
     rows[200] = b"\xc3("
     found = events("short.csv", b"user_id,item_id\n" + b"\n".join(rows) + b"\n")
@@ -84,14 +86,14 @@ def test_half_a_character_in_a_key_makes_a_bad_row() -> None:
 
 
 @pytest.mark.parametrize("name", ["lines.txt.gz", "table.jsonl.gz", "table.csv.gz"])
-def test_what_says_gz_and_is_not_is_refused(name: str) -> None:
+def test_file_named_gz_without_gzip_content_is_refused(name: str) -> None:
     path = write(name, b"u1 a b\n")
     source = SequencesSource(events=path) if "txt" in name else CanonicalSource(events=[path])
     said = tables_of(source)
     assert isinstance(said, str) and name in said and "gzip" in said
 
 
-def test_a_file_cut_off_behind_its_head_is_refused() -> None:
+def test_file_truncated_after_its_header_is_refused() -> None:
     import gzip
     import random
 
@@ -114,7 +116,7 @@ def test_a_file_cut_off_behind_its_head_is_refused() -> None:
         ("/recommend", b'{"user_id": "u0", "context": {"warmth": 1' + b"0" * 400 + b"}}", "expected a finite number"),
     ],
 )
-def test_calls_that_were_errors_of_ours(path: str, body: bytes, says: str) -> None:
+def test_calls_that_caused_internal_errors_are_refused(path: str, body: bytes, says: str) -> None:
     from tests.fuzz.requests import reply_to
 
     reply = reply_to(path, body)
@@ -122,7 +124,7 @@ def test_calls_that_were_errors_of_ours(path: str, body: bytes, says: str) -> No
     assert reply.status == 400 and says in (content.get("error") or content["message"])
 
 
-def test_parquet_texts_that_are_no_text_are_refused() -> None:
+def test_parquet_texts_with_invalid_utf8_are_refused() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,7 +135,7 @@ def test_parquet_texts_that_are_no_text_are_refused() -> None:
     assert isinstance(said, str) and "texts.parquet: row group 0" in said and "UTF8" in said
 
 
-DAMAGED_FOOTER = zlib.decompress(base64.b85decode(  # of a column whose histogram of repetition levels is too long
+DAMAGED_FOOTER = zlib.decompress(base64.b85decode(  # a column with a too long histogram of repetition levels
     'c-pO1OK1~87@nDKw%br@S~|ln<dB0MDzr5zq@YCYBx+i1Yg^E?L6B{_roqI<ByII%6+tMTdJq(R90V^tDJW<Uq8IU?Jt%tUL3<Pr'
     'dMgOx%s!HBlL!HS!u+%U<NId5+1ZS<$q<&X7q{V?pWnQbBN$=O0f5H`0RTD%xC0Y>?d6llil5i{u#9E@0P2Ri3ibAOUegjld~AXc'
     'f&U2<z<cqFSFay<BK$!B`69qJXnPy;_sacJ1yWU<w5m7_1a#Mkx=1Amn~+U<edGO&rro4Jk63>DY8_IitTGd%)zKQHLb8WzA3k;B'
@@ -148,7 +150,8 @@ DAMAGED_FOOTER = zlib.decompress(base64.b85decode(  # of a column whose histogra
 
 
 def test_a_footer_that_contradicts_itself_is_a_message_and_does_not_end_the_process() -> None:
-    """Arrow's ``RowGroupMetaData.column`` calls ``terminate`` for it, so this runs in a process of its own."""
+    """Arrow's ``RowGroupMetaData.column`` calls ``terminate`` for it, so this runs in a separate
+    process."""
     path = write("damaged.parquet", DAMAGED_FOOTER)
     code = "import sys; from recsys.config import CanonicalSource; from tests.fuzz.reading import tables_of; "
     code += "print(tables_of(CanonicalSource(events=sys.argv[1:])))"

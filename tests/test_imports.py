@@ -1,4 +1,5 @@
-"""Imports go one way: tune → pipelines → recsys, and inside recsys down the way of the data; none has side effects."""
+"""Imports go one way, tune → pipelines → recsys, and inside recsys along the way of the data; no
+import has side effects."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What stands lower in the list may import what stands higher, never the other way round. One line, one level.
+# A line may import the lines above it, never the lines below it. One line is one level.
 LEVELS = [
     {"recsys", "recsys.errors", "recsys.pace", "recsys.schema", "recsys.config", "recsys.storage"},
     {"recsys.values"},
@@ -34,7 +35,7 @@ LEVELS = [
     {"pipelines"},
     {"tune"},
 ]
-FRONT_DOOR = "recsys"  # `import recsys` names what stands above it, and imports it when it is used: test_python_api.py
+FRONT_DOOR = "recsys"  # `import recsys` imports the packages above it only when they are used: test_python_api.py
 HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
 
 
@@ -46,7 +47,7 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 
 def _imports(path: Path, module: str) -> Iterator[str]:
-    """Every module of ours that a file names in an import, also inside functions."""
+    """Every module of this project that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -86,9 +87,9 @@ def test_no_module_imports_upwards(module: str, path: Path) -> None:
         theirs = _part(name)
         if mine == theirs:
             continue
-        assert _level(theirs) <= _level(mine), f"{module} imports {name}, which stands above it"
-        beside = _level(theirs) == _level(mine) and _level(mine) > 0
-        assert not beside, f"{module} imports {name}, which stands beside it"
+        assert _level(theirs) <= _level(mine), f"{module} imports {name}, which is above it"
+        same_level = _level(theirs) == _level(mine) and _level(mine) > 0
+        assert not same_level, f"{module} imports {name}, which is on the same level"
 
 
 def _run(code: str) -> str:
@@ -98,7 +99,7 @@ def _run(code: str) -> str:
 
 
 def test_only_these_packages_import_ray() -> None:
-    """Everything else, the loop and the model above all, runs where there is no Ray."""
+    """All other packages, above all the loop and the model, run without Ray."""
     allowed = {"recsys.preparation", "recsys.training.ray_train", "recsys.serving", "pipelines", "tune", "recsys.pace"}
     for module, path in _modules():
         names = {
@@ -134,7 +135,7 @@ def test_the_table_of_verbs_needs_only_the_standard_library() -> None:
 
 
 def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
-    """No Ray, no tracking store, no folder: only definitions."""
+    """Imports start no Ray, open no tracking store and create no folder."""
     names = [module for module, _ in _modules()]
     code = (
         f"import importlib, os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({str(tmp_path)!r})\n"
@@ -145,8 +146,8 @@ def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
     assert _run(code).splitlines()[-1] == "False None []"
 
 
-def test_the_loop_knows_no_ray() -> None:
-    """A notebook, a sweep's plain trial and a worker run the same loop."""
+def test_loop_does_not_import_ray() -> None:
+    """A notebook, a sweep's trial without Ray and a worker run the same loop."""
     for name in (
         "recsys/training/loop.py",
         "recsys/training/phases.py",

@@ -1,4 +1,5 @@
-"""The whole pipeline on a tiny world through the command line: what each stage leaves, and that each runs alone."""
+"""The whole pipeline on a tiny world through the command line: files of each stage, and each stage
+alone."""
 
 from __future__ import annotations
 
@@ -224,7 +225,7 @@ def test_a_dataset_of_other_data_settings_is_refused(world: Path, capsys: pytest
         message = _refused(world, capsys, verb, "--data.source.num_users", "61")
         assert "was prepared with other data settings" in message and "run `recsys prepare`" in message
     config = load_config(world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")])
-    open_dataset(config)  # neither changes what is in it
+    open_dataset(config)  # neither changes its content
 
 
 def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +240,7 @@ def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest
         path.write_text(before)
 
 
-def test_a_new_model_takes_the_place_of_all_that_was_made_of_the_old_one(tmp_path: Path) -> None:
+def test_new_model_replaces_everything_derived_from_the_old_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, Progress(None))
     for path in (folder.metrics, folder.report, folder.registered, folder.recommendations, tmp_path / "run.log"):
         path.write_text("x")
@@ -250,7 +251,7 @@ def test_a_new_model_takes_the_place_of_all_that_was_made_of_the_old_one(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["run.log"]
 
 
-def test_closing_words_put_the_best_first_and_say_how_sure() -> None:
+def test_closing_summary_names_the_best_first_with_its_interval() -> None:
     metrics = {
         "metric": "ndcg@5",
         "model": {"ndcg@5": 0.3, "recall@5": 0.5},
@@ -266,7 +267,8 @@ def test_closing_words_put_the_best_first_and_say_how_sure() -> None:
 
 
 def _retrained(world: Path) -> dict[str, Any]:
-    """`recsys evaluate` with every variant trained anew: what the metrics hold of them, the report beside."""
+    """Run `recsys evaluate` with every variant trained again; return their part of the metrics, and
+    the report."""
     arguments = ["--evaluate.ablation", "retrain"]
     assert main(["evaluate", "--config", str(world / "tiny.yaml"), *arguments]) == 0
     found: dict[str, Any] = json.loads((world / "run" / "metrics.json").read_text())["ablation"]["retrained"]
@@ -285,7 +287,8 @@ def _retrained(world: Path) -> dict[str, Any]:
 
 
 def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the loop without Ray, each of the four different ones once; asked again, all are found."""
+    """Trained by the loop without Ray, each of the four different ones once; a second evaluation
+    reuses all of them."""
     from recsys.training import ray_train
 
     trainings: list[list[str]] = []
@@ -302,6 +305,6 @@ def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_retrained_ablation_runs_to_its_end(world: Path) -> None:
+def test_retrained_ablation_runs_through_ray_train(world: Path) -> None:
     shutil.rmtree(world / "run" / "ablation", ignore_errors=True)
     _retrained(world)

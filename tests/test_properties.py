@@ -1,6 +1,8 @@
-"""What holds for any input: hostile bytes and trees are refused, fast code equals a naive reference.
+"""Properties for any input: hostile bytes and trees are refused, fast code equals a naive
+reference.
 
-Examples are drawn the same way in every run (``derandomize``), so that CI fails for a change and not by chance.
+Every run draws the same examples (``derandomize``), so that CI fails because of a change and not by
+chance.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 
 def examples(count: int) -> Any:
-    """As many examples as fit into a second or two; no clock, no database, no chance."""
+    """Settings for as many examples as take a second or two: no deadline, no database, no
+    randomness."""
     return settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
 
 
@@ -52,7 +55,7 @@ BITS = (b"\r", b"\n", b'"', b"\t", b",", b"\0", b"\xff", b"\xed\xa0\x80", b"nan"
 
 @st.composite
 def spoilt(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A good input with a few pieces cut, doubled or put in."""
+    """A good input with a few pieces deleted, doubled or inserted."""
     content = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
@@ -64,7 +67,8 @@ def spoilt(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_bytes_are_read_or_refused(name: str) -> None:
-    """Every row is good with its keys or bad with a reason, or the whole is refused by one clear message."""
+    """Every row is good with its keys or bad with a reason, or one clear message refuses the whole
+    input."""
     target = importlib.import_module(f"tests.fuzz.{name}")
 
     @examples(40)
@@ -123,7 +127,7 @@ VALUES = st.recursive(
 
 
 def checked(tree: Tree) -> None:
-    """A configuration that survives its own YAML, or a refusal."""
+    """Build a configuration that survives a round trip through YAML, or get a refusal."""
     try:
         config = build_config(tree)
     except ConfigError as error:
@@ -202,7 +206,9 @@ def test_every_position_is_the_naive_list_of_prefixes(rows: list[list[int]], lim
 
 @examples(100)
 @given(ROWS, st.integers(1, 6), st.floats(0, 0.9), st.integers(0, 99))
-def test_whole_history_is_naive_and_hides_alike(rows: list[list[int]], limit: int, share: float, seed: int) -> None:
+def test_whole_history_equals_naive_list_with_hidden_items(
+    rows: list[list[int]], limit: int, share: float, seed: int
+) -> None:
     hidden = Hidden(share, seed)
     batch = whole_history(named(rows), limit, np.arange(len(rows)), hidden)
     pairs = [(user, item) for user, row in enumerate(rows) for item in row]
@@ -214,7 +220,7 @@ def test_whole_history_is_naive_and_hides_alike(rows: list[list[int]], limit: in
 
 @examples(100)
 @given(ROWS, st.integers(2, 6))
-def test_windows_have_every_event_once_behind_another(rows: list[list[int]], size: int) -> None:
+def test_windows_have_every_event_once_in_order(rows: list[list[int]], size: int) -> None:
     numbered = named([[10 * user + place for place in range(len(row))] for user, row in enumerate(rows)])
     windows = numbered.windows(size)
     assert windows.lengths_U.max(initial=0) <= size
@@ -226,7 +232,7 @@ def test_windows_have_every_event_once_behind_another(rows: list[list[int]], siz
 
 @examples(100)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=6), min_size=1, max_size=5))
-def test_queries_see_only_the_parts_before(rows: list[list[tuple[int, int]]]) -> None:
+def test_queries_see_only_earlier_splits(rows: list[list[tuple[int, int]]]) -> None:
     rows = [sorted(row, key=lambda event: event[1]) for row in rows]
     plain = named([[item for item, _ in row] for row in rows])
     parts = np.array([part for row in rows for _, part in row], dtype=np.uint8)
@@ -260,7 +266,8 @@ SHARES = st.sampled_from([0.05, 0.1, 0.25, 0.4])
 def test_a_split_covers_all_and_tests_the_latest(
     lengths: list[int], kind: str, ordered: bool, valid: float, test: float, data: st.DataObject
 ) -> None:
-    """Every event is in one part; a part's events are the latest of what is left; everyone keeps some training."""
+    """Every event is in one split; test and validation have the latest events; every user keeps
+    training events."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     size = int(offsets[-1])
     times = np.concatenate([np.sort(data.draw(_times(length))) for length in lengths]).astype(np.int64)
@@ -301,7 +308,7 @@ IDS = st.lists(st.text(max_size=5), max_size=12)
 
 @examples(100)
 @given(IDS, IDS)
-def test_vocabularies_go_there_and_back(before: list[str], now: list[str]) -> None:
+def test_vocabularies_round_trip(before: list[str], now: list[str]) -> None:
     base = union([pa.array(before, pa.string())])
     assert base.to_pylist() == sorted(set(before), key=str.encode)
     grown = extend(base, pa.array(now, pa.string()))
@@ -316,7 +323,8 @@ def test_vocabularies_go_there_and_back(before: list[str], now: list[str]) -> No
 @examples(100)
 @given(st.lists(st.none() | st.text(max_size=6), max_size=10), st.integers(0, 9))
 def test_a_hash_is_of_the_text_alone(texts: list[str | None], cut: int) -> None:
-    """Wherever it stands, and however its column is sliced; the naive polynomial with Python's integers."""
+    """The hash does not depend on the position or on slices of the column; it equals the naive
+    polynomial with Python's integers."""
     column = pa.array(texts, pa.string())
     whole = string_hashes(column)
     assert string_hashes(column.slice(cut)).tolist() == whole[cut:].tolist()
@@ -332,7 +340,7 @@ def naive_hash(data: bytes) -> int:
 
 
 def test_hashes_do_not_depend_on_the_process() -> None:
-    """Written down once: a change of them would put users into other shards and events into other parts."""
+    """Stated values: a change would put users into other shards and events into other splits."""
     code = (
         "import pyarrow as pa; from recsys.data.hashing import string_hashes, uniform; "
         "h = string_hashes(pa.array(['a', 'é', None])); print(h.tolist(), uniform(h, h[::-1], 7).tolist())"

@@ -1,6 +1,7 @@
-"""The whole pipeline with everything on an S3-speaking server gives what it gives on a local disk.
+"""The whole pipeline on an S3-compatible server gives the same results as on a local disk.
 
-Every command is a process of its own that shares nothing with the one before but the server: as on another machine.
+Every command is a separate process that shares only the server with the one before, as on another
+machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def write_tables(folder: Path) -> None:
-    """Users walk round a ring of items; the three tables in three formats."""
+    """Users walk around a ring of items; the three tables have three formats."""
     draw = np.random.default_rng(3)
     walks = [(user, (start + step) % 30) for user, start in enumerate(draw.integers(0, 30, 60)) for step in range(9)]
     events = {
@@ -76,7 +77,8 @@ def tree_of(raw: str, run: str, database: Path) -> dict[str, Any]:
 
 
 def recsys(verb: str, tree: dict[str, Any], folder: Path, *words: str) -> str:
-    """The output of a command that ends well, run in an empty folder with an empty temporary one."""
+    """Run a command that must succeed in an empty folder with an empty temporary folder, and return
+    its output."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -99,7 +101,7 @@ def recommendations(place: str) -> pa.Table:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_everything_on_s3_equals_everything_here(tmp_path: Path, bucket: str) -> None:
+def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: str) -> None:
     write_tables(tmp_path / "raw")
     upload(tmp_path / "raw", f"{bucket}/raw")
     local = tree_of(str(tmp_path / "raw"), str(tmp_path / "local/run"), tmp_path / "local/mlflow.db")
@@ -144,14 +146,14 @@ def test_everything_on_s3_equals_everything_here(tmp_path: Path, bucket: str) ->
 
 
 def write_day(path: Path, day: int) -> None:
-    """A later walk of every user round the ring."""
+    """Write a later walk of every user around the ring."""
     rows = [f"u{user},i{(user + 9 + day + step) % 30},{1_600_100_000 + 86_400 * day + 60 * user + step}"
             for user in range(60) for step in range(3)]  # fmt: skip
     path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
 
 
 def holding(place: str, word: bytes) -> list[str]:
-    """The objects in which a word stands, Parquet and Arrow files opened."""
+    """Objects that contain a word; Parquet and Arrow files are decoded."""
     found = []
     for name in objects(place):
         content = read_bytes(f"{place}/{name}")
@@ -167,12 +169,13 @@ def holding(place: str, word: bytes) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_day_is_appended_and_a_user_forgotten_on_s3(
+def test_update_appends_a_day_and_forget_removes_a_user_on_s3(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An update with one newer file goes on from a dataset there; forgetting leaves no object with the user there."""
+    """An update with one newer file continues a dataset on S3; after forgetting, no object there
+    contains the user."""
     write_tables(tmp_path / "raw")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # of the key that signs
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))  # folder of the signing key
     write_day(tmp_path / "raw/day.csv", 1)
     upload(tmp_path / "raw", f"{bucket}/raw")
     tree = tree_of(f"{bucket}/raw", f"{bucket}/runs/one", tmp_path / "mlflow.db")
@@ -206,7 +209,7 @@ def test_a_day_is_appended_and_a_user_forgotten_on_s3(
 
 
 class DiesOnce:
-    """A validator in whose second epoch the worker is killed, once."""
+    """A validator that kills its worker once, in the second epoch."""
 
     def __init__(self, inner: Validator, marker: Path) -> None:
         self.inner, self.marker, self.calls = inner, marker, 0
@@ -221,8 +224,8 @@ class DiesOnce:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_worker_resumes_from_checkpoints_there(tmp_path: Path, bucket: str) -> None:
-    """In a process of its own, whose Ray knows the server."""
+def test_killed_worker_resumes_from_checkpoints_on_s3(tmp_path: Path, bucket: str) -> None:
+    """Train in a separate process, whose Ray can reach the server."""
     write_tables(tmp_path / "raw")
     tree = tree_of(str(tmp_path / "raw"), f"{bucket}/run", tmp_path / "mlflow.db")
     tree["train"]["epochs"] = 3
@@ -239,7 +242,7 @@ def test_a_lost_worker_resumes_from_checkpoints_there(tmp_path: Path, bucket: st
 
 
 def train_twice(folder: str) -> None:
-    """Train with a worker that dies and with one that does not."""
+    """Train with a worker that is killed and with one that is not."""
     from pipelines.plumbing.session import ray_session
 
     place = Path(folder)

@@ -1,4 +1,5 @@
-"""The documents as a site: every page is in the navigation, what is written from the code names all of it."""
+"""The documentation site: every page is in the navigation, and generated pages cover all of the
+code."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 
 class _Loader(yaml.SafeLoader):
-    """Names of Python objects, which MkDocs resolves, are plain text here."""
+    """Read names of Python objects, which MkDocs resolves, as plain text."""
 
 
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, suffix, node: suffix)
@@ -75,7 +76,7 @@ def test_every_verb_is_in_the_reference_with_what_its_stages_read_and_write() ->
             assert f"| {stage} | " in part
 
 
-def test_the_diagram_names_every_stage_and_what_it_reads() -> None:
+def test_diagram_names_every_stage_and_its_inputs() -> None:
     drawn = {row.stage: row for row in diagram.rows()}
     text = diagram.svg()
     assert list(drawn) == list(STAGES)
@@ -85,7 +86,7 @@ def test_the_diagram_names_every_stage_and_what_it_reads() -> None:
     assert "training" in drawn["train"].packages and "serving" in drawn["recommend"].packages
 
 
-def test_a_pattern_that_the_diagram_does_not_know_is_refused() -> None:
+def test_diagram_refuses_unknown_pattern() -> None:
     with pytest.raises(ValueError, match="stage new: '{moon}' is in no column"):
         diagram._columns("new", ("{moon}",))
 
@@ -97,7 +98,7 @@ def test_the_data_map_names_every_granularity() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_without_outputs_and_can_be_read(path: Path) -> None:
+def test_notebook_is_valid_python_without_outputs(path: Path) -> None:
     book = notebooks.read(path)
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     assert cells and book.cells[0].source.startswith("# ")
@@ -111,7 +112,7 @@ def test_a_notebook_is_committed_without_outputs_and_can_be_read(path: Path) -> 
 
 
 @pytest.mark.parametrize("cls", ["Dataset", "Model", "fit", "init", "load"])
-def test_the_public_python_names_say_what_they_take_return_and_raise(cls: str) -> None:
+def test_public_python_names_document_parameters_returns_and_raises(cls: str) -> None:
     named = getattr(recsys, cls)
     functions = (
         [named]
@@ -132,7 +133,7 @@ def test_the_public_python_names_say_what_they_take_return_and_raise(cls: str) -
         assert not takes or "Raises\n------" in text, function.__qualname__
 
 
-def test_examples_of_docstrings_are_lines_of_the_page_that_a_test_runs() -> None:
+def test_examples_of_docstrings_are_on_the_tested_page() -> None:
     page = (DOCS / "python.md").read_text(encoding="utf-8")
     for named in (recsys.Dataset, recsys.Model, recsys.fit):
         [example] = re.findall(r"```python\n(.*?)```", inspect.getdoc(named) or "", re.DOTALL)
@@ -140,7 +141,7 @@ def test_examples_of_docstrings_are_lines_of_the_page_that_a_test_runs() -> None
             assert f"\n{line}\n" in page, line
 
 
-def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_site_builds_without_broken_links_and_external_resources(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "-q", "-f", "docs/site/mkdocs.yml", "-d", str(tmp_path / "site")],
         cwd=ROOT,
@@ -158,7 +159,7 @@ def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewher
 
 
 @pytest.mark.slow
-def test_every_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+def test_every_notebook_runs(tmp_path: Path) -> None:
     for path in NOTEBOOKS:
         folder = tmp_path / path.stem
         folder.mkdir()

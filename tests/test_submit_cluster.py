@@ -1,4 +1,4 @@
-"""`recsys submit` against Ray clusters that are started here: one node, and two."""
+"""`recsys submit` against local Ray clusters with one node and with two."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ WORLD = {
     "bad_rows": 0,
     "num_partitions": 2,
 }
-LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address to the outside
+LOOPBACK = "127.0.0.2"  # Ray treats 127.0.0.1 as the external address
 
 
 def ports(number: int) -> list[int]:
-    """Ports that are free now, below the range that the system gives to clients."""
+    """Find ports that are free now, below the range that the system assigns to clients."""
     found: list[int] = []
     while len(found) < number:
         port = 20_000 + secrets.randbelow(12_000)
@@ -42,7 +42,7 @@ def ports(number: int) -> list[int]:
 
 
 class Cluster:
-    """Nodes of one Ray cluster on the loopback, each a process group of its own."""
+    """Nodes of one Ray cluster on the loopback, each in its own process group."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder, self.nodes = folder, list[subprocess.Popen[str]]()
@@ -66,7 +66,7 @@ class Cluster:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def start(self, cpus: int) -> None:
-        """The head, or, when it is there, one node more."""
+        """Start the head, or one more node if there is a head."""
         object_manager, node_manager, client, agent, agent_grpc, metrics = ports(6)
         low = 10_000 + 100 * secrets.randbelow(90)  # apart from the ports above
         where = (
@@ -76,7 +76,7 @@ class Cluster:
             else [f"--address={LOOPBACK}:{self.gcs}"]
         )
         words = [str(RAY), "start", "--block", f"--node-ip-address={LOOPBACK}", *where, f"--num-cpus={cpus}"]
-        # a folder each, as on machines of their own: nodes unpack what jobs bring
+        # a folder each, as on separate machines: nodes unpack job packages
         words += [f"--temp-dir={self.temporary}/{len(self.nodes)}"]
         words += [f"--object-manager-port={object_manager}", f"--node-manager-port={node_manager}"]
         words += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"]
@@ -90,7 +90,7 @@ class Cluster:
         self._await(sum(node.poll() is None for node in self.nodes))
 
     def _await(self, number: int) -> None:
-        """Until the job server names so many nodes that live."""
+        """Wait until the job server reports this number of live nodes."""
         import requests
 
         header = {"authorization": "Bearer " + (self.folder / "token").read_text()}
@@ -116,7 +116,7 @@ class Cluster:
             with suppress(subprocess.TimeoutExpired):
                 node.wait(timeout=100)
             with suppress(ProcessLookupError):
-                os.killpg(node.pid, signal.SIGKILL)  # whatever it left behind, and only that
+                os.killpg(node.pid, signal.SIGKILL)  # only the processes of this cluster
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
@@ -130,7 +130,8 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def _config(folder: Path) -> Path:
-    """A tiny world in a file of its own, with a run folder that only its own folder makes absolute."""
+    """Write a configuration of a tiny world whose run folder is relative to the configuration's
+    folder."""
     path = folder / "elsewhere" / "tiny.yaml"
     path.parent.mkdir()
     lines = [f"    {key}: {value}" for key, value in WORLD.items()]
@@ -153,8 +154,9 @@ def _arrived(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_job_from_another_folder_on_one_node(cluster: Cluster, tmp_path: Path) -> None:
-    """Log, metrics and registered model arrive; a user's mistake is the job's exit code; jobs are seen and stopped."""
+def test_job_from_another_folder_runs_on_one_node(cluster: Cluster, tmp_path: Path) -> None:
+    """Log, metrics and registered model arrive; a user's mistake sets the job's exit code; jobs can
+    be listed and stopped."""
     config = _config(tmp_path)
     cluster.start(cpus=2)
     done = cluster.submit("run", "--config", config.name, cwd=config.parent)
@@ -200,8 +202,8 @@ def test_a_job_from_another_folder_on_one_node(cluster: Cluster, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_a_job_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    """A worker on each: neither node has CPUs for both."""
+def test_job_runs_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    """One worker per node: neither node has CPUs for both."""
     config = _config(tmp_path)
     cluster.start(cpus=1)
     cluster.start(cpus=1)

@@ -1,4 +1,4 @@
-"""A training in the test's own process where a command would start the workers of Ray Train."""
+"""Train in the test's own process instead of starting workers of Ray Train."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from recsys.training.phases import fit
 
 @contextmanager
 def training_here() -> Iterator[list[str]]:
-    """Inside the block, what would train on the workers of Ray Train trains in this process, by the same loop.
+    """Inside the block, trainings run in this process instead of on workers of Ray Train, by the
+    same loop.
 
-    Why: the processes of one Ray Train cost more than all else that such a test does. ``tests/test_pipeline.py`` trains
-    through Ray Train for real, and so do the slow tests. Gives the list of the folders of these trainings.
+    Why: the processes of one Ray Train cost more than the rest of such a test.
+    ``tests/test_pipeline.py`` trains through Ray Train for real, and so do the slow tests. Yields
+    the list of the folders of these trainings.
     """
     trained: list[str] = []
 

@@ -1,7 +1,8 @@
-"""Two real processes over gloo, for tests that two workers do what one does.
+"""Two real processes over gloo, for tests that two workers give the result of one.
 
-Why not ``spawn``: each process would import torch and PyG anew, eight seconds of computing. Here one process imports
-them, and the workers are forked from it. Why a file and no port: another program may take a free port before gloo does.
+Why not ``spawn``: each process would import torch and PyG again, eight seconds of CPU time. Here
+one process imports them, and the workers are forked from it. Why a file and not a port: another
+program may take a free port before gloo does.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any, Final
 import torch
 import torch.multiprocessing
 
-_HEAVY: Final = ("torch_geometric.nn", "sklearn.cluster", "torch._dynamo")  # what a training imports when it begins
+_HEAVY: Final = ("torch_geometric.nn", "sklearn.cluster", "torch._dynamo")  # imports of a training
 
 
 def together(train: Callable[..., Any], folder: Path, *arguments: Any) -> None:
-    """Call ``train(rank, 2, *arguments)`` in two processes of one group; ``folder`` is where they meet.
+    """Call ``train(rank, 2, *arguments)`` in two processes of one group; they meet in ``folder``.
 
     Raises
     ------
     ProcessRaisedException
-        one of them raised.
+        One of them raised.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([train.__module__, *_HEAVY])
     meeting = (folder / f"meeting-{uuid.uuid4().hex[:8]}").absolute().as_uri()

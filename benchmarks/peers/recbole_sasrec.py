@@ -1,7 +1,7 @@
 """RecBole ``SASRec`` on sequences: seconds of each epoch, and ndcg@10 of the next item.
 
-Runs in an environment of its own. Prints one line of JSON. The constants are those of the question: width 64, 2 blocks,
-full softmax, 50 events.
+Runs in its own environment. Prints one line of JSON. The constants are those of the benchmark:
+width 64, 2 blocks, full softmax, 50 events.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 torch_load = torch.load
-torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # what RecBole saved itself, newer torch
+torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # RecBole's own files, with newer torch
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -29,7 +29,7 @@ from recbole.trainer import Trainer
 
 
 class Timed(Trainer):
-    """Notes how long each epoch takes."""
+    """Record the seconds of each epoch."""
 
     seconds: list[float] = []
 

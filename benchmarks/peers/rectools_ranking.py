@@ -1,7 +1,9 @@
-"""RecTools: ``recommend`` of a SASRec for every user of a table of events, or its ranker on vectors from files.
+"""RecTools: ``recommend`` of a SASRec for every user of a table of events, or its ranker on vectors
+from files.
 
-Runs in an environment of its own. Prints one line of JSON. The constants are those of the question: width 64, 2 blocks,
-50 events, lists of ten. One batch of training makes the model that ``recommend`` needs.
+Runs in its own environment. Prints one line of JSON. The constants are those of the benchmark:
+width 64, 2 blocks, 50 events, lists of ten. One training batch creates the model that ``recommend``
+needs.
 """
 
 from __future__ import annotations
@@ -84,12 +86,12 @@ def rank_vectors(folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     ranker.rank(np.arange(len(users)), K, known)
     rank_s = time.perf_counter() - started
-    return {"rank_s": rank_s, "peak_mib": peak_mib(anew=False) - before}
+    return {"rank_s": rank_s, "peak_mib": peak_mib(reset=False) - before}
 
 
-def peak_mib(anew: bool = True) -> float:
-    """The most memory that this process has held, since now with ``anew``."""
-    if anew:
+def peak_mib(reset: bool = True) -> float:
+    """Peak memory of this process; ``reset`` restarts it first."""
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024

@@ -1,7 +1,7 @@
 """RecTools ``SASRecModel`` on sequences: seconds of each epoch, and ndcg@10 of the next item.
 
-Runs in an environment of its own. Prints one line of JSON. The constants are those of the question: width 64, 2 blocks,
-full softmax, 50 events.
+Runs in its own environment. Prints one line of JSON. The constants are those of the benchmark:
+width 64, 2 blocks, full softmax, 50 events.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rectools.models import SASRecModel
 
 
 class Clock(Callback):
-    """How long epochs take; of the class, as the model copies what it is given."""
+    """Seconds of the epochs; kept in the class, as the model copies its callbacks."""
 
     seconds: list[float] = []
 

@@ -1,8 +1,9 @@
-"""A model of RecBole by a protocol of ``recsys referee prepare --referee.format csv``: its lists, its figures.
+"""Train a RecBole model on a protocol of ``recsys referee prepare --referee.format csv``: its lists
+and figures.
 
-Runs in an environment of its own. Prints one line of JSON: RecBole's own metrics, as its trainer evaluates. Full
-ranking masks what a user had for general models and nothing for sequential ones (protocol mask seen, none); ``uni100``
-ranks 100 items that RecBole draws beside the target.
+Runs in its own environment. Prints one line of JSON: RecBole's own metrics, as its trainer
+evaluates. Full ranking masks seen items for general models and nothing for sequential ones
+(protocol mask seen, none); ``uni100`` ranks the target and 100 items that RecBole samples.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import pandas as pd
 import scipy.sparse
 import torch
 
-scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)  # RecBole is of older SciPy
+scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)  # RecBole expects old SciPy
 torch_load = torch.load
-torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # what RecBole saved itself, newer torch
+torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # RecBole's own files, with newer torch
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -52,12 +53,12 @@ OF_MODEL = {
 def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dict[str, object]) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
-    told = json.loads((protocol / "protocol.json").read_text())
+    rules = json.loads((protocol / "protocol.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         _write_events(protocol, Path(folder))
         arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
         places = {"data_path": folder, "checkpoint_dir": folder, "epochs": epochs, "eval_args": arguments}
-        never = {"eval_step": epochs + 1, "stopping_step": epochs + 1, "seed": told["rules"]["seed"]}
+        never = {"eval_step": epochs + 1, "stopping_step": epochs + 1, "seed": rules["rules"]["seed"]}
         config = Config(name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **more})
         init_seed(config["seed"], reproducibility=True)
         dataset = create_dataset(config)
@@ -65,22 +66,23 @@ def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dic
         model = get_model(name)(config, train.dataset)
         trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
         trainer.fit(train, None, saved=False, show_progress=False)
-        np.random.seed(told["rules"]["seed"])
+        np.random.seed(rules["rules"]["seed"])
         metrics = trainer.evaluate(test, load_best_model=False, show_progress=False)
         model.eval()
         if mode == "full":
             lists = _best(protocol, dataset, model, test)
         else:
-            np.random.seed(told["rules"]["seed"])
+            np.random.seed(rules["rules"]["seed"])
             lists = _scored(dataset, model, test)
-    lists = lists.assign(protocol=told["hash"], command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip())
+    lists = lists.assign(protocol=rules["hash"], command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip())
     out.mkdir(parents=True, exist_ok=True)
     lists.to_csv(out / f"recbole-{name.lower()}.csv", index=False)
     print(json.dumps({key: float(value) for key, value in metrics.items()}))
 
 
 def _write_events(protocol: Path, folder: Path) -> None:
-    """Train, then validation, then test, so that RecBole numbers users and items in that order."""
+    """Write train, then validation, then test, so that RecBole numbers users and items in that
+    order."""
     columns = {"user_id": str, "item_id": str}
     parts = [pd.read_csv(protocol / f"{name}.csv", dtype=columns) for name in ("train", "valid", "test")]
     frame = pd.concat(parts)[["user_id", "item_id", "position"]]
@@ -90,7 +92,7 @@ def _write_events(protocol: Path, folder: Path) -> None:
 
 
 def _best(protocol: Path, dataset: object, model: torch.nn.Module, test: object) -> pd.DataFrame:
-    """The 20 best of every user, masked as RecBole's evaluation masks."""
+    """The 20 best items of every user, masked as in RecBole's evaluation."""
     ask = pd.read_csv(protocol / "ask.csv", dtype=str, keep_default_na=False)["user_id"]
     found = []
     for start in range(0, len(ask), 256):
@@ -105,7 +107,7 @@ def _best(protocol: Path, dataset: object, model: torch.nn.Module, test: object)
 
 
 def _scored(dataset: object, model: torch.nn.Module, test: object) -> pd.DataFrame:
-    """The scores of what RecBole ranks: the target and what it draws."""
+    """Scores of the items that RecBole ranks: the target and its samples."""
     found = []
     with torch.no_grad():
         for batch, *_ in test:

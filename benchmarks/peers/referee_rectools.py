@@ -1,7 +1,8 @@
-"""RecTools ``SASRecModel`` by a protocol of ``recsys referee prepare --referee.format csv``: its lists, its figures.
+"""Train RecTools ``SASRecModel`` on a protocol of ``recsys referee prepare --referee.format csv``:
+its lists and figures.
 
-Runs in an environment of its own. Prints one line of JSON: RecTools' own metrics of every file. What is written to
-OUT/rectools-sasrec are lists of two settings, for validation (trained without it) and for test.
+Runs in its own environment. Prints one line of JSON: RecTools' own metrics of every file. Writes
+lists of two settings to OUT/rectools-sasrec, for validation (trained without it) and for test.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rectools.models import SASRecModel
 
 METRICS = {
     "ndcg@10": NDCG(10, divide_by_achievable=True),
-    "ndcg@10, all places": NDCG(10),  # RecTools' default divides by what ten targets would give
+    "ndcg@10, all places": NDCG(10),  # RecTools' default divides by the value of ten targets
     "recall@10": Recall(10),
     "precision@10": Precision(10),
     "hit@10": HitRate(10),
@@ -40,13 +41,13 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
         for name in ("train", "valid", "test")
     }
     ask = pd.read_csv(protocol / "ask.csv", dtype=str, keep_default_na=False)["user_id"]
-    told = {"protocol": json.loads((protocol / "protocol.json").read_text())["hash"]}
+    columns = {"protocol": json.loads((protocol / "protocol.json").read_text())["hash"]}
     seen = pd.concat([parts["train"], parts["valid"]])
     found = {}
     for seed in seeds:
         for number in epochs:
             model = fitted(dataset_of(parts["train"]), number, seed)
-            told["command"] = f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on train"
+            columns["command"] = f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on train"
             for ending, shown, asked, target in (
                 (".valid", parts["train"], parts["valid"]["user_id"].unique(), parts["valid"]),
                 ("", seen, ask, parts["test"]),
@@ -56,13 +57,13 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
                 )
                 path = out / "rectools-sasrec" / f"epochs={number}{ending}.seed{seed}.csv"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                lists.assign(**told).to_csv(path, index=False)
+                lists.assign(**columns).to_csv(path, index=False)
                 found[path.name] = calc_metrics(METRICS, lists, target[target["user_id"].isin(asked)])
     print(json.dumps({key: {name: float(value) for name, value in of.items()} for key, of in found.items()}))
 
 
 def dataset_of(events: pd.DataFrame) -> Dataset:
-    """Events in their order as days: RecTools needs times."""
+    """Turn the order of events into days, since RecTools needs times."""
     times = pd.Timestamp("2020-01-01") + pd.to_timedelta(events["position"], unit="D")
     return Dataset.construct(events[["user_id", "item_id"]].assign(weight=1.0, datetime=times))
 

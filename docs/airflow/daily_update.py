@@ -1,8 +1,10 @@
-"""A day's events into the model: update, gate, lists for every user. An Airflow DAG of plain operators.
+"""Update a model with the events of a day: update, gate, lists for every user. An Airflow DAG of
+standard operators.
 
-Two things are set as Airflow variables or in the environment of the workers: ``SHOP_TRACKING`` (the MLflow URI) and
-``SHOP_RUNS`` (a folder, or s3://BUCKET/runs). A task fails by its exit code: 2, the input is wrong; 1, the gate refuses
-(yesterday's champion keeps serving) or any other error. A retry continues: ``--resume`` keeps what is done.
+Two things are set as Airflow variables or in the environment of the workers: ``SHOP_TRACKING`` (the
+MLflow URI) and ``SHOP_RUNS`` (a folder, or s3://BUCKET/runs). A task fails by its exit code: 2, the
+input is wrong; 1, the gate refuses (yesterday's champion keeps serving) or any other error. A retry
+continues: ``--resume`` keeps what is done.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ with DAG(
     schedule="15 3 * * *",
     start_date=datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=1,  # the lock: a day waits for the day before
+    max_active_runs=1,  # the lock: a day waits for the previous day
     default_args={"retries": 1, "retry_delay": timedelta(minutes=10)},
 ) as dag:
     update = BashOperator(task_id="update", bash_command=UPDATE, append_env=True)

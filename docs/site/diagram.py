@@ -1,7 +1,8 @@
-"""The way of the data as SVG, drawn from the table of stages and from the imports of the modules that do them.
+"""Draw the way of the data as SVG from the table of stages and the imports of their modules.
 
-Why drawn: a picture that is kept by hand is wrong after the next stage. A row is a stage, in the order of
-``pipelines/stages.py``; a column is what lies between stages. A hollow dot is read, a filled one is written.
+Why drawn: a hand-made picture is wrong after the next stage. A row is a stage, in the order of
+``pipelines/stages.py``; a column is a kind of file between stages. A hollow dot is read, a filled
+one is written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from xml.sax.saxutils import escape
 from pipelines.stages import COMPARE_LOGS, SEARCHES, STAGES, UPDATES, VERBS, Verb
 
 ROOT: Final = Path(__file__).parent.parent.parent
-# What lies between stages, from the files on: its name, and the words by which the patterns of a stage name it.
+# Kinds of files between stages: the name, and the words that identify it in the patterns of a stage.
 COLUMNS: Final = {
     "your files": ("{source}", "{feedback}", "{outcomes}", "{space}", "{refereed}"),
     "prepared dataset": ("{dataset}", "the dataset of"),
@@ -35,7 +36,16 @@ COLUMNS: Final = {
     "bundle": ("bundle/", "{recommender}", "{similar}", "{exported}"),
     "registry": ("models:/", "{tracking}", "a new version", "{candidate}", "{parent}", "{served}", "{pulled}"),
     "answers": ("recommendations.parquet", "{answers}", "{answered}", "{logs}"),
-    "folders, proofs": ("{run}/trials/", "best", "{target}", "{export}", "proof", "promotion.md", "all files"),
+    "folders, proofs": (
+        "{run}/trials/",
+        "best",
+        "{target}",
+        "{export}",
+        "proof",
+        "promotion.md",
+        "copies",
+        "all files",
+    ),
 }
 PLUMBING: Final = {"config", "errors", "storage", "schema", "pace"}  # of every stage
 ROW, TOP, LEFT, STEP, WIDTH = 50, 78, 344, 91, 1080  # pixels
@@ -43,7 +53,8 @@ ROW, TOP, LEFT, STEP, WIDTH = 50, 78, 344, 91, 1080  # pixels
 
 @dataclass(frozen=True)
 class Row:
-    """A stage: the packages of ``recsys`` that do it, and the columns that it reads and writes."""
+    """A stage: the packages of ``recsys`` that it uses, and the columns that it reads and
+    writes."""
 
     stage: str
     packages: list[str]
@@ -57,7 +68,7 @@ def rows() -> list[Row]:
     Raises
     ------
     ValueError
-        A stage reads or writes what no column is.
+        A stage reads or writes a pattern that is in no column.
     """
     return [
         Row(name, packages_of(_verb_of(name)), _columns(name, stage.reads), _columns(name, stage.writes))
@@ -76,13 +87,14 @@ def _columns(stage: str, patterns: tuple[str, ...]) -> list[str]:
 
 
 def _verb_of(stage: str) -> Verb:
-    """The verb that does the stage and the fewest others beside it."""
+    """The verb with this stage and the fewest other stages."""
     verbs = [*VERBS.values(), *SEARCHES.values(), *UPDATES.values(), COMPARE_LOGS]
     return min((verb for verb in verbs if stage in verb.stages), key=lambda verb: len(verb.stages))
 
 
 def packages_of(verb: Verb) -> list[str]:
-    """Packages of ``recsys`` that the module of a verb imports, itself or through one module between."""
+    """Packages of ``recsys`` that the module of a verb imports, directly or through one other
+    module."""
     module = verb.target.split(":")[0]
     near = set(_imports(module))
     names = near | {name for between in near for name in _imports(between)}
@@ -100,7 +112,8 @@ def _imports(module: str) -> tuple[str, ...]:
 
 
 def svg() -> str:
-    """The whole diagram; colours are those of the page around it (CSS variables of the theme, with defaults)."""
+    """The whole diagram; colours are those of the page around it (CSS variables of the theme, with
+    defaults)."""
     drawn = rows()
     height = TOP + ROW * len(drawn) + 16
     body = [*_heads(height), *(line for place, row in enumerate(drawn) for line in _row(row, TOP + ROW * place))]
@@ -159,7 +172,7 @@ def _row(row: Row, y: int) -> Iterator[str]:
             yield f'<circle class="{kind}" cx="{_x(column)}" cy="{middle}" r="7"/>'
 
 
-def _short(packages: list[str], most: int = 5) -> str:
+def _short(packages: list[str], most: int = 4) -> str:
     """
     >>> _short(["a", "b", "c"], most=2)
     'a · b and 1 more'

@@ -1,4 +1,5 @@
-"""What MkDocs calls: it adds the pages that are written from the code, and corrects links to files outside ``docs/``.
+"""Hooks of MkDocs: they add the pages that are written from the code, and correct links to files
+outside ``docs/``.
 
 ``MULTIGRAIN_RUN_NOTEBOOKS=1`` runs the notebooks and shows what they print; ``make docs`` sets it.
 """
@@ -21,7 +22,7 @@ _TOP: Final = ("cluster.yaml", "CHANGELOG.md")
 
 
 def on_config(config: Any) -> Any:
-    """The navigation gets a page for every section of the configuration."""
+    """Add a page for every section of the configuration to the navigation."""
     inside = [{f"{name}": f"{pages.CONFIGURATION}/{name}.md"} for name in pages.section_names()]
     for part in config.nav:
         for name, entries in part.items():
@@ -33,7 +34,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The generated pages, the diagram and the notebooks."""
+    """Add the generated pages, the diagram and the notebooks."""
     made: dict[str, str | bytes] = {pages.CLI: pages.cli(), **pages.configuration()}
     for path in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
         if os.environ.get("MULTIGRAIN_RUN_NOTEBOOKS"):
@@ -52,11 +53,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links to files of the top level lead to their copies, those to notebooks to their pages."""
+    """Point links to files of the top level to their copies, and links to notebooks to their
+    pages."""
     up = "../" * page.file.src_uri.count("/")
     if page.file.src_uri == "changelog.md":
         markdown = markdown.replace("](docs/", "](")
-    own = Path(page.file.src_uri).stem  # a notebook's page also leads to the notebook itself, to be downloaded
+    own = Path(page.file.src_uri).stem  # a notebook's page also links to the notebook itself, for download
     markdown = re.sub(
         r"(\]\((?:[\w./-]*/)?)([\w-]+)\.ipynb\)",
         lambda found: found[0] if found[2] == own else f"{found[1]}{found[2]}.md)",
@@ -67,5 +69,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """The diagram stands where its page asks for it; before this, Markdown would put paragraphs into it."""
+    """Insert the diagram into its page. Earlier, Markdown would add paragraphs to it."""
     return html.replace("<!-- the way of the data -->", diagram.svg())

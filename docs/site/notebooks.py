@@ -1,4 +1,4 @@
-"""Notebooks as pages: run here, or as they are, and written as Markdown in the look of the site."""
+"""Write notebooks as Markdown pages of the site, after running them or as they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
-TIMEOUT_S: Final = 600  # of a cell, on a machine that has much else to do
+TIMEOUT_S: Final = 600  # per cell, on a busy machine
 _STYLE: Final = re.compile(r"<style scoped>.*?</style>\n?", re.DOTALL)
 
 
@@ -20,7 +20,7 @@ def read(path: Path) -> Any:
 
 
 def executed(path: Path, folder: Path) -> Any:
-    """The notebook with the outputs of its cells, run one after the other in ``folder``.
+    """Run the cells one after the other in ``folder`` and return the notebook with outputs.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def executed(path: Path, folder: Path) -> Any:
 def page(book: Any, name: str) -> tuple[str, dict[str, bytes]]:
     """A page and the pictures that it shows, by file name.
 
-    What libraries print to stderr is left out: it says something of the machine and nothing of the subject.
+    Output to stderr is left out: it is about the machine, not about the subject.
     """
     for cell in book.cells:
         if cell.cell_type == "code":

@@ -1,4 +1,4 @@
-"""Pages of the reference that are written from the code at every build: the verbs and every configuration key."""
+"""Write the reference pages from the code at every build: the verbs and every configuration key."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from recsys.config.outside import Offer, load
 CONFIGURATION: Final = "reference/configuration"
 CLI: Final = "reference/cli.md"
 _WRITTEN: Final = "This page is written from the code at every build of the documents.\n"
-_ABOUT: Final = {  # of top-level sections whose models say nothing of themselves
+_ABOUT: Final = {  # of top-level sections whose models have no docstring
     "run": "Where a run leaves its files, and how long it may take.",
     "data": "What is read, how it is checked, and how it is split.",
     "model": "Which granularities see the user, and how they are fused.",
-    "train": "The training: steps, batches, loss, when to stop.",
+    "train": "The training: steps, batches, loss, early stopping.",
     "evaluate": "What is measured, and against which baselines.",
     "recommend": "`recsys recommend`: lists of every user, to Parquet.",
-    "similar": "`recsys similar`: items like an item.",
-    "update": "`recsys update`: newer events, feedback or strata.",
+    "similar": "`recsys similar`: similar items.",
+    "update": "`recsys update`: newer events, feedback or user clusters.",
     "tune": "`recsys tune`: sweeps and the search of fusion weights.",
     "serve": "`recsys serve`: answers over HTTP.",
-    "promote": "`recsys promote`: the gate before `@champion`.",
+    "promote": "`recsys promote`: the gate that guards `@champion`.",
     "compare": "`recsys compare`: two runs, or the versions behind a server.",
     "referee": "`recsys referee`: protocols, and the lists of any library.",
     "ui": "`recsys ui`: the dashboard.",
@@ -41,14 +41,14 @@ _ABOUT: Final = {  # of top-level sections whose models say nothing of themselve
 
 
 def configuration() -> dict[str, str]:
-    """Every page of the configuration by its path: an overview and one page a section."""
+    """Every page of the configuration by its path: an overview and one page per section."""
     every = sections()
     root, others = every[0], every[1:]
     pages = {}
     for name, group in groupby(others, key=lambda section: section.path.split(".")[0]):
         inside = list(group)
         if name == "model":
-            for kind, target in KINDS.items():  # a model may have several of these, each under a name of its own
+            for kind, target in KINDS.items():  # a model may have several of these, each under its own name
                 cls = load(Offer(kind, target, "", ""), GranularityConfig)
                 inside += sections_of("model.granularities.NAME", cls)
         pages[f"{CONFIGURATION}/{name}.md"] = _page(name, inside)

@@ -1,4 +1,4 @@
-"""Run one target under atheris, from its seeds, with libFuzzer's options behind its name."""
+"""Run one target under atheris, from its seeds, with libFuzzer's options after its name."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ SEEDS = [b"\x00" + GOOD, b"\x01" + bytes(range(7)), b"\x01" + bytes(range(7, 14)
 
 
 def run(data: bytes) -> None:
-    """Knob 0: the bytes are a file. Knob 1: each byte is the type of a column."""
+    """First byte 0: the other bytes are a file. First byte 1: each other byte is the type of a
+    column."""
     if not data:
         return
     knob, content = data[0], data[1:]

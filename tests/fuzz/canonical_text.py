@@ -1,4 +1,5 @@
-"""CSV and TSV of canonical tables. The first byte chooses table, format, encoding and compression."""
+"""CSV and TSV of canonical tables. The first byte chooses table, format, encoding and
+compression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Text tables of every form: the first two bytes choose separator, header, names, comments and folder."""
+"""Text tables of every form: the first two bytes choose separator, header, names, comments and
+folder."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ SEEDS = [
 
 
 def run(data: bytes) -> None:
-    """First byte: 7 the separator, 8 of sequences or RecBole. Second byte: 1 columns, 2 comments, 4 renames, 8 header,
-    16 no header, 32 decimal commas, 64 a folder that is a column, 128 another source."""
+    """First byte: 7 the separator, 8 of sequences or RecBole. Second byte: 1 columns, 2 comments, 4
+    renames, 8 header, 16 no header, 32 decimal commas, 64 a folder that is a column, 128 another
+    source."""
     if len(data) < 2:
         return
     first, second, content = data[0], data[1], data[2:]

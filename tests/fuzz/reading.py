@@ -1,4 +1,5 @@
-"""What every adapter's target does with a source: open it, read every row, and hold what was read to its promises."""
+"""Steps of every adapter's target: open the source, read every row, and check the rows against the
+contract."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def write(name: str, content: bytes) -> str:
 
 
 def tables_of(source: Section, chunk_bytes: int | None = None) -> dict[str, pa.Table] | str:
-    """Every table of a source, or the message of the refusal; any other exception is a finding, also one that a
-    library swallows and prints."""
+    """Every table of a source, or the message of the refusal; any other exception is a finding,
+    also one that a library catches and prints."""
     printed: list[Any] = []
     before, sys.unraisablehook = sys.unraisablehook, printed.append
     try:
@@ -70,7 +71,7 @@ def _tables_of(source: Section, chunk_bytes: int | None) -> dict[str, pa.Table] 
 
 
 def hold(name: str, table: pa.Table) -> None:
-    """A row is good with all its keys, or bad with a reason, and says where it is from."""
+    """Assert that a row is good with all its keys, or bad with a reason, and names its origin."""
     if table.num_columns == 0:
         return
     table.validate(full=True)  # text is UTF-8, offsets are in order

@@ -1,4 +1,5 @@
-"""Bodies of calls to a served model, in our form and in MLflow's: an answer or a refusal, never an error of ours."""
+"""Bodies of calls to a served model, in our form and in MLflow's: an answer or a refusal, never an
+internal error."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ SEEDS = [
 
 @cache
 def service() -> Service:
-    """A model of random weights over six users and twelve items, with order, friends, attributes and context."""
+    """A model with random weights over six users and twelve items, with order, friends, attributes
+    and context."""
     folder = place()
     context = (ContextColumn("weather", ("rain", "sun")), ContextColumn("warmth", None, 10.0, 5.0))
     dataset = write_dataset(

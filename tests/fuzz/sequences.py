@@ -11,7 +11,8 @@ SEEDS = [b"\x00u1 a b c\nu2 d\n\nu3\n", b"\x01u1 a b\n", b"\x02u1 a b\nu2 c d", 
 
 
 def run(data: bytes) -> None:
-    """Knob 1: compress the bytes. 2: cut them into small chunks. 4: call them compressed, which they may not be."""
+    """First byte, bit 1: compress the bytes; 2: cut them into small chunks; 4: name them
+    compressed, even if they are not."""
     if not data:
         return
     knob, content = data[0], data[1:]

@@ -1,11 +1,12 @@
-"""Recommendations from an export by onnxruntime, FAISS and numpy alone.
+"""Compute recommendations from an export with onnxruntime, FAISS and numpy alone.
 
     recsys export RUN --to onnx,faiss --out exported
     python recommend.py exported < requests.jsonl
 
-A request is ``{"history": ["51", {"item_id": "52", "timestamp": 1764288000, "event_type": "view"}], "k": 10}``, the
-oldest event first; ``at`` is when it is asked, in seconds, ``user`` the row of a known user, ``exclude_seen`` as in a
-request to `recsys serve`. An answer is a line of JSON: item_ids, scores and source.
+A request is ``{"history": ["51", {"item_id": "52", "timestamp": 1764288000, "event_type": "view"}],
+"k": 10}``, the oldest event first; ``at`` is the time of the request, in seconds, ``user`` the row
+of a known user, ``exclude_seen`` as in a request to `recsys serve`. An answer is a line of JSON:
+item_ids, scores and source.
 """
 
 import json
@@ -17,7 +18,7 @@ import faiss
 import numpy as np
 import onnxruntime
 
-NOTHING = {"user": -1, "friends": -1, "attribute_codes": -2, "values": np.nan}  # what a request does not say; others: 0
+NOTHING = {"user": -1, "friends": -1, "attribute_codes": -2, "values": np.nan}  # defaults; others: 0
 
 
 class Export:
@@ -33,7 +34,7 @@ class Export:
         self.encoder = onnxruntime.InferenceSession(str(folder / "query_encoder.onnx"))
 
     def inputs(self, events, request):
-        """What the encoder reads: one question, its events as columns."""
+        """Inputs of the encoder for one request: its events as columns."""
         types, default = self.about["event_types"], self.about["default_event_type"]
         kinds = [types.index(event.get("event_type", default)) if types else 0 for event in events]
         said = {
@@ -53,7 +54,8 @@ class Export:
         return found, kinds
 
     def events(self, request):
-        """The events about known items; each item once where the model's histories have no order."""
+        """The events about known items; each item once where the model's histories have no
+        order."""
         events = [{"item_id": event} if isinstance(event, str) else event for event in request.get("history", [])]
         events = [event for event in events if event["item_id"] in self.rows]
         firsts = {}
@@ -72,7 +74,7 @@ class Export:
         hidden = {self.rows[e["item_id"]] for e, kind in had if are_hidden and (not targets or types[kind] in targets)}
         if not vector.any() and not added.any():
             candidates, scores, source = np.arange(len(self.ids)), self.popularity.astype(float), "popularity"
-        else:  # what the index knows nothing of is added, what may go leaves room
+        else:  # the index does not know the additions, and hidden items must leave enough others
             changed = np.flatnonzero(added)
             depth = max(k, 100) * self.about["faiss"].get("lists_too_long", 1) + len(changed) + len(hidden)
             _, (named,) = self.index.search(vector[None], min(depth, len(self.ids)))

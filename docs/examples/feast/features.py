@@ -1,4 +1,4 @@
-"""What the feature store holds of a user: their history, the oldest event first."""
+"""Define the features of a user in the store: their history, the oldest event first."""
 
 from datetime import timedelta
 

@@ -2,10 +2,10 @@
 
     python serve.py load EVENTS.parquet        # user_id, item_id, timestamp (seconds), event_type → both stores
     python serve.py ask EXPORT USER…           # reads each history from the online store, answers a line of JSON
-    python serve.py add USER ITEM [TYPE]       # an event that happened now: the next answer knows it
+    python serve.py add USER ITEM [TYPE]       # an event that happened now: the next answer uses it
 
-Feast's local provider: a Parquet file as the offline store, SQLite as the online one. It needs feast, onnxruntime and
-faiss-cpu, neither torch nor this package.
+Feast's local provider: a Parquet file as the offline store, SQLite as the online one. It needs
+feast, onnxruntime and faiss-cpu, neither torch nor this package.
 """
 
 import json
@@ -24,7 +24,7 @@ NAMES = ("items", "times", "types")
 
 
 def load(events_file: str) -> None:
-    """One row a user to the offline store, and from there to the online store."""
+    """Write one row per user to the offline store, and from there to the online store."""
     events = pd.read_parquet(events_file).sort_values(["user_id", "timestamp"], kind="stable")
     rows = events.groupby("user_id", sort=False).agg(
         items=("item_id", list), times=("timestamp", list), types=("event_type", list)
@@ -39,14 +39,15 @@ def load(events_file: str) -> None:
 
 
 def history(store: FeatureStore, user_id: str) -> dict[str, list]:
-    """What the online store has of a user; empty lists for somebody new."""
+    """Read a user's history from the online store; empty lists for a new user."""
     features = [f"histories:{name}" for name in NAMES]
     found = store.get_online_features(features=features, entity_rows=[{"user_id": user_id}]).to_dict()
     return {name: list(found[name][0] or []) for name in NAMES}
 
 
 def add(user_id: str, item_id: str, event_type: str = "interact") -> None:
-    """Append an event that happened now to the online store alone; `load` brings it from the logs later."""
+    """Append an event that happened now to the online store alone; `load` brings it from the logs
+    later."""
     store, now = FeatureStore(HERE), int(time.time())
     newest = {"items": item_id, "times": now, "types": event_type}
     row = {name: [[*values, newest[name]]] for name, values in history(store, user_id).items()}
