@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.plumbing.reference import sections
 from recsys.config import (
     Config,
     build_config,
@@ -16,9 +17,13 @@ from recsys.config import (
     parse_value,
     redact,
     redacted,
+    renamed,
     set_path,
 )
+from recsys.config.outside import from_artifact
 from recsys.errors import ConfigError
+from recsys.training.apart import own_config
+from tune.space import load_space
 
 CONFIGS = sorted((Path(__file__).parent.parent / "pipelines" / "configs").glob("*.yaml"))
 SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
@@ -165,3 +170,68 @@ def test_a_wrong_value_is_refused_with_what_is_expected(key: str, value: str, ex
     with pytest.raises(ConfigError) as error:
         load_config("pipelines/configs/demo.yaml", [(key, value)])
     assert f"{key}: {expected}" in str(error.value)
+
+
+def test_every_key_has_a_description() -> None:
+    assert [f"{key.path} {section.kind}" for section in sections() for key in section.keys if not key.about] == []
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    monkeypatch.setattr(renamed, "_announced", set())
+    return capsys
+
+
+_LINE = "deprecated: train.hide_history is now called train.history_mask_rate; the next release refuses the old name\n"
+
+
+def test_old_key_in_yaml_sets_the_new_key_with_one_line(tmp_path: Path, console: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train: {hide_history: 0.3}\n", encoding="utf-8")
+    assert load_config(path).train.history_mask_rate == load_config(path).train.history_mask_rate == 0.3
+    assert console.readouterr().err == _LINE
+    assert "hide_history" not in dump_config(load_config(path))
+
+
+@pytest.mark.parametrize("in_file", ["hide_history", "history_mask_rate"])
+@pytest.mark.parametrize("option", ["train.hide_history", "train.history_mask_rate"])
+def test_option_of_either_name_wins_over_the_file(in_file: str, option: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"train: {{{in_file}: 0.3}}\n", encoding="utf-8")
+    assert load_config(path, [(option, "0.2")]).train.history_mask_rate == 0.2
+
+
+def test_wrong_value_of_an_old_option_is_blamed_on_the_command_line(console: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"option of the command line:\n  --train.history_mask_rate: .*less than 1"):
+        load_config(None, [("train.hide_history", "7")])
+    assert console.readouterr().err == _LINE
+
+
+def test_old_and_new_key_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="hide_history is the old name of history_mask_rate, and both are given"):
+        build_config({"train": {"hide_history": 0.3, "history_mask_rate": 0.2}})
+
+
+def test_old_key_in_an_artifact_is_read_without_a_line(console: pytest.CaptureFixture[str]) -> None:
+    with from_artifact():
+        assert Config.model_validate({"train": {"hide_history": 0.3}}).train.history_mask_rate == 0.3
+    assert console.readouterr().err == ""
+
+
+def test_old_key_in_a_search_space_varies_the_new_key(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("train.hide_history: [0.1, 0.2]\n", encoding="utf-8")
+    space = load_space([str(path)], build_config(SMALLEST))
+    assert [dimension.path for dimension in space.dimensions] == ["train.history_mask_rate"]
+
+
+def test_old_key_of_a_model_apart_sets_the_new_key() -> None:
+    granularities = {"evolution": {"enabled": True}}
+    apart = {
+        "kind": "apart",
+        "enabled": True,
+        "model": {"granularities": granularities},
+        "train": {"hide_history": 0.4},
+    }
+    config = build_config({"model": {"granularities": {**granularities, "second": apart}}})
+    assert own_config(config, "second").train.history_mask_rate == 0.4

@@ -54,7 +54,7 @@ def test_validation_after_test_is_refused() -> None:
         ({"data": {"text": {"event_types": ["tag"]}}}, "event_column is empty"),
         ({"data": {"interactions": ["a"], "text": {"event_types": ["a"], "event_column": "b"}}}, "both name a"),
         ({"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}, "full_softmax"),
-        ({"train": {"hide_history": 0.3}, "data": {"order": "time"}}, "hide_history.*order"),
+        ({"train": {"history_mask_rate": 0.3}, "data": {"order": "time"}}, "history_mask_rate.*order"),
         ({"model": {"granularities": {"evolution": {"enabled": True, "states": "formula"}}}}, "states formula"),
         ({"model": {"granularities": {"evolution": {"enabled": True, "query_context": ["a"]}}}}, "query_context"),
         ({"model": {"granularities": {"behaviour": {"enabled": True, "input": "user_text"}}}}, "data.text.users"),

@@ -367,11 +367,11 @@ def test_renames_that_meet_nothing_are_named(tmp_path: Path, rename: Any, messag
 
 
 def test_settings_with_unknown_tables_or_twice_a_name() -> None:
-    with pytest.raises(ValidationError, match="'friends' is no table; the tables are events, items"):
+    with pytest.raises(ValidationError, match="'friends' is not a table; the tables are events, items"):
         CanonicalSource(events=["x"], rename={"friends": {"a": "b"}})
-    with pytest.raises(ValidationError, match="'logs' is no table"):
+    with pytest.raises(ValidationError, match="'logs' is not a table"):
         CanonicalSource(events=["x"], columns={"logs": ["a"]})
-    with pytest.raises(ValidationError, match="'user_id' stands twice"):
+    with pytest.raises(ValidationError, match="'user_id' is given twice"):
         CanonicalSource(events=["x"], columns=["user_id", "user_id"])
     with pytest.raises(ValidationError, match="comment: '#'"):
         CanonicalSource.model_validate({"events": ["x"], "comment": None})

@@ -210,7 +210,7 @@ def test_odd_table_is_read_with_a_note(name: str, tmp_path: Path) -> None:
     ({"separator": {"events": None}}, "data.source.separator.events: is empty"),
     ({"comment": {"events": '"'}}, "data.source.comment.events: expected what comment lines begin with"),
     ({"columns": {"events": "user_id,item_id"}}, "data.source.columns.events: expected a list"),
-    ({"separator": {"user": ";"}}, "separator: 'user' is no table"),
+    ({"separator": {"user": ";"}}, "separator: 'user' is not a table"),
 ])  # fmt: skip
 def test_a_setting_of_two_forms_is_explained_in_the_form_that_was_meant(settings: Any, message: str) -> None:
     with pytest.raises(UserError) as refused:

@@ -188,7 +188,7 @@ def test_a_given_format_reads_whole_numbers_too() -> None:
 
 @pytest.mark.parametrize("form", ["%Q", "%d/%m", "%H:%M", "%", "soon", "%Y-%m-%d %"])
 def test_a_format_that_gives_no_date_is_refused_when_the_configuration_is_read(form: str) -> None:
-    with pytest.raises(ValidationError, match="expected a strptime form with a year"):
+    with pytest.raises(ValidationError, match="expected a strptime format with a year"):
         CanonicalSource(events=["e.csv"], time_format=form)
     assert CanonicalSource(events=["e.csv"], time_format="%d/%m/%Y %H:%M%z").time_format
 

@@ -71,9 +71,9 @@ def _of_training(config: Config) -> Iterator[str]:
         yield "train.loss.label_smoothing acts on full_softmax only; set it 0, or train.loss.kind full_softmax"
     if train.privacy.epsilon:
         yield from not_private(config)
-    if ordered and (train.hide_history or train.loss.event_power != 1.0):
+    if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
-            f"train.hide_history {train.hide_history} and train.loss.event_power {train.loss.event_power} act on "
+            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power {train.loss.event_power} act on "
             f"unordered data only, and data.order is {data.order}: set them 0 and 1, or data.order none"
         )
     for name, section in enabled.items():

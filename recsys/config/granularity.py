@@ -45,8 +45,8 @@ class GranularityConfig(Section):
     effort: ClassVar[float] = 1.0  # of fitting it and ranking by it, in that of item_knn; tells the dear from the cheap
     smaller: ClassVar[str] = ""  # the keys, below its section, that lower the memory of its fit
 
-    enabled: bool = False
-    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
+    enabled: bool = Field(False, description="whether the model has this granularity")
+    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (fusion weighted) or its first value (learned, gated)")
 
     _kind: str = PrivateAttr("")  # how a configuration names one from outside this package, see ``outside``
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from recsys.config.granularities import GranularitiesConfig
 from recsys.config.redaction import redacted_tree
+from recsys.config.renamed import RENAMED, current_path
 from recsys.config.root import Config
 from recsys.config.shape import shaped
 from recsys.config.sources import SOURCE_KINDS, source_class
@@ -68,7 +69,7 @@ def build_config(
     try:
         return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, where, options)) from None
+        raise ConfigError(_explain(error, where, [current_path(option) for option in options])) from None
     except RecursionError:
         raise ConfigError(
             f"wrong configuration in {where}: a value is nested too deeply, or holds itself through a YAML alias (&, *)"
@@ -108,8 +109,16 @@ def _without_secrets(value: Any, name: str) -> Any:
 
 
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``tree["a"]["b"] = value`` for the path ``a.b``, making sections on the way."""
-    *sections, last = dotted.split(".")
+    """Set ``tree["a"]["b"] = value`` for the path ``a.b`` and add the sections that are missing.
+
+    A renamed key is set under its new name and replaces a value that the tree has under the old one.
+
+    Raises
+    ------
+    ConfigError
+        A part of the path is a value, not a section.
+    """
+    *sections, last = current_path(dotted).split(".")
     node = tree
     for section in sections:
         child = node.setdefault(section, {})
@@ -118,6 +127,9 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--{dotted}: {section!r} is a value, not a section")
         node = child
+    for old, new in RENAMED.get(".".join(sections), {}).items():
+        if new == last:
+            node.pop(old, None)
     node[last] = value
 
 

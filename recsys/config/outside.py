@@ -51,6 +51,11 @@ def from_artifact() -> Iterator[None]:
         _is_artifact.reset(token)
 
 
+def reads_artifact() -> bool:
+    """Whether the configuration that is read now came with an artifact."""
+    return _is_artifact.get()
+
+
 def offers(group: str) -> dict[str, Offer]:
     """What installed packages offer, by name."""
     return _offers(group, tuple(sys.path))
@@ -99,7 +104,7 @@ def resolve(group: str, kind: str) -> Offer | None:
     if not is_path(kind):
         return known.get(kind)
     offered = next((offer for offer in known.values() if offer.target == kind), None)
-    if _is_artifact.get():
+    if reads_artifact():
         if offered is None and kind not in _named:
             raise ValueError(
                 f"{kind!r} is named by a file that may come from anywhere, and no installed package offers it by an "
