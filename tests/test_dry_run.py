@@ -48,7 +48,7 @@ def test_validation_after_test_is_refused() -> None:
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"data": {"split": {"test_from": "2020-01-01"}}}, r"data\.split\.test_from is read by kind temporal only"),
+        ({"data": {"split": {"test_from": "2020-01-01"}}}, r"data\.split\.test_from is for kind temporal only"),
         ({"data": {"order": "none", "split": {"kind": "leave-last"}}}, "leave-last needs an order"),
         ({"data": {"context_numbers": ["a"]}}, r"data\.context_numbers names a"),
         ({"data": {"text": {"event_types": ["tag"]}}}, "event_column is empty"),

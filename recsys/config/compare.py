@@ -1,4 +1,4 @@
-"""``compare``: two finished runs on the same test users, or the versions in the logs of a server."""
+"""``compare``: two finished runs on the same test users, or the model versions in logs of a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections about people: pseudonyms, private training, and forgetting."""
+"""Sections about personal data: pseudonyms, private training, and forgetting users."""
 
 from __future__ import annotations
 

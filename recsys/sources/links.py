@@ -1,4 +1,4 @@
-"""Items and, in a file of its own, the entity of the knowledge graph that each of them is."""
+"""Items and a separate file that links each item to its entity of the knowledge graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recsys.sources.validate import Layout
 
 @dataclass(frozen=True)
 class LinkedPiece:
-    """Items with their entities, which are held in memory: one row an item."""
+    """Items with their entities; the links are held in memory, one for each item."""
 
     items: DelimitedPiece
     item_ids: pa.Array
@@ -33,7 +33,7 @@ class LinkedPiece:
 
 @dataclass(frozen=True)
 class BadLinks:
-    """The bad rows of the link file, for the quarantine of the items table."""
+    """The bad rows of the link file, which go to the quarantine of the table of items."""
 
     links: pa.Table
     layout: Layout
@@ -46,7 +46,7 @@ class BadLinks:
 
 
 def linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Piece]:
-    """Items joined with their entities (the first link of an item counts); without items the links are the items."""
+    """Join items with their entities; the first link of an item counts. Without items, the links are the items."""
     if not items:
         return [*links]
     table = read_all(links)

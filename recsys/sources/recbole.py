@@ -1,7 +1,7 @@
 """RecBole atomic files: tab-separated, each header cell ``field:type`` (token, token_seq, float, float_seq).
 
 ``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social; ``.link`` gives
-items their entity. A ``token_seq`` stays a text, a ``float_seq`` becomes a list of numbers.
+items their entities. A ``token_seq`` stays a text, a ``float_seq`` becomes a list of numbers.
 Source: https://recbole.io/docs/user_guide/data/atomic_files.html
 """
 
@@ -45,7 +45,7 @@ _RENAME: Final = {
 
 
 class RecBoleAdapter(SourceAdapter):
-    """FOLDER/NAME.inter and the optional files beside it."""
+    """FOLDER/NAME.inter and the optional files next to it."""
 
     config: RecBoleSource
 
@@ -79,12 +79,12 @@ class RecBoleAdapter(SourceAdapter):
         self._patterns()
 
     def _patterns(self) -> list[DelimitedPiece]:
-        """What a look at every file tells, as pieces without a span; fills the notes.
+        """Read the heads of all files as pieces without a span, and fill the notes.
 
         Raises
         ------
         SourceError
-            a file is no atomic file or lacks a field, or a rename meets none.
+            A file is not an atomic file or lacks a field, or a rename fits no field.
         """
         separator = self.config.separator
         form = Form(separator)
@@ -104,7 +104,7 @@ class RecBoleAdapter(SourceAdapter):
     def _pattern(
         self, file: InputFile, header: Header, typed: dict[str, pa.DataType], given: dict[str, str]
     ) -> DelimitedPiece:
-        """How one file is read."""
+        """The piece without a span of one file."""
         rename = {**_RENAME.get(file.suffix, {}), **given}
         if schema.VALUE in typed or schema.VALUE in given.values():
             rename = {name: to for name, to in rename.items() if name in given or to != schema.VALUE}
@@ -122,7 +122,7 @@ def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
     if not colon or kind not in _TYPES or not name:
         raise SourceError(
             f"{file.path}: header cell {cell!r} is not FIELD:TYPE with TYPE one of {choices(_TYPES)}; "
-            "this is no RecBole atomic file (a plain table is read by data.source.kind canonical), or its separator is "
+            "this is not a RecBole atomic file (data.source.kind canonical reads plain tables), or its separator is "
             "not a tab (set data.source.separator)"
         )
     return name, _TYPES[kind]
