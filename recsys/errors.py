@@ -13,8 +13,8 @@
         ├── ArtifactError    a prepared dataset, run folder or registered model that is missing, stale or damaged
         └── RequestError     a malformed request to a served model
 
-Every message says what was got, what was expected and the cure. Errors that are not the user's mistake stay ordinary
-Python exceptions (exit code 1). Our own invariants are ``assert`` statements.
+Every message says what was got, what was expected and the cure. Errors that are not the user's
+mistake stay ordinary Python exceptions (exit code 1). Our own invariants are ``assert`` statements.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Refusal(MultigrainError):
 
 
 class Unavailable(MultigrainError):
-    """The machine lacks something that the command needs. The command line prints the message and exits with 1."""
+    """The machine lacks something that the command needs. The command line prints the message and
+    exits with 1.
+    """
 
 
 class UserError(MultigrainError):
@@ -71,9 +73,9 @@ class RequestError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its class name if it has no message.
+    r"""The first line of an exception's message, or its class name if it has no message.
 
-    >>> first_line(ValueError("no such table\\nmore")), first_line(KeyError())
+    >>> first_line(ValueError("no such table\nmore")), first_line(KeyError())
     ('no such table', 'KeyError')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,9 +1,9 @@
 """Progress lines of long work, at most one every ten seconds, and deadlines.
 
-Why a context variable and not an argument: rankings, encodings and fits run many calls below the command that prints
-progress, and most callers have nothing to print to. A command, or a training worker, sets the function that prints for
-the time of a stage (:func:`heard_by`); without one, nothing is printed. A line is never changed later, so that it is
-also right in a log file.
+Why a context variable and not an argument: rankings, encodings and fits run many calls below the
+command that prints progress, and most callers have nothing to print to. A command, or a training
+worker, sets the function that prints for the time of a stage (:func:`heard_by`); without one,
+nothing is printed. A line is never changed later, so that it is also right in a log file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def heard_by(say: Callable[[str], None]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Deadline:
-    """The time when work should end, on a clock that all processes of a machine share; by default never.
+    """The time when work should end, on a clock that all processes of a machine share; by default
+    never.
 
-    Work that can stop early obeys it: it measures how long a step takes, and starts no step that would not fit.
+    Work that can stop early obeys it: it measures how long a step takes, and starts no step that
+    would not fit.
     """
 
     at: float = math.inf
@@ -62,8 +64,8 @@ class Pace:
     total : int
         Number of steps; 0: unknown.
     work : float
-        Cost of all steps in any unit, if steps differ in cost; :meth:`add` then gets the cost of the finished steps,
-        and the remaining time is estimated from these costs.
+        Cost of all steps in any unit, if steps differ in cost; :meth:`add` then gets the cost of
+        the finished steps, and the remaining time is estimated from these costs.
     clock : Callable[[], float]
         Time in seconds.
     """
@@ -97,7 +99,9 @@ def tell(line: str) -> None:
 
 
 def paced(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]:
-    """Iterate over ``things`` and report progress; a thing is finished when the next one is requested."""
+    """Iterate over ``things`` and report progress; a thing is finished when the next one is
+    requested.
+    """
     pace = Pace(what, total or (len(things) if isinstance(things, Sized) else 0))
     for thing in things:
         yield thing

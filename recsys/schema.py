@@ -1,10 +1,10 @@
 """The five canonical tables; no other file spells their column names.
 
-Why: every adapter in :mod:`recsys.sources` makes these tables and every later stage reads them. A new format needs only
-an adapter, and renaming a column is one edit.
+Why: every adapter in :mod:`recsys.sources` makes these tables and every later stage reads them. A
+new format needs only an adapter, and renaming a column is one edit.
 
-``events`` and ``items`` may have further columns (context columns, text fields, attributes, media vectors). The names
-here are those that the pipeline itself reads.
+``events`` and ``items`` may have further columns (context columns, text fields, attributes, media
+vectors). The names here are those that the pipeline itself reads.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class CompareConfig(Section):
     window_hours: float = Field(
         24.0,
         gt=0,
-        description="hours after an answer in which an event counts for it; it counts for the newest answer with the item",
+        description="hours after an answer in which an event counts for it; it counts for the "
+        "newest answer with the item",
     )
     target: str = Field(
         "",

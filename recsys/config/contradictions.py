@@ -1,7 +1,7 @@
 """Settings that contradict each other for any data: found before a verb starts, and by its dry run.
 
-Why not when the configuration is read: a search space tests values one by one, and two values that contradict each
-other may each be valid together with another value.
+Why not when the configuration is read: a search space tests values one by one, and two values that
+contradict each other may each be valid together with another value.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def _of_training(config: Config) -> Iterator[str]:
         yield from not_private(config)
     if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
-            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power {train.loss.event_power} are for "
+            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power "
+            f"{train.loss.event_power} are for "
             f"data without an order, and data.order is {data.order}: set them 0 and 1, or data.order none"
         )
     for name, section in enabled.items():

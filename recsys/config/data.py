@@ -14,14 +14,15 @@ from recsys.config.sources import Source, SyntheticSource, open_kind
 class SplitConfig(Section):
     """How events are divided into training, validation and test.
 
-    ``given``: the source's split column. If it has no validation events, these are each user's latest training
-    events, or random ones if the data has no order.
-    ``auto``: ``leave-last``, or ``ratio`` if no event has a time and ``data.order`` is not ``file``.
-    ``leave-last``: each user's last event is test, the one before it is validation.
-    ``temporal``: one global cut-off in time for test and an earlier one for validation.
-    ``ratio``: a share of each user's events: the latest ones, or random ones if the data has no order.
+    ``given``: the source's split column. If it has no validation events, these are each user's
+    latest training events, or random ones if the data has no order. ``auto``: ``leave-last``, or
+    ``ratio`` if no event has a time and ``data.order`` is not ``file``. ``leave-last``: each user's
+    last event is test, the one before it is validation. ``temporal``: one global cut-off in time
+    for test and an earlier one for validation. ``ratio``: a share of each user's events: the latest
+    ones, or random ones if the data has no order.
 
-    With every kind, ``cold_users`` makes a share of the users cold-start users: see :mod:`recsys.data.cold_start`.
+    With every kind, ``cold_users`` makes a share of the users cold-start users: see
+    :mod:`recsys.data.cold_start`.
     """
 
     kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = Field(
@@ -47,7 +48,9 @@ class SplitConfig(Section):
 
 
 class UserTextConfig(Section):
-    """The history of every user as texts, newest item first, for ``behaviour.input`` user_text or both."""
+    """The history of every user as texts, newest item first, for ``behaviour.input`` user_text or
+    both.
+    """
 
     enabled: bool = Field(False, description="whether texts of users are made")
     max_items: int = Field(64, ge=1, description="items that a text names at most; text beyond max_tokens is cut")
@@ -65,7 +68,9 @@ class UserTextConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Contrastive fine-tuning of the language model with low-rank adapters; kept only if validation improves."""
+    """Contrastive fine-tuning of the language model with low-rank adapters; kept only if validation
+    improves.
+    """
 
     enabled: bool = Field(False, description="whether the language model is fine-tuned")
     steps: int = Field(300, ge=1, description="optimiser steps")
@@ -157,7 +162,9 @@ class ItemMediaConfig(Section):
 
 
 class ItemFactsConfig(Section):
-    """Attributes of items as triples, ITEM —column→ value, in addition to a knowledge table or instead of one."""
+    """Attributes of items as triples, ITEM —column→ value, in addition to a knowledge table or
+    instead of one.
+    """
 
     relations: list[str] | None = Field(
         None, description="relations of the knowledge table that are read; null: all, []: none"
@@ -196,7 +203,8 @@ class DataConfig(Section):
     source: SerializeAsAny[Annotated[Source, WrapValidator(open_kind)]] = Field(default_factory=SyntheticSource)
     order: Literal["auto", "time", "file", "none"] = Field(
         "auto",
-        description="order of a user's events; auto: time where most events have one (the others come first), else none",
+        description="order of a user's events; auto: time where most events have one (the others "
+        "come first), else none",
     )
     interactions: list[str] = Field(
         [], description="event types that are history and target; empty: all except data.text.event_types"

@@ -35,7 +35,8 @@ class EvaluateConfig(Section):
     ablate: bool = Field(True, description="measure the model without each granularity (weight zero, no retraining)")
     ablation: Literal["none", "full", "retrain"] = Field(
         "none",
-        description="full: each granularity off, and alone, and other fusions (--ablate); retrain: also train each again",
+        description="full: each granularity off, and alone, and other fusions (--ablate); retrain: "
+        "also train each again",
     )
     item_group: str = Field(
         "", description="column of items, such as a category, whose values are compared in exposure"

@@ -12,7 +12,9 @@ Format = Literal["onnx", "faiss", "parquet"]
 
 
 class ExportConfig(Section):
-    """A model for programs without this package: ``recsys export MODEL --to onnx,faiss --out FOLDER``."""
+    """A model for programs without this package: ``recsys export MODEL --to onnx,faiss --out
+    FOLDER``.
+    """
 
     model: Place = Field("", description="a run's or bundle's folder, or models:/NAME@ALIAS; default: RUN/bundle")
     to: list[Format] = Field([], description=f"formats: one or several of {', '.join(get_args(Format))} (--to)")

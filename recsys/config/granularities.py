@@ -1,7 +1,8 @@
 """``model.granularities``: one section for each granularity, in the order of the design's table.
 
-This is the registry of all granularities of this package. Each entry names the class of the section, which names the
-module and everything else. Granularities of other packages come last, see :mod:`~recsys.config.outside`.
+This is the registry of all granularities of this package. Each entry names the class of the
+section, which names the module and everything else. Granularities of other packages come last, see
+:mod:`~recsys.config.outside`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ _OWN: Final = "\0name"  # key that gives a section of another package its name d
 
 
 def _from_outside(value: Any) -> GranularityConfig:
-    """Validate a section of another package, by its kind, or by a name that an installed package offers."""
+    """Validate a section of another package, by its kind, or by a name that an installed package
+    offers.
+    """
     if isinstance(value, GranularityConfig):
         return value
     name, tree = value[_OWN], {key: entry for key, entry in value.items() if key not in (_OWN, "kind")}
@@ -109,12 +112,15 @@ class _Granularities(Section):
 
     @property
     def are_trained(self) -> bool:
-        """Whether any enabled granularity is trained; if not, all of them are fitted in closed form."""
+        """Whether any enabled granularity is trained; if not, all of them are fitted in closed
+        form.
+        """
         return any(not section.is_fitted for section in self.enabled().values())
 
 
 def section_class(name: str) -> type[GranularityConfig]:
-    """The class of a granularity's section, in this package or in an installed package that offers the name.
+    """The class of a granularity's section, in this package or in an installed package that offers
+    the name.
 
     Raises
     ------

@@ -1,7 +1,8 @@
 """The description of a granularity: its keys, the data it needs, and its cost.
 
-Why separate from the model code: the command line, a dry run and the preflight read it, and they must not wait for the
-import of torch. Each granularity has a subclass of :class:`GranularityConfig`, which names the module with its code.
+Why separate from the model code: the command line, a dry run and the preflight read it, and they
+must not wait for the import of torch. Each granularity has a subclass of
+:class:`GranularityConfig`, which names the module with its code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def _as_list(value: Any) -> Any:
 
 
 Several = BeforeValidator(_as_list)
-"""For a key among the ``candidates`` of its section: one value, or a list that validation chooses from."""
+"""For a key among the ``candidates`` of its section: one value, or a list that validation chooses
+from.
+"""
 Types = Annotated[list[Literal["all", "targets"]], Several, Field(min_length=1)]
 """Which events count: all, or only those of predicted types."""
 HalfLives = Annotated[list[Annotated[float, Field(gt=0)] | Literal["none"]], Several, Field(min_length=1)]
@@ -57,7 +60,9 @@ class GranularityConfig(Section):
 
     @property
     def signal(self) -> str:
-        """The side signal that these keys read: its name in ``ModelSizes``, ``Graphs`` and ``Batch``."""
+        """The side signal that these keys read: its name in ``ModelSizes``, ``Graphs`` and
+        ``Batch``.
+        """
         return self.reads
 
     @property
@@ -76,8 +81,8 @@ class GranularityConfig(Section):
         return [key for key in self.candidates if len(getattr(self, key)) > 1]
 
     def open_on(self, sizes: Any) -> list[str]:
-        """The open keys that matter for a dataset: ``half_life`` needs times, ``recency`` an order, ``types`` several
-        event types.
+        """The open keys that matter for a dataset: ``half_life`` needs times, ``recency`` an order,
+        ``types`` several event types.
         """
         idle = (
             ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered) + ("types",) * (sizes.num_types < 2)
@@ -89,7 +94,8 @@ class GranularityConfig(Section):
         return self.model_copy(update={key: [value] for key, value in values.items()})
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
-        """Contradictions between these keys and the rest of the configuration, for any data, each with its cure.
+        """Contradictions between these keys and the rest of the configuration, for any data, each
+        with its cure.
 
         Parameters
         ----------
@@ -115,7 +121,9 @@ class GranularityConfig(Section):
         """
 
     def estimate(self, work: Workload) -> Estimate:
-        """The memory and time that it adds; by default a dense layer in each step, or the events if it is fitted."""
+        """The memory and time that it adds; by default a dense layer in each step, or the events if
+        it is fitted.
+        """
         if self.is_fitted:
             return Estimate(layers=0.0, holds_events=True)
         return Estimate(step=work.queries * work.width * FLOAT * 8)

@@ -32,11 +32,13 @@ AUTO: Final = "auto"  # a section model that the product chooses; the same as no
 
 
 def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
-    """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
+    """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check
+    everything.
 
-    ``$NAME`` and ``${NAME}`` are environment variables, ``$$NAME`` is the text ``$NAME``; ``RECSYS_DATA`` is ``data`` if it
-    is not set. Override texts are parsed as YAML scalars or lists. The section ``model`` may be missing or ``auto``: the
-    verbs that need a model then choose one (:mod:`pipelines.auto`).
+    ``$NAME`` and ``${NAME}`` are environment variables, ``$$NAME`` is the text ``$NAME``;
+    ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are parsed as YAML scalars or
+    lists. The section ``model`` may be missing or ``auto``: the verbs that need a model then choose
+    one (:mod:`pipelines.auto`).
 
     Raises
     ------
@@ -48,7 +50,9 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """The tree that :func:`load_config` checks: the file with the overrides, without expanding ``$VARIABLES``."""
+    """The tree that :func:`load_config` checks: the file with the overrides, without expanding
+    ``$VARIABLES``.
+    """
     tree = {} if path is None else _read_yaml(str(path))
     for dotted, text in overrides:
         set_path(tree, dotted, parse_value(dotted, text))
@@ -58,7 +62,8 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
 def build_config(
     tree: Mapping[str, Any], where: str = "configuration", expand: bool = True, options: Sequence[str] = ()
 ) -> Config:
-    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys.
+    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the
+    valid keys.
 
     Parameters
     ----------
@@ -67,8 +72,8 @@ def build_config(
     where : str
         Name of the file or other origin, for messages.
     expand : bool
-        Whether ``$VARIABLES`` are expanded. False for a tree of a configuration that was read before: a dollar sign in
-        its values is part of the text.
+        Whether ``$VARIABLES`` are expanded. False for a tree of a configuration that was read
+        before: a dollar sign in its values is part of the text.
     options : Sequence[str]
         Dotted paths that the command line has set; messages name them as options.
 
@@ -124,7 +129,8 @@ def _without_secrets(value: Any, name: str) -> Any:
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Set ``tree["a"]["b"] = value`` for the path ``a.b`` and add the sections that are missing.
 
-    A renamed key is set under its new name and replaces a value that the tree has under the old one.
+    A renamed key is set under its new name and replaces a value that the tree has under the old
+    one.
 
     Raises
     ------
@@ -147,7 +153,8 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def parse_value(dotted: str, text: str) -> Any:
-    """Parse the text of a command-line value: YAML, and numbers such as ``3e-4``, which YAML reads as text.
+    """Parse the text of a command-line value: YAML, and numbers such as ``3e-4``, which YAML reads
+    as text.
 
     >>> parse_value("train.lr", "3e-4")
     0.0003
@@ -222,7 +229,9 @@ def _explain(error: pydantic.ValidationError, where: str, options: Sequence[str]
 
 
 def _is_set_by(option: str, dotted: str, kind: str) -> bool:
-    """Whether an option set a wrong key: directly, with its whole section, or as an unknown section."""
+    """Whether an option set a wrong key: directly, with its whole section, or as an unknown
+    section.
+    """
     is_below = dotted.startswith(f"{option}.")
     return option == dotted or is_below or (kind == "extra_forbidden" and option.startswith(f"{dotted}."))
 

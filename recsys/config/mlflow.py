@@ -14,7 +14,8 @@ class TrackingConfig(Section):
     experiment: str = Field("multigrain", description="name of the MLflow experiment")
     artifacts: Place = Field(
         "",
-        description="where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: the setting of the tracking server",
+        description="where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: the "
+        "setting of the tracking server",
     )
     enabled: bool = Field(True, description="whether runs are logged to MLflow")
     system_metrics: bool = Field(
@@ -28,7 +29,8 @@ class RegistryConfig(Section):
     name: str = Field("multigrain", min_length=1, pattern=r"^[^/:]+$", description="name of the registered model")
     alias: str = Field(
         "challenger",
-        description="alias of a new version; not given if it is significantly worse than the best baseline or has too few "
+        description="alias of a new version; not given if it is significantly worse than the best "
+        "baseline or has too few "
         "events (min_data)",
     )
     min_data: float = Field(

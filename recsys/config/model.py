@@ -12,7 +12,9 @@ from recsys.errors import choices
 
 
 class ItemTowerConfig(Section):
-    """An item's vector: id embedding plus projected text. Items without training events have no id embedding."""
+    """An item's vector: id embedding plus projected text. Items without training events have no id
+    embedding.
+    """
 
     id: bool = Field(True, description="whether an item's vector has an id embedding")
     text: bool = Field(True, description="whether an item's vector has projected text")
@@ -35,7 +37,8 @@ class FusionConfig(Section):
     )
     stack: bool = Field(
         False,
-        description="weights of all members by stacking on validation, never below the best one alone; see docs/quality.md",
+        description="weights of all members by stacking on validation, never below the best one "
+        "alone; see docs/quality.md",
     )
     check: bool = Field(
         False, description="train again without the granularities whose removal improves validation beyond noise"

@@ -1,12 +1,13 @@
 """Granularities, losses and sources of other packages: by an entry point, or by ``module:Class``.
 
-An installed package offers a class with an entry point of the groups below, and the configuration uses its name. A
-configuration may also name any importable class as ``kind: module:Class``.
+An installed package offers a class with an entry point of the groups below, and the configuration
+uses its name. A configuration may also name any importable class as ``kind: module:Class``.
 
-Importing a class runs its code. The user who starts the command wrote the configuration, so the classes that it names
-are imported. A bundle, a checkpoint or a trained model may come from anywhere. While one is read
-(:func:`from_artifact`), a class is imported only if an *installed* package offers it with an entry point, or if a
-configuration of this process has named it. A path that only the artifact names is refused.
+Importing a class runs its code. The user who starts the command wrote the configuration, so the
+classes that it names are imported. A bundle, a checkpoint or a trained model may come from
+anywhere. While one is read (:func:`from_artifact`), a class is imported only if an *installed*
+package offers it with an entry point, or if a configuration of this process has named it. A path
+that only the artifact names is refused.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def one_of(kinds: Iterable[str]) -> str:
 
 
 def resolve(group: str, kind: str) -> Offer | None:
-    """The class of a kind: the offer of that name, or the path with its package; None if no package offers the name.
+    """The class of a kind: the offer of that name, or the path with its package; None if no package
+    offers the name.
 
     Raises
     ------
@@ -106,8 +108,10 @@ def resolve(group: str, kind: str) -> Offer | None:
     if reads_artifact():
         if offered is None and kind not in _named:
             raise ValueError(
-                f"{kind!r} is named only in an artifact, which may come from anywhere, and no installed package offers it "
-                f"with an entry point of {group}; install the package that does, or give the configuration that names it"
+                f"{kind!r} is named only in an artifact, which may come from anywhere, and no "
+                f"installed package offers it "
+                f"with an entry point of {group}; install the package that does, or give the "
+                f"configuration that names it"
             )
     else:
         _named.add(kind)

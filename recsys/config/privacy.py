@@ -8,7 +8,9 @@ from recsys.config.section import Place, Section
 
 
 class PseudonymConfig(Section):
-    """User ids as a keyed hash. The section says where the key is: a configuration is saved in artefacts."""
+    """User ids as a keyed hash. The section says where the key is: a configuration is saved in
+    artefacts.
+    """
 
     key_env: str = Field(
         "",
@@ -25,7 +27,9 @@ class PseudonymConfig(Section):
 
 
 class PrivateConfig(Section):
-    """Training with differential privacy for users (DP-SGD): see docs/privacy.md for what it covers."""
+    """Training with differential privacy for users (DP-SGD): see docs/privacy.md for what it
+    covers.
+    """
 
     epsilon: float = Field(0.0, ge=0, description="ε of the whole training; 0: training is not private")
     delta: float = Field(
@@ -44,7 +48,8 @@ class ForgetConfig(Section):
     file: Place = Field("", exclude=True, description="file of user ids, one in each line")
     retrain: bool = Field(
         False,
-        description="train again without them; false: only fit the closed-form parts again; the model card says what is left",
+        description="train again without them; false: only fit the closed-form parts again; the "
+        "model card says what is left",
     )
     also: list[Place] = Field(
         [],
@@ -58,7 +63,8 @@ class ForgetConfig(Section):
     )
     signing_key: Place = Field(
         "",
-        description="Ed25519 private key (PEM) that signs the certificate; default: a key in ~/.config/multigrain, made on first use",
+        description="Ed25519 private key (PEM) that signs the certificate; default: a key in "
+        "~/.config/multigrain, made on first use",
     )
     unseen: Place = Field(
         "",

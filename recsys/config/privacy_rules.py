@@ -1,7 +1,8 @@
 """Settings that rule out training with differential privacy, each with its reason and cure.
 
-Why they are refused and not ignored: the ε of a model must cover everything that was learned. Counts of raw events,
-choices made on validation events, and rows of other users are not covered by it.
+Why they are refused and not ignored: the ε of a model must cover everything that was learned.
+Counts of raw events, choices made on validation events, and rows of other users are not covered by
+it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""``promote`` and ``pull``: which registered model becomes the champion, and how to download a model."""
+"""``promote`` and ``pull``: which registered model becomes the champion, and how to download a
+model.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ from recsys.config.section import Place, Section
 
 
 class PromoteConfig(Section):
-    """The gate before ``models:/NAME@champion``: the same test users, the present champion and the baselines.
+    """The gate before ``models:/NAME@champion``: the same test users, the present champion and the
+    baselines.
 
-    ``better`` (the default) needs the whole interval of the difference above zero: a new model in traffic costs work
-    and risk, and a difference by chance is not worth it. ``not_worse`` is for a model that has another advantage (newer
-    events, a smaller model): the interval must stay above a loss of ``margin``.
+    ``better`` (the default) needs the whole interval of the difference above zero: a new model in
+    traffic costs work and risk, and a difference by chance is not worth it. ``not_worse`` is for a
+    model that has another advantage (newer events, a smaller model): the interval must stay above a
+    loss of ``margin``.
     """
 
     model: str = Field(
@@ -55,14 +59,17 @@ class PromoteConfig(Section):
         None,
         ge=0,
         le=1,
-        description="share of an update's exposure that may differ from users' choices by head, middle and tail; null: any",
+        description="share of an update's exposure that may differ from users' choices by head, "
+        "middle and tail; null: any",
     )
     force: str = Field("", description="reason to promote although the gate refuses; it is recorded (--force REASON)")
     rollback: bool = Field(False, description="give the alias back to the previous champion (--rollback)")
 
 
 class PullConfig(Section):
-    """A registered model as a folder that works without a tracking server: ``recsys pull MODEL DIR``."""
+    """A registered model as a folder that works without a tracking server: ``recsys pull MODEL
+    DIR``.
+    """
 
     model: Place = Field(
         "", description="model to download: models:/NAME@ALIAS or /VERSION; default: models:/REGISTRY.NAME@champion"

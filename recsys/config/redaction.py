@@ -1,9 +1,10 @@
-"""Removal of secrets from texts before they are saved or shown, because other people read saved texts.
+"""Removal of secrets from texts before they are saved or shown, because other people read saved
+texts.
 
-It finds: user and password in a URI; values with a secret name (``password=…``, ``PWD=…``, ``?sig=…``,
-``"api_key": …``); ``Authorization`` headers; keys and tokens of well-known forms (AWS, GitHub, JWT, PEM, …); and, at any
-position, the values of environment variables with a secret name. Ordinary settings with similar names, such as
-``max_tokens``, ``token_env`` or ``key``, stay.
+It finds: user and password in a URI; values with a secret name (``password=…``, ``PWD=…``,
+``?sig=…``, ``"api_key": …``); ``Authorization`` headers; keys and tokens of well-known forms (AWS,
+GitHub, JWT, PEM, …); and, at any position, the values of environment variables with a secret name.
+Ordinary settings with similar names, such as ``max_tokens``, ``token_env`` or ``key``, stay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _LEAST: Final = 6  # characters of a variable's value that is searched for; shor
 _WORD: Final = 12  # length of a value of letters that is searched for; a shorter one may be an ordinary word
 _FOLDERS: Final = ("PWD", "OLDPWD")  # working directory of a shell, not a password
 
-# The end of a name decides. _GLUED may follow a letter, as in DBPASSWORD; _APART may not, as in "bypass".
+# The end of a name decides. _GLUED may follow a letter, as in DBPASSWORD; _APART may not, as in
+# "bypass".
 _GLUED: Final = (
     r"passw(?:or)?d|passphrase|secrets?|api[-_]?key|(?:access|secret|private|account|shared|storage|auth|sas|signing"
     r"|encryption|master|subscription)(?:[-_]?access)?[-_]?key(?:[-_]?id)?|(?:access|auth|security|session|refresh|bearer)"
@@ -60,7 +62,8 @@ _FORMS: Final = re.compile(
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^-]|-(?!----END))*(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?"
 )
 _SECRET_NAME: Final = re.compile(rf"[\w.-]*{_END}$", re.IGNORECASE)
-# A fast test: a text without a match holds nothing that the patterns above find. Most logged texts have none.
+# A fast test: a text without a match holds nothing that the patterns above find. Most logged texts
+# have none.
 _HINT: Final = re.compile(
     r"://|pass|pwd|secret|token|key|sig|cred|auth|odbc|bearer|basic\s|AKIA|ASIA|gh[pousr]_|github_pat|glpat|hf_|xox|dapi"
     r"|AIza|sk-|eyJ|%3[dD]",
@@ -101,7 +104,9 @@ def is_secret_name(name: str) -> bool:
 
 
 def redacted_tree(node: Any, name: str = "") -> Any:
-    """Nested plain values without secrets: :func:`redact` for all texts; texts with a secret key become ``***``."""
+    """Nested plain values without secrets: :func:`redact` for all texts; texts with a secret key
+    become ``***``.
+    """
     if isinstance(node, Mapping):
         return {key: redacted_tree(child, str(key)) for key, child in node.items()}
     if isinstance(node, (list, tuple)):
@@ -128,7 +133,9 @@ def _without_value(match: re.Match[str]) -> str:
 
 
 def _without_encoded(text: str) -> str:
-    """The text without URL-encoded connection strings that hold a secret; they are replaced as a whole."""
+    """The text without URL-encoded connection strings that hold a secret; they are replaced as a
+    whole.
+    """
     if "%3d" not in text.lower():
         return text
 
@@ -154,7 +161,9 @@ def _known_secrets() -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _is_secret_variable(name: str, value: str) -> bool:
-    """Whether an environment variable holds a secret that can be recognised: not a short word, not a path."""
+    """Whether an environment variable holds a secret that can be recognised: not a short word, not
+    a path.
+    """
     if len(value) < _LEAST or name in _FOLDERS or not is_secret_name(name):
         return False
     is_path = value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))

@@ -10,19 +10,23 @@ from recsys.config.section import Place, Section
 
 
 class RefereeConfig(Section):
-    """Published protocols: ``prepare`` writes one, ``score`` scores lists with it, ``lists`` writes our own lists."""
+    """Published protocols: ``prepare`` writes one, ``score`` scores lists with it, ``lists`` writes
+    our own lists.
+    """
 
     protocol: Place = Field("", description="the folder that `recsys referee prepare` wrote (--protocol)")
     out: Place = Field("", description="output file or folder (--out)")
     lists: list[str] = Field(
         [],
-        description="NAME=FILE of a method, or NAME/SETTING=FILE of each of its settings; .valid after the name for lists "
+        description="NAME=FILE of a method, or NAME/SETTING=FILE of each of its settings; .valid "
+        "after the name for lists "
         "of the validation split; a glob for several seeds; or a folder of such files (--lists)",
     )
     runs: list[str] = Field([], description="NAME=FOLDER of finished runs whose lists are written (--runs)")
     mask: Literal["seen", "none"] = Field(
         "seen",
-        description="seen: items of a user's history are in no list and are no target, as in our evaluation; none: lists "
+        description="seen: items of a user's history are in no list and are no target, as in our "
+        "evaluation; none: lists "
         "may hold all items, as with RecBole's sequential models",
     )
     sample: int = Field(0, ge=0, description="items that are ranked in addition to the targets; 0: the whole catalogue")

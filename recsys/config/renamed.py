@@ -1,7 +1,8 @@
 """Renamed keys: the old name is accepted for one release, with one deprecation line on the console.
 
-Why in one table: YAML files, options of the command line, search spaces and the configurations inside run folders and
-bundles all use the same keys, and each of them may be older than the release that reads it.
+Why in one table: YAML files, options of the command line, search spaces and the configurations
+inside run folders and bundles all use the same keys, and each of them may be older than the release
+that reads it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def with_current_keys(section: str, tree: Mapping[str, Any], silent: bool = Fals
     tree : Mapping[str, Any]
         Keys and values as they were written.
     silent : bool
-        Whether old names are accepted without a line on the console. It is for artifacts, which the user cannot edit.
+        Whether old names are accepted without a line on the console. It is for artifacts, which the
+        user cannot edit.
 
     Raises
     ------

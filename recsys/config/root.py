@@ -94,7 +94,9 @@ class Config(Section):
 
     @property
     def has_model(self) -> bool:
-        """Whether the section ``model`` was given. If not, its values are placeholders and are not dumped."""
+        """Whether the section ``model`` was given. If not, its values are placeholders and are not
+        dumped.
+        """
         return "model" in self.model_fields_set
 
     @model_serializer(mode="wrap")
@@ -106,4 +108,5 @@ class Config(Section):
 
     @property
     def dataset_dir(self) -> str:
+        """The folder or URI of the prepared dataset."""
         return self.data.dir or within(self.run.dir, "dataset")

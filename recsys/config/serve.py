@@ -1,4 +1,6 @@
-"""``serve``: how a registered or pulled model answers over HTTP, and when it uses an index of items."""
+"""``serve``: how a registered or pulled model answers over HTTP, and when it uses an index of
+items.
+"""
 
 from __future__ import annotations
 

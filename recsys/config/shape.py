@@ -1,7 +1,8 @@
-"""Check of a YAML tree against the sections of the configuration, before pydantic checks the values.
+"""Check of a YAML tree against the sections of the configuration, before pydantic checks the
+values.
 
-Why before: pydantic sees ``true`` and cannot know that the user wrote ``on``, it reads ``true`` as the number 1, and its
-message for an empty section is about a wrong class.
+Why before: pydantic sees ``true`` and cannot know that the user wrote ``on``, it reads ``true`` as
+the number 1, and its message for an empty section is about a wrong class.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def shaped(tree: Any, where: str) -> Any:
     Raises
     ------
     ConfigError
-        A section is a value, a text or number is true or false, or an integer has more than 63 bits.
+        A section is a value, a text or number is true or false, or an integer has more than 63
+        bits.
     """
     try:
         return _section(tree, Config, "")

@@ -32,7 +32,7 @@ _WORDS: Final = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe
 
 
 def _separator(value: Any) -> Any:
-    """Replace words such as ``tab``, and ``\\t``, by the characters they mean."""
+    r"""Replace words such as ``tab``, and ``\t``, by the characters they mean."""
     if value is None:
         raise ValueError("in YAML it needs quotes, e.g. separator: ';' or separator: '|'")
     if not isinstance(value, str):
@@ -122,7 +122,9 @@ class CellSource(Section):
 
 
 class CanonicalSource(CellSource):
-    """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps others)."""
+    """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps
+    others).
+    """
 
     places: ClassVar[tuple[str, ...]] = (*TABLES, "split_files", "type_files")
 
@@ -153,7 +155,8 @@ class CanonicalSource(CellSource):
     )
     comment: Comment | dict[str, Comment] = Field(
         "",
-        description="lines of text files that start with this text are skipped, e.g. '#'; {TABLE: '#'} for single tables",
+        description="lines of text files that start with this text are skipped, e.g. '#'; {TABLE: "
+        "'#'} for single tables",
     )
     constants: dict[str, dict[str, str]] = Field(
         {}, description="{TABLE: {column: value}}: columns that the files do not have, with one value for all rows"
@@ -168,7 +171,8 @@ class CanonicalSource(CellSource):
     )
     item_columns: list[str] = Field(
         [],
-        description="columns of the events that describe the item, if there is no table of items; an item gets its most "
+        description="columns of the events that describe the item, if there is no table of items; "
+        "an item gets its most "
         "frequent text and the median of its numbers",
     )
     user_columns: list[str] = Field(
@@ -222,7 +226,9 @@ class RecBoleSource(CellSource):
 
 
 class HetRecLastFmSource(CellSource):
-    """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are ``tag`` events."""
+    """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are
+    ``tag`` events.
+    """
 
     places: ClassVar[tuple[str, ...]] = ("folder", "test_pairs")
 
@@ -235,7 +241,9 @@ class HetRecLastFmSource(CellSource):
 
 
 class SequencesSource(CellSource):
-    """Text files with one user in each line: ``user item item …`` in order; optionally a table of items."""
+    """Text files with one user in each line: ``user item item …`` in order; optionally a table of
+    items.
+    """
 
     places: ClassVar[tuple[str, ...]] = ("events", "items")
 
@@ -251,7 +259,9 @@ class SequencesSource(CellSource):
 
 
 class SyntheticSource(Section):
-    """Generated data with planted signals. The strength of each signal is in [0, 1]: how much it decides events."""
+    """Generated data with planted signals. The strength of each signal is in [0, 1]: how much it
+    decides events.
+    """
 
     kind: Literal["synthetic"] = Field("synthetic", description="generated data with planted signals")
     num_users: int = Field(1000, ge=10, description="number of users")
@@ -292,8 +302,9 @@ Source = Annotated[
 class OutsideSource(Section):
     """Base of the section of a source of another package, with the keys that it needs.
 
-    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as ``module:Class``. ``places`` names
-    its keys that are paths or URIs: a dataset is identified by the content there, not by the spelling of the path.
+    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as
+    ``module:Class``. ``places`` names its keys that are paths or URIs: a dataset is identified by
+    the content there, not by the spelling of the path.
     """
 
     adapter: ClassVar[str] = ""
@@ -317,7 +328,8 @@ def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 def source_settings(source: Section) -> dict[str, Any]:
-    """The settings of a source that decide how files are read. Of its paths, only which side tables exist.
+    """The settings of a source that decide how files are read. Of its paths, only which side tables
+    exist.
 
     >>> one, other = (CanonicalSource(events=[place]) for place in ("logs/a.csv", "/data/logs/a.csv"))
     >>> source_settings(one) == source_settings(other), source_settings(one)["items"]
@@ -332,7 +344,9 @@ def source_settings(source: Section) -> dict[str, Any]:
 
 
 def one_place(value: Any, change: Callable[[str], str]) -> Any:
-    """The value of a key of paths with every path changed: one path, a list of paths, or lists by name."""
+    """The value of a key of paths with every path changed: one path, a list of paths, or lists by
+    name.
+    """
     if isinstance(value, dict):
         return {key: one_place(inner, change) for key, inner in value.items()}
     return [change(place) for place in value] if isinstance(value, list) else change(value)

@@ -15,7 +15,9 @@ _LOSS_KINDS: Final = ("auto", "full_softmax", "sampled_softmax")
 
 
 def _known_loss(kind: str) -> str:
-    """A kind of loss: ours, ``module:Class``, or one of an installed package; imported when a training starts."""
+    """A kind of loss: ours, ``module:Class``, or one of an installed package; imported when a
+    training starts.
+    """
     if kind in _LOSS_KINDS or is_path(kind) or kind in offers(LOSSES):
         return kind
     raise ValueError(f"expected {one_of([*_LOSS_KINDS, *offers(LOSSES)])}, or module:Class")
@@ -34,7 +36,8 @@ class LossConfig(Section):
     max_dense_items: int = Field(
         200_000,
         ge=0,
-        description="number of items above which sampled_softmax updates only the id vectors of the items that a step uses",
+        description="number of items above which sampled_softmax updates only the id vectors of "
+        "the items that a step uses",
     )
     num_negatives: int = Field(
         1024, ge=1, description="negative items that all queries of a step share (sampled_softmax)"
@@ -73,7 +76,8 @@ class TrainConfig(Section):
     threads: int = Field(
         0,
         ge=0,
-        description="CPU threads of each process; 0: OMP_NUM_THREADS, or the fastest number, which is measured in a second",
+        description="CPU threads of each process; 0: OMP_NUM_THREADS, or the fastest number, which "
+        "is measured in a second",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the forward pass; auto: bfloat16 on GPUs that have it"
@@ -93,7 +97,8 @@ class TrainConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="share of a user's events that an epoch hides from input and graph and keeps as targets (unordered data)",
+        description="share of a user's events that an epoch hides from input and graph and keeps "
+        "as targets (unordered data)",
     )
     patience: int = Field(5, ge=1, description="validations without improvement before training stops")
     evaluate_every: int = Field(1, ge=1, description="epochs from one validation to the next")

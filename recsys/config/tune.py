@@ -35,7 +35,9 @@ class FusionSearchConfig(Section):
 
 
 class TuneConfig(Section):
-    """A search for better settings: whole trainings (trials), or the fusion weights of a trained model (fusion)."""
+    """A search for better settings: whole trainings (trials), or the fusion weights of a trained
+    model (fusion).
+    """
 
     search: Literal["trials", "fusion"] = Field(
         "trials", description="trials: train with many settings; fusion: search λ of one trained model"

@@ -23,7 +23,8 @@ class RecommendConfig(Section):
     batch_size: int = Field(1024, ge=1, description="requests that are answered at once")
     requests: Place = Field(
         "",
-        description="file of JSON lines with user_id, history, friends, k, exclude_seen, at; default: all users of the model",
+        description="file of JSON lines with user_id, history, friends, k, exclude_seen, at; "
+        "default: all users of the model",
     )
     out: Place = Field(
         "",
@@ -69,7 +70,9 @@ class SimilarConfig(Section):
 
 
 class UpdateConfig(Section):
-    """An update of a registered model with new events (all, or only user clusters), or with feedback (fusion)."""
+    """An update of a registered model with new events (all, or only user clusters), or with
+    feedback (fusion).
+    """
 
     only: Literal["all", "fusion", "strata"] = Field(
         "all", description="what is updated: the whole model, only λ from feedback, or only user clusters"
@@ -85,7 +88,8 @@ class UpdateConfig(Section):
     replace: bool = Field(False, description="make the dataset only from the given events (--replace)")
     model: Place = Field(
         "",
-        description="model to update: models:/NAME@ALIAS, a run folder or a bundle; default: models:/REGISTRY.NAME@champion",
+        description="model to update: models:/NAME@ALIAS, a run folder or a bundle; default: "
+        "models:/REGISTRY.NAME@champion",
     )
     epochs: int = Field(5, ge=1, description="epochs, at most; the model before the update counts as epoch 0 (all)")
     lr_share: float = Field(0.3, gt=0, le=1, description="learning rate as a share of train.lr (all)")

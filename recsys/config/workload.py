@@ -1,4 +1,5 @@
-"""The sizes of a training, and the memory and time that one granularity adds: the terms of the preflight.
+"""The sizes of a training, and the memory and time that one granularity adds: the terms of the
+preflight.
 
 Legend: B queries of a step, U rows, L history length, D width.
 """
@@ -43,7 +44,9 @@ class Workload:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parameters, bytes and multiplications that one granularity adds in a worker, from the sizes of its tensors."""
+    """Parameters, bytes and multiplications that one granularity adds in a worker, from the sizes
+    of its tensors.
+    """
 
     parameters: float = 0.0  # numbers in embedding tables, which have a gradient and two moments each
     layers: float = 1.0  # dense layers of the width, each of about 12 D² numbers

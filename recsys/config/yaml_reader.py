@@ -1,9 +1,10 @@
-"""The YAML reader of configurations and search spaces: strict where plain YAML loses what a person wrote.
+"""The YAML reader of configurations and search spaces: strict where plain YAML loses what a person
+wrote.
 
-In plain YAML the last of two equal keys wins, an alias is expanded each time it is used (a file of 300 bytes can expand
-to gigabytes), ``010`` is 8 and ``12:30`` is 750. Here a repeated key is an error that names both lines, the expanded
-size is checked before any value is made, and a number in an unusual form stays the text that was written, which a
-numeric key still reads as a number.
+In plain YAML the last of two equal keys wins, an alias is expanded each time it is used (a file of
+300 bytes can expand to gigabytes), ``010`` is 8 and ``12:30`` is 750. Here a repeated key is an
+error that names both lines, the expanded size is checked before any value is made, and a number in
+an unusual form stays the text that was written, which a numeric key still reads as a number.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; an invalid value is an error at its position."""
         try:
             return super().construct_object(node, deep)
         except ValueError as error:  # a day such as 2020-13-45
             raise _error(f"{node.value!r} does not fit its form ({error})", node.start_mark) from None
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, after a check of the depth of nesting."""
         if len(self._path) > MAX_DEPTH:
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _error(f"values are nested more than {MAX_DEPTH} levels deep", event.start_mark)
@@ -62,6 +65,7 @@ class Loader(yaml.SafeLoader):
             self._path.pop()
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The next mapping, after a check for repeated keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[Any, int] = {}
         for key, _ in node.value:
@@ -81,9 +85,12 @@ class Loader(yaml.SafeLoader):
 
 
 class ConfigLoader(Loader):
-    """A :class:`Loader` that keeps numbers in an unusual form as text, such as ``010``, ``12:30``, ``1.10``."""
+    """A :class:`Loader` that keeps numbers in an unusual form as text, such as ``010``, ``12:30``,
+    ``1.10``.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; a number in an unusual form stays text."""
         value = super().construct_object(node, deep)
         unusual = isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not node.style
         return node.value if unusual and str(value) != node.value and _is_surprising(node.value) else value
@@ -95,8 +102,8 @@ def parse_yaml(content: bytes | str, problem: str, loader: type[Loader] = Config
     Raises
     ------
     ConfigError
-        The text is not YAML in UTF-8 or UTF-16, exceeds the bounds, repeats a key, or has a value that does not fit
-        its tag or form, such as the day 2020-13-45.
+        The text is not YAML in UTF-8 or UTF-16, exceeds the bounds, repeats a key, or has a value
+        that does not fit its tag or form, such as the day 2020-13-45.
     """
     if len(content) > MAX_BYTES:
         raise ConfigError(
@@ -131,7 +138,8 @@ def _is_surprising(text: str) -> bool:
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Check the number of values and bytes of the document with all aliases expanded, without expanding them.
+    """Check the number of values and bytes of the document with all aliases expanded, without
+    expanding them.
 
     Raises
     ------

@@ -1,4 +1,6 @@
-"""Sources: one adapter for each format, which reads files as the canonical tables of :mod:`recsys.schema`."""
+"""Sources: one adapter for each format, which reads files as the canonical tables of
+:mod:`recsys.schema`.
+"""
 
 from __future__ import annotations
 

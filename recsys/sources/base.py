@@ -1,8 +1,8 @@
 """The base class of adapters, and their units of reading.
 
-Why: many tasks read one source of any size. The driver only finds *pieces* (a byte range, a row group, a partition of
-generated data). Each task reads its piece into finished blocks, so that the memory of a process does not grow with the
-number of events.
+Why: many tasks read one source of any size. The driver only finds *pieces* (a byte range, a row
+group, a partition of generated data). Each task reads its piece into finished blocks, so that the
+memory of a process does not grow with the number of events.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class SourceAdapter(ABC):
         """
 
     def check(self) -> None:
-        """Find mistakes without reading rows: missing files, headers without required columns, wrong renames.
+        """Find mistakes without reading rows: missing files, headers without required columns,
+        wrong renames.
 
         Why: a dry run calls it. It reads only the heads of files and does not start Ray.
 
@@ -87,8 +88,8 @@ class SourceAdapter(ABC):
     def fingerprint(self) -> str:
         """Hash of the configuration and all input files; equal hashes mean equal tables.
 
-        A file is identified by its role, its name, the columns in the names of its folders and its content, not by
-        its path.
+        A file is identified by its role, its name, the columns in the names of its folders and its
+        content, not by its path.
         """
         digest = hashlib.sha256(json.dumps(source_settings(self.config), sort_keys=True).encode())
         self._fingerprinted = self.files()
@@ -106,11 +107,15 @@ class SourceAdapter(ABC):
         return self._hashes[file]
 
     def event_files(self) -> list[dict[str, Any]]:
-        """A description of each file of events that does not depend on its path: for manifest and :meth:`leave_out`."""
+        """A description of each file of events that does not depend on its path: for manifest and
+        :meth:`leave_out`.
+        """
         return []
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
-        """Skip the files of events in ``known``, an earlier result of :meth:`event_files`; return the number left."""
+        """Skip the files of events in ``known``, an earlier result of :meth:`event_files`; return
+        the number left.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot skip files of events")
 
     def roles(self) -> dict[str, str]:
@@ -132,7 +137,8 @@ class SourceAdapter(ABC):
         for path in sorted({file.path for file in self._fingerprinted} ^ set(now)):
             change = "was added" if path in now else "was removed"
             raise SourceError(
-                f"{path} {change} while the source was read; wait until its writer has finished, and run the command again"
+                f"{path} {change} while the source was read; wait until its writer has finished, "
+                f"and run the command again"
             )
         for file in self._fingerprinted:
             file.check_unchanged()
@@ -144,7 +150,8 @@ class SourceAdapter(ABC):
 
 
 def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 1, first_order: int = 0) -> pa.Table:
-    """Turn rows with canonical column names into a finished block: typed, with a reason for each bad row.
+    """Turn rows with canonical column names into a finished block: typed, with a reason for each
+    bad row.
 
     Parameters
     ----------
@@ -155,7 +162,8 @@ def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 
     file : str
         Name of the file, for the quarantine.
     first_row, first_order : int
-        Numbers of the first row in its file and in the whole source. A piece continues the numbers of the piece before.
+        Numbers of the first row in its file and in the whole source. A piece continues the numbers
+        of the piece before.
     """
     layout = Layout(table)
     checked = check_rows(raw, layout)

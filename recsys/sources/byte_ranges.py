@@ -1,8 +1,8 @@
 """Byte ranges of whole rows in a text file, found in constant memory.
 
-Why: a reader cannot start in the middle of a text file, because it does not know the row number. One pass counts rows
-and cuts the file between them, so that each task knows its bytes and the number of its first row. A line break inside
-quotes does not end a row.
+Why: a reader cannot start in the middle of a text file, because it does not know the row number.
+One pass counts rows and cuts the file between them, so that each task knows its bytes and the
+number of its first row. A line break inside quotes does not end a row.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ TSV: Final = Dialect("\t", quoted=False)
 
 @dataclass(frozen=True)
 class Span:
-    """A byte range of whole rows: bytes ``[start, start + length)``, rows from ``first_row`` (1-based)."""
+    """A byte range of whole rows: bytes ``[start, start + length)``, rows from ``first_row``
+    (1-based).
+    """
 
     start: int
     length: int
@@ -57,9 +59,10 @@ def spans(
 ) -> Iterator[tuple[Span, bytes]]:
     """Cut the rows from byte ``start`` on into spans of about ``chunk_bytes``, each with its bytes.
 
-    A byte-order mark at the start of the file is not part of the first row. A span is cut line by line if a quote stays
-    open until the end, or for more bytes than a row may have, or for many lines that are not one row of ``num_columns``
-    cells (0: unknown). So one wrong quote does not damage the rows after it.
+    A byte-order mark at the start of the file is not part of the first row. A span is cut line by
+    line if a quote stays open until the end, or for more bytes than a row may have, or for many
+    lines that are not one row of ``num_columns`` cells (0: unknown). So one wrong quote does not
+    damage the rows after it.
 
     Raises
     ------
@@ -94,9 +97,11 @@ def spans(
 
 
 def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int, int, bool]:
-    """The byte after the last whole row, the number of whole rows, and whether all rows of many lines are valid.
+    """The byte after the last whole row, the number of whole rows, and whether all rows of many
+    lines are valid.
 
-    ``data`` starts outside of quotes. At most ``_MOST_ROWS`` rows are counted, because each of them may be a bad row.
+    ``data`` starts outside of quotes. At most ``_MOST_ROWS`` rows are counted, because each of them
+    may be a bad row.
     """
     end = data.rfind(b"\n") + 1
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
@@ -124,7 +129,9 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
 
 
 def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
-    """Whether lines are one strictly valid row: the right number of cells, and no text after a closing quote."""
+    """Whether lines are one strictly valid row: the right number of cells, and no text after a
+    closing quote.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     try:
         text = data.decode(dialect.encoding)
@@ -146,7 +153,8 @@ def _codes(data: bytes) -> Any:
 
 
 def open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
-    """Whether a quoted cell is still open at the end of a line; quotes within unquoted cells are plain characters.
+    """Whether a quoted cell is still open at the end of a line; quotes within unquoted cells are
+    plain characters.
 
     >>> open_after(b'1,"two', b",", False), open_after(b'1,5" disc', b",", False), open_after(b'end",2', b",", True)
     (True, False, False)

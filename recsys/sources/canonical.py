@@ -1,8 +1,10 @@
-"""Canonical tables as Parquet, CSV, TSV, other separated text or JSON lines, local or on object storage.
+"""Canonical tables as Parquet, CSV, TSV, other separated text or JSON lines, local or on object
+storage.
 
-CSV follows RFC 4180 (quotes, line breaks inside quotes); in TSV a quote is a plain character. Cells of extra columns of
-text files stay text; Parquet and JSON keep their types. Unknown columns keep their names. Folders ``column=value`` above
-a file become columns (see :mod:`recsys.sources.partitions`).
+CSV follows RFC 4180 (quotes, line breaks inside quotes); in TSV a quote is a plain character. Cells
+of extra columns of text files stay text; Parquet and JSON keep their types. Unknown columns keep
+their names. Folders ``column=value`` above a file become columns (see
+:mod:`recsys.sources.partitions`).
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class TableFiles:
 
 
 class CanonicalAdapter(SourceAdapter):
-    """Files with the canonical columns, or with columns that ``rename`` or ``columns`` maps to them."""
+    """Files with the canonical columns, or with columns that ``rename`` or ``columns`` maps to
+    them.
+    """
 
     appends = True
     config: CanonicalSource
@@ -70,16 +74,20 @@ class CanonicalAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return self._tables()["events"].files[0].name.split(".")[0]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         return list({file.path: file for table in self._tables().values() for file in table.files}.values())
 
     def event_files(self) -> list[dict[str, Any]]:
+        """A description of each file of events with its fingerprint."""
         table = self._tables()["events"]
         return [_known(file, table) | {"fingerprint": self.hash_of(file)} for file in table.files]
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
+        """Skip the files of events in ``known`` and return the number left."""
         seen = [{key: value for key, value in file.items() if key != "fingerprint"} for file in known]
         hashes = {_content(file) for file in known}
         table = self._tables()["events"]
@@ -99,11 +107,13 @@ class CanonicalAdapter(SourceAdapter):
         return found
 
     def check(self) -> None:
+        """Check the heads of all files; see the base class."""
         tables = self._tables()
         heads = self._heads(tables)
         self._derived(tables["events"], heads["events"], [])
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         tables = self._tables()
         heads = self._heads(tables)
         pieces = {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
@@ -122,7 +132,8 @@ class CanonicalAdapter(SourceAdapter):
         for table, names in self._made_of_events():
             if unknown := [name for name in names if name not in kinds]:
                 raise SourceError(
-                    f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is not a further column of the events; "
+                    f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is not a "
+                    f"further column of the events; "
                     f"they have: {choices(kinds) or 'none'}"
                 )
             layout = Layout(table, tuple((name, kinds[name]) for name in names), events.rules)
@@ -139,7 +150,8 @@ class CanonicalAdapter(SourceAdapter):
         Raises
         ------
         SourceError
-            A file has another format than expected or lacks a required column, or a setting fits no file.
+            A file has another format than expected or lacks a required column, or a setting fits no
+            file.
         """
         found = {name: [_head(file, source) for file in source.files] for name, source in tables.items()}
         self._check_settings(found)
@@ -162,7 +174,9 @@ class CanonicalAdapter(SourceAdapter):
         return heads
 
     def _check_settings(self, found: Mapping[str, list[_Head]]) -> None:
-        """Refuse settings of text files if there is no text file, and settings of tables without files."""
+        """Refuse settings of text files if there is no text file, and settings of tables without
+        files.
+        """
         config = self.config
         given = {"columns": config.columns, "separator": config.separator, "comment": config.comment}
         given = {key: value for key, value in given.items() if not isinstance(value, dict) or any(value.values())}
@@ -257,7 +271,8 @@ def table_pieces(source: TableFiles) -> list[Piece]:
     Raises
     ------
     SourceError
-        A file has another format than expected, lacks a required column, or types differ between files.
+        A file has another format than expected, lacks a required column, or types differ between
+        files.
     """
     return _table_pieces(source, read_heads(source))
 
@@ -364,7 +379,8 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
         reason = next((why for name, why in header.suspects.items() if name in rename), "")
         if reason:
             raise SourceError(
-                f"{head.file.path}: the first row was read as a header, but looks like data ({reason}); if the file has "
+                f"{head.file.path}: the first row was read as a header, but looks like data "
+                f"({reason}); if the file has "
                 "no header, name its columns with data.source.columns, not with data.source.rename; if the row is a "
                 "header, set data.source.header to yes"
             )

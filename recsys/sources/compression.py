@@ -1,6 +1,8 @@
-"""Compressed files: recognised by their first bytes or their name, and unpacked as a stream of bounded size.
+"""Compressed files: recognised by their first bytes or their name, and unpacked as a stream of
+bounded size.
 
-Supported are gzip, zstd, and zip archives with one file. Several consecutive gzip or zstd frames are one file.
+Supported are gzip, zstd, and zip archives with one file. Several consecutive gzip or zstd frames
+are one file.
 """
 
 from __future__ import annotations
@@ -38,14 +40,14 @@ _BUFFER: Final = 4 << 20
 
 
 def compression_of(path: str, name: str, head: bytes) -> str:
-    """``gzip``, ``zstd``, ``zip`` or "": by the first bytes, else by the ending of the name.
+    r"""``gzip``, ``zstd``, ``zip`` or "": by the first bytes, else by the ending of the name.
 
     Raises
     ------
     SourceError
         The compression is not supported.
 
-    >>> compression_of("a.csv", "a.csv", b"\\x1f\\x8b\\x08"), compression_of("a.csv", "a.csv", b"user_id")
+    >>> compression_of("a.csv", "a.csv", b"\x1f\x8b\x08"), compression_of("a.csv", "a.csv", b"user_id")
     ('gzip', '')
     """
     for magic, kind in _NOT_READ.items():
@@ -93,7 +95,8 @@ class Unpacked:
         if self._count > max(FREE_BYTES, MAX_RATIO * self._size):
             raise SourceError(
                 f"{self._path} unpacks to more than {self._count >> 20:,} MiB, over {MAX_RATIO} times its "
-                f"{self._size:,} bytes; text does not compress so well, so the file is refused: if it is correct, unpack "
+                f"{self._size:,} bytes; text does not compress so well, so the file is refused: if "
+                f"it is correct, unpack "
                 "it and name the unpacked file"
             )
         return found

@@ -1,11 +1,13 @@
-"""Delimited text in line-aligned chunks: the driver finds them in constant memory, tasks parse them with Arrow.
+"""Delimited text in line-aligned chunks: the driver finds them in constant memory, tasks parse them
+with Arrow.
 
-Why: each bad row must be reported with its number, and all cores should parse. The driver cuts the file into spans (see
-:mod:`recsys.sources.byte_ranges`). Each span is parsed alone, all cells as text, and the row rules check the values. A
-row with a wrong number of cells or undecodable bytes becomes an "unreadable row" with its number. Blank lines are
-skipped but counted.
+Why: each bad row must be reported with its number, and all cores should parse. The driver cuts the
+file into spans (see :mod:`recsys.sources.byte_ranges`). Each span is parsed alone, all cells as
+text, and the row rules check the values. A row with a wrong number of cells or undecodable bytes
+becomes an "unreadable row" with its number. Blank lines are skipped but counted.
 
-If a quote is never closed, each line of its span is a row, so that one row is lost and not the rest of the file.
+If a quote is never closed, each line of its span is a row, so that one row is lost and not the rest
+of the file.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class DelimitedPiece:
     titles: tuple[str, ...] = ()  # the header's cells; a row with these cells again is a bad row
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for cells in self.cells():
             raw = with_constants(self.named(cells.table), self.constants)
             yield assemble(raw, cells, self.layout, self.origin)
@@ -156,7 +159,8 @@ _NO_TABLES: Final = {
 
 
 def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
-    """Check that nearly all lines of the file's head can be decoded; single bad rows go to the quarantine later.
+    """Check that nearly all lines of the file's head can be decoded; single bad rows go to the
+    quarantine later.
 
     Raises
     ------
@@ -182,7 +186,9 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
 
 
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
-    """The pieces of a file, made from a piece without a span. Reads the file once; a compressed file is one piece."""
+    """The pieces of a file, made from a piece without a span. Reads the file once; a compressed
+    file is one piece.
+    """
     if piece.file.compressed:
         piece.file.check_unpacked()
         return [piece]
@@ -194,7 +200,9 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
 
 
 def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
-    """Move rows that repeat the header, as in concatenated files, to the rows that could not be parsed."""
+    """Move rows that repeat the header, as in concatenated files, to the rows that could not be
+    parsed.
+    """
     again = np.ones(cells.table.num_rows, dtype=bool)
     for column, title in zip(cells.table.columns, titles, strict=False):
         if not title:
@@ -230,7 +238,8 @@ def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> C
 
 
 def _why(text: str, num_columns: int, dialect: Dialect) -> str:
-    """The reason why a row could not be parsed. There are few different reasons, because they are counted.
+    """The reason why a row could not be parsed. There are few different reasons, because they are
+    counted.
 
     >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect()), _why('1,"2', 2, Dialect())
     ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable row: open quote')
@@ -303,7 +312,9 @@ def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
 
 
 def _not_blank(table: pa.Table, places: Any, data: bytes, dialect: Dialect) -> Any:
-    """Mask of the parsed rows that are not blank lines, which Arrow reads as empty cells; None: all rows."""
+    """Mask of the parsed rows that are not blank lines, which Arrow reads as empty cells; None: all
+    rows.
+    """
     is_empty = np.ones(table.num_rows, dtype=bool)
     for column in table.columns:
         if column.null_count == 0:

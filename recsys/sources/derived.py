@@ -1,8 +1,9 @@
 """Tables of items and users that are made from columns of the events.
 
-Why: an export of invoice lines or reviews repeats the attributes of articles and customers in each row and has no
-tables of them. Each piece of the events is read a second time and gives one row for each id, so that memory does not
-grow with the number of events. If several pieces have an id, its first row counts.
+Why: an export of invoice lines or reviews repeats the attributes of articles and customers in each
+row and has no tables of them. Each piece of the events is read a second time and gives one row for
+each id, so that memory does not grow with the number of events. If several pieces have an id, its
+first row counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _ROWS = "rows"
 
 @dataclass(frozen=True)
 class DerivedPiece:
-    """One row for each id in a piece of events: the most frequent text, the median of numbers, the first list."""
+    """One row for each id in a piece of events: the most frequent text, the median of numbers, the
+    first list.
+    """
 
     events: Piece
     layout: Layout  # of the new table; its extras are columns of the events

@@ -1,7 +1,7 @@
 """Input files on any Arrow filesystem: finding, opening and fingerprinting them.
 
-Why: every adapter takes local paths and ``s3://`` or ``gs://`` URIs, and a missing file must give one clear message
-before any work starts.
+Why: every adapter takes local paths and ``s3://`` or ``gs://`` URIs, and a missing file must give
+one clear message before any work starts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _NOTHING: Final = "__HIVE_DEFAULT_PARTITION__"
 class InputFile:
     """A file with its size and modification time when it was found.
 
-    ``path`` is a local path or a URI for :func:`filesystem_of`. ``modified`` is in nanoseconds, None if the filesystem
-    does not give it. Each reader compares size and time before and after reading.
+    ``path`` is a local path or a URI for :func:`filesystem_of`. ``modified`` is in nanoseconds,
+    None if the filesystem does not give it. Each reader compares size and time before and after
+    reading.
     """
 
     path: str
@@ -47,7 +48,8 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """The extension in lower case, without ``.gz`` and the like; for ``NAME.zip``, that of the file inside.
+        """The extension in lower case, without ``.gz`` and the like; for ``NAME.zip``, that of the
+        file inside.
 
         >>> InputFile("a/b.CSV.gz", 1).suffix
         '.csv'
@@ -133,7 +135,8 @@ class InputFile:
         return found
 
     def check_unpacked(self) -> None:
-        """Unpack a small file and discard the bytes, so that a cut or far too large one is refused before any work.
+        """Unpack a small file and discard the bytes, so that a cut or far too large one is refused
+        before any work.
 
         Raises
         ------
@@ -220,10 +223,11 @@ def exists(path: str) -> bool:
 
 
 def find(patterns: Iterable[str]) -> list[InputFile]:
-    """Expand files, folders (all files below, except hidden ones) and globs (``*``, ``?``, ``[abc]``, ``**``).
+    """Expand files, folders (all files below, except hidden ones) and globs (``*``, ``?``,
+    ``[abc]``, ``**``).
 
-    A file or folder with exactly the name of the pattern comes first: ``log[1].csv`` may be a name. ``~`` is the home
-    folder. A file that is named twice is read once.
+    A file or folder with exactly the name of the pattern comes first: ``log[1].csv`` may be a name.
+    ``~`` is the home folder. A file that is named twice is read once.
 
     Raises
     ------
@@ -275,9 +279,11 @@ def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Itera
 
 
 def _listing(filesystem: Any, folder: str, glob: str) -> list[Any]:
-    """All entries below a folder; for a glob without ``**`` only those of the folders that match its parts.
+    """All entries below a folder; for a glob without ``**`` only those of the folders that match
+    its parts.
 
-    Why: ``/logs*/day.csv`` must not list the whole disk. A bucket is listed in one call, which is faster there.
+    Why: ``/logs*/day.csv`` must not list the whole disk. A bucket is listed in one call, which is
+    faster there.
     """
     if not glob or "**" in glob:
         return list(filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)))
@@ -294,7 +300,9 @@ def _entries(filesystem: Any, folder: str) -> list[Any]:
 
 
 def _split_uri(path: str) -> tuple[str, str, str]:
-    """``scheme://``, path and ``?query`` (options of the filesystem). In a URI ``?`` is never a wildcard."""
+    """``scheme://``, path and ``?query`` (options of the filesystem). In a URI ``?`` is never a
+    wildcard.
+    """
     if "://" not in path:
         return "", path, ""
     scheme, rest = path.split("://", 1)
@@ -318,7 +326,9 @@ def _glob_regex(pattern: str) -> str:
 
 
 def _character_class(part: str) -> str:
-    """``[abc]``, ``[a-z]`` or ``[!abc]`` of a glob; an unmatched bracket, or a range from z to a, is plain text."""
+    """``[abc]``, ``[a-z]`` or ``[!abc]`` of a glob; an unmatched bracket, or a range from z to a,
+    is plain text.
+    """
     if not part.endswith("]") or len(part) < 3:
         return re.escape(part)
     negated = part[1] == "!"
@@ -332,7 +342,9 @@ def _character_class(part: str) -> str:
 
 
 def _tick(path: str, modified: int | None) -> int | None:
-    """A modification time in whole seconds for remote files: lists of objects give fractions, heads do not."""
+    """A modification time in whole seconds for remote files: lists of objects give fractions, heads
+    do not.
+    """
     return modified // 10**9 if modified is not None and is_remote(path) else modified
 
 

@@ -1,6 +1,7 @@
 """Guesses about the first rows of a text file: names or data, the separator, comments.
 
-Why: a message should say which key to set, not only what is missing. These guesses do not decide how a file is read.
+Why: a message should say which key to set, not only what is missing. These guesses do not decide
+how a file is read.
 """
 
 from __future__ import annotations
@@ -102,10 +103,10 @@ def cells_of(text: str, dialect: Dialect) -> list[str]:
 
 
 def shown(separator: str) -> str:
-    """A separator in a message, as the configuration accepts it.
+    r"""A separator in a message, as the configuration accepts it.
 
     >>> shown("::"), shown(chr(9))
-    ("'::'", "'\\\\t'")
+    ("'::'", "'\\t'")
     """
     return repr(separator)
 

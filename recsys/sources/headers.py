@@ -1,7 +1,7 @@
 """The head of a text file: its separator, the line with column names, and the start of its rows.
 
-Why: a header must not be read as data, and data must not be read as a header. The first lines decide. If they cannot,
-the message names the keys to set.
+Why: a header must not be read as data, and data must not be read as a header. The first lines
+decide. If they cannot, the message names the keys to set.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def dialect_of(kind: str, form: Form) -> Dialect:
 
 
 def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> Header:
-    """Read the column names: those of the first row that is not a comment, or those of the configuration.
+    """Read the column names: those of the first row that is not a comment, or those of the
+    configuration.
 
     Parameters
     ----------
@@ -97,13 +98,14 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     dialect : Dialect
         From format and configuration.
     form : Form | None
-        From the configuration; without it the first row names the columns and the separator is fixed.
+        From the configuration; without it the first row names the columns and the separator is
+        fixed.
 
     Raises
     ------
     SourceError
-        The head of the file is not text in this encoding, there is no row below the header, rows and header differ in
-        their number of cells, or the first row contradicts the configuration.
+        The head of the file is not text in this encoding, there is no row below the header, rows
+        and header differ in their number of cells, or the first row contradicts the configuration.
     """
     head = _head(file)
     check_encoding(file, head, dialect.encoding)
@@ -164,7 +166,9 @@ def check_line_ends(file: InputFile, head: bytes) -> None:
 
 
 def format_hint(file: InputFile) -> str:
-    """The key to set for a file with an unknown extension, guessed from its first rows; may be empty."""
+    """The key to set for a file with an unknown extension, guessed from its first rows; may be
+    empty.
+    """
     head = _head(file)
     if b"\0" in head:
         return "this file is binary: unpack it if it is an archive, or write its table as Parquet or CSV"
@@ -193,7 +197,9 @@ def _head(file: InputFile) -> bytes:
 
 
 def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
-    """The first rows without blank lines and comments; a line cut by the end of the head only if it is the first."""
+    """The first rows without blank lines and comments; a line cut by the end of the head only if it
+    is the first.
+    """
     start = begin = len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0
     comment = dialect.comment.encode()
     held: list[bytes] = []
@@ -325,7 +331,9 @@ def _shown_cells(cells: Sequence[str]) -> str:
 
 
 def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) -> tuple[Dialect, tuple[str, ...]]:
-    """The dialect with another separator, if the usual one separates nothing and exactly one other one does."""
+    """The dialect with another separator, if the usual one separates nothing and exactly one other
+    one does.
+    """
     if len(cells_of(rows[0].text, dialect)) > 1:
         return dialect, ()
     fitting = consistent([row.text for row in rows], dialect)

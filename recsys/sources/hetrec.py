@@ -1,14 +1,16 @@
 """The HetRec 2011 Last.fm-2k release: listens, tag assignments, friends, artists.
 
-Listens are ``listen`` events (value: play count), tag assignments are ``tag`` events with the tag's text in the column
-``tag``. With ``test_pairs``, listens are split into "test" (held-out pairs) and "train". Tag events have no split;
-``prepare`` excludes those of held-out (user, artist) pairs.
+Listens are ``listen`` events (value: play count), tag assignments are ``tag`` events with the tag's
+text in the column ``tag``. With ``test_pairs``, listens are split into "test" (held-out pairs) and
+"train". Tag events have no split; ``prepare`` excludes those of held-out (user, artist) pairs.
 
-A folder ``knowledge`` next to the files may have triples about the artists, as KGCN uses them: ``kg.txt`` (head,
-relation, tail) and ``item_index2entity_id.txt`` (artist, entity), separated by tabs and without a header.
+A folder ``knowledge`` next to the files may have triples about the artists, as KGCN uses them:
+``kg.txt`` (head, relation, tail) and ``item_index2entity_id.txt`` (artist, entity), separated by
+tabs and without a header.
 
-Encodings: ``tags.dat`` is ISO-8859-1 with CRLF, ``artists.dat`` UTF-8 with stray quotes (read with quoting off), the
-others ASCII with CRLF. Cantador, Brusilovsky, Kuflik: HetRec 2011, https://grouplens.org/datasets/hetrec-2011/
+Encodings: ``tags.dat`` is ISO-8859-1 with CRLF, ``artists.dat`` UTF-8 with stray quotes (read with
+quoting off), the others ASCII with CRLF. Cantador, Brusilovsky, Kuflik: HetRec 2011,
+https://grouplens.org/datasets/hetrec-2011/
 """
 
 from __future__ import annotations
@@ -59,15 +61,18 @@ class HetRecLastFmAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return self.config.folder.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         folder = self.config.folder.rstrip("/")
         pairs = [self.config.test_pairs] if self.config.test_pairs else []
         facts = [f"{folder}/{name}" for name in (_FACTS, _LINKS)] if exists(f"{folder}/{_FACTS}") else []
         return [input_file(path) for path in (*(f"{folder}/{name}" for name in _COLUMNS), *facts, *pairs)]
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         listens_file, tagged_file, tags_file, artists_file, friends_file, *more = self.files()
         pairs_file = [more.pop()] if self.config.test_pairs else []
         listen = (schema.USER_ID, schema.ITEM_ID, schema.VALUE)
@@ -99,10 +104,11 @@ class HetRecLastFmAdapter(SourceAdapter):
         return tables
 
     def _split(self, listens: list[DelimitedPiece], file: InputFile) -> list[Piece]:
-        """The listens with held-out pairs marked as test, and the pairs that are not listens as bad rows.
+        """The listens with held-out pairs marked as test, and the pairs that are not listens as bad
+        rows.
 
-        This reads all listens in one process, which is acceptable only because the release has a fixed, small size
-        (92,834 listens).
+        This reads all listens in one process, which is acceptable only because the release has a
+        fixed, small size (92,834 listens).
 
         Raises
         ------
@@ -137,6 +143,7 @@ class ListenPiece:
     held_out: pa.Array
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for block in self.listens.read():
             is_test = pc.is_in(_keys(block), value_set=self.held_out)
             yield _replace(block, schema.SPLIT, pc.if_else(is_test, "test", block.column(schema.SPLIT)))
@@ -151,6 +158,7 @@ class TagPiece:
     tag_texts: pa.Array
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for cells in self.assignments.cells():
             yield self._block(cells)
 
@@ -181,6 +189,7 @@ class Rows:
     table: pa.Table
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         yield self.table
 
 

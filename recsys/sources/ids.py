@@ -1,7 +1,7 @@
 """Ids as exact text, for any type of the column in the file.
 
-Why: two users must never become one. Floats hold 53 bits. A program that reads integers with one missing value as floats
-loses large ids. They cannot be restored here, so such a column is refused.
+Why: two users must never become one. Floats hold 53 bits. A program that reads integers with one
+missing value as floats loses large ids. They cannot be restored here, so such a column is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def id_of_number(literal: str) -> str | None:
 
 
 def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
-    """Ids of a typed column, as text or as a type with an exact text: integers, text, times, small floats.
+    """Ids of a typed column, as text or as a type with an exact text: integers, text, times, small
+    floats.
 
     Decimals lose the zeros at the end, as floats do. Bytes are read as UTF-8.
 

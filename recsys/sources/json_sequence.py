@@ -1,4 +1,6 @@
-"""JSON files that are an array of objects, or have objects over several lines, read in constant memory."""
+"""JSON files that are an array of objects, or have objects over several lines, read in constant
+memory.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ _START: Final = re.compile(r"\s*(\[\s*)?\{")
 
 
 def is_sequence(head: str) -> bool:
-    """Whether the head of a file starts an array of objects or an object over several lines.
+    r"""Whether the head of a file starts an array of objects or an object over several lines.
 
-    >>> is_sequence('[{"a": 1},'), is_sequence('{\\n"a": 1'), is_sequence("[1]"), is_sequence("{'a': 1}")
+    >>> is_sequence('[{"a": 1},'), is_sequence('{\n"a": 1'), is_sequence("[1]"), is_sequence("{'a': 1}")
     (True, True, False, False)
     """
     found = _START.match(head)
@@ -34,7 +36,8 @@ def elements(file: InputFile) -> Iterator[str]:
     Raises
     ------
     SourceError
-        The file is not UTF-8, an element is not JSON or too long, or the end of an array is missing.
+        The file is not UTF-8, an element is not JSON or too long, or the end of an array is
+        missing.
     """
     decoder, to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, place, row, is_open, at_end = "", 0, 1, False, False

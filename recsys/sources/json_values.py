@@ -1,8 +1,9 @@
-"""Values of JSON as columns: ids as exact text, other values in the type that the head of the file has.
+"""Values of JSON as columns: ids as exact text, other values in the type that the head of the file
+has.
 
-Why: JSON has one kind of number, of any length. Arrow and pandas read a column with one NaN as floats, which hold 53
-bits: in one file forty 64-bit ids became one user. Ids are therefore read as text from the bytes: ``12``, ``"12"`` and
-``12.0`` are one id, ``1e5`` is ``100000``.
+Why: JSON has one kind of number, of any length. Arrow and pandas read a column with one NaN as
+floats, which hold 53 bits: in one file forty 64-bit ids became one user. Ids are therefore read as
+text from the bytes: ``12``, ``"12"`` and ``12.0`` are one id, ``1e5`` is ``100000``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Record:
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object in some bytes; None if there is none, or if it has a lone surrogate (half a character)."""
+    """The JSON object in some bytes; None if there is none, or if it has a lone surrogate (half a
+    character).
+    """
     try:
         value = json.loads(raw.decode())  # json.loads of bytes would also accept UTF-16 and lone surrogates
         if _SURROGATE in raw.lower():
@@ -61,7 +64,8 @@ def kind_of(value: Any) -> str:
 
 
 def type_of(kinds: set[str]) -> pa.DataType:
-    """The Arrow type that holds all kinds of values of a key; text if a float would change an integer.
+    """The Arrow type that holds all kinds of values of a key; text if a float would change an
+    integer.
 
     >>> type_of({"int", "float"}), type_of({"big", "float"}), type_of({"big", "nan"})
     (DataType(double), DataType(string), DataType(int64))
@@ -98,12 +102,13 @@ class _Literal(str):
 
 
 def quoted(data: bytes, keys: Sequence[str]) -> bytes:
-    """JSON lines with quotes around the numbers of these keys, so that Arrow reads all their digits.
+    r"""JSON lines with quotes around the numbers of these keys, so that Arrow reads all their
+    digits.
 
     A quote inside a text is always escaped, so ``"KEY":`` with plain quotes is always a key.
 
-    >>> quoted(b'{"id": 7, "x": 1}\\n{"id": 12.0, "x": "id: 5"}\\n{"id": NaN}', ["id"])
-    b'{"id": "7", "x": 1}\\n{"id": "12", "x": "id: 5"}\\n{"id": null}'
+    >>> quoted(b'{"id": 7, "x": 1}\n{"id": 12.0, "x": "id: 5"}\n{"id": NaN}', ["id"])
+    b'{"id": "7", "x": 1}\n{"id": "12", "x": "id: 5"}\n{"id": null}'
     """
     names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
     head = rb"((?<!\\)(?:" + names + rb")[ \t]*:[ \t]*)"
@@ -120,9 +125,11 @@ def _quote_one(found: re.Match[bytes]) -> bytes:
 
 
 def column(values: list[Any], kind: pa.DataType, absent: Collection[str]) -> tuple[pa.Array, list[int]]:
-    """The values of one key in the type of the head, and the positions of those that do not fit (null in the column).
+    """The values of one key in the type of the head, and the positions of those that do not fit
+    (null in the column).
 
-    Numbers in quotes fit numbers, and all values fit text. Null, NaN and the ``absent`` texts are missing values and fit.
+    Numbers in quotes fit numbers, and all values fit text. Null, NaN and the ``absent`` texts are
+    missing values and fit.
     """
     try:
         return pa.array(values, kind), []

@@ -1,8 +1,10 @@
-"""JSON lines in line-aligned chunks: by Arrow's reader if all lines fit one schema, else line by line.
+"""JSON lines in line-aligned chunks: by Arrow's reader if all lines fit one schema, else line by
+line.
 
-Ids are read as text (see :mod:`recsys.sources.json_values`). The columns are those of the file's first megabytes and of
-samples of the rest; known columns are searched in all lines. A value that does not fit the type of its column makes a
-bad row. A file that is one JSON array of objects, or has objects over several lines, is one piece.
+Ids are read as text (see :mod:`recsys.sources.json_values`). The columns are those of the file's
+first megabytes and of samples of the rest; known columns are searched in all lines. A value that
+does not fit the type of its column makes a bad row. A file that is one JSON array of objects, or
+has objects over several lines, is one piece.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class JsonlPiece:
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         if self.span is not None:
             yield self.block(self.file.read(self.span.start, self.span.length), self.span)
             return
@@ -74,7 +77,9 @@ class JsonlPiece:
         return assemble(raw, cells, self.layout, Origin(self.file.name, self.index, ", "))
 
     def cells_of(self, records: list[Record], broken: list[tuple[int, str]]) -> Cells:
-        """Parsed objects as columns; an object with a value that does not fit its column is a broken row."""
+        """Parsed objects as columns; an object with a value that does not fit its column is a
+        broken row.
+        """
         known = {name for _, name, _ in self.fields if name in self.layout.table.columns}
         columns: dict[str, pa.Array] = {}
         misfits: set[int] = set()
@@ -127,11 +132,14 @@ class JsonlPiece:
 
 @dataclass(frozen=True)
 class JsonSequencePiece:
-    """A whole file that is an array of objects, or has objects over several lines. Each element is a row."""
+    """A whole file that is an array of objects, or has objects over several lines. Each element is
+    a row.
+    """
 
     rows: JsonlPiece
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         numbered = enumerate(elements(self.rows.file), 1)
         while part := list(islice(numbered, _ELEMENTS)):
             records: list[Record] = []
@@ -231,7 +239,9 @@ def _is_exact(kind: pa.DataType) -> bool:
 
 
 def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cells | None:
-    """Parse with Arrow's reader; None if a line does not fit, so that the tolerant reader is needed."""
+    """Parse with Arrow's reader; None if a line does not fit, so that the tolerant reader is
+    needed.
+    """
     options = pa.json.ParseOptions(explicit_schema=pa.schema(list(keys.items())), unexpected_field_behavior="ignore")
     try:
         table = pa.json.read_json(

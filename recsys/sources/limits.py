@@ -1,8 +1,9 @@
 """Limits of the memory that a source may need; a small file can contain a very large table.
 
-Why: input comes from other people. A few kilobytes that unpack to gigabytes, a row without an end or a table of a
-hundred thousand columns must give one message within seconds and not fill the memory. The limits are far above the
-needs of logs and catalogues. A file that is refused only for its compression can be unpacked and then read.
+Why: input comes from other people. A few kilobytes that unpack to gigabytes, a row without an end
+or a table of a hundred thousand columns must give one message within seconds and not fill the
+memory. The limits are far above the needs of logs and catalogues. A file that is refused only for
+its compression can be unpacked and then read.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ class LinkedPiece:
     entity_ids: pa.Array
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for block in self.items.read():
             rows = pc.index_in(block.column(schema.ITEM_ID), value_set=self.item_ids)
             entities = self.entity_ids.take(rows.combine_chunks())
@@ -39,6 +40,7 @@ class BadLinks:
     layout: Layout
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         wanted = self.layout.arrow
         known = {name: self.links.column(name) for name in self.links.column_names if name in wanted.names}
         count = self.links.num_rows
@@ -46,7 +48,9 @@ class BadLinks:
 
 
 def linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Piece]:
-    """Join items with their entities; the first link of an item counts. Without items, the links are the items."""
+    """Join items with their entities; the first link of an item counts. Without items, the links
+    are the items.
+    """
     if not items:
         return [*links]
     table = read_all(links)

@@ -1,7 +1,9 @@
-"""Column names of files → canonical names: ``rename`` first, then names that differ only in case and blanks.
+"""Column names of files → canonical names: ``rename`` first, then names that differ only in case
+and blanks.
 
-Why: files have names such as ``User_ID`` or `` Item Id``. A name with one possible meaning is matched; for any other the
-message says what to do. A rename is for all tables, or, below the name of a table, only for that table.
+Why: files have names such as ``User_ID`` or `` Item Id``. A name with one possible meaning is
+matched; for any other the message says what to do. A rename is for all tables, or, below the name
+of a table, only for that table.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Renames:
 
     @classmethod
     def of(cls, rename: Mapping[str, str | dict[str, str]]) -> Renames:
-        """Divide the entries of the configuration into those for all tables and those for single tables.
+        """Divide the entries of the configuration into those for all tables and those for single
+        tables.
 
         >>> Renames.of({"uid": "user_id", "social": {"uid": "src_user_id"}}).table("social")
         {'uid': 'src_user_id'}
@@ -104,7 +107,8 @@ def _spelled(rename: Mapping[str, str], columns: set[str], key: str, lacking: st
 
 
 def fold(name: str) -> str:
-    """A name in lower case without surrounding blanks and a leading ``#``; inner blanks and hyphens become ``_``.
+    """A name in lower case without surrounding blanks and a leading ``#``; inner blanks and hyphens
+    become ``_``.
 
     >>> fold(" User-ID "), fold("# item id")
     ('user_id', 'item_id')

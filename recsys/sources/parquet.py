@@ -40,6 +40,7 @@ class ParquetPiece:
     constants: dict[str, str] = field(default_factory=dict)
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         row = self.first_row
         for raw in self._batches():
             yield self._block(raw, row)
@@ -140,7 +141,8 @@ def parquet_pieces(piece: ParquetPiece, groups: list[int]) -> list[ParquetPiece]
 
 
 def plain_type(kind: Any) -> pa.DataType:
-    """The common type of encodings of the same values, so that files that differ only in encoding match.
+    """The common type of encodings of the same values, so that files that differ only in encoding
+    match.
 
     >>> plain_type(pa.dictionary(pa.int8(), pa.large_string()))
     DataType(string)

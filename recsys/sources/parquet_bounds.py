@@ -1,8 +1,10 @@
-"""Limits of the memory for a Parquet file, from its footer and its dictionaries, before values are decoded.
+"""Limits of the memory for a Parquet file, from its footer and its dictionaries, before values are
+decoded.
 
-Why: Parquet stores a repeated value once. A file of a kilobyte can have five thousand texts of a megabyte, or one list
-of a billion numbers. The decoded size of a row group in the footer is compared with its stored bytes, and the number of
-rows that are read at once depends on the longest text in the dictionaries.
+Why: Parquet stores a repeated value once. A file of a kilobyte can have five thousand texts of a
+megabyte, or one list of a billion numbers. The decoded size of a row group in the footer is
+compared with its stored bytes, and the number of rows that are read at once depends on the longest
+text in the dictionaries.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     Raises
     ------
     SourceError
-        There are too many columns, a row group is far larger decoded than stored, or the footer is damaged.
+        There are too many columns, a row group is far larger decoded than stored, or the footer is
+        damaged.
     """
     check_column_count(metadata.num_columns, where)
     for number in range(metadata.num_row_groups):
@@ -48,10 +51,11 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
 
 
 def _check_chunks(source: Any, metadata: Any, where: str) -> None:
-    """Read one row of all flat columns, so that Arrow raises an exception if a column chunk is damaged.
+    """Read one row of all flat columns, so that Arrow raises an exception if a column chunk is
+    damaged.
 
-    Why: ``metadata.row_group(i).column(j)`` ends the process if the footer is damaged. Lists are skipped, because one
-    row can be the whole file.
+    Why: ``metadata.row_group(i).column(j)`` ends the process if the footer is damaged. Lists are
+    skipped, because one row can be the whole file.
 
     Raises
     ------
@@ -94,7 +98,9 @@ def stored_bytes(metadata: Any, group: int) -> int:
 
 
 def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
-    """The flat text columns with a dictionary: read as dictionaries, they need no more memory than in the file."""
+    """The flat text columns with a dictionary: read as dictionaries, they need no more memory than
+    in the file.
+    """
     return [path for path in _texts(metadata, group, names) if path in names]
 
 
@@ -120,7 +126,8 @@ def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
 
 
 def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], where: str) -> int:
-    """The number of rows of a row group to read at once, so that numbers and lists need at most a quarter of a GiB.
+    """The number of rows of a row group to read at once, so that numbers and lists need at most a
+    quarter of a GiB.
 
     Raises
     ------
@@ -145,7 +152,8 @@ def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], w
 def _check_text(longest: int, name: str, where: str) -> None:
     if longest > MAX_ROW_BYTES:
         raise SourceError(
-            f"{where}: a text of {name!r} has {longest >> 20:,} MiB, at most {MAX_ROW_BYTES >> 20} are allowed; remove the "
+            f"{where}: a text of {name!r} has {longest >> 20:,} MiB, at most {MAX_ROW_BYTES >> 20} "
+            f"are allowed; remove the "
             "column or shorten its texts"
         )
 
@@ -178,7 +186,9 @@ def _is_binary(kind: Any) -> bool:
 def _longest_texts(
     source: Any, metadata: Any, group: int, names: Sequence[str], paths: list[str]
 ) -> dict[str, int | None]:
-    """Bytes of the longest text in the dictionary of each path; None if the first rows do not show it."""
+    """Bytes of the longest text in the dictionary of each path; None if the first rows do not show
+    it.
+    """
     parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=paths)
     batches = parquet.iter_batches(_LOOKED_AT, row_groups=[group], columns=list(names), use_threads=False)
     found: dict[str, int | None] = dict.fromkeys(paths)

@@ -1,7 +1,8 @@
-"""Hive partitions: columns in the names of folders, such as ``event_type=view/date=2020-11-27/a.parquet``.
+"""Hive partitions: columns in the names of folders, such as
+``event_type=view/date=2020-11-27/a.parquet``.
 
-Why: Spark and other programs write such folders and omit the columns from the files. If a file has the column as well,
-the file is read, and its values must be equal to the folder's.
+Why: Spark and other programs write such folders and omit the columns from the files. If a file has
+the column as well, the file is read, and its values must be equal to the folder's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class PieceInFolder:
     values: Mapping[str, str]  # canonical column → text
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for block in self.piece.read():
             self._check(block)
             yield block

@@ -1,8 +1,9 @@
-"""RecBole atomic files: tab-separated, each header cell ``field:type`` (token, token_seq, float, float_seq).
+"""RecBole atomic files: tab-separated, each header cell ``field:type`` (token, token_seq, float,
+float_seq).
 
-``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social; ``.link`` gives
-items their entities. A ``token_seq`` stays a text, a ``float_seq`` becomes a list of numbers.
-Source: https://recbole.io/docs/user_guide/data/atomic_files.html
+``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social;
+``.link`` gives items their entities. A ``token_seq`` stays a text, a ``float_seq`` becomes a list
+of numbers. Source: https://recbole.io/docs/user_guide/data/atomic_files.html
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ class RecBoleAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return self.config.name or self.config.folder.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         stem = f"{self.config.folder.rstrip('/')}/{self.name}"
         present = [suffix for suffix in _TABLES if suffix == ".inter" or exists(stem + suffix)]
         try:
@@ -66,6 +69,7 @@ class RecBoleAdapter(SourceAdapter):
             ) from None
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         found = {pattern.file.suffix: delimited_pieces(pattern) for pattern in self._patterns()}
         tables: dict[str, list[Piece]] = {}
         for suffix, pieces in found.items():
@@ -76,6 +80,7 @@ class RecBoleAdapter(SourceAdapter):
         return tables
 
     def check(self) -> None:
+        """Check the heads of all files; see the base class."""
         self._patterns()
 
     def _patterns(self) -> list[DelimitedPiece]:

@@ -1,7 +1,8 @@
-"""Translation of long separators, repeated blanks and comment lines into text that Arrow's parser reads.
+"""Translation of long separators, repeated blanks and comment lines into text that Arrow's parser
+reads.
 
-Why: Arrow's parser needs one ASCII character between cells. A chunk is translated as a whole, as fast as a memory copy,
-and keeps its number of rows, so that each bad row keeps its number.
+Why: Arrow's parser needs one ASCII character between cells. A chunk is translated as a whole, as
+fast as a memory copy, and keeps its number of rows, so that each bad row keeps its number.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ def is_plain(dialect: Dialect) -> bool:
 
 
 def plain(data: bytes, dialect: Dialect) -> tuple[bytes, Dialect]:
-    """Rows with one ASCII character between cells and empty lines instead of comments, and their dialect.
+    r"""Rows with one ASCII character between cells and empty lines instead of comments, and their
+    dialect.
 
     Only a chunk that has all control characters keeps a separator of several characters.
 
-    >>> plain(b"1::2\\n# note\\n3::4\\n", Dialect("::", quoted=False, comment="#"))[0]
-    b'1\\x1f2\\n\\n3\\x1f4\\n'
-    >>> plain(b" 1   2 \\n3\\t4\\n", Dialect(" ", quoted=False))[0]
-    b'1 2\\n3 4\\n'
+    >>> plain(b"1::2\n# note\n3::4\n", Dialect("::", quoted=False, comment="#"))[0]
+    b'1\x1f2\n\n3\x1f4\n'
+    >>> plain(b" 1   2 \n3\t4\n", Dialect(" ", quoted=False))[0]
+    b'1 2\n3 4\n'
     """
     if is_plain(dialect):
         return data, dialect

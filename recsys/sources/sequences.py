@@ -1,7 +1,8 @@
-"""Sequence files: one line for each user, ``user item item …`` in order; optionally a table of the items.
+"""Sequence files: one line for each user, ``user item item …`` in order; optionally a table of the
+items.
 
-Any number of blanks separates the ids, or ``data.source.separator``. Times are unknown; ``_order`` = line · 2^24 +
-position keeps the order. ``_row`` is the line number.
+Any number of blanks separates the ids, or ``data.source.separator``. Times are unknown; ``_order``
+= line · 2^24 + position keeps the order. ``_row`` is the line number.
 """
 
 from __future__ import annotations
@@ -43,13 +44,16 @@ class SequencesAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         parts = self.config.events.split("?")[0].rstrip("/").split("/")
         return parts[-2] if len(parts) > 1 and parts[-2] else parts[-1].split(".")[0]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         return [input_file(self.config.events), *find(self.config.items)]
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         events, *items = self.files()
         start = self._check_lines(events)
         found = [span for span, _ in spans(events, start, _LINES, self.chunk_bytes)]
@@ -64,6 +68,7 @@ class SequencesAdapter(SourceAdapter):
         return tables
 
     def check(self) -> None:
+        """Check the heads of all files; see the base class."""
         events, *items = self.files()
         self._check_lines(events)
         if items:
@@ -157,6 +162,7 @@ class SequencePiece:
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         if self.span is not None:
             data = self.file.read(self.span.start, self.span.length)
             yield sequence_events(data, self.span.first_row, self.file.name, self.form)

@@ -1,7 +1,7 @@
 """Side signals of the synthetic world: words, friends, triples, attributes, images.
 
-The key of a signal is its probability of being correct; at 0 the signal is random. So a test can show that a granularity
-uses its signal:
+The key of a signal is its probability of being correct; at 0 the signal is random. So a test can
+show that a granularity uses its signal:
 
     text, stratum  each word of an item is of its topic with probability max(``text``, ``stratum``), else of any topic
     social         each friend is of the circle with probability ``social``, else any user
@@ -11,7 +11,8 @@ uses its signal:
                    its pair of segments, a label the half), is correct with probability ``profile``, else random
     media          image = ``media`` · prototype of the style (±1 entries) + standard normal noise
 
-Legend: N items of a range, U users of a bundle, W words, S studios of a range, X entries of an image.
+Legend: N items of a range, U users of a bundle, W words, S studios of a range, X entries of an
+image.
 """
 
 from __future__ import annotations
@@ -58,29 +59,30 @@ def friends(world: World, bundle: int) -> tuple[Array, Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def told_topics(world: World, first: int, stop: int, num_words: int) -> Array:
+def word_topics(world: World, first: int, stop: int, num_words: int) -> Array:
     """The topic of each word of some items: [N, W]."""
     own = np.broadcast_to(world.topic_N[first:stop, None], (stop - first, num_words))
     strength = max(world.config.text, world.config.stratum)
     return _signal(own, world.num_topics, strength, world.stream(WORDS, first))
 
 
-def told_studios(world: World, first: int, stop: int) -> Array:
+def item_studios(world: World, first: int, stop: int) -> Array:
     """The studio in the triples *made by* of some items: [N]."""
     rng = world.stream(FACTS, 2 * first)
     return _signal(world.studio_N[first:stop], len(world.owner_S), world.config.knowledge, rng)
 
 
-def told_owners(world: World, first: int, stop: int) -> Array:
+def studio_owners(world: World, first: int, stop: int) -> Array:
     """The owner in the triples *owned by* of some studios: [S]."""
     rng = world.stream(FACTS, 2 * first + 1)
     return _signal(world.owner_S[first:stop], world.num_communities, world.config.knowledge, rng)
 
 
-def told_people(world: World, bundle: int) -> tuple[Array, Array, Array]:
+def user_attributes(world: World, bundle: int) -> tuple[Array, Array, Array]:
     """Age in years, gender and country of a bundle's users, each [U].
 
-    NaN and -1 are missing values. A gender of ``GENDERS`` and countries from ``COUNTRIES`` on are noise.
+    NaN and -1 are missing values. A gender of ``GENDERS`` and countries from ``COUNTRIES`` on are
+    noise.
     """
     rng, taste, strength = world.stream(PEOPLE, bundle), tastes(world, bundle), world.config.profile
     count = len(taste)
@@ -91,8 +93,10 @@ def told_people(world: World, bundle: int) -> tuple[Array, Array, Array]:
     return age, _blurred(gender, GENDERS, 1, rng), _blurred(country, COUNTRIES, 2 * COUNTRIES, rng)
 
 
-def told_goods(world: World, first: int, stop: int) -> tuple[Array, Array]:
-    """Price [N] and three labels [N, 3] of some items: the first label is a signal, the others are noise."""
+def item_attributes(world: World, first: int, stop: int) -> tuple[Array, Array]:
+    """Price [N] and three labels [N, 3] of some items: the first label is a signal, the others are
+    noise.
+    """
     rng, strength = world.stream(GOODS, first), world.config.profile
     segment = world.segment_N[first:stop]
     pair, half = _signal(segment // 2, COUNTRIES, strength, rng), _signal(segment % 2, 2, strength, rng)

@@ -1,17 +1,19 @@
-"""Generated data with planted signals, of any size: the world of :mod:`recsys.sources.world` as canonical tables.
+"""Generated data with planted signals, of any size: the world of :mod:`recsys.sources.world` as
+canonical tables.
 
-Why: with one signal strong and the others at zero, only the granularity for that signal can predict. So CI tests that
-each granularity uses its signal. The generative model and its formulas are in :mod:`recsys.sources.world`, its side
-signals in :mod:`recsys.sources.side_signals`.
+Why: with one signal strong and the others at zero, only the granularity for that signal can
+predict. So CI tests that each granularity uses its signal. The generative model and its formulas
+are in :mod:`recsys.sources.world`, its side signals in :mod:`recsys.sources.side_signals`.
 
-Each task makes the tables of a range of user or item bundles from the seed alone. No process builds a whole table, and
-the rows are the same for all ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2, 5; within one
-year), ``items`` (text: title, tags, category; attributes: price and labels, which are numbers so that text does not
-contain them; image), ``users`` (age, gender, country; device, which is noise), ``social`` and ``knowledge`` (made by,
+Each task makes the tables of a range of user or item bundles from the seed alone. No process builds
+a whole table, and the rows are the same for all ``num_partitions``. Tables: ``events`` (view,
+click, purchase; values 1, 2, 5; within one year), ``items`` (text: title, tags, category;
+attributes: price and labels, which are numbers so that text does not contain them; image),
+``users`` (age, gender, country; device, which is noise), ``social`` and ``knowledge`` (made by,
 owned by; features and based in, which are noise).
 
-Broken rows are added to the good ones (share ``bad_rows`` of each table): missing ids, NaN values, bad times, bad
-weights, self-loops, exact duplicates, and unknown friends (``ghost-…``).
+Broken rows are added to the good ones (share ``bad_rows`` of each table): missing ids, NaN values,
+bad times, bad weights, self-loops, exact duplicates, and unknown friends (``ghost-…``).
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from recsys.sources.side_signals import (
     IMAGE,
     friends,
     images,
-    told_goods,
-    told_owners,
-    told_people,
-    told_studios,
-    told_topics,
+    item_attributes,
+    item_studios,
+    studio_owners,
+    user_attributes,
+    word_topics,
 )
 from recsys.sources.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.vocabulary import topic_words
@@ -124,15 +126,19 @@ class SyntheticAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return "synthetic"
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         return []
 
     def size(self) -> int:
+        """The approximate size of the events as text, in bytes."""
         return round(self.config.num_users * self.config.events_per_user) * _EVENT_BYTES
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         items, users = _num_item_bundles(self.config), world_of(self.config).num_bundles
         bundles = {table: items if table in ("items", "knowledge") else users for table in _LAYOUTS}
         return {table: _partitions(self.config, table, bundles[table]) for table in _LAYOUTS}
@@ -148,6 +154,7 @@ class Partition:
     stop: int
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         world = world_of(self.config)
         make = _MAKERS[self.table]
         blocks: list[pa.Table] = []
@@ -203,14 +210,14 @@ def _items(world: World, bundle: int) -> pa.Table:
     first, stop = bundle * ITEM_BUNDLE, min((bundle + 1) * ITEM_BUNDLE, world.config.num_items)
     names, words = topic_words(world.config.num_topics)
     num_words = _TITLE_WORDS + _TAG_WORDS
-    topics = told_topics(world, first, stop, num_words + 1)
+    topics = word_topics(world, first, stop, num_words + 1)
     rng = world.stream(_STREAM["items"], bundle)
     places = rng.integers(1 << 30, size=topics.shape)
     texts = [
         [words[topic][place % len(words[topic])] for topic, place in zip(row, at, strict=True)]
         for row, at in zip(topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True)
     ]
-    price, labels = told_goods(world, first, stop)
+    price, labels = item_attributes(world, first, stop)
     image = pa.array(images(world, first, stop).ravel())
     return pa.table(
         {
@@ -229,7 +236,7 @@ def _items(world: World, bundle: int) -> pa.Table:
 def _users(world: World, bundle: int) -> pa.Table:
     users = world.bundle_users(bundle)
     rng = world.stream(_STREAM["users"], bundle)
-    age, gender, country = told_people(world, bundle)
+    age, gender, country = user_attributes(world, bundle)
     return pa.table(
         {
             schema.USER_ID: user_id(users),
@@ -261,9 +268,9 @@ def _knowledge(world: World, bundle: int) -> pa.Table:
     works, studios = np.arange(first, stop), np.arange(start, end)
     people, cities = rng.integers(_PEOPLE, size=len(works)), rng.integers(_CITIES, size=len(studios))
     triples = (
-        (("work", works), "made by", ("studio", told_studios(world, first, stop))),
+        (("work", works), "made by", ("studio", item_studios(world, first, stop))),
         (("work", works), "features", ("person", people)),
-        (("studio", studios), "owned by", ("group", told_owners(world, start, end))),
+        (("studio", studios), "owned by", ("group", studio_owners(world, start, end))),
         (("studio", studios), "based in", ("city", cities)),
     )
     return pa.concat_tables(
@@ -305,7 +312,9 @@ def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
 
 
 def _broken(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
-    """Copies of good rows, each with one kind of damage of its table; all columns except lists are text."""
+    """Copies of good rows, each with one kind of damage of its table; all columns except lists are
+    text.
+    """
     rng = world.stream(_STREAM[table], (1 << 40) + bundle)
     count = int(rng.binomial(good.num_rows, world.config.bad_rows))
     copies = good.take(pa.array(rng.integers(good.num_rows, size=count)))

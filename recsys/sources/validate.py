@@ -1,12 +1,13 @@
-"""Row rules: from raw columns to typed columns and a reason for each bad row; vectorised, without exceptions.
+"""Row rules: from raw columns to typed columns and a reason for each bad row; vectorised, without
+exceptions.
 
-Why: one broken row among millions must go to the quarantine with file, row and reason. It must not stop the run and
-must not become a null. These rules check each row alone; ``prepare`` applies rules that need other rows (duplicates,
-unknown users).
+Why: one broken row among millions must go to the quarantine with file, row and reason. It must not
+stop the run and must not become a null. These rules check each row alone; ``prepare`` applies rules
+that need other rows (duplicates, unknown users).
 
-A missing cell (empty, or ``nan``, ``None`` …: see :mod:`recsys.values.cells`) is an error in an id, and means "unknown
-time", "default type" or "value 1" elsewhere. A wrong cell (``inf``, text instead of a number, an invalid time) makes the
-row bad.
+A missing cell (empty, or ``nan``, ``None`` …: see :mod:`recsys.values.cells`) is an error in an id,
+and means "unknown time", "default type" or "value 1" elsewhere. A wrong cell (``inf``, text instead
+of a number, an invalid time) makes the row bad.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
 
 
 def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]) -> pa.Table:
-    """Add file, row, order and raw text to checked rows, in the order of the layout; missing columns are null."""
+    """Add file, row, order and raw text to checked rows, in the order of the layout; missing
+    columns are null.
+    """
     count = checked.num_rows
     arrays = {**{name: checked.column(name) for name in checked.column_names}, **provenance}
     columns = [arrays[f.name] if f.name in arrays else pa.nulls(count, f.type) for f in layout.arrow]

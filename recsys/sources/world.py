@@ -1,16 +1,18 @@
-"""The latent model of the synthetic source: the tastes of users and the events that follow. Pure numpy, seeded.
+"""The latent model of the synthetic source: the tastes of users and the events that follow. Pure
+numpy, seeded.
 
-Legend: N items, U users of a bundle, R of them in a step, T steps, C candidates, G groups of one kind, M topics of a
-stratum's mix.
+Legend: N items, U users of a bundle, R of them in a step, T steps, C candidates, G groups of one
+kind, M topics of a stratum's mix.
 
-Each item belongs to one group of each of seven kinds, drawn independently, so that no signal predicts another: *topic*,
-*cluster*, *community*, *studio* (and so the *owner* of the studio), *shelf*, *segment* and *style*. Popularity is
-p_i ∝ rank^-0.6 over a random order. A share of *cold* items is released in the last tenth of the period, with 4 × the
-popularity.
+Each item belongs to one group of each of seven kinds, drawn independently, so that no signal
+predicts another: *topic*, *cluster*, *community*, *studio* (and so the *owner* of the studio),
+*shelf*, *segment* and *style*. Popularity is p_i ∝ rank^-0.6 over a random order. A share of *cold*
+items is released in the last tenth of the period, with 4 × the popularity.
 
-Users form *circles* of 20, and each circle has a few favourite items. A user has the topics and community of the circle
-with probability ``social``, else random ones. Owner, stratum, style, age band, gender and country of a user are
-independent of the circle and of each other. At each step a mechanism m is drawn by the strengths s of the signals,
+Users form *circles* of 20, and each circle has a few favourite items. A user has the topics and
+community of the circle with probability ``social``, else random ones. Owner, stratum, style, age
+band, gender and country of a user are independent of the circle and of each other. At each step a
+mechanism m is drawn by the strengths s of the signals,
 
     P(m) = s_m / (0.15 + Σ s),    P(noise) = 0.15 / (0.15 + Σ s)
 
@@ -27,14 +29,16 @@ independent of the circle and of each other. At each step a mechanism m is drawn
 
 An item that the user already has, or that is not released yet, is drawn again.
 
-There are 8 strata. The mix of a stratum is 3 topics. A topic is in several mixes, and two mixes share at most one topic
-(from 7 topics on), so that the mix determines the stratum but a single topic does not. Its shelf has items of all
-topics. A topic of a user that is not from the circle is from the mix with probability ``stratum``. The segment is a
-cross: bands, genders and countries are uniform, so that a single attribute gives no information about it. Band and
-country determine one of 4 pairs of segments, band and gender one half, and all three the segment.
+There are 8 strata. The mix of a stratum is 3 topics. A topic is in several mixes, and two mixes
+share at most one topic (from 7 topics on), so that the mix determines the stratum but a single
+topic does not. Its shelf has items of all topics. A topic of a user that is not from the circle is
+from the mix with probability ``stratum``. The segment is a cross: bands, genders and countries are
+uniform, so that a single attribute gives no information about it. Band and country determine one of
+4 pairs of segments, band and gender one half, and all three the segment.
 
-The side signals also depend on these groups, with the same strengths: see :mod:`recsys.sources.side_signals`. With
-strength 0 the mechanism is never drawn and its side signal is independent of everything.
+The side signals also depend on these groups, with the same strengths: see
+:mod:`recsys.sources.side_signals`. With strength 0 the mechanism is never drawn and its side signal
+is independent of everything.
 """
 
 from __future__ import annotations
@@ -75,7 +79,8 @@ _WORLD, _EVENTS, FRIENDS, WORDS, _CIRCLES, FACTS, PEOPLE, GOODS, IMAGES = range(
 
 @dataclass(frozen=True)
 class Groups:
-    """Items by group, for draws from a group by weight, with cumulative weights of all items in group order.
+    """Items by group, for draws from a group by weight, with cumulative weights of all items in
+    group order.
 
     P: positions of the members of all groups of all kinds, one kind after the other.
     """
@@ -86,7 +91,9 @@ class Groups:
 
     @staticmethod
     def of(kinds: list[Array], weight_N: Array) -> Groups:
-        """Groups of several kinds. A kind is given as the group of each item; numbers continue from kind to kind."""
+        """Groups of several kinds. A kind is given as the group of each item; numbers continue from
+        kind to kind.
+        """
         orders = [np.argsort(group_N, kind="stable") for group_N in kinds]
         sizes = np.concatenate([np.bincount(group_N) for group_N in kinds])
         order = np.concatenate(orders)
@@ -105,7 +112,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class World:
-    """Everything that all users share. Group numbers continue from kind to kind; the last group has all items."""
+    """Everything that all users share. Group numbers continue from kind to kind; the last group has
+    all items.
+    """
 
     config: SyntheticSource
     groups: Groups
@@ -372,12 +381,16 @@ def _mechanisms(config: SyntheticSource, count: int, rng: np.random.Generator) -
 
 
 def _room(config: SyntheticSource, share: int) -> int:
-    """Number of items in a group: more than an average user takes, but at most one ``share``-th of all."""
+    """Number of items in a group: more than an average user takes, but at most one ``share``-th of
+    all.
+    """
     return min(max(8, round(2 * config.events_per_user)), max(2, config.num_items // share))
 
 
 def _lengths(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
-    """Number of events of each user: SHORT, or at least SHORT + 1, with the mean ``events_per_user`` if possible."""
+    """Number of events of each user: SHORT, or at least SHORT + 1, with the mean
+    ``events_per_user`` if possible.
+    """
     is_short = rng.random(count) < config.short_history
     mean = (config.events_per_user - SHORT * config.short_history) / max(1 - config.short_history, 1e-9)
     extra = rng.gamma(4.0, max(mean - SHORT - 1, 0.0) / 4.0, size=count)
