@@ -1,4 +1,7 @@
-"""Files that change while they are read are one message, in every format: a cut file gave half of its rows silently."""
+"""Files that change while they are read give one message, in every format.
+
+Once a truncated file gave half of its rows without an error.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +119,7 @@ def test_a_change_since_the_fingerprint_is_one_message(how: str, tmp_path: Path)
         adapter.unchanged_pieces()
 
 
-def test_a_file_that_shrinks_in_the_driver_is_no_endless_loop(tmp_path: Path) -> None:
+def test_file_that_shrinks_in_the_driver_causes_no_endless_loop(tmp_path: Path) -> None:
     from recsys.sources.byte_ranges import CSV, spans
     from recsys.sources.files import InputFile, input_file
 

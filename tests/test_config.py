@@ -1,4 +1,4 @@
-"""The typed configuration: one dotted path everywhere, typos are errors, and it reads back what it wrote."""
+"""The typed configuration: equal dotted paths, errors for spelling mistakes, and a lossless dump."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_all_golden_configs_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_golden_configs_are_valid_and_say_where_they_come_from(path: Path) -> None:
+def test_golden_configs_are_valid_and_name_their_origin(path: Path) -> None:
     config = load_config(path)
     head = path.read_text(encoding="utf-8").split("\nrun:")[0]
     words = ("data", "command", "date", "result", *(() if path.stem == "demo" else ("auto",)))
@@ -89,7 +89,7 @@ def test_values_of_the_command_line(text: str, value: object) -> None:
     assert parse_value("some.key", text) == value
 
 
-def test_a_number_is_a_text_where_a_text_is_asked(tmp_path: Path) -> None:
+def test_number_becomes_text_where_a_text_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(SMALLEST), encoding="utf-8")
     assert load_config(path, [("run.name", "2026")]).run.name == "2026"
@@ -104,7 +104,7 @@ def test_a_number_is_a_text_where_a_text_is_asked(tmp_path: Path) -> None:
         ("http://host:5000 and me@host", "http://host:5000 and me@host"),
     ],
 )
-def test_credentials_of_uris_are_left_out(text: str, public: str) -> None:
+def test_credentials_are_removed_from_uris(text: str, public: str) -> None:
     assert redact(text) == public
     config = build_config({**SMALLEST, "tracking": {"uri": text}})
     assert redacted(config).tracking.uri == public and config.tracking.uri == text
@@ -118,7 +118,7 @@ def test_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_config({**SMALLEST, "data": {"source": source}}).data.source.folder == "data/ml-100k"  # type: ignore[union-attr]
 
 
-def test_a_variable_that_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_that_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
     with pytest.raises(ConfigError, match=r"run\.dir.*NO_SUCH_PLACE is not set"):
         build_config({**SMALLEST, "run": {"dir": "$NO_SUCH_PLACE/x"}})
@@ -141,7 +141,7 @@ def test_dataset_folder_follows_the_run_unless_set() -> None:
     assert build_config({**SMALLEST, "data": {"dir": "s3://bucket/set"}}).dataset_dir == "s3://bucket/set"
 
 
-def test_the_sections_are_frozen() -> None:
+def test_sections_are_frozen() -> None:
     """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this list."""
     first = "seed run data model train evaluate recommend similar update tune serve promote compare pull export"
     expected = f"{first} referee forget ui tracking registry ray submit"
@@ -149,7 +149,7 @@ def test_the_sections_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("text", ["2020-01-31", "2020-01-31T12:00:00"])
-def test_a_time_is_text_whatever_yaml_reads(text: str) -> None:
+def test_time_stays_text_if_yaml_reads_a_date(text: str) -> None:
     tree = copy.deepcopy(SMALLEST)
     set_path(tree, "data.split.valid_from", parse_value("data.split.valid_from", text))
     assert build_config(tree).data.split.valid_from == text
@@ -166,7 +166,7 @@ def test_a_time_is_text_whatever_yaml_reads(text: str) -> None:
         ("train.use_gpu", "maybe", "expected 'auto', 'yes' or 'no' (got 'maybe')"),
     ],
 )
-def test_a_wrong_value_is_refused_with_what_is_expected(key: str, value: str, expected: str) -> None:
+def test_wrong_value_is_refused_with_the_expected_form(key: str, value: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config("pipelines/configs/demo.yaml", [(key, value)])
     assert f"{key}: {expected}" in str(error.value)

@@ -1,4 +1,4 @@
-"""Adapters: bad rows with file and number, broken files with their message, the public sets with their counts."""
+"""Adapters: bad rows with file and number, broken files with a message, public data sets with their counts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_line_breaks_in_quotes_are_one_row(tmp_path: Path, chunk_bytes: int) -> 
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 10_000])
-def test_an_open_quote_costs_one_row(tmp_path: Path, chunk_bytes: int) -> None:
+def test_open_quote_loses_one_row(tmp_path: Path, chunk_bytes: int) -> None:
     file = input_file(write(tmp_path / "items.csv", 'item_id,title\n1,a\n2,"never closed\n3,c\n4,d\n'))
     table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes)))
     assert bad(table) == [("items.csv", 2, "unreadable row: open quote")]
@@ -397,7 +397,7 @@ def test_hetrec(tmp_path: Path) -> None:
     assert whole.column(schema.SPLIT).null_count == whole.num_rows == 6
 
 
-def test_hetrec_facts(tmp_path: Path) -> None:
+def test_hetrec_triples(tmp_path: Path) -> None:
     source = lastfm(tmp_path / "lastfm")
     assert "knowledge" not in open_source(source).pieces()
     write(tmp_path / "lastfm/knowledge/kg.txt", "0\tmusic.artist.origin\t7\r\n1\t\t7\r\n")

@@ -109,9 +109,8 @@ class SequencesAdapter(SourceAdapter):
             return start
         first = words[0][0].strip()
         mark = next((mark for mark in COMMENTS if first.startswith(mark)), "")
-        is_only_one = first == mark or any(
-            not line.startswith(mark) for line in lines
-        )  # ids such as #love are not comments
+        # Ids such as #love are not comments.
+        is_only_one = first == mark or any(not line.startswith(mark) for line in lines)
         if mark and is_only_one and not config.comment:
             raise SourceError(
                 f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment; {expected}: set "

@@ -54,20 +54,8 @@ _EVENT_BYTES: Final = 32  # approximate size of an event as a line of text
 _TITLE_WORDS: Final = 3
 _TAG_WORDS: Final = 5
 _GENDERS: Final = ("female", "male", "other")  # the last is noise
-_COUNTRIES: Final = (
-    "DE",
-    "FR",
-    "IN",
-    "JP",
-    "AT",
-    "BR",
-    "CL",
-    "EE",
-    "GH",
-    "KE",
-    "NZ",
-    "UY",
-)  # the first four are signals
+# The first four are signals.
+_COUNTRIES: Final = ("DE", "FR", "IN", "JP", "AT", "BR", "CL", "EE", "GH", "KE", "NZ", "UY")
 _DEVICES: Final = ("desktop", "phone", "tablet")
 _PEOPLE: Final = 200  # persons that items feature
 _CITIES: Final = 12

@@ -32,9 +32,8 @@ class Mirror:
     def __init__(self, root: Path, place: str) -> None:
         self.root, self.place = root, place
         self._asked: set[str] = set()
-        self._known: dict[
-            Path, tuple[int, int]
-        ] = {}  # size and modification time of files that are equal on both sides
+        # Size and modification time of the files that are equal on both sides.
+        self._known: dict[Path, tuple[int, int]] = {}
 
     def part(self, name: str) -> Mirror:
         """The mirror of a subfolder; both know which files are uploaded."""

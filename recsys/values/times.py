@@ -43,10 +43,8 @@ ACCEPTED: Final = (
 
 _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
-_ZEROS: Final = (
-    -62_135_596_800_000_000,
-    -2_209_161_600_000_000,
-)  # 0001-01-01 and 1899-12-30: missing dates of databases
+# 0001-01-01 and 1899-12-30 in microseconds: databases write them for missing dates.
+_ZEROS: Final = (-62_135_596_800_000_000, -2_209_161_600_000_000)
 ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
 _MODERN: Final = 10**8  # seconds; a column with larger numbers does not count from 0
 _SERIALS: Final = (32_874, 58_440)  # days since 1899-12-30 of the years 1990 to 2059
