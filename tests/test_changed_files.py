@@ -63,8 +63,8 @@ KINDS = ["parquet", "recbole", "sequences", "csv", "csv.gz", "jsonl", "json arra
 SAYS = {
     "cut": r"had [\d,]+ bytes when it was found and has [\d,]+ now",
     "grown": r"had [\d,]+ bytes when it was found and has [\d,]+ now",
-    "replaced": "was written again since",
-    "gone": "is gone now",
+    "replaced": "was written again",
+    "gone": "is no longer there",
 }
 
 

@@ -66,7 +66,7 @@ def test_each_piece_of_the_events_gives_one_row_for_each_id(tmp_path: Path) -> N
 
 
 def test_a_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="item_columns: 'colour' is no further column of the events"):
+    with pytest.raises(SourceError, match="item_columns: 'colour' is not a further column of the events"):
         tables(events=[lines(tmp_path)], item_columns=["colour"])
     with pytest.raises(SourceError, match="numbers.events: 'colour'"):
         tables(events=[lines(tmp_path)], numbers={"events": ["colour"]})

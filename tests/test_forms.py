@@ -238,7 +238,7 @@ def test_two_separate_faults_in_one_message(tmp_path: Path) -> None:
 def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user_id,item_id\nu,i\nuser_id,item_id\nu,j\n")
     table = events(path)
-    assert bad(table) == [(2, "the header again")]
+    assert bad(table) == [(2, "repeated header")]
     assert [pair for pair in ids(table) if pair[0]] == [("u", "i"), ("u", "j")]
 
 
@@ -256,7 +256,7 @@ def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
         ({}, text(",").replace("\n", "\r"), "lone carriage return"),
         ({}, text(",").replace("\n", "\n---,---,---,---\n", 1), "line of dashes"),
         ({}, "My export\n" + text(","), "data.source.comment skips a title"),
-        ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "holds the names of data.source.columns"),
+        ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "has the names of data.source.columns"),
         (
             {"columns": ["user_id", "x", "y", "z"], "header": "no"},
             text(",", header=False),
@@ -295,7 +295,7 @@ def test_index_and_empty_columns_without_name_are_skipped(tmp_path: Path) -> Non
     noted = "\n".join(f"{line},{'' if n == 0 else 'kept?'}" for n, line in enumerate(lines))
     adapter = open_source(CanonicalSource(events=[write(tmp_path / "log.csv", noted)]))
     assert is_whole(read_all(adapter.pieces()["events"]))
-    assert adapter.notes == ["log.csv: column 5 has no name in the header and is left out"]
+    assert adapter.notes == ["log.csv: column 5 has no name in the header and is skipped"]
 
 
 def test_reasons_of_rows_of_wrong_size_stay_few(tmp_path: Path) -> None:

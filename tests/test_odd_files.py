@@ -275,11 +275,11 @@ JSON = {
     ),
     "an array": Case(
         text("e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}])),
-        (AB, refused("e.json", "array|one object a line")),
+        (AB, refused("e.json", "array|one object in each line")),
     ),
     "an array over many lines": Case(
         text("e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}], indent=1)),
-        (AB, refused("e.json", "array|one object a line")),
+        (AB, refused("e.json", "array|one object in each line")),
     ),
     "half an object": Case(
         lines({"user_id": "a", "item_id": 1}, '{"user_id": "b", "it'), (rows(user_id=["a"], bad=1),)

@@ -79,7 +79,7 @@ PLAIN = [
     "models:/x@champion me@host.com file:///a/b@c",
     "http://h:5000/#/experiments/1",
     "serve.token_env: the environment variable X has 3 characters, expected a token of 16 or more",
-    "give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE)",
+    "give them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE)",
     "https://h/a?page_token_size=3",
     "token: null",
 ]

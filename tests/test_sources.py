@@ -283,7 +283,7 @@ def test_missing_files_and_wrong_renames(tmp_path: Path) -> None:
 def test_columns_of_two_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": ["1"]}), tmp_path / "b.parquet")
-    assert "give them one type" in error_of(CanonicalSource(events=[str(tmp_path)]))
+    assert "use one type" in error_of(CanonicalSource(events=[str(tmp_path)]))
 
 
 def test_unknown_kind() -> None:
@@ -353,7 +353,7 @@ def test_recbole_messages(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
     assert "set data.source.name" in error_of(RecBoleSource(folder=str(folder)))
     write(folder / "toy.inter", "user_id\titem_id\n1\t2\n")
-    assert "no RecBole atomic file" in error_of(RecBoleSource(folder=str(folder)))
+    assert "not a RecBole atomic file" in error_of(RecBoleSource(folder=str(folder)))
     write(folder / "toy.inter", "user_id:token\titem:token\n1\t2\n")
     assert "lacks 'item_id'" in error_of(RecBoleSource(folder=str(folder)))
     assert read(RecBoleSource(folder=str(folder), rename={"item": "item_id"})).num_rows == 1

@@ -209,7 +209,7 @@ def test_uris_with_credentials_or_unknown_options_are_refused(uri: str, message:
         filesystem_of(uri)
     assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
     if "credentials" in message:
-        with pytest.raises(ConfigError, match="run.dir: the s3:// URI holds credentials") as refused:
+        with pytest.raises(ConfigError, match="run.dir: the s3:// URI has credentials") as refused:
             build_config({**SMALL, "run": {"dir": uri}})
         assert "secret@" not in str(refused.value) and "=secret" not in str(refused.value)
 
@@ -328,7 +328,7 @@ def test_lock_of_another_machine_names_holder_and_object(bucket: str) -> None:
         pass
     assert str(caught.value) == (
         f"{bucket}/run is in use by `recsys run`, process 7 on node-2, since 2026-01-01T00:00:00+00:00; choose another "
-        f"folder with --run.dir. If that process is no longer there, delete the object {bucket}/run/.lock"
+        f"folder with --run.dir. If that process has ended, delete the object {bucket}/run/.lock"
     )
     assert locks._parse(read_bytes(f"{bucket}/run/.lock")) == other
 
