@@ -115,7 +115,7 @@ def test_a_change_since_the_fingerprint_is_one_message(how: str, tmp_path: Path)
         (path.parent / "more.csv").write_bytes(path.read_bytes())
     else:
         change(path, how)
-    with pytest.raises(SourceError, match="came while the source was read|changed while it was read"):
+    with pytest.raises(SourceError, match="was added while the source was read|changed while it was read"):
         adapter.unchanged_pieces()
 
 

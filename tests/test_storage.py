@@ -196,9 +196,9 @@ def test_check_of_writing_leaves_no_file(bucket: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://AKIA0:secret@bucket/x", "holds credentials"),
-        ("s3://AKIA0:se/cret@bucket/x", "holds credentials"),
-        ("s3://bucket/x?secret_key=secret", "holds credentials"),
+        ("s3://AKIA0:secret@bucket/x", "has credentials"),
+        ("s3://AKIA0:se/cret@bucket/x", "has credentials"),
+        ("s3://bucket/x?secret_key=secret", "has credentials"),
         ("s3://bucket/x?zone=here", "unknown option zone"),
         ("s3:///x", "names no bucket"),
         ("unknown://bucket/x", "expected a path, s3:// or gs://"),

@@ -79,7 +79,7 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: &a [*a]\n", "holds itself"),
+        ("a: &a [*a]\n", "contains itself"),
         ("a: " + "[" * 20_000 + "]" * 20_000, "nested more than"),
         ("".join(" " * n + "a:\n" for n in range(200)), "nested more than"),
         ("# " + "x" * MAX_BYTES, "expected at most"),
@@ -183,7 +183,7 @@ def test_variables_are_expanded_once(text: str, value: str, tmp_path: Path, monk
 
 
 def test_an_open_brace_of_a_variable_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run\.name.*without its"):
+    with pytest.raises(ConfigError, match=r"run\.name.*without a"):
         _load(MODEL + "run: {name: '${A_B'}\n", tmp_path)
 
 

@@ -149,5 +149,6 @@ else:
         "GranularitiesConfig",
         __base__=_Granularities,
         __module__=__name__,
+        __doc__="The granularities, each with a section of its own.",
         **{name: (section_class(name), Field(default_factory=section_class(name))) for name in SECTIONS},
     )
