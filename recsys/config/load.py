@@ -90,7 +90,8 @@ def build_config(
         raise ConfigError(_explain(error, where, [current_path(option) for option in options])) from None
     except RecursionError:
         raise ConfigError(
-            f"wrong configuration in {where}: a value is nested too deeply, or contains itself through a YAML alias (&, *)"
+            f"wrong configuration in {where}: a value is nested too deeply, or contains itself through a "
+            "YAML alias (&, *)"
         ) from None
 
 

@@ -23,7 +23,7 @@ class ItemTowerConfig(Section):
         256, ge=0, description="principal directions of the text vectors that are kept and whitened; 0: centre only"
     )
     id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id embedding is hidden in a step")
-    init_std: float = Field(0.05, gt=0, description="standard deviation of the first id embeddings")
+    init_std: float = Field(0.05, gt=0, description="standard deviation of the initial id embeddings")
 
 
 class FusionConfig(Section):

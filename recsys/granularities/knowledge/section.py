@@ -32,7 +32,7 @@ class KnowledgeConfig(GranularityConfig):
     heads: int = Field(1, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
     input_dropout: float = Field(0.1, ge=0, lt=1, description="of the entity vectors that the graph reads")
-    init_std: float = Field(0.02, gt=0, description="standard deviation of the first entity vectors")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial entity vectors")
 
     @property
     def target(self) -> str:
