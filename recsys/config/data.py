@@ -109,7 +109,7 @@ class TextConfig(Section):
     max_tokens: int = Field(128, ge=8, description="tokens of a text that the model reads")
     batch_size: int = Field(64, ge=1, description="texts that the model encodes at once")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the model; auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto", description="number format of the model; auto: the faster one on this device"
     )
     num_actors: int = Field(1, ge=1, description="copies of the language model that work in parallel")
     cache_dir: Place = Field(
@@ -136,7 +136,7 @@ class ImagesConfig(Section):
     )
     batch_size: int = Field(32, ge=1, description="images that the model encodes at once")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the model; auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto", description="number format of the model; auto: the faster one on this device"
     )
     num_actors: int = Field(1, ge=1, description="copies of the vision model that work in parallel")
     cache_dir: Place = Field(
