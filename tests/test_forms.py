@@ -252,7 +252,7 @@ def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
         ({"columns": {"items": ["item_id"]}}, text(","), "data.source.items lists no file"),
         ({}, "# Directed graph\n# Nodes: 2\n" + text(","), "data.source.comment to '#'"),
         ({}, "% bip weighted\n" + text(","), "data.source.comment to '%'"),
-        ({"comment": "#"}, "# only\n\n# comments\n", "nothing but blank lines and comments"),
+        ({"comment": "#"}, "# only\n\n# comments\n", "only blank lines and comments"),
         ({}, text(",").replace("\n", "\r"), "lone carriage return"),
         ({}, text(",").replace("\n", "\n---,---,---,---\n", 1), "line of dashes"),
         ({}, "My export\n" + text(","), "data.source.comment skips a title"),
@@ -351,7 +351,7 @@ def test_two_names_of_one_column_in_two_tables_and_a_swap(tmp_path: Path) -> Non
     assert ids(events(swapped, rename={"item_id": "user_id", "user_id": "item_id"})) == [("u1", "i1")]
     both = write(tmp_path / "both.csv", "film,id,user_id\ni1,7,u1\n")
     message = refused(CanonicalSource(events=[both], rename={"film": "item_id", "id": "item_id"}))
-    assert "made of 'film', 'id'" in message
+    assert "from 'film', 'id'" in message
 
 
 @pytest.mark.parametrize(

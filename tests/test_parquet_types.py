@@ -58,7 +58,7 @@ def test_ids_of_every_type_are_exact_text(ids: pa.Array, expected: list[str | No
         (pa.array([1.0, float(BIG), None]), r"column 'user_id' is double and holds 1\.23456789\d+e\+18 \(row 2\)"),
         (pa.array([2.0**24], pa.float32()), "is float and holds 16777216"),
         (pa.array([float(BIG)]).dictionary_encode(), "not exact"),
-        (pa.array([b"\xff\x00"]), "no UTF-8 text"),
+        (pa.array([b"\xff\x00"]), "not UTF-8 text"),
         (pa.array([[1, 2]]), "expected ids as text or whole numbers"),
         (pa.array([{"id": 1}]), "expected ids as text or whole numbers"),
     ],
