@@ -49,7 +49,7 @@ class GranularityConfig(Section):
     smaller: ClassVar[str] = ""  # keys of its section that reduce the memory of its fit
 
     enabled: bool = Field(False, description="whether the model has this granularity")
-    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (fusion weighted) or its initial value (learned, gated)")
+    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its initial value (learned, gated)")
 
     _kind: str = PrivateAttr("")  # the kind as the configuration gives it, for one of another package; see ``outside``
 
