@@ -8,7 +8,7 @@ The front door for people who write Python::
     model = recsys.fit(dataset, budget="10m")
     model.recommend(["ann"], k=5)
 
-Everything is imported when it is first used, so that ``import recsys`` costs nothing.
+Names are imported on first use, so that ``import recsys`` takes no time.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
 """Exceptions of Multigrain.
 
     MultigrainError
-    ├── Refusal              what was asked was looked at, and the answer is no: exit code 1, message only
-    ├── Unavailable          the machine cannot do it now, whatever is asked: exit code 1, message only
+    ├── Refusal              the request was checked, and the answer is no: exit code 1, message only
+    ├── Unavailable          the machine lacks something that the command needs: exit code 1, message only
     └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
         ├── ConfigError      a configuration key or value
-        ├── SourceError      a file or table that cannot be read, or lacks what it must have
-        │   └── EmptyFile    a file without a row
-        ├── StorageError     a remote place that does not answer, refuses, or is not there
+        ├── SourceError      a file or table that is missing, unreadable or incomplete
+        │   └── EmptyFile    a file without rows
+        ├── StorageError     a remote URI that does not answer, denies access, or does not exist
         ├── DataError        readable data that breaks a rule (too many bad rows, an empty split, a leak)
-        ├── TrainingError    training that cannot go on with these settings
+        ├── TrainingError    training that cannot continue with these settings
         ├── ArtifactError    a prepared dataset, run folder or registered model that is missing, stale or damaged
         └── RequestError     a malformed request to a served model
 
-Every message says what was got, what was expected and the cure. What is not the user's mistake stays an ordinary
-Python exception (exit code 1); our own invariants are ``assert``.
+Every message says what was got, what was expected and the cure. Errors that are not the user's
+mistake stay ordinary Python exceptions (exit code 1). Our own invariants are ``assert`` statements.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ class MultigrainError(Exception):
 
 
 class Refusal(MultigrainError):
-    """The answer is no, with reasons. The command line prints them alone and exits with 1: it is no mistake."""
+    """The answer is no, with reasons. The command line prints only the reasons and exits with 1."""
 
 
 class Unavailable(MultigrainError):
-    """Nobody's mistake: the machine lacks what it needs. The command line prints the message and exits with 1."""
+    """The machine lacks something that the command needs. The command line prints the message and
+    exits with 1.
+    """
 
 
 class UserError(MultigrainError):
-    """Something the user can fix. The command line prints the message alone and exits with 2."""
+    """An error that the user can fix. The command line prints only the message and exits with 2."""
 
 
 class ConfigError(UserError):
@@ -47,23 +49,23 @@ class SourceError(UserError):
 
 
 class EmptyFile(SourceError):
-    """A source file holds no row: nothing at all, or a header alone."""
+    """A source file has no rows: it is empty, or has only a header."""
 
 
 class StorageError(UserError):
-    """A remote place such as ``s3://`` does not answer, refuses, or is not there."""
+    """A remote URI such as ``s3://…`` does not answer, denies access, or does not exist."""
 
 
 class DataError(UserError):
-    """The data can be read but breaks a rule."""
+    """The data can be read but break a rule."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on with these settings."""
+    """Training cannot continue with these settings."""
 
 
 class ArtifactError(UserError):
-    """A folder or model that an earlier stage should have made is missing, stale or damaged."""
+    """A folder or model of an earlier stage is missing, stale or damaged."""
 
 
 class RequestError(UserError):
@@ -71,9 +73,9 @@ class RequestError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its name where it says nothing.
+    r"""The first line of an exception's message, or its class name if it has no message.
 
-    >>> first_line(ValueError("no such table\\nmore")), first_line(KeyError())
+    >>> first_line(ValueError("no such table\nmore")), first_line(KeyError())
     ('no such table', 'KeyError')
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

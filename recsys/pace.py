@@ -1,9 +1,9 @@
-"""How far long work is: a line at most every ten seconds, and none for what takes less; and when it should be over.
+"""Progress lines of long work, at most one every ten seconds, and deadlines.
 
-Why a voice for a whole stage and not an argument: rankings, encodings and fits lie many calls below the command that
-has the progress lines, and most callers have nobody to talk to. The command lends its voice for the time of a stage
-(:func:`heard_by`); a worker of a training that of its notes; where nobody listens, nothing is said. Lines are plain and
-stay true, so that they look right in a log file.
+Why a context variable and not an argument: rankings, encodings and fits run many calls below the
+command that prints progress, and most callers have nothing to print to. A command, or a training
+worker, sets the function that prints for the time of a stage (:func:`heard_by`); without one,
+nothing is printed. A line is never changed later, so that it is also right in a log file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _voice: ContextVar[Callable[[str], None] | None] = ContextVar("voice", default=N
 
 @contextmanager
 def heard_by(say: Callable[[str], None]) -> Iterator[None]:
-    """Inside the block, long work is told to ``say``."""
+    """Report the progress of long work to ``say`` inside the block."""
     token = _voice.set(say)
     try:
         yield
@@ -34,10 +34,11 @@ def heard_by(say: Callable[[str], None]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When a work should be over, by a clock that the processes of a machine share; without one, never.
+    """The time when work should end, on a clock that all processes of a machine share; by default
+    never.
 
-    It is kept by those who can end with what they have: they measure what a piece of the work takes, and begin no
-    further one that would not fit.
+    Work that can stop early obeys it: it measures how long a step takes, and starts no step that
+    would not fit.
     """
 
     at: float = math.inf
@@ -45,7 +46,7 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds; negative behind it.
+        """Seconds until the deadline; negative after it.
 
         >>> Deadline(10.0, lambda: 4.0).left, Deadline().left
         (6.0, inf)
@@ -54,10 +55,19 @@ class Deadline:
 
 
 class Pace:
-    """Counts what is done of a work, and says it now and then.
+    """Count finished steps of long work and report them from time to time.
 
-    ``total`` is the number of things, 0 where nobody knows it. Where they cost differently, ``work`` is what all of
-    them cost, in any unit, and :meth:`add` is told the cost of what was done: the time that is left is counted in that.
+    Parameters
+    ----------
+    what : str
+        Name of the work in the progress lines.
+    total : int
+        Number of steps; 0: unknown.
+    work : float
+        Cost of all steps in any unit, if steps differ in cost; :meth:`add` then gets the cost of
+        the finished steps, and the remaining time is estimated from these costs.
+    clock : Callable[[], float]
+        Time in seconds.
     """
 
     def __init__(self, what: str, total: int, work: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,7 +76,7 @@ class Pace:
         self._started = self._said = clock()
 
     def add(self, number: int = 1, work: float | None = None) -> None:
-        """So many more are done."""
+        """Count ``number`` more finished steps, of the cost ``work``."""
         self._done += number
         self._worked += number if work is None else work
         now, say = self._clock(), _voice.get()
@@ -82,14 +92,16 @@ class Pace:
 
 
 def tell(line: str) -> None:
-    """Say that something long begins of which nobody can count what is done."""
+    """Report the start of long work whose steps cannot be counted."""
     say = _voice.get()
     if say is not None:
         say(line)
 
 
 def paced(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]:
-    """The things in turn, said how far; a thing counts as done when the next one is asked for."""
+    """Iterate over ``things`` and report progress; a thing is finished when the next one is
+    requested.
+    """
     pace = Pace(what, total or (len(things) if isinstance(things, Sized) else 0))
     for thing in things:
         yield thing
@@ -97,7 +109,7 @@ def paced(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]:
 
 
 def duration(seconds: float) -> str:
-    """A time that is left, roughly.
+    """A remaining time as a short, rounded text.
 
     >>> [duration(seconds) for seconds in (3, 44, 100, 5400)]
     ['5 s', '45 s', '2 min', '1.5 h']

@@ -1,10 +1,10 @@
-"""The five canonical tables and the only place where their column names are spelled.
+"""The five canonical tables; no other file spells their column names.
 
-Why: every adapter in :mod:`recsys.sources` produces these tables and every stage after it reads them, so a format is
-supported once its adapter exists, and a renamed column is one edit.
+Why: every adapter in :mod:`recsys.sources` makes these tables and every later stage reads them. A
+new format needs only an adapter, and renaming a column is one edit.
 
-``events`` and ``items`` may carry further columns (context columns, text fields, attributes, media vectors); the ones
-named here are those that the pipeline itself reads.
+``events`` and ``items`` may have further columns (context columns, text fields, attributes, media
+vectors). The names here are those that the pipeline itself reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ITEM_ID: Final = "item_id"
 TIMESTAMP: Final = "timestamp"  # microseconds since the epoch, UTC; null where unknown
 EVENT_TYPE: Final = "event_type"
 VALUE: Final = "value"
-SPLIT: Final = "split"  # "train" | "valid" | "test", only where the source gives the split
+SPLIT: Final = "split"  # "train" | "valid" | "test", only if the source gives the split
 
 SRC_USER_ID: Final = "src_user_id"
 DST_USER_ID: Final = "dst_user_id"
@@ -29,12 +29,12 @@ HEAD: Final = "head"
 RELATION: Final = "relation"
 TAIL: Final = "tail"
 
-ENTITY_ID: Final = "entity_id"  # in ``items``: the knowledge entity that is this item, null where none
+ENTITY_ID: Final = "entity_id"  # in ``items``: the entity of the knowledge graph for this item, or null
 
 # Provenance, added by every reader and dropped when the prepared dataset is written.
 FILE: Final = "_file"
 ROW: Final = "_row"  # 1-based data row in the file, header not counted
-ORDER: Final = "_order"  # int64: sorting by it gives the order of the input, also where no time is known
+ORDER: Final = "_order"  # int64: sorting by it gives the order of the input, also if no time is known
 REASON: Final = "_reason"  # null for a good row
 RAW: Final = "_raw"  # a bad row as text, null for a good one
 
@@ -55,6 +55,7 @@ class TableSchema:
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
+        """All known columns with their Arrow types, required ones first."""
         return {**self.required, **self.optional}
 
     def arrow(self) -> pa.Schema:

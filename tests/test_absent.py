@@ -1,4 +1,4 @@
-"""Absent values: one list for ids, values, texts, lists, facts and context; numbers with a decimal comma."""
+"""Missing values: one list for ids, values, texts, lists, triples and context; decimal commas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = pa.string()
 LISTS = pa.list_(TEXTS)
 
 
-def test_whole_numbers_are_absent_where_the_list_says_so() -> None:
+def test_integers_in_the_list_are_missing_values() -> None:
     assert ids(pa.array([7, -1])).to_pylist() == ["7", "-1"]
     assert ids(pa.array([7, -1]), CellRules(absent=("-1",))).to_pylist() == ["7", None]
 
@@ -39,7 +39,7 @@ def test_doctests() -> None:
 
 
 @pytest.mark.parametrize("text", COMMON)
-def test_an_absent_text_is_absent_in_every_kind_of_column(text: str) -> None:
+def test_absent_text_is_missing_in_every_kind_of_column(text: str) -> None:
     column = pa.array([text, "1"])
     assert ids(column).to_pylist() == [None, "1"]
     assert extra(column, TEXTS).to_pylist() == [None, "1"]
@@ -48,19 +48,19 @@ def test_an_absent_text_is_absent_in_every_kind_of_column(text: str) -> None:
     assert [part.to_pylist() for part in numbers(column)] == [[None, 1.0], [False, False]]
 
 
-def test_words_that_begin_with_an_absent_text_are_values() -> None:
+def test_words_that_start_with_an_absent_text_are_values() -> None:
     texts = ["Nana", "NONE of us", "nullable", "n/a/b", "-", "0", "naN"]
     assert extra(pa.array(texts), TEXTS).to_pylist() == texts
 
 
-def test_an_empty_list_keeps_everything_but_empty_cells() -> None:
+def test_empty_list_keeps_all_values_except_empty_cells() -> None:
     assert ids(pa.array(["None", "NA", " ", None]), KEEP_ALL).to_pylist() == ["None", "NA", None, None]
     assert extra(pa.array([["None", " "]]), LISTS, KEEP_ALL).to_pylist() == [["None"]]
     assert numbers(pa.array(["nan"]), KEEP_ALL)[1].to_pylist() == [True]
     assert check_rows(pa.table({"item_id": ["None"]}), Layout(schema.ITEMS, rules=KEEP_ALL)).column(0)[0].as_py()
 
 
-def test_a_list_of_the_users_own() -> None:
+def test_list_of_the_user_replaces_the_default() -> None:
     rules = CellRules.of(CanonicalSource(events=["e.csv"], absent=["-", "-999"]))
     assert ids(pa.array(["-", "nan", "-999"]), rules).to_pylist() == [None, "nan", None]
     assert [part.to_pylist() for part in numbers(pa.array(["-", "-999", "2"]), rules)] == [

@@ -70,7 +70,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "credentials in a URI": (
         ["train", "--config", "CONFIG", "--run.dir", "s3://AKIA0:secret@bucket/run"],
-        ["run.dir", "s3:// URI holds credentials", "AWS_ACCESS_KEY_ID"],
+        ["run.dir", "s3:// URI has credentials", "AWS_ACCESS_KEY_ID"],
     ),
     "run folder is a file": (
         ["train", "--config", "CONFIG", "--run.dir", "CONFIG"],

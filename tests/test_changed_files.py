@@ -1,4 +1,7 @@
-"""Files that change while they are read are one message, in every format: a cut file gave half of its rows silently."""
+"""Files that change while they are read give one message, in every format.
+
+Once a truncated file gave half of its rows without an error.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,8 @@ KINDS = ["parquet", "recbole", "sequences", "csv", "csv.gz", "jsonl", "json arra
 SAYS = {
     "cut": r"had [\d,]+ bytes when it was found and has [\d,]+ now",
     "grown": r"had [\d,]+ bytes when it was found and has [\d,]+ now",
-    "replaced": "was written again since",
-    "gone": "is gone now",
+    "replaced": "was written again",
+    "gone": "is no longer there",
 }
 
 
@@ -112,11 +115,11 @@ def test_a_change_since_the_fingerprint_is_one_message(how: str, tmp_path: Path)
         (path.parent / "more.csv").write_bytes(path.read_bytes())
     else:
         change(path, how)
-    with pytest.raises(SourceError, match="came while the source was read|changed while it was read"):
+    with pytest.raises(SourceError, match="was added while the source was read|changed while it was read"):
         adapter.unchanged_pieces()
 
 
-def test_a_file_that_shrinks_in_the_driver_is_no_endless_loop(tmp_path: Path) -> None:
+def test_file_that_shrinks_in_the_driver_causes_no_endless_loop(tmp_path: Path) -> None:
     from recsys.sources.byte_ranges import CSV, spans
     from recsys.sources.files import InputFile, input_file
 

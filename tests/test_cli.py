@@ -74,7 +74,7 @@ def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured)
     shown = capsys.readouterr().out
     assert "--train.lr" in shown and "float > 0, default 0.001" in shown
     assert "--train.schedule" in shown and "constant|cosine|linear" in shown
-    assert "users a step on average, over all workers" in shown
+    assert "users in a step, on average, over all workers" in shown
     assert "--train.loss.kind" in shown and "data.source with kind recbole" in shown
 
 

@@ -1,4 +1,4 @@
-"""Tables made of columns of the events, numbers of text files, HTML, nested lists, event types by file."""
+"""Tables made from columns of the events, numbers of text files, HTML, nested lists, event types by file."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def lines(tmp_path: Path) -> str:
     return str(write(tmp_path / "lines.csv", LINES))
 
 
-def test_items_and_users_are_told_by_the_events(tmp_path: Path) -> None:
-    """The most frequent text, the median number, of good rows alone."""
+def test_items_and_users_are_made_from_columns_of_the_events(tmp_path: Path) -> None:
+    """The most frequent text and the median number, only of good rows."""
     found = tables(
         events=[lines(tmp_path)],
         numbers={"events": ["price"]},
@@ -57,7 +57,7 @@ def test_items_and_users_are_told_by_the_events(tmp_path: Path) -> None:
     assert found["events"].num_rows == 5
 
 
-def test_each_piece_of_the_events_gives_one_row_an_id(tmp_path: Path) -> None:
+def test_each_piece_of_the_events_gives_one_row_for_each_id(tmp_path: Path) -> None:
     source = CanonicalSource(events=[lines(tmp_path)], item_columns=["label"])
     adapter = open_source(source)
     assert isinstance(adapter, CanonicalAdapter)
@@ -66,7 +66,7 @@ def test_each_piece_of_the_events_gives_one_row_an_id(tmp_path: Path) -> None:
 
 
 def test_a_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="item_columns: 'colour' is no further column of the events"):
+    with pytest.raises(SourceError, match="item_columns: 'colour' is not a further column of the events"):
         tables(events=[lines(tmp_path)], item_columns=["colour"])
     with pytest.raises(SourceError, match="numbers.events: 'colour'"):
         tables(events=[lines(tmp_path)], numbers={"events": ["colour"]})

@@ -48,13 +48,13 @@ def test_validation_after_test_is_refused() -> None:
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"data": {"split": {"test_from": "2020-01-01"}}}, r"data\.split\.test_from is read by kind temporal only"),
+        ({"data": {"split": {"test_from": "2020-01-01"}}}, r"data\.split\.test_from is for kind temporal only"),
         ({"data": {"order": "none", "split": {"kind": "leave-last"}}}, "leave-last needs an order"),
         ({"data": {"context_numbers": ["a"]}}, r"data\.context_numbers names a"),
         ({"data": {"text": {"event_types": ["tag"]}}}, "event_column is empty"),
         ({"data": {"interactions": ["a"], "text": {"event_types": ["a"], "event_column": "b"}}}, "both name a"),
         ({"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}, "full_softmax"),
-        ({"train": {"hide_history": 0.3}, "data": {"order": "time"}}, "hide_history.*order"),
+        ({"train": {"history_mask_rate": 0.3}, "data": {"order": "time"}}, "history_mask_rate.*order"),
         ({"model": {"granularities": {"evolution": {"enabled": True, "states": "formula"}}}}, "states formula"),
         ({"model": {"granularities": {"evolution": {"enabled": True, "query_context": ["a"]}}}}, "query_context"),
         ({"model": {"granularities": {"behaviour": {"enabled": True, "input": "user_text"}}}}, "data.text.users"),

@@ -56,17 +56,17 @@ def error_of(path: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.csv.gz", "E.CSV.GZ", "e.csv.zst"])
-def test_gzip_is_told_by_its_bytes(name: str, tmp_path: Path) -> None:
+def test_gzip_is_recognised_by_its_bytes(name: str, tmp_path: Path) -> None:
     assert num_events(write(tmp_path / name, gzip.compress(CONTENT))) == 500
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.csv.zst", "e.csv.zstd", "e.csv.gz"])
-def test_zstd_is_told_by_its_bytes(name: str, tmp_path: Path) -> None:
+def test_zstd_is_recognised_by_its_bytes(name: str, tmp_path: Path) -> None:
     assert num_events(write(tmp_path / name, zstd(CONTENT))) == 500
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_files_behind_one_another_are_one_file(pack: object, tmp_path: Path) -> None:
+def test_concatenated_gzip_files_are_one_file(pack: object, tmp_path: Path) -> None:
     halves = CONTENT[:1000], CONTENT[1000:]
     assert num_events(write(tmp_path / "e.csv.gz", b"".join(map(pack, halves)))) == 500  # type: ignore[call-overload]
 
@@ -90,7 +90,7 @@ def test_an_empty_zip_archive_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", ["gz", "zst", "zip"])
 @pytest.mark.parametrize("cut", [1, 3, 9, 100, 0.5])
-def test_a_cut_file_is_an_error_and_not_half_of_its_rows(pack: str, cut: float, tmp_path: Path) -> None:
+def test_truncated_file_is_an_error(pack: str, cut: float, tmp_path: Path) -> None:
     path = tmp_path / f"e.csv.{pack}"
     if pack == "zip":
         zipped(path, {"e.csv": CONTENT})
@@ -100,7 +100,7 @@ def test_a_cut_file_is_an_error_and_not_half_of_its_rows(pack: str, cut: float, 
     kept = len(whole) - cut if cut >= 1 else int(len(whole) * cut)
     path.write_bytes(whole[: int(kept)])
     said = error_of(str(path))
-    assert "cannot be read" in said and "whole" in said and path.name in said
+    assert "cannot be read" in said and "complete" in said and path.name in said
 
 
 def test_damage_inside_a_compressed_file_is_an_error(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_other_compressions_are_named(head: bytes, kind: str, tmp_path: Path) ->
 def test_compressed_parquet_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), tmp_path / "e.parquet")
     content = gzip.compress((tmp_path / "e.parquet").read_bytes())
-    assert "compressed as a whole; unpack it" in error_of(write(tmp_path / "x.parquet.gz", content))
+    assert "is a compressed file; unpack it" in error_of(write(tmp_path / "x.parquet.gz", content))
 
 
 def test_compressed_sequences(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_compressed_sequences(tmp_path: Path) -> None:
         assert read_all(pieces["events"]).num_rows == 3
 
 
-def test_a_byte_order_mark_in_sequences_is_part_of_no_user(tmp_path: Path) -> None:
+def test_byte_order_mark_in_sequences_is_not_part_of_a_user(tmp_path: Path) -> None:
     for name, content in {
         "s.txt": b"\xef\xbb\xbfu a b\nv a\n",
         "s.txt.gz": gzip.compress(b"\xef\xbb\xbfu a\n"),
@@ -184,8 +184,8 @@ def test_odd_globs_match_or_are_one_message(pattern: str, names: list[str], tmp_
             find([f"{tmp_path}/{pattern}"])
 
 
-def test_a_glob_looks_only_into_the_folders_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose first folder is a pattern must not walk the disk; the files below ``other`` stay unread."""
+def test_glob_lists_only_matching_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glob whose first folder is a pattern must not list the disk; files below ``other`` are not read."""
     write(tmp_path / "logs1/day=1/a.csv", CONTENT)
     write(tmp_path / "other/deep/b.csv", CONTENT)
     listed: list[str] = []
@@ -199,13 +199,13 @@ def test_a_glob_looks_only_into_the_folders_that_it_names(tmp_path: Path, monkey
         find(["/no-such-folder-*/x.csv"])
 
 
-def test_a_glob_that_begins_at_the_root_folder_gives_whole_paths(tmp_path: Path) -> None:
+def test_glob_from_the_root_folder_gives_absolute_paths(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", CONTENT)
     pattern = f"/[{tmp_path.parts[1][0]}]{path[2:]}"
     assert [file.path for file in find([pattern])] == [path]
 
 
-def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+def test_path_that_is_not_a_file_is_named(tmp_path: Path) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe.csv")
@@ -229,7 +229,7 @@ def test_a_tilde_is_the_home_folder_in_every_source(tmp_path: Path, monkeypatch:
     assert read_all(open_source(SequencesSource(events="~/s.txt")).pieces()["events"]).num_rows == 1
 
 
-def test_a_tilde_is_the_home_folder_in_every_place_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_the_home_folder_in_every_path_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     given = {
         "run": {"dir": "~/runs/x"},

@@ -1,4 +1,4 @@
-"""Forms of text files: separators, headers, comments, names of columns, renames per table, folders that are columns."""
+"""Forms of text files: separators, headers, comments, column names, renames by table, Hive folders."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ids(table: pa.Table) -> list[tuple[str, str]]:
 
 
 def refused(source: Section) -> str:
-    """The message of the check without rows, which is that of reading too."""
+    """The message of the check without rows, which is also that of reading."""
     with pytest.raises(SourceError) as caught:
         open_source(source).check()
     with pytest.raises(SourceError) as again:
@@ -81,10 +81,10 @@ def is_whole(table: pa.Table) -> bool:
 def test_any_separator_is_read(tmp_path: Path, separator: str, header: bool) -> None:
     path = write(tmp_path / "log.dat", text(separator, header))
     assert is_whole(events(path, separator=separator, columns=[] if header else NAMES))
-    assert is_whole(events(path, separator=separator, columns=NAMES))  # a header with these names is no event
+    assert is_whole(events(path, separator=separator, columns=NAMES))  # a header with these names is not an event
 
 
-def test_runs_of_blanks_separate(tmp_path: Path) -> None:
+def test_repeated_blanks_are_one_separator(tmp_path: Path) -> None:
     content = "  user_id item_id   value\ttimestamp \r\n" + "".join(f" {'   '.join(row)}  \r\n" for row in ROWS)
     assert is_whole(events(write(tmp_path / "log.txt", content), separator=" "))
 
@@ -116,14 +116,14 @@ def test_quoted_cells_and_latin_letters_with_a_semicolon(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "separator"), [("log.csv", ";"), ("log.csv", "\t"), ("log.tsv", ","), ("log.csv", "|")]
 )
-def test_a_plainly_other_separator_is_used_and_said(tmp_path: Path, name: str, separator: str) -> None:
+def test_clear_other_separator_is_used_with_a_note(tmp_path: Path, name: str, separator: str) -> None:
     adapter = open_source(CanonicalSource(events=[write(tmp_path / name, text(separator))]))
     assert is_whole(read_all(adapter.pieces()["events"]))
     assert len(adapter.notes) == 1
     assert f"separated by {separator!r}" in adapter.notes[0]
 
 
-def test_one_column_is_no_other_separator(tmp_path: Path) -> None:
+def test_single_column_gives_no_other_separator(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", text(","))
     users = write(tmp_path / "users.csv", "user_id\na;b\nc;d\n")
     found = tables(CanonicalSource(events=[log], users=[users]))["users"]
@@ -162,14 +162,14 @@ def test_columns_of_several_tables_with_a_byte_order_mark(tmp_path: Path) -> Non
     assert found["social"].column(schema.SRC_USER_ID).to_pylist() == ["u1", "u2"]
 
 
-def test_a_header_in_other_letters_is_no_event(tmp_path: Path) -> None:
+def test_header_in_another_case_is_not_an_event(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "User ID,Item-ID,Value,TIMESTAMP\n" + text(",", header=False))
     assert is_whole(events(path, columns=NAMES))
     assert "data.source.header" in refused(CanonicalSource(events=[path], columns=NAMES, header="no"))
 
 
 @pytest.mark.parametrize("head", ["customer,article,stars,when", "userId,movieId,x,y"])
-def test_a_header_under_given_columns_is_asked_for(tmp_path: Path, head: str) -> None:
+def test_header_below_given_columns_is_refused(tmp_path: Path, head: str) -> None:
     path = write(tmp_path / "log.csv", f"{head}\n" + text(",", header=False))
     message = refused(CanonicalSource(events=[path], columns=NAMES))
     assert "looks like a header" in message
@@ -180,7 +180,7 @@ def test_a_header_under_given_columns_is_asked_for(tmp_path: Path, head: str) ->
 @pytest.mark.parametrize(
     "row", ["1\t19\t5\t1606513873", "u1\ti1\t2020-01-01\tx", "7\tU1\t11/11/2019 9:05:58 AM\tN1-0 N2-1", "a\ta\tb\tc"]
 )
-def test_a_first_row_of_data_is_said(tmp_path: Path, row: str) -> None:
+def test_first_row_of_data_is_named(tmp_path: Path, row: str) -> None:
     path = write(tmp_path / "u.data", f"{row}\n{row}\n{row}x\n")
     message = refused(CanonicalSource(events=[path], format="tsv"))
     assert "first row looks like data" in message
@@ -197,7 +197,7 @@ def test_a_first_row_of_data_is_said(tmp_path: Path, row: str) -> None:
         ("anna,x7", "bert,x9"),
     ],
 )
-def test_renaming_the_first_row_is_noticed(tmp_path: Path, first: str, then: str) -> None:
+def test_rename_of_a_data_row_is_refused(tmp_path: Path, first: str, then: str) -> None:
     path = write(tmp_path / "log.csv", f"{first}\n{then}\n{then}\n")
     rename = dict(zip(first.split(","), ("user_id", "item_id"), strict=True))
     message = refused(CanonicalSource(events=[path], rename=rename))
@@ -210,19 +210,19 @@ def test_numbers_that_pandas_gives_to_columns_are_names(tmp_path: Path) -> None:
     assert ids(events(path, rename={"0": "user_id", "1": "item_id"})) == [("u1", "i1"), ("u2", "i2")]
 
 
-def test_the_separator_line_of_a_spreadsheet_is_no_row(tmp_path: Path) -> None:
+def test_separator_line_of_a_spreadsheet_is_not_a_row(tmp_path: Path) -> None:
     content = "\ufeffsep=;\r\n" + text(";", end="\r\n").replace(";4;", ";4,0;")
     assert is_whole(events(write(tmp_path / "log.csv", content), decimal=","))
     assert is_whole(events(write(tmp_path / "log.csv", content), separator=";", decimal=","))
 
 
-def test_one_row_without_a_header_is_told_what_to_set(tmp_path: Path) -> None:
+def test_single_row_without_a_header_names_the_key_to_set(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "1,2\n")
     assert "data.source.columns" in refused(CanonicalSource(events=[path]))
     assert ids(events(path, columns=["user_id", "item_id"])) == [("1", "2")]
 
 
-def test_a_header_of_numbers_can_be_insisted_on(tmp_path: Path) -> None:
+def test_header_of_numbers_is_read_with_header_yes(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "1,2\nu1,i1\nu2,i2\n")
     table = events(path, rename={"1": "user_id", "2": "item_id"}, header="yes")
     assert ids(table) == [("u1", "i1"), ("u2", "i2")]
@@ -235,10 +235,10 @@ def test_two_separate_faults_in_one_message(tmp_path: Path) -> None:
         assert part in message
 
 
-def test_the_header_again_is_no_event(tmp_path: Path) -> None:
+def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user_id,item_id\nu,i\nuser_id,item_id\nu,j\n")
     table = events(path)
-    assert bad(table) == [(2, "the header again")]
+    assert bad(table) == [(2, "repeated header")]
     assert [pair for pair in ids(table) if pair[0]] == [("u", "i"), ("u", "j")]
 
 
@@ -252,11 +252,11 @@ def test_the_header_again_is_no_event(tmp_path: Path) -> None:
         ({"columns": {"items": ["item_id"]}}, text(","), "data.source.items lists no file"),
         ({}, "# Directed graph\n# Nodes: 2\n" + text(","), "data.source.comment to '#'"),
         ({}, "% bip weighted\n" + text(","), "data.source.comment to '%'"),
-        ({"comment": "#"}, "# only\n\n# comments\n", "nothing but blank lines and comments"),
+        ({"comment": "#"}, "# only\n\n# comments\n", "only blank lines and comments"),
         ({}, text(",").replace("\n", "\r"), "lone carriage return"),
         ({}, text(",").replace("\n", "\n---,---,---,---\n", 1), "line of dashes"),
         ({}, "My export\n" + text(","), "data.source.comment skips a title"),
-        ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "holds the names of data.source.columns"),
+        ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "has the names of data.source.columns"),
         (
             {"columns": ["user_id", "x", "y", "z"], "header": "no"},
             text(",", header=False),
@@ -281,7 +281,7 @@ def test_comments_and_blank_lines_before_and_among_rows(tmp_path: Path) -> None:
     assert is_whole(events(write(tmp_path / "log.csv", content), comment="#"))
 
 
-def test_index_and_empty_columns_without_name_are_left_out(tmp_path: Path) -> None:
+def test_index_and_empty_columns_without_name_are_skipped(tmp_path: Path) -> None:
     lines = text(",").splitlines()
     index = "\n".join(f"{'' if n == 0 else n - 1},{line}" for n, line in enumerate(lines))
     trailing = "\n".join(f"{line},," for line in lines)
@@ -295,7 +295,7 @@ def test_index_and_empty_columns_without_name_are_left_out(tmp_path: Path) -> No
     noted = "\n".join(f"{line},{'' if n == 0 else 'kept?'}" for n, line in enumerate(lines))
     adapter = open_source(CanonicalSource(events=[write(tmp_path / "log.csv", noted)]))
     assert is_whole(read_all(adapter.pieces()["events"]))
-    assert adapter.notes == ["log.csv: column 5 has no name in the header and is left out"]
+    assert adapter.notes == ["log.csv: column 5 has no name in the header and is skipped"]
 
 
 def test_reasons_of_rows_of_wrong_size_stay_few(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_names_differ_in_case_and_blanks(tmp_path: Path) -> None:
     assert table.column("Note").to_pylist() == ["n"]
 
 
-def test_a_match_by_case_must_be_the_only_one(tmp_path: Path) -> None:
+def test_match_by_case_must_be_unique(tmp_path: Path) -> None:
     exact = events(write(tmp_path / "a.csv", "user_id,User_ID,item_id\nu,x,i\n"))
     assert ids(exact) == [("u", "i")]
     assert exact.column("User_ID").to_pylist() == ["x"]
@@ -351,7 +351,7 @@ def test_two_names_of_one_column_in_two_tables_and_a_swap(tmp_path: Path) -> Non
     assert ids(events(swapped, rename={"item_id": "user_id", "user_id": "item_id"})) == [("u1", "i1")]
     both = write(tmp_path / "both.csv", "film,id,user_id\ni1,7,u1\n")
     message = refused(CanonicalSource(events=[both], rename={"film": "item_id", "id": "item_id"}))
-    assert "made of 'film', 'id'" in message
+    assert "from 'film', 'id'" in message
 
 
 @pytest.mark.parametrize(
@@ -362,16 +362,16 @@ def test_two_names_of_one_column_in_two_tables_and_a_swap(tmp_path: Path) -> Non
         ({"usr": "user_id"}, "data.source.rename names 'usr', which no file has"),
     ],
 )
-def test_renames_that_meet_nothing_are_named(tmp_path: Path, rename: Any, message: str) -> None:
+def test_renames_without_a_column_are_named(tmp_path: Path, rename: Any, message: str) -> None:
     assert message in refused(CanonicalSource(events=[write(tmp_path / "log.csv", text(","))], rename=rename))
 
 
 def test_settings_with_unknown_tables_or_twice_a_name() -> None:
-    with pytest.raises(ValidationError, match="'friends' is no table; the tables are events, items"):
+    with pytest.raises(ValidationError, match="'friends' is not a table; the tables are events, items"):
         CanonicalSource(events=["x"], rename={"friends": {"a": "b"}})
-    with pytest.raises(ValidationError, match="'logs' is no table"):
+    with pytest.raises(ValidationError, match="'logs' is not a table"):
         CanonicalSource(events=["x"], columns={"logs": ["a"]})
-    with pytest.raises(ValidationError, match="'user_id' stands twice"):
+    with pytest.raises(ValidationError, match="'user_id' is given twice"):
         CanonicalSource(events=["x"], columns=["user_id", "user_id"])
     with pytest.raises(ValidationError, match="comment: '#'"):
         CanonicalSource.model_validate({"events": ["x"], "comment": None})
@@ -392,7 +392,7 @@ def test_constants_fill_a_column_that_a_table_lacks(tmp_path: Path) -> None:
     assert "has a column 'value', and data.source.constants" in refused(CanonicalSource.model_validate(source))
 
 
-def test_settings_for_text_are_refused_where_no_file_is_text(tmp_path: Path) -> None:
+def test_settings_for_text_are_refused_if_no_file_is_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), tmp_path / "log.parquet")
     path = str(tmp_path / "log.parquet")
     assert "use data.source.rename" in refused(CanonicalSource(events=[path], columns=["user_id", "item_id"]))
@@ -472,11 +472,11 @@ def test_sequences_with_marks_tabs_comments_and_separators(tmp_path: Path, end: 
         ("u1 a b\ru2 c\r", "lone carriage return"),
     ],
 )
-def test_sequences_that_are_none_are_said(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_sequence_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
     assert message in refused(SequencesSource(events=write(tmp_path / "seq.txt", content)))
 
 
-def test_sequences_of_hashtags_are_no_comments(tmp_path: Path) -> None:
+def test_sequences_of_hashtags_are_not_comments(tmp_path: Path) -> None:
     table = tables(SequencesSource(events=write(tmp_path / "seq.txt", "#love a b\n#hate c\n")))["events"]
     assert ids(table) == [("#love", "a"), ("#love", "b"), ("#hate", "c")]
 

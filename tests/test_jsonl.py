@@ -1,4 +1,4 @@
-"""JSON: ids keep every digit, values that do not fit are said, arrays are read, odd files give one message."""
+"""JSON: ids keep all digits, unsuitable values are reported, arrays are read, odd files give one message."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_one_odd_id_leaves_the_others_exact(odd: str, read_as: str | None, is_fi
 
 
 @pytest.mark.parametrize("odd", ["NaN", f'"{BIG}"', "1.5"])
-def test_a_type_that_changes_behind_the_head_costs_no_digit(
+def test_type_that_changes_after_the_head_loses_no_digit(
     odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsonl, "_HEAD_BYTES", 200)
@@ -92,7 +92,7 @@ def test_renamed_ids_and_ids_of_other_columns_are_exact(tmp_path: Path) -> None:
     assert table.column(schema.EVENT_TYPE).to_pylist() == [str(BIG + 2), "1"]
 
 
-def test_keys_in_texts_and_in_inner_objects_are_left_alone(tmp_path: Path) -> None:
+def test_keys_in_texts_and_in_inner_objects_stay(tmp_path: Path) -> None:
     rows = [
         {"user_id": 1, "item_id": "i", "note": 'says "user_id": 5, "item_id": 6', "more": {"user_id": 7}},
         {"user_id": "2", "item_id": 3, "note": "x", "more": {"user_id": 8}},
@@ -103,7 +103,7 @@ def test_keys_in_texts_and_in_inner_objects_are_left_alone(tmp_path: Path) -> No
     assert json.loads(table.column("more").to_pylist()[0]) == {"user_id": 7}
 
 
-def test_whole_numbers_of_other_columns_keep_their_digits_beside_floats(tmp_path: Path) -> None:
+def test_integers_of_other_columns_keep_their_digits_next_to_floats(tmp_path: Path) -> None:
     rows = [f'{{"user_id": "u", "item_id": "i", "shop": {BIG}, "price": 1, "seller": {BIG}}}']
     rows += ['{"user_id": "u", "item_id": "i", "shop": 0.5, "price": 2.5, "seller": NaN}']
     table = events(write(tmp_path / "e.jsonl", "\n".join(rows)))
@@ -112,7 +112,7 @@ def test_whole_numbers_of_other_columns_keep_their_digits_beside_floats(tmp_path
     assert table.column("price").to_pylist() == [1.0, 2.5]
 
 
-def test_known_columns_are_found_behind_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_columns_are_found_after_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "_HEAD_BYTES", 200)
     monkeypatch.setattr(jsonl, "_FIRST_BYTES", 200)
     monkeypatch.setattr(jsonl, "_SAMPLES", 0)
@@ -187,12 +187,12 @@ def test_broken_elements_of_an_array_are_bad_rows(tmp_path: Path) -> None:
     assert users(table) == ["1", None, None, "3"]
 
 
-def test_a_byte_order_mark_is_part_of_no_row(tmp_path: Path) -> None:
+def test_byte_order_mark_is_not_part_of_a_row(tmp_path: Path) -> None:
     table = events(write(tmp_path / "e.jsonl", "\ufeff" + lines(["1", '"2"'])))
     assert users(table) == ["1", "2"] and bad(table) == []
 
 
-def test_deep_values_cost_their_row_alone(tmp_path: Path) -> None:
+def test_deep_values_lose_only_their_row(tmp_path: Path) -> None:
     deep = '{"user_id": "u", "item_id": "i", "x": ' + "[" * 50_000 + "]" * 50_000 + "}\n"
     table = events(write(tmp_path / "e.jsonl", lines(['"u"', '"v"']) + deep + "{oops\n"))
     assert [row for row, _ in bad(table)] in ([3, 4], [4])

@@ -37,8 +37,8 @@ def _config(folder: Path, train: dict[str, Any]) -> Config:
 def test_a_mistake_before_the_first_checkpoint_is_its_message(tmp_path: Path, ray_local: None) -> None:
     from recsys.training.ray_train import train_on_ray
 
-    config = _config(tmp_path, {"hide_history": 0.3})
-    with pytest.raises(UserError, match=r"hide_history 0\.3.*has an order"):
+    config = _config(tmp_path, {"history_mask_rate": 0.3})
+    with pytest.raises(UserError, match=r"history_mask_rate 0\.3.*has an order"):
         train_on_ray(config, _dataset(tmp_path, 0, 6), Validator.of(config), lambda values: None)
 
 

@@ -33,7 +33,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Rows:
-    """What the events are: columns of the good rows, how many rows are set aside and what is said of them."""
+    """The expected events: columns of good rows, number of bad rows, and their reasons."""
 
     columns: dict[str, list[Any]]
     bad: int = 0
@@ -42,7 +42,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Refused:
-    """Texts that the message must contain, any case; alternatives are separated by '|'."""
+    """Texts that the message must contain, in any case; '|' separates alternatives."""
 
     says: tuple[str, ...]
 
@@ -275,11 +275,11 @@ JSON = {
     ),
     "an array": Case(
         text("e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}])),
-        (AB, refused("e.json", "array|one object a line")),
+        (AB, refused("e.json", "array|one object in each line")),
     ),
     "an array over many lines": Case(
         text("e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}], indent=1)),
-        (AB, refused("e.json", "array|one object a line")),
+        (AB, refused("e.json", "array|one object in each line")),
     ),
     "half an object": Case(
         lines({"user_id": "a", "item_id": 1}, '{"user_id": "b", "it'), (rows(user_id=["a"], bad=1),)
@@ -347,7 +347,7 @@ PARQUET = {
 
 
 def _time(value: str, want: datetime | None, source: dict[str, Any] | None = None) -> Case:
-    """A time as a cell of text; None: it is bad."""
+    """A time as a text cell; None: a bad time."""
     content = f'user_id,item_id,timestamp\na,1,"{value}"\n'
     expect = rows(timestamp=[want]) if want else rows(user_id=[], bad=1, reason="bad timestamp")
     return Case(text("e.csv", content), (expect,), source or {})
@@ -399,7 +399,7 @@ def test_there_are_more_than_a_hundred_odd_files() -> None:
 
 
 def _read(case: Case, folder: Path) -> pa.Table | str:
-    """The events as they are read, or the message of the refusal."""
+    """The events, or the message of the refusal."""
     for name, content in case.files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -416,7 +416,7 @@ def _read(case: Case, folder: Path) -> pa.Table | str:
 
 
 def _difference(found: pa.Table | str, expected: Rows | Refused) -> str:
-    """What is not as expected; empty where all is."""
+    """The differences from the expectation, empty if there are none."""
     if isinstance(expected, Refused):
         if not isinstance(found, str):
             return f"not refused, but {found.num_rows} rows were read: {found.slice(0, 5).to_pylist()}"

@@ -192,7 +192,7 @@ NOTED: dict[str, tuple[Files, dict[str, Any], str]] = {
         "'timestmap' is no timestamp",
     ),
     "a rating that is not named": ({"e.csv": "user_id,item_id,rating\na,1,5\n"}, {}, "{rating: value}"),
-    "seconds as 32-bit floats": (timed(pa.array([1606513873.0], pa.float32())), {}, "exact to 128 s"),
+    "seconds as 32-bit floats": (timed(pa.array([1606513873.0], pa.float32())), {}, "only to 128 s"),
     "items in brackets": ({"s.txt": "1 [5, 6]\n2 [7]\n"}, {"kind": "sequences"}, "'[5,'"),
     "users with a colon": ({"s.txt": "1: 5 6\n2: 7\n"}, {"kind": "sequences"}, "'1:'"),
     "two separators in a line": ({"s.txt": "1\t5,6\n2\t7\n"}, {"kind": "sequences"}, "'5,6'"),
@@ -210,7 +210,7 @@ def test_odd_table_is_read_with_a_note(name: str, tmp_path: Path) -> None:
     ({"separator": {"events": None}}, "data.source.separator.events: is empty"),
     ({"comment": {"events": '"'}}, "data.source.comment.events: expected what comment lines begin with"),
     ({"columns": {"events": "user_id,item_id"}}, "data.source.columns.events: expected a list"),
-    ({"separator": {"user": ";"}}, "separator: 'user' is no table"),
+    ({"separator": {"user": ";"}}, "separator: 'user' is not a table"),
 ])  # fmt: skip
 def test_a_setting_of_two_forms_is_explained_in_the_form_that_was_meant(settings: Any, message: str) -> None:
     with pytest.raises(UserError) as refused:

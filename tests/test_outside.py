@@ -146,7 +146,7 @@ def test_what_it_needs_and_says_is_its_own(importable: Path, tmp_path: Path) -> 
         ({"level": 4}, "money: unknown key level; valid keys here: column, enabled, levels, weight"),
         ({"levels": 1}, "money.levels: expected greater than or equal to 2"),
         ({"kind": "budget.section:Missing"}, "budget.section:Missing cannot be imported"),
-        ({"kind": "budget.model:Budget"}, "is no subclass of recsys.config.granularity.GranularityConfig"),
+        ({"kind": "budget.model:Budget"}, "is not a subclass of recsys.config.granularity.GranularityConfig"),
         ({"kind": "nobody"}, "neither module:Class nor offered by an installed package"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
@@ -199,7 +199,7 @@ def test_a_path_that_a_bundle_names_is_never_imported(
     monkeypatch.setattr(outside, "_named", set())  # as in another process
     with pytest.raises(ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*by itself"):
         read_bundle(tmp_path / "bundle")
-    with pytest.raises(ArtifactError, match="named by a file that may come from anywhere"):
+    with pytest.raises(ArtifactError, match="named only in an artifact, which may come from anywhere"):
         load_trained(tmp_path / "model")
     place = tmp_path / "bundle/bundle.json"
     honest = json.loads(place.read_text())
@@ -274,7 +274,7 @@ def test_a_source_from_outside(importable: Path, tmp_path: Path) -> None:
     assert events.column("_row").to_pylist() == [1, 2, 3] and not any(events.column("_reason").to_pylist())
     for keys, message in [
         ({"file": "x"}, "unknown key file; valid keys here: kind, path"),
-        ({"kind": "ledger:Ledger"}, "ledger:Ledger is no subclass of recsys.config.sources.OutsideSource"),
+        ({"kind": "ledger:Ledger"}, "ledger:Ledger is not a subclass of recsys.config.sources.OutsideSource"),
         ({"kind": "ledgr"}, "'sequences' or 'synthetic', or module:Class (got 'ledgr')"),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):

@@ -1,4 +1,4 @@
-"""Long work says how far it is, now and then, and short work says nothing."""
+"""Long work reports its progress from time to time, and short work reports nothing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from recsys.preparation import vector_cache as text_cache
 
 
 def clock(step: float) -> Callable[[], float]:
-    """Every look at it is so many seconds later."""
+    """A clock that advances by a fixed number of seconds at each reading."""
     ticks = itertools.count()
     return lambda: step * next(ticks)
 
 
-def test_a_line_at_most_every_ten_seconds_with_the_time_that_is_left() -> None:
+def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
     said: list[str] = []
     with heard_by(said.append):
         work = Pace("ranking users", 20, clock=clock(4.0))
@@ -39,7 +39,7 @@ def test_a_line_at_most_every_ten_seconds_with_the_time_that_is_left() -> None:
     assert len(said) == 6 and all("20 of 20" not in line for line in said), "the stage says that it is done"
 
 
-def test_short_work_and_work_that_nobody_listens_to_say_nothing() -> None:
+def test_short_work_and_work_without_a_listener_report_nothing() -> None:
     said: list[str] = []
     with heard_by(said.append):
         work = Pace("ranking users", 20, clock=clock(0.4))
@@ -52,22 +52,22 @@ def test_short_work_and_work_that_nobody_listens_to_say_nothing() -> None:
     assert said == []
 
 
-def test_the_time_left_is_counted_in_work_and_not_in_things() -> None:
-    """Ten texts, the first as long as the nine others together: behind it is half of the way."""
+def test_remaining_time_follows_cost_and_not_number_of_steps() -> None:
+    """Ten texts, the first as long as the nine others together: after it, half of the work is done."""
     said: list[str] = []
     with heard_by(said.append):
         Pace("encoding texts", 10, 18.0, clock(60.0)).add(1, 9.0)
     assert said == ["encoding texts: 1 of 10 (50 %), about 1 min left"]
 
 
-def test_what_has_no_known_end_says_how_much_was_done() -> None:
+def test_work_of_unknown_length_reports_finished_steps() -> None:
     said: list[str] = []
     with heard_by(said.append):
         Pace("blocks of events read", 0, clock=clock(20.0)).add(3)
     assert said == ["blocks of events read: 3 so far"]
 
 
-def test_a_stage_lends_its_voice_and_takes_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listener_is_set_only_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "EVERY_S", 0.0)
     stream = io.StringIO()
     progress = Progress(stream)
@@ -80,7 +80,7 @@ def test_a_stage_lends_its_voice_and_takes_it_back(monkeypatch: pytest.MonkeyPat
     assert lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3  # and that it is done
 
 
-def test_rankings_and_fits_speak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_rankings_and_fits_report_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.setattr(pace, "EVERY_S", 0.0)
     dataset = small_world(tmp_path / "data")
     said: list[str] = []
@@ -98,7 +98,7 @@ class _Scores:
         return torch.arange(self.num_items).float().repeat(len(queries), 1)
 
 
-def test_encoding_texts_speaks_by_their_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_reports_progress_by_text_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pieces(missing: list[tuple[str, str]], config: Any, adapter: Any) -> Iterator[tuple[list[str], Any]]:
         for key, _ in sorted(missing, key=lambda pair: -len(pair[1])):
             yield [key], np.ones((1, 4), dtype=np.float16)

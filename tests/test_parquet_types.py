@@ -1,4 +1,4 @@
-"""Parquet: ids of every type keep their digits or are refused."""
+"""Parquet: ids of every type keep all digits or are refused."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def test_ids_of_every_type_are_exact_text(ids: pa.Array, expected: list[str | No
         (pa.array([1.0, float(BIG), None]), r"column 'user_id' is double and holds 1\.23456789\d+e\+18 \(row 2\)"),
         (pa.array([2.0**24], pa.float32()), "is float and holds 16777216"),
         (pa.array([float(BIG)]).dictionary_encode(), "not exact"),
-        (pa.array([b"\xff\x00"]), "no UTF-8 text"),
+        (pa.array([b"\xff\x00"]), "not UTF-8 text"),
         (pa.array([[1, 2]]), "expected ids as text or whole numbers"),
         (pa.array([{"id": 1}]), "expected ids as text or whole numbers"),
     ],
 )
-def test_ids_that_lost_digits_or_are_none_are_refused(ids: pa.Array, says: str, tmp_path: Path) -> None:
+def test_ids_that_lost_digits_or_are_not_ids_are_refused(ids: pa.Array, says: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=says):
         events(written(tmp_path / "e.parquet", ids))
 
 
-def test_whole_numbers_and_text_are_one_space_of_ids(tmp_path: Path) -> None:
+def test_integers_and_texts_give_the_same_ids(tmp_path: Path) -> None:
     files = [written(tmp_path / "a.parquet", [7, 8]), written(tmp_path / "b.parquet", ["7", "x"])]
     assert events(*files).column(schema.USER_ID).to_pylist() == ["7", "8", "7", "x"]
 
@@ -79,7 +79,7 @@ def test_a_pandas_category_of_floats_with_holes(tmp_path: Path) -> None:
     assert events(tmp_path / "e.parquet").column(schema.USER_ID).to_pylist() == ["1", None, "2"]
 
 
-def test_other_columns_keep_their_values_whatever_their_encoding(tmp_path: Path) -> None:
+def test_other_columns_keep_their_values_with_any_encoding(tmp_path: Path) -> None:
     path = written(
         tmp_path / "e.parquet",
         ["u", "v"],
@@ -97,18 +97,18 @@ def test_other_columns_keep_their_values_whatever_their_encoding(tmp_path: Path)
     assert table.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist() == [1_600_000_000_000_000] * 2
 
 
-def test_whole_numbers_are_not_made_floats_by_another_file(tmp_path: Path) -> None:
+def test_integers_do_not_become_floats_because_of_another_file(tmp_path: Path) -> None:
     files = [written(tmp_path / "a.parquet", ["u"], shop=[BIG]), written(tmp_path / "b.parquet", ["u"], shop=[0.5])]
-    with pytest.raises(SourceError, match=r"a\.parquet: column 'shop' holds whole numbers of 2\^53"):
+    with pytest.raises(SourceError, match=r"a\.parquet: column 'shop' holds integers of 2\^53"):
         events(*files)
     small = [written(tmp_path / "a.parquet", ["u"], shop=[7]), files[1]]
     assert events(*small).column("shop").to_pylist() == [7.0, 0.5]
 
 
-def test_a_column_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_column_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "e.parquet", ["u"], value=[1.0])
     path.write_bytes(path.read_bytes().replace(b"value", b"v\xf0lue"))
-    with pytest.raises(SourceError, match="is not a Parquet file, or damaged"):
+    with pytest.raises(SourceError, match="is not a Parquet file or is damaged"):
         events(path)
 
 

@@ -173,9 +173,9 @@ def test_what_cannot_be_private_is_refused(changes: dict[str, Any], why: str) ->
 
 def test_a_search_an_update_and_a_chosen_model_are_refused(tmp_path: Path) -> None:
     dataset, config = world(tmp_path / "d"), settings()
-    with pytest.raises(ConfigError, match="a search or a chosen model"):
+    with pytest.raises(ConfigError, match="a search and a chosen model"):
         check_settings(config, ("prepare", "sweep", "best"))
-    with pytest.raises(ConfigError, match="a search or a chosen model"):
+    with pytest.raises(ConfigError, match="a search and a chosen model"):
         check_settings(build_config({"train": {"privacy": {"epsilon": 1}}}), ("train",))
     with pytest.raises(ConfigError, match="goes on from a model"):
         fit(config, dataset, Validator.of(config), TrainContext(), Start({}))

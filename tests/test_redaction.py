@@ -1,4 +1,4 @@
-"""Secrets are written down nowhere: run folder, MLflow, console, dry run, errors and the package of a job."""
+"""Secrets are not saved or shown: run folder, MLflow, console, dry run, errors and job package."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ PLAIN = [
     "models:/x@champion me@host.com file:///a/b@c",
     "http://h:5000/#/experiments/1",
     "serve.token_env: the environment variable X has 3 characters, expected a token of 16 or more",
-    "give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE)",
+    "give them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE)",
     "https://h/a?page_token_size=3",
     "token: null",
 ]
@@ -93,7 +93,7 @@ def test_a_secret_is_found_in_every_form(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_ordinary_names_and_places_stay(text: str) -> None:
+def test_ordinary_names_and_uris_stay(text: str) -> None:
     assert redact(text) == text
 
 
@@ -103,7 +103,7 @@ def test_known_forms_of_keys_are_found() -> None:
         assert redact(f"got {key} there") == "got *** there"
 
 
-def test_the_values_of_secret_variables_are_found_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_variables_are_found_at_any_position(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "horse-battery-9")
     monkeypatch.setenv("SERVE_MAX_TOKENS", "4096000")
     monkeypatch.setenv("PWD", "/no/such/folder")  # where a shell works
@@ -112,7 +112,7 @@ def test_the_values_of_secret_variables_are_found_wherever_they_stand(monkeypatc
     assert redact("nobody takes horse-battery-9 for 4096000") == "nobody takes *** for 4096000"
 
 
-def test_a_key_of_a_tree_says_what_its_text_is() -> None:
+def test_secret_key_of_a_tree_hides_its_text() -> None:
     assert redacted_tree({"db": {"password": "x", "name": "y", "key": "z", "tokens": ["t"]}, "n": 3}) == {
         "db": {"password": "***", "name": "y", "key": "z", "tokens": ["t"]},
         "n": 3,
@@ -120,13 +120,13 @@ def test_a_key_of_a_tree_says_what_its_text_is() -> None:
     assert is_secret_name("A_SECRET") and not is_secret_name("SECRET_NAME")
 
 
-def test_long_texts_take_no_time() -> None:
-    """Linear: 200 KB of what patterns like least, in less than what anything quadratic would take."""
+def test_long_texts_are_redacted_fast() -> None:
+    """Linear time: 200 KB of the worst text for the patterns, faster than any quadratic search."""
     for text in ("a" * 200_000 + "token", "x://" * 20_000, "password" * 20_000, "'" * 30_000 + "password:"):
         redact(text)
 
 
-# --------------------------------------------------------------------------------------------------------- everywhere
+# -------------------------------------------------------------------------------------------------------- all outputs
 
 
 def secret_config(folder: Path) -> Config:
@@ -149,7 +149,7 @@ def fails(error: Exception) -> Callable[..., int]:
     return command
 
 
-def test_no_secret_is_written_down_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_saves_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = secret_config(tmp_path)
     said = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
     with open_run(config, "run") as folder, pytest.raises(OSError), Tracker(config, folder=folder.root) as tracker:
@@ -166,7 +166,7 @@ def test_no_secret_is_written_down_by_a_run(tmp_path: Path, capsys: pytest.Captu
     assert [path for path in files if WORD.encode() in path.read_bytes()] == []
 
 
-def test_no_secret_is_shown_by_a_command(
+def test_command_shows_no_secret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
@@ -182,7 +182,7 @@ def test_no_secret_is_shown_by_a_command(
 
 
 @pytest.mark.parametrize("key", ["registry.intended_use", "data.source.events"])
-def test_no_secret_is_sent_with_a_job(tmp_path: Path, key: str) -> None:
+def test_job_package_has_no_secret(tmp_path: Path, key: str) -> None:
     tree = secret_config(tmp_path).model_dump(mode="json")
     other = {"registry.intended_use": ("data", "source"), "data.source.events": ("registry", "intended_use")}[key]
     del tree[other[0]][other[1]]
@@ -200,7 +200,7 @@ def test_a_configuration_without_secrets_stays_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_files_that_are_moved_into_place_honour_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+def test_renamed_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         write_atomically(tmp_path / "metrics.json", "{}")
@@ -210,7 +210,7 @@ def test_files_that_are_moved_into_place_honour_the_umask(tmp_path: Path, umask:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_the_token_of_ray_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_owner_can_read_the_token_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -227,7 +227,7 @@ def test_the_token_of_ray_is_for_its_owner_alone(tmp_path: Path, monkeypatch: py
     assert not token.exists()
 
 
-def test_a_card_holds_no_html() -> None:
+def test_model_card_has_no_html() -> None:
     card = shown_as_text(f"# <script>alert(1)</script> & co, https://u:{WORD}@h")
     assert card == "# &lt;script&gt;alert(1)&lt;/script&gt; &amp; co, https://***@h"
     assert shown_as_text(card) == card

@@ -240,7 +240,7 @@ def test_no_id_in_common_stops_few_warn_and_two_forms_of_one_id_warn() -> None:
         compared(numbers, [f"{number}.0" for number in numbers])
     half = compared(numbers, [*numbers[:50], *(f"{number}.0" for number in numbers[50:])])
     assert "only 50 of the 100 ids" in half and "'50', '51', '52'" in half and "'50.0', '51.0', '52.0'" in half
-    assert "that is fine if users lists more" in compared(numbers, numbers[:5])
+    assert "this is correct if users lists more" in compared(numbers, numbers[:5])
     assert compared(numbers, numbers[:20]) == compared(numbers[:20], numbers) == compared([], numbers) == ""
 
 

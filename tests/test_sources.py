@@ -1,4 +1,4 @@
-"""Adapters: bad rows with file and number, broken files with their message, the public sets with their counts."""
+"""Adapters: bad rows with file and number, broken files with a message, public data sets with their counts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_line_breaks_in_quotes_are_one_row(tmp_path: Path, chunk_bytes: int) -> 
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 10_000])
-def test_an_open_quote_costs_one_row(tmp_path: Path, chunk_bytes: int) -> None:
+def test_open_quote_loses_one_row(tmp_path: Path, chunk_bytes: int) -> None:
     file = input_file(write(tmp_path / "items.csv", 'item_id,title\n1,a\n2,"never closed\n3,c\n4,d\n'))
     table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes)))
     assert bad(table) == [("items.csv", 2, "unreadable row: open quote")]
@@ -283,7 +283,7 @@ def test_missing_files_and_wrong_renames(tmp_path: Path) -> None:
 def test_columns_of_two_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": ["1"]}), tmp_path / "b.parquet")
-    assert "give them one type" in error_of(CanonicalSource(events=[str(tmp_path)]))
+    assert "use one type" in error_of(CanonicalSource(events=[str(tmp_path)]))
 
 
 def test_unknown_kind() -> None:
@@ -353,7 +353,7 @@ def test_recbole_messages(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
     assert "set data.source.name" in error_of(RecBoleSource(folder=str(folder)))
     write(folder / "toy.inter", "user_id\titem_id\n1\t2\n")
-    assert "no RecBole atomic file" in error_of(RecBoleSource(folder=str(folder)))
+    assert "not a RecBole atomic file" in error_of(RecBoleSource(folder=str(folder)))
     write(folder / "toy.inter", "user_id:token\titem:token\n1\t2\n")
     assert "lacks 'item_id'" in error_of(RecBoleSource(folder=str(folder)))
     assert read(RecBoleSource(folder=str(folder), rename={"item": "item_id"})).num_rows == 1
@@ -397,7 +397,7 @@ def test_hetrec(tmp_path: Path) -> None:
     assert whole.column(schema.SPLIT).null_count == whole.num_rows == 6
 
 
-def test_hetrec_facts(tmp_path: Path) -> None:
+def test_hetrec_triples(tmp_path: Path) -> None:
     source = lastfm(tmp_path / "lastfm")
     assert "knowledge" not in open_source(source).pieces()
     write(tmp_path / "lastfm/knowledge/kg.txt", "0\tmusic.artist.origin\t7\r\n1\t\t7\r\n")

@@ -65,7 +65,7 @@ def put(place: str, content: str | bytes) -> str:
 
 
 def names(place: str) -> list[str]:
-    """All objects below a place."""
+    """All objects below a URI."""
     filesystem, inner = filesystem_of(place)
     found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True, allow_not_found=True))
     return sorted(info.path[len(inner) + 1 :] for info in found if info.is_file)
@@ -75,7 +75,7 @@ def names(place: str) -> list[str]:
 
 
 def write_sources(folder: Path) -> None:
-    """One small set in every format."""
+    """One small data set in every format."""
     (folder / "log/day=2").mkdir(parents=True)
     (folder / "log/one.csv").write_text("user_id,item_id,timestamp\nu1,a,1\nu2,b,2\n")
     (folder / "log/day=2/two more.csv").write_text("user_id,item_id,timestamp\nu3,c,3\n")
@@ -110,7 +110,7 @@ SOURCES: dict[str, Callable[[str], Section]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_reads_there_what_it_reads_here(kind: str, tmp_path: Path, bucket: str) -> None:
+def test_every_source_reads_remote_files_like_local_ones(kind: str, tmp_path: Path, bucket: str) -> None:
     write_sources(tmp_path)
     raw = f"{bucket}/{tmp_path.name}"
     upload(tmp_path, raw)
@@ -126,7 +126,7 @@ def test_every_source_reads_there_what_it_reads_here(kind: str, tmp_path: Path, 
     assert open_source(SOURCES[kind](raw)).fingerprint() != before
 
 
-def test_what_is_not_there_is_said(bucket: str) -> None:
+def test_missing_remote_file_is_named(bucket: str) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         input_file(f"{bucket}/none.csv")
     with pytest.raises(SourceError, match="matches no file"):
@@ -139,7 +139,7 @@ def test_what_is_not_there_is_said(bucket: str) -> None:
 # --------------------------------------------------------------------------------------------------------- messages
 
 
-def test_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -150,8 +150,8 @@ def test_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch
         pass
 
 
-def test_a_server_that_never_answers(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be waited for without end; every attempt ends by itself."""
+def test_server_without_an_answer_is_one_message_in_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without time limits the wait would not end; each attempt has one."""
     for name, value in {"CONNECT_S": 1.0, "SILENCE_S": 1.0, "ATTEMPTS": 1}.items():
         monkeypatch.setattr(places, name, value)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -162,8 +162,8 @@ def test_a_server_that_never_answers(bucket: str, monkeypatch: pytest.MonkeyPatc
             pass
 
 
-def test_denied(bucket: str, s3_server: str) -> None:
-    """Moto checks who asks from now on, and knows nobody."""
+def test_denied_access_is_one_message(bucket: str, s3_server: str) -> None:
+    """From now on Moto checks credentials, and no user exists."""
 
     def asked_before_checking(number: str) -> None:
         plain = {"Content-Type": "text/plain"}
@@ -183,7 +183,7 @@ def test_denied(bucket: str, s3_server: str) -> None:
     assert "word-that-nobody" not in str(caught.value) and "AKIATESTING" not in str(caught.value)
 
 
-def test_writable_leaves_nothing(bucket: str, tmp_path: Path) -> None:
+def test_check_of_writing_leaves_no_file(bucket: str, tmp_path: Path) -> None:
     check_writable(f"{bucket}/deep/run")
     check_writable(str(tmp_path))
     assert names(bucket) == [] and list(tmp_path.iterdir()) == []
@@ -196,20 +196,20 @@ def test_writable_leaves_nothing(bucket: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://AKIA0:secret@bucket/x", "holds credentials"),
-        ("s3://AKIA0:se/cret@bucket/x", "holds credentials"),
-        ("s3://bucket/x?secret_key=secret", "holds credentials"),
+        ("s3://AKIA0:secret@bucket/x", "has credentials"),
+        ("s3://AKIA0:se/cret@bucket/x", "has credentials"),
+        ("s3://bucket/x?secret_key=secret", "has credentials"),
         ("s3://bucket/x?zone=here", "unknown option zone"),
         ("s3:///x", "names no bucket"),
         ("unknown://bucket/x", "expected a path, s3:// or gs://"),
     ],
 )
-def test_uris_that_are_refused(uri: str, message: str) -> None:
+def test_uris_with_credentials_or_unknown_options_are_refused(uri: str, message: str) -> None:
     with pytest.raises(StorageError, match=message) as caught:
         filesystem_of(uri)
     assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
     if "credentials" in message:
-        with pytest.raises(ConfigError, match="run.dir: the s3:// URI holds credentials") as refused:
+        with pytest.raises(ConfigError, match="run.dir: the s3:// URI has credentials") as refused:
             build_config({**SMALL, "run": {"dir": uri}})
         assert "secret@" not in str(refused.value) and "=secret" not in str(refused.value)
 
@@ -291,7 +291,7 @@ def test_an_interrupted_dataset_leaves_nothing(bucket: str) -> None:
     assert names(bucket) == []
 
 
-def test_a_killed_writer_leaves_nothing_valid_and_the_next_one_takes_over(bucket: str) -> None:
+def test_next_writer_takes_the_lock_of_a_killed_one(bucket: str) -> None:
     place = f"{bucket}/set"
     write_set(place, "one")
     code = (
@@ -306,7 +306,7 @@ def test_a_killed_writer_leaves_nothing_valid_and_the_next_one_takes_over(bucket
     assert names(bucket) == ["set/manifest.json", "set/vocab/users.parquet"]
 
 
-def test_what_is_no_dataset_is_not_deleted(bucket: str) -> None:
+def test_folder_that_is_not_a_dataset_is_not_deleted(bucket: str) -> None:
     put(f"{bucket}/papers/thesis.tex", "years of work")
     with pytest.raises(DataError, match=r"thesis\.tex"):
         write_set(f"{bucket}/papers", "one")
@@ -318,7 +318,7 @@ def test_what_is_no_dataset_is_not_deleted(bucket: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ locks
 
 
-def test_a_lock_of_another_machine_says_who_and_which_object_to_delete(bucket: str) -> None:
+def test_lock_of_another_machine_names_holder_and_object(bucket: str) -> None:
     other = locks.Holder("`recsys run`", 7, "node-2", "another boot", "2026-01-01T00:00:00+00:00", "t")
     put(f"{bucket}/run/.lock", locks._dump(other))
     with (
@@ -328,12 +328,12 @@ def test_a_lock_of_another_machine_says_who_and_which_object_to_delete(bucket: s
         pass
     assert str(caught.value) == (
         f"{bucket}/run is in use by `recsys run`, process 7 on node-2, since 2026-01-01T00:00:00+00:00; choose another "
-        f"folder with --run.dir. If that process is no longer there, delete the object {bucket}/run/.lock"
+        f"folder with --run.dir. If that process has ended, delete the object {bucket}/run/.lock"
     )
     assert locks._parse(read_bytes(f"{bucket}/run/.lock")) == other
 
 
-def test_a_lock_that_another_one_took_over_is_left_to_it(bucket: str) -> None:
+def test_lock_that_another_writer_took_over_is_not_released(bucket: str) -> None:
     with holding(f"{bucket}/.lock", "one", "wait"):
         put(f"{bucket}/.lock", "of somebody else")
     assert names(bucket) == [".lock"]
@@ -346,7 +346,7 @@ def test_servers_without_conditional_writes(
     real = locks.s3_client
 
     class Old:
-        """A server that refuses conditions."""
+        """A server without conditional writes."""
 
         def __init__(self, place: str) -> None:
             self._client = real(place)
@@ -378,7 +378,7 @@ def remote_config(bucket: str, **sections: Any) -> Config:
     return build_config({**SMALL, "run": {"dir": f"{bucket}/runs/one"}, **sections})
 
 
-def test_a_run_folder_is_where_another_machine_finds_it(bucket: str) -> None:
+def test_another_machine_finds_the_run_folder(bucket: str) -> None:
     config = remote_config(bucket)
     with open_run(config, "train") as folder:
         assert names(f"{bucket}/runs/one") == [".lock", "config.yaml", "history.jsonl"]
@@ -389,7 +389,7 @@ def test_a_run_folder_is_where_another_machine_finds_it(bucket: str) -> None:
         folder.write_json(folder.metrics, {"model": 1})
         assert "metrics.json" in names(f"{bucket}/runs/one")
         (folder.root / "trials").mkdir()
-        (folder.root / "trials/table.csv").write_text("1")  # published by nobody
+        (folder.root / "trials/table.csv").write_text("1")  # not published
         assert folder.shown(folder.report) == f"{bucket}/runs/one/report.html"
         with pytest.raises(ArtifactError, match="is in use by `recsys train`"), open_run(config, "evaluate"):
             pass
@@ -409,8 +409,8 @@ def test_a_run_folder_is_where_another_machine_finds_it(bucket: str) -> None:
     assert ".lock" not in names(f"{bucket}/runs/one")
 
 
-def test_what_locks_nothing_leaves_nothing_there(bucket: str) -> None:
-    """A server runs for weeks beside the trainings of its run folder, whose log it must not replace by its own."""
+def test_stage_without_a_lock_leaves_no_lock_object(bucket: str) -> None:
+    """A server runs for weeks while its run folder trains, and must not replace the log of the training."""
     config = remote_config(bucket)
     with open_run(config, "serve", io.StringIO(), locks=False) as serving:
         assert names(bucket) == []
@@ -421,7 +421,9 @@ def test_what_locks_nothing_leaves_nothing_there(bucket: str) -> None:
     assert not serving.root.exists()
 
 
-def test_a_failing_stage_names_the_remote_folder_and_lets_go(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failing_stage_names_the_remote_folder_and_releases_the_lock(
+    bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(f"{bucket}/c.yaml", json.dumps({**SMALL, "tracking": {"enabled": False}}))
     words = ["--config", f"{bucket}/c.yaml", "--run.dir", f"{bucket}/run"]
     assert main(["recommend", *words]) == 2
@@ -434,7 +436,7 @@ def test_a_failing_stage_names_the_remote_folder_and_lets_go(bucket: str, capsys
     assert "is a whole bucket" in capsys.readouterr().err
 
 
-def test_the_seal_of_a_folder_comes_last(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seal_of_a_folder_is_written_last(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror = Mirror(tmp_path, f"{bucket}/run")
     (tmp_path / "bundle").mkdir()
     for name in ("bundle.json", "weights.safetensors"):
@@ -456,7 +458,7 @@ def test_the_seal_of_a_folder_comes_last(tmp_path: Path, bucket: str, monkeypatc
 # --------------------------------------------------------------------------------------------- models and small things
 
 
-def test_a_bundle_there_is_the_bundle_here(tmp_path: Path, bucket: str) -> None:
+def test_remote_bundle_equals_the_local_one(tmp_path: Path, bucket: str) -> None:
     dataset = small_world(tmp_path / "dataset")
     write_bundle(tmp_path / "run/bundle", small_model(dataset), dataset, {})
     upload(tmp_path / "run", f"{bucket}/run")
@@ -475,7 +477,7 @@ def test_a_bundle_there_is_the_bundle_here(tmp_path: Path, bucket: str) -> None:
 
 
 def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go where ``tracking.artifacts`` says; what cannot work is said before the run begins."""
+    """Artefacts go to ``tracking.artifacts``; a setting that cannot work is refused before the run starts."""
     (tmp_path / "report.html").write_text("<html>fine</html>")
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"{bucket}/mlflow"}
     config = remote_config(bucket, tracking=tracking)
@@ -514,7 +516,7 @@ def test_requests_images_and_cached_vectors(bucket: str) -> None:
 
 
 def test_small_files_of_a_dataset_through_its_columns(tmp_path: Path, bucket: str) -> None:
-    """The reader of a prepared dataset, on a copy of one."""
+    """Read a copy of a prepared dataset."""
     here = small_world(tmp_path / "dataset")
     upload(tmp_path / "dataset", f"{bucket}/dataset")
     there = PreparedDataset(f"{bucket}/dataset")

@@ -1,4 +1,4 @@
-"""The planted world: the same for any partitions; each signal is there with its knob up and gone with it down."""
+"""Generated data: equal for any partitions; each signal exists at strength 1 and not at strength 0."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def table(source: SyntheticSource, name: str) -> pa.Table:
 
 
 def events(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
-    """User and item number of every event, in the order of each user."""
+    """User and item number of each event, in the order of each user."""
     log = table(source, "events")
     assert log.column(schema.REASON).null_count == log.num_rows
     numbers = [[int(name[1:]) for name in log.column(column).to_pylist()] for column in ("user_id", "item_id")]
@@ -39,7 +39,7 @@ def events(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def share_of_same_user(users: np.ndarray, group: np.ndarray) -> float:
-    """How often two successive events of a user are of one group; chance is 1 / number of groups (equal sizes)."""
+    """Share of successive events of a user in one group; by chance 1 / number of groups (equal sizes)."""
     same_user = users[1:] == users[:-1]
     return float((group[1:] == group[:-1])[same_user].mean())
 
@@ -57,7 +57,7 @@ def test_same_seed_same_rows_for_any_partitions(name: str) -> None:
     def rows(found: pa.Table) -> list[Any]:
         return found.sort_by(schema.ORDER).to_pylist()
 
-    # The partitions are no part of the random streams, and any order of tasks gives the same rows.
+    # Random streams do not depend on partitions, and any order of tasks gives the same rows.
     assert rows(read_all(in_parts[::-1])) == rows(whole)
     assert rows(table(source.model_copy(update={"seed": 1}), name)) != rows(whole)
 
@@ -139,7 +139,7 @@ def words_of_own_topic(source: SyntheticSource) -> float:
     return float(np.mean(hits))
 
 
-def test_text_tells_the_topic() -> None:
+def test_text_predicts_the_topic() -> None:
     told = [words_of_own_topic(world(text=knob)) for knob in (0.0, 0.5, 1.0)]
     assert told[0] == pytest.approx(1 / 12, abs=0.04)
     assert 0.4 < told[1] < 0.7
@@ -151,7 +151,7 @@ def test_text_tells_the_topic() -> None:
 
 
 @pytest.mark.parametrize(("knob", "low", "high"), [(1.0, 0.8, 1.0), (0.0, 0.0, 0.08)])
-def test_order_tells_the_next_item(knob: float, low: float, high: float) -> None:
+def test_order_predicts_the_next_item(knob: float, low: float, high: float) -> None:
     source = world(evolution=knob)
     users, items = events(source)
     planted = world_of(source)
@@ -186,7 +186,7 @@ def test_friends_share_taste(knob: float) -> None:
         assert among_friends == pytest.approx(among_strangers, rel=0.15)
 
 
-def test_circles_share_topics_and_communities_as_far_as_the_knob_says() -> None:
+def test_circles_share_topics_and_communities_by_the_strength() -> None:
     for knob in (0.0, 1.0):
         taste = tastes(world_of(world(social=knob)), 0)
         same = (taste.topic_U2[0, 0] == taste.topic_U2[:CIRCLE, 0]).mean()
@@ -194,20 +194,20 @@ def test_circles_share_topics_and_communities_as_far_as_the_knob_says() -> None:
 
 
 def steps(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
-    """User and item number of every event, straight from the walk."""
+    """User and item number of each event, directly from the walk."""
     planted = world_of(source)
     found = [walk(planted, bundle) for bundle in range(planted.num_bundles)]
     return np.concatenate([w.users_E for w in found]), np.concatenate([w.items_E for w in found])
 
 
 def everybody(source: SyntheticSource, name: str) -> np.ndarray:
-    """One column of the tastes, of all users."""
+    """One column of the tastes of all users."""
     planted = world_of(source)
     return np.concatenate([getattr(tastes(planted, bundle), name) for bundle in range(planted.num_bundles)])
 
 
 @pytest.mark.parametrize(("knob", "low", "high"), [(1.0, 0.99, 1.0), (0.5, 0.2, 0.4), (0.0, 0.0, 0.14)])
-def test_facts_tell_the_owner_that_a_user_likes(knob: float, low: float, high: float) -> None:
+def test_triples_give_the_owner_that_a_user_likes(knob: float, low: float, high: float) -> None:
     source = world(knowledge=knob)
     facts = table(source, "knowledge")
     assert set(facts.column("relation").to_pylist()) == {"made by", "features", "owned by", "based in"}
@@ -226,8 +226,8 @@ def test_facts_tell_the_owner_that_a_user_likes(knob: float, low: float, high: f
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
-def test_the_mix_of_topics_tells_the_stratum(knob: float) -> None:
-    """Also with the knob of the text at 0: the words of a user's items name the mix, which names the shelf."""
+def test_mix_of_topics_determines_the_stratum(knob: float) -> None:
+    """Also with text at 0: the words of a user's items determine the mix, which determines the shelf."""
     source = world(stratum=knob)
     planted, (users, items) = world_of(source), steps(source)
     names, _ = topic_words(source.num_topics)
@@ -246,7 +246,7 @@ def test_the_mix_of_topics_tells_the_stratum(knob: float) -> None:
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
-def test_only_crosses_of_attributes_tell_the_segment(knob: float) -> None:
+def test_only_crosses_of_attributes_determine_the_segment(knob: float) -> None:
     source = world(profile=knob, num_users=1200)
     planted, (users, items) = world_of(source), steps(source)
     rows = table(source, "users").to_pylist()
@@ -271,7 +271,7 @@ def test_only_crosses_of_attributes_tell_the_segment(knob: float) -> None:
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
-def test_images_tell_the_style(knob: float) -> None:
+def test_images_predict_the_style(knob: float) -> None:
     source = world(media=knob)
     planted, (users, items) = world_of(source), steps(source)
     image = np.array(table(source, "items").column("image").to_pylist())
@@ -287,8 +287,8 @@ def test_images_tell_the_style(knob: float) -> None:
 
 
 @pytest.mark.parametrize("knob", KNOBS)
-def test_one_knob_leaves_no_trace_in_the_other_groups(knob: str) -> None:
-    """With one knob at 1, what the other mechanisms speak about is at its chance level."""
+def test_one_signal_does_not_change_the_other_groups(knob: str) -> None:
+    """With one strength at 1, the groups of the other mechanisms are at chance level."""
     source = world(**{knob: 1.0})
     users, items = steps(source)
     planted = world_of(source)

@@ -1,4 +1,4 @@
-"""Times: every form with its value by hand, unknown times, what is refused, formats that the user gives."""
+"""Times: every format with its value by hand, missing times, refused values, formats of the user."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_doctests() -> None:
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_every_form_alone_and_between_others(text: str) -> None:
+def test_every_format_alone_and_in_a_mixed_column(text: str) -> None:
     assert _read([text]) == ([FORMS[text]], [False])
     expected = None if FORMS[text] is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=FORMS[text])
     assert moment(text) == expected  # the reader of requests and configurations
@@ -115,14 +115,14 @@ def test_every_form_alone_and_between_others(text: str) -> None:
         *("--", "21:51:13", "Nov 27"),
     ],
 )
-def test_what_is_no_time_is_wrong(text: str) -> None:
+def test_invalid_times_are_wrong(text: str) -> None:
     assert _read([text, "2020-11-27", "20201127"])[0][:2] == [None, DAY]
     assert _read([text, "2020-11-27", "20201127"])[1] == [True, False, False]
-    with pytest.raises(ValueError, match="expected a time: read are"):
+    with pytest.raises(ValueError, match="expected a time: accepted are"):
         moment(text)
 
 
-def test_typed_integers_that_read_as_dates_are_dates() -> None:
+def test_integers_in_calendar_form_are_dates() -> None:
     for kind in (pa.int32(), pa.int64(), pa.uint32(), pa.float64()):
         assert _read(pa.array([20201127, 20201128, None], kind))[0] == [DAY, DAY + 86_400 * 10**6, None]
     assert _read(pa.array([20201127215113], pa.int64()))[0] == [MICROS]
@@ -130,13 +130,13 @@ def test_typed_integers_that_read_as_dates_are_dates() -> None:
 
 
 def test_numbers_that_count_from_zero_stay_seconds() -> None:
-    """Only a few of them look like dates, so that none is one."""
+    """Only a few of them look like dates, so none of them is read as a date."""
     relative = [0, 5_000_000, 12_345_678, 20_201_127, 30_000_000]
     assert _read(pa.array(relative)) == ([second * 10**6 for second in relative], [False] * 5)
     assert _read(pa.array([1, 44_162, 86_000]))[0] == [10**6, 44_162 * 10**6, 86_000 * 10**6]
 
 
-def test_zero_and_minus_one_among_real_times_are_unknown() -> None:
+def test_zero_and_minus_one_among_real_times_are_missing() -> None:
     assert _read(["0", "2020-11-27", "-1"]) == ([None, DAY, None], [False] * 3)
     assert _read(pa.array([0, 20201127])) == ([None, DAY], [False] * 2)
     assert _read(pa.array([0, -1, SECONDS])) == ([None, None, MICROS], [False] * 3)
@@ -187,8 +187,8 @@ def test_a_given_format_reads_whole_numbers_too() -> None:
 
 
 @pytest.mark.parametrize("form", ["%Q", "%d/%m", "%H:%M", "%", "soon", "%Y-%m-%d %"])
-def test_a_format_that_gives_no_date_is_refused_when_the_configuration_is_read(form: str) -> None:
-    with pytest.raises(ValidationError, match="expected a strptime form with a year"):
+def test_format_without_a_date_is_refused_when_the_configuration_is_read(form: str) -> None:
+    with pytest.raises(ValidationError, match="expected a strptime format with a year"):
         CanonicalSource(events=["e.csv"], time_format=form)
     assert CanonicalSource(events=["e.csv"], time_format="%d/%m/%Y %H:%M%z").time_format
 
@@ -203,7 +203,7 @@ def test_the_rules_of_a_layout_reach_the_times_of_events_and_friendships() -> No
         assert check_rows(raw, Layout(table)).column(schema.REASON).to_pylist() == ["bad timestamp"]
 
 
-def test_one_moment() -> None:
+def test_single_time() -> None:
     expected = datetime.fromtimestamp(SECONDS, UTC)
     for value in (SECONDS, SECONDS * 1000, float(SECONDS), "2020-11-27T21:51:13Z", "20201127215113", expected):
         assert moment(value) == expected
@@ -224,7 +224,7 @@ PYTHON_FORMS = (
 
 @settings(max_examples=60, deadline=None)
 @given(MOMENTS, st.sampled_from(PYTHON_FORMS))
-def test_every_form_of_a_moment_gives_that_moment(when: datetime, form: str) -> None:
+def test_every_format_of_a_time_gives_that_time(when: datetime, form: str) -> None:
     written = when if "%f" in form else when.replace(microsecond=0)
     expected = (written - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert _read([written.strftime(form)]) == ([expected], [False])
@@ -242,7 +242,7 @@ def test_polars_reads_a_format_as_python_does(when: datetime) -> None:
         assert _read([when.strftime(form)], CellRules(time_format=form)) == ([micros], [False])
 
 
-def test_too_many_bad_times_name_the_value_the_forms_and_the_key(tmp_path: Path) -> None:
+def test_too_many_bad_times_name_value_formats_and_key(tmp_path: Path) -> None:
     raw = pa.table({"user_id": ["u"] * 2, "item_id": ["i"] * 2, "timestamp": ["27/11/2020", "28/11/2020"]})
     checked = check_rows(raw, Layout(schema.EVENTS))
     columns = {"file": ["e.csv"] * 2, "row": [1, 2], "reason": checked.column(schema.REASON)}

@@ -101,7 +101,7 @@ def of_two(config: Config, dataset: PreparedDataset, folder: Path) -> dict[str, 
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: str) -> None:
     """Real processes over gloo; 40 users in batches of 15 leave an odd row to share."""
     dataset = cycles(tmp_path / "data", ordered)
-    unordered = {} if ordered else {"hide_history": 0.2}
+    unordered = {} if ordered else {"history_mask_rate": 0.2}
     power = 1.0 if ordered else 0.5
     config = settings(batch_size=15, loss={"kind": loss, "num_negatives": 8, "event_power": power}, **unordered)
     config.model.granularities.evolution.enabled = ordered
@@ -302,7 +302,7 @@ def test_resuming_after_the_last_patience_does_not_train_on(tmp_path: Path) -> N
 def test_settings_that_cannot_act_are_refused(tmp_path: Path) -> None:
     dataset = cycles(tmp_path)
     with pytest.raises(ConfigError, match="act on unordered data only"):
-        run(settings(hide_history=0.2), dataset)
+        run(settings(history_mask_rate=0.2), dataset)
     with pytest.raises(ConfigError, match="label_smoothing acts on full_softmax only"):
         run(settings(loss={"kind": "sampled_softmax", "label_smoothing": 0.1}), dataset)
 

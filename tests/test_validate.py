@@ -1,4 +1,4 @@
-"""Row rules: every reason, the formats of time, ids and numbers, and that nothing raises."""
+"""Row rules: all reasons, the formats of times, ids and numbers, and no exceptions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_doctests() -> None:
         "2001/09/09 01:46:40",
     ],
 )
-def test_every_way_to_write_one_moment(text: str) -> None:
+def test_every_format_of_one_time(text: str) -> None:
     times, wrong = timestamps(pa.array([text, None]))
     assert times.to_pylist() == [MOMENT, None]
     assert wrong.to_pylist() == [False, False]
@@ -55,7 +55,7 @@ def test_dates_and_fractions() -> None:
 
 
 @pytest.mark.parametrize("text", ["soon", "-5", "inf", "2001-13-09", "2001-02-30", "1e30", "9999-01-01", "-", "--"])
-def test_what_is_no_time(text: str) -> None:
+def test_invalid_times_are_refused(text: str) -> None:
     times, wrong = timestamps(pa.array([text]))
     assert (times.to_pylist(), wrong.to_pylist()) == ([None], [True])
 

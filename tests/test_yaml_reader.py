@@ -1,4 +1,4 @@
-"""YAML of people: what plain YAML loses or inflates without a word is an error with file, key and line."""
+"""YAML of users: content that plain YAML loses or inflates silently is an error with file, key and line."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("train:\n  epochs: 1\n  lr: 0.1\n  epochs: 2\n", ["train.epochs is there twice", "line 3", "line 5"]),
-        ("train: {epochs: 1}\ndata: {}\ntrain: {lr: 1}\n", ["train is there twice", "line 2", "line 4"]),
-        ("data:\n  split:\n    kind: ratio\n    kind: ratio\n", ["data.split.kind is there twice"]),
-        ("update: {rewards: {'1': 2, 1: 3, 1.0: 4}}\n", ["update.rewards.1.0 is there twice"]),
-        ("train:\n  <<: {epochs: 7}\n  lr: 1\n  lr: 2\n", ["train.lr is there twice"]),
+        ("train:\n  epochs: 1\n  lr: 0.1\n  epochs: 2\n", ["train.epochs occurs twice", "line 3", "line 5"]),
+        ("train: {epochs: 1}\ndata: {}\ntrain: {lr: 1}\n", ["train occurs twice", "line 2", "line 4"]),
+        ("data:\n  split:\n    kind: ratio\n    kind: ratio\n", ["data.split.kind occurs twice"]),
+        ("update: {rewards: {'1': 2, 1: 3, 1.0: 4}}\n", ["update.rewards.1.0 occurs twice"]),
+        ("train:\n  <<: {epochs: 7}\n  lr: 1\n  lr: 2\n", ["train.lr occurs twice"]),
     ],
 )
 def test_a_repeated_key_names_both_lines(text: str, said: list[str], tmp_path: Path) -> None:
@@ -44,11 +44,11 @@ def test_a_repeated_key_names_both_lines(text: str, said: list[str], tmp_path: P
 
 
 def test_a_search_space_refuses_a_repeated_key_as_well() -> None:
-    with pytest.raises(ConfigError, match=r"train\.lr is there twice, in line 1 and in line 2"):
+    with pytest.raises(ConfigError, match=r"train\.lr occurs twice, in line 1 and in line 2"):
         parse_yaml("train.lr: 1\ntrain.lr: 2\n", "space.yaml", Loader)
 
 
-def test_merged_keys_are_no_repetition_and_own_keys_win(tmp_path: Path) -> None:
+def test_merged_keys_are_not_repeated_keys_and_own_keys_win(tmp_path: Path) -> None:
     config = _load(MODEL + "train:\n  <<: {epochs: 7, lr: 0.5}\n  lr: 0.25\n", tmp_path)
     assert (config.train.epochs, config.train.lr) == (7, 0.25)
     shared = "tune: {fusion: &all {settings: 9}}\n"
@@ -79,7 +79,7 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: &a [*a]\n", "holds itself"),
+        ("a: &a [*a]\n", "contains itself"),
         ("a: " + "[" * 20_000 + "]" * 20_000, "nested more than"),
         ("".join(" " * n + "a:\n" for n in range(200)), "nested more than"),
         ("# " + "x" * MAX_BYTES, "expected at most"),
@@ -90,7 +90,7 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
         ("data: !!python/object/apply:os.system [x]\n", "constructor"),
     ],
 )
-def test_what_is_no_configuration_is_one_message(text: str, said: str, tmp_path: Path) -> None:
+def test_other_content_than_a_configuration_is_one_message(text: str, said: str, tmp_path: Path) -> None:
     _refused(MODEL + text, tmp_path, said)
 
 
@@ -105,7 +105,7 @@ def test_byte_order_marks_and_line_ends_of_windows_are_read(encoding: str, tmp_p
     assert (config.run.name, config.seed) == ("café", 3)
 
 
-def test_numbers_of_an_unusual_form_are_the_text_that_was_written(tmp_path: Path) -> None:
+def test_numbers_in_an_unusual_form_stay_the_written_text(tmp_path: Path) -> None:
     text = "data: {interactions: [010, 12:30, 1.10, 7, 1e5]}\nseed: 010\ntrain: {batch_size: 1_000, lr: 0.10}\n"
     config = _load(MODEL + text, tmp_path)
     assert config.data.interactions == ["010", "12:30", "1.10", "7", "1e5"]
@@ -116,7 +116,7 @@ def test_numbers_of_an_unusual_form_are_the_text_that_was_written(tmp_path: Path
     "section",
     ["evaluate:", "train:\n  loss:", "data:\n  split:\n  text:\n    users:", "tune:\n  fusion:", "tracking: ~"],
 )
-def test_an_emptied_section_has_its_defaults(section: str, tmp_path: Path) -> None:
+def test_empty_section_has_its_defaults(section: str, tmp_path: Path) -> None:
     assert _load(f"{MODEL}{section}\n", tmp_path) == _load(MODEL, tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_an_emptied_section_has_its_defaults(section: str, tmp_path: Path) -> No
         ("data: {source: {events: [a]}}\n", "data.source.kind: missing"),
     ],
 )
-def test_an_emptied_value_is_named_without_the_names_of_our_classes(text: str, said: str, tmp_path: Path) -> None:
+def test_empty_value_is_named_without_names_of_classes(text: str, said: str, tmp_path: Path) -> None:
     _refused(MODEL + text, tmp_path, said)
     with pytest.raises(ConfigError) as caught:
         _load(MODEL + text, tmp_path)
@@ -154,16 +154,16 @@ def test_an_emptied_value_is_named_without_the_names_of_our_classes(text: str, s
         "model: {granularities: {profile: {crosses: [[on]]}}}",
     ],
 )
-def test_a_word_that_yaml_reads_as_true_names_the_quotes(text: str, tmp_path: Path) -> None:
+def test_message_on_a_word_read_as_true_recommends_quotes(text: str, tmp_path: Path) -> None:
     _refused((MODEL if "model" not in text else "") + text + "\n", tmp_path, "in quotes", "YAML reads on")
 
 
 @pytest.mark.parametrize("text", ["train: {epochs: on}", "train: {lr: yes}", "data: {quarantine: {max_share: on}}"])
-def test_true_is_no_number(text: str, tmp_path: Path) -> None:
+def test_true_is_not_a_number(text: str, tmp_path: Path) -> None:
     _refused(MODEL + text + "\n", tmp_path, "expected a number, got true")
 
 
-def test_true_and_words_for_it_are_taken_where_they_are_meant(tmp_path: Path) -> None:
+def test_true_and_its_words_are_accepted_for_booleans(tmp_path: Path) -> None:
     text = "train: {use_gpu: no, refit: off}\ndata: {source: {kind: canonical, events: [a.csv], header: yes}}\n"
     config = _load(MODEL + text, tmp_path)
     assert (config.train.use_gpu, config.train.refit, config.data.source.model_dump()["header"]) == ("no", False, "yes")
@@ -174,7 +174,7 @@ def test_true_and_words_for_it_are_taken_where_they_are_meant(tmp_path: Path) ->
     [("$A_B", "p$WORD"), ("${A_B}x", "p$WORDx"), ("$$A_B", "$A_B"), ("$${A_B}", "${A_B}"), ("5$ and $$", "5$ and $$")],
 )
 def test_variables_are_expanded_once(text: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value with a dollar sign of its own is written down so that it is read back, and never expanded again."""
+    """The dump of a value with a dollar sign reads back equal and is not expanded again."""
     monkeypatch.setenv("A_B", "p$WORD")
     config = _load(f"{MODEL}run: {{name: '{text}'}}\n", tmp_path)
     assert config.run.name == value
@@ -183,16 +183,16 @@ def test_variables_are_expanded_once(text: str, value: str, tmp_path: Path, monk
 
 
 def test_an_open_brace_of_a_variable_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"run\.name.*without its"):
+    with pytest.raises(ConfigError, match=r"run\.name.*without a"):
         _load(MODEL + "run: {name: '${A_B'}\n", tmp_path)
 
 
 def test_a_number_of_more_than_63_bits_is_refused(tmp_path: Path) -> None:
-    _refused(MODEL + f"seed: {10**30}\n", tmp_path, "seed", "too large a number")
+    _refused(MODEL + f"seed: {10**30}\n", tmp_path, "seed", "is too large")
 
 
 @pytest.mark.parametrize("text", ["", "seed: 1\n", "model:\n", "model: auto\n"])
-def test_a_missing_or_emptied_model_is_left_open(text: str, tmp_path: Path) -> None:
+def test_missing_or_empty_model_stays_unset(text: str, tmp_path: Path) -> None:
     config = _load(text, tmp_path)
     assert not config.has_model and "model" not in config.model_dump()
     assert Config.model_validate(config.model_dump(mode="json")) == config

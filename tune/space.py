@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from recsys.config import Config, build_config, parse_yaml, set_path
+from recsys.config.renamed import current_path
 from recsys.config.yaml_reader import Loader
 from recsys.errors import ConfigError, choices
 
@@ -138,7 +139,8 @@ def load_space(files: Sequence[str], config: Config) -> Space:
     dimensions, fixed = [], {}
     for name in files:
         place = _find(name)
-        for path, value in _read(place).items():
+        for written, value in _read(place).items():
+            path = current_path(written)
             if path in found:
                 raise ConfigError(f"{place}: {path} is in {found[path]} as well; leave one of them out")
             found[path] = str(place)

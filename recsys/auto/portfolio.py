@@ -195,7 +195,7 @@ def _sets(traits: Traits) -> list[Setting]:
             "lr": 0.015,
             "warmup": 0.0,
             "clip_norm": 0.0,
-            "hide_history": 0.3,
+            "history_mask_rate": 0.3,
             "evaluate_every": 5,
             "patience": 3,
             "loss": {"temperature": 0.1, "learn_temperature": True, "event_power": 0.5},
@@ -207,5 +207,5 @@ def _sets(traits: Traits) -> list[Setting]:
         *([one("friends in the training", friends=True)] if traits.friends else []),
         one("3 layers", layers=3),
         one("width 64", width=64),
-        one("less hidden", hide_history=0.15),
+        one("less hidden", history_mask_rate=0.15),
     ]

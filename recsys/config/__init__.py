@@ -1,7 +1,9 @@
-"""The one typed configuration: the same dotted path in YAML, on the command line and in a sweep's search space.
+"""The one typed configuration: the same dotted path in YAML, on the command line and in a sweep's
+search space.
 
-Why: a typo must be an error that lists the valid keys, never a silently ignored setting, and a run must be repeatable
-from the single ``config.yaml`` it leaves behind. One file a section; :mod:`~recsys.config.root` puts them together.
+Why: a typo must be an error that lists the valid keys, never a silently ignored setting, and a run
+must be repeatable from the single ``config.yaml`` in its folder. Each section has its own file;
+:mod:`~recsys.config.root` combines them.
 """
 
 from recsys.config.data import (

@@ -1,4 +1,4 @@
-"""``compare``: two finished runs on the same test users, or the versions in the logs of a server."""
+"""``compare``: two finished runs on the same test users, or the model versions in logs of a server."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from recsys.config.section import Place, Section
 
 
 class CompareConfig(Section):
+    """A comparison of two runs, or of the models in logs of a server."""
+
     runs: list[Place] = Field([], description="the two run folders (recsys compare RUN RUN)")
     out: Place = Field(
         "",
-        description="file of the comparison; default: compare.json in the first run's folder, or beside the first log",
+        description="file of the comparison; default: compare.json in the first run's folder or next to the first log",
     )
     logs: list[Place] = Field(
         [], description="files, folders or globs that `recsys serve` wrote to serve.log (short: --logs FILE…)"
@@ -21,15 +23,16 @@ class CompareConfig(Section):
     )
     rewards: dict[str, float] = Field(
         {"click": 1.0, "purchase": 3.0, "skip": 0.0},
-        description="event type → what an event on a shown item is worth",
+        description="event type → reward of an event on a shown item",
     )
     window_hours: float = Field(
         24.0,
         gt=0,
-        description="after an answer in which an event counts for it; the newest answer that shows the item has it",
+        description="hours after an answer in which an event counts for it; it counts for the "
+        "newest answer with the item",
     )
     target: str = Field(
         "",
         description="models:/NAME@ALIAS, models:/NAME/VERSION or a pulled folder: a model whose value is estimated "
-        "off policy, from what others showed",
+        "off policy, from the lists that other models showed",
     )

@@ -1,7 +1,7 @@
-"""Settings that cannot all hold, whatever the data: found before a verb starts, and by its dry run.
+"""Settings that contradict each other for any data: found before a verb starts, and by its dry run.
 
-Why not when the configuration is read: a search space tries values one by one, and two that contradict each other may
-each be right beside another value.
+Why not when the configuration is read: a search space tests values one by one, and two values that
+contradict each other may each be valid together with another value.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
     Raises
     ------
     ConfigError
-        with every contradiction, one a line.
+        With all contradictions, one in each line.
     """
     found = list(_of_data(config)) if _PREPARES in stages else []
     found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
     if config.train.privacy.epsilon and ("sweep" in stages or (_TRAINS in stages and not config.has_model)):
         found.append(
-            "train.privacy trains one model once, and a search or a chosen model (model auto) looks at users many "
-            "times: give a section model, and set train.privacy.epsilon 0 for the search"
+            "train.privacy trains one model once, but a search and a chosen model (model auto) read the users' data "
+            "many times: give a section model, and set train.privacy.epsilon 0 for the search"
         )
     if found:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
@@ -41,8 +41,8 @@ def _of_data(config: Config) -> Iterator[str]:
     for key in ("valid_from", "test_from"):
         if getattr(split, key) and split.kind != "temporal":
             yield (
-                f"data.split.{key} is read by kind temporal only, and data.split.kind is {split.kind}; "
-                "set kind temporal, or leave the time out"
+                f"data.split.{key} is for kind temporal only, and data.split.kind is {split.kind}; "
+                "set kind temporal, or remove the time"
             )
     if data.order == "none" and split.kind == "leave-last":
         yield "data.split.kind leave-last needs an order, and data.order is none; set data.split.kind ratio"
@@ -55,12 +55,12 @@ def _of_data(config: Config) -> Iterator[str]:
     strays += sorted({*data.targets} & {*data.text.event_types})
     if strays:
         yield (
-            f"data.targets names {', '.join(strays)}, which data.interactions or data.text.event_types keep out of the "
-            "history: add it to data.interactions, or leave it out"
+            f"data.targets names {', '.join(strays)}, which data.interactions or data.text.event_types exclude from "
+            "the history: add it to data.interactions, or remove it"
         )
     both = sorted({*data.interactions} & {*data.text.event_types})
     if both:
-        yield f"data.interactions and data.text.event_types both name {', '.join(both)}; leave it out of one"
+        yield f"data.interactions and data.text.event_types both name {', '.join(both)}; remove it from one"
 
 
 def _of_training(config: Config) -> Iterator[str]:
@@ -68,17 +68,18 @@ def _of_training(config: Config) -> Iterator[str]:
     where = "model.granularities"
     ordered = data.order in ("time", "file")
     if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
-        yield "train.loss.label_smoothing acts on full_softmax only; set it 0, or train.loss.kind full_softmax"
+        yield "train.loss.label_smoothing is for full_softmax only; set it 0, or train.loss.kind full_softmax"
     if train.privacy.epsilon:
         yield from not_private(config)
-    if ordered and (train.hide_history or train.loss.event_power != 1.0):
+    if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
-            f"train.hide_history {train.hide_history} and train.loss.event_power {train.loss.event_power} act on "
-            f"unordered data only, and data.order is {data.order}: set them 0 and 1, or data.order none"
+            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power "
+            f"{train.loss.event_power} are for "
+            f"data without an order, and data.order is {data.order}: set them 0 and 1, or data.order none"
         )
     for name, section in enabled.items():
         yield from section.contradictions(config, f"{where}.{name}")
     if not (config.model.item.id or data.text.enabled):
-        yield "model.item.id and data.text.enabled are both false, which leaves nothing to tell items apart; set one"
+        yield "model.item.id and data.text.enabled are both false, so items cannot be distinguished; set one true"
     if config.model.fusion.kind == "weighted" and not any(section.weight for section in enabled.values()):
         yield f"model.fusion.kind is weighted and every {where}.NAME.weight is 0; give one of them a weight"

@@ -12,80 +12,109 @@ from recsys.config.sources import Source, SyntheticSource, open_kind
 
 
 class SplitConfig(Section):
-    """How events are divided. Validation is always apart from test.
+    """How events are divided into training, validation and test.
 
-    ``given``: the source's split column; when it names no validation, that is each user's latest training events, or
-    random ones when the data has no order.
-    ``auto``: ``leave-last``, or ``ratio`` where no event has a time and the order of the file is not said to be one.
-    ``leave-last``: each user's last event is test, the one before it validation.
-    ``temporal``: one global cut-off in time for test and an earlier one for validation.
-    ``ratio``: a share of each user's events, the latest ones, or random ones when the data has no order.
+    ``given``: the source's split column. If it has no validation events, these are each user's
+    latest training events, or random ones if the data has no order. ``auto``: ``leave-last``, or
+    ``ratio`` if no event has a time and ``data.order`` is not ``file``. ``leave-last``: each user's
+    last event is test, the one before it is validation. ``temporal``: one global cut-off in time
+    for test and an earlier one for validation. ``ratio``: a share of each user's events: the latest
+    ones, or random ones if the data has no order.
 
-    With any kind, ``cold_users`` makes a share of the users newcomers: see :mod:`recsys.data.cold_start`.
+    With every kind, ``cold_users`` makes a share of the users cold-start users: see
+    :mod:`recsys.data.cold_start`.
     """
 
-    kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = "auto"
-    valid: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio), of training events (given)")
-    test: float = Field(0.1, gt=0, lt=1, description="share of events (temporal, ratio)")
-    valid_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
-    test_from: str = Field("", description="a time such as 2024-03-01, instead of the share (temporal)")
+    kind: Literal["auto", "given", "leave-last", "temporal", "ratio"] = Field(
+        "auto", description="auto: leave-last where the events have an order, else ratio"
+    )
+    valid: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of events for validation (temporal, ratio), or of the training events (given)",
+    )
+    test: float = Field(0.1, gt=0, lt=1, description="share of events for test (temporal, ratio)")
+    valid_from: str = Field(
+        "", description="first time of validation, such as 2024-03-01, instead of the share (temporal)"
+    )
+    test_from: str = Field("", description="first time of test, such as 2024-03-01, instead of the share (temporal)")
     cold_users: float = Field(
-        0.0, ge=0, lt=1, description="share of users, by hash of id and seed, whose training events are cut"
+        0.0, ge=0, lt=1, description="share of users, chosen by a hash of id and seed, who keep few training events"
     )
     cold_keep: int = Field(
-        3, ge=0, description="training events that cold users keep: the latest, or random ones without order"
+        3, ge=0, description="training events that these users keep: the latest, or random ones without order"
     )
 
 
 class UserTextConfig(Section):
-    """The past of every user as texts, the newest item first, for ``behaviour.input`` user_text or both."""
+    """The history of every user as texts, newest item first, for ``behaviour.input`` user_text or
+    both.
+    """
 
-    enabled: bool = False
-    max_items: int = Field(64, ge=1, description="named in a text; what exceeds max_tokens is cut")
-    first: int = Field(4, ge=1, description="events of a user's earliest text; the next is at twice as many (order)")
-    folds: int = Field(1, ge=1, description="texts that each leave out a fold of the events, train.hide_history = 1/n")
+    enabled: bool = Field(False, description="whether texts of users are made")
+    max_items: int = Field(64, ge=1, description="items that a text names at most; text beyond max_tokens is cut")
+    first: int = Field(
+        4, ge=1, description="events in a user's first text; each later text has twice as many (data with an order)"
+    )
+    folds: int = Field(
+        1, ge=1, description="number n of texts, each without one fold of the events; needs train.history_mask_rate 1/n"
+    )
 
     @property
     def how(self) -> tuple[int, int, int]:
-        """What the texts are made by."""
+        """The settings that decide the texts: ``max_items``, ``first``, ``folds``."""
         return self.max_items, self.first, self.folds
 
 
 class FinetuneConfig(Section):
-    """Contrastive fine-tuning of the language model by low-rank adapters, kept only where validation gains."""
+    """Contrastive fine-tuning of the language model with low-rank adapters; kept only if validation
+    improves.
+    """
 
-    enabled: bool = False
-    steps: int = Field(300, ge=1)
-    batch_size: int = Field(64, ge=2, description="pairs of a step; the others are each pair's negatives")
-    rank: int = Field(8, ge=1, description="of the adapters on the attention projections")
-    lr: float = Field(5e-4, gt=0)
-    temperature: float = Field(0.05, gt=0)
-    max_pairs: int = Field(200_000, ge=1, description="of items next to each other in training events")
+    enabled: bool = Field(False, description="whether the language model is fine-tuned")
+    steps: int = Field(300, ge=1, description="optimiser steps")
+    batch_size: int = Field(64, ge=2, description="pairs of items in a step; the other pairs are each pair's negatives")
+    rank: int = Field(8, ge=1, description="rank of the adapters on the attention projections")
+    lr: float = Field(5e-4, gt=0, description="learning rate")
+    temperature: float = Field(0.05, gt=0, description="cosine similarities are divided by this number")
+    max_pairs: int = Field(
+        200_000, ge=1, description="pairs of items next to each other in a user's training events, at most"
+    )
 
 
 class TextConfig(Section):
-    """Item text, the language model that reads it, and the texts of users that are made of it."""
+    """Item text, the language model that encodes it, and the texts of users that are made from it."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether item text is encoded")
     fields: list[str] | None = Field(None, description="columns of items, in order; null: every text column")
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[list[str], Field(min_length=1)]] = Field(
-        {}, description="group → its columns: a vector and a projection each; empty: one group of all fields"
+        {},
+        description="group → its columns; each group has its own vector and projection; empty: one group of all fields",
     )
     html: list[str] = Field(
-        [], description="columns of items with HTML: tags are taken out, &amp; and its like become characters"
+        [], description="columns of items with HTML: tags are removed, and entities such as &amp; become characters"
     )
     users: UserTextConfig = Field(default_factory=UserTextConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
-    event_column: str = Field("", description="context column of auxiliary events, joined per item (e.g. tag)")
-    event_types: list[str] = Field([], description="event types whose event_column is text; never targets")
-    max_event_terms: int = Field(24, ge=1)
-    model: Place = Field("all-MiniLM-L6-v2", description="packaged model, local folder or hub id")
-    allow_download: bool = False
-    max_tokens: int = Field(128, ge=8)
-    batch_size: int = Field(64, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    num_actors: int = Field(1, ge=1, description="language models that work side by side")
-    cache_dir: Place = Field("", description="default: $XDG_CACHE_HOME/multigrain/text")
+    event_column: str = Field(
+        "", description="context column of auxiliary events whose texts are joined for each item, e.g. tag"
+    )
+    event_types: list[str] = Field(
+        [], description="event types whose event_column is item text; they are never targets"
+    )
+    max_event_terms: int = Field(24, ge=1, description="most frequent terms of event_column that an item keeps")
+    model: Place = Field("all-MiniLM-L6-v2", description="name of a packaged model, local folder or hub id")
+    allow_download: bool = Field(False, description="whether the model may be downloaded from the hub")
+    max_tokens: int = Field(128, ge=8, description="tokens of a text that the model reads")
+    batch_size: int = Field(64, ge=1, description="texts that the model encodes at once")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the model; auto: the faster one on this device"
+    )
+    num_actors: int = Field(1, ge=1, description="copies of the language model that work in parallel")
+    cache_dir: Place = Field(
+        "", description="folder of encoded texts, used by later runs; default: $XDG_CACHE_HOME/multigrain/text"
+    )
 
     @model_validator(mode="after")
     def _groups_or_fields(self) -> TextConfig:
@@ -95,24 +124,28 @@ class TextConfig(Section):
 
 
 class ImagesConfig(Section):
-    """Image files that a vision model turns into vectors of one medium; unit length."""
+    """Image files that a vision model encodes as unit vectors of one medium."""
 
     column: str = Field("", description="column of items with an image's path or URI; empty: no images are read")
     name: str = Field("image", pattern=r"^[A-Za-z0-9_]+$", description="the medium's name")
-    root: Place = Field("", description="where relative paths start; empty: the folder of the items' file")
+    root: Place = Field("", description="folder that relative paths start from; empty: the folder of the items' file")
     model: Place = Field("", description="local folder or hub id of a transformers vision model")
-    allow_download: bool = False
+    allow_download: bool = Field(False, description="whether the model may be downloaded from the hub")
     pooling: Literal["auto", "pooled", "mean"] = Field(
-        "auto", description="the model's pooled output, the mean of its patches, or whichever it was trained with"
+        "auto", description="pooled: the model's pooled output; mean: the mean of its patches; auto: as it was trained"
     )
-    batch_size: int = Field(32, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    num_actors: int = Field(1, ge=1, description="vision models that work side by side")
-    cache_dir: Place = Field("", description="default: $XDG_CACHE_HOME/multigrain/images")
+    batch_size: int = Field(32, ge=1, description="images that the model encodes at once")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the model; auto: the faster one on this device"
+    )
+    num_actors: int = Field(1, ge=1, description="copies of the vision model that work in parallel")
+    cache_dir: Place = Field(
+        "", description="folder of encoded images, used by later runs; default: $XDG_CACHE_HOME/multigrain/images"
+    )
 
 
 class ItemMediaConfig(Section):
-    """What items look or sound like: vectors given as columns of items, and image files to encode."""
+    """Images and sounds of items: vectors in columns of items, and image files to encode."""
 
     columns: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], str] = Field(
         {}, description="medium → column of items with its vectors (lists of numbers of one length)"
@@ -129,14 +162,18 @@ class ItemMediaConfig(Section):
 
 
 class ItemFactsConfig(Section):
-    """Attributes of items as facts, ITEM —column→ value, beside those of a knowledge table or instead of one."""
+    """Attributes of items as triples, ITEM —column→ value, in addition to a knowledge table or
+    instead of one.
+    """
 
     relations: list[str] | None = Field(
-        None, description="those of a knowledge table that are read; null: all, []: none of the table"
+        None, description="relations of the knowledge table that are read; null: all, []: none"
     )
-    item_columns: list[str] = Field([], description="columns of items: categories, numbers, or lists of them")
+    item_columns: list[str] = Field(
+        [], description="columns of items that become triples: categories, numbers, or lists of them"
+    )
     separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(
-        {}, description="text column of several values → what stands between them"
+        {}, description="text column with several values → the separator between them"
     )
 
 
@@ -145,10 +182,11 @@ _MAX_BAD: Final = 0.01
 
 
 class QuarantineConfig(Section):
-    """Rows that cannot be used are set aside with file, row and reason."""
+    """Rows that cannot be used are written to the quarantine with file, row and reason."""
 
     max_share: Share | dict[Literal["events", "items", "users", "social", "knowledge"], Share] = Field(
-        _MAX_BAD, description="a table with a larger share of bad rows stops the run; {TABLE: share} for single tables"
+        _MAX_BAD,
+        description="share of bad rows in a table, above which the run stops; {TABLE: share} for single tables",
     )
 
     def limit(self, table: str) -> float:
@@ -159,41 +197,57 @@ class QuarantineConfig(Section):
 
 
 class DataConfig(Section):
-    dir: Place = Field("", description="prepared dataset; default: RUN_DIR/dataset")
+    """The source of the data, the filters of its rows, and their split."""
+
+    dir: Place = Field("", description="folder of the prepared dataset; default: RUN_DIR/dataset")
     source: SerializeAsAny[Annotated[Source, WrapValidator(open_kind)]] = Field(default_factory=SyntheticSource)
     order: Literal["auto", "time", "file", "none"] = Field(
-        "auto", description="auto: by time where most events have one (the others come first), else none"
+        "auto",
+        description="order of a user's events; auto: time where most events have one (the others "
+        "come first), else none",
     )
-    interactions: list[str] = Field([], description="event types that are history and target; empty: all but text")
+    interactions: list[str] = Field(
+        [], description="event types that are history and target; empty: all except data.text.event_types"
+    )
     targets: list[str] = Field(
         [],
-        description="event types that are predicted, e.g. purchase; the others are history alone; empty: all. "
-        "With split.kind temporal training asks before the user's first touch of the item in the same visit",
+        description="event types that are predicted, e.g. purchase; other types are only history; empty: all. "
+        "With split.kind temporal, training predicts from the time before the user's first event with the item "
+        "in the same visit",
     )
     context: list[str] = Field(
-        [], description="further columns of the events that models may read, e.g. weather, device; categories"
+        [], description="further columns of the events that models may read as categories, e.g. weather, device"
     )
-    context_numbers: list[str] = Field([], description="those of data.context that are numbers instead")
-    social_directed: bool = False
+    context_numbers: list[str] = Field([], description="columns of data.context that are numbers, not categories")
+    social_directed: bool = Field(
+        False, description="whether a friendship holds only from the first user to the second"
+    )
     duplicates: Literal["drop", "keep", "refuse"] = Field(
-        "drop", description="events that repeat user, item, type and time; rows of other tables with the same key"
+        "drop",
+        description="what to do with events of equal user, item, type and time, and with other rows of an equal key",
     )
     unknown_ids: Literal["drop", "refuse"] = Field(
-        "drop", description="friendships of users, and facts of items, that have no events"
+        "drop", description="what to do with friendships of users, and triples of items, that have no events"
     )
     min_overlap: float = Field(
-        0.1, ge=0, le=1, description="warn when fewer of the ids of a side table than this share occur in the events"
+        0.1,
+        ge=0,
+        le=1,
+        description="share of a side table's ids that must occur in the events; a smaller share gives a warning",
     )
     unknown_items: Literal["quarantine", "keep", "drop"] = Field(
-        "quarantine", description="events about items that are not in the table of items, where there is one"
+        "quarantine",
+        description="what to do with events about items that are not in the table of items, if there is one",
     )
-    from_: str = Field("", alias="from", description="ISO time from which on events are used; empty: from the first")
-    until: str = Field("", description="ISO time before which events are used; empty: to the last")
+    from_: str = Field("", alias="from", description="ISO time of the first events that are used; empty: all")
+    until: str = Field("", description="ISO time before which events are used; empty: all")
     min_value: float | None = Field(
-        None, allow_inf_nan=False, description="events of a smaller value are left out, e.g. ratings below 4"
+        None,
+        allow_inf_nan=False,
+        description="smallest value of the events that are used, e.g. 4 for ratings; null: all",
     )
-    min_user_events: int = Field(0, ge=0, description="users with fewer events are left out (k-core); 0: none")
-    min_item_events: int = Field(0, ge=0, description="items with fewer events are left out (k-core); 0: none")
+    min_user_events: int = Field(0, ge=0, description="users with fewer events are removed (k-core); 0: nobody")
+    min_item_events: int = Field(0, ge=0, description="items with fewer events are removed (k-core); 0: no item")
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)
@@ -201,9 +255,11 @@ class DataConfig(Section):
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     pseudonymise: PseudonymConfig = Field(default_factory=PseudonymConfig)
     forgotten: Place = Field(
-        "", description="list of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"
+        "", description="file of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"
     )
     keep_events: bool = Field(
         True, description="keep the validated events in the dataset, so that `recsys update --events` can append"
     )
-    num_shards: int = Field(0, ge=0, description="of users; 0: one for every 64 MiB of input, at least 4")
+    num_shards: int = Field(
+        0, ge=0, description="shards that users are divided into; 0: one for every 64 MiB of input, at least 4"
+    )

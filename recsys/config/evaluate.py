@@ -11,24 +11,36 @@ from recsys.config.values import MAX_K
 
 
 class EvaluateConfig(Section):
-    ks: list[Annotated[int, Field(ge=1, le=MAX_K)]] = Field([10, 20], min_length=1)
-    exclude_seen: bool = True
-    chunk_users: int = Field(512, ge=1)
-    max_users: int = Field(100_000, ge=1, description="ranked, validation included; an even sample of users beyond")
+    """Metrics, baselines and the report."""
+
+    ks: list[Annotated[int, Field(ge=1, le=MAX_K)]] = Field(
+        [10, 20], min_length=1, description="lengths of the lists that metrics are computed at"
+    )
+    exclude_seen: bool = Field(True, description="whether items of a user's history are left out of the lists")
+    chunk_users: int = Field(512, ge=1, description="users that are ranked at once")
+    max_users: int = Field(
+        100_000, ge=1, description="users that are ranked, also in validation; of more users, an even sample"
+    )
     max_fit_events: int = Field(
-        20_000_000, ge=1, description="baselines are fitted on; those of an even sample of users beyond"
+        20_000_000,
+        ge=1,
+        description="events that baselines are fitted on; of more events, those of an even sample of users",
     )
     baselines: list[Literal["popularity", "item_knn", "ease", "als", "frequency", "recent_popularity"]] = Field(
         ["popularity", "item_knn", "ease", "als", "frequency", "recent_popularity"],
-        description="those are left out that the data rule out: frequency needs repeats, recent_popularity times",
+        description="baselines to compare with; frequency needs repeated events, recent_popularity needs times",
     )
-    ease_max_items: int = Field(8_000, ge=1, description="EASE keeps the most popular items up to this number")
-    bootstrap: int = Field(1000, ge=100)
-    ablate: bool = Field(True, description="metric without each granularity (weight set to zero, no retraining)")
+    ease_max_items: int = Field(8_000, ge=1, description="most popular items that EASE uses, at most")
+    bootstrap: int = Field(1000, ge=100, description="bootstrap resamples of users for intervals")
+    ablate: bool = Field(True, description="measure the model without each granularity (weight zero, no retraining)")
     ablation: Literal["none", "full", "retrain"] = Field(
-        "none", description="each granularity off and alone, fusions compared (--ablate: full); retrain: also anew"
+        "none",
+        description="full: each granularity off, and alone, and other fusions (--ablate); retrain: "
+        "also train each again",
     )
-    item_group: str = Field("", description="column of items, such as a category, by which exposure is compared")
-    user_groups: list[str] = Field([], description="columns of users by which quality and exposure are compared")
-    num_examples: int = Field(4, ge=0, description="users shown in the report")
-    show_ids: bool = Field(False, description="name the users that are shown by their ids; else by number")
+    item_group: str = Field(
+        "", description="column of items, such as a category, whose values are compared in exposure"
+    )
+    user_groups: list[str] = Field([], description="columns of users whose values are compared in quality and exposure")
+    num_examples: int = Field(4, ge=0, description="number of users that the report shows")
+    show_ids: bool = Field(False, description="show these users with their ids; false: with numbers")

@@ -12,13 +12,19 @@ Format = Literal["onnx", "faiss", "parquet"]
 
 
 class ExportConfig(Section):
-    """A model for programs without this package: ``recsys export MODEL --to onnx,faiss --out FOLDER``."""
+    """A model for programs without this package: ``recsys export MODEL --to onnx,faiss --out
+    FOLDER``.
+    """
 
     model: Place = Field("", description="a run's or bundle's folder, or models:/NAME@ALIAS; default: RUN/bundle")
-    to: list[Format] = Field([], description=f"formats, one or several of {', '.join(get_args(Format))} (--to)")
-    out: Place = Field("", description="the folder; one with an export is replaced, any other is refused (--out)")
-    users: bool = Field(False, description="vectors and ids of the known users too (parquet); they are personal data")
-    without: list[str] = Field([], description="fitted members that are left out of onnx; answers then differ")
+    to: list[Format] = Field([], description=f"formats: one or several of {', '.join(get_args(Format))} (--to)")
+    out: Place = Field(
+        "", description="output folder (--out); an earlier export is replaced, any other existing folder is refused"
+    )
+    users: bool = Field(
+        False, description="also export vectors and ids of the known users (parquet); they are personal data"
+    )
+    without: list[str] = Field([], description="fitted members that are left out of onnx; the answers then differ")
 
     @field_validator("to", mode="before")
     @classmethod

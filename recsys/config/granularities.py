@@ -1,7 +1,8 @@
-"""``model.granularities``: one section a granularity, in the order of the design's table.
+"""``model.granularities``: one section for each granularity, in the order of the design's table.
 
-The registry of all granularities of this package, each by the class of its section, which says everything else. Those
-from outside have their sections behind these, see :mod:`~recsys.config.outside`.
+This is the registry of all granularities of this package. Each entry names the class of the
+section, which names the module and everything else. Granularities of other packages come last, see
+:mod:`~recsys.config.outside`.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ SECTIONS: Final = {
     "repeat": "recsys.granularities.repeat.section:RepeatConfig",
 }
 KINDS: Final = {"apart": "recsys.granularities.apart.section:ApartConfig"}
-"""Kinds of this package of which a model may have several, each under a name of its own."""
+"""Kinds of this package that a model may have several of, each under its own name."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
-_OWN: Final = "\0name"  # the key under which a section from outside learns its name while it is checked
+_OWN: Final = "\0name"  # key that gives a section of another package its name during validation
 
 
 def _from_outside(value: Any) -> GranularityConfig:
-    """A section from outside this package, by its kind, or by its name where an installed package offers that."""
+    """Validate a section of another package, by its kind, or by a name that an installed package
+    offers.
+    """
     if isinstance(value, GranularityConfig):
         return value
     name, tree = value[_OWN], {key: entry for key, entry in value.items() if key not in (_OWN, "kind")}
@@ -62,7 +65,7 @@ def _from_outside(value: Any) -> GranularityConfig:
             f"{GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'}), nor {choices(KINDS)}"
         )
     if not _NAME.fullmatch(name):
-        raise ValueError("the name of a granularity is of small letters, digits and _, and begins with a letter")
+        raise ValueError("the name of a granularity has lower-case letters, digits and _, and starts with a letter")
     cls = load(offer, GranularityConfig)
     if strays := [key for key in tree if key not in cls.model_fields]:
         raise ValueError(f"unknown key {', '.join(map(str, strays))}; valid keys here: {choices(cls.model_fields)}")
@@ -85,19 +88,19 @@ class _Granularities(Section):
 
     @classmethod
     def valid_names(cls) -> list[str]:
-        """Every name that may stand here without a kind: ours, and what installed packages offer."""
+        """All names that need no kind: those of this package and of installed packages."""
         return [*cls.model_fields, *sorted(set(offers(GRANULARITIES)) - set(cls.model_fields))]
 
     def names(self) -> list[str]:
-        """Every granularity that has a section, those from outside last."""
+        """All granularities that have a section, those of other packages last."""
         return [*type(self).model_fields, *(self.model_extra or {})]
 
     def enabled(self) -> dict[str, GranularityConfig]:
-        """The granularities that are switched on, by name, in the order of the design's table."""
+        """The enabled granularities by name, in the order of the design's table."""
         return {name: getattr(self, name) for name in self.names() if getattr(self, name).enabled}
 
     def outside(self) -> dict[str, Offer]:
-        """Who offers the granularities that are switched on and come from outside, by name."""
+        """The offers of the enabled granularities of other packages, by name."""
         found = {}
         for name, section in (self.model_extra or {}).items():
             if section._kind in KINDS:
@@ -109,19 +112,22 @@ class _Granularities(Section):
 
     @property
     def are_trained(self) -> bool:
-        """Whether any granularity that is switched on is trained; where none is, nothing is but the members' fits."""
+        """Whether any enabled granularity is trained; if not, all of them are fitted in closed
+        form.
+        """
         return any(not section.is_fitted for section in self.enabled().values())
 
 
 def section_class(name: str) -> type[GranularityConfig]:
-    """The class of a granularity's section: ours, or of an installed package that offers the name.
+    """The class of a granularity's section, in this package or in an installed package that offers
+    the name.
 
     Raises
     ------
     KeyError
-        nobody has it.
+        No package has this name.
     ValueError
-        it cannot be imported.
+        The class cannot be imported.
     """
     if name not in SECTIONS:
         found: type[GranularityConfig] = load(offers(GRANULARITIES)[name], GranularityConfig)
@@ -134,7 +140,7 @@ def section_class(name: str) -> type[GranularityConfig]:
 if TYPE_CHECKING:
 
     class GranularitiesConfig(_Granularities):
-        """See below."""
+        """The sections of all granularities; the other branch creates the real class."""
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -143,5 +149,6 @@ else:
         "GranularitiesConfig",
         __base__=_Granularities,
         __module__=__name__,
+        __doc__="The granularities, each with a section of its own.",
         **{name: (section_class(name), Field(default_factory=section_class(name))) for name in SECTIONS},
     )

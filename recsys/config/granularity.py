@@ -1,7 +1,8 @@
-"""What every granularity says of itself without being loaded: its keys, what it needs, what it costs.
+"""The description of a granularity: its keys, the data it needs, and its cost.
 
-Why here and light: the command line, a dry run and the preflight ask it, and none of them may wait for torch. A
-granularity owns a subclass of :class:`GranularityConfig`; the module that it names does the work.
+Why separate from the model code: the command line, a dry run and the preflight read it, and they
+must not wait for the import of torch. Each granularity has a subclass of
+:class:`GranularityConfig`, which names the module with its code.
 """
 
 from __future__ import annotations
@@ -19,45 +20,49 @@ if TYPE_CHECKING:
 
 
 def _as_list(value: Any) -> Any:
-    """One value where several may stand."""
+    """A single value as a list of one."""
     return [value] if isinstance(value, (int, float, str)) else value
 
 
 Several = BeforeValidator(_as_list)
-"""Of a key that is among the ``candidates`` of its section: one value, or a list of which validation chooses one."""
+"""For a key among the ``candidates`` of its section: one value, or a list that validation chooses
+from.
+"""
 Types = Annotated[list[Literal["all", "targets"]], Several, Field(min_length=1)]
-"""Which events count: all, or those of types that are predicted alone."""
+"""Which events count: all, or only those of predicted types."""
 HalfLives = Annotated[list[Annotated[float, Field(gt=0)] | Literal["none"]], Several, Field(min_length=1)]
-"""Days after which an event counts half; ``none``: it does not fade."""
+"""Days after which the weight of an event is half; ``none``: it stays the same."""
 
 
 class GranularityConfig(Section):
-    """The section of a granularity in ``model.granularities``, and what it says of itself.
+    """Base of the section of a granularity in ``model.granularities``.
 
-    A subclass gives :attr:`module` and its keys, and overrides what is not as here.
+    A subclass sets :attr:`module` and its keys, and overrides what differs from the defaults here.
     """
 
     module: ClassVar[str] = ""  # ``package.module:Class`` of its Granularity, imported when a model is built
-    always_fitted: ClassVar[bool] = False  # in closed form, whatever its keys say
-    reads: ClassVar[str] = ""  # the signal beside the events, empty: none; granularities of one signal share its input
-    candidates: ClassVar[tuple[str, ...]] = ()  # keys of several values, of which validation chooses; see Several
-    per_user: ClassVar[bool] = False  # it reads of users only the history that is asked, so that it may train privately
-    effort: ClassVar[float] = 1.0  # of fitting it and ranking by it, in that of item_knn; tells the dear from the cheap
-    smaller: ClassVar[str] = ""  # the keys, below its section, that lower the memory of its fit
+    always_fitted: ClassVar[bool] = False  # fitted in closed form with all keys
+    reads: ClassVar[str] = ""  # side signal that it reads, "": none; granularities of one signal share its input
+    candidates: ClassVar[tuple[str, ...]] = ()  # keys whose lists of values validation chooses from, see Several
+    per_user: ClassVar[bool] = False  # reads only the history of the requested user, so that it can train privately
+    effort: ClassVar[float] = 1.0  # cost of fitting and ranking; that of item_knn is 1
+    smaller: ClassVar[str] = ""  # keys of its section that reduce the memory of its fit
 
-    enabled: bool = False
-    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its start (learned, gated)")
+    enabled: bool = Field(False, description="whether the model has this granularity")
+    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its initial value (learned, gated)")
 
-    _kind: str = PrivateAttr("")  # how a configuration names one from outside this package, see ``outside``
+    _kind: str = PrivateAttr("")  # the kind as the configuration gives it, for one of another package; see ``outside``
 
     @property
     def target(self) -> str:
-        """``package.module:Class`` of what these keys ask for."""
+        """``package.module:Class`` of the granularity with these keys."""
         return self.module
 
     @property
     def signal(self) -> str:
-        """The signal beside the events that these keys read: its name in ``ModelSizes``, ``Graphs`` and ``Batch``."""
+        """The side signal that these keys read: its name in ``ModelSizes``, ``Graphs`` and
+        ``Batch``.
+        """
         return self.reads
 
     @property
@@ -67,7 +72,7 @@ class GranularityConfig(Section):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it is fitted in closed form and has no part in training."""
+        """Whether it is fitted in closed form and not trained."""
         return self.always_fitted or self.by_counts
 
     @property
@@ -76,8 +81,8 @@ class GranularityConfig(Section):
         return [key for key in self.candidates if len(getattr(self, key)) > 1]
 
     def open_on(self, sizes: Any) -> list[str]:
-        """Those of them that mean something on a dataset: ages need times, the newest event an order, types
-        several of them.
+        """The open keys that matter for a dataset: ``half_life`` needs times, ``recency`` an order,
+        ``types`` several event types.
         """
         idle = (
             ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered) + ("types",) * (sizes.num_types < 2)
@@ -85,31 +90,40 @@ class GranularityConfig(Section):
         return [key for key in self.open_keys if key not in idle]
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """The section with one value for each of these candidates."""
+        """A copy of the section with one value for each of these keys."""
         return self.model_copy(update={key: [value] for key, value in values.items()})
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
-        """What of these keys cannot hold beside the rest of the configuration, whatever the data, each with its cure;
-        ``where`` is the dotted path of the section. Asked only where it is enabled.
+        """Contradictions between these keys and the rest of the configuration, for any data, each
+        with its cure.
+
+        Parameters
+        ----------
+        config : Config
+            The whole configuration.
+        where : str
+            Dotted path of the section, which is enabled.
         """
         yield from ()
 
     def check(self, sizes: Any) -> None:
-        """Refuse a dataset that lacks what the granularity reads.
+        """Refuse a dataset without the data that the granularity reads.
 
         Parameters
         ----------
         sizes : Any
-            the :class:`~recsys.granularities.base.ModelSizes` of the dataset.
+            The :class:`~recsys.granularities.base.ModelSizes` of the dataset.
 
         Raises
         ------
         ConfigError
-            what is needed, and the cure.
+            With the data that is needed, and the cure.
         """
 
     def estimate(self, work: Workload) -> Estimate:
-        """What it adds to memory and time. As here: a dense layer a step, or, where it is fitted, the events."""
+        """The memory and time that it adds; by default a dense layer in each step, or the events if
+        it is fitted.
+        """
         if self.is_fitted:
             return Estimate(layers=0.0, holds_events=True)
         return Estimate(step=work.queries * work.width * FLOAT * 8)
@@ -121,9 +135,9 @@ class GranularityConfig(Section):
 
 
 def lifts_seen(config: Config, where: str) -> Iterator[str]:
-    """What contradicts a granularity that adds to items of the history alone."""
+    """Contradictions of a granularity that raises only items of the history."""
     if config.evaluate.exclude_seen:
         yield (
-            f"{where} lifts what a user had before, and evaluate.exclude_seen true leaves that out of every list: "
-            "set evaluate.exclude_seen false where repeats count, or disable it"
+            f"{where} raises items of the user's history, and evaluate.exclude_seen true removes these from all lists: "
+            "set evaluate.exclude_seen false if repeats count, or disable it"
         )

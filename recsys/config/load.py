@@ -1,4 +1,4 @@
-"""YAML and dotted paths of the command line → a checked configuration, and back."""
+"""From YAML and dotted paths of the command line to a checked configuration, and back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from recsys.config.granularities import GranularitiesConfig
 from recsys.config.redaction import redacted_tree
+from recsys.config.renamed import RENAMED, current_path
 from recsys.config.root import Config
 from recsys.config.shape import shaped
 from recsys.config.sources import SOURCE_KINDS, source_class
@@ -27,27 +28,31 @@ _DOLLAR = re.compile(r"\$(?=\{?[A-Z_])")
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
-AUTO: Final = "auto"  # the section model, chosen by the product; the same as no section
+AUTO: Final = "auto"  # a section model that the product chooses; the same as no section
 
 
 def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
-    """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check everything.
+    """Read a YAML file, apply ``(dotted.path, text)`` overrides, expand ``$VARIABLES`` and check
+    everything.
 
-    ``$NAME`` and ``${NAME}`` are variables of the environment, ``$$NAME`` is the text ``$NAME``; ``RECSYS_DATA`` is
-    ``data`` where it is not set. Override texts are parsed as YAML scalars or lists. The section ``model`` may be left
-    out, or be ``auto``: the verbs that need it choose it (:mod:`pipelines.auto`).
+    ``$NAME`` and ``${NAME}`` are environment variables, ``$$NAME`` is the text ``$NAME``;
+    ``RECSYS_DATA`` is ``data`` if it is not set. Override texts are parsed as YAML scalars or
+    lists. The section ``model`` may be missing or ``auto``: the verbs that need a model then choose
+    one (:mod:`pipelines.auto`).
 
     Raises
     ------
     ConfigError
-        the file is missing or not YAML, a key is unknown, or a value is out of its range.
+        The file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
     where = "command line" if path is None else str(path)
     return build_config(read_tree(path, overrides), where, options=[dotted for dotted, _ in overrides])
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """What :func:`load_config` checks: the file with the overrides in it, ``$VARIABLES`` as they are written."""
+    """The tree that :func:`load_config` checks: the file with the overrides, without expanding
+    ``$VARIABLES``.
+    """
     tree = {} if path is None else _read_yaml(str(path))
     for dotted, text in overrides:
         set_path(tree, dotted, parse_value(dotted, text))
@@ -57,21 +62,36 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
 def build_config(
     tree: Mapping[str, Any], where: str = "configuration", expand: bool = True, options: Sequence[str] = ()
 ) -> Config:
-    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the valid keys.
+    """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the
+    valid keys.
 
-    ``expand``: whether ``$VARIABLES`` are those of the environment; not where the tree is of a configuration that was
-    read before, whose values may hold a dollar sign of their own.
-    ``options``: the dotted paths that the command line has set, which messages name as such.
+    Parameters
+    ----------
+    tree : Mapping[str, Any]
+        Sections and keys.
+    where : str
+        Name of the file or other origin, for messages.
+    expand : bool
+        Whether ``$VARIABLES`` are expanded. False for a tree of a configuration that was read
+        before: a dollar sign in its values is part of the text.
+    options : Sequence[str]
+        Dotted paths that the command line has set; messages name them as options.
+
+    Raises
+    ------
+    ConfigError
+        A key is unknown, or a value is missing, out of its range or contradicts another.
     """
     if isinstance(tree.get("model"), str) and tree["model"].strip().lower() == AUTO:
         tree = {key: value for key, value in tree.items() if key != "model"}
     try:
         return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, where, options)) from None
+        raise ConfigError(_explain(error, where, [current_path(option) for option in options])) from None
     except RecursionError:
         raise ConfigError(
-            f"wrong configuration in {where}: a value is nested too deeply, or holds itself through a YAML alias (&, *)"
+            f"wrong configuration in {where}: a value is nested too deeply, or contains itself through a "
+            "YAML alias (&, *)"
         ) from None
 
 
@@ -81,7 +101,7 @@ def dump_config(config: Config) -> str:
 
 
 def _escaped(node: Any) -> Any:
-    """Texts with a dollar sign that :func:`_expand` would take for a variable's: it is doubled."""
+    """The tree with each dollar sign doubled that :func:`_expand` would read as a variable."""
     if isinstance(node, dict):
         return {key: _escaped(child) for key, child in node.items()}
     if isinstance(node, list):
@@ -90,7 +110,7 @@ def _escaped(node: Any) -> Any:
 
 
 def redacted(config: Config) -> Config:
-    """A copy without secrets, whatever key they stand at; who runs it again gives them anew."""
+    """A copy without secrets, at any key. To run it again, the user gives the secrets again."""
     found: Config = _without_secrets(config, "")
     return found
 
@@ -108,8 +128,17 @@ def _without_secrets(value: Any, name: str) -> Any:
 
 
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``tree["a"]["b"] = value`` for the path ``a.b``, making sections on the way."""
-    *sections, last = dotted.split(".")
+    """Set ``tree["a"]["b"] = value`` for the path ``a.b`` and add the sections that are missing.
+
+    A renamed key is set under its new name and replaces a value that the tree has under the old
+    one.
+
+    Raises
+    ------
+    ConfigError
+        A part of the path is a value, not a section.
+    """
+    *sections, last = current_path(dotted).split(".")
     node = tree
     for section in sections:
         child = node.setdefault(section, {})
@@ -118,11 +147,15 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--{dotted}: {section!r} is a value, not a section")
         node = child
+    for old, new in RENAMED.get(".".join(sections), {}).items():
+        if new == last:
+            node.pop(old, None)
     node[last] = value
 
 
 def parse_value(dotted: str, text: str) -> Any:
-    """Parse the text of a command-line value: YAML, plus the ``3e-4`` form that YAML reads as a string.
+    """Parse the text of a command-line value: YAML, and numbers such as ``3e-4``, which YAML reads
+    as text.
 
     >>> parse_value("train.lr", "3e-4")
     0.0003
@@ -174,7 +207,7 @@ def _variable(match: re.Match[str], where: str) -> str:
     if match.group() == "$$":
         return "$"
     if match.group(2) and not match.group(3):
-        raise ConfigError(f"{where}: {match.string!r} has a ${{ without its }}")
+        raise ConfigError(f"{where}: {match.string!r} has a ${{ without a }}")
     name = match.group(1) or match.group(2)
     value = os.environ.get(name, "data" if name == "RECSYS_DATA" else None)
     if value is None:
@@ -197,13 +230,15 @@ def _explain(error: pydantic.ValidationError, where: str, options: Sequence[str]
 
 
 def _is_set_by(option: str, dotted: str, kind: str) -> bool:
-    """Whether a wrong key was set by an option: itself, by a section that was given whole, or as an unknown section."""
+    """Whether an option set a wrong key: directly, with its whole section, or as an unknown
+    section.
+    """
     is_below = dotted.startswith(f"{option}.")
     return option == dotted or is_below or (kind == "extra_forbidden" and option.startswith(f"{dotted}."))
 
 
 def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
-    """What is wrong at a key, with the cure."""
+    """The line about a wrong key, with the cure."""
     if problem["type"] == "extra_forbidden":
         return f"{dotted}: unknown key; valid keys here: {choices(_keys_at(path[:-1]))}"
     if problem["type"] == "missing":
@@ -219,8 +254,9 @@ def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
 
 
 def _of_meant_form(problems: list[Any]) -> list[Any]:
-    """The problems without those of a form that a value of several forms plainly does not have: where a table is
-    named, that it is no text.
+    """Drop problems of a form that the value does not have, where a key takes several forms.
+
+    If the value of such a key is a mapping of tables, "expected a text" is not a useful message.
     """
 
     def of_value(problem: Any) -> tuple[Any, ...]:
@@ -234,7 +270,7 @@ def _of_meant_form(problems: list[Any]) -> list[Any]:
     return [problem for problem in problems if not (is_other_form(problem) and of_value(problem) in meant)]
 
 
-_PLAIN: Final = {  # messages of pydantic's that do not say how the value is written
+_PLAIN: Final = {  # pydantic messages that do not say how to write the value
     "list_type": "expected a list, such as [10, 20]",
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
@@ -256,7 +292,7 @@ _TYPE_ERRORS: Final = ("string_type", "float_type", "list_type", "dict_type")
 
 
 def _without_tags(path: Sequence[str]) -> list[str]:
-    """Drop the union tag that pydantic puts behind ``data.source``."""
+    """Drop the union tag that pydantic adds after ``data.source``."""
     return [p for i, p in enumerate(path) if not (p in SOURCE_KINDS and i > 0 and path[i - 1] == "source")]
 
 
@@ -272,5 +308,5 @@ def _keys_at(path: Sequence[str]) -> list[str]:
 
 
 def key_names(model: type[BaseModel]) -> list[str]:
-    """The keys of a section as they are written, sorted: a field's alias where it has one."""
+    """The keys of a section as users write them, sorted; a field with an alias has the alias."""
     return sorted(field.alias or name for name, field in model.model_fields.items())

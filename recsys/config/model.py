@@ -12,38 +12,49 @@ from recsys.errors import choices
 
 
 class ItemTowerConfig(Section):
-    """a_i = id embedding + projected text. Items without training events have no id part."""
+    """An item's vector: id embedding plus projected text. Items without training events have no id
+    embedding.
+    """
 
-    id: bool = True
-    text: bool = True
+    id: bool = Field(True, description="whether an item's vector has an id embedding")
+    text: bool = Field(True, description="whether an item's vector has projected text")
     text_hidden: int = Field(0, ge=0, description="width of a hidden layer of the text projection; 0: linear")
     text_whiten: int = Field(
-        256, ge=0, description="leading directions kept and whitened on the item set; 0: centre only"
+        256, ge=0, description="principal directions of the text vectors that are kept and whitened; 0: centre only"
     )
-    id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id part is hidden in a step")
-    init_std: float = Field(0.05, gt=0)
+    id_dropout: float = Field(0.0, ge=0, lt=1, description="share of items whose id embedding is hidden in a step")
+    init_std: float = Field(0.05, gt=0, description="standard deviation of the initial id embeddings")
 
 
 class FusionConfig(Section):
-    kind: Literal["weighted", "learned", "gated"] = "learned"
-    signal_dropout: float = Field(0.1, ge=0, lt=1, description="chance that a granularity of a user is masked")
+    """How the granularities are combined in one score."""
+
+    kind: Literal["weighted", "learned", "gated"] = Field(
+        "learned", description="weighted: fixed λ; learned: trained λ; gated: λ that depend on the user"
+    )
+    signal_dropout: float = Field(
+        0.1, ge=0, lt=1, description="probability that a granularity of a user is masked in training"
+    )
     stack: bool = Field(
         False,
-        description="weigh all members on validation by stacking, never below the best single one; see docs/quality.md",
+        description="weights of all members by stacking on validation, never below the best one "
+        "alone; see docs/quality.md",
     )
     check: bool = Field(
-        False, description="train anew without a granularity whose silence makes validation better beyond noise"
+        False, description="train again without the granularities whose removal improves validation beyond noise"
     )
 
 
 class ModelConfig(Section):
-    width: int = Field(64, ge=4)
-    max_history: int = Field(50, ge=1)
+    """The item tower, the granularities and their fusion."""
+
+    width: int = Field(64, ge=4, description="length D of item and user vectors")
+    max_history: int = Field(50, ge=1, description="latest events of a user that granularities read")
     fitted_history: int = Field(
-        0, ge=0, description="latest events of a user that fitted granularities read; 0: max_history"
+        0, ge=0, description="latest events of a user that closed-form granularities read; 0: max_history"
     )
     unit_vectors: bool = Field(
-        False, description="items and granularities as unit vectors: cosine scores, λ comparable"
+        False, description="scale vectors of items and granularities to length 1, so that λ are comparable"
     )
     item: ItemTowerConfig = Field(default_factory=ItemTowerConfig)
     granularities: GranularitiesConfig = Field(default_factory=GranularitiesConfig)
@@ -55,5 +66,5 @@ class ModelConfig(Section):
             names = choices(type(self.granularities).model_fields)
             raise ValueError(f"no granularity is enabled; set granularities.NAME.enabled true for one of: {names}")
         if not (self.item.id or self.item.text):
-            raise ValueError("an item needs item.id or item.text, both are false")
+            raise ValueError("an item needs item.id or item.text, and both are false; set one true")
         return self

@@ -1,12 +1,13 @@
-"""Granularities, losses and sources from outside this package: by an entry point, or by ``module:Class``.
+"""Granularities, losses and sources of other packages: by an entry point, or by ``module:Class``.
 
-An installed package offers a class by an entry point of the groups below; its name then stands for it. A configuration
-may also name any importable class as ``kind: module:Class``.
+An installed package offers a class with an entry point of the groups below, and the configuration
+uses its name. A configuration may also name any importable class as ``kind: module:Class``.
 
-Naming code is running code. A configuration is the word of whoever starts the command, so what it names is imported.
-A bundle, a checkpoint or a trained model is not: it may come from anywhere. While one is read (:func:`from_artifact`)
-only what an *installed* package offers by an entry point is imported, or what a configuration of this very process has
-named itself; a path that stands in the artifact alone is never followed.
+Importing a class runs its code. The user who starts the command wrote the configuration, so the
+classes that it names are imported. A bundle, a checkpoint or a trained model may come from
+anywhere. While one is read (:func:`from_artifact`), a class is imported only if an *installed*
+package offers it with an entry point, or if a configuration of this process has named it. A path
+that only the artifact names is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Offer:
 
 @contextmanager
 def from_artifact() -> Iterator[None]:
-    """While inside, configurations that are read name nothing: they came with an artifact."""
+    """Mark the configurations that are read inside the block as part of an artifact."""
     token = _is_artifact.set(True)
     try:
         yield
@@ -51,8 +52,13 @@ def from_artifact() -> Iterator[None]:
         _is_artifact.reset(token)
 
 
+def reads_artifact() -> bool:
+    """Whether the configuration that is read now came with an artifact."""
+    return _is_artifact.get()
+
+
 def offers(group: str) -> dict[str, Offer]:
-    """What installed packages offer, by name."""
+    """The offers of installed packages in an entry point group, by name."""
     return _offers(group, tuple(sys.path))
 
 
@@ -77,7 +83,7 @@ def is_path(kind: str) -> bool:
 
 
 def one_of(kinds: Iterable[str]) -> str:
-    """Kinds as pydantic writes the choices of a literal.
+    """Join kinds as pydantic joins the choices of a literal.
 
     >>> one_of(["auto", "full"])
     "'auto' or 'full'"
@@ -87,23 +93,25 @@ def one_of(kinds: Iterable[str]) -> str:
 
 
 def resolve(group: str, kind: str) -> Offer | None:
-    """The class behind a kind: the offer of that name, or the path itself with the package that it is of, if any; None
-    where nobody offers it.
+    """The class of a kind: the offer of that name, or the path with its package; None if no package
+    offers the name.
 
     Raises
     ------
     ValueError
-        a path that stands in an artifact alone.
+        Only an artifact names this path.
     """
     known = offers(group)
     if not is_path(kind):
         return known.get(kind)
     offered = next((offer for offer in known.values() if offer.target == kind), None)
-    if _is_artifact.get():
+    if reads_artifact():
         if offered is None and kind not in _named:
             raise ValueError(
-                f"{kind!r} is named by a file that may come from anywhere, and no installed package offers it by an "
-                f"entry point of {group}; install the package that does, or give the configuration that names it"
+                f"{kind!r} is named only in an artifact, which may come from anywhere, and no "
+                f"installed package offers it "
+                f"with an entry point of {group}; install the package that does, or give the "
+                f"configuration that names it"
             )
     else:
         _named.add(kind)
@@ -111,7 +119,7 @@ def resolve(group: str, kind: str) -> Offer | None:
 
 
 def _package_of(target: str) -> tuple[str, str]:
-    """The installed package that has a module, and its version; empty where it is a plain file."""
+    """The installed package of a module and its version; empty for a plain file."""
     found = packages_distributions().get(target.split(":")[0].split(".")[0], [])
     return (found[0], version(found[0])) if found else ("", "")
 
@@ -122,14 +130,14 @@ def load(offer: Offer, base: type) -> type[Any]:
     Raises
     ------
     ValueError
-        it cannot be imported, or is no subclass of ``base``.
+        The class cannot be imported, or is not a subclass of ``base``.
     """
     module, name = offer.target.split(":")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        cure = f"install {offer.package} again" if offer.package else "install its package, or put it on PYTHONPATH"
+        cure = f"install {offer.package} again" if offer.package else "install its package, or add it to PYTHONPATH"
         raise ValueError(f"{offer.target} cannot be imported ({error}); {cure}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{offer.target} is no subclass of {base.__module__}.{base.__qualname__}")
+        raise ValueError(f"{offer.target} is not a subclass of {base.__module__}.{base.__qualname__}")
     return found

@@ -1,7 +1,8 @@
-"""What cannot be trained with differential privacy, each with its reason and cure.
+"""Settings that rule out training with differential privacy, each with its reason and cure.
 
-Why refused and not left out: a model that says ε must have spent nothing beside it. Whatever is counted of raw events,
-chosen on validation, or made of other users' rows would be outside the account.
+Why they are refused and not ignored: the ε of a model must cover everything that was learned.
+Counts of raw events, choices made on validation events, and rows of other users are not covered by
+it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
     from recsys.config.root import Config
 
 _FITTED = "counts raw events"
-_OTHERS = "reads rows of other users, and clipping a user's gradient does not bound these"
+_OTHERS = "reads rows of other users, which clipping of a user's gradient does not bound"
 
 
 def not_private(config: Config) -> Iterator[str]:
-    """Every setting that ``train.privacy`` rules out."""
+    """All settings that contradict ``train.privacy``."""
     where = "train.privacy"
     for name, section in config.model.granularities.enabled().items():
         if section.is_fitted or not section.per_user or section.signal == "user_text":
@@ -42,8 +43,8 @@ def not_private(config: Config) -> Iterator[str]:
             "set it full_softmax",
         ),
         (bool(config.data.context), "data.context codes columns by the values of all events", "leave it empty"),
-        (text.finetune.enabled, "data.text.finetune learns from all histories", "set it false"),
-        (bool(text.event_types), "data.text.event_types makes item text of what users wrote", "leave it empty"),
+        (text.finetune.enabled, "data.text.finetune learns from all users' histories", "set it false"),
+        (bool(text.event_types), "data.text.event_types makes item text from texts that users wrote", "leave it empty"),
     )  # fmt: skip
     for holds, what, cure in rules:
         if holds:

@@ -1,9 +1,10 @@
-"""Secrets out of texts, before they are written down or shown: what is written down is read by others.
+"""Removal of secrets from texts before they are saved or shown, because other people read saved
+texts.
 
-Found are: user and password of a URI; values whose name says that they are secret (``password=…``, ``PWD=…``,
-``?sig=…``, ``"api_key": …``); ``Authorization`` headers; keys and tokens of well-known forms (AWS, GitHub, JWT, PEM,
-…); and, wherever they stand, the values of environment variables with such a name. Names of ordinary settings that only
-sound alike, such as ``max_tokens``, ``token_env`` or ``key``, are left alone.
+It finds: user and password in a URI; values with a secret name (``password=…``, ``PWD=…``,
+``?sig=…``, ``"api_key": …``); ``Authorization`` headers; keys and tokens of well-known forms (AWS,
+GitHub, JWT, PEM, …); and, at any position, the values of environment variables with a secret name.
+Ordinary settings with similar names, such as ``max_tokens``, ``token_env`` or ``key``, stay.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 MARK: Final = "***"
-_LEAST: Final = 6  # characters of an environment variable that is looked for: shorter ones stand everywhere
-_WORD: Final = 12  # letters alone that are looked for: fewer may be any word
-_FOLDERS: Final = ("PWD", "OLDPWD")  # of a shell, the working directory
+_LEAST: Final = 6  # characters of a variable's value that is searched for; shorter values occur by chance
+_WORD: Final = 12  # length of a value of letters that is searched for; a shorter one may be an ordinary word
+_FOLDERS: Final = ("PWD", "OLDPWD")  # working directory of a shell, not a password
 
-# The end of a name decides. These may follow a letter, as in DBPASSWORD; those after them may not, as in "bypass".
+# The end of a name decides. _GLUED may follow a letter, as in DBPASSWORD; _APART may not, as in
+# "bypass".
 _GLUED: Final = (
     r"passw(?:or)?d|passphrase|secrets?|api[-_]?key|(?:access|secret|private|account|shared|storage|auth|sas|signing"
     r"|encryption|master|subscription)(?:[-_]?access)?[-_]?key(?:[-_]?id)?|(?:access|auth|security|session|refresh|bearer)"
@@ -32,7 +34,7 @@ _QUOTED: Final = r"'(?:[^'\\\n]|\\.|''){0,4000}'|\"(?:[^\"\\\n]|\\.){0,4000}\"|\
 _UNMARKED: Final = r"(?!['\"]?\*\*\*)"
 
 _USER: Final = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]{0,40}://)(?P<rest>[^\s\"<>]{0,2000}@)")
-_CONTAINERS: Final = ("abfs://", "abfss://", "wasb://", "wasbs://")  # CONTAINER@ACCOUNT, which is no secret
+_CONTAINERS: Final = ("abfs://", "abfss://", "wasb://", "wasbs://")  # CONTAINER@ACCOUNT, which is not a secret
 _QUERY: Final = re.compile(
     rf"(?P<name>[?&;][\w.%-]{{0,60}}?(?:{_GLUED}|{_APART}|key)=){_UNMARKED}(?P<value>[^&\s'\"<>]+)", re.IGNORECASE
 )
@@ -60,7 +62,8 @@ _FORMS: Final = re.compile(
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^-]|-(?!----END))*(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?"
 )
 _SECRET_NAME: Final = re.compile(rf"[\w.-]*{_END}$", re.IGNORECASE)
-# What cannot be found by any of them needs none of them: most texts that are logged.
+# A fast test: a text without a match holds nothing that the patterns above find. Most logged texts
+# have none.
 _HINT: Final = re.compile(
     r"://|pass|pwd|secret|token|key|sig|cred|auth|odbc|bearer|basic\s|AKIA|ASIA|gh[pousr]_|github_pat|glpat|hf_|xox|dapi"
     r"|AIza|sk-|eyJ|%3[dD]",
@@ -69,7 +72,7 @@ _HINT: Final = re.compile(
 
 
 def redact(text: str) -> str:
-    """A text without its secrets; the same text where there are none.
+    """Replace the secrets in a text by ``***``.
 
     >>> redact("at postgresql://me:p@ss/word@host/db")
     'at postgresql://***@host/db'
@@ -92,7 +95,7 @@ def redact(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether the value of that name should not be written down.
+    """Whether a name says that its value is secret.
 
     >>> [is_secret_name(name) for name in ("AWS_SECRET_ACCESS_KEY", "db.password", "max_tokens", "token_env", "key")]
     [True, True, False, False, False]
@@ -101,7 +104,9 @@ def is_secret_name(name: str) -> bool:
 
 
 def redacted_tree(node: Any, name: str = "") -> Any:
-    """Plain values without secrets: :func:`redact` for every text, and every text whose own key says that it is one."""
+    """Nested plain values without secrets: :func:`redact` for all texts; texts with a secret key
+    become ``***``.
+    """
     if isinstance(node, Mapping):
         return {key: redacted_tree(child, str(key)) for key, child in node.items()}
     if isinstance(node, (list, tuple)):
@@ -112,7 +117,7 @@ def redacted_tree(node: Any, name: str = "") -> Any:
 
 
 def _without_user(match: re.Match[str]) -> str:
-    """A URI's start without user and password; one whose @ belongs to its path stays."""
+    """The start of a URI without user and password; an @ in the path stays."""
     scheme, rest = match["scheme"], match["rest"]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if scheme.lower() in _CONTAINERS and ":" not in authority:
@@ -128,7 +133,9 @@ def _without_value(match: re.Match[str]) -> str:
 
 
 def _without_encoded(text: str) -> str:
-    """Without the secrets of URL-encoded connection strings: such a part goes as a whole."""
+    """The text without URL-encoded connection strings that hold a secret; they are replaced as a
+    whole.
+    """
     if "%3d" not in text.lower():
         return text
 
@@ -147,14 +154,16 @@ def _without_environment(text: str) -> str:
 
 
 def _known_secrets() -> list[str]:
-    """Values of environment variables whose name says that they are secret, the longest first."""
+    """Values of environment variables with a secret name, the longest first."""
     found = {value for name, value in os.environ.items() if _is_secret_variable(name, value)}
     return sorted(found, key=len, reverse=True)
 
 
 @lru_cache(maxsize=4096)
 def _is_secret_variable(name: str, value: str) -> bool:
-    """Whether an environment variable holds a secret that can be known again: no word, no path, as PWD does."""
+    """Whether an environment variable holds a secret that can be recognised: not a short word, not
+    a path.
+    """
     if len(value) < _LEAST or name in _FOLDERS or not is_secret_name(name):
         return False
     is_path = value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))

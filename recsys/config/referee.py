@@ -1,4 +1,4 @@
-"""``referee``: a protocol that any library can follow, and the lists that are judged by it."""
+"""``referee``: a protocol that any library can follow, and lists that are scored with it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ from recsys.config.section import Place, Section
 
 
 class RefereeConfig(Section):
-    """Published protocols: ``prepare`` writes one, ``score`` judges lists by it, ``lists`` makes lists of ours."""
+    """Published protocols: ``prepare`` writes one, ``score`` scores lists with it, ``lists`` writes
+    our own lists.
+    """
 
     protocol: Place = Field("", description="the folder that `recsys referee prepare` wrote (--protocol)")
-    out: Place = Field("", description="where to write (--out)")
+    out: Place = Field("", description="output file or folder (--out)")
     lists: list[str] = Field(
         [],
-        description="NAME=FILE of a method, NAME/SETTING=FILE of several, .valid behind for those of the validation "
-        "part; a glob names seeds; or a folder of such files (--lists)",
+        description="NAME=FILE of a method, or NAME/SETTING=FILE of each of its settings; .valid "
+        "after the name for lists "
+        "of the validation split; a glob for several seeds; or a folder of such files (--lists)",
     )
-    runs: list[str] = Field([], description="NAME=FOLDER of a finished run whose lists are wanted (--runs)")
+    runs: list[str] = Field([], description="NAME=FOLDER of finished runs whose lists are written (--runs)")
     mask: Literal["seen", "none"] = Field(
         "seen",
-        description="seen: what a user had is in no list and no target, as in our evaluation; none: all items may be "
-        "listed, as RecBole's sequential models do",
+        description="seen: items of a user's history are in no list and are no target, as in our "
+        "evaluation; none: lists "
+        "may hold all items, as with RecBole's sequential models",
     )
-    sample: int = Field(0, ge=0, description="items beside the targets that are ranked; 0: the whole catalogue")
+    sample: int = Field(0, ge=0, description="items that are ranked in addition to the targets; 0: the whole catalogue")
     sampler: Literal["uniform", "recbole"] = Field(
         "uniform",
-        description="how they are drawn: distinct unknown items of the user; recbole: as its uni evaluation draws them "
-        "with numpy.random.seed(seed) before",
+        description="how these items are drawn; uniform: distinct items that the user does not have; recbole: as its "
+        "uni evaluation draws them after numpy.random.seed(seed)",
     )
-    windows: int = Field(1, ge=1, description="of a temporal split: as many test spans, one before the other")
-    format: Literal["parquet", "csv"] = Field("parquet", description="of the protocol's tables and of our lists")
+    windows: int = Field(1, ge=1, description="number of consecutive test periods of a temporal split")
+    format: Literal["parquet", "csv"] = Field(
+        "parquet", description="file format of the protocol's tables and of our lists"
+    )
     bootstrap: int = Field(
-        10_000, ge=1000, description="resamples of users; p-values of many pairs need more than one pair"
+        10_000, ge=1000, description="bootstrap resamples of users; many pairs of methods need more than one pair"
     )

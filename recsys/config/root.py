@@ -35,28 +35,43 @@ Budget = Annotated[str, AfterValidator(_duration)]
 
 
 class RunConfig(Section):
-    dir: Place = Field("runs/latest", min_length=1, description="a local folder, or s3://BUCKET/…, gs://BUCKET/…")
-    name: str = ""
-    budget: Budget = Field("", description="time for the whole of `recsys run` with model auto, e.g. 20m or 1h30m")
+    """The folder and the time of a run."""
+
+    dir: Place = Field(
+        "runs/latest", min_length=1, description="run folder: a local folder, s3://BUCKET/… or gs://BUCKET/…"
+    )
+    name: str = Field("", description="name of the run in MLflow; default: the name of the folder")
+    budget: Budget = Field(
+        "", description="time limit of `recsys run` with model auto, e.g. 20m or 1h30m; empty: no limit"
+    )
     resume: bool = Field(
-        False, exclude=True, description="go on where an interrupted run stopped (--resume); written down nowhere"
+        False,
+        exclude=True,
+        description="continue an interrupted run where it stopped (--resume); this key is not saved",
     )
 
 
 class RayConfig(Section):
-    address: str = Field("local", description="local, auto, or ray://…")
-    num_cpus: int = Field(0, ge=0, description="local only; 0: as many as there are")
-    wait_s: float = Field(0, ge=0, description="how long training waits for machines that the cluster has yet to start")
+    """The Ray cluster."""
+
+    address: str = Field(
+        "local", description="local: a cluster on this machine; auto: the running cluster; or ray://HOST:PORT"
+    )
+    num_cpus: int = Field(0, ge=0, description="CPUs of a local cluster; 0: all of the machine")
+    wait_s: float = Field(
+        0, ge=0, description="seconds that training waits for machines that the cluster is still starting"
+    )
 
 
 class Config(Section):
     """The whole configuration of a pipeline run."""
 
-    seed: int = Field(42, ge=0, le=2**63 - 1)
+    seed: int = Field(42, ge=0, le=2**63 - 1, description="seed of everything that is random")
     run: RunConfig = Field(default_factory=RunConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(
-        default_factory=ModelConfig.model_construct, description="needed by every verb that trains or evaluates"
+        default_factory=ModelConfig.model_construct,
+        description="needed by each verb that trains or evaluates; auto: the product chooses",
     )
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
@@ -79,7 +94,9 @@ class Config(Section):
 
     @property
     def has_model(self) -> bool:
-        """Whether the section ``model`` was given; where it was not, its values mean nothing and are not dumped."""
+        """Whether the section ``model`` was given. If not, its values are placeholders and are not
+        dumped.
+        """
         return "model" in self.model_fields_set
 
     @model_serializer(mode="wrap")
@@ -91,4 +108,5 @@ class Config(Section):
 
     @property
     def dataset_dir(self) -> str:
+        """The folder or URI of the prepared dataset."""
         return self.data.dir or within(self.run.dir, "dataset")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
+from recsys.config.outside import reads_artifact
+from recsys.config.renamed import with_current_keys
 from recsys.storage.uris import expanded
 
 Place = Annotated[str, AfterValidator(expanded)]
-"""A path or URI; ``~`` at its start is the home folder of whoever gives the configuration."""
+"""A path or URI; ``~`` at its start is the home folder of the user who starts the command."""
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment as well."""
+
+    dotted: ClassVar[str] = ""  # path of the section; needed only where a key was renamed, see ``renamed``
 
     model_config = ConfigDict(
         extra="forbid",
@@ -22,6 +27,11 @@ class Section(BaseModel):
         coerce_numbers_to_str=True,
         serialize_by_alias=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_current_keys(cls, tree: Any) -> Any:
+        return with_current_keys(cls.dotted, tree, reads_artifact()) if isinstance(tree, Mapping) else tree
 
 
 def as_word(value: Any) -> Any:

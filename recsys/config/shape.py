@@ -1,7 +1,8 @@
-"""A tree from YAML against the shape of the configuration, before values are checked.
+"""Check of a YAML tree against the sections of the configuration, before pydantic checks the
+values.
 
-Why before: pydantic sees ``true`` and cannot say that ``on`` was written, reads ``true`` as the number 1, and calls an
-emptied section a wrong instance of a class.
+Why before: pydantic sees ``true`` and cannot know that the user wrote ``on``, it reads ``true`` as
+the number 1, and its message for an empty section is about a wrong class.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ _WORDS: Final = "YAML reads on, yes and true as true, and off, no and false as f
 
 
 def shaped(tree: Any, where: str) -> Any:
-    """The tree without emptied sections, which then have their defaults.
+    """The tree without empty sections, which then get their defaults.
 
     Raises
     ------
     ConfigError
-        a section is a value, a text or number is true or false, or a whole number has over 63 bits.
+        A section is a value, a text or number is true or false, or an integer has more than 63
+        bits.
     """
     try:
         return _section(tree, Config, "")
@@ -51,7 +53,7 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
                 _check_plain(child, field.annotation, dotted)
             found[key] = child
         elif child is None:
-            if len(sections) > 1:  # the default, a generated world, is surely not what was meant
+            if len(sections) > 1:  # the default is generated data, which the user did not mean
                 raise ValueError(f"{dotted}: the section is empty; give kind and files, or kind: synthetic")
         elif not isinstance(child, (Mapping, BaseModel)):
             keys = choices(sections[0].model_fields) if len(sections) == 1 else "kind and those of the kind"
@@ -67,7 +69,7 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
 
 
 def _check_plain(value: Any, annotation: Any, where: str) -> None:
-    """Refuse true and false where a text or a number is meant, also inside lists and mappings."""
+    """Refuse true and false where a text or a number is expected, also inside lists and mappings."""
     options = _options(annotation)
     if isinstance(value, bool):
         if any(option in (bool, Any) for option in options):
@@ -81,7 +83,7 @@ def _check_plain(value: Any, annotation: Any, where: str) -> None:
         if any(option in (int, float) for option in options):
             raise ValueError(f"{where}: expected a number, got {_yaml(value)} ({_WORDS})")
     elif isinstance(value, int) and abs(value) > _LARGEST and str not in options:
-        raise ValueError(f"{where}: {str(value)[:40]} is too large a number; at most {_LARGEST} can be")
+        raise ValueError(f"{where}: {str(value)[:40]} is too large; the largest number is {_LARGEST}")
     elif isinstance(value, list):
         for option in options:
             if get_origin(option) is list:
@@ -96,7 +98,7 @@ def _check_plain(value: Any, annotation: Any, where: str) -> None:
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The members of a union, without annotations."""
+    """The members of a union type, without annotations."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _options(get_args(annotation)[0])

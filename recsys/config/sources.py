@@ -1,4 +1,4 @@
-"""``data.source``: one section a kind of source."""
+"""``data.source``: one section for each kind of source."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WORDS: Final = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe
 
 
 def _separator(value: Any) -> Any:
-    """Words and ``\\t`` as the characters they mean."""
+    r"""Replace words such as ``tab``, and ``\t``, by the characters they mean."""
     if value is None:
         raise ValueError("in YAML it needs quotes, e.g. separator: ';' or separator: '|'")
     if not isinstance(value, str):
@@ -41,7 +41,7 @@ def _separator(value: Any) -> Any:
     if separator.strip(" ") == "" and separator:
         return " "
     if any(character in separator for character in '"\n\r\0\ufeff'):
-        raise ValueError("a quote, a line end or a null character cannot stand between cells")
+        raise ValueError("a quote, a line end or a null character cannot separate cells")
     if separator and (separator.isalnum() or separator == "."):
         raise ValueError("letters, digits and dots are part of cells; expected ';', '|', '::', ' ', tab and the like")
     return separator
@@ -56,7 +56,7 @@ def _comment(value: Any) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A cell without a name may be written ``null`` or ``~``."""
+    """Column names with ``null`` and ``~`` replaced by the empty name."""
     if isinstance(value, dict):
         return {name: _without_nulls(names) for name, names in value.items()}
     return ["" if name is None else name for name in value] if isinstance(value, list) else value
@@ -68,15 +68,17 @@ def check_tables(key: str, names: set[str]) -> None:
     Raises
     ------
     ValueError
-        one is no table.
+        A name is not that of a table.
     """
     if unknown := sorted(names - set(TABLES)):
-        raise ValueError(f"{key}: {unknown[0]!r} is no table; the tables are {', '.join(TABLES)}")
+        raise ValueError(f"{key}: {unknown[0]!r} is not a table; the tables are {', '.join(TABLES)}")
 
 
 Separator = Annotated[str, BeforeValidator(_separator)]
 Comment = Annotated[
-    str, BeforeValidator(_comment), Field(description="lines of text files that begin with this are skipped, e.g. '#'")
+    str,
+    BeforeValidator(_comment),
+    Field(description="lines of text files that start with this text are skipped, e.g. '#'"),
 ]
 
 Encoding = Annotated[str, Field(min_length=1)]
@@ -88,91 +90,99 @@ def _of_known_tables(rename: dict[str, str | dict[str, str]]) -> dict[str, str |
 
 
 Rename = Annotated[dict[str, str | dict[str, str]], AfterValidator(_of_known_tables)]
-"""Column in the files → canonical column, or table → those of this table only."""
+"""Column in the files → canonical column, or table → such a mapping for this table only."""
 
 
 class CellSource(Section):
-    """What every source of files has: how the text of a cell is understood."""
+    """Keys of every source of files: how the text of a cell is read."""
 
     absent: list[str] = Field(
         list(ABSENT_TEXTS),
-        description="texts that mean a missing value in every table, beside an empty cell; [] keeps them all as values",
+        description="texts that mean a missing value, in addition to an empty cell; []: none",
     )
     time_format: str = Field(
-        "", description="strptime form of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601, YYYYMMDD …"
+        "", description="strptime format of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601, YYYYMMDD …"
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
 
     @field_validator("time_format")
     @classmethod
     def _is_a_time_format(cls, form: str) -> str:
-        """A form that strptime knows and that gives a year; empty is none."""
+        """Refuse a format that strptime does not know or that has no year; empty means no format."""
         if not form.strip():
             return ""
-        expected = "expected a strptime form with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
+        expected = "expected a strptime format with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
         try:
             read = datetime.strptime(_PROBE.strftime(form), form)
         except ValueError as error:
-            raise ValueError(f"{form!r} is no form of times ({error}); {expected}") from None
+            raise ValueError(f"{form!r} is not a time format ({error}); {expected}") from None
         if read.year != _PROBE.year:
-            raise ValueError(f"{form!r} gives no year; {expected}")
+            raise ValueError(f"{form!r} has no year; {expected}")
         return form
 
 
 class CanonicalSource(CellSource):
-    """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps others)."""
+    """Parquet, CSV/TSV or JSONL files that already have the canonical column names (``rename`` maps
+    others).
+    """
 
     places: ClassVar[tuple[str, ...]] = (*TABLES, "split_files", "type_files")
 
-    kind: Literal["canonical"] = "canonical"
-    events: list[str] = Field(min_length=1, description="files, folders or globs")
-    items: list[str] = []
-    users: list[str] = []
-    social: list[str] = []
-    knowledge: list[str] = []
+    kind: Literal["canonical"] = Field("canonical", description="files with canonical column names")
+    events: list[str] = Field(min_length=1, description="files, folders or globs of events")
+    items: list[str] = Field([], description="files, folders or globs of items and their attributes")
+    users: list[str] = Field([], description="files, folders or globs of users and their attributes")
+    social: list[str] = Field([], description="files, folders or globs of friendships")
+    knowledge: list[str] = Field([], description="files, folders or globs of triples: head, relation, tail")
     rename: Rename = Field(
-        {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for one table only"
+        {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for single tables"
     )
-    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
+        "auto", description="format of the files; auto: by the ending of each file's name"
+    )
     separator: Separator | dict[str, Separator] = Field(
         "",
-        description="between cells of text tables, e.g. ';', '|', '::', tab; ' ' is any run of blanks; empty: by "
-        "format, or the one that the file plainly has; {TABLE: separator} for single tables",
+        description="separator of cells in text files, e.g. ';', '|', '::', tab; ' ' is any number of blanks; empty: "
+        "that of the format, or the one found in the file; {TABLE: separator} for single tables",
     )
     columns: Annotated[list[str] | dict[str, list[str]], BeforeValidator(_without_nulls)] = Field(
         [],
-        description="column names of text files without a header: a list for the events, or {TABLE: [names]}; _ leaves "
-        "a cell out",
+        description="column names of text files without a header: a list for the events, or {TABLE: [names]}; _ skips "
+        "a column",
     )
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
-        "auto", description="whether text files begin with column names; auto: yes, unless columns are given"
+        "auto", description="whether text files start with column names; auto: yes, unless columns are given"
     )
     comment: Comment | dict[str, Comment] = Field(
         "",
-        description="lines of text files that begin with this are skipped, e.g. '#'; {TABLE: '#'} for single tables",
+        description="lines of text files that start with this text are skipped, e.g. '#'; {TABLE: "
+        "'#'} for single tables",
     )
     constants: dict[str, dict[str, str]] = Field(
-        {}, description="{TABLE: {column: value}}: columns that the files lack and that hold one value in every row"
+        {}, description="{TABLE: {column: value}}: columns that the files do not have, with one value for all rows"
     )
     encoding: Encoding | dict[str, Encoding] = Field(
-        "utf-8", description="of CSV and TSV files, e.g. latin-1; {TABLE: encoding} for single tables, others are utf-8"
+        "utf-8", description="encoding of CSV and TSV files, e.g. latin-1; {TABLE: encoding} for single tables"
     )
     numbers: dict[str, list[str]] = Field(
         {},
-        description="{TABLE: [columns]}: further columns that are numbers, also where a text file has them as text or "
-        "with a currency ($12.99); cells that are none are missing",
+        description="{TABLE: [columns]}: columns that are read as numbers, also if a file has them as text or with a "
+        "currency ($12.99); a cell without a number is a missing value",
     )
     item_columns: list[str] = Field(
         [],
-        description="columns of the events that tell of the item, where there is no table of items: of an item's "
-        "texts the most frequent one, of its numbers the median",
+        description="columns of the events that describe the item, if there is no table of items; "
+        "an item gets its most "
+        "frequent text and the median of its numbers",
     )
-    user_columns: list[str] = Field([], description="the same of the user, where there is no table of users")
+    user_columns: list[str] = Field(
+        [], description="columns of the events that describe the user, if there is no table of users"
+    )
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
-        {}, description="event files by split, instead of a split column"
+        {}, description="split → event files, instead of a split column"
     )
 
-    type_files: dict[str, list[str]] = Field({}, description="event files by event type, instead of a column")
+    type_files: dict[str, list[str]] = Field({}, description="event type → event files, instead of a column")
 
     @model_validator(mode="after")
     def _tables_are_known(self) -> CanonicalSource:
@@ -186,8 +196,8 @@ class CanonicalSource(CellSource):
         ):
             if columns_of and given_files:
                 raise ValueError(
-                    f"{table.rstrip('s')}_columns make the table of {table} of the events, and {table} names files of "
-                    "it; give one of them"
+                    f"{table.rstrip('s')}_columns makes the table of {table} from the events, and {table} names files "
+                    "of this table; give one of them"
                 )
         for key in ("separator", "comment", "encoding"):
             given = getattr(self, key)
@@ -196,7 +206,7 @@ class CanonicalSource(CellSource):
             given = [name.strip() for name in names if name.strip() not in ("", "_")]
             if twice := sorted({name for name in given if given.count(name) > 1}):
                 raise ValueError(
-                    f"columns: {twice[0]!r} stands twice for {table}; a column has one name, _ leaves it out"
+                    f"columns: {twice[0]!r} is given twice for {table}; give each column its own name, or _ to skip it"
                 )
         return self
 
@@ -206,65 +216,81 @@ class RecBoleSource(CellSource):
 
     places: ClassVar[tuple[str, ...]] = ("folder", "name")
 
-    kind: Literal["recbole"] = "recbole"
-    folder: str
-    name: str = ""
+    kind: Literal["recbole"] = Field("recbole", description="RecBole atomic files")
+    folder: str = Field(description="folder of the atomic files")
+    name: str = Field("", description="name of the files without ending; empty: the name of the folder")
     rename: Rename = Field(
-        {}, description="atomic field → canonical column, e.g. rating → value; {TABLE: {…}} for one table only"
+        {}, description="atomic field → canonical column, e.g. rating → value; {TABLE: {…}} for single tables"
     )
-    separator: Separator = Field("", description="between fields; empty: a tab, or the one that the file plainly has")
+    separator: Separator = Field("", description="separator of fields; empty: a tab, or the one found in the file")
 
 
 class HetRecLastFmSource(CellSource):
-    """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are ``tag`` events."""
+    """The HetRec 2011 Last.fm-2k folder as published; listens are events, tag assignments are
+    ``tag`` events.
+    """
 
     places: ClassVar[tuple[str, ...]] = ("folder", "test_pairs")
 
-    kind: Literal["hetrec-lastfm"] = "hetrec-lastfm"
-    folder: str
+    kind: Literal["hetrec-lastfm"] = Field("hetrec-lastfm", description="the HetRec 2011 Last.fm-2k release")
+    folder: str = Field(description="folder of the release")
     absent: list[str] = Field(
-        [], description="texts that mean a missing value; the release has none, and an artist or tag may be called None"
+        [], description="texts that mean a missing value; default none, as an artist or tag may be called None"
     )
     test_pairs: str = Field("", description="file of held-out (userID, artistID) pairs, read as the given split")
 
 
 class SequencesSource(CellSource):
-    """Plain text, one line a user: ``user item item …`` in order; optionally a table of items."""
+    """Text files with one user in each line: ``user item item …`` in order; optionally a table of
+    items.
+    """
 
     places: ClassVar[tuple[str, ...]] = ("events", "items")
 
-    kind: Literal["sequences"] = "sequences"
-    events: str
-    items: list[str] = []
-    rename: Rename = {}
+    kind: Literal["sequences"] = Field("sequences", description="text files with one user in each line")
+    events: str = Field(description="file of sequences")
+    items: list[str] = Field([], description="files, folders or globs of items and their attributes")
+    rename: Rename = Field({}, description="column of the items' files → canonical column")
     numbers: list[str] = Field(
-        [], description="columns of the items that are numbers, also where a file has them as text"
+        [], description="columns of the items that are read as numbers, also if a file has them as text"
     )
-    separator: Separator = Field("", description="between user and items of a line; empty: blanks")
-    comment: Comment = ""
+    separator: Separator = Field("", description="separator of user and items in a line; empty: blanks")
+    comment: Comment = Field("", description="lines that start with this text are skipped, e.g. '#'")
 
 
 class SyntheticSource(Section):
-    """A generated world with planted signals; each knob in [0, 1] is how much that signal decides what comes next."""
+    """Generated data with planted signals. The strength of each signal is in [0, 1]: how much it
+    decides events.
+    """
 
-    kind: Literal["synthetic"] = "synthetic"
-    num_users: int = Field(1000, ge=10)
-    num_items: int = Field(600, ge=20)
-    events_per_user: float = Field(24.0, gt=3)
-    num_topics: int = Field(12, ge=2, description="latent topics that text, friends and drift speak about")
-    num_partitions: int = Field(4, ge=1)
-    seed: int = 0
-    text: float = Field(0.7, ge=0, le=1, description="item text tells the topic")
-    evolution: float = Field(0.7, ge=0, le=1, description="the order of events tells the next item")
-    collaborative: float = Field(0.7, ge=0, le=1, description="hidden communities share items that no text tells")
-    social: float = Field(0.7, ge=0, le=1, description="friends share taste")
-    knowledge: float = Field(0.7, ge=0, le=1, description="facts tell the owner of an item's maker, whom a user likes")
-    stratum: float = Field(0.7, ge=0, le=1, description="the mix of topics tells the stratum, which has its favourites")
-    profile: float = Field(0.7, ge=0, le=1, description="crosses of user attributes tell the kind of items")
-    media: float = Field(0.7, ge=0, le=1, description="images tell the style of an item, of which a user likes one")
+    kind: Literal["synthetic"] = Field("synthetic", description="generated data with planted signals")
+    num_users: int = Field(1000, ge=10, description="number of users")
+    num_items: int = Field(600, ge=20, description="number of items")
+    events_per_user: float = Field(24.0, gt=3, description="events of a user, on average")
+    num_topics: int = Field(12, ge=2, description="number of latent topics of items, friends and interest drift")
+    num_partitions: int = Field(4, ge=1, description="parts that are generated in parallel; rows do not depend on it")
+    seed: int = Field(0, description="seed of the generator")
+    text: float = Field(0.7, ge=0, le=1, description="strength of item text as a sign of the topic")
+    evolution: float = Field(0.7, ge=0, le=1, description="strength of the order of events as a sign of the next item")
+    collaborative: float = Field(
+        0.7, ge=0, le=1, description="strength of hidden communities that share items independent of text"
+    )
+    social: float = Field(0.7, ge=0, le=1, description="strength of the taste that friends share")
+    knowledge: float = Field(
+        0.7, ge=0, le=1, description="strength of the preference for an owner of makers, which triples give"
+    )
+    stratum: float = Field(
+        0.7, ge=0, le=1, description="strength of the preference for the favourites of a user cluster"
+    )
+    profile: float = Field(
+        0.7, ge=0, le=1, description="strength of crosses of user attributes as a sign of the kind of items"
+    )
+    media: float = Field(0.7, ge=0, le=1, description="strength of the preference for a style, which images show")
     short_history: float = Field(0.2, ge=0, le=1, description="share of users with very few events")
-    cold_items: float = Field(0.05, ge=0, le=0.5, description="share of items that appear only at the end of time")
-    bad_rows: float = Field(0.002, ge=0, le=0.2, description="share of broken rows planted for the quarantine")
+    cold_items: float = Field(
+        0.05, ge=0, le=0.5, description="share of items that appear only at the end of the period"
+    )
+    bad_rows: float = Field(0.002, ge=0, le=0.2, description="share of broken rows, for the quarantine")
 
 
 Source = Annotated[
@@ -274,20 +300,21 @@ Source = Annotated[
 
 
 class OutsideSource(Section):
-    """Base of the section of a source from outside this package, with the keys that it needs.
+    """Base of the section of a source of another package, with the keys that it needs.
 
-    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as ``module:Class``, and in ``places``
-    its keys that are paths or URIs: a dataset is known by what stands there, however that is spelled.
+    A subclass names its adapter, a :class:`~recsys.sources.base.SourceAdapter`, as
+    ``module:Class``. ``places`` names its keys that are paths or URIs: a dataset is identified by
+    the content there, not by the spelling of the path.
     """
 
     adapter: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
 
-    kind: str
+    kind: str = Field(description="module:Class, or the name that an installed package offers")
 
 
 def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """A source from outside by its kind; every other one by its own section."""
+    """Validate a source of another package by its kind, and every other source by its own section."""
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if isinstance(value, OutsideSource) or not isinstance(kind, str) or kind in SOURCE_KINDS:
         return value if isinstance(value, OutsideSource) else handler(value)
@@ -301,7 +328,8 @@ def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 def source_settings(source: Section) -> dict[str, Any]:
-    """What a source says of how files are read; of places only which side tables there are.
+    """The settings of a source that decide how files are read. Of its paths, only which side tables
+    exist.
 
     >>> one, other = (CanonicalSource(events=[place]) for place in ("logs/a.csv", "/data/logs/a.csv"))
     >>> source_settings(one) == source_settings(other), source_settings(one)["items"]
@@ -316,7 +344,9 @@ def source_settings(source: Section) -> dict[str, Any]:
 
 
 def one_place(value: Any, change: Callable[[str], str]) -> Any:
-    """A value of a place with every path in it changed: one path, a list of them, or lists by name."""
+    """The value of a key of paths with every path changed: one path, a list of paths, or lists by
+    name.
+    """
     if isinstance(value, dict):
         return {key: one_place(inner, change) for key, inner in value.items()}
     return [change(place) for place in value] if isinstance(value, list) else change(value)

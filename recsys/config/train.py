@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -15,77 +15,110 @@ _LOSS_KINDS: Final = ("auto", "full_softmax", "sampled_softmax")
 
 
 def _known_loss(kind: str) -> str:
-    """A kind of loss: ours, a path, or of an installed package; imported only when a training begins."""
+    """A kind of loss: ours, ``module:Class``, or one of an installed package; imported when a
+    training starts.
+    """
     if kind in _LOSS_KINDS or is_path(kind) or kind in offers(LOSSES):
         return kind
     raise ValueError(f"expected {one_of([*_LOSS_KINDS, *offers(LOSSES)])}, or module:Class")
 
 
 class LossConfig(Section):
+    """The loss that training minimises."""
+
     kind: Annotated[str, AfterValidator(_known_loss)] = Field(
         "auto",
-        description="auto (full up to max_full_items items, sampled beyond), full_softmax, sampled_softmax, "
-        "module:Class, or what an installed package offers",
+        description="auto (full_softmax up to max_full_items items, sampled_softmax above), full_softmax, "
+        "sampled_softmax, module:Class, or the name that an installed package offers",
     )
-    options: dict[str, Any] = Field({}, description="settings of a loss from outside, see docs/extending.md")
-    max_full_items: int = Field(50_000, ge=1)
+    options: dict[str, Any] = Field({}, description="settings of a loss of another package, see docs/extending.md")
+    max_full_items: int = Field(50_000, ge=1, description="number of items up to which kind auto is full_softmax")
     max_dense_items: int = Field(
-        200_000, ge=0, description="beyond, sampled_softmax updates only the id rows of the items that a step views"
+        200_000,
+        ge=0,
+        description="number of items above which sampled_softmax updates only the id vectors of "
+        "the items that a step uses",
     )
-    num_negatives: int = Field(1024, ge=1, description="shared by a step (sampled_softmax)")
+    num_negatives: int = Field(
+        1024, ge=1, description="negative items that all queries of a step share (sampled_softmax)"
+    )
     popularity_power: float = Field(
-        0.5, ge=0, le=1, description="negatives are drawn by popularity to this power, 0: evenly; log-Q corrected"
+        0.5,
+        ge=0,
+        le=1,
+        description="negatives are drawn by popularity to this power, with log-Q correction; 0: uniformly",
     )
-    temperature: float = Field(1.0, gt=0, description="scores are divided by it in training; serving ranks the same")
-    learn_temperature: bool = Field(False, description="let training move the temperature from there")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    temperature: float = Field(1.0, gt=0, description="training divides scores by this number; rankings do not change")
+    learn_temperature: bool = Field(False, description="learn the temperature, starting from loss.temperature")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target's probability that is spread over all items (full_softmax)"
+    )
     new_items: bool = Field(
-        True, description="items without training events are negatives too; false lets their text speak for them"
+        True, description="use items without training events as negatives; false: only their text decides their scores"
     )
     event_power: float = Field(
-        1.0, ge=0, le=1, description="a user with n targets weighs n^p: 1 every event alike, 0 every user alike"
+        1.0,
+        ge=0,
+        le=1,
+        description="exponent p: a user with n targets weighs n^p; 1: all events weigh the same, 0: all users do",
     )
 
 
 class TrainConfig(Section):
-    num_workers: int = Field(1, ge=1)
-    use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = "auto"
+    """Training: epochs, optimiser, loss and workers."""
+
+    dotted: ClassVar[str] = "train"
+
+    num_workers: int = Field(1, ge=1, description="training processes; each one holds a part of the users")
+    use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
+        "auto", description="whether workers train on GPUs; auto: yes where the cluster has one for each worker"
+    )
     threads: int = Field(
         0,
         ge=0,
-        description="CPU threads a process; 0: OMP_NUM_THREADS, or the fastest number, measured in a second",
+        description="CPU threads of each process; 0: OMP_NUM_THREADS, or the fastest number, which "
+        "is measured in a second",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(256, ge=1, description="users a step on average, over all workers")
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="of matrices and embeddings, decoupled (AdamW)")
-    beta2: float = Field(0.999, gt=0, lt=1)
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps")
-    clip_norm: float = Field(1.0, ge=0, description="0: off")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the forward pass; auto: bfloat16 on GPUs that have it"
+    )
+    epochs: int = Field(20, ge=1, description="passes over the training data at most; see patience")
+    batch_size: int = Field(256, ge=1, description="users in a step, on average, over all workers")
+    lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW, reached after the warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices and embeddings (AdamW)")
+    beta2: float = Field(0.999, gt=0, lt=1, description="decay of the running mean of squared gradients (AdamW)")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "cosine", description="how the learning rate changes after the warm-up"
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises from zero")
+    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient of a step; 0: no limit")
     loss: LossConfig = Field(default_factory=LossConfig)
-    hide_history: float = Field(
+    history_mask_rate: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of events hidden from input and graph in an epoch, still targets (unordered data)",
+        description="share of a user's events that an epoch hides from input and graph and keeps "
+        "as targets (unordered data)",
     )
-    patience: int = Field(5, ge=1, description="evaluations without gain before stopping")
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
-    metric: MetricName = Field("ndcg@20", description="validation metric that chooses the epoch")
-    refit: bool = Field(True, description="train again on training + validation for the chosen number of epochs")
+    patience: int = Field(5, ge=1, description="validations without improvement before training stops")
+    evaluate_every: int = Field(1, ge=1, description="epochs from one validation to the next")
+    metric: MetricName = Field("ndcg@20", description="validation metric that chooses the number of epochs")
+    refit: bool = Field(
+        True, description="train again on training and validation events for the chosen number of epochs"
+    )
     final: bool = Field(
         False,
-        description="after the evaluation, train the model that is registered on all events, test included, with the "
-        "chosen constants and epochs; every figure stays that of the model that has not seen test",
+        description="after the evaluation, train the model to register on all events, test events included, with the "
+        "chosen constants and epochs; all reported metrics are those of the model without test events",
     )
     ratings: bool = Field(
-        False, description="predict the values of events too, where they vary: RMSE and MAE beside the ranking"
+        False, description="also predict the values of events, where values differ; adds RMSE and MAE to the metrics"
     )
     privacy: PrivateConfig = Field(default_factory=PrivateConfig)
-    max_failures: int = Field(2, ge=0)
+    max_failures: int = Field(2, ge=0, description="times that training starts again after a worker was lost")
     checkpoint_steps: int = Field(
-        1000, ge=0, description="steps between checkpoints inside an epoch, beside the one at each validation; 0: none"
+        1000,
+        ge=0,
+        description="steps between checkpoints inside an epoch, in addition to the one at each validation; 0: none",
     )
-    window_events: int = Field(4_000_000, ge=1, description="events of shards held in a worker's memory at a time")
+    window_events: int = Field(4_000_000, ge=1, description="events that a worker holds in memory at a time")

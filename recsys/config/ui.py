@@ -15,17 +15,21 @@ class UiConfig(Section):
     )
     model: Place = Field(
         "",
-        description="one more model to try: models:/NAME@ALIAS, models:/NAME/VERSION, a bundle or a pulled folder",
+        description="an additional model to try: models:/NAME@ALIAS, models:/NAME/VERSION, a bundle or a pulled folder",
     )
-    host: str = Field("127.0.0.1", min_length=1, description="any other than a loopback address needs ui.token_env")
-    port: int = Field(8080, ge=0, le=65535, description="0: any free one")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address to listen on; any address that is not loopback needs ui.token_env",
+    )
+    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0: any free port")
     token_env: str = Field(
         "",
-        description="environment variable with a token of 16 characters or more, which the browser asks for as a "
-        "password; empty: none, on loopback only",
+        description="environment variable with a token of 16 or more characters, which the browser asks for as a "
+        "password; empty: no token, on loopback only",
     )
     names: list[str] = Field(
         [],
-        description="names in the browser's address bar that are answered, beside localhost, ui.host, this machine's "
-        "name and IP addresses",
+        description="host names that the server accepts in addition to localhost, ui.host, and the name and IP "
+        "addresses of this machine",
     )

@@ -1,7 +1,7 @@
-"""Texts of the configuration with a form of their own: metrics, checked when the configuration is read.
+"""Metrics and durations in the configuration, checked when it is read.
 
-Why here: a wrong metric that only a later stage parses costs the time of the stages before it, and a dry run would not
-find it. Times are read by :mod:`recsys.values.times`, see :mod:`pipelines.mistakes`.
+Why here: a wrong metric that only a late stage parses wastes the time of the stages before it, and
+a dry run would not find it. :mod:`recsys.values.times` reads times, see :mod:`pipelines.mistakes`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _METRIC: Final = re.compile(r"([a-z_]+)\s*@\s*(\d{1,9})")
 
 
 def metric_name(text: str) -> str:
-    """The metric as it is written everywhere.
+    """The standard spelling of a metric.
 
     >>> metric_name("NDCG@10")
     'ndcg@10'
@@ -31,7 +31,7 @@ def metric_name(text: str) -> str:
 
 
 MetricName = Annotated[str, AfterValidator(metric_name)]
-"""An accuracy metric such as ``ndcg@20``, in whatever case."""
+"""An accuracy metric such as ``ndcg@20``, in upper or lower case."""
 
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)\s*s)?")
@@ -45,13 +45,13 @@ def seconds_of(text: str) -> float:
     """
     found = _DURATION.fullmatch(text.strip().lower())
     if found is None or (text.strip() and not any(found.groups())):
-        raise ValueError(f"{text!r} is no duration; expected hours, minutes or seconds such as 20m, 1h30m or 90s")
+        raise ValueError(f"{text!r} is not a duration; expected hours, minutes or seconds such as 20m, 1h30m or 90s")
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
 
 
 def merged(tree: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with other values, section by section; the last change counts.
+    """The tree with the values of ``changes``, section by section; the last change wins.
 
     >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"d": 4})
     {'a': {'b': 3, 'c': 2}, 'd': 4}

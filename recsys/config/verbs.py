@@ -1,4 +1,4 @@
-"""``recommend`` and ``update``: what is done with a registered model."""
+"""``recommend``, ``similar`` and ``update``: the use of a registered model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from recsys.storage.uris import without_query
 
 
 class RecommendConfig(Section):
-    k: int = Field(20, ge=1)
-    exclude_seen: bool | None = Field(None, description="leave out what a user had; null: as the model was evaluated")
-    model: Place = Field("", description="models:/NAME@ALIAS; default: the model that this run registered")
-    batch_size: int = Field(1024, ge=1)
+    """Lists for all users, or for the requests of a file."""
+
+    k: int = Field(20, ge=1, description="number of items in a list, if a request gives none")
+    exclude_seen: bool | None = Field(
+        None, description="leave out items of the user's history; null: as the model was evaluated"
+    )
+    model: Place = Field(
+        "", description="model to use: models:/NAME@ALIAS; default: the model that this run registered"
+    )
+    batch_size: int = Field(1024, ge=1, description="requests that are answered at once")
     requests: Place = Field(
-        "", description="JSON lines of user_id, history, friends, k, exclude_seen, at; default: every user of the model"
+        "",
+        description="file of JSON lines with user_id, history, friends, k, exclude_seen, at; "
+        "default: all users of the model",
     )
     out: Place = Field(
         "",
@@ -25,18 +33,20 @@ class RecommendConfig(Section):
     )
     rules: dict[str, Any] = Field(
         {},
-        description="candidates, exclude, filters, boost, diversify, offset, explain, where a request says none",
+        description="candidates, exclude, filters, boost, diversify, offset, explain, for requests without them",
     )
-    stock_file: Place = Field("", description="items that are out of stock, as serve.stock_file: in no list")
+    stock_file: Place = Field(
+        "", description="file of items that are out of stock, as serve.stock_file; they are in no list"
+    )
     at: str = Field(
-        "", description="time of asking where a request says none; default: that of the model's newest event"
+        "", description="time of the request, if a request gives none; default: the time of the model's newest event"
     )
 
     @property
     def answers(self) -> str:
-        """The file of the answers below the run folder, where ``out`` names no other place.
+        """The file of the answers in the run folder, if ``out`` names no other path.
 
-        >>> RecommendConfig().answers, RecommendConfig(requests="asked/new users.jsonl.gz").answers
+        >>> RecommendConfig().answers, RecommendConfig(requests="in/new users.jsonl.gz").answers
         ('recommendations.parquet', 'answers/new users.parquet')
         """
         if not self.requests:
@@ -46,39 +56,46 @@ class RecommendConfig(Section):
 
 
 class SimilarConfig(Section):
-    """Items like an item."""
+    """Items that are similar to an item."""
 
-    item: str = Field("", description="the item's id (--item)")
+    item: str = Field("", description="id of the item (--item)")
     by: Literal["auto", "vectors", "use", "text"] = Field(
         "auto",
-        description="vectors of the model, use (who had both), text; auto: text for items without events, else vectors",
+        description="similarity by the model's vectors, by use (users of both items) or by text; auto: text for items "
+        "without events, else vectors",
     )
-    k: int = Field(20, ge=1)
-    model: Place = Field("", description="models:/NAME@ALIAS or a bundle; default: RUN/bundle")
+    k: int = Field(20, ge=1, description="number of similar items")
+    model: Place = Field("", description="model to use: models:/NAME@ALIAS or a bundle; default: RUN/bundle")
     rules: dict[str, Any] = Field({}, description="candidates, exclude, filters, boost, diversify, as in a request")
 
 
 class UpdateConfig(Section):
-    """How a registered model goes on: with new events (all, or the strata alone), or with feedback (fusion)."""
+    """An update of a registered model with new events (all, or only user clusters), or with
+    feedback (fusion).
+    """
 
-    only: Literal["all", "fusion", "strata"] = "all"
+    only: Literal["all", "fusion", "strata"] = Field(
+        "all", description="what is updated: the whole model, only λ from feedback, or only user clusters"
+    )
     events: list[Place] = Field(
         [],
         description="files, folders or globs of newer events (--events FILE…), appended to those of the model's "
-        "dataset; what it has read is not read again; default: data.source (all, strata)",
+        "dataset; files that it has read are not read again; default: data.source (all, strata)",
     )
     dataset: Place = Field(
-        "", description="dataset that the model was made of; default: where it was then (all, strata)"
+        "", description="dataset that the model was trained on; default: its path at that time (all, strata)"
     )
-    replace: bool = Field(False, description="make the dataset of the named events alone and forget others (--replace)")
+    replace: bool = Field(False, description="make the dataset only from the given events (--replace)")
     model: Place = Field(
-        "", description="models:/NAME@ALIAS, a run folder or a bundle; default: models:/REGISTRY.NAME@champion"
+        "",
+        description="model to update: models:/NAME@ALIAS, a run folder or a bundle; default: "
+        "models:/REGISTRY.NAME@champion",
     )
-    epochs: int = Field(5, ge=1, description="at most; the model as it is counts as epoch 0 (all)")
-    lr_share: float = Field(0.3, gt=0, le=1, description="of train.lr (all)")
+    epochs: int = Field(5, ge=1, description="epochs, at most; the model before the update counts as epoch 0 (all)")
+    lr_share: float = Field(0.3, gt=0, le=1, description="learning rate as a share of train.lr (all)")
     feedback: list[Place] = Field([], description="files, folders or globs of events on shown items (fusion)")
     rewards: dict[str, float] = Field(
         {"click": 1.0, "purchase": 3.0, "skip": -1.0},
-        description="event type → reward: above 0 liked, below 0 not; its size is how much it counts (fusion)",
+        description="event type → reward; above 0: liked, below 0: not liked; its size is its weight (fusion)",
     )
-    prior_rows: float = Field(100.0, ge=0, description="rows of feedback that today's λ weigh as much as (fusion)")
+    prior_rows: float = Field(100.0, ge=0, description="weight of the present λ, as a number of feedback rows (fusion)")

@@ -1,4 +1,5 @@
-"""What a training works on, and what one granularity adds to its memory and time: the terms of the preflight.
+"""The sizes of a training, and the memory and time that one granularity adds: the terms of the
+preflight.
 
 Legend: B queries of a step, U rows, L history length, D width.
 """
@@ -13,7 +14,7 @@ FLOAT: Final = 4  # bytes
 
 @dataclass(frozen=True)
 class DataSizes:
-    """What is known of the data."""
+    """Numbers of users, items, events and side data, measured or estimated."""
 
     users: int
     items: int
@@ -28,7 +29,7 @@ class DataSizes:
 
 @dataclass(frozen=True)
 class Workload:
-    """The sizes of one worker's step and of one chunk of validation, as a granularity meets them."""
+    """The sizes of one worker's step and of one chunk of validation users."""
 
     data: DataSizes
     width: int
@@ -36,20 +37,22 @@ class Workload:
     rows: float  # of a step
     length: float  # of such a row, on average
     queries: float  # of a step
-    longest: float  # row of a step that a query looks at
+    longest: float  # longest row of a step that a query reads
     validation_rows: float
     validation_length: float  # of the longest rows
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one granularity adds in a worker: numbers, bytes and multiplications, all from the sizes of its tensors."""
+    """Parameters, bytes and multiplications that one granularity adds in a worker, from the sizes
+    of its tensors.
+    """
 
     parameters: float = 0.0  # numbers in embedding tables, which have a gradient and two moments each
     layers: float = 1.0  # dense layers of the width, each of about 12 D² numbers
     holds_events: bool = False  # whether it holds all events of training in memory
-    graph: float = 0.0  # bytes of what it reads beside events
+    graph: float = 0.0  # bytes of its graph or other side signal
     step: float = 0.0  # bytes that the backward pass of a step needs
     validation: float = 0.0  # bytes while a chunk of users is ranked
     fitting: float = 0.0  # bytes while it is fitted
-    flops: float = 0.0  # multiplications of a step beside those of the layers
+    flops: float = 0.0  # multiplications of a step in addition to those of the layers

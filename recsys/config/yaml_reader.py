@@ -1,9 +1,10 @@
-"""YAML as the configuration and the search spaces read it: strict where plain YAML loses what a person wrote.
+"""The YAML reader of configurations and search spaces: strict where plain YAML loses what a person
+wrote.
 
-Plain YAML lets the last of two equal keys win, expands an alias as often as it is named (a file of 300 bytes can stand
-for gigabytes), and reads ``010`` as 8 and ``12:30`` as 750. Here a repeated key is an error that names both lines, the
-expanded size is bounded before anything is built, and a number of an unusual form stays the text that was written,
-which a numeric key still reads as the number.
+In plain YAML the last of two equal keys wins, an alias is expanded each time it is used (a file of
+300 bytes can expand to gigabytes), ``010`` is 8 and ``12:30`` is 750. Here a repeated key is an
+error that names both lines, the expanded size is checked before any value is made, and a number in
+an unusual form stays the text that was written, which a numeric key still reads as a number.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Loader(yaml.SafeLoader):
 
     Raises
     ------
-        yaml.YAMLError: the text is not YAML, repeats a key, or is larger than the bounds when aliases are expanded.
+    yaml.YAMLError
+        The text is not YAML, repeats a key, or exceeds the bounds when aliases are expanded.
     """
 
     def __init__(self, text: str) -> None:
@@ -38,18 +40,21 @@ class Loader(yaml.SafeLoader):
         self._path: list[str] = []
 
     def get_single_node(self) -> yaml.Node | None:
+        """The root node, after a check of its expanded size."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None:
             _check_size(node)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; an invalid value is an error at its position."""
         try:
             return super().construct_object(node, deep)
         except ValueError as error:  # a day such as 2020-13-45
-            raise _error(f"{node.value!r} is not what its form says ({error})", node.start_mark) from None
+            raise _error(f"{node.value!r} does not fit its form ({error})", node.start_mark) from None
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, after a check of the depth of nesting."""
         if len(self._path) > MAX_DEPTH:
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _error(f"values are nested more than {MAX_DEPTH} levels deep", event.start_mark)
@@ -60,6 +65,7 @@ class Loader(yaml.SafeLoader):
             self._path.pop()
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The next mapping, after a check for repeated keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[Any, int] = {}
         for key, _ in node.value:
@@ -71,7 +77,7 @@ class Loader(yaml.SafeLoader):
                 section = ".".join(part for part in self._path if part)
                 dotted = f"{section}.{key.value}" if section else key.value
                 raise _error(
-                    f"{dotted} is there twice, in line {first[value]} and in line {line}; keep one of them",
+                    f"{dotted} occurs twice, in line {first[value]} and in line {line}; keep one of them",
                     key.start_mark,
                 )
             first[value] = line
@@ -79,22 +85,25 @@ class Loader(yaml.SafeLoader):
 
 
 class ConfigLoader(Loader):
-    """The :class:`Loader` of configurations: numbers of an unusual form stay text, as ``010``, ``12:30``, ``1.10``."""
+    """A :class:`Loader` that keeps numbers in an unusual form as text, such as ``010``, ``12:30``,
+    ``1.10``.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; a number in an unusual form stays text."""
         value = super().construct_object(node, deep)
         unusual = isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not node.style
         return node.value if unusual and str(value) != node.value and _is_surprising(node.value) else value
 
 
 def parse_yaml(content: bytes | str, problem: str, loader: type[Loader] = ConfigLoader) -> Any:
-    """What a text says; ``problem`` begins the message of the error.
+    """Parse a YAML text; the error message starts with ``problem``.
 
     Raises
     ------
     ConfigError
-        it is not YAML in UTF-8 or UTF-16, is larger than the bounds, repeats a key, or a value is not what
-        its tag or form says, such as the day 2020-13-45.
+        The text is not YAML in UTF-8 or UTF-16, exceeds the bounds, repeats a key, or has a value
+        that does not fit its tag or form, such as the day 2020-13-45.
     """
     if len(content) > MAX_BYTES:
         raise ConfigError(
@@ -117,7 +126,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _is_surprising(text: str) -> bool:
-    """Whether YAML 1.1 reads another number, or another text, than a person sees.
+    """Whether YAML 1.1 reads a number that differs from the written text.
 
     >>> [_is_surprising(text) for text in ("010", "12:30", "1.10", "1_000", "7", "0.5", "1.0e-3")]
     [True, True, True, True, False, False, False]
@@ -129,11 +138,13 @@ def _is_surprising(text: str) -> bool:
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Bound the values and the bytes of the document with every alias expanded, without expanding one.
+    """Check the number of values and bytes of the document with all aliases expanded, without
+    expanding them.
 
     Raises
     ------
-        yaml.YAMLError: it is larger, or a value holds itself.
+    yaml.YAMLError
+        The document exceeds the bounds, or a value contains itself.
     """
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
@@ -142,7 +153,7 @@ def _check_size(root: yaml.Node) -> None:
         if id(node) in sizes:
             return sizes[id(node)]
         if id(node) in open_nodes:
-            raise _error("a value holds itself through an alias (&, *)", node.start_mark)
+            raise _error("a value contains itself through an alias (&, *)", node.start_mark)
         open_nodes.add(id(node))
         if isinstance(node, yaml.ScalarNode):
             found = 1, len(node.value)

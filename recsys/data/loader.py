@@ -30,7 +30,7 @@ class LoaderConfig:
 
     batch_size: int  # users a step on average, over all workers
     max_history: int
-    hide_history: float  # unordered data
+    history_mask_rate: float  # unordered data
     event_power: float  # unordered data
     window_events: int
     seed: int
@@ -76,15 +76,15 @@ class TrainingLoader:
         self.dataset, self.through, self.config = dataset, through, config
         self.rank, self.world_size = rank, world_size
         self.ordered = dataset.manifest.ordered
-        if self.ordered and (config.hide_history or config.event_power != 1.0):
+        if self.ordered and (config.history_mask_rate or config.event_power != 1.0):
             raise ConfigError(
-                f"train.hide_history {config.hide_history} and train.loss.event_power {config.event_power} act on "
+                f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power {config.event_power} act on "
                 "unordered data only, and this dataset has an order: set them 0 and 1"
             )
         self._texts = dataset.user_texts(through) if config.user_texts else None
-        if self._texts is not None and not self.ordered and not self._texts.fits(config.hide_history):
+        if self._texts is not None and not self.ordered and not self._texts.fits(config.history_mask_rate):
             raise ConfigError(
-                f"train.hide_history {config.hide_history} hides other events than the texts of users leave out: "
+                f"train.history_mask_rate {config.history_mask_rate} hides other events than the texts of users leave out: "
                 f"set it {self._texts.hidden_share:g}, or data.text.users.folds to one over it and prepare again"
             )
         self._early = asks_before_first_touch(dataset)
@@ -157,7 +157,7 @@ class TrainingLoader:
         """The events that an epoch hides from the input; none on ordered data, which refuses the setting."""
         if self._texts is not None and self._texts.folds > 1:
             return Hidden.fold(epoch % self._texts.folds, self._texts.folds)
-        return Hidden(self.config.hide_history, self.config.seed * 1_000_003 + epoch)
+        return Hidden(self.config.history_mask_rate, self.config.seed * 1_000_003 + epoch)
 
     def _batch(self, histories: Histories, rows: Array, hidden: Hidden) -> Batch:
         if self.ordered:

@@ -86,9 +86,9 @@ class UserTexts:
         """The share of events that every training text leaves out (data without order)."""
         return 1 / self.folds if self.folds > 1 else 0.0
 
-    def fits(self, hide_history: float) -> bool:
+    def fits(self, history_mask_rate: float) -> bool:
         """Whether that is the share of events that training hides."""
-        return abs(hide_history - self.hidden_share) <= _TOLERANCE
+        return abs(history_mask_rate - self.hidden_share) <= _TOLERANCE
 
 
 def _keys(users: Array, places: Array) -> Array:

@@ -1,4 +1,6 @@
-"""Sources: one adapter a format, each giving the canonical tables of :mod:`recsys.schema` as Ray datasets."""
+"""Sources: one adapter for each format, which reads files as the canonical tables of
+:mod:`recsys.schema`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def open_source(source: Section) -> SourceAdapter:
     Raises
     ------
     ConfigError
-        no adapter has this kind.
+        No adapter has this kind, or it cannot be imported.
     """
     kind = getattr(source, "kind", None)
     if isinstance(source, OutsideSource):
@@ -40,7 +42,7 @@ def open_source(source: Section) -> SourceAdapter:
 
 
 def _from_outside(source: OutsideSource) -> SourceAdapter:
-    """The adapter that a section from outside names."""
+    """The adapter that the section of another package names."""
     from recsys.sources.base import SourceAdapter
 
     module, _, name = source.adapter.partition(":")
@@ -51,6 +53,8 @@ def _from_outside(source: OutsideSource) -> SourceAdapter:
             f"data.source.kind {source.kind}: its adapter {source.adapter!r} cannot be imported ({error})"
         ) from None
     if not (isinstance(found, type) and issubclass(found, SourceAdapter)):
-        raise ConfigError(f"data.source.kind {source.kind}: {source.adapter} is no recsys.sources.base.SourceAdapter")
+        raise ConfigError(
+            f"data.source.kind {source.kind}: {source.adapter} is not a recsys.sources.base.SourceAdapter"
+        )
     adapter: SourceAdapter = found(source)
     return adapter

@@ -1,8 +1,8 @@
-"""What an adapter is, and how its pieces of work become Ray datasets.
+"""The base class of adapters, and their units of reading.
 
-Why: a source of any size is read by many tasks. The driver only finds *pieces* (a byte range, a row group, a partition
-of a generated world); each task reads its piece into finished blocks, so nothing grows with the number of events in
-one process.
+Why: many tasks read one source of any size. The driver only finds *pieces* (a byte range, a row
+group, a partition of generated data). Each task reads its piece into finished blocks, so that the
+memory of a process does not grow with the number of events.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ FILE_STRIDE: Final = 2**40  # ``_order`` = index of the file × stride + row
 
 
 class Piece(Protocol):
-    """A picklable unit of reading that needs nothing but itself."""
+    """A picklable unit of reading that is independent of other pieces."""
 
     def read(self) -> Iterator[pa.Table]:
-        """Finished blocks in the order of the data, all of one layout."""
+        """Read finished blocks in the order of the data, all with one layout."""
         ...
 
 
 class SourceAdapter(ABC):
-    """One data set in some format, given as the canonical tables."""
+    """A data set in one format, read as the canonical tables."""
 
     appends: ClassVar[bool] = False  # whether files of newer events can be read alone: see :meth:`leave_out`
 
     def __init__(self, config: Section) -> None:
         self.config = config
-        self.notes: list[str] = []  # what :meth:`check` and :meth:`pieces` decided and a user should know
-        self.columns: dict[str, set[str]] = {}  # of the tables of which :meth:`check` saw all columns
+        self.notes: list[str] = []  # decisions of :meth:`check` and :meth:`pieces` that the user should know
+        self.columns: dict[str, set[str]] = {}  # all columns of the tables that :meth:`check` knows completely
         self._fingerprinted: list[InputFile] = []
-        self._hashes: dict[InputFile, str] = {}  # a file is read once for its hash
-        self.events_read: list[dict[str, Any]] = []  # :meth:`event_files` as the last fingerprint saw them
+        self._hashes: dict[InputFile, str] = {}  # so that each file is read only once for its hash
+        self.events_read: list[dict[str, Any]] = []  # :meth:`event_files` at the time of the last fingerprint
 
     @property
     @abstractmethod
@@ -59,36 +59,37 @@ class SourceAdapter(ABC):
         Raises
         ------
         SourceError
-            a file, folder or glob is missing.
+            A file or folder is missing, or a glob matches nothing.
         """
 
     @abstractmethod
     def pieces(self) -> dict[str, list[Piece]]:
-        """The pieces of every table that the source has; ``events`` is always there.
+        """The pieces of every table of the source; ``events`` is always one of them.
 
         Raises
         ------
         SourceError
-            a table is empty, lacks a column, or is not the format it claims to be.
+            A table is empty, lacks a column, or has another format than expected.
         """
 
     def check(self) -> None:
-        """Find the mistakes that need no rows: missing files, headers without the required columns, wrong renames.
+        """Find mistakes without reading rows: missing files, headers without required columns,
+        wrong renames.
 
-        Why: a dry run calls it. It reads the heads of files only and starts no Ray.
+        Why: a dry run calls it. It reads only the heads of files and does not start Ray.
 
         Raises
         ------
         SourceError
-            what :meth:`files` and the headers tell.
+            A mistake in the files or their headers.
         """
         self.files()
 
     def fingerprint(self) -> str:
-        """Hash over the configuration and every input file: equal hash, equal tables.
+        """Hash of the configuration and all input files; equal hashes mean equal tables.
 
-        A file is known by what it is for, its name, the columns in the names of its folders and its content, not by
-        where it is or how its path is spelled.
+        A file is identified by its role, its name, the columns in the names of its folders and its
+        content, not by its path.
         """
         digest = hashlib.sha256(json.dumps(source_settings(self.config), sort_keys=True).encode())
         self._fingerprinted = self.files()
@@ -100,54 +101,69 @@ class SourceAdapter(ABC):
         return digest.hexdigest()
 
     def hash_of(self, file: InputFile) -> str:
-        """The fingerprint of one file."""
+        """The fingerprint of one file, computed once."""
         if file not in self._hashes:
             self._hashes[file] = file.fingerprint()
         return self._hashes[file]
 
     def event_files(self) -> list[dict[str, Any]]:
-        """What tells a file of events from any other, wherever it is: for the manifest, and for :meth:`leave_out`."""
+        """A description of each file of events that does not depend on its path: for manifest and
+        :meth:`leave_out`.
+        """
         return []
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
-        """Read no file of events that is among ``known``, of :meth:`event_files` before; how many are left."""
-        raise NotImplementedError(f"{type(self).__name__} reads all of its events")
+        """Skip the files of events in ``known``, an earlier result of :meth:`event_files`; return
+        the number left.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot skip files of events")
 
     def roles(self) -> dict[str, str]:
-        """Path of every file whose name does not tell what it is for → what that is."""
+        """Path → role, for files whose name does not show their role."""
         return {}
 
     def unchanged_pieces(self) -> dict[str, list[Piece]]:
-        """The pieces, of the files that the last fingerprint is of.
+        """The pieces of exactly the files of the last fingerprint.
 
         Raises
         ------
         SourceError
-            as :meth:`pieces`; also where a file was changed, or came or went, since the fingerprint.
+            As :meth:`pieces`; also if a file was changed, added or removed since the fingerprint.
         """
         for file in self._fingerprinted:
             file.check_unchanged()
         pieces = self.pieces()
         now = {file.path: file for file in self.files()}
         for path in sorted({file.path for file in self._fingerprinted} ^ set(now)):
-            came = "came" if path in now else "went"
+            change = "was added" if path in now else "was removed"
             raise SourceError(
-                f"{path} {came} while the source was read; wait until its writer has ended, and run the command again"
+                f"{path} {change} while the source was read; wait until its writer has finished, "
+                f"and run the command again"
             )
         for file in self._fingerprinted:
             file.check_unchanged()
         return pieces
 
     def size(self) -> int:
-        """About how many bytes of input there are; equal for equal input."""
+        """The approximate size of the input in bytes; equal for equal input."""
         return sum(file.size for file in self.files())
 
 
 def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 1, first_order: int = 0) -> pa.Table:
-    """Rows under their canonical names as a finished block: cast, each row that breaks a rule with its reason.
+    """Turn rows with canonical column names into a finished block: typed, with a reason for each
+    bad row.
 
-    ``first_row`` and ``first_order`` number the rows in their file and in the whole source; pieces of one file go on
-    where the piece before ended.
+    Parameters
+    ----------
+    raw : pa.Table
+        Rows with canonical column names.
+    table : schema.TableSchema
+        The canonical table.
+    file : str
+        Name of the file, for the quarantine.
+    first_row, first_order : int
+        Numbers of the first row in its file and in the whole source. A piece continues the numbers
+        of the piece before.
     """
     layout = Layout(table)
     checked = check_rows(raw, layout)
@@ -162,5 +178,5 @@ def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 
 
 
 def read_all(pieces: Sequence[Piece]) -> pa.Table:
-    """All rows in this process: for small side tables only (tags, links, held-out pairs)."""
+    """Read all rows in this process; only for small side tables (tags, links, held-out pairs)."""
     return pa.concat_tables([block for piece in pieces for block in piece.read()])

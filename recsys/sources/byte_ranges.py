@@ -1,7 +1,8 @@
-"""Runs of whole rows in a text file, found in constant memory.
+"""Byte ranges of whole rows in a text file, found in constant memory.
 
-Why: a text file has no place to start in the middle. One pass counts rows and cuts the file between them, so that
-every task knows its bytes and the number of its first row. A line break inside quotes is no end of a row.
+Why: a reader cannot start in the middle of a text file, because it does not know the row number.
+One pass counts rows and cuts the file between them, so that each task knows its bytes and the
+number of its first row. A line break inside quotes does not end a row.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from recsys.sources.limits import MAX_ROW_BYTES, row_too_long
 CHUNK_BYTES: Final = 32 << 20
 _QUOTE: Final = b'"'
 _NEWLINE: Final = 10
-_MOST_ROWS: Final = 1 << 20  # in a span
-_MANY_LINES: Final = 100  # more in one row must be a row by the letter
+_MOST_ROWS: Final = 1 << 20  # rows in a span, at most
+_MANY_LINES: Final = 100  # a row with more lines than this must be a strictly valid CSV row
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Dialect:
     quoted: bool = True
     encoding: str = "utf-8"
     multiline: bool = True  # quoted cells may hold line breaks
-    comment: str = ""  # lines that begin with this are skipped
+    comment: str = ""  # lines that start with this text are skipped
 
 
 CSV: Final = Dialect()
@@ -42,28 +43,31 @@ TSV: Final = Dialect("\t", quoted=False)
 
 @dataclass(frozen=True)
 class Span:
-    """A run of whole rows in a file: bytes ``[start, start + length)``, rows from ``first_row`` (1-based)."""
+    """A byte range of whole rows: bytes ``[start, start + length)``, rows from ``first_row``
+    (1-based).
+    """
 
     start: int
     length: int
     first_row: int
     num_rows: int
-    by_line: bool = False  # every line is a row, as a quote in it is never closed
+    by_line: bool = False  # each line is a row, because a quote in the span is never closed
 
 
 def spans(
     file: InputFile, start: int, dialect: Dialect, chunk_bytes: int, num_columns: int = 0
 ) -> Iterator[tuple[Span, bytes]]:
-    """Cut the rows from byte ``start`` on into runs of about ``chunk_bytes``, each with its bytes.
+    """Cut the rows from byte ``start`` on into spans of about ``chunk_bytes``, each with its bytes.
 
-    A byte-order mark at the start of the file is not part of the first row. Where a quote stays open to the end, or
-    beyond the length of any row, or over many lines that do not make one row of ``num_columns`` cells (0: unknown), the
-    run is cut line by line: one wrong quote must not take the rows behind it along.
+    A byte-order mark at the start of the file is not part of the first row. A span is cut line by
+    line if a quote stays open until the end, or for more bytes than a row may have, or for many
+    lines that are not one row of ``num_columns`` cells (0: unknown). So one wrong quote does not
+    damage the rows after it.
 
     Raises
     ------
     SourceError
-        a line is too long.
+        A line is too long.
     """
     lines = replace(dialect, multiline=False)
     row, buffer = 1, b""
@@ -74,7 +78,7 @@ def spans(
             if start == 0 and buffer.startswith(codecs.BOM_UTF8):
                 start, buffer = len(codecs.BOM_UTF8), buffer[len(codecs.BOM_UTF8) :]
             cut = count = -1
-            while cut < 0 or count == _MOST_ROWS:  # once, but for very short rows
+            while cut < 0 or count == _MOST_ROWS:  # once, except for very short rows
                 cut, count, is_sound = _last_row_end(buffer, dialect, num_columns)
                 by_line = not is_sound or (cut == 0 and len(buffer) > MAX_ROW_BYTES)
                 if by_line:
@@ -93,9 +97,11 @@ def spans(
 
 
 def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int, int, bool]:
-    """The byte after the last whole row, the number of whole rows, and whether all rows of very many lines are sound.
+    """The byte after the last whole row, the number of whole rows, and whether all rows of many
+    lines are valid.
 
-    ``data`` begins outside of quotes. At most ``_MOST_ROWS`` rows are counted: each of them may be a bad one.
+    ``data`` starts outside of quotes. At most ``_MOST_ROWS`` rows are counted, because each of them
+    may be a bad row.
     """
     end = data.rfind(b"\n") + 1
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
@@ -123,7 +129,9 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
 
 
 def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
-    """Whether lines are one row by the letter: the number of cells, and nothing behind a quote that closes."""
+    """Whether lines are one strictly valid row: the right number of cells, and no text after a
+    closing quote.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     try:
         text = data.decode(dialect.encoding)
@@ -133,7 +141,7 @@ def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
 
 
 def _odd_lines(data: bytes) -> tuple[Any, Any]:
-    """The position of every line break, and whether its line holds an odd number of quotes."""
+    """The position of each line break, and whether its line has an odd number of quotes."""
     codes = _codes(data)
     ends = np.flatnonzero(codes == _NEWLINE)
     quotes = np.searchsorted(np.flatnonzero(codes == 34), ends)
@@ -145,7 +153,8 @@ def _codes(data: bytes) -> Any:
 
 
 def open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
-    """Whether a quoted cell is still open at the end of a line; quotes within unquoted cells are plain characters.
+    """Whether a quoted cell is still open at the end of a line; quotes within unquoted cells are
+    plain characters.
 
     >>> open_after(b'1,"two', b",", False), open_after(b'1,5" disc', b",", False), open_after(b'end",2', b",", True)
     (True, False, False)

@@ -1,8 +1,10 @@
-"""Canonical tables as Parquet, CSV, TSV, other separated text or JSON lines, local or on object storage.
+"""Canonical tables as Parquet, CSV, TSV, other separated text or JSON lines, local or on object
+storage.
 
-CSV follows RFC 4180 (quotes, line breaks inside quotes); in TSV a quote is a plain character. Cells of extra columns of
-text files stay text; Parquet and JSON keep their types. Columns that no rule knows are kept under their own names.
-Folders ``column=value`` above a file give columns (see :mod:`recsys.sources.partitions`).
+CSV follows RFC 4180 (quotes, line breaks inside quotes); in TSV a quote is a plain character. Cells
+of extra columns of text files stay text; Parquet and JSON keep their types. Unknown columns keep
+their names. Folders ``column=value`` above a file become columns (see
+:mod:`recsys.sources.partitions`).
 """
 
 from __future__ import annotations
@@ -48,38 +50,44 @@ class TableFiles:
 
     table: schema.TableSchema
     files: tuple[InputFile, ...]
-    rename: Mapping[str, str | dict[str, str]] = field(default_factory=dict)  # as in the configuration
+    rename: Mapping[str, str | dict[str, str]] = field(default_factory=dict)  # data.source.rename
     format: str = "auto"
     form: Form = Form()
     constants: Mapping[str, dict[str, str]] = field(default_factory=dict)  # path → column → value
-    fixed: Mapping[str, str] = field(default_factory=dict)  # column → value of every file
+    fixed: Mapping[str, str] = field(default_factory=dict)  # column → value in all files
     chunk_bytes: int = CHUNK_BYTES
     rules: CellRules = CellRules()
-    numbers: tuple[str, ...] = ()  # further columns that are numbers, whatever they are in the files
+    numbers: tuple[str, ...] = ()  # further columns that are read as numbers
 
 
 class CanonicalAdapter(SourceAdapter):
-    """Files that already have the canonical columns, or get them by ``rename`` or ``columns``."""
+    """Files with the canonical columns, or with columns that ``rename`` or ``columns`` maps to
+    them.
+    """
 
     appends = True
     config: CanonicalSource
 
     def __init__(self, config: CanonicalSource) -> None:
         super().__init__(config)
-        self._left_out: frozenset[str] = frozenset()  # paths of files of events that were read before
+        self._left_out: frozenset[str] = frozenset()  # paths of files of events that were read earlier
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return self._tables()["events"].files[0].name.split(".")[0]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         return list({file.path: file for table in self._tables().values() for file in table.files}.values())
 
     def event_files(self) -> list[dict[str, Any]]:
+        """A description of each file of events with its fingerprint."""
         table = self._tables()["events"]
         return [_known(file, table) | {"fingerprint": self.hash_of(file)} for file in table.files]
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
+        """Skip the files of events in ``known`` and return the number left."""
         seen = [{key: value for key, value in file.items() if key != "fingerprint"} for file in known]
         hashes = {_content(file) for file in known}
         table = self._tables()["events"]
@@ -90,7 +98,7 @@ class CanonicalAdapter(SourceAdapter):
         return sum(file.path not in self._left_out for file in table.files)
 
     def roles(self) -> dict[str, str]:
-        """The tables that a file is of, and the columns that its place in the configuration gives."""
+        """The tables of each file, and the columns that its key in the configuration gives."""
         found: dict[str, str] = {}
         for name, table in self._tables().items():
             for file in table.files:
@@ -99,30 +107,33 @@ class CanonicalAdapter(SourceAdapter):
         return found
 
     def check(self) -> None:
+        """Check the heads of all files; see the base class."""
         tables = self._tables()
         heads = self._heads(tables)
         self._derived(tables["events"], heads["events"], [])
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         tables = self._tables()
         heads = self._heads(tables)
         pieces = {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
 
     def _derived(self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]) -> dict[str, list[Piece]]:
-        """The tables that are made of columns of the events.
+        """The tables that are made from columns of the events.
 
         Raises
         ------
         SourceError
-            the events lack a column.
+            The events lack a column.
         """
         found = _layout(events, heads)
         kinds, made = dict(found.extras), dict[str, list[Piece]]()
         for table, names in self._made_of_events():
             if unknown := [name for name in names if name not in kinds]:
                 raise SourceError(
-                    f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is no further column of the events; "
+                    f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is not a "
+                    f"further column of the events; "
                     f"they have: {choices(kinds) or 'none'}"
                 )
             layout = Layout(table, tuple((name, kinds[name]) for name in names), events.rules)
@@ -134,12 +145,13 @@ class CanonicalAdapter(SourceAdapter):
         return [(table, list(dict.fromkeys(names))) for table, names in given if names]
 
     def _heads(self, tables: Mapping[str, TableFiles]) -> dict[str, list[NamedHead]]:
-        """What a look at every file tells; fills the notes.
+        """Read the heads of all files and fill the notes.
 
         Raises
         ------
         SourceError
-            a file is not what it claims or lacks a required column, or a setting fits no file.
+            A file has another format than expected or lacks a required column, or a setting fits no
+            file.
         """
         found = {name: [_head(file, source) for file in source.files] for name, source in tables.items()}
         self._check_settings(found)
@@ -149,20 +161,22 @@ class CanonicalAdapter(SourceAdapter):
         self.notes = _notes([head for of_table in found.values() for head in of_table])
         for name, of_table in heads.items():
             every = dict.fromkeys(column for head in of_table for column in head.types)
-            if all(head.head.format != "jsonl" for head in of_table):  # a key of JSON may come late
+            if all(head.head.format != "jsonl" for head in of_table):  # a JSON key may first occur late in the file
                 self.columns[name] = {*every, *schema.TABLES[name].columns}
             if name == schema.EVENTS.name:
                 self.columns |= {made.name: {*names} for made, names in self._made_of_events()}
             self.notes += [f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])]
             if any(head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16()) for head in of_table):
                 self.notes.append(
-                    f"{name}: the timestamps are 32-bit floats, in which seconds since the epoch are exact to 128 s "
-                    "only; write them again as integers or 64-bit floats"
+                    f"{name}: the timestamps are 32-bit floats, which hold seconds since the epoch only to 128 s; "
+                    "write them as integers or 64-bit floats"
                 )
         return heads
 
     def _check_settings(self, found: Mapping[str, list[_Head]]) -> None:
-        """What is set for text files must meet one."""
+        """Refuse settings of text files if there is no text file, and settings of tables without
+        files.
+        """
         config = self.config
         given = {"columns": config.columns, "separator": config.separator, "comment": config.comment}
         given = {key: value for key, value in given.items() if not isinstance(value, dict) or any(value.values())}
@@ -170,9 +184,9 @@ class CanonicalAdapter(SourceAdapter):
         for key, value in given.items():
             if value and not texts:
                 raise SourceError(
-                    f"data.source.{key} is for text files (CSV, TSV and their like), but every file here is "
+                    f"data.source.{key} is for text files (such as CSV and TSV), but every file here is "
                     f"{choices({head.format for heads in found.values() for head in heads})}: remove it, or set "
-                    "data.source.format; names of columns are changed by data.source.rename"
+                    "data.source.format; use data.source.rename to rename columns"
                 )
         for key in ("columns", "constants", "numbers", "separator", "comment", "encoding"):
             value = getattr(config, key)
@@ -224,18 +238,18 @@ class CanonicalAdapter(SourceAdapter):
 
 
 def _known(file: InputFile, table: TableFiles) -> dict[str, Any]:
-    """A file by what needs no reading."""
+    """The identity of a file that needs no reading of its content."""
     values = {**folder_values(file.path), **table.constants.get(file.path, {})}
     return {"name": file.name, "size": file.size, "modified": file.modified, "values": values}
 
 
 def _content(file: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two files with the same events have in common."""
+    """The values that are equal for two files with the same events."""
     return file["size"], file["fingerprint"], tuple(sorted(file["values"].items()))
 
 
 def _form(config: CanonicalSource, table: str) -> Form:
-    """How the text files of one table are written."""
+    """The settings of the text files of one table."""
 
     def of_table(setting: str | dict[str, str], default: str) -> str:
         return setting.get(table, default) if isinstance(setting, dict) else setting
@@ -252,36 +266,37 @@ def _form(config: CanonicalSource, table: str) -> Form:
 
 
 def table_pieces(source: TableFiles) -> list[Piece]:
-    """The pieces of a table alone.
+    """The pieces of a single table.
 
     Raises
     ------
     SourceError
-        a file is not what it claims, lacks a required column, or types differ between files.
+        A file has another format than expected, lacks a required column, or types differ between
+        files.
     """
     return _table_pieces(source, read_heads(source))
 
 
 def read_heads(source: TableFiles) -> list[NamedHead]:
-    """What a look at the files of a table alone tells; raises like :func:`table_pieces`."""
+    """The heads of the files of a single table; raises like :func:`table_pieces`."""
     name = source.table.name
     return named_heads({name: source}, {name: [_head(file, source) for file in source.files]})[name]
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What one look at a file tells: its format, columns with types, and where rows are."""
+    """The head of a file: its format, its columns with types, and where its rows are."""
 
     file: InputFile
     format: str
     columns: tuple[tuple[str, pa.DataType], ...]
     rows: Any  # rows of every group (Parquet), None (text, JSON lines)
     header: Header | None  # of a text file
-    folders: dict[str, str]  # columns in the names of folders
+    folders: dict[str, str]  # columns from the names of folders
 
     @property
     def names(self) -> list[str]:
-        """Of the columns in the file, then of the folders."""
+        """Names of the columns in the file, then of the folders."""
         return [*(name for name, _ in self.columns), *self.folders]
 
 
@@ -290,13 +305,13 @@ class NamedHead:
     """A head with the canonical name of every column."""
 
     head: _Head
-    names: tuple[str, ...]  # of the columns in the file, "" for one that is left out
+    names: tuple[str, ...]  # of the columns in the file, "" for a skipped one
     constants: dict[str, str]  # columns that the file does not have
-    agreeing: dict[str, str]  # values of folders for columns that the file has
+    agreeing: dict[str, str]  # values of folders for columns that the file also has
 
     @property
     def types(self) -> dict[str, pa.DataType]:
-        """Of all columns, by canonical name."""
+        """Types of all columns by canonical name."""
         columns = {name: kind for name, (_, kind) in zip(self.names, self.head.columns, strict=True) if name}
         return {**columns, **{name: pa.string() for name in self.constants if name not in columns}}
 
@@ -309,8 +324,8 @@ def _head(file: InputFile, source: TableFiles) -> _Head:
         return _Head(file, kind, tuple((name, pa.string()) for name in header.columns), None, header, folders)
     if source.form.columns:
         raise SourceError(
-            f"{file.path}: data.source.columns names the columns of text files without a header, but this is "
-            f"{kind}, whose columns have names; use data.source.rename"
+            f"{file.path}: data.source.columns names the columns of text files without a header, but this file "
+            f"is {kind} and has column names; use data.source.rename"
         )
     columns, groups = read_footer(file) if kind == "parquet" else (read_keys(file), None)
     return _Head(file, kind, tuple(columns.items()), groups, None, folders)
@@ -322,7 +337,7 @@ def named_heads(tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head
     Raises
     ------
     SourceError
-        a table lacks a required column, a rename meets no column, or a header is a row of data.
+        A table lacks a required column, a rename fits no column, or a header is a row of data.
     """
     renames = Renames.of(next(iter(tables.values())).rename)
     columns = {name: {column for head in heads for column in head.names} for name, heads in found.items()}
@@ -330,7 +345,7 @@ def named_heads(tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head
     try:
         renames = renames.matched(columns)
     except SourceError as error:
-        problem = error  # what a table lacks comes first: it tells more
+        problem = error  # a missing column comes first: its message is more useful
     named = {name: [_named(head, tables[name], renames.table(name)) for head in heads] for name, heads in found.items()}
     if problem is not None:
         raise problem
@@ -364,15 +379,16 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
         reason = next((why for name, why in header.suspects.items() if name in rename), "")
         if reason:
             raise SourceError(
-                f"{head.file.path}: the first row was taken for a header, but looks like data ({reason}); if the file "
-                "has no header, name its columns with data.source.columns and not with data.source.rename; if it is "
-                "one, set data.source.header to yes"
+                f"{head.file.path}: the first row was read as a header, but looks like data "
+                f"({reason}); if the file has "
+                "no header, name its columns with data.source.columns, not with data.source.rename; if the row is a "
+                "header, set data.source.header to yes"
             )
     return NamedHead(head, of_file, constants, inside)
 
 
 def _notes(heads: list[_Head]) -> list[str]:
-    """What was decided about the files, those of one kind in one line."""
+    """The notes of all files; equal notes are one line."""
     found: dict[str, list[str]] = {}
     for head in heads:
         for note in head.header.notes if head.header else ():
@@ -396,12 +412,12 @@ def _format(file: InputFile, source: TableFiles) -> str:
         f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
         f"{choices(_FORMATS)} (text also with .gz), or set data.source.format to one of: "
         f"{choices(set(_FORMATS.values()))}; {hint}; a pattern such as "
-        "FOLDER/*.csv leaves other files out"
+        "FOLDER/*.csv excludes other files"
     )
 
 
 def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
-    """The union of the files' extra columns, with one type each."""
+    """The layout with the union of the files' extra columns, each with one type."""
     extras: dict[str, pa.DataType] = {}
     for head in heads:
         for name, kind in head.types.items():
@@ -413,18 +429,18 @@ def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
 
 
 def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:
-    """
+    """Check the columns of ``data.source.numbers``.
 
     Raises
     ------
     SourceError
-        a column of ``data.source.numbers`` is not there, or has a meaning of its own.
+        A column does not exist, or is a known column of the table.
     """
     extras = {name for head in heads for name in head.types if name not in table.columns}
     for name in names:
         if name not in extras and all(head.head.format != "jsonl" for head in heads):
             raise SourceError(
-                f"data.source.numbers.{table.name}: {name!r} is no further column of the {table.name}; they have: "
+                f"data.source.numbers.{table.name}: {name!r} is not a further column of the {table.name}; they have: "
                 f"{choices(extras) or 'none'}"
             )
 
@@ -438,7 +454,7 @@ def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataTyp
         schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        raise SourceError(f"{where} is {other}, in an earlier file of the table {one}; give them one type") from None
+        raise SourceError(f"{where} is {other}, but {one} in an earlier file of the table; use one type") from None
 
 
 def _table_pieces(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:

@@ -1,6 +1,8 @@
-"""Compressed files: told by their first bytes or their name, unpacked as a stream, with a bound on what comes out.
+"""Compressed files: recognised by their first bytes or their name, and unpacked as a stream of
+bounded size.
 
-Read are gzip, zstd and zip archives that hold one file. Several gzip or zstd frames behind one another are one file.
+Supported are gzip, zstd, and zip archives with one file. Several consecutive gzip or zstd frames
+are one file.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from recsys.errors import SourceError
 from recsys.sources.limits import FREE_BYTES, MAX_RATIO, listed
 
 ENDINGS: Final = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".zip": "zip"}
-READ: Final = "read are plain files, .gz, .zst, and .zip with one file in it"
-SNIFFED: Final = 10  # bytes of the head that tell
+READ: Final = "supported are plain files, .gz, .zst, and .zip with one file"
+SNIFFED: Final = 10  # bytes of the head that identify the format
 _MAGIC: Final = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -33,24 +35,24 @@ _NOT_READ: Final = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
 }
-_DOCUMENTS: Final = (".xlsx", ".xlsm", ".ods", ".docx")  # zip archives of many parts, none of them a table
+_DOCUMENTS: Final = (".xlsx", ".xlsm", ".ods", ".docx")  # zip archives of many parts that are not tables
 _BUFFER: Final = 4 << 20
 
 
 def compression_of(path: str, name: str, head: bytes) -> str:
-    """``gzip``, ``zstd``, ``zip``, or nothing: by the first bytes, else by the ending of the name.
+    r"""``gzip``, ``zstd``, ``zip`` or "": by the first bytes, else by the ending of the name.
 
     Raises
     ------
     SourceError
-        it is packed in a way that is not read.
+        The compression is not supported.
 
-    >>> compression_of("a.csv", "a.csv", b"\\x1f\\x8b\\x08"), compression_of("a.csv", "a.csv", b"user_id")
+    >>> compression_of("a.csv", "a.csv", b"\x1f\x8b\x08"), compression_of("a.csv", "a.csv", b"user_id")
     ('gzip', '')
     """
     for magic, kind in _NOT_READ.items():
         if head.startswith(magic):
-            raise SourceError(f"{path} is compressed with {kind}, which is not read; unpack it ({READ})")
+            raise SourceError(f"{path} is compressed with {kind}, which is not supported; unpack it ({READ})")
     if name.lower().endswith(_DOCUMENTS):
         return ""
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
@@ -73,7 +75,7 @@ class Unpacked:
     Raises
     ------
     SourceError
-        far more bytes come out than text can be packed into (see :mod:`recsys.sources.limits`).
+        The unpacked size is far larger than that of any text (see :mod:`recsys.sources.limits`).
     """
 
     def __init__(self, source: Any, kind: str, path: str, size: int) -> None:
@@ -86,32 +88,33 @@ class Unpacked:
             )
 
     def read(self, count: int) -> bytes:
-        """At most ``count`` bytes, none at the end."""
+        """Read at most ``count`` bytes; b"" at the end."""
         with _said(self._path, self._kind):
             found = bytes(self._stream.read(count))
         self._count += len(found)
         if self._count > max(FREE_BYTES, MAX_RATIO * self._size):
             raise SourceError(
                 f"{self._path} unpacks to more than {self._count >> 20:,} MiB, over {MAX_RATIO} times its "
-                f"{self._size:,} bytes; text is not packed so tightly, so it is not read: if it is right, unpack the "
-                "file and name that one"
+                f"{self._size:,} bytes; text does not compress so well, so the file is refused: if "
+                f"it is correct, unpack "
+                "it and name the unpacked file"
             )
         return found
 
 
 def member_name(source: Any, path: str) -> str:
-    """The name of the one file in a zip archive."""
+    """The name of the only file in a zip archive."""
     with _said(path, "zip"):
         return _member(source, path)[0]
 
 
 def _member(source: Any, path: str) -> tuple[str, Any]:
-    """
+    """Open the only file of a zip archive.
 
     Raises
     ------
     SourceError
-        there is none, there are several, or it is locked by a password.
+        The archive has no file or several, or the file is protected by a password.
     """
     archive = zipfile.ZipFile(source)
     found = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
@@ -121,22 +124,21 @@ def _member(source: Any, path: str) -> tuple[str, Any]:
             f"{path} is a zip archive of {len(found)} files ({names}), expected one; unpack it and name the files"
         )
     if found[0].flag_bits & 1:
-        raise SourceError(f"{path}: {found[0].filename} is locked by a password; unpack it and name that file")
+        raise SourceError(f"{path}: {found[0].filename} is protected by a password; unpack it and name that file")
     return found[0].filename, archive.open(found[0])
 
 
 @contextmanager
 def _said(path: str, kind: str) -> Iterator[None]:
-    """What a library raises for damaged bytes as one message."""
+    """Turn the exceptions of the libraries for damaged bytes into one message."""
     try:
         yield
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
         raise SourceError(
-            f"{path} cannot be read: {error}; is it really {kind}-compressed, and whole? Write or copy it again "
-            f"({READ})"
+            f"{path} cannot be read: {error}; it is not {kind}, or not complete; write or copy it again ({READ})"
         ) from None
 
 
 def _is_hidden(name: str) -> bool:
-    """What archivers add, such as ``__MACOSX/._log.csv``."""
+    """Whether an archiver added the file, such as ``__MACOSX/._log.csv``."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

@@ -1,12 +1,13 @@
-"""Delimited text in line-aligned chunks: found by the driver in constant memory, parsed by tasks at Arrow's speed.
+"""Delimited text in line-aligned chunks: the driver finds them in constant memory, tasks parse them
+with Arrow.
 
-Why: every bad row must be named by its row, and every core should parse. The driver cuts the file into spans (see
-:mod:`recsys.sources.byte_ranges`); each is then parsed alone, all cells as text, and the row rules do the rest. Rows
-with a wrong number of cells or undecodable bytes become "unreadable row" with their number; blank lines are skipped but
-counted.
+Why: each bad row must be reported with its number, and all cores should parse. The driver cuts the
+file into spans (see :mod:`recsys.sources.byte_ranges`). Each span is parsed alone, all cells as
+text, and the row rules check the values. A row with a wrong number of cells or undecodable bytes
+becomes an "unreadable row" with its number. Blank lines are skipped but counted.
 
-A quote that is never closed makes every line of its span a row of its own, so that it costs one row and not the rest of
-the file.
+If a quote is never closed, each line of its span is a row, so that one row is lost and not the rest
+of the file.
 """
 
 from __future__ import annotations
@@ -29,34 +30,35 @@ from recsys.sources.files import InputFile
 from recsys.sources.separators import plain
 from recsys.sources.validate import REPEATED_HEADER, UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
 
-_MAX_UNDECODABLE: Final = 0.01  # share of lines of the file's head beyond which the encoding is taken to be wrong
-_MAX_COUNTED: Final = 8  # cells too many or too few that are told apart
+_MAX_UNDECODABLE: Final = 0.01  # share of undecodable lines in the head above which the encoding is wrong
+_MAX_COUNTED: Final = 8  # surplus or missing cells that have a reason of their own
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 @dataclass(frozen=True)
 class DelimitedPiece:
-    """One span of a file (or all of a compressed one), read into blocks of a layout."""
+    """One span of a file, or a whole compressed file, that is read into blocks of a layout."""
 
     file: InputFile
     index: int  # of the file in its table
-    columns: tuple[str, ...]  # the canonical name of every cell, "" to drop it
+    columns: tuple[str, ...]  # the canonical name of each cell, "" to skip it
     layout: Layout
     dialect: Dialect
     header_end: int
-    span: Span | None = None  # None: the whole file, in one go
+    span: Span | None = None  # None: the whole file
     constants: dict[str, str] = field(default_factory=dict)
     chunk_bytes: int = CHUNK_BYTES
-    titles: tuple[str, ...] = ()  # the header's cells, which are no row where they occur again
+    titles: tuple[str, ...] = ()  # the header's cells; a row with these cells again is a bad row
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for cells in self.cells():
             raw = with_constants(self.named(cells.table), self.constants)
             yield assemble(raw, cells, self.layout, self.origin)
 
     def cells(self) -> Iterator[Cells]:
-        """The text cells alone, for adapters that derive columns before the rows are checked."""
+        """The text cells, for adapters that derive columns before the rows are checked."""
         if self.span is not None:
             data = self.file.read(self.span.start, self.span.length)
             yield self._cells(data, self.span)
@@ -69,11 +71,12 @@ class DelimitedPiece:
         return without_headers(cells, self.titles, self.dialect.delimiter) if self.titles else cells
 
     def named(self, cells: pa.Table) -> pa.Table:
-        """The cells under their canonical names, without those to drop."""
+        """The cells under their canonical names, without the skipped ones."""
         return pa.table({name: cells.column(i) for i, name in enumerate(self.columns) if name})
 
     @property
     def origin(self) -> Origin:
+        """The file, its index and the delimiter, for the provenance columns."""
         return Origin(self.file.name, self.index, self.dialect.delimiter)
 
 
@@ -82,15 +85,15 @@ class Cells:
     """Parsed text: good rows as string columns "0", "1", …, and the rows that could not be parsed."""
 
     table: pa.Table
-    rows: np.ndarray[Any, np.dtype[np.int64]]  # row number of every good row
+    rows: np.ndarray[Any, np.dtype[np.int64]]  # row number of each good row
     broken_rows: list[int]
     broken_texts: list[str]
-    broken_reasons: list[str] = field(default_factory=list)  # empty: nothing but that they cannot be read
+    broken_reasons: list[str] = field(default_factory=list)  # empty: all have the reason UNREADABLE
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a block comes from: what goes to the provenance columns."""
+    """The origin of a block, for the provenance columns."""
 
     file: str
     index: int
@@ -98,7 +101,7 @@ class Origin:
 
 
 def with_constants(raw: pa.Table, constants: Mapping[str, str]) -> pa.Table:
-    """Add columns that hold one text; they replace columns of the same name."""
+    """Add columns that have one text in all rows; they replace columns of the same name."""
     for name, value in constants.items():
         raw = raw.drop_columns([name]) if name in raw.column_names else raw
         raw = raw.append_column(name, pa.repeat(pa.scalar(value, pa.string()), raw.num_rows))
@@ -106,7 +109,7 @@ def with_constants(raw: pa.Table, constants: Mapping[str, str]) -> pa.Table:
 
 
 def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.Table:
-    """Check raw rows, add provenance and put the unreadable rows in their places."""
+    """Check raw rows, add provenance and insert the unreadable rows in the order of the file."""
     checked = check_rows(raw, layout)
     base = origin.index * FILE_STRIDE
     provenance = {
@@ -130,12 +133,12 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
 
 
 def check_codec(encoding: str) -> str:
-    """The name of an ASCII-compatible encoding.
+    """Check that an encoding is known and ASCII-compatible, and return its name.
 
     Raises
     ------
     SourceError
-        Python does not know it, or lines cannot be found in its bytes.
+        Python does not know the encoding, or line ends cannot be found in its bytes.
     """
     try:
         if "a,\n".encode(encoding) == b"a,\n":
@@ -156,12 +159,13 @@ _NO_TABLES: Final = {
 
 
 def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
-    """Check that nearly all lines of the file's head can be decoded (single bad rows are quarantined later).
+    """Check that nearly all lines of the file's head can be decoded; single bad rows go to the
+    quarantine later.
 
     Raises
     ------
     SourceError
-        not text, or text in another encoding.
+        The head is not text, or is text in another encoding.
     """
     for mark, name in _BOMS:
         if head.startswith(mark):
@@ -171,18 +175,20 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
         raise SourceError(f"{file.path} is {kind}, not delimited text; correct the file or data.source.format")
     for start, what in _NO_TABLES.items():
         if head.lstrip().lower().startswith(start):
-            raise SourceError(f"{file.path} is {what}, not a table; get the file itself")
+            raise SourceError(f"{file.path} is {what}, not a table; download the file itself")
     lines = head.split(b"\n")[:-1] or [head]
     wrong = [number for number, line in enumerate(lines, 1) if not decodable(line, encoding)]
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):
         raise SourceError(
             f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first {len(lines)} are not); "
-            "save the file as UTF-8 or set data.source.encoding (e.g. latin-1) where the source has it"
+            "save the file as UTF-8 or set data.source.encoding (e.g. latin-1) if the source has another encoding"
         )
 
 
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
-    """The pieces of a file, from a pattern without span. Reads the file once; a compressed one stays in one piece."""
+    """The pieces of a file, made from a piece without a span. Reads the file once; a compressed
+    file is one piece.
+    """
     if piece.file.compressed:
         piece.file.check_unpacked()
         return [piece]
@@ -194,7 +200,9 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
 
 
 def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
-    """Rows that hold the header again, as in files that were joined, among the rows that could not be parsed."""
+    """Move rows that repeat the header, as in concatenated files, to the rows that could not be
+    parsed.
+    """
     again = np.ones(cells.table.num_rows, dtype=bool)
     for column, title in zip(cells.table.columns, titles, strict=False):
         if not title:
@@ -214,7 +222,7 @@ def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Ce
 
 
 def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """The cells of a span in any dialect, with the reason of every row that could not be parsed."""
+    """Parse a span of any dialect into cells, with a reason for each row that could not be parsed."""
     data, simple = plain(data, dialect)
     if len(simple.delimiter) == 1 and simple.delimiter.isascii():
         cells = parse(data, span, num_columns, simple)
@@ -230,7 +238,8 @@ def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> C
 
 
 def _why(text: str, num_columns: int, dialect: Dialect) -> str:
-    """The reason of a row that is not one of this many cells; there are few different ones, as they are counted.
+    """The reason why a row could not be parsed. There are few different reasons, because they are
+    counted.
 
     >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect()), _why('1,"2', 2, Dialect())
     ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable row: open quote')
@@ -248,14 +257,14 @@ def _why(text: str, num_columns: int, dialect: Dialect) -> str:
 
 
 def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse the bytes of a span into text cells; never raises because of what a row holds."""
+    """Parse the bytes of a span into text cells; no content of a row raises an exception."""
     dialect = replace(dialect, multiline=dialect.multiline and not span.by_line)
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")  # a lone carriage return does not end a row
     has_open_lines = dialect.quoted and not dialect.multiline and _QUOTE in data
-    if not has_open_lines and decodable(data, "utf-8"):  # Arrow prints a traceback for a short row of other bytes
+    if not has_open_lines and decodable(data, "utf-8"):  # Arrow prints a traceback for a short row that is not UTF-8
         try:
             return _parse_fast(data, span, num_columns, dialect)
         except (pa.ArrowInvalid, _Miscounted):
@@ -264,11 +273,11 @@ def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
 
 
 class _Miscounted(Exception):
-    """Arrow saw another number of rows than the pass that cut the file."""
+    """Arrow found another number of rows than the pass that cut the file."""
 
 
 def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """One call of Arrow's parser for the whole span."""
+    """Parse the whole span with one call of Arrow's parser."""
     names = [str(i) for i in range(num_columns)]
     invalid: list[tuple[int, str]] = []
 
@@ -303,7 +312,9 @@ def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
 
 
 def _not_blank(table: pa.Table, places: Any, data: bytes, dialect: Dialect) -> Any:
-    """Mask of the parsed rows that are no blank lines, which Arrow reads as rows of empty cells; None: all of them."""
+    """Mask of the parsed rows that are not blank lines, which Arrow reads as empty cells; None: all
+    rows.
+    """
     is_empty = np.ones(table.num_rows, dtype=bool)
     for column in table.columns:
         if column.null_count == 0:
@@ -316,7 +327,7 @@ def _not_blank(table: pa.Table, places: Any, data: bytes, dialect: Dialect) -> A
 
 
 def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Row by row, for spans with undecodable bytes or quotes that Arrow reads differently."""
+    """Parse row by row, for spans with undecodable bytes or quotes that Arrow reads differently."""
     good: list[list[str]] = []
     rows: list[int] = []
     broken: list[tuple[int, str]] = []
@@ -337,11 +348,11 @@ def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
 
 
 def _split(text: str, dialect: Dialect) -> list[str]:
-    """The cells of one row; none where it is no row of this dialect."""
+    """The cells of one row; [] if the row does not fit the dialect."""
     if not dialect.quoted:
         return text.split(dialect.delimiter)
     if len(text) > csv.field_size_limit():
-        csv.field_size_limit(len(text))  # of the process; Arrow's parser, which reads most rows, has no limit
+        csv.field_size_limit(len(text))  # a limit of the process; Arrow's parser, which reads most rows, has none
     try:
         return next(csv.reader([text], delimiter=dialect.delimiter), [])
     except csv.Error:
@@ -349,7 +360,7 @@ def _split(text: str, dialect: Dialect) -> list[str]:
 
 
 def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
-    """The rows of a span, those with line breaks in quotes in one; each byte is looked at once."""
+    """The rows of a span, including rows with line breaks in quotes; each byte is read once."""
     lines = data.removesuffix(b"\n").split(b"\n")
     if not (dialect.quoted and dialect.multiline):
         yield from lines
@@ -366,6 +377,7 @@ def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
 
 
 def decodable(line: bytes, encoding: str) -> bool:
+    """Whether bytes are text in an encoding."""
     try:
         line.decode(encoding)
     except UnicodeDecodeError:

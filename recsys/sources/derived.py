@@ -1,8 +1,9 @@
-"""Tables of items and users that are made of columns of the events.
+"""Tables of items and users that are made from columns of the events.
 
-Why: an export of invoice lines or reviews repeats what it tells of an article or a customer in every row, and has no
-table of them. Each piece of the events is read once more and gives one row an id, so that nothing grows with the
-number of events; of several pieces the first row of an id counts.
+Why: an export of invoice lines or reviews repeats the attributes of articles and customers in each
+row and has no tables of them. Each piece of the events is read a second time and gives one row for
+each id, so that memory does not grow with the number of events. If several pieces have an id, its
+first row counts.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _ROWS = "rows"
 
 @dataclass(frozen=True)
 class DerivedPiece:
-    """One row an id of a piece of events: of texts the most frequent one, of numbers the median, of lists the first."""
+    """One row for each id in a piece of events: the most frequent text, the median of numbers, the
+    first list.
+    """
 
     events: Piece
-    layout: Layout  # of the table that is made; its extras are columns of the events
+    layout: Layout  # of the new table; its extras are columns of the events
 
     def read(self) -> Iterator[pa.Table]:
-        """One block."""
+        """Read the piece as one block."""
         (key,) = self.layout.table.required
         columns = [name for name, _ in self.layout.extras]
         wanted = [key, *columns, schema.FILE, schema.ROW, schema.ORDER]
@@ -45,39 +48,39 @@ class DerivedPiece:
 
 
 def one_row_an_id(rows: pa.Table, key: str, columns: Sequence[str], layout: Layout) -> pa.Table:
-    """The rows of one id as one, in the order in which the ids appear.
+    """Reduce the rows of each id to one row, in the order of first occurrence.
 
     Parameters
     ----------
     rows : pa.Table
-        good rows of events with the key, the columns and their provenance.
+        Good rows of events with the key, the columns and their provenance.
     key : str
-        the id.
+        Column of the id.
     columns : Sequence[str]
-        what is told of it.
+        Attributes of the id.
     layout : Layout
-        of the result.
+        Layout of the result.
     """
     ids = pl.Series(_ROWS, pl.from_arrow(rows.column(key)))
     first = pl.DataFrame({key: ids}).with_row_index(_ROWS).group_by(key, maintain_order=True).first()
     order = pa.array(first[_ROWS].to_numpy())
     known: dict[str, pa.Array] = {key: rows.column(key).take(order)}
     for name in columns:
-        known[name] = _told(ids, rows.column(name), first[key])
+        known[name] = _summarised(ids, rows.column(name), first[key])
     places = {name: rows.column(name).take(order) for name in (schema.FILE, schema.ROW, schema.ORDER)}
     return finish(pa.table(known), layout, places).combine_chunks()
 
 
-def _told(ids: pl.Series, column: pa.ChunkedArray, wanted: pl.Series) -> pa.Array:
-    """What a column tells of every wanted id."""
+def _summarised(ids: pl.Series, column: pa.ChunkedArray, wanted: pl.Series) -> pa.Array:
+    """One value of a column for each wanted id."""
     values: Any = pl.from_arrow(column)
-    told = pl.DataFrame({"id": ids, "value": values}).filter(pl.col("value").is_not_null())
+    known = pl.DataFrame({"id": ids, "value": values}).filter(pl.col("value").is_not_null())
     if values.dtype.is_numeric():
-        found = told.group_by("id").agg(pl.col("value").median())
+        found = known.group_by("id").agg(pl.col("value").median())
     elif values.dtype.is_nested():
-        found = told.group_by("id", maintain_order=True).first()
+        found = known.group_by("id", maintain_order=True).first()
     else:
-        counted = told.group_by(["id", "value"]).len().sort(["len", "value"], descending=[True, False])
+        counted = known.group_by(["id", "value"]).len().sort(["len", "value"], descending=[True, False])
         found = counted.group_by("id", maintain_order=True).first().select("id", "value")
     joined = pl.DataFrame({"id": wanted}).join(found, on="id", how="left", maintain_order="left")
     return joined["value"].to_arrow().cast(column.type, safe=False)

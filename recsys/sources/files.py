@@ -1,7 +1,7 @@
 """Input files on any Arrow filesystem: finding, opening and fingerprinting them.
 
-Why: every adapter takes local paths and ``s3://`` or ``gs://`` URIs alike, and a file that is not there must be one
-clear message before any work starts.
+Why: every adapter takes local paths and ``s3://`` or ``gs://`` URIs, and a missing file must give
+one clear message before any work starts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _NOTHING: Final = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that exists, as it was when it was found.
+    """A file with its size and modification time when it was found.
 
-    ``path`` is a local path or URI that :func:`filesystem_of` understands; ``modified`` in nanoseconds, None where the
-    filesystem does not tell. Whatever reads the file compares both with what is there before and after.
+    ``path`` is a local path or a URI for :func:`filesystem_of`. ``modified`` is in nanoseconds,
+    None if the filesystem does not give it. Each reader compares size and time before and after
+    reading.
     """
 
     path: str
@@ -47,7 +48,8 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """The extension in lower case, that of a compressed file without ``.gz``; that of the file in ``NAME.zip``.
+        """The extension in lower case, without ``.gz`` and the like; for ``NAME.zip``, that of the
+        file inside.
 
         >>> InputFile("a/b.CSV.gz", 1).suffix
         '.csv'
@@ -60,12 +62,12 @@ class InputFile:
 
     @cached_property
     def compression(self) -> str:
-        """``gzip``, ``zstd``, ``zip``, or nothing, by the first bytes and the name.
+        """``gzip``, ``zstd``, ``zip`` or "", by the first bytes and the name.
 
         Raises
         ------
         SourceError
-            it is compressed in a way that is not read.
+            The compression is not supported.
         """
         filesystem, inner = filesystem_of(self.path)
         try:
@@ -78,34 +80,35 @@ class InputFile:
 
     @property
     def compressed(self) -> bool:
+        """Whether the file is compressed."""
         return bool(self.compression)
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """The file as it is stored, open for reading at any place.
+        """Open the stored bytes for reading at any position.
 
         Raises
         ------
         SourceError
-            it is not the file that was found, or was changed while it was open.
+            The file was changed since it was found, or while it was open.
         """
         filesystem, inner = filesystem_of(self.path)
         try:
             with reaching(self.path), filesystem.open_input_file(inner) as source:
                 yield source
         except Exception:
-            self.check_unchanged()  # the cause of whatever else went wrong
+            self.check_unchanged()  # a changed file is the cause of any other error
             raise
         self.check_unchanged()
 
     @contextmanager
     def stream(self) -> Iterator[Any]:
-        """The bytes from the start, unpacked.
+        """Open the unpacked bytes from the start.
 
         Raises
         ------
         SourceError
-            they cannot be read, wherever in the file, or the file was changed meanwhile.
+            The bytes cannot be read, at any position, or the file was changed meanwhile.
         """
         kind = self.compression
         try:
@@ -115,12 +118,12 @@ class InputFile:
             raise SourceError(f"{self.path} cannot be read: {error}; check the file and the disk") from None
 
     def read(self, start: int, length: int) -> bytes:
-        """Bytes ``[start, start + length)`` of the file as it is stored.
+        """Read the stored bytes ``[start, start + length)``.
 
         Raises
         ------
         SourceError
-            there are fewer, or the file was changed meanwhile.
+            There are fewer bytes, or the file was changed meanwhile.
         """
         with self.opened() as source:
             found = bytes(source.read_at(length, start))
@@ -132,12 +135,13 @@ class InputFile:
         return found
 
     def check_unpacked(self) -> None:
-        """Unpack a small file and throw the bytes away, so that a cut or absurd one is refused before any work.
+        """Unpack a small file and discard the bytes, so that a cut or far too large one is refused
+        before any work.
 
         Raises
         ------
         SourceError
-            it cannot be unpacked, or far too much comes out of it.
+            The file cannot be unpacked, or its unpacked size is far too large.
         """
         if self.compressed and self.size <= _SMALL:
             with self.stream() as stream:
@@ -145,7 +149,7 @@ class InputFile:
                     pass
 
     def fingerprint(self) -> str:
-        """Hash of the content, for large files of size and modification time."""
+        """Hash of the content; for large files, of size and modification time."""
         digest = hashlib.sha256()
         if self.size > HASHED_WHOLE:
             self.check_unchanged()
@@ -157,25 +161,25 @@ class InputFile:
         return digest.hexdigest()
 
     def check_unchanged(self) -> None:
-        """Compare size and modification time with those at which the file was found.
+        """Compare size and modification time with those when the file was found.
 
         Raises
         ------
         SourceError
-            they differ; half of a file must not pass for all of it.
+            They differ: a reader must not treat a part of a file as the whole.
         """
         info = _info(self.path)
         if info.type != pyarrow.fs.FileType.File:
-            now = "is gone now"
+            now = "is no longer there"
         elif info.size != self.size:
             now = f"has {info.size:,} now"
         elif _tick(self.path, info.mtime_ns) != _tick(self.path, self.modified):
-            now = "was written again since"
+            now = "was written again"
         else:
             return
         raise SourceError(
             f"{self.path} changed while it was read: it had {self.size:,} bytes when it was found and {now}; wait "
-            "until its writer has ended, or name a copy, and run the same command again"
+            "until its writer has finished, or name a copy, and run the same command again"
         )
 
 
@@ -185,7 +189,7 @@ def input_file(path: str) -> InputFile:
     Raises
     ------
     SourceError
-        there is none, or it is a folder, or it is empty.
+        The file does not exist, is a folder, or is empty.
     """
     path = expanded(path)
     info = _info(path)
@@ -203,7 +207,7 @@ def input_file(path: str) -> InputFile:
 
 
 def folder_values(path: str) -> dict[str, str]:
-    """The columns in the names of the folders above a file; ``""`` where Hive says that there is no value.
+    """Columns in the names of the folders above a file; ``""`` for Hive's mark of a missing value.
 
     >>> folder_values("logs/event_type=add%20to%20cart/day=__HIVE_DEFAULT_PARTITION__/a=b.csv")
     {'event_type': 'add to cart', 'day': ''}
@@ -214,20 +218,21 @@ def folder_values(path: str) -> dict[str, str]:
 
 
 def exists(path: str) -> bool:
-    """Whether a file is there (optional parts of a format)."""
+    """Whether a file exists (for optional files of a format)."""
     return bool(_info(expanded(path)).type == pyarrow.fs.FileType.File)
 
 
 def find(patterns: Iterable[str]) -> list[InputFile]:
-    """Expand files, folders (all files below but hidden ones) and globs (``*``, ``?``, ``[abc]``, ``**``), by pattern.
+    """Expand files, folders (all files below, except hidden ones) and globs (``*``, ``?``,
+    ``[abc]``, ``**``).
 
-    A file or folder whose name is the pattern itself comes first: ``log[1].csv`` may be a name. ``~`` is the home
-    folder. A file named twice is read once.
+    A file or folder with exactly the name of the pattern comes first: ``log[1].csv`` may be a name.
+    ``~`` is the home folder. A file that is named twice is read once.
 
     Raises
     ------
     SourceError
-        a pattern matches nothing.
+        A pattern matches nothing.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -249,12 +254,12 @@ def _find_one(pattern: str) -> list[InputFile]:
     files = [file for file in _below(pattern, scheme, base, query, glob) if file.size > 0]
     if not files:
         refuse_missing_bucket(pattern)
-        raise SourceError(f"{pattern} matches no file that is not empty; correct the path or glob in data.source")
+        raise SourceError(f"{pattern} matches no file with content; correct the path or glob in data.source")
     return files
 
 
 def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Iterator[InputFile]:
-    """The files below a folder, hidden ones left out: those that match the glob, or all of them where it is empty."""
+    """The files below a folder that match the glob, all if it is empty; hidden ones are skipped."""
     folder = f"{scheme}{base or ('' if scheme else '/' if pattern.startswith('/') else '.')}{query}"
     filesystem, inner = filesystem_of(folder)
     matches = re.compile(_glob_regex(glob)) if glob else None
@@ -262,7 +267,7 @@ def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Itera
         with reaching(pattern):
             found = _listing(filesystem, inner, "" if scheme else glob)
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot look through {folder} for {pattern}: {error}; name the files or folders") from None
+        raise SourceError(f"cannot list {folder} for {pattern}: {error}; name the files or folders") from None
     for info in sorted(found, key=lambda entry: entry.path):
         relative = info.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
@@ -274,9 +279,11 @@ def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Itera
 
 
 def _listing(filesystem: Any, folder: str, glob: str) -> list[Any]:
-    """What is below a folder; of a glob without ``**`` only the folders that it names are looked into.
+    """All entries below a folder; for a glob without ``**`` only those of the folders that match
+    its parts.
 
-    Why: ``/logs*/day.csv`` must not walk the whole disk. A bucket is listed at once, which is faster there.
+    Why: ``/logs*/day.csv`` must not list the whole disk. A bucket is listed in one call, which is
+    faster there.
     """
     if not glob or "**" in glob:
         return list(filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)))
@@ -293,7 +300,9 @@ def _entries(filesystem: Any, folder: str) -> list[Any]:
 
 
 def _split_uri(path: str) -> tuple[str, str, str]:
-    """``scheme://``, path and ``?query`` (options of the filesystem); in a URI ``?`` is never a wildcard."""
+    """``scheme://``, path and ``?query`` (options of the filesystem). In a URI ``?`` is never a
+    wildcard.
+    """
     if "://" not in path:
         return "", path, ""
     scheme, rest = path.split("://", 1)
@@ -317,7 +326,9 @@ def _glob_regex(pattern: str) -> str:
 
 
 def _character_class(part: str) -> str:
-    """``[abc]``, ``[a-z]`` or ``[!abc]`` of a glob; an unmatched bracket, or a range from z to a, is plain text."""
+    """``[abc]``, ``[a-z]`` or ``[!abc]`` of a glob; an unmatched bracket, or a range from z to a,
+    is plain text.
+    """
     if not part.endswith("]") or len(part) < 3:
         return re.escape(part)
     negated = part[1] == "!"
@@ -331,7 +342,9 @@ def _character_class(part: str) -> str:
 
 
 def _tick(path: str, modified: int | None) -> int | None:
-    """A modification time as exactly as it is always told: lists of objects may know parts of seconds, heads do not."""
+    """A modification time in whole seconds for remote files: lists of objects give fractions, heads
+    do not.
+    """
     return modified // 10**9 if modified is not None and is_remote(path) else modified
 
 
@@ -343,5 +356,5 @@ def _info(path: str) -> Any:
         if info.type == pyarrow.fs.FileType.NotFound:
             refuse_missing_bucket(path)
         return info
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have, and Arrow's own
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have, or an error of Arrow
         raise SourceError(f"cannot look up {path}: {error}; check the path, the network and the credentials") from None

@@ -1,6 +1,7 @@
-"""What the first rows of a text file look like: names or data, which separator, comments.
+"""Guesses about the first rows of a text file: names or data, the separator, comments.
 
-Why: a message should say what to set and not only what is missing. Nothing here decides how a file is read.
+Why: a message should say which key to set, not only what is missing. These guesses do not decide
+how a file is read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from recsys.sources.names import WORDS, fold
 from recsys.sources.separators import BLANKS
 
 DROP: Final = "_"
-"""A name in ``data.source.columns`` that leaves the cell out, as "" does."""
+"""A name in ``data.source.columns`` that skips the column, as "" does."""
 COMMENTS: Final = ("#", "%", "//")
 _OTHERS: Final = (";", "\t", "|", "::", ",")
 NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", "::": "two colons", BLANKS: "blanks"}
@@ -27,17 +28,17 @@ _IDS: Final = {"user_id", "userid", "user", "item_id", "itemid", "item", "timest
 _DIGITS: Final = re.compile(r"\d+")
 _LOOKED_AT: Final = 100  # rows
 _FEW_ROWS: Final = 20
-_MAX_CELLS: Final = 20_000  # of the rows in which a name is looked for
+_MAX_CELLS: Final = 20_000  # of the rows that are searched for a name
 
 
 def data_in_header(names: Sequence[str], below: Sequence[Sequence[str]]) -> dict[str, str]:
-    """The names that look like data and not like names of columns, each with the reason.
+    """The names that look like data and not like column names, each with the reason.
 
     >>> data_in_header(["U1", "film"], [["U7", "a"], ["U8", "b"]])
-    {'U1': "'U1' is of the form of the values below"}
+    {'U1': "'U1' has the form of the values below"}
     """
     if len(names) > 2 and list(names) == [str(number) for number in range(len(names))]:
-        return {}  # what pandas writes for columns without names
+        return {}  # pandas writes 0, 1, 2, … for columns without names
     few = below[: max(_FEW_ROWS, _MAX_CELLS // len(names))]
     others = [row for row in few if [cell.strip() for cell in row] != list(names)]
     reasons = {}
@@ -50,12 +51,12 @@ def data_in_header(names: Sequence[str], below: Sequence[Sequence[str]]) -> dict
         elif _DIGITS.search(name) and len(column) > 1:
             forms = {_DIGITS.sub("0", cell) for cell in column if cell}
             if forms == {_DIGITS.sub("0", name)}:
-                reasons[name] = f"{name!r} is of the form of the values below"
+                reasons[name] = f"{name!r} has the form of the values below"
     return reasons
 
 
 def is_rule(cells: Sequence[str]) -> bool:
-    """Whether a row is a line of dashes, as tables for people have below their header.
+    """Whether a row is a line of dashes, as below the header of a table for people.
 
     >>> is_rule(["----", ":--:"]), is_rule(["-", "5"])
     (True, False)
@@ -64,12 +65,12 @@ def is_rule(cells: Sequence[str]) -> bool:
 
 
 def is_value(cell: str) -> bool:
-    """Whether a cell is a number or a time, which names of columns are not."""
+    """Whether a cell is a number or a time and therefore not a column name."""
     return bool(_NUMBER.fullmatch(cell.strip()) or _TIME.fullmatch(cell.strip()))
 
 
 def is_name(cell: str) -> bool:
-    """Whether a cell is what people call a column of users, items or times.
+    """Whether a cell is a usual name of a column of users, items or times.
 
     >>> is_name("userID:token"), is_name("u17")
     (True, False)
@@ -79,18 +80,18 @@ def is_name(cell: str) -> bool:
 
 
 def looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> str:
-    """Why a row that should be data is a header; empty: it may be data."""
+    """The reason why a row is a header and not data; "" if it may be data."""
     for place, cell in enumerate(first):
         column = [row[place] for row in below if len(row) == len(first)]
         if len(column) > 1 and cell.strip() and not is_value(cell) and all(map(is_value, column)):
-            return f"{cell.strip()!r} stands above numbers or times"
+            return f"{cell.strip()!r} is above numbers or times"
         if is_name(cell) and cell not in column:
             return f"{cell.strip()!r} is the name of a column"
     return ""
 
 
 def cells_of(text: str, dialect: Dialect) -> list[str]:
-    """The cells of one row; one cell with all of it where it is no row of this dialect."""
+    """The cells of one row; a single cell if the row does not fit the dialect."""
     if dialect.delimiter == BLANKS and not dialect.quoted:
         return text.split()
     if not dialect.quoted:
@@ -102,16 +103,16 @@ def cells_of(text: str, dialect: Dialect) -> list[str]:
 
 
 def shown(separator: str) -> str:
-    """A separator for a message, as the configuration takes it.
+    r"""A separator in a message, as the configuration accepts it.
 
     >>> shown("::"), shown(chr(9))
-    ("'::'", "'\\\\t'")
+    ("'::'", "'\\t'")
     """
     return repr(separator)
 
 
 def consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
-    """The other separators that give every row the same number of cells, two or more."""
+    """The other separators that divide all rows into the same number of cells, at least two."""
     found = []
     for other in (*_OTHERS, BLANKS):
         tried = replace(dialect, delimiter=other, quoted=dialect.quoted and len(other) == 1 and other != BLANKS)
@@ -126,7 +127,7 @@ def consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
 def cure_of_names(
     rows: Sequence[str], names: tuple[str, ...], suspects: Mapping[str, str], dialect: Dialect, table: str
 ) -> str:
-    """What helps where the names are not the ones that a table needs; empty: a rename."""
+    """The cure if a table lacks required column names; "" if a rename is the cure."""
     text = rows[0]
     if comment := comment_hint(text, dialect):
         return comment
@@ -151,7 +152,7 @@ def cure_of_names(
 
 
 def comment_hint(line: str, dialect: Dialect) -> str:
-    """What to set where the first line looks like a comment; empty: it does not."""
+    """The key to set if the first line looks like a comment, else ""."""
     mark = next((mark for mark in COMMENTS if line.startswith(mark)), "")
     if not mark or dialect.comment == mark:
         return ""
@@ -162,7 +163,7 @@ def comment_hint(line: str, dialect: Dialect) -> str:
 
 
 def example_names(cells: Sequence[str], table: str) -> str:
-    """Names for the cells of a row, as they often are: the ids of the table, then numbers and times."""
+    """Likely column names for the cells of a row: the ids of the table, then numbers and times."""
     kinds, names = schema.TABLES[table], list[str]()
     number = next((name for name in (schema.VALUE, schema.WEIGHT) if name in kinds.optional), DROP)
     for cell in cells:

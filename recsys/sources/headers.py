@@ -1,7 +1,7 @@
-"""The head of a text file: which separator it has, which line names its columns, and where its rows begin.
+"""The head of a text file: its separator, the line with column names, and the start of its rows.
 
-Why: what is taken for a header is not read as data, and what is data must not be taken for a header. One look at the
-first lines decides, and where it cannot, the message names the settings that do.
+Why: a header must not be read as data, and data must not be read as a header. The first lines
+decide. If they cannot, the message names the keys to set.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
 
 _HEAD_BYTES: Final = 1 << 20
-_SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # of a spreadsheet
-_MAX_SAMPLE: Final = 1000  # rows that are looked at
-_MAX_JOINED: Final = 20  # lines of one row with line breaks in quotes
+_SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # written by spreadsheets
+_MAX_SAMPLE: Final = 1000  # rows of the head that are examined
+_MAX_JOINED: Final = 20  # lines of one row with line breaks in quotes, at most
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the text files of one table are written, as the configuration says."""
+    """The form of the text files of one table, as the configuration gives it."""
 
     separator: str = ""  # "": by format
     columns: tuple[str, ...] = ()
@@ -55,21 +55,21 @@ class Form:
 
 @dataclass(frozen=True)
 class Header:
-    """The columns of a file, and where the rows begin."""
+    """The columns of a file, and the start of the rows."""
 
-    columns: tuple[str, ...]  # "" for a cell that is left out
-    end: int  # bytes
+    columns: tuple[str, ...]  # "" for a skipped column
+    end: int  # byte where the rows start
     dialect: Dialect = CSV
     suspects: Mapping[str, str] = field(default_factory=dict)  # names that look like data → reason
-    is_given: bool = False  # the names are those of data.source.columns
+    is_given: bool = False  # the names come from data.source.columns
     notes: tuple[str, ...] = ()
-    cure: str = field(default="", compare=False)  # what helps where required columns are missing
-    titles: tuple[str, ...] = ()  # the cells as they stand in the first row
+    cure: str = field(default="", compare=False)  # the cure if required columns are missing
+    titles: tuple[str, ...] = ()  # the cells of the first row, unchanged
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the head: its text, and the bytes where it begins and where the next one does."""
+    """A row of the head: its text, its first byte and the first byte of the next row."""
 
     text: str
     begin: int
@@ -77,8 +77,9 @@ class _Row:
 
 
 def dialect_of(kind: str, form: Form) -> Dialect:
-    """The dialect of a format with the separator of the configuration. Cells of a CSV file may be quoted (RFC 4180)
-    where one character separates them.
+    """The dialect of a format with the separator of the configuration.
+
+    Cells of a CSV file may be quoted (RFC 4180) if the separator is one character.
     """
     base = CSV if kind == "csv" else TSV
     separator = form.separator or base.delimiter
@@ -87,29 +88,31 @@ def dialect_of(kind: str, form: Form) -> Dialect:
 
 
 def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> Header:
-    """The names of the columns: those of the first row that is no comment, or those of the configuration.
+    """Read the column names: those of the first row that is not a comment, or those of the
+    configuration.
 
     Parameters
     ----------
     file : InputFile
         CSV, TSV or another separated text.
     dialect : Dialect
-        by format and configuration.
+        From format and configuration.
     form : Form | None
-        the configuration; without it the first row names the columns and the separator is fixed.
+        From the configuration; without it the first row names the columns and the separator is
+        fixed.
 
     Raises
     ------
     SourceError
-        the head of the file is not text in this encoding, there is no row below the header, rows and
-        header differ in their number of cells, or the first row contradicts the configuration.
+        The head of the file is not text in this encoding, there is no row below the header, rows
+        and header differ in their number of cells, or the first row contradicts the configuration.
     """
     head = _head(file)
     check_encoding(file, head, dialect.encoding)
     check_line_ends(file, head)
     rows = list(_rows(head, dialect))
-    if form is not None and rows and (told := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"'))):
-        form = replace(form, separator=form.separator or told[1])
+    if form is not None and rows and (separator_line := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"'))):
+        form = replace(form, separator=form.separator or separator_line[1])
         dialect = dialect_of("csv", form)
         rows = list(_rows(head, dialect))[1:]
     notes: tuple[str, ...] = ()
@@ -117,8 +120,8 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
         dialect, notes = _separator(file, rows, dialect, form)
         rows = list(_rows(head, dialect))
     if not rows:
-        found = "nothing but blank lines and comments" if head.strip() else "nothing"
-        raise SourceError(f"{file.path} holds {found}; expected a header line and at least one row below it")
+        found = "has only blank lines and comments" if head.strip() else "is empty"
+        raise SourceError(f"{file.path} {found}; expected a header line and at least one row below it")
     check_column_count(len(cells_of(rows[0].text, dialect)), file.path)
     first, *below = [tuple(cells_of(row.text, dialect)) for row in rows]
     if form is not None and form.columns:
@@ -129,13 +132,13 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
             f"e.g. {{{form.table}: {example_names(first, form.table)}}}"
         )
     if not below and rows[0].end < len(head) == _HEAD_BYTES:
-        below = [("",) * len(first)]  # the head ends within a long second row, which the reader of rows will split
+        below = [("",) * len(first)]  # the head ends inside a long second row, which the row reader will split
     if not below:
         hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
-        raise EmptyFile(f"{file.path} holds only a header; expected at least one row below it{hint}")
+        raise EmptyFile(f"{file.path} has only a header; expected at least one row below it{hint}")
     if is_rule(below[0]):
         raise SourceError(
-            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be a row of data; "
+            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be read as data; "
             f"remove it, or set data.source.comment to {rows[1].text.strip()[:2]!r} to skip such lines"
         )
     names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
@@ -148,25 +151,27 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
 
 
 def check_line_ends(file: InputFile, head: bytes) -> None:
-    """
+    """Check that lines end with a line feed.
 
     Raises
     ------
     SourceError
-        the lines end in a way of old systems, which would make one row of all.
+        Lines end with a lone carriage return, so that the whole file would be one row.
     """
     if b"\n" not in head and b"\r" in head.strip():
         raise SourceError(
-            f"{file.path}: the lines end with a lone carriage return (\\r), so that all of it reads as one row; "
+            f"{file.path}: the lines end with a lone carriage return (\\r), so the whole file is one row; "
             "expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' < OLD > NEW"
         )
 
 
 def format_hint(file: InputFile) -> str:
-    """What to set for a file whose name does not tell its format, after a look at its first rows; may be empty."""
+    """The key to set for a file with an unknown extension, guessed from its first rows; may be
+    empty.
+    """
     head = _head(file)
     if b"\0" in head:
-        return "this one is binary: unpack it if it is an archive, or write its table as Parquet or CSV"
+        return "this file is binary: unpack it if it is an archive, or write its table as Parquet or CSV"
     rows = [row.text for row in _rows(head, TSV)]
     found = consistent(rows, replace(TSV, delimiter="\0"))
     if len(found) != 1:
@@ -175,7 +180,7 @@ def format_hint(file: InputFile) -> str:
 
 
 def data_start(file: InputFile) -> int:
-    """Where the text begins: behind a byte-order mark."""
+    """The first byte of the text, after a byte-order mark."""
     with file.stream() as stream:
         return len(BOM_UTF8) if bytes(stream.read(len(BOM_UTF8))) == BOM_UTF8 else 0
 
@@ -192,7 +197,9 @@ def _head(file: InputFile) -> bytes:
 
 
 def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
-    """The first rows, without blank lines and comments; a line that the head cuts off only if it is the first."""
+    """The first rows without blank lines and comments; a line cut by the end of the head only if it
+    is the first.
+    """
     start = begin = len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0
     comment = dialect.comment.encode()
     held: list[bytes] = []
@@ -215,28 +222,28 @@ def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
 
 
 def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]], comment: str) -> tuple[str, ...]:
-    """The names, one for every cell of the rows below.
+    """The names, one for each cell of the rows below.
 
     Raises
     ------
     SourceError
-        no row below has as many cells as the header has names.
+        No row below has as many cells as the header has names.
     """
     sizes = {len(row) for row in below}
     if len(names) in sizes or len(sizes) > 1 or len(below) < 2:
         return names
     size = sizes.pop()
     if size == len(names) + 1 and not any(row[-1].strip() for row in below):
-        return (*names, "")  # every row ends with a separator, the header does not
+        return (*names, "")  # each row ends with a separator, the header does not
     if size == 1:
-        return names  # another separator in the header than below: single rows say so
+        return names  # the header has another separator than the rows; each row reports it
     if comment:
         raise SourceError(f"{file.path}: {comment}")
     raise SourceError(
         f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}), but the rows below "
         f"have {_cells(size)}; correct the header (data.source.comment skips a title above it), or "
-        f"name all {size} with data.source.columns ('_' leaves one "
-        "out) and set data.source.header to yes"
+        f"name all {size} with data.source.columns ('_' skips one) "
+        "and set data.source.header to yes"
     )
 
 
@@ -245,7 +252,7 @@ def _cells(count: int) -> str:
 
 
 def _unnamed(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """A note on columns without a name that hold values and are no row numbers."""
+    """A note on columns without a name that have values and are not row numbers."""
     lost = []
     for place, name in enumerate(names):
         cells = [row[place].strip() for row in below if len(row) > place]
@@ -253,7 +260,7 @@ def _unnamed(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...
             continue
         lost.append(place + 1)
     where = ", ".join(map(str, lost))
-    return (f"column {where} has no name in the header and is left out",) if lost else ()
+    return (f"column {where} has no name in the header and is skipped",) if lost else ()
 
 
 def _is_index(cells: list[str]) -> bool:
@@ -273,24 +280,24 @@ def _given(
     dialect: Dialect,
     notes: tuple[str, ...],
 ) -> Header:
-    """The names of ``data.source.columns``, and whether the first row is a header that they replace."""
+    """The header with the names of ``data.source.columns``, which may replace a header in the file."""
     names = tuple("" if name.strip() in ("", DROP) else name.strip() for name in form.columns)
     key = f"data.source.columns names {_cells(len(names))} of {form.table}"
     same = len(first) == len(names) and all(fold(a) == fold(b) for a, b in zip(first, names, strict=True) if b)
     if form.header == "no" and same and any(names):
         raise SourceError(
-            f"{file.path}: the first row holds the names of data.source.columns, and data.source.header is no: it "
-            "would be an event; set data.source.header to auto or yes"
+            f"{file.path}: the first row has the names of data.source.columns, and data.source.header is no, so it "
+            "would be read as an event; set data.source.header to auto or yes"
         )
     if form.header == "auto" and not same and (found := looks_like_names(first, below)):
         raise SourceError(
             f"{file.path}: the first row ({_shown_cells(first)}) looks like a header: {found}; set data.source.header "
-            "to yes to put data.source.columns in its place (no: it is a row), or remove data.source.columns"
+            "to yes to replace it by data.source.columns (no: it is data), or remove data.source.columns"
         )
     has_header = form.header == "yes" or same
     sampled = below if has_header else [first, *below]
     if not sampled:
-        raise EmptyFile(f"{file.path} holds only a header; expected at least one row below it")
+        raise EmptyFile(f"{file.path} has only a header; expected at least one row below it")
     sizes = [len(row) for row in sampled]
     if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
         raise SourceError(f"{file.path}: {comment}")
@@ -302,7 +309,7 @@ def _given(
             hint += _for_one_table(form, hint)
             raise SourceError(
                 f"{file.path}: {key}, but its rows have {_cells(sizes[0])} between {shown(dialect.delimiter)} "
-                f"({_shown_cells(sampled[0])}); {hint or 'name every cell, the ones to leave out _'}"
+                f"({_shown_cells(sampled[0])}); {hint or 'name every cell; _ skips one'}"
             )
     end = rows[0].end if has_header else rows[0].begin
     if (
@@ -311,11 +318,11 @@ def _given(
         and all(fold(a) == b for a, b in zip(below[0], names, strict=True) if b)
     ):
         raise SourceError(
-            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) holds the names of "
-            "data.source.columns: it would be a row of data; remove what stands above it, or set "
-            "data.source.comment to skip that"
+            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) has the names of "
+            "data.source.columns and would be read as data; remove the lines above it, or set "
+            "data.source.comment to skip them"
         )
-    cure = f"data.source.columns names the cells {', '.join(form.columns)}: give the missing ones their names there"
+    cure = f"data.source.columns names the cells {', '.join(form.columns)}: name the missing columns there"
     return Header(names, end, dialect, {}, True, notes, cure)
 
 
@@ -324,7 +331,9 @@ def _shown_cells(cells: Sequence[str]) -> str:
 
 
 def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) -> tuple[Dialect, tuple[str, ...]]:
-    """The dialect with another separator, where the usual one separates nothing and exactly one other does."""
+    """The dialect with another separator, if the usual one separates nothing and exactly one other
+    one does.
+    """
     if len(cells_of(rows[0].text, dialect)) > 1:
         return dialect, ()
     fitting = consistent([row.text for row in rows], dialect)
@@ -336,13 +345,13 @@ def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) 
         return dialect, ()
     first = cells_of(rows[0].text, quotable)
     if not form.columns and any(map(is_value, first)):
-        return dialect, ()  # no header either: one message says both
-    used = f"cells are separated by {shown(found[0])}, not by {shown(dialect.delimiter)}, and were read so"
-    return quotable, (f"{used}; data.source.separator says it for good",)
+        return dialect, ()  # there is no header either: one message reports both
+    used = f"cells are separated by {shown(found[0])}, not by {shown(dialect.delimiter)}"
+    return quotable, (f"{used}; this separator is used, and data.source.separator makes it fixed",)
 
 
 def _header_in_comment(head: bytes, dialect: Dialect, form: Form) -> str:
-    """What to do where a line that ``data.source.comment`` skips names the columns; empty: none does."""
+    """The cure if a line that ``data.source.comment`` skips names the columns, else ""."""
     known = schema.TABLES[form.table].required
     for row in _rows(head, replace(dialect, comment="")) if form.comment else ():
         if not row.text.startswith(form.comment):
@@ -351,18 +360,18 @@ def _header_in_comment(head: bytes, dialect: Dialect, form: Form) -> str:
         if names >= set(known):
             return (
                 f"the line {row.text[:60]!r}, which data.source.comment skips, names the columns: name them with "
-                "data.source.columns, or remove the mark from that line"
+                "data.source.columns, or remove the comment mark from that line"
             )
     return ""
 
 
 def _for_one_table(form: Form, cure: str) -> str:
-    """How a separator is set for one table where it is set for all."""
+    """How to set the separator for one table, if it is set for all tables."""
     if "data.source.separator" not in cure or not form.separator:
         return ""
-    return f" (for this table alone: separator: {{{form.table}: …}})"
+    return f" (only for this table: separator: {{{form.table}: …}})"
 
 
 def _other_separator(cells: list[tuple[str, ...]], rows: list[_Row], dialect: Dialect) -> str:
     found = consistent([row.text for row in rows], dialect) if len(cells[0]) == 1 else []
-    return f"they look separated by {shown(found[0])}: set data.source.separator to it" if found else ""
+    return f"the cells look separated by {shown(found[0])}: set data.source.separator to it" if found else ""

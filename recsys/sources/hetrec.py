@@ -1,14 +1,16 @@
-"""HetRec 2011 Last.fm-2k as published: listens, tag assignments, friends, artists.
+"""The HetRec 2011 Last.fm-2k release: listens, tag assignments, friends, artists.
 
-Listens are ``listen`` events (value: play count), tag assignments are ``tag`` events with the tag's text in the column
-``tag``. With ``test_pairs``, listens are split into "test" (the pair is held out) and "train"; tag events carry no
-split, and their (user, artist) tells ``prepare`` which ones must not be used.
+Listens are ``listen`` events (value: play count), tag assignments are ``tag`` events with the tag's
+text in the column ``tag``. With ``test_pairs``, listens are split into "test" (held-out pairs) and
+"train". Tag events have no split; ``prepare`` excludes those of held-out (user, artist) pairs.
 
-A folder ``knowledge`` beside the files may hold facts about the artists, as KGCN uses them: ``kg.txt`` (head, relation,
-tail) and ``item_index2entity_id.txt`` (artist, entity), with tabs and without a header.
+A folder ``knowledge`` next to the files may have triples about the artists, as KGCN uses them:
+``kg.txt`` (head, relation, tail) and ``item_index2entity_id.txt`` (artist, entity), separated by
+tabs and without a header.
 
-Encodings: ``tags.dat`` is ISO-8859-1 with CRLF, ``artists.dat`` UTF-8 with stray quotes (read with quoting off), the
-others ASCII with CRLF. Cantador, Brusilovsky, Kuflik: HetRec 2011, https://grouplens.org/datasets/hetrec-2011/
+Encodings: ``tags.dat`` is ISO-8859-1 with CRLF, ``artists.dat`` UTF-8 with stray quotes (read with
+quoting off), the others ASCII with CRLF. Cantador, Brusilovsky, Kuflik: HetRec 2011,
+https://grouplens.org/datasets/hetrec-2011/
 """
 
 from __future__ import annotations
@@ -59,20 +61,23 @@ class HetRecLastFmAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return self.config.folder.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         folder = self.config.folder.rstrip("/")
         pairs = [self.config.test_pairs] if self.config.test_pairs else []
         facts = [f"{folder}/{name}" for name in (_FACTS, _LINKS)] if exists(f"{folder}/{_FACTS}") else []
         return [input_file(path) for path in (*(f"{folder}/{name}" for name in _COLUMNS), *facts, *pairs)]
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         listens_file, tagged_file, tags_file, artists_file, friends_file, *more = self.files()
         pairs_file = [more.pop()] if self.config.test_pairs else []
         listen = (schema.USER_ID, schema.ITEM_ID, schema.VALUE)
         constants = {schema.EVENT_TYPE: LISTEN}
-        rules = replace(CellRules.of(self.config), time_format="")  # the only times are made of three columns
+        rules = replace(CellRules.of(self.config), time_format="")  # the only times are made from three columns
         tagged = Layout(schema.EVENTS, ((TAG, pa.string()),), rules)
         if pairs_file:
             constants[schema.SPLIT] = "train"
@@ -99,20 +104,21 @@ class HetRecLastFmAdapter(SourceAdapter):
         return tables
 
     def _split(self, listens: list[DelimitedPiece], file: InputFile) -> list[Piece]:
-        """The listens with held-out pairs marked, and the pairs that are no listens as bad rows.
+        """The listens with held-out pairs marked as test, and the pairs that are not listens as bad
+        rows.
 
-        Reads all listens in this process to tell the two apart, which is fine for a release of one fixed, small size
-        (92,834 listens) and for no other adapter.
+        This reads all listens in one process, which is acceptable only because the release has a
+        fixed, small size (92,834 listens).
 
         Raises
         ------
         DataError
-            no pair is a listen: the file belongs to other data.
+            No pair is a listen: the file belongs to other data.
         """
-        heard = read_all(listens)
+        known_listens = read_all(listens)
         pairs = read_all(_open(file, (schema.USER_ID, schema.ITEM_ID), listens[0].layout, index=2))
         keys = _keys(pairs)
-        is_known = pc.is_in(keys, value_set=_keys(heard))
+        is_known = pc.is_in(keys, value_set=_keys(known_listens))
         is_good = pc.is_null(pairs.column(schema.REASON))
         if not pc.any(pc.and_(is_known, is_good)).as_py():
             raise DataError(
@@ -131,12 +137,13 @@ class HetRecLastFmAdapter(SourceAdapter):
 
 @dataclass(frozen=True)
 class ListenPiece:
-    """Listens, the held-out ones (``user TAB artist`` keys, in memory) marked as test."""
+    """Listens with the held-out ones (``user TAB artist`` keys, in memory) marked as test."""
 
     listens: DelimitedPiece
     held_out: pa.Array
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for block in self.listens.read():
             is_test = pc.is_in(_keys(block), value_set=self.held_out)
             yield _replace(block, schema.SPLIT, pc.if_else(is_test, "test", block.column(schema.SPLIT)))
@@ -144,13 +151,14 @@ class ListenPiece:
 
 @dataclass(frozen=True)
 class TagPiece:
-    """Tag assignments with the text of the tag and the day as a time."""
+    """Tag assignments with the text of the tag and the day as timestamp."""
 
     assignments: DelimitedPiece
     tag_ids: pa.Array
     tag_texts: pa.Array
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for cells in self.assignments.cells():
             yield self._block(cells)
 
@@ -176,11 +184,12 @@ class TagPiece:
 
 @dataclass(frozen=True)
 class Rows:
-    """A few finished rows."""
+    """A few finished rows as a piece."""
 
     table: pa.Table
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         yield self.table
 
 
@@ -192,7 +201,7 @@ def _open(
     index: int = 0,
     latin: bool = False,
 ) -> list[DelimitedPiece]:
-    """The pieces of one of the files, after a check of its header."""
+    """The pieces of one file, after a check of its header."""
     dialect = _LATIN if latin else TSV
     header = read_header(file, dialect)
     expected = _COLUMNS.get(file.name, _COLUMNS["user_artists.dat"][:2])

@@ -1,7 +1,7 @@
-"""Ids as exact text, whatever the type in which a file holds them.
+"""Ids as exact text, for any type of the column in the file.
 
-Why: two users must never become one. Floats hold 53 bits, so that a table that some program read as floats (one hole in
-a column of integers is enough) has lost its ids, which nothing can repair here: it is refused.
+Why: two users must never become one. Floats hold 53 bits. A program that reads integers with one
+missing value as floats loses large ids. They cannot be restored here, so such a column is refused.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import pyarrow.compute as pc
 from recsys.errors import SourceError
 from recsys.sources.validate import Layout
 
-_MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as they are written
+_MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as written
 _EXACT: Final = {16: 2**11, 32: 2**24, 64: 2**53}  # whole numbers below this are exact in floats of so many bits
 
 
 def is_id(layout: Layout, name: str) -> bool:
-    """Whether a canonical column is text that identifies something: all of its digits must stay."""
+    """Whether a canonical column is an id or another known text, whose digits must all be kept."""
     kind = layout.table.columns.get(name)
     return kind is not None and pa.types.is_string(kind)
 
 
 def id_of_number(literal: str) -> str | None:
-    """A JSON number as an id; None where it is none (NaN, Infinity).
+    """A JSON number as an id; None for NaN and Infinity.
 
     >>> id_of_number("12.0"), id_of_number("1e5"), id_of_number("1234567890123456789.0"), id_of_number("2.50")
     ('12', '100000', '1234567890123456789', '2.5')
@@ -49,14 +49,15 @@ def id_of_number(literal: str) -> str | None:
 
 
 def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
-    """Ids of a typed column, as text or as a type whose text is exact: whole numbers, text, times, small floats.
+    """Ids of a typed column, as text or as a type with an exact text: integers, text, times, small
+    floats.
 
-    Decimals lose the zeros behind their point, as floats do. Bytes are read as UTF-8.
+    Decimals lose the zeros at the end, as floats do. Bytes are read as UTF-8.
 
     Raises
     ------
     SourceError
-        floats too large to be exact, bytes that are no text, lists and structures.
+        Floats too large to be exact, bytes that are not text, lists and structs.
 
     >>> typed_ids(pa.array([Decimal("12.00"), Decimal("2.50")]), "FILE: column 'user_id'", 1).to_pylist()
     ['12', '2.5']
@@ -77,7 +78,7 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
             return values.cast(pa.binary()).cast(pa.string())
         except pa.ArrowInvalid:
             raise SourceError(
-                f"{where} holds bytes that are no UTF-8 text ({kind}); write ids as text, for instance in hexadecimal"
+                f"{where} holds bytes that are not UTF-8 text ({kind}); write ids as text, for instance in hexadecimal"
             ) from None
     elif pa.types.is_nested(kind):
         raise SourceError(f"{where} is {kind}; expected ids as text or whole numbers: write a plain column")
@@ -85,17 +86,17 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
 
 
 def check_whole_in_float(values: pa.Array, where: str) -> None:
-    """Check that whole numbers can stay what they are in a column that other files hold as floats.
+    """Check that integers keep their values in a column that is float in other files.
 
     Raises
     ------
     SourceError
-        one that a float would change.
+        A float would change one of them.
     """
     size = np.abs(np.asarray(values.drop_null()).astype(np.float64))
     if len(size) and size.max() >= _EXACT[64]:
         raise SourceError(
-            f"{where} holds whole numbers of 2^53 and more, which floats cannot hold, and is of floats in another "
+            f"{where} holds integers of 2^53 and more, which floats cannot hold, but the column is float in another "
             "file of the table; give the column one type, integer or text"
         )
 
@@ -108,7 +109,7 @@ def _check_exact(values: pa.Array, where: str, first_row: int) -> None:
         raise SourceError(
             f"{where} is {values.type} and holds {numbers[wrong[0]]:.17g} (row {first_row + int(wrong[0]):,}): floats "
             "of this size are not exact, so several ids may have become one; write the column again, as "
-            "integers (with pandas: dtype Int64, which has room for missing values) or as text"
+            "integers (with pandas: dtype Int64, which supports missing values) or as text"
         )
 
 

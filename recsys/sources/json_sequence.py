@@ -1,4 +1,6 @@
-"""JSON that is not one object a line: an array of objects, or objects over several lines, read in constant memory."""
+"""JSON files that are an array of objects, or have objects over several lines, read in constant
+memory.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ from recsys.sources.files import InputFile
 from recsys.sources.limits import MAX_ROW_BYTES, row_too_long
 
 _CHUNK: Final = 1 << 20
-_LONGEST_WORD: Final = 32  # characters of a word or number that the end of the text may cut
+_LONGEST_WORD: Final = 32  # characters of a word or number that the end of a block may cut
 _BETWEEN: Final = re.compile(r"[\s,]*")
 _START: Final = re.compile(r"\s*(\[\s*)?\{")
 
 
 def is_sequence(head: str) -> bool:
-    """Whether the head of a file, none of whose lines is an object, is an array of objects or an object over lines.
+    r"""Whether the head of a file starts an array of objects or an object over several lines.
 
-    >>> is_sequence('[{"a": 1},'), is_sequence('{\\n"a": 1'), is_sequence("[1]"), is_sequence("{'a': 1}")
+    >>> is_sequence('[{"a": 1},'), is_sequence('{\n"a": 1'), is_sequence("[1]"), is_sequence("{'a': 1}")
     (True, True, False, False)
     """
     found = _START.match(head)
@@ -29,12 +31,13 @@ def is_sequence(head: str) -> bool:
 
 
 def elements(file: InputFile) -> Iterator[str]:
-    """The text of every element of the arrays, or of every object outside of one, in order.
+    """The text of each element of the arrays, or of each object outside of an array, in order.
 
     Raises
     ------
     SourceError
-        the file is no UTF-8, an element is not JSON or too long, or the end of an array is missing.
+        The file is not UTF-8, an element is not JSON or too long, or the end of an array is
+        missing.
     """
     decoder, to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, place, row, is_open, at_end = "", 0, 1, False, False
@@ -54,7 +57,7 @@ def elements(file: InputFile) -> Iterator[str]:
             elif at_end or is_broken:
                 raise SourceError(
                     f"{file.path} cannot be read: element {row:,} is not JSON, or the end of the file is missing; "
-                    "write or copy it again, best with one object a line"
+                    "write or copy it again, if possible with one object in each line"
                 )
             else:
                 text, place = text[place:], 0
@@ -66,14 +69,14 @@ def elements(file: InputFile) -> Iterator[str]:
 
 
 def _end_of(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | None, bool]:
-    """Where the value ends that begins at a place, or whether more text cannot make it one."""
+    """The end of the value that starts at ``place``, and whether it stays invalid with more text."""
     try:
         end = decoder.raw_decode(text, place)[1]
     except json.JSONDecodeError as error:
         return None, not error.msg.startswith("Unterminated") and error.pos < len(text) - _LONGEST_WORD
     except (ValueError, RecursionError):
         return None, True
-    return (end, False) if end < len(text) or text[place] in "[{" else (None, False)  # a number may go on
+    return (end, False) if end < len(text) or text[place] in "[{" else (None, False)  # a number may continue
 
 
 def _decoded(to_text: Any, block: bytes, is_last: bool, file: InputFile, row: int) -> str:
@@ -81,5 +84,5 @@ def _decoded(to_text: Any, block: bytes, is_last: bool, file: InputFile, row: in
         return str(to_text.decode(block, is_last))
     except UnicodeDecodeError:
         raise SourceError(
-            f"{file.path}: element {row:,} or one behind it is not utf-8 text; save the file as UTF-8"
+            f"{file.path}: element {row:,} or a later one is not UTF-8 text; save the file as UTF-8"
         ) from None

@@ -1,8 +1,9 @@
-"""Values of JSON as columns: ids as exact text, everything else in the type that the head of the file has.
+"""Values of JSON as columns: ids as exact text, other values in the type that the head of the file
+has.
 
-Why: JSON has one kind of number, of any length. Arrow and pandas make floats of a column with one NaN in it, and floats
-hold 53 bits: forty 64-bit ids became one user. Ids are therefore text from the bytes on: ``12``, ``"12"`` and ``12.0``
-are one id, ``1e5`` is ``100000``.
+Why: JSON has one kind of number, of any length. Arrow and pandas read a column with one NaN as
+floats, which hold 53 bits: in one file forty 64-bit ids became one user. Ids are therefore read as
+text from the bytes: ``12``, ``"12"`` and ``12.0`` are one id, ``1e5`` is ``100000``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import pyarrow as pa
 
 from recsys.sources.ids import id_of_number
 
-_EXACT: Final = 2**53  # floats hold every whole number up to here
+_EXACT: Final = 2**53  # floats hold all integers up to here
 _PLAIN: Final = {bool: "bool", str: "text", dict: "object", type(None): "null"}
 _SURROGATE: Final = b"\\ud"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One object with the bytes that it was read from."""
+    """One JSON object and its bytes in the file."""
 
     row: int
     raw: bytes
@@ -33,9 +34,11 @@ class Record:
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
-    """The object in some bytes; None where there is none, or where it escapes half a character (a lone surrogate)."""
+    """The JSON object in some bytes; None if there is none, or if it has a lone surrogate (half a
+    character).
+    """
     try:
-        value = json.loads(raw.decode())  # of bytes, json would take UTF-16 and halves of characters as well
+        value = json.loads(raw.decode())  # json.loads of bytes would also accept UTF-16 and lone surrogates
         if _SURROGATE in raw.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -47,7 +50,7 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, as far as the type of its column depends on it."""
+    """The kind of a value, as far as the type of its column depends on it."""
     plain = _PLAIN.get(type(value))
     if plain is not None:
         return plain
@@ -61,7 +64,8 @@ def kind_of(value: Any) -> str:
 
 
 def type_of(kinds: set[str]) -> pa.DataType:
-    """The Arrow type that holds all kinds of values of a key; whole numbers that a float would change make it text.
+    """The Arrow type that holds all kinds of values of a key; text if a float would change an
+    integer.
 
     >>> type_of({"int", "float"}), type_of({"big", "float"}), type_of({"big", "nan"})
     (DataType(double), DataType(string), DataType(int64))
@@ -81,29 +85,30 @@ def type_of(kinds: set[str]) -> pa.DataType:
 
 
 def id_column(records: Sequence[Record], key: str) -> pa.Array:
-    """The ids under one key, exact; other values as their JSON text."""
+    """The exact ids of one key; other values as their JSON text."""
     return pa.array([_id(record, key) for record in records], pa.string())
 
 
 def _id(record: Record, key: str) -> str | None:
     value = record.values.get(key)
-    if isinstance(value, float) and math.isfinite(value):  # its digits are in the bytes alone
+    if isinstance(value, float) and math.isfinite(value):  # only the bytes have all of its digits
         value = json.loads(record.raw.decode(), parse_float=_Literal)[key]
         return id_of_number(value)
     return None if isinstance(value, float) else text_of(value)
 
 
 class _Literal(str):
-    """A number as it is written."""
+    """A number as written in the file."""
 
 
 def quoted(data: bytes, keys: Sequence[str]) -> bytes:
-    """JSON lines with the numbers under these keys as text, so that Arrow reads every digit of them.
+    r"""JSON lines with quotes around the numbers of these keys, so that Arrow reads all their
+    digits.
 
-    A quote inside a text is always escaped, so that ``"KEY":`` with plain quotes is a key and nothing else.
+    A quote inside a text is always escaped, so ``"KEY":`` with plain quotes is always a key.
 
-    >>> quoted(b'{"id": 7, "x": 1}\\n{"id": 12.0, "x": "id: 5"}\\n{"id": NaN}', ["id"])
-    b'{"id": "7", "x": 1}\\n{"id": "12", "x": "id: 5"}\\n{"id": null}'
+    >>> quoted(b'{"id": 7, "x": 1}\n{"id": 12.0, "x": "id: 5"}\n{"id": NaN}', ["id"])
+    b'{"id": "7", "x": 1}\n{"id": "12", "x": "id: 5"}\n{"id": null}'
     """
     names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
     head = rb"((?<!\\)(?:" + names + rb")[ \t]*:[ \t]*)"
@@ -120,9 +125,11 @@ def _quote_one(found: re.Match[bytes]) -> bytes:
 
 
 def column(values: list[Any], kind: pa.DataType, absent: Collection[str]) -> tuple[pa.Array, list[int]]:
-    """Values of one key in the head's type, and the places of those that do not fit it (null in the column).
+    """The values of one key in the type of the head, and the positions of those that do not fit
+    (null in the column).
 
-    Numbers in quotes fit numbers, and everything fits text. Null, NaN and the ``absent`` texts say nothing, and fit.
+    Numbers in quotes fit numbers, and all values fit text. Null, NaN and the ``absent`` texts are
+    missing values and fit.
     """
     try:
         return pa.array(values, kind), []
@@ -151,7 +158,7 @@ def _fits(kind: pa.DataType) -> Callable[[Any], Any]:
 
 
 def _list_of_texts(value: Any) -> list[str | None] | None:
-    """The members as texts; lists within a list, such as paths of categories, become one list without repeats.
+    """The members as texts; nested lists, such as category paths, become one list without repeats.
 
     >>> _list_of_texts([["Beauty", "Hair"], ["Beauty", "Skin"]])
     ['Beauty', 'Hair', 'Skin']
@@ -183,7 +190,7 @@ def _number(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number that 64 bits hold."""
+    """The value as a 64-bit integer, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)) or "_" in str(value):
         return None
     try:
@@ -194,7 +201,7 @@ def _whole(value: Any) -> int | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A value as text: texts as they are, anything else as JSON.
+    """A value as text: texts unchanged, other values as JSON.
 
     >>> text_of("a"), text_of(7), text_of([1, "b"])
     ('a', '7', '[1, "b"]')

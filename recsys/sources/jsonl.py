@@ -1,9 +1,10 @@
-"""JSON lines in line-aligned chunks: Arrow's reader where all lines fit one schema, line by line where they do not.
+"""JSON lines in line-aligned chunks: by Arrow's reader if all lines fit one schema, else line by
+line.
 
-Ids are text from the bytes on (see :mod:`recsys.sources.json_values`). The columns are those of the file's first
-megabytes and of samples of the rest; known columns are looked for in every line. A value that does not fit the type of
-its column makes a bad row. A file that is one JSON array of objects, or has objects over several lines, is read in one
-piece.
+Ids are read as text (see :mod:`recsys.sources.json_values`). The columns are those of the file's
+first megabytes and of samples of the rest; known columns are searched in all lines. A value that
+does not fit the type of its column makes a bad row. A file that is one JSON array of objects, or
+has objects over several lines, is one piece.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
-_FIRST_BYTES: Final = 2 << 20  # looked at where the rest can be sampled, as a plain file can be read at any place
+_FIRST_BYTES: Final = 2 << 20  # of the head that are parsed if the rest is sampled, which needs an uncompressed file
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 1 << 16
-_ELEMENTS: Final = 50_000  # of an array in a block
+_ELEMENTS: Final = 50_000  # elements of an array in one block
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class JsonlPiece:
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         if self.span is not None:
             yield self.block(self.file.read(self.span.start, self.span.length), self.span)
             return
@@ -57,10 +59,10 @@ class JsonlPiece:
             yield self.block(data, span)
 
     def block(self, data: bytes, span: Span) -> pa.Table:
-        """The rows of some lines."""
+        """Parse some lines into a finished block."""
         keys = self._keys
         cells = None
-        if decodable(data, "utf-8"):  # Arrow does not look
+        if decodable(data, "utf-8"):  # Arrow does not check it
             if all(_is_exact(kind) for key, kind in keys.items() if key in self._ids):
                 cells = _parse_fast(data, span, keys)
             if cells is None and self._ids:
@@ -69,13 +71,15 @@ class JsonlPiece:
         return self.assembled(cells or self._parse_lines(data, span))
 
     def assembled(self, cells: Cells) -> pa.Table:
-        """Parsed rows with their canonical names, checked and with provenance."""
+        """Parsed rows as a finished block: canonical names, checked, with provenance."""
         raw = cells.table.rename_columns([column for _, column, _ in self.fields])
         raw = with_constants(raw, self.constants)
         return assemble(raw, cells, self.layout, Origin(self.file.name, self.index, ", "))
 
     def cells_of(self, records: list[Record], broken: list[tuple[int, str]]) -> Cells:
-        """Parsed objects as columns; those with a value that does not fit its column are broken rows."""
+        """Parsed objects as columns; an object with a value that does not fit its column is a
+        broken row.
+        """
         known = {name for _, name, _ in self.fields if name in self.layout.table.columns}
         columns: dict[str, pa.Array] = {}
         misfits: set[int] = set()
@@ -85,7 +89,7 @@ class JsonlPiece:
                 continue
             values = [record.values.get(key) for record in records]
             columns[key], lost = column(values, kind, self.layout.rules.absent)
-            if lost and name in known:  # the rules of rows say what is wrong
+            if lost and name in known:  # the row rules give the reason
                 columns[key] = pa.array([text_of(value) for value in values], pa.string())
             else:
                 misfits.update(lost)
@@ -112,7 +116,7 @@ class JsonlPiece:
 
     @property
     def _keys(self) -> dict[str, pa.DataType]:
-        """Every key with the type to ask Arrow for: numbers that are known to be any are read as such."""
+        """Each key with the type for Arrow; integers of known float columns are read as floats."""
         wanted = self.layout.table.columns
         is_float = {name for name, kind in wanted.items() if pa.types.is_floating(kind)}
         return {
@@ -128,11 +132,14 @@ class JsonlPiece:
 
 @dataclass(frozen=True)
 class JsonSequencePiece:
-    """All of a file that is an array of objects, or has objects over several lines. A row is an element."""
+    """A whole file that is an array of objects, or has objects over several lines. Each element is
+    a row.
+    """
 
     rows: JsonlPiece
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         numbered = enumerate(elements(self.rows.file), 1)
         while part := list(islice(numbered, _ELEMENTS)):
             records: list[Record] = []
@@ -148,7 +155,7 @@ class JsonSequencePiece:
 
 
 def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
-    """The pieces of a file, from a pattern without span."""
+    """The pieces of a file, made from a piece without a span."""
     head = _head(piece.file)
     if not any(map(parse_object, head.split(b"\n"))) and is_sequence(head.decode(errors="replace")):
         return [JsonSequencePiece(piece)]
@@ -161,7 +168,7 @@ def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
 def late_fields(
     found: Mapping[str, pa.DataType], rename: Mapping[str, str], table: schema.TableSchema
 ) -> list[tuple[str, str, pa.DataType]]:
-    """Known columns that the head of a file lacks, as fields: they may come later in it."""
+    """Known columns that the head of a file lacks, as fields: they may occur later in the file."""
     named = {rename.get(key, key) for key in found}
     keys = {name: key for key, name in rename.items() if key not in found}
     later = [(keys.get(name, name), name, kind) for name, kind in table.optional.items() if name not in named]
@@ -173,12 +180,12 @@ def late_fields(
 
 
 def read_keys(file: InputFile) -> dict[str, pa.DataType]:
-    """The keys of the file's first lines, and of samples of the rest, and the Arrow type that holds their values.
+    """The keys of the first lines and of samples of the rest, with the Arrow type of their values.
 
     Raises
     ------
     SourceError
-        there is no JSON object, or there are too many keys.
+        There is no JSON object, or there are too many keys.
     """
     head = _head(file)
     check_encoding(file, head, "utf-8")
@@ -208,7 +215,7 @@ def _cure(lines: list[bytes]) -> str:
             "they are Python literals ({'key': …}), not JSON; write them as JSON, e.g. in Python with "
             "json.dumps(ast.literal_eval(line)) for every line"
         )
-    return "expected one object a line, or one array of objects: correct the file or data.source.format"
+    return "expected one object in each line, or one array of objects: correct the file or data.source.format"
 
 
 def _head(file: InputFile) -> bytes:
@@ -217,7 +224,7 @@ def _head(file: InputFile) -> bytes:
 
 
 def _samples(file: InputFile) -> list[dict[str, Any]]:
-    """The objects in some runs of lines behind the head, evenly over the file."""
+    """The objects in some groups of lines after the head, evenly distributed over the file."""
     found: list[dict[str, Any]] = []
     starts = np.linspace(_FIRST_BYTES, file.size - _SAMPLE_BYTES, _SAMPLES).astype(int)
     for start in dict.fromkeys(starts.tolist()):
@@ -232,7 +239,9 @@ def _is_exact(kind: pa.DataType) -> bool:
 
 
 def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cells | None:
-    """Arrow's reader; None where a line does not fit, so that the tolerant reader must look."""
+    """Parse with Arrow's reader; None if a line does not fit, so that the tolerant reader is
+    needed.
+    """
     options = pa.json.ParseOptions(explicit_schema=pa.schema(list(keys.items())), unexpected_field_behavior="ignore")
     try:
         table = pa.json.read_json(

@@ -1,8 +1,9 @@
-"""How much a source may ask of the machine: bounds in bytes, as a small file can hold a large amount of rows.
+"""Limits of the memory that a source may need; a small file can contain a very large table.
 
-Why: inputs come from outside. A few kilobytes that unpack to gigabytes, a row without an end or a table of a hundred
-thousand columns must be one message within seconds, not the end of the machine's memory. The bounds lie far above what
-logs and catalogues need; a file that is refused for its compression alone is read when it is unpacked.
+Why: input comes from other people. A few kilobytes that unpack to gigabytes, a row without an end
+or a table of a hundred thousand columns must give one message within seconds and not fill the
+memory. The limits are far above the needs of logs and catalogues. A file that is refused only for
+its compression can be unpacked and then read.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from recsys.errors import SourceError
 
 MAX_COLUMNS: Final = 2000
 MAX_ROW_BYTES: Final = 64 << 20  # of a line, a JSON object, or a cell of Parquet
-FREE_BYTES: Final = 128 << 20  # any file may unpack to so much
+FREE_BYTES: Final = 128 << 20  # unpacked bytes that are allowed for any file
 MAX_RATIO: Final = 200  # unpacked to packed bytes of gzip, zstd and zip; text reaches about 50
-MAX_DECODED_RATIO: Final = 1000  # values to stored bytes of a Parquet row group, which also repeats values
+MAX_DECODED_RATIO: Final = 1000  # decoded to stored bytes of a Parquet row group, which stores repeated values once
 _SHOWN: Final = 20
 
 
 def check_column_count(count: int, where: str) -> None:
-    """
+    """Check the number of columns of a table.
 
     Raises
     ------
     SourceError
-        a table has more columns than can be meant.
+        The table has more than ``MAX_COLUMNS`` columns.
     """
     if count > MAX_COLUMNS:
         raise SourceError(
-            f"{where} has {count:,} columns, at most {MAX_COLUMNS:,} are read; write a file with the columns that are "
-            "needed, and put many values of one kind into a list column (Parquet, JSON)"
+            f"{where} has {count:,} columns, at most {MAX_COLUMNS:,} are allowed; write a file with the columns that "
+            "are needed, and put many values of one kind into a list column (Parquet, JSON)"
         )
 
 
@@ -38,13 +39,13 @@ def row_too_long(where: str, row: int, limit: int = MAX_ROW_BYTES) -> SourceErro
     """The error for a row (0: the header) or JSON object that is too large."""
     name = f"row {row:,}" if row else "the first line"
     return SourceError(
-        f"{where}: {name} is longer than {limit >> 20} MiB; expected one row a line: check the line ends, "
+        f"{where}: {name} is longer than {limit >> 20} MiB; expected one row in each line: check the line ends, "
         "the quotes and data.source.format"
     )
 
 
 def listed(names: list[str] | tuple[str, ...]) -> str:
-    """Names for a message, the first of many.
+    """Names for a message; only the first of many.
 
     >>> listed(["a", "b"])
     "'a', 'b'"

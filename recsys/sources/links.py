@@ -1,4 +1,4 @@
-"""Items and, in a file of its own, the entity of the knowledge graph that each of them is."""
+"""Items and a separate file that links each item to its entity of the knowledge graph."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from recsys.sources.validate import Layout
 
 @dataclass(frozen=True)
 class LinkedPiece:
-    """Items with their entities, which are held in memory: one row an item."""
+    """Items with their entities; the links are held in memory, one for each item."""
 
     items: DelimitedPiece
     item_ids: pa.Array
     entity_ids: pa.Array
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for block in self.items.read():
             rows = pc.index_in(block.column(schema.ITEM_ID), value_set=self.item_ids)
             entities = self.entity_ids.take(rows.combine_chunks())
@@ -33,12 +34,13 @@ class LinkedPiece:
 
 @dataclass(frozen=True)
 class BadLinks:
-    """The bad rows of the link file, for the quarantine of the items table."""
+    """The bad rows of the link file, which go to the quarantine of the table of items."""
 
     links: pa.Table
     layout: Layout
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         wanted = self.layout.arrow
         known = {name: self.links.column(name) for name in self.links.column_names if name in wanted.names}
         count = self.links.num_rows
@@ -46,7 +48,9 @@ class BadLinks:
 
 
 def linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Piece]:
-    """Items joined with their entities (the first link of an item counts); without items the links are the items."""
+    """Join items with their entities; the first link of an item counts. Without items, the links
+    are the items.
+    """
     if not items:
         return [*links]
     table = read_all(links)

@@ -1,7 +1,9 @@
-"""Column names of files → canonical names: ``rename`` first, then names that differ in case and blanks alone.
+"""Column names of files → canonical names: ``rename`` first, then names that differ only in case
+and blanks.
 
-Why: people's files say ``User_ID`` or `` Item Id``; a match that can mean one thing only is made, and everything else
-is said. A rename holds for every table, or, under the name of a table, for that one only.
+Why: files have names such as ``User_ID`` or `` Item Id``. A name with one possible meaning is
+matched; for any other the message says what to do. A rename is for all tables, or, below the name
+of a table, only for that table.
 """
 
 from __future__ import annotations
@@ -28,26 +30,27 @@ WORDS: Final = {
     schema.TIMESTAMP: ("time", "date", "_at", "epoch"),
     schema.RELATION: ("relation", "predicate", "property"),
 }  # fmt: skip
-"""What the columns are often called; for suggestions only."""
+"""Parts of usual column names; only for suggestions."""
 _MEANS: Final = {
     schema.TIMESTAMP: ("time", "date", "datetime", "ts", "unixtime", "unix_time", "event_time", "created_at", "epoch"),
     schema.VALUE: ("rating", "stars", "score"),
     schema.EVENT_TYPE: ("event", "eventtype", "type", "action", "behavior"),
     schema.WEIGHT: ("trust", "strength"),
 }
-_CLOSE: Final = 0.8  # of difflib: one or two letters apart
+_CLOSE: Final = 0.8  # similarity of difflib: one or two different letters
 
 
 @dataclass(frozen=True)
 class Renames:
-    """``data.source.rename``: for every table, and for single ones."""
+    """``data.source.rename``: for all tables, and for single tables."""
 
     everywhere: Mapping[str, str] = field(default_factory=dict)
     of_tables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rename: Mapping[str, str | dict[str, str]]) -> Renames:
-        """Sort the entries of the configuration.
+        """Divide the entries of the configuration into those for all tables and those for single
+        tables.
 
         >>> Renames.of({"uid": "user_id", "social": {"uid": "src_user_id"}}).table("social")
         {'uid': 'src_user_id'}
@@ -56,21 +59,21 @@ class Renames:
         return cls(everywhere, {name: to for name, to in rename.items() if not isinstance(to, str)})
 
     def table(self, name: str) -> dict[str, str]:
-        """Those of one table; its own entries win over the common ones."""
+        """The renames of one table; its own entries override the common ones."""
         return {**self.everywhere, **self.of_tables.get(name, {})}
 
     def matched(self, columns: Mapping[str, set[str]]) -> Renames:
-        """The same with names as the files spell them, where only case and blanks differ.
+        """The renames with the names as the files spell them, if only case and blanks differ.
 
         Parameters
         ----------
         columns : Mapping[str, set[str]]
-            the column names of the files, by table.
+            Column names of the files, by table.
 
         Raises
         ------
         SourceError
-            a name that no file has (a typo would otherwise pass unseen).
+            No file has the name: a spelling mistake must not be ignored.
         """
         every = set().union(*columns.values())
         everywhere = _spelled(self.everywhere, every, "data.source.rename", "no file has")
@@ -86,7 +89,7 @@ class Renames:
         return Renames(everywhere, of_tables)
 
 
-def _spelled(rename: Mapping[str, str], columns: set[str], key: str, nobody: str) -> dict[str, str]:
+def _spelled(rename: Mapping[str, str], columns: set[str], key: str, lacking: str) -> dict[str, str]:
     spelled, unknown = {}, []
     for name, to in rename.items():
         alike = [column for column in columns if fold(column) == fold(name)]
@@ -98,13 +101,14 @@ def _spelled(rename: Mapping[str, str], columns: set[str], key: str, nobody: str
             unknown.append(name)
     if unknown:
         raise SourceError(
-            f"{key} names {', '.join(map(repr, unknown))}, which {nobody}; the files have: {choices(columns)}"
+            f"{key} names {', '.join(map(repr, unknown))}, which {lacking}; the files have: {choices(columns)}"
         )
     return spelled
 
 
 def fold(name: str) -> str:
-    """A name without case, surrounding blanks and a leading ``#``; blanks and hyphens within are underscores.
+    """A name in lower case without surrounding blanks and a leading ``#``; inner blanks and hyphens
+    become ``_``.
 
     >>> fold(" User-ID "), fold("# item id")
     ('user_id', 'item_id')
@@ -113,7 +117,7 @@ def fold(name: str) -> str:
 
 
 def canonical_names(columns: Sequence[str], rename: Mapping[str, str], table: schema.TableSchema) -> tuple[str, ...]:
-    """The canonical name of every column; other columns keep theirs, ``""`` (no name) stays.
+    """The canonical name of each column; other columns keep their names, ``""`` (no name) stays.
 
     >>> canonical_names(["User_ID", "film", "note", ""], {"film": "item_id"}, schema.EVENTS)
     ('user_id', 'item_id', 'note', '')
@@ -136,22 +140,22 @@ def require_columns(
     Parameters
     ----------
     table : schema.TableSchema
-        what is wanted.
+        The canonical table.
     columns : Sequence[str]
-        the names in the file.
+        Names in the file.
     names : Sequence[str]
-        the canonical names they have got.
+        Their canonical names.
     where : str
-        the file.
+        Path of the file, for messages.
     cure : str
-        what to do; empty: a rename, as the columns suggest.
+        The cure in messages; "": a rename that the columns suggest.
     more : str
-        another way beside such a rename.
+        Another cure in addition to such a rename.
 
     Raises
     ------
     SourceError
-        naming what was found, what was expected and the cure.
+        A required column is missing, a column occurs twice, or a name is reserved.
     """
     check_column_count(len(columns), where)
     absent = [name for name in table.required if name not in names]
@@ -166,8 +170,8 @@ def require_columns(
             meant = next((t.name for t in schema.TABLES.values() if set(moved.values()) & set(t.columns)), "social")
             example = ", ".join(f"{column}: {name}" for column, name in moved.items())
             cure = (
-                f"data.source.rename renamed {', '.join(taken)} in this table too; to rename in one table only, write "
-                f"the name of that table around it, e.g. rename: {{{meant}: {{{example}}}}}"
+                f"data.source.rename renamed {', '.join(taken)} in this table too; to rename only in one table, put "
+                f"the rename below the name of that table, e.g. rename: {{{meant}: {{{example}}}}}"
             )
         found = listed([column for column in columns if column]) or "no names"
         cure = cure or suggestion(columns, names, absent, table.name) + more
@@ -181,11 +185,11 @@ def require_columns(
         if len({*clash}) == 1:
             raise SourceError(
                 f"{where}: column {clash[0]!r} occurs twice in the header; correct it, or name all columns with "
-                "data.source.columns ('_' leaves one out) and set data.source.header to yes"
+                "data.source.columns ('_' skips one) and set data.source.header to yes"
             )
         raise SourceError(
-            f"{where}: column {listed(twice)} occurs twice (after rename): it is made of {listed(clash)}; drop one, "
-            f"rename one to another name, or rename in one table only: {{{table.name}: {{{clash[0]}: {twice[0]}}}}}"
+            f"{where}: column {listed(twice)} occurs twice (after rename), from {listed(clash)}; remove one, "
+            f"give one another name, or rename only in one table: {{{table.name}: {{{clash[0]}: {twice[0]}}}}}"
         )
     reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(names)
     if reserved:
@@ -193,7 +197,7 @@ def require_columns(
 
 
 def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[str], table: str = "events") -> str:
-    """What to write for the columns that are missing, with the names that look like them.
+    """The cure for missing columns, with names in the file that look like them.
 
     >>> suggestion(["user_id", "to"], ["user_id", "to"], ["src_user_id", "dst_user_id"], "social")
     'name the right ones with data.source.rename, e.g. {social: {user_id: src_user_id, to: dst_user_id}}'
@@ -211,16 +215,18 @@ def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[st
         pairs[free[0]] = left[0]
     example = ", ".join(f"{column}: {name}" for column, name in (pairs or {"OLD_NAME": left[0]}).items())
     if any(fold(column) in other.columns for column in pairs for other in schema.TABLES.values()):
-        example = f"{table}: {{{example}}}"  # a rename of all tables would take the name from another one
-    constant = f" or give every row one with data.source.constants, e.g. {{{table}: {{{schema.RELATION}: has}}}}"
+        example = f"{table}: {{{example}}}"  # a rename for all tables would also change this column in another table
+    constant = (
+        f" or set one value for all rows with data.source.constants, e.g. {{{table}: {{{schema.RELATION}: has}}}}"
+    )
     return f"name the right ones with data.source.rename, e.g. {{{example}}}" + constant * (schema.RELATION in left)
 
 
 def unused_names(names: Sequence[str], table: schema.TableSchema) -> list[str]:
-    """Notes on columns that look like a known column that the table does not have: a typing error, or another name.
+    """Notes on columns that look like a missing known column: a spelling mistake, or another name.
 
     >>> unused_names(["user_id", "item_id", "timestmap"], schema.EVENTS)
-    ["column 'timestmap' is no timestamp by its name; data.source.rename {timestmap: timestamp} makes it one"]
+    ["column 'timestmap' is not used as timestamp; to use it, set data.source.rename {timestmap: timestamp}"]
     """
     notes = []
     for wanted in table.optional:
@@ -231,7 +237,7 @@ def unused_names(names: Sequence[str], table: schema.TableSchema) -> list[str]:
         alike = alike or get_close_matches(wanted, free, 1, _CLOSE)
         if alike:
             notes.append(
-                f"column {alike[0]!r} is no {wanted} by its name; data.source.rename {{{alike[0]}: {wanted}}} makes "
-                "it one"
+                f"column {alike[0]!r} is not used as {wanted}; to use it, set data.source.rename "
+                f"{{{alike[0]}: {wanted}}}"
             )
     return notes

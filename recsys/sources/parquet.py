@@ -1,4 +1,4 @@
-"""Parquet, one piece a row group, its typed columns brought to the canonical types."""
+"""Parquet files: each row group is a piece, and typed columns become the canonical types."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class ParquetPiece:
     constants: dict[str, str] = field(default_factory=dict)
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         row = self.first_row
         for raw in self._batches():
             yield self._block(raw, row)
@@ -60,7 +61,7 @@ class ParquetPiece:
                 )
                 rows, groups = rows_at_once(source, metadata, self.group, names, where), [self.group]
                 for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
-                    batch.validate(full=True)  # texts that are no UTF-8 would otherwise fail who reads them
+                    batch.validate(full=True)  # else a text that is not UTF-8 would fail in a later stage
                     for part in decoded_parts(batch.select(names), where):
                         decoded += part.nbytes
                         check_decoded(decoded, stored, where)
@@ -78,12 +79,12 @@ class ParquetPiece:
         )
 
     def _exact(self, values: pa.ChunkedArray, name: str, first_row: int) -> pa.Array:
-        """A column without an encoding of its own, and with every digit of its ids and whole numbers.
+        """A plain column with all digits of its ids and integers.
 
         Raises
         ------
         SourceError
-            digits that the file has lost, or that the layout would lose.
+            The file has lost digits, or the layout would lose them.
         """
         column = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
         where = f"{self.file.path}: column {name!r}"
@@ -101,12 +102,12 @@ class ParquetPiece:
 
 
 def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
-    """The columns with the types that blocks will have, and the rows of every row group.
+    """The columns with the types of the blocks, and the number of rows of each row group.
 
     Raises
     ------
     SourceError
-        the file is not Parquet, damaged, or has no rows.
+        The file is not Parquet, is damaged, or has no rows.
     """
     try:
         with file.opened() as source:
@@ -116,13 +117,13 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
             arrow = parquet.schema_arrow
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if file.compressed:
-            raise SourceError(f"{file.path} is compressed as a whole; unpack it: Parquet compresses itself") from None
+            raise SourceError(f"{file.path} is a compressed file; unpack it: Parquet has its own compression") from None
         raise SourceError(
-            f"{file.path} is not a Parquet file, or damaged ({error}); correct it or data.source.format"
+            f"{file.path} is not a Parquet file or is damaged ({error}); correct the file or data.source.format"
         ) from None
     twice = [name for name, count in Counter(arrow.names).items() if count > 1]
     if twice:
-        raise SourceError(f"{file.path}: column {listed(twice)} occurs twice; drop or rename one of them")
+        raise SourceError(f"{file.path}: column {listed(twice)} occurs twice; remove or rename one of them")
     if metadata.num_rows == 0:
         raise SourceError(f"{file.path} has columns but no rows; expected at least one row")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -130,7 +131,7 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
 
 
 def parquet_pieces(piece: ParquetPiece, groups: list[int]) -> list[ParquetPiece]:
-    """The pieces of a file, from a pattern of group 0 and the row counts of all groups."""
+    """The pieces of a file, made from the piece of row group 0 and the row counts of all groups."""
     starts = np.concatenate([[1], 1 + np.cumsum(groups)])
     return [
         ParquetPiece(piece.file, piece.index, piece.fields, piece.layout, group, int(starts[group]), piece.constants)
@@ -140,7 +141,8 @@ def parquet_pieces(piece: ParquetPiece, groups: list[int]) -> list[ParquetPiece]
 
 
 def plain_type(kind: Any) -> pa.DataType:
-    """The common type of encodings of the same values, so that files that differ only in encoding fit together.
+    """The common type of encodings of the same values, so that files that differ only in encoding
+    match.
 
     >>> plain_type(pa.dictionary(pa.int8(), pa.large_string()))
     DataType(string)
@@ -152,5 +154,5 @@ def plain_type(kind: Any) -> pa.DataType:
     if pa.types.is_large_list(kind) or pa.types.is_list(kind):
         return pa.list_(plain_type(kind.value_type))
     if pa.types.is_decimal(kind):
-        return pa.int64() if kind.scale == 0 else pa.float64()  # some databases have no integers but decimals
+        return pa.int64() if kind.scale == 0 else pa.float64()  # some databases export integers as decimals
     return kind

@@ -1,8 +1,10 @@
-"""How much memory a Parquet file may take: told from its footer and its dictionaries, before values are made.
+"""Limits of the memory for a Parquet file, from its footer and its dictionaries, before values are
+decoded.
 
-Why: Parquet stores a repeated value once. A file of a kilobyte can hold five thousand texts of a megabyte, or one list
-of a billion numbers. What the footer says of a row group is held against its stored bytes, and the number of rows that
-are read at once follows from the longest text in the dictionaries.
+Why: Parquet stores a repeated value once. A file of a kilobyte can have five thousand texts of a
+megabyte, or one list of a billion numbers. The decoded size of a row group in the footer is
+compared with its stored bytes, and the number of rows that are read at once depends on the longest
+text in the dictionaries.
 """
 
 from __future__ import annotations
@@ -19,18 +21,19 @@ from recsys.sources.limits import FREE_BYTES, MAX_DECODED_RATIO, MAX_ROW_BYTES, 
 
 _MOST_ROWS: Final = 1 << 18
 _BATCH_BYTES: Final = 256 << 20
-_LOOKED_AT: Final = 1024  # rows from which the dictionaries are read
+_LOOKED_AT: Final = 1024  # rows that are read to see the dictionaries
 _WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 _TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
 
 
 def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
-    """
+    """Check the footer before any values are read.
 
     Raises
     ------
     SourceError
-        too many columns, a row group whose values are absurdly many for its stored bytes, or damage.
+        There are too many columns, a row group is far larger decoded than stored, or the footer is
+        damaged.
     """
     check_column_count(metadata.num_columns, where)
     for number in range(metadata.num_row_groups):
@@ -48,13 +51,16 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
 
 
 def _check_chunks(source: Any, metadata: Any, where: str) -> None:
-    """Let Arrow look at every column chunk where it raises: ``metadata.row_group(i).column(j)`` ends the process when
-    the footer is damaged. One row of the flat columns is read for it; lists are left out, as one row can be all.
+    """Read one row of all flat columns, so that Arrow raises an exception if a column chunk is
+    damaged.
+
+    Why: ``metadata.row_group(i).column(j)`` ends the process if the footer is damaged. Lists are
+    skipped, because one row can be the whole file.
 
     Raises
     ------
     SourceError
-        the footer contradicts itself, or the first rows cannot be read.
+        The footer is inconsistent, or the first rows cannot be read.
     """
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     flat = [leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name]
@@ -71,38 +77,40 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
 
 
 def check_decoded(decoded: int, stored: int, where: str) -> None:
-    """
+    """Compare the decoded size of values with their stored bytes.
 
     Raises
     ------
     SourceError
-        the values take far more bytes than a file that was written in earnest has for them.
+        The decoded size is far larger than in any real file.
     """
     if decoded > max(FREE_BYTES, MAX_DECODED_RATIO * stored):
         raise SourceError(
-            f"{where} holds values of more than {decoded >> 20:,} MiB in {stored:,} stored bytes; data is not packed "
-            f"over {MAX_DECODED_RATIO} times, so it is not read: write the table as it is meant"
+            f"{where} has values of more than {decoded >> 20:,} MiB in {stored:,} stored bytes; data does not compress "
+            f"over {MAX_DECODED_RATIO} times, so it is refused: write the table again"
         )
 
 
 def stored_bytes(metadata: Any, group: int) -> int:
-    """The bytes that a row group takes in the file."""
+    """The bytes of a row group in the file."""
     chunk = metadata.row_group(group)
     return sum(chunk.column(place).total_compressed_size for place in range(metadata.num_columns))
 
 
 def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
-    """The plain columns of text that have a dictionary: read as such, they take no more memory than the file says."""
+    """The flat text columns with a dictionary: read as dictionaries, they need no more memory than
+    in the file.
+    """
     return [path for path in _texts(metadata, group, names) if path in names]
 
 
 def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
-    """A batch without dictionaries, in parts that each take about a quarter of a GiB at most.
+    """Decode the dictionaries of a batch, in parts of at most about a quarter of a GiB.
 
     Raises
     ------
     SourceError
-        a text is longer than any row may be.
+        A text is longer than a row may be.
     """
     longest = 0
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -118,12 +126,13 @@ def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
 
 
 def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], where: str) -> int:
-    """How many rows of a row group may be read at once: numbers and lists take a quarter of a GiB at most.
+    """The number of rows of a row group to read at once, so that numbers and lists need at most a
+    quarter of a GiB.
 
     Raises
     ------
     SourceError
-        a text in a list is longer than any row may be.
+        A text in a list is longer than a row may be.
     """
     widths, chunk = _widths(metadata), metadata.row_group(group)
     rows = max(chunk.num_rows, 1)
@@ -143,8 +152,9 @@ def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], w
 def _check_text(longest: int, name: str, where: str) -> None:
     if longest > MAX_ROW_BYTES:
         raise SourceError(
-            f"{where}: a text of {name!r} has {longest >> 20:,} MiB, at most {MAX_ROW_BYTES >> 20} are read; leave the "
-            "column out or shorten its texts"
+            f"{where}: a text of {name!r} has {longest >> 20:,} MiB, at most {MAX_ROW_BYTES >> 20} "
+            f"are allowed; remove the "
+            "column or shorten its texts"
         )
 
 
@@ -176,19 +186,21 @@ def _is_binary(kind: Any) -> bool:
 def _longest_texts(
     source: Any, metadata: Any, group: int, names: Sequence[str], paths: list[str]
 ) -> dict[str, int | None]:
-    """The bytes of the longest text in the dictionary of every path; None where the first rows do not show it."""
+    """Bytes of the longest text in the dictionary of each path; None if the first rows do not show
+    it.
+    """
     parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=paths)
     batches = parquet.iter_batches(_LOOKED_AT, row_groups=[group], columns=list(names), use_threads=False)
     found: dict[str, int | None] = dict.fromkeys(paths)
     batch = next(batches, None)
     lengths = [] if batch is None else [n for column in batch.columns for n in _lengths(column)]
-    if len(lengths) == len(paths):  # the leaves come in the order of the schema, in both
+    if len(lengths) == len(paths):  # both are in the order of the schema
         found = dict(zip(paths, lengths, strict=True))
     return found
 
 
 def _lengths(column: Any) -> list[int | None]:
-    """The longest text of every dictionary in a column."""
+    """Length of the longest text of each dictionary in a column."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return _lengths(column.storage)
@@ -203,6 +215,6 @@ def _lengths(column: Any) -> list[int | None]:
 
 
 def _widths(metadata: Any) -> list[int]:
-    """The bytes of a value of every column, of texts without their length."""
+    """Bytes of a value of each column; of texts, only their fixed part."""
     columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     return [_WIDTHS.get(column.physical_type, max(column.length, 1)) for column in columns]

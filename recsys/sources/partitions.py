@@ -1,7 +1,8 @@
-"""Hive partitions: columns that stand in the names of folders, such as ``event_type=view/date=2020-11-27/a.parquet``.
+"""Hive partitions: columns in the names of folders, such as
+``event_type=view/date=2020-11-27/a.parquet``.
 
-Why: Spark and others write them so, and leave them out of the files. Where a file has the column as well, the file is
-read and must agree with its folder.
+Why: Spark and other programs write such folders and omit the columns from the files. If a file has
+the column as well, the file is read, and its values must be equal to the folder's.
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from recsys.sources.base import Piece
 
 @dataclass(frozen=True)
 class PieceInFolder:
-    """A piece of a file that has a column of its folder's name as well, which must say the same."""
+    """A piece of a file that also has a column of its folder's name; the values must be equal."""
 
     piece: Piece
     path: str
     values: Mapping[str, str]  # canonical column → text
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         for block in self.piece.read():
             self._check(block)
             yield block
 
     def _check(self, block: pa.Table) -> None:
-        """Compare the columns of text.
+        """Compare text columns with the values of the folder.
 
         Raises
         ------
         SourceError
-            a row contradicts the folder.
+            A row contradicts the folder.
         """
         good = block.filter(pc.is_null(block.column(schema.REASON)))
         for name, value in self.values.items():

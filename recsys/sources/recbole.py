@@ -1,8 +1,9 @@
-"""RecBole atomic files: tab-separated, each header cell ``field:type`` (token, token_seq, float, float_seq).
+"""RecBole atomic files: tab-separated, each header cell ``field:type`` (token, token_seq, float,
+float_seq).
 
-``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social; ``.link`` gives
-items their entity. A ``token_seq`` stays a text, a ``float_seq`` becomes a list of numbers.
-Source: https://recbole.io/docs/user_guide/data/atomic_files.html
+``.inter`` → events, ``.item`` → items, ``.user`` → users, ``.kg`` → knowledge, ``.net`` → social;
+``.link`` gives items their entities. A ``token_seq`` stays a text, a ``float_seq`` becomes a list
+of numbers. Source: https://recbole.io/docs/user_guide/data/atomic_files.html
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _RENAME: Final = {
 
 
 class RecBoleAdapter(SourceAdapter):
-    """FOLDER/NAME.inter and the optional files beside it."""
+    """FOLDER/NAME.inter and the optional files next to it."""
 
     config: RecBoleSource
 
@@ -53,9 +54,11 @@ class RecBoleAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return self.config.name or self.config.folder.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         stem = f"{self.config.folder.rstrip('/')}/{self.name}"
         present = [suffix for suffix in _TABLES if suffix == ".inter" or exists(stem + suffix)]
         try:
@@ -66,6 +69,7 @@ class RecBoleAdapter(SourceAdapter):
             ) from None
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         found = {pattern.file.suffix: delimited_pieces(pattern) for pattern in self._patterns()}
         tables: dict[str, list[Piece]] = {}
         for suffix, pieces in found.items():
@@ -76,15 +80,16 @@ class RecBoleAdapter(SourceAdapter):
         return tables
 
     def check(self) -> None:
+        """Check the heads of all files; see the base class."""
         self._patterns()
 
     def _patterns(self) -> list[DelimitedPiece]:
-        """What a look at every file tells, as pieces without a span; fills the notes.
+        """Read the heads of all files as pieces without a span, and fill the notes.
 
         Raises
         ------
         SourceError
-            a file is no atomic file or lacks a field, or a rename meets none.
+            A file is not an atomic file or lacks a field, or a rename fits no field.
         """
         separator = self.config.separator
         form = Form(separator)
@@ -104,7 +109,7 @@ class RecBoleAdapter(SourceAdapter):
     def _pattern(
         self, file: InputFile, header: Header, typed: dict[str, pa.DataType], given: dict[str, str]
     ) -> DelimitedPiece:
-        """How one file is read."""
+        """The piece without a span of one file."""
         rename = {**_RENAME.get(file.suffix, {}), **given}
         if schema.VALUE in typed or schema.VALUE in given.values():
             rename = {name: to for name, to in rename.items() if name in given or to != schema.VALUE}
@@ -122,7 +127,7 @@ def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
     if not colon or kind not in _TYPES or not name:
         raise SourceError(
             f"{file.path}: header cell {cell!r} is not FIELD:TYPE with TYPE one of {choices(_TYPES)}; "
-            "this is no RecBole atomic file (a plain table is read by data.source.kind canonical), or its separator is "
+            "this is not a RecBole atomic file (data.source.kind canonical reads plain tables), or its separator is "
             "not a tab (set data.source.separator)"
         )
     return name, _TYPES[kind]

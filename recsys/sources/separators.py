@@ -1,7 +1,8 @@
-"""Separators of several characters, runs of blanks and comment lines, brought to what Arrow's parser reads.
+"""Translation of long separators, repeated blanks and comment lines into text that Arrow's parser
+reads.
 
-Why: Arrow takes one ASCII character between cells. A chunk is translated as a whole, at the speed of a memory copy, and
-keeps its number of rows, so that every bad row keeps its number.
+Why: Arrow's parser needs one ASCII character between cells. A chunk is translated as a whole, as
+fast as a memory copy, and keeps its number of rows, so that each bad row keeps its number.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ import numpy as np
 from recsys.sources.byte_ranges import Dialect
 
 BLANKS: Final = " "
-"""As a separator: any run of spaces and tabs."""
-_UNUSED: Final = [*range(0x1F, 0x0D, -1), *range(1, 9)]  # control characters that no text has
+"""The separator that means any number of spaces and tabs."""
+_UNUSED: Final = [*range(0x1F, 0x0D, -1), *range(1, 9)]  # control characters that do not occur in text
 
 
 def is_plain(dialect: Dialect) -> bool:
-    """Whether Arrow's parser reads the dialect as it is."""
+    """Whether Arrow's parser reads the dialect without translation."""
     return not dialect.comment and len(dialect.delimiter) == 1 and dialect.delimiter.isascii() and not _runs(dialect)
 
 
 def plain(data: bytes, dialect: Dialect) -> tuple[bytes, Dialect]:
-    """The rows with one ASCII character between cells and empty lines for comments, and their dialect.
+    r"""Rows with one ASCII character between cells and empty lines instead of comments, and their
+    dialect.
 
-    Only a chunk that holds every control character keeps a delimiter of several characters.
+    Only a chunk that has all control characters keeps a separator of several characters.
 
-    >>> plain(b"1::2\\n# note\\n3::4\\n", Dialect("::", quoted=False, comment="#"))[0]
-    b'1\\x1f2\\n\\n3\\x1f4\\n'
-    >>> plain(b" 1   2 \\n3\\t4\\n", Dialect(" ", quoted=False))[0]
-    b'1 2\\n3 4\\n'
+    >>> plain(b"1::2\n# note\n3::4\n", Dialect("::", quoted=False, comment="#"))[0]
+    b'1\x1f2\n\n3\x1f4\n'
+    >>> plain(b" 1   2 \n3\t4\n", Dialect(" ", quoted=False))[0]
+    b'1 2\n3 4\n'
     """
     if is_plain(dialect):
         return data, dialect
@@ -56,7 +58,7 @@ def _runs(dialect: Dialect) -> bool:
 
 
 def without_comments(data: bytes, mark: bytes) -> bytes:
-    """The same lines, those that begin with the mark empty."""
+    """The lines, with those that start with the mark replaced by empty lines."""
     if not data.startswith(mark) and b"\n" + mark not in data:
         return data
     data, kept, start = b"\n" + data, [], 0
@@ -68,10 +70,10 @@ def without_comments(data: bytes, mark: bytes) -> bytes:
 
 
 def _single_blanks(data: bytes) -> bytes:
-    """Runs of spaces and tabs as one space, none at the ends of lines."""
+    """Replace repeated spaces and tabs by one space, and remove those at the ends of lines."""
     codes = np.frombuffer(data.replace(b"\t", b" "), dtype=np.uint8)
     is_blank = codes == 32
-    after_blank = np.ones(len(codes), dtype=bool)  # the first line begins like the others, after a line end
+    after_blank = np.ones(len(codes), dtype=bool)  # the first line starts like the others, after a line end
     after_blank[1:] = (is_blank | (codes == 10))[:-1]
     single: bytes = codes[~(is_blank & after_blank)].tobytes()
     return single.replace(b" \n", b"\n").replace(b" \r\n", b"\r\n").removesuffix(b" ")

@@ -1,8 +1,8 @@
-"""Plain sequence files: one line a user, ``user item item …`` in order; optionally a table of the items.
+"""Sequence files: one line for each user, ``user item item …`` in order; optionally a table of the
+items.
 
-Blanks of any number separate the ids, or ``data.source.separator``.
-
-Times are unknown; ``_order`` = line · 2^24 + position keeps the order. ``_row`` is the line number.
+Any number of blanks separates the ids, or ``data.source.separator``. Times are unknown; ``_order``
+= line · 2^24 + position keeps the order. ``_row`` is the line number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recsys.sources.headers import Form, check_line_ends, data_start
 from recsys.sources.separators import without_comments
 from recsys.sources.validate import UNREADABLE, CellRules, Layout, bad_rows, check_rows, finish, raw_text
 
-LINE_STRIDE: Final = 2**24  # longer sequences would run into the next line's order
+LINE_STRIDE: Final = 2**24  # a longer sequence would reach the order numbers of the next line
 _LINES: Final = Dialect(" ", quoted=False)
 _RAW_LIMIT: Final = 2000
 _HEAD_BYTES: Final = 1 << 20
@@ -36,7 +36,7 @@ _LOOKED_AT: Final = 100  # lines
 
 
 class SequencesAdapter(SourceAdapter):
-    """``events`` is one file; ``items`` any canonical table files."""
+    """``events`` is one file; ``items`` are files of a canonical table."""
 
     config: SequencesSource
 
@@ -44,13 +44,16 @@ class SequencesAdapter(SourceAdapter):
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         parts = self.config.events.split("?")[0].rstrip("/").split("/")
         return parts[-2] if len(parts) > 1 and parts[-2] else parts[-1].split(".")[0]
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         return [input_file(self.config.events), *find(self.config.items)]
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         events, *items = self.files()
         start = self._check_lines(events)
         found = [span for span, _ in spans(events, start, _LINES, self.chunk_bytes)]
@@ -65,6 +68,7 @@ class SequencesAdapter(SourceAdapter):
         return tables
 
     def check(self) -> None:
+        """Check the heads of all files; see the base class."""
         events, *items = self.files()
         self._check_lines(events)
         if items:
@@ -78,12 +82,12 @@ class SequencesAdapter(SourceAdapter):
         )
 
     def _check_lines(self, file: InputFile) -> int:
-        """Where the lines begin, after a look at the first ones.
+        """Check the first lines, and return the byte where the lines start.
 
         Raises
         ------
         SourceError
-            they are no text, or no ``user item item …``.
+            The lines are not text, or not of the form ``user item item …``.
         """
         with file.stream() as stream:
             head = bytes(stream.read(_HEAD_BYTES))
@@ -101,11 +105,12 @@ class SequencesAdapter(SourceAdapter):
         expected = "expected lines of USER ITEM ITEM …"
         if not lines:
             if len(head) < _HEAD_BYTES:
-                raise SourceError(f"{file.path} holds nothing but blank lines and comments; {expected}")
+                raise SourceError(f"{file.path} has only blank lines and comments; {expected}")
             return start
         first = words[0][0].strip()
         mark = next((mark for mark in COMMENTS if first.startswith(mark)), "")
-        is_only_one = first == mark or any(not line.startswith(mark) for line in lines)  # not ids like #love
+        # Ids such as #love are not comments.
+        is_only_one = first == mark or any(not line.startswith(mark) for line in lines)
         if mark and is_only_one and not config.comment:
             raise SourceError(
                 f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment; {expected}: set "
@@ -126,17 +131,19 @@ class SequencesAdapter(SourceAdapter):
 
 
 def _odd_ids(file: InputFile, words: list[list[str]]) -> list[str]:
-    """A note where punctuation of another form of the file is part of the ids."""
+    """A note if punctuation of another file format is part of the ids."""
     if all(of_line[0].endswith(":") for of_line in words):
         odd = words[0][0]
     else:
         odd = next((word for word in words[0][1:] if word.startswith("[") or "," in word), "")
-    return [f"{file.name}: ids such as {odd!r} are read with their punctuation; is that meant?"] if odd else []
+    return (
+        [f"{file.name}: ids such as {odd!r} are read with their punctuation; check that this is correct"] if odd else []
+    )
 
 
 @dataclass(frozen=True)
 class LineForm:
-    """How lines are written and understood."""
+    """The form of the lines, and the layout of their events."""
 
     layout: Layout = Layout(schema.EVENTS)
     start: int = 0  # byte of the first line
@@ -146,7 +153,7 @@ class LineForm:
 
 @dataclass(frozen=True)
 class SequencePiece:
-    """A run of lines (None: the whole compressed file)."""
+    """A span of lines; None: the whole compressed file."""
 
     file: InputFile
     span: Span | None
@@ -154,6 +161,7 @@ class SequencePiece:
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         if self.span is not None:
             data = self.file.read(self.span.start, self.span.length)
             yield sequence_events(data, self.span.first_row, self.file.name, self.form)
@@ -163,7 +171,7 @@ class SequencePiece:
 
 
 def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> pa.Table:
-    """The events of some lines; blank lines are skipped, a line without items is a bad row."""
+    """The events of some lines; blank lines are skipped, and a line without items is a bad row."""
     layout = form.layout
     if form.comment:
         data = without_comments(data, form.comment.encode())
@@ -180,7 +188,7 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
     if len(form.separator.strip()) == 1:
-        text = pc.utf8_rtrim(text, form.separator)  # a line may end with a separator, as cells of a spreadsheet do
+        text = pc.utf8_rtrim(text, form.separator)  # a line may end with a separator, as spreadsheets write it
     words = pc.split_pattern(text, form.separator) if form.separator.strip() else pc.utf8_split_whitespace(text)
     events = _events(words, text, given + first_row, file, layout)
     if not broken:
@@ -191,7 +199,7 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
 
 
 def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str, layout: Layout) -> pa.Table:
-    """One event an item; a line of a user alone gives one row without item."""
+    """One event for each item; a line with only a user gives one row without item."""
     offsets = words.offsets.to_numpy()
     lengths = np.diff(offsets)
     flat = words.values

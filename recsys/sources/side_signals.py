@@ -1,16 +1,18 @@
-"""What is seen of the synthetic world outside its events: words, friends, facts, attributes, images.
+"""Side signals of the synthetic world: words, friends, triples, attributes, images.
 
-Each trace is as true as its knob says and tells nothing at 0, so that a granularity that reads it can be proved:
+The key of a signal is its probability of being correct; at 0 the signal is random. So a test can
+show that a granularity uses its signal:
 
-    text, stratum  each word of an item is of its topic with probability max(``text``, ``stratum``), else of any
-    social         each friend is of the circle with probability ``social``, else anyone
-    knowledge      each *made by* (item → studio) and *owned by* (studio → owner) is true with probability
-                   ``knowledge``, else random; two relations more are noise
-    profile        each attribute that tells the age band, gender or country of a user, or the segment of an item (price
-                   its pair of segments, a label the half), is true with probability ``profile``, else random
+    text, stratum  each word of an item is of its topic with probability max(``text``, ``stratum``), else of any topic
+    social         each friend is of the circle with probability ``social``, else any user
+    knowledge      each *made by* (item → studio) and *owned by* (studio → owner) is correct with probability
+                   ``knowledge``, else random; two other relations are noise
+    profile        each attribute that shows the age band, gender or country of a user, or the segment of an item (price
+                   its pair of segments, a label the half), is correct with probability ``profile``, else random
     media          image = ``media`` · prototype of the style (±1 entries) + standard normal noise
 
-Legend: N items of a range, U users of a bundle, W words, S studios of a range, X entries of an image.
+Legend: N items of a range, U users of a bundle, W words, S studios of a range, X entries of an
+image.
 """
 
 from __future__ import annotations
@@ -36,17 +38,15 @@ from recsys.sources.world import (
 )
 
 IMAGE: Final = 32  # entries of an image vector
-LABELS: Final = (
-    8  # labels that tell one half of the segments, as many that tell the other, twice as many that tell none
-)
-AGES: Final = np.array([18, 30, 45, 60, 80])  # a band goes from one to the next
-MISSING: Final = 0.05  # of each attribute of a user; as many genders and countries tell nothing
-_PRICES: Final = np.array([4.0, 12.0, 36.0, 108.0])  # of the pairs of segments, log-normal around them
+LABELS: Final = 8  # labels for each half of the segments; twice as many are noise
+AGES: Final = np.array([18, 30, 45, 60, 80])  # bounds of the age bands
+MISSING: Final = 0.05  # share of missing attributes of users; as many genders and countries are noise
+_PRICES: Final = np.array([4.0, 12.0, 36.0, 108.0])  # medians of the pairs of segments, log-normal
 _PRICE_SPREAD: Final = 0.25
 
 
 def friends(world: World, bundle: int) -> tuple[Array, Array]:
-    """Friend pairs of a bundle's users, each pair once: source and destination user."""
+    """The friendships of a bundle's users, each pair once: source and destination users."""
     config, users = world.config, world.bundle_users(bundle)
     rng = world.stream(FRIENDS, bundle)
     source = np.repeat(users, rng.integers(3, 9, size=len(users)))
@@ -59,44 +59,47 @@ def friends(world: World, bundle: int) -> tuple[Array, Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def told_topics(world: World, first: int, stop: int, num_words: int) -> Array:
-    """The topic that each word of some items speaks of: [N, W]."""
+def word_topics(world: World, first: int, stop: int, num_words: int) -> Array:
+    """The topic of each word of some items: [N, W]."""
     own = np.broadcast_to(world.topic_N[first:stop, None], (stop - first, num_words))
-    knob = max(world.config.text, world.config.stratum)
-    return _told(own, world.num_topics, knob, world.stream(WORDS, first))
+    strength = max(world.config.text, world.config.stratum)
+    return _signal(own, world.num_topics, strength, world.stream(WORDS, first))
 
 
-def told_studios(world: World, first: int, stop: int) -> Array:
-    """The studio that the facts name as the maker of some items: [N]."""
+def item_studios(world: World, first: int, stop: int) -> Array:
+    """The studio in the triples *made by* of some items: [N]."""
     rng = world.stream(FACTS, 2 * first)
-    return _told(world.studio_N[first:stop], len(world.owner_S), world.config.knowledge, rng)
+    return _signal(world.studio_N[first:stop], len(world.owner_S), world.config.knowledge, rng)
 
 
-def told_owners(world: World, first: int, stop: int) -> Array:
-    """The owner that the facts name for some studios: [S]."""
+def studio_owners(world: World, first: int, stop: int) -> Array:
+    """The owner in the triples *owned by* of some studios: [S]."""
     rng = world.stream(FACTS, 2 * first + 1)
-    return _told(world.owner_S[first:stop], world.num_communities, world.config.knowledge, rng)
+    return _signal(world.owner_S[first:stop], world.num_communities, world.config.knowledge, rng)
 
 
-def told_people(world: World, bundle: int) -> tuple[Array, Array, Array]:
+def user_attributes(world: World, bundle: int) -> tuple[Array, Array, Array]:
     """Age in years, gender and country of a bundle's users, each [U].
 
-    NaN and -1 are missing. A gender of ``GENDERS`` and a country of ``COUNTRIES`` or more tell nothing.
+    NaN and -1 are missing values. A gender of ``GENDERS`` and countries from ``COUNTRIES`` on are
+    noise.
     """
-    rng, taste, knob = world.stream(PEOPLE, bundle), tastes(world, bundle), world.config.profile
+    rng, taste, strength = world.stream(PEOPLE, bundle), tastes(world, bundle), world.config.profile
     count = len(taste)
-    band = _told(taste.band_U, BANDS, knob, rng)
+    band = _signal(taste.band_U, BANDS, strength, rng)
     age = np.where(rng.random(count) < MISSING, np.nan, rng.integers(AGES[band], AGES[band + 1]))
-    gender = _told(taste.gender_U, GENDERS, knob, rng)
-    country = _told(taste.country_U, COUNTRIES, knob, rng)
+    gender = _signal(taste.gender_U, GENDERS, strength, rng)
+    country = _signal(taste.country_U, COUNTRIES, strength, rng)
     return age, _blurred(gender, GENDERS, 1, rng), _blurred(country, COUNTRIES, 2 * COUNTRIES, rng)
 
 
-def told_goods(world: World, first: int, stop: int) -> tuple[Array, Array]:
-    """Price [N] and three labels [N, 3] of some items: the first label tells, the others are noise."""
-    rng, knob = world.stream(GOODS, first), world.config.profile
+def item_attributes(world: World, first: int, stop: int) -> tuple[Array, Array]:
+    """Price [N] and three labels [N, 3] of some items: the first label is a signal, the others are
+    noise.
+    """
+    rng, strength = world.stream(GOODS, first), world.config.profile
     segment = world.segment_N[first:stop]
-    pair, half = _told(segment // 2, COUNTRIES, knob, rng), _told(segment % 2, 2, knob, rng)
+    pair, half = _signal(segment // 2, COUNTRIES, strength, rng), _signal(segment % 2, 2, strength, rng)
     price = np.round(_PRICES[pair] * np.exp(_PRICE_SPREAD * rng.standard_normal(stop - first)), 2)
     telling = half * LABELS + rng.integers(LABELS, size=stop - first)
     noise = 2 * LABELS + rng.integers(2 * LABELS, size=(stop - first, 2))
@@ -111,13 +114,13 @@ def images(world: World, first: int, stop: int) -> Array:
     return np.asarray(seen, dtype=np.float32)
 
 
-def _told(own: Array, groups: int, knob: float, rng: np.random.Generator) -> Array:
-    """The own group with probability ``knob``, else any."""
-    return np.where(rng.random(own.shape) < knob, own, rng.integers(groups, size=own.shape))
+def _signal(own: Array, groups: int, strength: float, rng: np.random.Generator) -> Array:
+    """The own group with probability ``strength``, else a random one."""
+    return np.where(rng.random(own.shape) < strength, own, rng.integers(groups, size=own.shape))
 
 
 def _blurred(values_U: Array, telling: int, others: int, rng: np.random.Generator) -> Array:
-    """Some values missing (-1), and some replaced by one of the ``others`` that tell nothing."""
+    """Make some values missing (-1) and replace some by one of ``others`` noise values."""
     chance = rng.random(len(values_U))
     other = telling + rng.integers(others, size=len(values_U))
     return np.where(chance < MISSING, -1, np.where(chance < 2 * MISSING, other, values_U))

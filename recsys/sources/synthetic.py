@@ -1,17 +1,19 @@
-"""A generated world with planted signals, of any size: what :mod:`recsys.sources.world` draws, as canonical tables.
+"""Generated data with planted signals, of any size: the world of :mod:`recsys.sources.world` as
+canonical tables.
 
-Why: with one knob up and the others at zero, only the granularity made for that signal can predict; this proves in CI
-that each does what its name says. The generative model and its formulas are in :mod:`recsys.sources.world`; what is
-seen of it outside the events in :mod:`recsys.sources.side_signals`.
+Why: with one signal strong and the others at zero, only the granularity for that signal can
+predict. So CI tests that each granularity uses its signal. The generative model and its formulas
+are in :mod:`recsys.sources.world`, its side signals in :mod:`recsys.sources.side_signals`.
 
-Each task makes the tables of a range of user or item bundles from the seed alone; no table is ever built in one
-process, and the rows are the same for every ``num_partitions``. Tables: ``events`` (view, click, purchase; values 1, 2,
-5; within one year), ``items`` (text: title, tags, category; attributes: price and labels, which are numbers so that no
-text speaks of them; image), ``users`` (age, gender, country; device, which is noise), ``social`` and ``knowledge``
-(made by, owned by; features and based in, which are noise).
+Each task makes the tables of a range of user or item bundles from the seed alone. No process builds
+a whole table, and the rows are the same for all ``num_partitions``. Tables: ``events`` (view,
+click, purchase; values 1, 2, 5; within one year), ``items`` (text: title, tags, category;
+attributes: price and labels, which are numbers so that text does not contain them; image),
+``users`` (age, gender, country; device, which is noise), ``social`` and ``knowledge`` (made by,
+owned by; features and based in, which are noise).
 
-Broken rows are planted in addition to good ones (share ``bad_rows`` of each table): missing ids, NaN values, bad times,
-bad weights, self-loops, exact duplicates, and friends nobody knows (``ghost-…``).
+Broken rows are added to the good ones (share ``bad_rows`` of each table): missing ids, NaN values,
+bad times, bad weights, self-loops, exact duplicates, and unknown friends (``ghost-…``).
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from recsys.sources.side_signals import (
     IMAGE,
     friends,
     images,
-    told_goods,
-    told_owners,
-    told_people,
-    told_studios,
-    told_topics,
+    item_attributes,
+    item_studios,
+    studio_owners,
+    user_attributes,
+    word_topics,
 )
 from recsys.sources.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.vocabulary import topic_words
@@ -45,16 +47,17 @@ START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
 EVENT_TYPES: Final = ("view", "click", "purchase")
 VALUES: Final = (1.0, 2.0, 5.0)
-_TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))  # of a signal's event, of a noise event
-ITEM_BUNDLE: Final = 250  # items written together
+_TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))  # of events by a signal, of noise events
+ITEM_BUNDLE: Final = 250  # items that are generated together
 _BLOCK_ROWS: Final = 200_000
-_EVENT_BYTES: Final = 32  # of an event as a line of text
+_EVENT_BYTES: Final = 32  # approximate size of an event as a line of text
 _TITLE_WORDS: Final = 3
 _TAG_WORDS: Final = 5
-_GENDERS: Final = ("female", "male", "other")  # the last tells nothing
-_COUNTRIES: Final = ("DE", "FR", "IN", "JP", "AT", "BR", "CL", "EE", "GH", "KE", "NZ", "UY")  # the first four tell
+_GENDERS: Final = ("female", "male", "other")  # the last is noise
+# The first four are signals.
+_COUNTRIES: Final = ("DE", "FR", "IN", "JP", "AT", "BR", "CL", "EE", "GH", "KE", "NZ", "UY")
 _DEVICES: Final = ("desktop", "phone", "tablet")
-_PEOPLE: Final = 200  # that items feature
+_PEOPLE: Final = 200  # persons that items feature
 _CITIES: Final = 12
 _LAYOUTS: Final = {
     "events": Layout(schema.EVENTS),
@@ -101,25 +104,29 @@ _STREAM: Final = {
     "users": 12,
     "social": 13,
     "knowledge": 14,
-}  # random streams beside those of the world
+}  # random streams in addition to those of the world
 
 
 class SyntheticAdapter(SourceAdapter):
-    """The world of a seed."""
+    """Generated data, which depend only on the configuration and its seed."""
 
     config: SyntheticSource
 
     @property
     def name(self) -> str:
+        """The short name of the data set."""
         return "synthetic"
 
     def files(self) -> list[InputFile]:
+        """All input files."""
         return []
 
     def size(self) -> int:
+        """The approximate size of the events as text, in bytes."""
         return round(self.config.num_users * self.config.events_per_user) * _EVENT_BYTES
 
     def pieces(self) -> dict[str, list[Piece]]:
+        """The pieces of all tables."""
         items, users = _num_item_bundles(self.config), world_of(self.config).num_bundles
         bundles = {table: items if table in ("items", "knowledge") else users for table in _LAYOUTS}
         return {table: _partitions(self.config, table, bundles[table]) for table in _LAYOUTS}
@@ -135,6 +142,7 @@ class Partition:
     stop: int
 
     def read(self) -> Iterator[pa.Table]:
+        """Yield finished blocks."""
         world = world_of(self.config)
         make = _MAKERS[self.table]
         blocks: list[pa.Table] = []
@@ -156,7 +164,7 @@ def user_id(number: Array) -> pa.Array:
 
 
 def entity_id(kind: str, number: Array) -> pa.Array:
-    """The name of knowledge entities of a kind; an item's is ``work-…``."""
+    """The names of entities of a kind; items are ``work-…``."""
     return _names(f"{kind}-", number)
 
 
@@ -190,14 +198,14 @@ def _items(world: World, bundle: int) -> pa.Table:
     first, stop = bundle * ITEM_BUNDLE, min((bundle + 1) * ITEM_BUNDLE, world.config.num_items)
     names, words = topic_words(world.config.num_topics)
     num_words = _TITLE_WORDS + _TAG_WORDS
-    topics = told_topics(world, first, stop, num_words + 1)
+    topics = word_topics(world, first, stop, num_words + 1)
     rng = world.stream(_STREAM["items"], bundle)
     places = rng.integers(1 << 30, size=topics.shape)
     texts = [
         [words[topic][place % len(words[topic])] for topic, place in zip(row, at, strict=True)]
         for row, at in zip(topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True)
     ]
-    price, labels = told_goods(world, first, stop)
+    price, labels = item_attributes(world, first, stop)
     image = pa.array(images(world, first, stop).ravel())
     return pa.table(
         {
@@ -216,7 +224,7 @@ def _items(world: World, bundle: int) -> pa.Table:
 def _users(world: World, bundle: int) -> pa.Table:
     users = world.bundle_users(bundle)
     rng = world.stream(_STREAM["users"], bundle)
-    age, gender, country = told_people(world, bundle)
+    age, gender, country = user_attributes(world, bundle)
     return pa.table(
         {
             schema.USER_ID: user_id(users),
@@ -240,17 +248,17 @@ def _social(world: World, bundle: int) -> pa.Table:
 
 
 def _knowledge(world: World, bundle: int) -> pa.Table:
-    """The facts of a bundle's items, and of its share of the studios."""
+    """The triples of a bundle's items, and of its share of the studios."""
     first, stop = bundle * ITEM_BUNDLE, min((bundle + 1) * ITEM_BUNDLE, world.config.num_items)
     num_studios, num_bundles = len(world.owner_S), _num_item_bundles(world.config)
     start, end = (number * num_studios // num_bundles for number in (bundle, bundle + 1))
     rng = world.stream(_STREAM["knowledge"], bundle)
     works, studios = np.arange(first, stop), np.arange(start, end)
     people, cities = rng.integers(_PEOPLE, size=len(works)), rng.integers(_CITIES, size=len(studios))
-    facts = (
-        (("work", works), "made by", ("studio", told_studios(world, first, stop))),
+    triples = (
+        (("work", works), "made by", ("studio", item_studios(world, first, stop))),
         (("work", works), "features", ("person", people)),
-        (("studio", studios), "owned by", ("group", told_owners(world, start, end))),
+        (("studio", studios), "owned by", ("group", studio_owners(world, start, end))),
         (("studio", studios), "based in", ("city", cities)),
     )
     return pa.concat_tables(
@@ -261,7 +269,7 @@ def _knowledge(world: World, bundle: int) -> pa.Table:
                 schema.TAIL: entity_id(*tail),
             }
         )
-        for head, relation, tail in facts
+        for head, relation, tail in triples
     ).combine_chunks()
 
 
@@ -269,7 +277,7 @@ _MAKERS: Final = {"events": _events, "items": _items, "users": _users, "social":
 
 
 def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
-    """Good rows, then broken ones, checked by the same rules as any source."""
+    """Good rows, then broken ones, checked with the same rules as all sources."""
     layout, base = _LAYOUTS[table], bundle * FILE_STRIDE
     file = f"{table}-{bundle:05d}"
     raws = [good, _broken(world, table, bundle, good)]
@@ -292,7 +300,9 @@ def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
 
 
 def _broken(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
-    """Copies of good rows, each damaged in one of the ways of its table: as text, but for lists."""
+    """Copies of good rows, each with one kind of damage of its table; all columns except lists are
+    text.
+    """
     rng = world.stream(_STREAM[table], (1 << 40) + bundle)
     count = int(rng.binomial(good.num_rows, world.config.bad_rows))
     copies = good.take(pa.array(rng.integers(good.num_rows, size=count)))

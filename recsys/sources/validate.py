@@ -1,12 +1,13 @@
-"""Row rules: raw columns in, typed columns and a reason for every bad row out; vectorised, and never an exception.
+"""Row rules: from raw columns to typed columns and a reason for each bad row; vectorised, without
+exceptions.
 
-Why: one broken row among millions must be named (file, row, reason) and set aside, not stop the run and not slip
-through as a null. These rules look at one row alone; rules that need other rows (duplicates, unknown users) are the
-business of ``prepare``.
+Why: one broken row among millions must go to the quarantine with file, row and reason. It must not
+stop the run and must not become a null. These rules check each row alone; ``prepare`` applies rules
+that need other rows (duplicates, unknown users).
 
-An absent cell (empty, or ``nan``, ``None`` …: see :mod:`recsys.values.cells`) is an error in an id, and means "unknown
-time", "default type", "value 1" elsewhere. What is there but wrong (``inf``, text for a number, a time that is none)
-makes the row bad.
+A missing cell (empty, or ``nan``, ``None`` …: see :mod:`recsys.values.cells`) is an error in an id,
+and means "unknown time", "default type" or "value 1" elsewhere. A wrong cell (``inf``, text instead
+of a number, an invalid time) makes the row bad.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BAD_WEIGHT: Final = "bad weight"
 NEGATIVE_WEIGHT: Final = "negative weight (distrust)"
 BAD_SPLIT: Final = "bad split"
 SELF_LOOP: Final = "self-loop"
-REPEATED_HEADER: Final = "the header again"
+REPEATED_HEADER: Final = "repeated header"
 
 SPLITS: Final = ("train", "valid", "test")
 SPLIT_WORDS: Final = {
@@ -40,19 +41,19 @@ SPLIT_WORDS: Final = {
     **dict.fromkeys(("valid", "validation", "val", "dev", "validate"), "valid"),
     **dict.fromkeys(("test", "testing", "te", "holdout", "eval", "evaluation"), "test"),
 }
-"""What files call the parts of a split, in lower case."""
+"""The usual names of the splits in files, in lower case."""
 HINTS: Final = {
     BAD_TIMESTAMP: (
-        f"{ACCEPTED}; for any other form set data.source.time_format (strptime, e.g. '%d/%m/%Y %H:%M'); a "
-        "spreadsheet's serial dates (44162.91) and bare years are not read, write such times as text"
+        f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y %H:%M'); serial "
+        "dates of spreadsheets (44162.91) and years alone are not accepted: write such times as text"
     ),
-    BAD_VALUE: "expected a number such as 2.5; set data.source.decimal to ',' where the source writes 2,5, and add a "
+    BAD_VALUE: "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5, and add a "
     "text that means a missing value to data.source.absent",
-    BAD_WEIGHT: "expected a number such as 2.5; set data.source.decimal to ',' where the source writes 2,5",
+    BAD_WEIGHT: "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5",
     BAD_SPLIT: f"expected {', '.join(SPLITS)} or an empty cell",
 }
-"""What is expected where a reason does not say it, for messages."""
-_RAW_LIMIT: Final = 2000  # characters of a bad row that are kept
+"""The expected form and the cure for reasons that do not name them, for messages."""
+_RAW_LIMIT: Final = 2000  # characters of a bad row that are stored
 _PROVENANCE: Final = {
     schema.FILE: pa.string(),
     schema.ROW: pa.int64(),
@@ -64,7 +65,7 @@ _PROVENANCE: Final = {
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of one table as a source gives it: known ones, its own extra ones, provenance."""
+    """The columns of one table of a source: known columns, extra columns, provenance."""
 
     table: schema.TableSchema
     extras: tuple[tuple[str, pa.DataType], ...] = ()
@@ -72,12 +73,12 @@ class Layout:
 
     @property
     def arrow(self) -> pa.Schema:
-        """Schema of every block; all nullable, as bad rows may lack anything."""
+        """The schema of each block; all columns are nullable, because bad rows may lack any value."""
         return pa.schema([*self.table.columns.items(), *self.extras, *_PROVENANCE.items()])
 
 
 def missing(column: str) -> str:
-    """The reason of a row that lacks an id.
+    """The reason of a row without an id.
 
     >>> missing("user_id")
     'missing user_id'
@@ -86,19 +87,19 @@ def missing(column: str) -> str:
 
 
 def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
-    """Cast the columns of ``raw`` to the layout and give every row that breaks a rule its (first) reason.
+    """Cast the columns of ``raw`` to the layout and give each bad row its first reason.
 
     Parameters
     ----------
     raw : pa.Table
-        columns under their canonical names, of any type; those that are absent are filled with defaults.
+        Columns with canonical names, of any type; missing columns get defaults.
     layout : Layout
-        what is wanted.
+        Columns and types of the result.
 
     Returns
     -------
     pa.Table
-        The known and extra columns and ``_reason`` (null: good), row by row as in ``raw``.
+        Known and extra columns and ``_reason`` (null: good), with the rows of ``raw``.
     """
     count = raw.num_rows
     columns: dict[str, pa.Array] = {}
@@ -126,7 +127,9 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
 
 
 def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]) -> pa.Table:
-    """Add file, row, order and raw text to checked rows, in the order of the layout; what is absent is null."""
+    """Add file, row, order and raw text to checked rows, in the order of the layout; missing
+    columns are null.
+    """
     count = checked.num_rows
     arrays = {**{name: checked.column(name) for name in checked.column_names}, **provenance}
     columns = [arrays[f.name] if f.name in arrays else pa.nulls(count, f.type) for f in layout.arrow]
@@ -134,7 +137,7 @@ def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]
 
 
 def bad_rows(layout: Layout, reason: str, file: str, rows: list[int], texts: list[str], order: list[int]) -> pa.Table:
-    """A block of rows of which nothing but the text is known."""
+    """A block of bad rows of which only the text is known."""
     count = len(rows)
     arrays = {
         schema.FILE: pa.array([file] * count, pa.string()),
@@ -147,7 +150,7 @@ def bad_rows(layout: Layout, reason: str, file: str, rows: list[int], texts: lis
 
 
 def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Array:
-    """The bad rows as text, cells joined by the delimiter; null for good rows."""
+    """The text of bad rows, cells joined by the delimiter; null for good rows."""
     is_bad = pc.is_valid(reasons)
     if raw.num_columns == 0 or not pc.any(is_bad).as_py():
         return pa.nulls(raw.num_rows, pa.string())
@@ -162,7 +165,7 @@ def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Arra
 
 
 def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, tuple[str, pa.Array] | None]:
-    """One optional known column, typed, and the rule it can break."""
+    """An optional known column with its type, and the rule that it can break."""
     if name == schema.TIMESTAMP:
         times, wrong = timestamps(column, rules)
         return times, (BAD_TIMESTAMP, wrong)
@@ -176,14 +179,14 @@ def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, 
     if name == schema.EVENT_TYPE:
         return pc.fill_null(text, schema.DEFAULT_EVENT_TYPE), None
     if name == schema.SPLIT:
-        text = _plain_parts(text)
+        text = _standard_splits(text)
         known = pc.is_in(text, value_set=pa.array(SPLITS))
         return text, (BAD_SPLIT, pc.and_(pc.is_valid(text), pc.invert(known)))
     return text, None
 
 
-def _plain_parts(texts: pa.Array) -> pa.Array:
-    """Names of parts as the product's own words, whatever their case; others as they are."""
+def _standard_splits(texts: pa.Array) -> pa.Array:
+    """Standard names of splits, from usual names in any case; other texts stay."""
     spelled = pc.unique(texts).drop_null().to_pylist()
     words = {text: SPLIT_WORDS[text.lower()] for text in spelled if text.lower() in SPLIT_WORDS}
     words = {text: word for text, word in words.items() if text != word}

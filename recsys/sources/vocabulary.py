@@ -1,6 +1,6 @@
-"""English words by topic: what the synthetic world writes its item texts with.
+"""English words by topic, for the item texts of the synthetic world.
 
-Why real words: a pretrained sentence encoder then sees the planted topics as it would see real ones.
+Why real words: a pretrained sentence encoder then encodes the planted topics like real ones.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ TOPICS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def topic_words(num_topics: int) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Names and words of as many topics as wanted; beyond the list, topics are pairs of listed ones.
+    """Names and words of ``num_topics`` topics; after the listed topics come pairs of them.
 
     >>> names, words = topic_words(30)
     >>> names[0], names[24], len(set(names))

@@ -1,22 +1,24 @@
-"""The latent world behind the synthetic source: who likes what, and why. Pure numpy, a function of the seed.
+"""The latent model of the synthetic source: the tastes of users and the events that follow. Pure
+numpy, seeded.
 
-Legend: N items, U users of a bundle, R of them that take a step, T steps, C candidates, G groups of one kind, M topics
-of a stratum's mix.
+Legend: N items, U users of a bundle, R of them in a step, T steps, C candidates, G groups of one
+kind, M topics of a stratum's mix.
 
-Items belong to one group of each of seven kinds, drawn independently, so that no signal tells another: *topic*,
-*cluster*, *community*, *studio* (and so the *owner* of the studio), *shelf*, *segment* and *style*. Popularity is
-p_i ∝ rank^-0.6 over a random order; a share of *cold* items is released in the last tenth of time and is then 4 × as
-attractive.
+Each item belongs to one group of each of seven kinds, drawn independently, so that no signal
+predicts another: *topic*, *cluster*, *community*, *studio* (and so the *owner* of the studio),
+*shelf*, *segment* and *style*. Popularity is p_i ∝ rank^-0.6 over a random order. A share of *cold*
+items is released in the last tenth of the period, with 4 × the popularity.
 
-Users come in *circles* of 20; a circle has a few favourite items of its own. A user takes topics and community from
-the circle with probability ``social``, else at random. Owner, stratum, style, age band, gender and country of a user
-are independent of the circle and of each other. At each step a mechanism is drawn,
+Users form *circles* of 20, and each circle has a few favourite items. A user has the topics and
+community of the circle with probability ``social``, else random ones. Owner, stratum, style, age
+band, gender and country of a user are independent of the circle and of each other. At each step a
+mechanism m is drawn by the strengths s of the signals,
 
-    P(m) = knob_m / (0.15 + Σ knobs),    P(noise) = 0.15 / (0.15 + Σ knobs)
+    P(m) = s_m / (0.15 + Σ s),    P(noise) = 0.15 / (0.15 + Σ s)
 
     text           i ~ p | topic k,  k = the first topic of the user (0.7) or the second (0.3); with probability
-                   ``evolution`` · t/T the interest has moved on to the topic after the first
-    evolution      i ~ p | cluster next(c), c the cluster of the item before, next() one cycle over all clusters
+                   ``evolution`` · t/T the interest has changed to the topic after the first
+    evolution      i ~ p | cluster next(c), c the cluster of the previous item, next() one cycle over all clusters
     collaborative  i ~ p | community of the user
     social         i uniform among the favourites of the circle
     knowledge      i ~ p | owner that the user likes: any studio of it
@@ -25,17 +27,18 @@ are independent of the circle and of each other. At each step a mechanism is dra
     media          i ~ p | style that the user likes
     noise          i ~ p
 
-and an item that the user already has, or that is not released yet, is drawn again.
+An item that the user already has, or that is not released yet, is drawn again.
 
-There are 8 strata. The mix of one is 3 topics; a topic is in several mixes and two mixes share one topic at most (from
-7 topics on), so that the mix tells the stratum and no topic does. Its shelf spreads over all topics. A topic of a user
-that is not the circle's is of the mix with probability ``stratum``. The segment is a cross: bands, genders and
-countries are uniform, so that no attribute alone tells anything of it; band and country tell one of 4 pairs of
-segments, band and gender one half, all three the segment.
+There are 8 strata. The mix of a stratum is 3 topics. A topic is in several mixes, and two mixes
+share at most one topic (from 7 topics on), so that the mix determines the stratum but a single
+topic does not. Its shelf has items of all topics. A topic of a user that is not from the circle is
+from the mix with probability ``stratum``. The segment is a cross: bands, genders and countries are
+uniform, so that a single attribute gives no information about it. Band and country determine one of
+4 pairs of segments, band and gender one half, and all three the segment.
 
-What is to reveal these is seen outside the events as well, and just as far as the knob says: see
-:mod:`recsys.sources.side_signals`. With a knob at 0 the mechanism never acts and its outside trace is independent of
-everything.
+The side signals also depend on these groups, with the same strengths: see
+:mod:`recsys.sources.side_signals`. With strength 0 the mechanism is never drawn and its side signal
+is independent of everything.
 """
 
 from __future__ import annotations
@@ -51,43 +54,46 @@ from recsys.config import SyntheticSource
 
 Array = npt.NDArray[Any]
 
-NOISE: Final = 0.15  # weight of the popularity floor beside the knobs
+NOISE: Final = 0.15  # weight of draws by popularity, next to the strengths
 CIRCLE: Final = 20  # users of a circle
-BUNDLES: Final = (240, 2400)  # users generated together (whole circles), in a small and in a large world
-_LARGE: Final = 20_000  # users of a large world
-RELEASE: Final = 0.9  # cold items appear in the time after this
+BUNDLES: Final = (240, 2400)  # users that are generated together (whole circles), in small and large data
+_LARGE: Final = 20_000  # users of large data
+RELEASE: Final = 0.9  # cold items appear after this time
 COLD_BOOST: Final = 4.0
 FIRST_TOPIC: Final = 0.7
 SHORT: Final = 3  # events of a short-history user: training, validation, test
 KNOBS: Final = ("text", "evolution", "collaborative", "social", "knowledge", "stratum", "profile", "media")
 MECHANISMS: Final = (*KNOBS, "noise")
 STRATA: Final = 8
-MIX: Final = (0, 1, 3)  # topics of a stratum's mix behind its first: all differences differ, so mixes share one at most
+MIX: Final = (0, 1, 3)  # offsets of a mix's topics; all differences differ, so two mixes share at most one
 MIX_SHARE: Final = 0.5  # steps of the stratum that go to its mix instead of its shelf
 BANDS: Final = 4  # of age
 GENDERS: Final = 2
-COUNTRIES: Final = 4  # those that tell
+COUNTRIES: Final = 4  # those that are signals
 STUDIO: Final = 4  # items of a studio
 _TRIES: Final = 4
-_CANDIDATES: Final = 4  # drawn at once in a try
+_CANDIDATES: Final = 4  # drawn at once in each try
 # Independent random streams of one seed.
 _WORLD, _EVENTS, FRIENDS, WORDS, _CIRCLES, FACTS, PEOPLE, GOODS, IMAGES = range(9)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Items by group, to draw from a group by weight: inverse of the cumulative weights of all items in group order.
+    """Items by group, for draws from a group by weight, with cumulative weights of all items in
+    group order.
 
-    P = places: the members of all groups of all kinds, one kind after the other.
+    P: positions of the members of all groups of all kinds, one kind after the other.
     """
 
-    order_P: Array  # item at every place
+    order_P: Array  # item at each position
     cumulative_P1: Array
     start_G1: Array
 
     @staticmethod
     def of(kinds: list[Array], weight_N: Array) -> Groups:
-        """Groups of several kinds, each given as the group of every item, numbered on from kind to kind."""
+        """Groups of several kinds. A kind is given as the group of each item; numbers continue from
+        kind to kind.
+        """
         orders = [np.argsort(group_N, kind="stable") for group_N in kinds]
         sizes = np.concatenate([np.bincount(group_N) for group_N in kinds])
         order = np.concatenate(orders)
@@ -96,7 +102,7 @@ class Groups:
         )
 
     def draw(self, group: Array, rng: np.random.Generator) -> Array:
-        """One item of each wanted group; any shape."""
+        """Draw one item of each given group; any shape."""
         start, end = self.start_G1[group], self.start_G1[group + 1]
         low, high = self.cumulative_P1[start], self.cumulative_P1[end]
         place = np.searchsorted(self.cumulative_P1, low + rng.random(group.shape) * (high - low), side="right") - 1
@@ -106,7 +112,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class World:
-    """Everything that all users share. Groups are numbered from kind to kind, see ``first``; the last has all items."""
+    """Everything that all users share. Group numbers continue from kind to kind; the last group has
+    all items.
+    """
 
     config: SyntheticSource
     groups: Groups
@@ -118,35 +126,39 @@ class World:
     shelf_N: Array
     segment_N: Array
     style_N: Array
-    owner_S: Array  # of every studio
-    mix_SM: Array  # topics of every stratum
+    owner_S: Array  # of each studio
+    mix_SM: Array  # topics of each stratum
     next_cluster_G: Array
     next_topic_G: Array
     release_N: Array  # in [0, 1): the time from which an item can be chosen
 
     @property
     def num_topics(self) -> int:
+        """Number of topics."""
         return len(self.next_topic_G)
 
     @property
     def num_communities(self) -> int:
-        """Communities; as many owners, and as many styles."""
+        """Number of communities, which is also that of owners and of styles."""
         return self.first["owner"] - self.first["community"]
 
     @property
     def any_group(self) -> int:
+        """Number of the group with all items."""
         return self.first["any"]
 
     @property
     def num_bundles(self) -> int:
+        """Number of user bundles."""
         return -(-self.config.num_users // self.bundle)
 
     @property
     def bundle(self) -> int:
-        """Users generated together; their rows do not depend on ``num_partitions``."""
+        """Users that are generated together; their rows do not depend on ``num_partitions``."""
         return BUNDLES[self.config.num_users > _LARGE]
 
     def bundle_users(self, bundle: int) -> Array:
+        """The users of a bundle: [U]."""
         return np.arange(bundle * self.bundle, min((bundle + 1) * self.bundle, self.config.num_users))
 
     def favourites(self, circle: int) -> Array:
@@ -156,12 +168,13 @@ class World:
         return rng.choice(self.config.num_items, size=size, replace=False)
 
     def stream(self, kind: int, part: int) -> np.random.Generator:
+        """An independent random stream of the seed."""
         return np.random.default_rng([self.config.seed, kind, part])
 
 
 @dataclass(frozen=True)
 class Taste:
-    """What the users of a bundle like, and who they are."""
+    """The tastes and attributes of the users of a bundle."""
 
     users_U: Array
     topic_U2: Array  # first and second topic
@@ -176,6 +189,7 @@ class Taste:
 
     @property
     def segment_U(self) -> Array:
+        """The segment of each user: a cross of age band, country and gender."""
         pair = (self.band_U + self.country_U) % COUNTRIES
         segment: Array = 2 * pair + (self.band_U + self.gender_U) % 2
         return segment
@@ -242,12 +256,12 @@ def _world(config: str) -> World:
 
 
 def world_of(config: SyntheticSource) -> World:
-    """The world of a configuration; cheap to rebuild in every task, and kept there."""
+    """The world of a configuration; each task builds it once and caches it."""
     return _world(config.model_dump_json())
 
 
 def tastes(world: World, bundle: int) -> Taste:
-    """The tastes of a bundle, from circles, strata and chance."""
+    """Draw the tastes of a bundle from circles, strata and at random."""
     config, users = world.config, world.bundle_users(bundle)
     rng = world.stream(_EVENTS, 2 * bundle)
     count = len(users)
@@ -278,7 +292,7 @@ def tastes(world: World, bundle: int) -> Taste:
 
 
 def walk(world: World, bundle: int) -> Walk:
-    """The events of a bundle: all its users take their step t together."""
+    """Generate the events of a bundle, step by step for all its users."""
     taste = tastes(world, bundle)
     rng = world.stream(_EVENTS, 2 * bundle + 1)
     lengths = _lengths(world.config, len(taste), rng)
@@ -306,7 +320,7 @@ def _step(
     """The next item of some users and the mechanism that chose it."""
     step, lengths, times_UT = clock
     mechanism_R = _mechanisms(world.config, len(rows_R), rng)
-    if step == 0:  # nothing to follow yet
+    if step == 0:  # there is no previous item
         mechanism_R[mechanism_R == MECHANISMS.index("evolution")] = MECHANISMS.index("noise")
     previous_R = items_UT[rows_R, step - 1] if step else np.zeros(len(rows_R), dtype=np.int64)
     age_R = step / np.maximum(lengths[rows_R] - 1, 1)
@@ -349,7 +363,7 @@ def _group(
         topic_R,
         world.first["cluster"] + world.next_cluster_G[world.cluster_N[previous_R]],
         world.first["community"] + taste.community_U[rows_R],
-        anything_R,  # social: the favourites of the circle are drawn apart
+        anything_R,  # social: the favourites of the circle are drawn separately
         world.first["owner"] + taste.owner_U[rows_R],
         np.where(is_mixed_R, mixed_R, world.first["shelf"] + stratum_R),
         world.first["segment"] + taste.segment_U[rows_R],
@@ -367,12 +381,16 @@ def _mechanisms(config: SyntheticSource, count: int, rng: np.random.Generator) -
 
 
 def _room(config: SyntheticSource, share: int) -> int:
-    """Items of a group that a usual user does not use up, but at most one ``share``-th of all."""
+    """Number of items in a group: more than an average user takes, but at most one ``share``-th of
+    all.
+    """
     return min(max(8, round(2 * config.events_per_user)), max(2, config.num_items // share))
 
 
 def _lengths(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
-    """Events of every user: SHORT, or SHORT + 1 and more, so that the mean is ``events_per_user`` where it can be."""
+    """Number of events of each user: SHORT, or at least SHORT + 1, with the mean
+    ``events_per_user`` if possible.
+    """
     is_short = rng.random(count) < config.short_history
     mean = (config.events_per_user - SHORT * config.short_history) / max(1 - config.short_history, 1e-9)
     extra = rng.gamma(4.0, max(mean - SHORT - 1, 0.0) / 4.0, size=count)
@@ -381,7 +399,7 @@ def _lengths(config: SyntheticSource, count: int, rng: np.random.Generator) -> A
 
 
 def _times(lengths_U: Array, steps: int, rng: np.random.Generator) -> Array:
-    """Increasing times of every user between a random arrival and the end; unused steps hold 1."""
+    """Increasing times of each user between a random arrival and the end; unused steps are 1."""
     arrival = rng.random((len(lengths_U), 1)) * 0.7
     times = arrival + (1 - arrival) * rng.random((len(lengths_U), steps))
     times[np.arange(steps) >= lengths_U[:, None]] = 1.0
@@ -390,7 +408,7 @@ def _times(lengths_U: Array, steps: int, rng: np.random.Generator) -> Array:
 
 
 def _cycle(count: int, rng: np.random.Generator) -> Array:
-    """A permutation that is one cycle: following it visits every group."""
+    """A permutation with one cycle, which visits all groups."""
     order = rng.permutation(count)
     following = np.empty(count, dtype=np.int64)
     following[order] = np.roll(order, -1)

@@ -1,1 +1,1 @@
-"""Places of any kind as one: local folders, ``s3://``, ``gs://`` and whatever else Arrow opens."""
+"""Local folders and remote storage (``s3://``, ``gs://``) behind one interface, with locks and mirrors."""

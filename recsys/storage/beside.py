@@ -1,4 +1,6 @@
-"""Files that are written beside their place and renamed: whole or not at all, with the mode that the umask asks for."""
+"""Atomic writes: a file is written under a temporary name and then renamed, with the mode of the
+umask.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,16 @@ from pathlib import Path
 
 @contextmanager
 def writing_beside(path: Path) -> Iterator[Path]:
-    """A new, empty file beside ``path`` to write to, which takes its place when the block ends well.
+    """Give a new, empty file in the folder of ``path``, and rename it to ``path`` if the block
+    succeeds.
 
-    Why not ``tempfile.mkstemp``: its files are for their owner alone, and a mode that is set afterwards is not the one
-    that the umask asks for.
+    Why not ``tempfile.mkstemp``: only the owner can read its files, and a mode that is set
+    afterwards does not follow the umask.
 
     Raises
     ------
     OSError
-        no file can be made there.
+        The file cannot be created or renamed.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     aside.touch(mode=0o666, exist_ok=False)

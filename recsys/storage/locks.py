@@ -1,11 +1,13 @@
-"""One writer at a place that has no file locks: an object that says who is at work.
+"""Locks for storage without file locks: an object that names the writer.
 
-Why a conditional write: two writers who both look first and write then would both begin. S3 refuses the second
-``PutObject`` with ``If-None-Match: *`` itself. Servers that know no conditions, and other kinds of storage, get the
-next best: write, wait for nothing, and read back who was last; two that begin within the same moment may pass there.
+Why a conditional write: two writers that first read and then write could both start. S3 itself
+refuses the second ``PutObject`` with ``If-None-Match: *``. On servers without conditions, and on
+other storage, a writer writes and then reads back which writer was last. There two writers that
+start at the same time may both get the lock.
 
-The object stays behind when a writer is killed. The next one on the same machine sees that the process is gone and
-takes over; one elsewhere cannot know, and is told which object to delete.
+The object stays if a writer is killed. The next writer on the same machine sees that the process
+has ended and takes the lock. A writer on another machine cannot see that; its error names the
+object to delete.
 """
 
 from __future__ import annotations
@@ -32,18 +34,18 @@ _NO_CONDITIONS: Final = ("NotImplemented", "501")
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
+    """The holder of a lock."""
 
     work: str
     pid: int
     host: str
-    machine: str  # the same for processes that see each other's numbers
+    machine: str  # equal for processes that see each other's process ids
     since: str
     token: str
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process was on this machine and has ended."""
+        """Whether the holder's process was on this machine and has ended."""
         if not self.machine or self.machine != _machine():
             return False
         try:
@@ -57,23 +59,23 @@ class Holder:
 
 @contextmanager
 def holding(place: str, work: str, free: str) -> Iterator[None]:
-    """Hold the lock object at a remote place for the time of the block.
+    """Hold the lock object at a remote URI during the block.
 
     Parameters
     ----------
     place : str
         URI of the object.
     work : str
-        what is being done, for those who are refused, such as "`recsys run`".
+        Name of the work, for the error of other writers, such as "`recsys run`".
     free : str
-        what is held, and how to do without it: "RUN is in use by … ; FREE".
+        Cure in the error of other writers: "RUN is in use by … ; FREE".
 
     Raises
     ------
     ArtifactError
-        another one holds it.
+        Another writer holds the lock.
     StorageError
-        the place cannot be reached or written to, or boto3 is missing.
+        The URI cannot be reached or written to, or boto3 is missing.
     """
     since = datetime.now(UTC).isoformat(timespec="seconds")
     own = Holder(work, os.getpid(), socket.gethostname(), _machine(), since, uuid.uuid4().hex)
@@ -83,7 +85,7 @@ def holding(place: str, work: str, free: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(Exception), reaching(place):  # what happened inside matters more than a lock left behind
+        with suppress(Exception), reaching(place):  # an error of the block is more important than a lock that stays
             holder, _ = lock.read()
             if holder is not None and holder.token == own.token:
                 lock.delete()
@@ -96,22 +98,22 @@ def _acquire(lock: _S3Lock | _PlainLock, own: Holder, place: str, free: str) -> 
             return
         holder, version = lock.read()
         if holder is None:
-            version = ""  # let go in between
-        elif holder.token == own.token:  # an attempt that was answered too late
+            version = ""  # released in between
+        elif holder.token == own.token:  # an earlier attempt succeeded, but its answer was late
             return
         elif not holder.is_gone:
             break
     if holder is None:
-        raise ArtifactError(f"{without_query(place)} is taken and let go by others at this very moment; try again")
+        raise ArtifactError(f"{without_query(place)} is locked and released by other writers at this time; try again")
     raise ArtifactError(
         f"{without_query(place).rpartition('/')[0]} is in use by {holder.work}, process {holder.pid} on "
-        f"{holder.host}, since {holder.since}; {free}. If that process is no longer there, delete the object "
+        f"{holder.host}, since {holder.since}; {free}. If that process has ended, delete the object "
         f"{without_query(place)}"
     )
 
 
 class _S3Lock:
-    """By conditional writes."""
+    """A lock with conditional writes to S3."""
 
     def __init__(self, place: str) -> None:
         self._client = s3_client(place)
@@ -120,7 +122,7 @@ class _S3Lock:
         self._at = {"Bucket": bucket, "Key": key}
 
     def write(self, holder: Holder, version: str) -> bool:
-        """Write where nothing is, or over this version; False when another one is there."""
+        """Write a new object, or replace this version; False if another object exists."""
         condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
         try:
             self._client.put_object(**self._at, Body=_dump(holder), **condition)
@@ -142,7 +144,7 @@ class _S3Lock:
         return found is not None and found.token == holder.token
 
     def read(self) -> tuple[Holder | None, str]:
-        """Who holds it, None where it is free; and the version of the object."""
+        """The holder, None if the lock is free, and the version of the object."""
         try:
             found = self._client.get_object(**self._at)
         except Exception as error:
@@ -152,18 +154,19 @@ class _S3Lock:
         return _parse(found["Body"].read()), str(found["ETag"])
 
     def delete(self) -> None:
+        """Release the lock."""
         self._client.delete_object(**self._at)
 
 
 class _PlainLock:
-    """By any Arrow filesystem: look, write, look again."""
+    """A lock on any Arrow filesystem: read, write, read again."""
 
     def __init__(self, place: str) -> None:
         self._place = place
         self._filesystem, self._path = filesystem_of(place)
 
     def write(self, holder: Holder, version: str) -> bool:
-        """As :meth:`_S3Lock.write`; the version is the token of whom is there."""
+        """As :meth:`_S3Lock.write`; the version is the token of the present holder."""
         found, now = self.read()
         if found is not None and now != version:
             return False
@@ -173,6 +176,7 @@ class _PlainLock:
         return self.read()[1] == holder.token
 
     def read(self) -> tuple[Holder | None, str]:
+        """The holder, None if the lock is free, and its token."""
         try:
             found = _parse(read_bytes(self._place))
         except FileNotFoundError:
@@ -180,6 +184,7 @@ class _PlainLock:
         return found, found.token
 
     def delete(self) -> None:
+        """Release the lock."""
         self._filesystem.delete_file(self._path)
 
 
@@ -188,7 +193,7 @@ def _dump(holder: Holder) -> bytes:
 
 
 def _parse(content: bytes) -> Holder:
-    """What :func:`_dump` wrote; something else is held by nobody knows whom."""
+    """Read the output of :func:`_dump`; any other content gives an unknown holder."""
     try:
         return Holder(**json.loads(content))
     except (ValueError, TypeError):
@@ -196,13 +201,13 @@ def _parse(content: bytes) -> Holder:
 
 
 def _code(error: BaseException) -> str:
-    """The code of a botocore ClientError, empty for other errors."""
+    """The code of a botocore ClientError, "" for other errors."""
     response: Any = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _machine() -> str:
-    """Boot and process namespace: a number means the same process only within both."""
+    """Boot id and process namespace; a process id is unique only within both."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

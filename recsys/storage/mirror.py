@@ -1,11 +1,13 @@
-"""A local working folder whose files come from and go to a remote place.
+"""A local working folder that mirrors a remote folder.
 
-Why: most artefacts are written by libraries that need a real folder (safetensors, MLflow, plots), and a model is read
-many times. So a stage works locally; each artefact goes up when it is finished, and comes down when it is first asked
-for. The remote place is the truth, the local folder is thrown away.
+Why: libraries that write most artefacts need a real folder (safetensors, MLflow, plots), and a
+model is read many times. So a stage works locally. Each artefact is uploaded when it is finished,
+and downloaded when it is first needed. The remote folder is authoritative; the local folder is
+temporary.
 
-An object appears whole or not at all. A folder of several objects is whole when its *seal* is there, the file that its
-reader opens first: it is removed before anything else is changed, and written last.
+A single object is written completely or not at all. A folder of several objects is complete if its
+*seal* exists, the file that its reader opens first: it is removed before any other change, and
+written last.
 """
 
 from __future__ import annotations
@@ -25,21 +27,22 @@ SEALS: Final = ("manifest.json", "bundle.json", "trained.json", "origin.json")
 
 
 class Mirror:
-    """The files of ``root`` at the remote ``place``."""
+    """The local folder ``root`` and the remote folder ``place``."""
 
     def __init__(self, root: Path, place: str) -> None:
         self.root, self.place = root, place
         self._asked: set[str] = set()
-        self._known: dict[Path, tuple[int, int]] = {}  # size and time of what is the same on both sides
+        # Size and modification time of the files that are equal on both sides.
+        self._known: dict[Path, tuple[int, int]] = {}
 
     def part(self, name: str) -> Mirror:
-        """The mirror of a folder inside; what one has brought up the other one knows."""
+        """The mirror of a subfolder; both know which files are uploaded."""
         part = Mirror(self.root / name, within(self.place, name))
         part._known = self._known
         return part
 
     def fetch(self, name: str) -> Path:
-        """A file or folder by its name below the root, brought here the first time, unless it was made here."""
+        """The local path of a file or folder; downloaded the first time, unless it exists locally."""
         path = self.root / name
         if name not in self._asked:
             self._asked.add(name)
@@ -49,7 +52,7 @@ class Mirror:
         return path
 
     def fetch_small(self, leave: tuple[str, ...]) -> None:
-        """All files directly below the place but those to leave."""
+        """Download all files directly in the remote folder, except those in ``leave``."""
         self.fetch_all(leave, (pyarrow.fs.FileType.File,))
 
     def fetch_all(
@@ -57,7 +60,7 @@ class Mirror:
         leave: tuple[str, ...],
         kinds: tuple[pyarrow.fs.FileType, ...] = (pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory),
     ) -> None:
-        """All files and folders of the place but those to leave."""
+        """Download all files and folders of the remote folder, except those in ``leave``."""
         filesystem, inner = filesystem_of(self.place)
         with reaching(self.place):
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
@@ -66,7 +69,7 @@ class Mirror:
                 self.fetch(info.base_name)
 
     def publish(self, path: Path) -> None:
-        """Bring a finished file or folder to the place; nothing is done where there is none."""
+        """Upload a finished file or folder; do nothing if it does not exist."""
         name = path.relative_to(self.root).as_posix()
         if path.is_dir():
             upload(path, within(self.place, name))
@@ -75,13 +78,13 @@ class Mirror:
         self._remember(path)
 
     def publish_changed(self) -> None:
-        """Whatever else was written since it was fetched or published."""
+        """Upload all other files that changed since they were downloaded or uploaded."""
         for path in sorted(_files(self.root), key=_seals_last):
             if self._known.get(path) != _state(path):
                 self.publish(path)
 
     def remove_missing(self) -> None:
-        """Delete there what was deleted here since it was fetched or published."""
+        """Delete remote files that were deleted locally since they were downloaded or uploaded."""
         for path in [path for path in self._known if not path.exists()]:
             self.remove(path)
             del self._known[path]
@@ -99,14 +102,14 @@ class Mirror:
 
 
 def upload(folder: Path, place: str) -> None:
-    """Bring a folder to a remote place: what was there goes, the seals come last."""
+    """Replace a remote folder by a local one; the seals are written last."""
     remove(place)
     for path in sorted(_files(folder), key=_seals_last):
         _copy_up(path, within(place, path.relative_to(folder).as_posix()))
 
 
 def download(place: str, path: Path) -> bool:
-    """Bring a remote file or folder to a local path; False where there is none."""
+    """Download a remote file or folder to a local path; False if it does not exist."""
     filesystem, inner = filesystem_of(place)
     local = pyarrow.fs.LocalFileSystem()
     with reaching(place):
@@ -128,20 +131,22 @@ def download(place: str, path: Path) -> bool:
 
 
 def temporary_folder() -> Path:
-    """A new folder for the life of this process."""
+    """A new folder that is deleted when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="multigrain-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def downloaded(place: str) -> Path | None:
-    """A remote folder as a temporary one for the life of this process; None where there is none."""
+    """A temporary local copy of a remote folder, deleted when the process ends; None if there is no
+    such folder.
+    """
     folder = temporary_folder()
     return folder / "copy" if download(place, folder / "copy") else None
 
 
 def remove(place: str) -> None:
-    """Delete a remote file or folder, its seals first; nothing is done where there is none."""
+    """Delete a remote file or folder, its seals first; do nothing if it does not exist."""
     filesystem, inner = filesystem_of(place)
     with reaching(place, "write to"):
         kind = filesystem.get_file_info(inner).type
@@ -155,7 +160,9 @@ def remove(place: str) -> None:
 
 
 def _copy_up(path: Path, place: str) -> None:
-    """By Arrow's own copy: a stream that Python closes on an interrupt would leave half an object."""
+    """Upload with Arrow's own copy: a stream that Python closes on an interrupt would leave half an
+    object.
+    """
     filesystem, inner = filesystem_of(place)
     with reaching(place, "write to"):
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
@@ -166,7 +173,7 @@ def _copy_up(path: Path, place: str) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below but hidden ones and those in hidden folders, which are being written."""
+    """All files below a folder, except hidden files and folders, which are still being written."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 

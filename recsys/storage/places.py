@@ -1,11 +1,14 @@
-"""Places: local paths and URIs such as ``s3://BUCKET/KEY``, opened with bounded waiting and told of in clear messages.
+"""Local paths and URIs such as ``s3://BUCKET/KEY``, opened with time limits and clear error
+messages.
 
-Why one module: every stage takes either kind of place, and a wrong bucket, a denied key or a dead endpoint must be one
-message with the cure, within seconds and not after the defaults of three libraries.
+Why one module: every stage takes both paths and URIs. A wrong bucket, a denied key or an endpoint
+without an answer must give one message with the cure within seconds, not after the default timeouts
+of three libraries.
 
-Credentials come from the environment, the AWS files or the machine's role, never from a URI: URIs are written into
-configurations, logs and MLflow. A server other than AWS is named by ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``),
-or in the URI: ``s3://bucket/key?endpoint_override=http://host:9000``.
+Credentials come from the environment, the AWS files or the machine's role, never from a URI: URIs
+are written into configurations, logs and MLflow. ``AWS_ENDPOINT_URL`` (or ``AWS_ENDPOINT_URL_S3``)
+names a server other than AWS, or the URI does:
+``s3://bucket/key?endpoint_override=http://host:9000``.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from recsys.errors import StorageError, choices
 from recsys.storage.uris import CREDENTIALS, expanded, has_credentials, is_remote, without_query
 
 CONNECT_S: Final = 5.0
-SILENCE_S: Final = 20.0  # no byte for so long ends an attempt
+SILENCE_S: Final = 20.0  # an attempt ends after so long without data
 ATTEMPTS: Final = 3
 _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGIONS: Final = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -48,7 +51,7 @@ _SILENT: Final = re.compile(
 )
 _BUSY: Final = re.compile(r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|ServiceUnavailable|HTTP status 503|\b503\b")
 _FULL: Final = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|database or disk is full)[^\n]*")
-GO_ON: Final = "go on with the same command and --resume"
+GO_ON: Final = "continue with the same command and --resume"
 
 
 def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -57,7 +60,7 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     Raises
     ------
     StorageError
-        the URI holds credentials or options that nobody knows, or its filesystem cannot be opened.
+        The URI has credentials or unknown options, or its filesystem cannot be opened.
     """
     if not is_remote(place):
         return pyarrow.fs.LocalFileSystem(), expanded(place).rstrip("/") or "/"
@@ -66,7 +69,7 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if place.startswith("s3://"):
         bucket_and_key, options = _split(place)
         return _s3_filesystem(*_settings(place, options)), bucket_and_key
-    if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place:  # 15 minutes by default
+    if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place:  # else 15 minutes
         place = f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
     try:
         with reaching(place):
@@ -79,12 +82,12 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def refuse_missing_bucket(place: str) -> None:
-    """Say of a remote place where nothing is found that not even its bucket is there; of any other, nothing.
+    """Refuse a remote URI whose bucket does not exist; do nothing for any other path or URI.
 
     Raises
     ------
     StorageError
-        there is no such bucket.
+        The bucket does not exist.
     """
     if not place.startswith(("s3://", "gs://")):
         return
@@ -96,14 +99,14 @@ def refuse_missing_bucket(place: str) -> None:
 
 
 def read_bytes(place: str) -> bytes:
-    """The content of a small file.
+    """Read the content of a small file.
 
     Raises
     ------
     FileNotFoundError
-        there is none.
+        The file does not exist.
     StorageError
-        the place cannot be reached, or refuses.
+        The URI cannot be reached, or access is denied.
     """
     filesystem, inner = filesystem_of(place)
     with reaching(place), filesystem.open_input_stream(inner, compression=None) as stream:
@@ -111,12 +114,13 @@ def read_bytes(place: str) -> bytes:
 
 
 def check_writable(place: str) -> None:
-    """Write a small file into a folder, and remove it again; a local folder must be there.
+    """Check that a folder is writable, with a small file that is removed again; a local folder must
+    exist.
 
     Raises
     ------
     StorageError
-        what went wrong, where, and the cure.
+        The folder is not writable.
     """
     filesystem, inner = filesystem_of(place)
     path = f"{inner}/.writable-{uuid.uuid4().hex[:8]}"
@@ -130,12 +134,13 @@ def check_writable(place: str) -> None:
 
 @contextmanager
 def reaching(place: str, doing: str = "read") -> Iterator[None]:
-    """Say what a failing filesystem means; a file that is not there stays a FileNotFoundError.
+    """Turn errors of a filesystem inside the block into clear messages; a missing file stays
+    FileNotFoundError.
 
     Raises
     ------
     StorageError
-        in the place of any other error of a remote filesystem, and of a full disk.
+        Any other error of a remote filesystem, or a full disk.
     """
     try:
         yield
@@ -146,7 +151,9 @@ def reaching(place: str, doing: str = "read") -> Iterator[None]:
 
 
 def _is_of_storage(error: BaseException) -> bool:
-    """Of the place and not of the content, such as a damaged Parquet file, which is an OSError as well."""
+    """Whether an error is of the storage and not of the content; a damaged Parquet file is also an
+    OSError.
+    """
     if type(error).__module__.split(".")[0] in _LIBRARIES:
         return True
     is_plain = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
@@ -154,13 +161,13 @@ def _is_of_storage(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, place: str, doing: str = "read") -> StorageError:
-    """What an error of Arrow or boto3 means: what, where and the cure."""
+    """The meaning of an error of Arrow or boto3: what, where and the cure."""
     text, where = str(error), without_query(place)
     if _FULL.search(text):
         return StorageError(f"cannot {doing} {where}: the disk is full; free space there, and {GO_ON}")
     if _BUSY.search(text):
         return StorageError(
-            f"cannot {doing} {where}: the server answers 503, as it has too much to do or is out of service; wait, and "
+            f"cannot {doing} {where}: the server answers 503, because it is overloaded or out of service; wait, and "
             f"{GO_ON}"
         )
     bucket = where.partition("://")[2].partition("/")[0]
@@ -185,7 +192,9 @@ def explain(error: BaseException, place: str, doing: str = "read") -> StorageErr
 
 
 def message_of(error: BaseException) -> str | None:
-    """The message of an error that storage raised somewhere inside a library, or of a full disk; None for any other."""
+    """The message for a storage error that a library raised, or for a full disk; None for any other
+    error.
+    """
     text = str(error)
     if (full := _FULL.search(text)) is not None:
         return f"the disk is full ({full.group()}); free space there, and {GO_ON}"
@@ -199,7 +208,8 @@ def message_of(error: BaseException) -> str | None:
 
 
 def s3_client(place: str) -> Any:
-    """A boto3 client for the server of an ``s3://`` place, with the same limits; it can do what Arrow cannot.
+    """A boto3 client for the server of an ``s3://`` URI, with the same time limits, for calls that
+    Arrow lacks.
 
     Raises
     ------
@@ -222,7 +232,7 @@ def s3_client(place: str) -> Any:
 
 
 def require_s3_client(place: str) -> None:
-    """
+    """Check that boto3 is installed.
 
     Raises
     ------
@@ -237,7 +247,7 @@ def require_s3_client(place: str) -> None:
 
 
 def _split(place: str) -> tuple[str, dict[str, str]]:
-    """``BUCKET/KEY`` as it stands, without percent codes, and the options behind ``?``."""
+    """``BUCKET/KEY`` without decoding of percent codes, and the options after ``?``."""
     body, _, query = place.removeprefix("s3://").partition("?")
     bucket = body.partition("/")[0]
     options = dict(parse_qsl(query, keep_blank_values=True))
@@ -246,8 +256,9 @@ def _split(place: str) -> tuple[str, dict[str, str]]:
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise StorageError(
-            f"s3://{body}: unknown option {', '.join(unknown)}; there are {choices(_OPTIONS)}; credentials come from "
-            "the environment alone"
+            f"s3://{body}: unknown option {', '.join(unknown)}; valid options: "
+            f"{choices(_OPTIONS)}; credentials come only "
+            "from the environment"
         )
     return body.rstrip("/"), options
 
@@ -260,7 +271,7 @@ def _endpoint(options: dict[str, str]) -> str:
 
 
 def _settings(place: str, options: dict[str, str]) -> tuple[str, str, str, str, tuple[str | None, ...]]:
-    """Region, endpoint, scheme, certificates, and whose credentials the environment holds."""
+    """Region, endpoint, scheme, certificates, and the identity in the environment."""
     endpoint = _endpoint(options)
     region = options.get("region", "")
     if not region and endpoint:
@@ -281,7 +292,9 @@ def _region_of(bucket: str) -> str:
 def _s3_filesystem(
     region: str, endpoint: str, scheme: str, certificates: str, identity: tuple[str | None, ...]
 ) -> pyarrow.fs.FileSystem:
-    """One for all places of a server: to make one costs as much as several requests."""
+    """One filesystem for all URIs of a server, because creating one costs as much as several
+    requests.
+    """
     return pyarrow.fs.S3FileSystem(
         region=region,
         endpoint_override=endpoint or None,

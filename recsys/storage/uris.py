@@ -1,6 +1,7 @@
-"""URIs of places as text; nothing is opened, and nothing heavy is imported.
+"""Paths and URIs as text; nothing is opened, and no large library is imported.
 
-A URI may end in options of its filesystem, ``s3://bucket/key?region=eu-west-1``, never in credentials.
+A URI may have options of its filesystem, ``s3://bucket/key?region=eu-west-1``, but never
+credentials.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 CREDENTIALS: Final = (
-    "the {}:// URI holds credentials, which would be written into configurations and logs; give them by the "
+    "the {}:// URI has credentials, which would be written into configurations and logs; give them in the "
     "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS) or by the "
-    "machine's role, and a server by AWS_ENDPOINT_URL"
+    "machine's role, and a server in AWS_ENDPOINT_URL"
 )
 _SECRET: Final = re.compile(r"key|secret|token|sig|password|credential", re.IGNORECASE)
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is a URI and no local path."""
+    """Whether ``place`` is a URI and not a local path."""
     return "://" in place
 
 
 def expanded(place: str) -> str:
-    """A place with ``~`` or ``~NAME`` at its start as that home folder; any other place as it is.
+    """Replace ``~`` or ``~NAME`` at the start of a path by the home folder; other paths and URIs
+    stay.
 
     >>> expanded("~/logs") == os.path.expanduser("~") + "/logs", expanded("s3://bucket/~x"), expanded("logs/~x")
     (True, 's3://bucket/~x', 'logs/~x')
@@ -33,7 +35,7 @@ def expanded(place: str) -> str:
 
 
 def one_spelling(place: str) -> str:
-    """A local place that exists as its real absolute path, however it is written; any other as it is.
+    """The real absolute path of an existing local path, in any spelling; other paths and URIs stay.
 
     >>> one_spelling("file:///"), one_spelling("/./"), one_spelling("s3://bucket/a/"), one_spelling("no such name")
     ('/', '/', 's3://bucket/a', 'no such name')
@@ -45,7 +47,7 @@ def one_spelling(place: str) -> str:
 
 
 def without_query(place: str) -> str:
-    """A URI without its options, and any place without a slash at its end.
+    """A URI without its options, and any path without a slash at its end.
 
     >>> without_query("s3://bucket/runs/?region=eu-west-1")
     's3://bucket/runs'
@@ -54,7 +56,7 @@ def without_query(place: str) -> str:
 
 
 def within(place: str, name: str) -> str:
-    """A place below another one; options stay behind it.
+    """The path or URI of ``name`` in the folder ``place``; options stay at the end.
 
     >>> within("s3://bucket/run/?region=eu-west-1", "model")
     's3://bucket/run/model?region=eu-west-1'
@@ -63,7 +65,7 @@ def within(place: str, name: str) -> str:
 
 
 def beside(place: str, ending: str) -> str:
-    """A place whose name has an ending more.
+    """A path or URI with ``ending`` added to its name; options stay at the end.
 
     >>> beside("s3://bucket/set?region=eu-west-1", ".lock")
     's3://bucket/set.lock?region=eu-west-1'
@@ -73,7 +75,7 @@ def beside(place: str, ending: str) -> str:
 
 
 def has_credentials(place: str) -> bool:
-    """Whether the URI of an object store holds what should not be written down.
+    """Whether the URI of an object store has credentials.
 
     >>> has_credentials("s3://AKIA:secret@bucket/key"), has_credentials("s3://bucket/me@home:1")
     (True, False)
@@ -88,5 +90,5 @@ def has_credentials(place: str) -> bool:
     if at and (scheme == "s3" or owner != "anonymous"):
         return True
     names = [pair.partition("=")[0] for pair in query.split("&")]
-    # a secret may hold a slash, which hides the @ behind it
+    # a secret may have a slash, which hides the @ after it
     return ":" in body.partition("/")[0] or any(_SECRET.search(name) for name in names)

@@ -14,6 +14,7 @@ from typing import Final
 from torch import Tensor
 
 from recsys.config import Config, TrainConfig
+from recsys.config.renamed import with_current_keys
 from recsys.config.values import merged
 from recsys.errors import ArtifactError
 from recsys.granularities.apart.section import KIND, ApartConfig
@@ -37,7 +38,7 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
     """
     section = sections(config)[name]
     shared = {key: getattr(config.train, key) for key in ("refit", "final", "num_workers", "use_gpu", "metric")}
-    train = merged(config.train.model_dump(mode="json"), section.train) | shared
+    train = merged(config.train.model_dump(mode="json"), dict(with_current_keys("train", section.train))) | shared
     if goes_on:
         lr = section.train["lr"] * config.update.lr_share if "lr" in section.train else config.train.lr
         train |= {"epochs": config.train.epochs, "lr": lr}

@@ -120,7 +120,7 @@ class Pass:
         settings = LoaderConfig(
             config.train.batch_size,
             config.model.max_history,
-            config.train.hide_history,
+            config.train.history_mask_rate,
             config.train.loss.event_power,
             config.train.window_events,
             config.seed,

@@ -1,1 +1,1 @@
-"""Single values as files write them: cells, times, moments of the day, identifiers that overlap."""
+"""Values as files and requests write them: cells, times, and ids that occur in several tables."""

@@ -1,8 +1,9 @@
-"""What the text of a cell means: absent values, ids, numbers and columns of the source's own; vectorised.
+"""The meaning of cells: missing values, ids, numbers and extra columns; vectorised.
 
-Why one place: a missing value must be missing in every table and column. Programs write it as ``nan``, ``None``,
-``NULL`` or ``NA`` as well as by an empty cell; :class:`CellRules` says which texts count. They are compared in full,
-after trimming, and in the spelling of the list: the item "Nana" or "NONE of us" is a value.
+Why one module: a missing value must be missing in all tables and columns. Programs write it as
+``nan``, ``None``, ``NULL`` or ``NA``, or as an empty cell; :class:`CellRules` has the list of these
+texts. A whole trimmed cell must be equal to one of them, also in case: the items "Nana" and "NONE
+of us" are values.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _CURRENCY: Final = r"(?:[\p{Sc}%]|[A-Z]{3}|US\$|kr\.?|zł|Fr\.)"
 _UNIT_BEFORE: Final = rf"^([+-]?){_CURRENCY}\s*"
 _UNIT_BEHIND: Final = rf"^(.*\d)\s*{_CURRENCY}$"
 _COMMA_GROUPED: Final = r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?$"
-_MOST: Final = 0.5  # of the cells of a column must be numbers with a decimal comma before they are rewritten
+_MOST: Final = 0.5  # share of numbers with a decimal comma in a column, from which they are rewritten
 
 
 @dataclass(frozen=True)
 class CellRules:
-    """How the text of a cell is understood; see :class:`recsys.config.sources.CellSource`."""
+    """The rules for reading cells; see :class:`recsys.config.sources.CellSource`."""
 
     absent: tuple[str, ...] = ABSENT_TEXTS
     time_format: str = ""
@@ -41,7 +42,7 @@ class CellRules:
 
     @classmethod
     def of(cls, source: Any) -> CellRules:
-        """Those of a source's configuration; the defaults for a source without files."""
+        """The rules of a source's configuration; the defaults for a source without files."""
         if not isinstance(source, CellSource):
             return cls()
         return cls(tuple(source.absent), source.time_format, source.decimal)
@@ -54,7 +55,7 @@ DEFAULT_RULES: Final = CellRules()
 
 
 def present_only(texts: Any, rules: CellRules = DEFAULT_RULES) -> Any:
-    """Texts (an array or a chunked one) with null in place of what is absent; the others are as given.
+    """Texts (array or chunked array) with null for missing values; other texts stay.
 
     >>> present_only(pa.array([" a", " ", "nan", "Nana", None])).to_pylist()
     [' a', None, None, 'Nana', None]
@@ -64,7 +65,7 @@ def present_only(texts: Any, rules: CellRules = DEFAULT_RULES) -> Any:
 
 
 def is_absent(text: str, rules: CellRules = DEFAULT_RULES) -> bool:
-    """Whether one text is an absent value.
+    """Whether one text means a missing value.
 
     >>> is_absent(" None "), is_absent("None", CellRules(absent=())), is_absent("", CellRules(absent=()))
     (True, False, True)
@@ -81,7 +82,7 @@ def _absent_set(rules: CellRules) -> pa.Array:
 
 
 def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
-    """Ids as trimmed strings; null where absent. Whole numbers stored as floats lose their ``.0``.
+    """Ids as trimmed strings; null if missing. Integers that are stored as floats lose ``.0``.
 
     >>> ids(pa.array([" a ", "", "NaN", "7"])).to_pylist()
     ['a', None, None, '7']
@@ -102,9 +103,11 @@ def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
 
 
 def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
-    """Numbers as float64 (null where absent or wrong) and a mask of cells that hold anything but a finite number.
+    """Numbers as float64 (null if missing or wrong), and a mask of wrong cells, which are not
+    finite numbers.
 
-    With a decimal comma "3,5" is 3.5 and "1.234,5" is 1234.5; a point that does not separate thousands is wrong.
+    With a decimal comma "3,5" is 3.5 and "1.234,5" is 1234.5; a point that does not separate
+    thousands is wrong.
 
     >>> values, wrong = numbers(pa.array(["2.5", "", "nan", "inf", "x"]))
     >>> values.to_pylist(), wrong.to_pylist()
@@ -118,7 +121,7 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
         values = plain.cast(pl.Float64, strict=False)
         fine = values.is_finite().fill_null(False)
         present = series.is_not_null() & (series != "")
-        if rules.has_numbers or (present & ~fine).any():  # "nan" is read as a number, but is none
+        if rules.has_numbers or (present & ~fine).any():  # "nan" is parsed as a number, but is a missing value
             present &= ~series.is_in(list(rules.absent))
             values = pl.select(pl.when(present).then(values)).to_series()
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
@@ -132,7 +135,8 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
 
 
 def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
-    """Numbers as float64, also with a currency, a percent sign or commas between thousands; null for anything else.
+    """Numbers as float64, also with a currency, a percent sign or commas between thousands; null
+    for anything else.
 
     >>> measured(pa.array(["$1,299.00", "12 EUR", "7", "about 7"])).to_pylist()
     [1299.0, 12.0, 7.0, None]
@@ -147,12 +151,12 @@ def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
         grouped = bare.str.contains(_COMMA_GROUPED).fill_null(False)
         bare = pl.select(pl.when(grouped).then(bare.str.replace_all(",", "", literal=True)).otherwise(bare)).to_series()
     found = numbers(bare.to_arrow().cast(pa.string()), rules)[0]
-    whole = pl.Series(pl.from_arrow(values)).scatter(pl.Series(pl.from_arrow(rows)), pl.Series(pl.from_arrow(found)))
-    return whole.to_arrow()
+    complete = pl.Series(pl.from_arrow(values)).scatter(pl.Series(pl.from_arrow(rows)), pl.Series(pl.from_arrow(found)))
+    return complete.to_arrow()
 
 
 def _with_points(texts: pl.Series) -> pl.Series:
-    """Numbers with a decimal comma as numbers with a point; null where the text is no such number."""
+    """Numbers with a decimal comma as numbers with a point; null for any other text."""
     plain = pl.select(pl.when(texts.str.contains(_DIGITS_AND_COMMA)).then(texts)).to_series()
     left = plain.is_null() & texts.is_not_null()
     if left.any():
@@ -162,9 +166,9 @@ def _with_points(texts: pl.Series) -> pl.Series:
 
 
 def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES) -> pa.Array:
-    """A column of the source's own in its declared type; cells that are absent or do not fit are null.
+    """An extra column in its declared type; missing and unsuitable cells are null.
 
-    Absent members of lists of texts are left out.
+    Missing members of lists of texts are removed.
     """
     if pa.types.is_floating(kind):
         if column.type.equals(kind):
@@ -185,7 +189,7 @@ def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES)
 
 
 def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
-    """The lists without their absent members."""
+    """The lists without missing members."""
     members = lists.flatten()
     absent = pc.is_in(pc.utf8_trim_whitespace(members), value_set=_absent_set(rules))
     dropped = np.asarray(pc.or_(absent, pc.is_null(members)))
@@ -200,8 +204,10 @@ def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
 
 
 def _numbers_rewritten(texts: pa.Array) -> pa.Array:
-    """A text column that mostly holds numbers with a decimal comma: those numbers with a point, as later stages read
-    them.
+    """Rewrite numbers with a decimal comma with a point, in a text column that mostly has such
+    numbers.
+
+    Later stages expect the point.
     """
     series = pl.Series(pl.from_arrow(texts)).str.strip_chars()
     plain = _with_points(series)
@@ -216,6 +222,7 @@ def _numbers_rewritten(texts: pa.Array) -> pa.Array:
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is text, also in dictionaries or as a column of nulls."""
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
         or pa.types.is_string_view(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
@@ -223,11 +230,12 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds bytes: texts of programs that do not mark them as such."""
+    """Whether an Arrow type is bytes: some programs write texts as bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def as_text(column: pa.Array) -> pa.Array:
+    """A column of any type as strings."""
     if pa.types.is_string(column.type):
         return column
     try:

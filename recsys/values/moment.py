@@ -1,7 +1,8 @@
-"""One time, from a request or the configuration, as :mod:`recsys.values.times` reads columns of them.
+"""A single time of a request or the configuration, read with the rules of
+:mod:`recsys.values.times`.
 
-Why apart: a table of one cell costs milliseconds, and a request may hold ten thousand times. The tests hold both
-readers to the same table of forms.
+Why a second reader: a table of one cell takes milliseconds, and a request may have ten thousand
+times. Tests compare both readers on the same table of formats.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from recsys.values.times import (
 )
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LONGEST: Final = 80  # characters; no form is longer
+_LONGEST: Final = 80  # characters; no format is longer
 _NUMBER: Final = re.compile(r"[+-]?\d{1,20}(?:\.\d*)?(?:[eE][+-]?\d{1,2})?")
 _DAY: Final = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?=[T ]|$)")
 _CLOCK: Final = re.compile(r"([T ][\d:.,]+) +([+-])")
@@ -34,14 +35,15 @@ _MONTH: Final = re.compile(rf"\b({MONTHS})[A-Z]*\b")
 
 
 def moment(value: Any) -> datetime | None:
-    """The time of a value, with a zone; None where it is absent. UTC where it does not say.
+    """The time of a value, with a time zone (default UTC); None if the value is missing.
 
-    A single number has no company to judge it by: where it can be an epoch number and no calendar date, it is one.
+    For a single number there are no other numbers to compare with: it is an epoch number if it is
+    not a calendar date.
 
     Raises
     ------
     ValueError
-        it is no time; the message names the forms that are read.
+        The value is not a time; the message names the accepted formats.
 
     >>> moment("20011231").isoformat(), moment("0000-00-00")
     ('2001-12-31T00:00:00+00:00', None)
@@ -77,7 +79,7 @@ def _of_number_text(text: str) -> datetime | None:
 
 
 def _of_number(number: int | float) -> datetime | None:
-    """A calendar number, or an epoch number of the unit that its size tells."""
+    """The time of a calendar number, or of an epoch number, whose size determines its unit."""
     if not 0 <= number < 1e19:
         return None
     digits = len(str(int(number)))
@@ -104,7 +106,7 @@ def _of_digits(text: str) -> datetime | None:
 
 
 def _of_text(text: str) -> datetime | None:
-    """ISO 8601 in its spellings, or a date with the month's name."""
+    """The time of an ISO 8601 text in any spelling, or of a date with the month's name."""
     upper = text.upper()
     if _MONTH.search(upper):
         return _of_named_month(upper)

@@ -1,7 +1,9 @@
-"""Whether the ids of a side table are those of the events, and if not, why.
+"""Comparison of the ids in a side table with those in the events, and the likely cause of
+differences.
 
-Why: one program writes ``12.0`` where another writes ``12``, a spreadsheet drops leading zeros, and then a table of
-items, users or friends says nothing about anybody, without an error. The ids are compared before they are used.
+Why: one program writes ``12.0`` and another writes ``12``, or a spreadsheet removes leading zeros.
+Then a table of items, users or friends would have no effect, without an error. The ids are compared
+before they are used.
 """
 
 from __future__ import annotations
@@ -17,32 +19,33 @@ import pyarrow.compute as pc
 from recsys.errors import DataError
 
 NUM_EXAMPLES: Final = 3
-_MIN_PAIRS: Final = 3  # pairs of ids that differ in form alone, from which on the forms are named
-_MOST: Final = 1_000_000  # ids without a partner that are compared by form
+_MIN_PAIRS: Final = 3  # pairs of ids that differ only in form, from which the cause is named
+_MOST: Final = 1_000_000  # unmatched ids that are compared by form
 _FORMS: Final = {
     "one of them stores ids as floating-point numbers": r"\.0+$",
     "leading zeros are lost in one of them": r"^0+\d",
-    "one of them writes large numbers in the scientific form": r"^\d+(?:\.\d+)?[eE]\+?\d+$",
+    "one of them writes large numbers in scientific notation": r"^\d+(?:\.\d+)?[eE]\+?\d+$",
     "one of them has quotes or blanks around the ids": r"^[\s'\"]|[\s'\"]$",
 }
 
 
 @dataclass(frozen=True)
 class SideIds:
-    """The ids of one column of a table, and what it is called."""
+    """The distinct ids in one column of a table."""
 
     table: str
     column: str
-    ids: pa.Array  # different ones
+    ids: pa.Array  # distinct
 
 
 def compare(side: SideIds, events: SideIds, min_share: float) -> str:
-    """A warning where few ids of the side table occur in the events, or where two forms of one id are seen; else "".
+    """A warning if few ids of the side table occur in the events, or if one id has two forms; else
+    "".
 
     Raises
     ------
     DataError
-        no id of the side table occurs in the events.
+        No id of the side table occurs in the events.
     """
     if not len(side.ids) or not len(events.ids):
         return ""
@@ -52,7 +55,7 @@ def compare(side: SideIds, events: SideIds, min_share: float) -> str:
         return ""
     alone = side.ids.filter(pc.invert(found))
     others = events.ids.filter(pc.invert(pc.is_in(events.ids, value_set=side.ids)))
-    pairs, cause = _same_but_for_form(alone, others)
+    pairs, cause = _pairs_by_form(alone, others)
     share = number / len(side.ids)
     if number and share >= min_share and len(pairs) < _MIN_PAIRS:
         return ""
@@ -68,15 +71,17 @@ def compare(side: SideIds, events: SideIds, min_share: float) -> str:
         message += f"; likely cause: {cause}"
     if not number:
         raise DataError(
-            f"{message}; write the ids of both in one form, or name the right columns with data.source.rename"
+            f"{message}; write the ids of both in the same form, or choose the right columns with data.source.rename"
         )
     if not cause:
-        return f"{message}; that is fine if {side.table} lists more than the events have (data.min_overlap {min_share})"
-    return f"{message}; write the ids of both in one form (data.min_overlap {min_share})"
+        return (
+            f"{message}; this is correct if {side.table} lists more than the events have (data.min_overlap {min_share})"
+        )
+    return f"{message}; write the ids of both in the same form (data.min_overlap {min_share})"
 
 
-def _same_but_for_form(ours: pa.Array, theirs: pa.Array) -> tuple[list[tuple[str, str]], str]:
-    """Ids that are equal when their form is left out, a few examples of them, and the form that differs."""
+def _pairs_by_form(ours: pa.Array, theirs: pa.Array) -> tuple[list[tuple[str, str]], str]:
+    """Examples of ids that differ only in form, and the likely cause."""
     if not len(ours) or not len(theirs):
         return [], ""
     for plain, general in ((_plain, ""), (_number, "one of them has a prefix")):
@@ -92,7 +97,9 @@ def _same_but_for_form(ours: pa.Array, theirs: pa.Array) -> tuple[list[tuple[str
 
 
 def _plain(ids: pl.Series) -> pl.Series:
-    """Without quotes, case, leading zeros and ``.0``; numbers in the scientific form are written out."""
+    """Ids without quotes, case, leading zeros and ``.0``; numbers in scientific notation are
+    written in full.
+    """
     text = ids.str.strip_chars(" \t'\"").str.to_lowercase()
     is_scientific = text.str.contains(r"^\d+(?:\.\d+)?e\+?\d+$")
     if is_scientific.any():
@@ -102,12 +109,12 @@ def _plain(ids: pl.Series) -> pl.Series:
 
 
 def _number(ids: pl.Series) -> pl.Series:
-    """The digits at the end of an id, null where there are none."""
+    """The digits at the end of each id, null if there are none."""
     return ids.str.extract(r"(\d+)$").str.replace(r"^0+(\d)", "${1}")
 
 
 def _cause(pairs: list[tuple[str, str]]) -> str:
-    """The form that one id of the pairs has and the other has not."""
+    """The form that only one id of each pair has."""
     for cause, pattern in _FORMS.items():
         ours, theirs = (pl.Series([pair[place] for pair in pairs]).str.contains(pattern) for place in (0, 1))
         if bool((ours != theirs).any()):
@@ -116,6 +123,6 @@ def _cause(pairs: list[tuple[str, str]]) -> str:
 
 
 def _some(ids: pa.Array) -> list[str]:
-    """A few ids, evenly from all of them."""
+    """A few ids, evenly distributed over all of them."""
     places = np.linspace(0, len(ids) - 1, min(NUM_EXAMPLES, len(ids))).astype(np.int64)
     return [str(name) for name in ids.take(pa.array(places)).to_pylist()]

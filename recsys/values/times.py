@@ -1,14 +1,17 @@
-"""Times of any common form as microseconds since the epoch in UTC; vectorised, and never an exception.
+"""Times in all common formats as microseconds since the epoch in UTC; vectorised, without
+exceptions.
 
-Numbers are seconds, milliseconds, microseconds or nanoseconds since the epoch, told apart by magnitude, cell by cell.
-A number that reads as a calendar date (20201127, 20201127215113) is that date. Where both readings are possible, the
-other numbers of the block decide: dates come in company. Numbers that would be silently wrong are refused: a
-spreadsheet's serial dates (44162.91) and bare years. A year before 1800 or from 2100 on is a mistake as well.
+Numbers are seconds, milliseconds, microseconds or nanoseconds since the epoch; the size of each
+number determines its unit. A number in the form of a calendar date (20201127, 20201127215113) is
+that date. If both are possible, the other numbers of the block decide, because dates usually occur
+together. Numbers that would give wrong times without an error are refused: serial dates of
+spreadsheets (44162.91) and years alone. Years before 1800 and from 2100 on are also errors.
 
-Unknown times are absent: empty cells, the texts of :class:`~recsys.values.cells.CellRules`, -1, the zero dates of
-databases (0000-00-00, 0001-01-01, 1899-12-30), and 0 among times of today (where numbers count from 0 it is a time).
+Missing times are: empty cells, the texts of :class:`~recsys.values.cells.CellRules`, -1, the zero
+dates of databases (0000-00-00, 0001-01-01, 1899-12-30), and 0 among present-day times (in a column
+that counts from 0 it is a time).
 
-Day and month in an order that only the writer knows (11/12/2020) need ``data.source.time_format``.
+Ambiguous orders of day and month (11/12/2020) need ``data.source.time_format``.
 """
 
 from __future__ import annotations
@@ -30,24 +33,25 @@ from recsys.values.cells import DEFAULT_RULES, CellRules, as_text, is_bytes, is_
 Array = npt.NDArray[Any]
 
 EARLIEST: Final = -5_364_662_400_000_000  # 1800-01-01 in microseconds
-LATEST: Final = 4_102_444_800_000_000  # 2100-01-01; times lie in [EARLIEST, LATEST)
+LATEST: Final = 4_102_444_800_000_000  # 2100-01-01; times are in [EARLIEST, LATEST)
 ACCEPTED: Final = (
-    "read are seconds, ms, µs or ns since the epoch (1606513873), ISO 8601 (2020-11-27 21:51:13, "
+    "accepted are seconds, ms, µs or ns since the epoch (1606513873), ISO 8601 (2020-11-27 21:51:13, "
     "2020-11-27T21:51:13+05:30), YYYYMMDD, YYYYMMDDhhmmss, and dates with the month's name (Fri Nov 27 21:51:13 +0000 "
     "2020), from 1800 to 2099"
 )
-"""The forms that are read, for messages."""
+"""The accepted formats, for messages."""
 
 _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
-_ZEROS: Final = (-62_135_596_800_000_000, -2_209_161_600_000_000)  # 0001-01-01 and 1899-12-30, databases' "no date"
+# 0001-01-01 and 1899-12-30 in microseconds: databases write them for missing dates.
+_ZEROS: Final = (-62_135_596_800_000_000, -2_209_161_600_000_000)
 ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
-_MODERN: Final = 10**8  # seconds; columns with larger numbers do not count from 0
+_MODERN: Final = 10**8  # seconds; a column with larger numbers does not count from 0
 _SERIALS: Final = (32_874, 58_440)  # days since 1899-12-30 of the years 1990 to 2059
 YEARS: Final = (1900, 2100)
-# Digits of a calendar number → how many of them its fields have, and whether it can be an epoch number as well.
+# Number of digits of a calendar number → whether it can also be an epoch number.
 CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
-_FIELDS: Final = (2, 2, 2, 2, 2, 3)  # month, day, hour, minute, second, milliseconds
+_FIELDS: Final = (2, 2, 2, 2, 2, 3)  # digits of month, day, hour, minute, second, milliseconds
 MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
 _ISO_FORMS: Final = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
 _PLAIN_FORMS: Final = (
@@ -61,13 +65,15 @@ NAMED_FORMS: Final = (  # weekday removed, upper case
 )
 NAMED_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%d-%b-%Y", "%Y-%b-%d")
 _DATE_DIRECTIVES: Final = ({"Y"}, {"m", "b", "B"}, {"d"})
-_SAME_IN_BOTH: Final = frozenset("YmdHMSbBzIp")  # Python's directives that Polars' parser reads in the same way
+_SAME_IN_BOTH: Final = frozenset("YmdHMSbBzIp")  # directives with the same meaning in Python and Polars
 
 
 def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
-    """Times as microseconds UTC (null where absent or wrong) and a mask of cells that are no time in [1800, 2100).
+    """Times as microseconds UTC (null if missing or wrong), and a mask of wrong cells: no time in
+    [1800, 2100).
 
-    Texts without a zone are UTC. With ``rules.time_format`` texts and whole numbers are read in that form alone.
+    Texts without a time zone are UTC. With ``rules.time_format``, texts and integers are read only
+    in that format.
 
     >>> cells = ["1000000000", "2001-09-09T01:46:40Z", "20010909014640", "yesterday", "0000-00-00"]
     >>> times, wrong = timestamps(pa.array(cells))
@@ -86,7 +92,7 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
         given = pl.Series(pl.from_arrow(column))
         whole = given.cast(pl.Int64, strict=False)
         micros, present = _of_integers(whole, rules)
-        present |= given.is_not_null() & whole.is_null()  # beyond 64 bits with a sign
+        present |= given.is_not_null() & whole.is_null()  # larger than a signed 64-bit integer
     elif pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         micros, present = _of_floats(pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))), rules)
     else:
@@ -103,14 +109,14 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
 
 
 def _of_integers(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
-    """Microseconds, null where there are none, and which cells hold a time or what should be one."""
+    """Microseconds (null if unknown), and a mask of the cells that have a time or a wrong value."""
     if rules.time_format:
         return _of_format(values.cast(pl.String), rules.time_format), values.is_not_null()
     return _whole_numbers(values, values.is_not_null())
 
 
 def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
-    """The same of floats: whole ones are integers, fractions are epoch numbers."""
+    """As :func:`_of_integers` for floats: whole numbers are integers, fractions are epoch numbers."""
     values = values.fill_nan(None)
     present = values.is_not_null()
     is_whole = ((values.abs() < 2**53) & (values == values.floor())).fill_null(False)
@@ -129,9 +135,10 @@ def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Serie
 
 
 def _whole_numbers(whole: pl.Series, present: pl.Series, latest: Any = None) -> tuple[pl.Series, pl.Series]:
-    """Epoch numbers, and calendar numbers where they are some: microseconds, and ``present`` without unknown times.
+    """Microseconds of epoch and calendar numbers, and ``present`` without missing times.
 
-    ``latest`` is the latest time (seconds) of the block's other cells, in the light of which small numbers are judged.
+    ``latest`` is the latest time (seconds) in other cells of the block; it decides the meaning of
+    small numbers.
     """
     lowest, highest = _span(whole)
     if lowest is None:
@@ -169,15 +176,16 @@ def _nothing(count: int) -> pl.Series:
 
 
 def is_refused(lowest: Any, highest: Any) -> bool:
-    """Whether a block's numbers are all a spreadsheet's serial dates, or all years: neither is an epoch number.
+    """Whether all numbers of a block are serial dates of a spreadsheet, or all are years; these are
+    no epoch numbers.
 
-    Single ones among times of today are refused as well.
+    Single ones among present-day times are also refused.
     """
     return any(first <= lowest and highest <= last for first, last in (_SERIALS, YEARS))
 
 
 def _scaled(values: pl.Series) -> pl.Series:
-    """Epoch numbers of any unit as microseconds; integers are never rounded through floats."""
+    """Epoch numbers of any unit as microseconds; integers are not converted through floats."""
     size = values.abs()
     scaled = pl.when(size < 1e11).then(values * 1_000_000).when(size < 1e14).then(values * 1_000)
     micros = scaled.when(size < 1e17).then(values).otherwise(values // 1_000)
@@ -187,16 +195,16 @@ def _scaled(values: pl.Series) -> pl.Series:
 
 
 def calendar_range(digits: int) -> tuple[int, int]:
-    """The smallest number of so many digits that begins with a year of :data:`YEARS`, and the end of the last year."""
+    """The range of numbers with so many digits that start with a year of :data:`YEARS`."""
     unit = 10 ** (digits - 4)
     return YEARS[0] * unit, (YEARS[1] + 1) * unit
 
 
 def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Series:
-    """``micros`` with the times of the numbers of so many digits that read as calendar dates.
+    """``micros`` with the times of numbers of so many digits that are calendar dates.
 
-    Where such a number could be an epoch number as well, they are dates only when at least half of all numbers of that
-    many digits in the block are valid dates.
+    If such a number can also be an epoch number, they are dates only if at least half of all
+    numbers of that many digits in the block are valid dates.
     """
     numbers = whole.fill_null(0).to_numpy()
     first, end = calendar_range(digits)
@@ -213,7 +221,7 @@ def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Serie
 
 
 def _calendar_micros(numbers: Array, digits: int) -> tuple[Array, Array]:
-    """Microseconds of numbers such as 20201127215113, and which of them are valid; UTC."""
+    """Microseconds UTC of numbers such as 20201127215113, and a mask of the valid ones."""
     rest, divisor = numbers, 10 ** (digits - 4)
     years, rest = np.divmod(rest, divisor)
     parts: list[Array] = []
@@ -266,7 +274,7 @@ def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]
 
 
 def _not_absent(texts: pl.Series, present: pl.Series, left: pl.Series, rules: CellRules) -> pl.Series:
-    """``present`` without the cells among ``left`` whose texts are absent values or zero dates."""
+    """``present`` without the cells among ``left`` whose texts are missing values or zero dates."""
     if not left.any():
         return present
     rows = left.arg_true()
@@ -276,7 +284,7 @@ def _not_absent(texts: pl.Series, present: pl.Series, left: pl.Series, rules: Ce
 
 
 def _of_calendar_texts(texts: pl.Series) -> pl.Series:
-    """ISO 8601 and forms with a month's name as microseconds UTC, null where a text is neither."""
+    """ISO 8601 and formats with a month's name as microseconds UTC, null for any other text."""
     upper = texts.str.to_uppercase()
     found = _of_iso(upper)
     named = found.is_null() & upper.str.contains(MONTHS)
@@ -287,7 +295,7 @@ def _of_calendar_texts(texts: pl.Series) -> pl.Series:
 
 
 def _of_iso(texts: pl.Series) -> pl.Series:
-    """The usual forms as they are; of the others the spelling is brought to one of those first."""
+    """Microseconds of ISO 8601 texts; unusual spellings are first rewritten to a usual one."""
     found = _first_fit(texts, _ISO_FORMS)
     left = found.is_null()
     if not left.any():
@@ -305,7 +313,7 @@ def _of_iso(texts: pl.Series) -> pl.Series:
 
 
 def _of_named_months(texts: pl.Series) -> pl.Series:
-    """``FRI NOV 27 21:51:13 +0000 2020`` and its kin; the weekday is not looked at."""
+    """Microseconds of texts such as ``FRI NOV 27 21:51:13 +0000 2020``; the weekday is ignored."""
     plain = texts.str.replace(r"^(?:MON|TUE|WED|THU|FRI|SAT|SUN)[A-Z]*,? +", "").str.replace(r" *\([^)]*\)$", "")
     plain = plain.str.replace_all(rf"\b({MONTHS})[A-Z]*\b", "$1").str.replace_all(r"[, ]+", " ")
     plain = plain.str.replace(r" (?:UTC|GMT|Z)( |$)", " +0000$1").str.replace(r"^(\d{1,2}) (\d)", "$1 $2")
@@ -313,7 +321,7 @@ def _of_named_months(texts: pl.Series) -> pl.Series:
 
 
 def _first_fit(texts: pl.Series, layouts: Sequence[str]) -> pl.Series:
-    """Every text by the first of Polars' forms that it fits as microseconds, null where it fits none."""
+    """Microseconds of each text by the first Polars format that fits, null if none fits."""
     found = _read(texts, layouts[0])
     for layout in layouts[1:]:
         rows = found.is_null().arg_true()
@@ -324,7 +332,7 @@ def _first_fit(texts: pl.Series, layouts: Sequence[str]) -> pl.Series:
 
 
 def _read(texts: pl.Series, layout: str) -> pl.Series:
-    """Texts of one form of Polars' as microseconds, null where they do not fit it."""
+    """Microseconds of texts in one Polars format, null if a text does not fit."""
     if "%H" not in layout and "%I" not in layout:
         return texts.str.to_date(layout, strict=False).cast(pl.Int64) * _DAY
     zone = "UTC" if "%z" in layout else None
@@ -335,8 +343,9 @@ def _read(texts: pl.Series, layout: str) -> pl.Series:
 
 
 def _of_format(texts: pl.Series, form: str) -> pl.Series:
-    """Texts in a strptime form as microseconds UTC: by Polars where it reads the form as Python does, else by Python's
-    parser.
+    """Microseconds UTC of texts in a strptime format.
+
+    Polars parses them if it reads the format in the same way as Python, else Python does.
     """
     layout = polars_form(form)
     found = _read(texts, layout) if layout else _nothing(len(texts))
@@ -351,7 +360,7 @@ def _of_format(texts: pl.Series, form: str) -> pl.Series:
 
 
 def polars_form(form: str) -> str:
-    """A strptime form as Polars' parser writes it; empty where it would read other texts, or none.
+    """A strptime format for Polars' parser; "" if Polars would accept other texts.
 
     >>> polars_form("%d/%m/%Y %H:%M:%S.%f"), polars_form("%d.%m.%y"), polars_form("%Y-%m")
     ('%d/%m/%Y %H:%M:%S%.f', '', '')

@@ -19,8 +19,8 @@ class AlsConfig(GranularityConfig):
     candidates: ClassVar[tuple[str, ...]] = ("alpha", "regularisation", "types")
     smaller: ClassVar[str] = "factors"
 
-    factors: int = Field(64, ge=1)
-    iterations: int = Field(15, ge=1)
+    factors: int = Field(64, ge=1, description="length of the factor vectors")
+    iterations: int = Field(15, ge=1, description="alternations between users and items")
     alpha: Positive = Field([1.0, 10.0], description="confidence of an event; of what is missing it is 1")
     regularisation: Positive = Field([1.0, 10.0], description="one or several")
     types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")

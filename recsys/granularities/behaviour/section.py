@@ -26,8 +26,8 @@ class BehaviourConfig(GranularityConfig):
     input: Literal["text", "item", "user_text", "both"] = Field(
         "text", description="pooled text vectors or item vectors, the text of the past, or pooled text and that text"
     )
-    heads: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    heads: int = Field(4, ge=1, description="number of attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
 
     @property
     def signal(self) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class CollaborativeConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.collaborative.model:Collaborative"
 
-    layers: int = Field(3, ge=1)
+    layers: int = Field(3, ge=1, description="number of graph convolution layers")
     user_embedding: bool = Field(False, description="a row per training user instead of the fold-in (unordered data)")
     max_edges: int = Field(
         4_000_000, ge=0, description="larger graphs are not held: a step samples neighbours (not with user_embedding)"

@@ -20,14 +20,16 @@ class EvolutionConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
     per_user: ClassVar[bool] = True
 
-    cell: Literal["lstm", "gru", "attention", "hstu"] = "attention"
+    cell: Literal["lstm", "gru", "attention", "hstu"] = Field(
+        "attention", description="network that reads the sequence of events"
+    )
     positions: Literal["absolute", "relative", "both"] = Field(
         "both", description="how attention and hstu know the order"
     )
-    layers: int = Field(1, ge=1)
-    heads: int = Field(2, ge=1)
+    layers: int = Field(1, ge=1, description="number of layers")
+    heads: int = Field(2, ge=1, description="number of attention heads")
     feed_forward: int = Field(4, ge=1, description="inner width of attention's blocks, in widths (hstu has none)")
-    dropout: float = Field(0.3, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1, description="dropout rate in training")
     input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
     states: Literal["cell", "parallel", "formula"] = Field(
         "cell",

@@ -29,10 +29,10 @@ class KnowledgeConfig(GranularityConfig):
     )
     smoothing: float = Field(20.0, gt=0, description="events that a user is taken to have as everybody has (counts)")
     max_entities: int = Field(1024, ge=1, description="of most events, that are counted (counts)")
-    heads: int = Field(1, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    heads: int = Field(1, ge=1, description="number of attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
     input_dropout: float = Field(0.1, ge=0, lt=1, description="of the entity vectors that the graph reads")
-    init_std: float = Field(0.02, gt=0)
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial entity vectors")
 
     @property
     def target(self) -> str:

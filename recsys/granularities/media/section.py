@@ -25,8 +25,8 @@ class MediaConfig(GranularityConfig):
     whiten: int = Field(
         256, ge=0, description="leading directions of a medium that are kept and whitened; 0: centre only"
     )
-    heads: int = Field(1, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    heads: int = Field(1, ge=1, description="number of attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         data = config.data

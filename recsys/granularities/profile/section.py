@@ -41,7 +41,7 @@ class ProfileConfig(GranularityConfig):
     layers: int = Field(2, ge=0, description="cross layers; 0: no crosses")
     rank: int = Field(0, ge=0, description="of the cross matrices; 0: full")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of fields hidden in a step, as if they were missing")
-    init_std: float = Field(0.3, gt=0)
+    init_std: float = Field(0.3, gt=0, description="standard deviation of the initial attribute vectors")
 
     @model_validator(mode="after")
     def _one_reading(self) -> ProfileConfig:

@@ -19,9 +19,9 @@ class SocialConfig(GranularityConfig):
         "training", description="counts: what friends had, added up; conv to dropout idle"
     )
     conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat use the friends' weights")
-    layers: int = Field(1, ge=1)
-    heads: int = Field(2, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    layers: int = Field(1, ge=1, description="number of layers; n layers reach friends n steps away")
+    heads: int = Field(2, ge=1, description="number of attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
     half_life: HalfLives = Field(
         ["none", 30.0, 365.0], description="days after which a friend's event counts half; data with times (counts)"
     )

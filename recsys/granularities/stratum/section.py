@@ -21,7 +21,7 @@ class StratumConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.stratum.model:Stratum"
     reads: ClassVar[str] = STRATUM
 
-    method: Literal["kmeans", "hierarchical"] = "kmeans"
+    method: Literal["kmeans", "hierarchical"] = Field("kmeans", description="algorithm that finds user clusters")
     num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(
         [4, 8, 16, 32], min_length=1, description="one number, or several of which validation chooses before training"
     )
