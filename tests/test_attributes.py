@@ -113,10 +113,10 @@ def test_types_choose_the_reading_and_the_configuration_overrules() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"user_fields": ["height"]}, r"user_fields: height not among the columns: age, face, name"),
+        ({"user_fields": ["height"]}, r"user_fields: height not among the columns; columns: age, face, name"),
         ({"user_fields": ["face"]}, r"face is fixed_size_list.*expected numbers, texts"),
-        ({"user_fields": ["name"], "min_frequency": 2}, r"name has no category that 2 rows .* share; lower min_freq"),
-        ({"numeric": ["name"]}, r"name is read as numbers, but 0 of 2 values .* are some; take it out of numeric"),
+        ({"user_fields": ["name"], "min_frequency": 2}, r"name has no category in at least 2 rows .*; lower min_freq"),
+        ({"numeric": ["name"]}, r"name is read as numbers, but only 0 of its 2 values .* are numbers; take it out of numeric"),
     ],
 )
 def test_wrong_fields_are_refused(options: dict[str, Any], message: str) -> None:

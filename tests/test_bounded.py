@@ -88,8 +88,8 @@ def test_an_evaluation_of_samples_passes_the_audit_and_says_so(tmp_path: Path) -
     assert content["data"]["queries"] == content["data"]["asked_queries"] == number
     assert content["model"]["hit@1"] == 1.0 and model.asked < USERS
     assert content["data"]["bounds"] == {
-        "ranked_users": f"an even sample of {number:,} of all users",
-        "baselines_fitted_on": "the events of an even sample of 50.0% of the users",
+        "ranked_users": f"a random sample of {number:,} of all users",
+        "baselines_fitted_on": "the events of a random sample of 50.0% of the users",
     }
     assert {"model_fit", "baseline_fits"} <= set(content["audit"]["checks"])
     assert set(content["baselines"]) == {"popularity", "item_knn", "ease", "als", "recent_popularity"}

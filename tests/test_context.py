@@ -226,7 +226,7 @@ def test_the_stored_context_of_a_known_user_is_read(recommender: Recommender) ->
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"context": {"wind": "n"}}, r"request 0: context: 'wind' is no context column; there are: warmth, weather"),
+        ({"context": {"wind": "n"}}, r"request 0: context: 'wind' is not a context column; context columns: warmth, weather"),
         ({"context": {"weather": 3}}, r"request 0: context\.weather: got 3 \(int\), expected a string or null"),
         ({"context": {"warmth": "hot"}}, r"request 0: context\.warmth: got 'hot', expected a finite number or null"),
         ({"context": {"warmth": True}}, r"context\.warmth: got True, expected a finite number"),

@@ -88,7 +88,7 @@ def test_artefacts_hold_pseudonyms_and_only_the_key_leads_to_them(
     _set_key(tmp_path, KEY + " no more")
     with caplog.at_level(logging.WARNING):
         (without,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(parse_requests([row]))
-    assert without.source == "popularity" and "the key there is another one" in caplog.text and KEY not in caplog.text
+    assert without.source == "popularity" and "the key is a different one" in caplog.text and KEY not in caplog.text
 
     _set_key(tmp_path, KEY)
     assert main(["forget", "--config", str(path), "--user", "ann7@mail.test"]) == 0

@@ -48,7 +48,7 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
     users, items = base.grown(pa.array(["a", "b", "m"]), pa.array(["x"]))
     assert users.to_pylist() == ["m", "b", "a"] and items.to_pylist() == ["x"]
     assert base.grown(pa.array(["a", "b"]), pa.array(["x"]))[0].to_pylist() == ["m", "b", "a"], "lost ids keep numbers"
-    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update goes on with old and new events"):
+    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update needs old and new events"):
         base.check_kept(pa.array(["a", "b"]), pa.array(["x"]))
     assert base.digest() != Vocabulary(pa.array(["b", "m"]), pa.array(["x"]), ("view",)).digest()
 

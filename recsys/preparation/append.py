@@ -90,7 +90,7 @@ class Least:
         Raises
         ------
         DataError
-            there are fewer, even if those that a rule of ``data`` leaves out are counted.
+            There are fewer, even if those that a rule of ``data`` leaves out are counted.
         """
         found = manifest.counts["events"]
         by_rule = sum(manifest.dropped.get("events", {}).values())
@@ -109,7 +109,7 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
     Raises
     ------
     ConfigError
-        events cannot be appended to the dataset, with what differs.
+        Events cannot be appended to the dataset, with what differs.
     """
     if not earlier.manifest.store:
         raise ConfigError(
@@ -153,7 +153,7 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     Raises
     ------
     DataError
-        files were appended to the dataset that would be written over, and the source does not name them.
+        Files were appended to the dataset that would be written over, and the source does not name them.
     """
     try:
         there = PreparedDataset(config.dataset_dir).manifest.store
@@ -196,17 +196,17 @@ def encode_touched(
     Parameters
     ----------
     kept : Kept
-        the rows of the earlier dataset.
+        The rows of the earlier dataset.
     fresh : pa.Table | None
-        new good rows; None: none.
+        New good rows; None: none.
     coding : Coding
-        order and types.
+        Order and types.
     touched : tuple[pa.Array, Array] | None
-        users, sorted, and their dense ids; None: all.
+        Users, sorted, and their dense ids; None: all.
     all_users : pa.Array
-        all external user ids, dense.
+        All external user ids, dense.
     items : pa.Array
-        all external item ids, dense.
+        All external item ids, dense.
 
     Returns
     -------
@@ -280,17 +280,17 @@ def write_touched(
     Parameters
     ----------
     folder : Folder
-        of the dataset.
+        Of the dataset.
     place : tuple[int, str]
-        bucket, and ending of the file's name.
+        Bucket, and ending of the file's name.
     rules : tuple[ShardRules, ShardRules]
-        of the new dataset, and of the earlier one.
+        Of the new dataset, and of the earlier one.
     users : pa.Array
-        all external user ids, dense.
+        All external user ids, dense.
     items : pa.Array
-        all external item ids, dense.
+        All external item ids, dense.
     tables
-        of :func:`encode_touched`, events and old ones in turns, of different users.
+        Of :func:`encode_touched`, events and old ones in turns, of different users.
     """
     events, old = (_by_user(list(tables[start::2])) for start in (0, 1))
     index, ending = place

@@ -77,23 +77,23 @@ class Arguments:
     Attributes
     ----------
     config : Config
-        the sections ``data`` and ``run`` and the seed are read.
+        The sections ``data`` and ``run`` and the seed are read.
     source : SourceAdapter
-        of the tables.
+        Of the tables.
     rules : EventRules
-        which events are what.
+        Which events are what.
     destination : Destination
-        of the dataset; ``folder`` is where to write now.
+        Of the dataset; ``folder`` is where to write now.
     progress : Progress
-        gets one line a step.
+        Gets one line a step.
     guard : Guard
-        of the ids of users.
+        Of the ids of users.
     base : Vocabulary | None
-        ids whose dense numbers stay.
+        Ids whose dense numbers stay.
     earlier : PreparedDataset | None
-        the dataset that is appended to.
+        The dataset that is appended to.
     keeps_lost : bool
-        whether ids of ``base`` may be gone from the data; they keep their numbers.
+        Whether ids of ``base`` may be gone from the data; they keep their numbers.
     """
 
     config: Config

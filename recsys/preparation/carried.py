@@ -18,11 +18,11 @@ def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) 
     Parameters
     ----------
     quarantine : Quarantine
-        of the dataset that is written.
+        Of the dataset that is written.
     earlier : PreparedDataset
-        the dataset that is appended to.
+        The dataset that is appended to.
     again : bool
-        whether all events pass the filters and are compared again, which counts what they leave out anew.
+        Whether all events pass the filters and are compared again, which counts what they leave out anew.
     """
     judged_again = [UNKNOWN_ITEM, *([DUPLICATE] if again else [])]
     for kind, counts in (("quarantine", earlier.manifest.quarantined), ("dropped", earlier.manifest.dropped)):
@@ -49,11 +49,11 @@ def with_earlier(table: pa.Table | None, features: pa.Table, key: str) -> pa.Tab
     Parameters
     ----------
     table : pa.Table | None
-        as it was read, with provenance; None: there is none now.
+        As it was read, with provenance; None: there is none now.
     features : pa.Table
-        of the earlier dataset, in its dense order.
+        Of the earlier dataset, in its dense order.
     key : str
-        the id.
+        The id.
     """
     told = [name for name in features.column_names if name not in (key, TEXT, *PROVENANCE)]
     if not told:

@@ -27,7 +27,7 @@ def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
     Raises
     ------
     ConfigError
-        text is on and the language model cannot be found, or images and the vision model.
+        Text is on and the language model cannot be found, or images and the vision model.
     """
     parts = {
         "schema_version": SCHEMA_VERSION,

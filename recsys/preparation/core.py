@@ -39,15 +39,15 @@ def cut_to_core(
     Parameters
     ----------
     buckets : list[list[Any]]
-        references of :func:`recsys.preparation.events.exchange`.
+        References of :func:`recsys.preparation.events.exchange`.
     summaries : list[BucketSummary]
-        of the buckets.
+        Of the buckets.
     coding : Coding
-        order and types.
+        Order and types.
     least : tuple[int, int]
-        events of a user, events of an item; 0: any number.
+        Events of a user, events of an item; 0: any number.
     base : Vocabulary | None
-        ids that stay in any case.
+        Ids that stay in any case.
     """
     items = union([summary.items for summary in summaries])
     encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), ray.put(items)
@@ -86,15 +86,15 @@ def find_core(
     Parameters
     ----------
     pairs : Sequence[Any]
-        references to (user, item) int32 columns of every bucket, user = place in the bucket's ``users``.
+        References to (user, item) int32 columns of every bucket, user = place in the bucket's ``users``.
     users : Sequence[pa.Array]
-        the users of every bucket.
+        The users of every bucket.
     items : pa.Array
-        all items, item = place in it.
+        All items, item = place in it.
     least : tuple[int, int]
-        events of a user, events of an item.
+        Events of a user, events of an item.
     kept : tuple[Any, Any]
-        ids of users and of items that stay in any case; None: none.
+        Ids of users and of items that stay in any case; None: none.
     """
     counter = task(core_counts, 2)
     stays_N = _is_in(items, kept[1])

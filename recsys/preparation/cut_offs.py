@@ -41,20 +41,20 @@ def cut_offs(
     Parameters
     ----------
     split : SplitConfig
-        shares, or given cut-offs.
+        Shares, or given cut-offs.
     encoded : list[list[Any]]
-        references to tables with times, bucket by bucket.
+        References to tables with times, bucket by bucket.
     summaries : list[BucketSummary]
-        of all events.
+        Of all events.
     target_types : tuple[int, ...]
-        that are predicted.
+        That are predicted.
     counted : Counted | None
-        events that ``encoded`` leaves out.
+        Events that ``encoded`` leaves out.
 
     Raises
     ------
     DataError
-        they leave no validation.
+        They leave no validation.
         OutOfReach: a cut-off lies before ``counted.before``.
     """
     counter = task(time_bins)

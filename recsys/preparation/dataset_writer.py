@@ -139,12 +139,12 @@ class Destination:
     Attributes
     ----------
     folder
-        where to write now.
+        Where to write now.
 
     Raises
     ------
     DataError
-        there is something at the place that is not a prepared dataset, and would be lost.
+        There is something at the place that is not a prepared dataset, and would be lost.
     """
 
     def __init__(self, root: str, aside: bool | None = None) -> None:
@@ -174,7 +174,7 @@ class Destination:
         Raises
         ------
         ArtifactError
-            another process is writing to the same place of an object store.
+            Another process is writing to the same place of an object store.
         """
         with nullcontext() if self._aside else self._locked(), self._written() as folder:
             yield folder

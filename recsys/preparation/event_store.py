@@ -71,7 +71,7 @@ class Kept:
         Parameters
         ----------
         of : Rows | None
-            which rows of a batch, by its column of users; None: all.
+            Which rows of a batch, by its column of users; None: all.
         """
         names = [part_name(self.bucket, reading) for reading in self.readings]
         tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]

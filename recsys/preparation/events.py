@@ -120,7 +120,7 @@ class EventRules:
         Raises
         ------
         ConfigError
-            types of text without their column (or the reverse), a type that is said to be both, context
+            Types of text without their column (or the reverse), a type that is said to be both, context
             columns that contradict each other or the columns of the events, or an impossible window of time.
         """
         text = config.text
@@ -263,18 +263,18 @@ def gather_bucket(
     Parameters
     ----------
     rules : EventRules
-        which events are what.
+        Which events are what.
     known_items : pa.Array | None
-        ids of the table of items; None: any item is known.
+        Ids of the table of items; None: any item is known.
     parts
-        rows that were read.
+        Rows that were read.
     keeper : Keeper | None
-        where the good rows are kept for a later append.
+        Where the good rows are kept for a later append.
     earlier : Kept | None
-        rows of the dataset that is appended to, before those of ``parts``. Those whose item it did not know
+        Rows of the dataset that is appended to, before those of ``parts``. Those whose item it did not know
         are judged again.
     whole : bool
-        whether its good rows are gathered as well.
+        Whether its good rows are gathered as well.
     """
     read = sum(part.num_rows for part in parts)
     waiting = earlier.unknown() if earlier is not None else None
@@ -358,15 +358,15 @@ def encode_bucket(
     Parameters
     ----------
     good : pa.Table
-        rows of :func:`gather_bucket`.
+        Rows of :func:`gather_bucket`.
     coding : Coding
-        order and types.
+        Order and types.
     users : pa.Array
-        the bucket's users, with their dense ids in ``dense_users``.
+        The bucket's users, with their dense ids in ``dense_users``.
     item_ids : pa.Array
-        all items, dense.
+        All items, dense.
     num_counted : int
-        rows at the start whose duplicates were reported before.
+        Rows at the start whose duplicates were reported before.
 
     Returns
     -------
@@ -477,17 +477,17 @@ class Reading:
     Attributes
     ----------
     number : int
-        of this reading, from 0.
+        Of this reading, from 0.
     first_file : int
-        how many files were read before.
+        How many files were read before.
     folder : Folder | None
-        where the rows are kept; None: nowhere.
+        Where the rows are kept; None: nowhere.
     earlier : Folder | None
-        folder of the dataset that is appended to.
+        Folder of the dataset that is appended to.
     whole : bool
-        whether its good rows are gathered as well.
+        Whether its good rows are gathered as well.
     goes_on : bool
-        whether an earlier dataset says which columns events have.
+        Whether an earlier dataset says which columns events have.
     """
 
     number: int = 0

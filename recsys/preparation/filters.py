@@ -47,7 +47,7 @@ class EventFilters:
         Raises
         ------
         ConfigError
-            a time cannot be read, or the window is empty.
+            A time cannot be read, or the window is empty.
         """
         first = parse_time(config.from_, "data.from") if config.from_ else _ALWAYS
         end = parse_time(config.until, "data.until") if config.until else NEVER

@@ -53,19 +53,19 @@ def finetune(
     Parameters
     ----------
     folder : Folder
-        of the dataset, whose histories are written.
+        Of the dataset, whose histories are written.
     shards : Sequence[str]
-        names of the histories.
+        Names of the histories.
     texts : Sequence[str | None]
-        of the items in dense order.
+        Of the items in dense order.
     ordered : bool
-        whether histories have an order.
+        Whether histories have an order.
     config : TextConfig
-        the language model and ``finetune``.
+        The language model and ``finetune``.
     seed : int
-        fixes pairs, batches and weights.
+        Fixes pairs, batches and weights.
     progress : Callable[[str], None]
-        gets the gain.
+        Gets the gain.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def finetune(
     Raises
     ------
     ConfigError
-        peft or the language model is missing.
+        Peft or the language model is missing.
     """
     options = config.finetune
     has_text_N = ray.put(np.array([text is not None for text in texts]))

@@ -83,22 +83,22 @@ def forget_users(
     Parameters
     ----------
     dataset : PreparedDataset
-        as it is.
+        As it is.
     gone : Sequence[int] | Array
-        dense ids.
+        Dense ids.
     forgotten : Forgotten
-        the list with them on it, from which the content hash follows.
+        The list with them on it, from which the content hash follows.
     config : Config
-        for the language model, where texts must be read again; Ray is needed then.
+        For the language model, where texts must be read again; Ray is needed then.
     mentions : Callable[[str], bool]
-        whether the raw text of a bad row is about one of them.
+        Whether the raw text of a bad row is about one of them.
 
     Raises
     ------
     ArtifactError
-        the dataset was made by a release that cannot be rewritten.
+        The dataset was made by a release that cannot be rewritten.
     DataError
-        the audit refuses the result; the dataset is as it was.
+        The audit refuses the result; the dataset is as it was.
     """
     gone = np.unique(np.asarray(gone, dtype=np.int64))
     numbering = Renumbering.without(dataset.num_users, gone)

@@ -48,7 +48,7 @@ class FactRules:
         Raises
         ------
         ConfigError
-            a column is not there, or cannot be a fact.
+            A column is not there, or cannot be a fact.
         """
         ids = (schema.ITEM_ID, schema.ENTITY_ID)
         known = [name for name in features.column_names if name not in ids]
@@ -190,7 +190,7 @@ def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
     Raises
     ------
     DataError
-        with the ids of both.
+        With the ids of both.
     """
     entities = files["items/entities.parquet"].column("entity")
     if entities.null_count < len(entities):

@@ -45,9 +45,9 @@ class Guard:
         Raises
         ------
         ConfigError
-            the key of ``data.pseudonymise`` is not where it should be.
+            The key of ``data.pseudonymise`` is not where it should be.
         ArtifactError
-            the list of forgotten users is damaged.
+            The list of forgotten users is damaged.
         """
         Pseudonyms.of(config.data.pseudonymise)
         here = Forgotten.read(list_place(config))
@@ -67,7 +67,7 @@ class Guard:
         Raises
         ------
         ConfigError
-            the dataset that is appended to has the pseudonyms of another key, or none.
+            The dataset that is appended to has the pseudonyms of another key, or none.
         """
         key, known = Pseudonyms.of(self.pseudonyms), before.manifest.pseudonyms.get("check", "")
         if (key.check if key else "") != known:

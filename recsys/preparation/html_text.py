@@ -22,7 +22,7 @@ def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
     Raises
     ------
     ConfigError
-        a column is not there, or holds no texts.
+        A column is not there, or holds no texts.
     """
     for name in columns:
         if name not in features.column_names:

@@ -42,7 +42,7 @@ def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, li
     Raises
     ------
     ConfigError
-        the model cannot be found, or is no vision model.
+        The model cannot be found, or is no vision model.
     """
     settings, num_tasks, num_gpus = _settings(config)
     cache = VectorCache(

@@ -28,7 +28,7 @@ def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Seq
     Raises
     ------
     ConfigError
-        a wanted column is not there.
+        A wanted column is not there.
     """
     columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
     unknown = [name for name in wanted or () if name not in columns]
@@ -63,13 +63,13 @@ def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | No
     Parameters
     ----------
     features : pa.Table
-        items in dense order.
+        Items in dense order.
     fields : Sequence[str]
-        columns of ``features``.
+        Columns of ``features``.
     terms : pa.Table | None
-        item (dense), terms.
+        Item (dense), terms.
     label : str
-        the column that the terms come from.
+        The column that the terms come from.
     """
     pieces = [_as_text(features.column(name)) for name in fields]
     if terms is not None and terms.num_rows:
@@ -100,7 +100,7 @@ def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str]
     Raises
     ------
     ConfigError
-        a column is not there, or the event column is in no group.
+        A column is not there, or the event column is in no group.
     """
     if not config.groups:
         return {

@@ -74,16 +74,16 @@ def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping
     Parameters
     ----------
     items : pa.Table | None
-        the good rows, with provenance.
+        The good rows, with provenance.
     config : ItemMediaConfig
-        columns and images.
+        Columns and images.
     folders : Mapping[str, str]
-        file of the source (its name, as in the provenance) → its folder, where relative paths start.
+        File of the source (its name, as in the provenance) → its folder, where relative paths start.
 
     Raises
     ------
     ConfigError
-        a column is not there, holds no vectors or paths, or no item has the medium; no vision model.
+        A column is not there, holds no vectors or paths, or no item has the medium; no vision model.
     """
     columns = [] if items is None else items.column_names
     for name in media_columns(config):
@@ -128,7 +128,7 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
     Raises
     ------
     ConfigError
-        the column holds something else, or no vector.
+        The column holds something else, or no vector.
     """
     lengths_R, values_V = _numbers(items.column(column), f"data.media.columns.{name}: the column {column!r}")
     starts_R = np.cumsum(lengths_R) - lengths_R
@@ -218,7 +218,7 @@ def image_paths(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str
     Raises
     ------
     ConfigError
-        the column is not there or holds no texts.
+        The column is not there or holds no texts.
     """
     kind = items.schema.field(config.column).type if config.column in items.column_names else None
     if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -54,27 +54,27 @@ def prepare(
     Parameters
     ----------
     config : Config
-        the sections ``data`` and ``run`` and the seed are read.
+        The sections ``data`` and ``run`` and the seed are read.
     progress : Progress
-        gets one line a step.
+        Gets one line a step.
     source : SourceAdapter | None
-        instead of the one that ``data.source`` names.
+        Instead of the one that ``data.source`` names.
     base : Vocabulary | None
-        ids whose dense numbers stay; new ones come behind them.
+        Ids whose dense numbers stay; new ones come behind them.
     earlier : PreparedDataset | None
-        a dataset that keeps its events, to which those of files that it has not read are appended; its ids
+        A dataset that keeps its events, to which those of files that it has not read are appended; its ids
         are the ``base``.
     least : Least | None
-        how many events there must be, so that none are forgotten by mistake; None: any number.
+        How many events there must be, so that none are forgotten by mistake; None: any number.
 
     Raises
     ------
     SourceError
-        the source cannot be read.
+        The source cannot be read.
     ConfigError
-        a key contradicts the data, or the dataset that is appended to.
+        A key contradicts the data, or the dataset that is appended to.
     DataError
-        too many bad rows, a part of the split is empty, there are fewer events than ``least`` allows, or
+        Too many bad rows, a part of the split is empty, there are fewer events than ``least`` allows, or
         nothing is new to ``earlier``.
     """
     if source is None:

@@ -144,7 +144,7 @@ class Quarantine:
         Raises
         ------
         DataError
-            with the counts, examples, the place of the bad rows, and the cure.
+            With the counts, examples, the place of the bad rows, and the cure.
         """
         for reason, key in self._refused.items():
             if count := self.dropped[table][reason]:

@@ -85,17 +85,17 @@ def write_shard(
     text : pa.Table
         :data:`~recsys.preparation.events.TEXT_SCHEMA`, rows of text about items by the same users.
     folder : Folder
-        of the dataset.
+        Of the dataset.
     index : int
-        of the shard.
+        Of the shard.
     rules : ShardRules
-        split, seed, number of parts that the terms are dealt to.
+        Split, seed, number of parts that the terms are dealt to.
     users : pa.Array
-        all external user ids, dense.
+        All external user ids, dense.
     items : pa.Array
-        all external item ids, dense.
+        All external item ids, dense.
     ending : str
-        of the file's name, before the extension.
+        Of the file's name, before the extension.
 
     Returns
     -------
@@ -315,7 +315,7 @@ def with_context(
     Raises
     ------
     DataError
-        a category with too many values.
+        A category with too many values.
     """
     columns = base.context if base is not None else ()
     if columns and tuple(column.name for column in columns) == tuple(event_rules.context):

@@ -150,7 +150,7 @@ def encode_texts(
     Raises
     ------
     ConfigError
-        the model cannot be found.
+        The model cannot be found.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
     namespace = f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
