@@ -89,7 +89,7 @@ def test_two_test_events_of_a_user_in_leave_last(dataset: PreparedDataset) -> No
 
 def test_a_user_in_two_rows(dataset: PreparedDataset) -> None:
     change(dataset, "histories/part-00001.parquet", with_column("user", [0, 3]))
-    refused(dataset, "ids", "1 users of histories/part-00001.parquet have another row")
+    refused(dataset, "ids", "1 users of histories/part-00001.parquet have a second row")
     change(dataset, "histories/part-00001.parquet", with_column("user", [1, 9]))
     refused(dataset, "ids", "1 users, items or splits")
 
@@ -226,7 +226,7 @@ def test_prepare_leaves_nothing_that_the_audit_refuses(tmp_path: Path, monkeypat
     """The cuts of newcomers are made by what the manifest says; a manifest that says otherwise is refused."""
     monkeypatch.setattr(Newcomers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
     split = {"kind": "leave-last", "cold_users": 0.01}
-    with pytest.raises(DataError, match="the audit of .* refuses it, check cold users"):
+    with pytest.raises(DataError, match="the audit refuses .*, check cold users"):
         prepare(config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", TIMED)))
     assert not (tmp_path / "dataset").exists()
 

@@ -94,7 +94,7 @@ def test_prepare_codes_context_by_training_events_alone(tmp_path: Path) -> None:
     ("data", "message"),
     [
         ({"context": ["wether"], "context_numbers": []}, "data.context: 'wether' is not a column of the events"),
-        ({"context": ["value"], "context_numbers": []}, "'value' is a column that every event has"),
+        ({"context": ["value"], "context_numbers": []}, "'value' is a standard column of events"),
         ({"context_numbers": ["heat"]}, "'heat' is not in data.context, which has: warmth, weather"),
     ],
 )

@@ -215,7 +215,7 @@ def test_the_gain_is_positive_on_a_planted_world(ray_local: None, tiny_bert: Pat
     dataset = run(tmp_path, tiny_bert, lines, 400, 24, steps=300, batch_size=64)
     told = dataset.manifest.text["finetune"]
     assert told["kept"] and told["after"]["ndcg@20"] > 1.3 * told["before"]["ndcg@20"], told
-    assert told["loss_last"] < told["loss_first"] and any("fine-tuning: text alone" in line for line in lines)
+    assert told["loss_last"] < told["loss_first"] and any("fine-tuning: text only" in line for line in lines)
     adapter = Adapter.read(Path(dataset.root) / "text/adapter")
     assert adapter.digest == told["adapter"]
     texts = dataset.features.column("text").to_pylist()[:5]

@@ -302,5 +302,5 @@ def test_filters_act_before_the_split_and_are_reported(tmp_path: Path, ray_local
     assert dataset.manifest.dropped == {"events": dropped} and dataset.manifest.counts["test"] == 4
     assert any(line.startswith("read events: 19 rows, 0 quarantined, 3 dropped (") for line in lines)
     nothing = config(num_shards=2, **{**rules, "min_item_events": 5, "dir": str(tmp_path / "none")})
-    with pytest.raises(DataError, match="no event is left of 19: .*data.min_item_events"):
+    with pytest.raises(DataError, match="the filters leave none of 19 events: .*data.min_item_events"):
         prepare(nothing, lines.append, source)

@@ -158,7 +158,7 @@ def test_a_training_query_reads_its_own_past_only(tmp_path: Path, max_history: i
 
 def test_unordered_training_reads_a_text_without_the_hidden_fold(tmp_path: Path) -> None:
     dataset = world(tmp_path, ordered=False, folds=2)
-    with pytest.raises(ConfigError, match=r"train.hide_history 0.3 hides other events .* set it 0.5"):
+    with pytest.raises(ConfigError, match=r"train.hide_history 0.3 does not hide the events .* set it to 0.5"):
         TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 20, 0.3, 1.0, 10**6, 0, user_texts=True))
     loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 20, 0.5, 1.0, 10**6, 0, user_texts=True))
     texts = dataset.user_texts(Split.TRAIN)
