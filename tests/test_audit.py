@@ -141,7 +141,9 @@ def test_times_and_friendships_against_the_cut_offs(tmp_path: Path) -> None:
     change(dataset, "histories/part-00000.parquet", with_column("times", times))
     refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the end")
     change(dataset, "histories/part-00000.parquet", with_column("times", [[DAY, 2 * DAY, 3 * DAY, 3 * DAY]]))
-    refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are earlier than the start of their split")
+    refused(
+        dataset, "order of parts", "1 events in histories/part-00000.parquet are earlier than the start of their split"
+    )
 
 
 @pytest.mark.parametrize("ordered", [True, False])
