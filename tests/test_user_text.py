@@ -215,7 +215,7 @@ def test_signal_that_is_only_in_the_text_is_learned(tmp_path: Path, one_thread: 
 
 
 def _hits(model: Any, queries: Any) -> Any:
-    """Share of queries whose only target has the highest score."""
+    """Whether the only target has the highest score: one float64 per query."""
     return (model.scores(queries).argmax(1).numpy() == queries.target_items).astype(np.float64)
 
 

@@ -133,7 +133,20 @@ class Profiles:
 
 
 def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
-    """Encode the rows of a table of users or items, in its order."""
+    """Encode the rows of a table of users or items, in its order.
+
+    Parameters
+    ----------
+    table : pa.Table
+        Rows of users or items, with a column for every field.
+    fields : Sequence[Field]
+        The fitted fields.
+
+    Returns
+    -------
+    AttributeRows
+        Codes [X, S] int32 and values [X, M] float32.
+    """
     codes, values = [np.zeros((len(table), 0), dtype=np.int32)], [np.zeros((len(table), 0), dtype=np.float32)]
     for field in fields:
         column = table.column(field.name)

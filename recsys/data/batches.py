@@ -119,6 +119,15 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
 
     Of rows longer than ``max_history + 1`` only the last events are used; see
     ``Histories.windows``.
+
+    Parameters
+    ----------
+    histories : Histories
+        Ordered histories.
+    max_history : int
+        Most events that a query sees.
+    rows : Array
+        Positions of the users of the batch: [U] int64.
     """
     chosen = histories.take(rows)
     lengths = np.minimum(chosen.lengths_U, max_history + 1)
@@ -150,6 +159,17 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
 def whole_history(histories: Histories, max_history: int, rows: Array, hidden: Hidden) -> Batch:
     """Unordered training: one query per user. Every event of a predicted type is a target, also the
     hidden ones.
+
+    Parameters
+    ----------
+    histories : Histories
+        Histories without order.
+    max_history : int
+        Most events that a query sees.
+    rows : Array
+        Positions of the users of the batch: [U] int64.
+    hidden : Hidden
+        The events that queries do not see.
     """
     chosen = histories.take(rows)
     visible = chosen

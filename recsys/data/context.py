@@ -108,6 +108,15 @@ def number_codes(values: Array, mean: float, std: float) -> Array:
 def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | None, where: str) -> Array:
     """The context of one event or request: [C] int16, missing where ``given`` has no value.
 
+    Parameters
+    ----------
+    columns : Sequence[ContextColumn]
+        The model's context columns.
+    given : dict[str, Any] | None
+        Values by column; None: no context.
+    where : str
+        Beginning of error messages.
+
     Raises
     ------
     RequestError

@@ -52,8 +52,17 @@ class Foresight:
 
 
 def foresight(dataset: PreparedDataset) -> Foresight | None:
-    """How far the test targets of a leave-last split spread in time; None for other splits, for
-    data without times, and where the targets are close together.
+    """How far the test targets of a leave-last split spread in time.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset; its shards are read until there are enough targets.
+
+    Returns
+    -------
+    Foresight | None
+        None for other splits, for data without times, and where the targets are close together.
     """
     if dataset.manifest.split.get("kind") != "leave-last" or not dataset.manifest.timed:
         return None

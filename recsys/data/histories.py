@@ -120,7 +120,18 @@ class Histories:
         return rows, np.maximum(ends - size, 0), ends
 
     def queries(self, target: Split) -> Queries:
-        """The queries at a split, one per user with targets in it; they see earlier splits only."""
+        """The queries at a split, one per user with targets in it; they see earlier splits only.
+
+        Parameters
+        ----------
+        target : Split
+            The split of the targets. At ``VALID`` the ``VALID_ALONE`` events are targets as well.
+
+        Returns
+        -------
+        Queries
+            Time and context of a query are those of its earliest and its first target.
+        """
         is_target_E = self._are_targets_E(target)
         rows = np.flatnonzero(
             np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0)

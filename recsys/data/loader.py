@@ -66,6 +66,19 @@ def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> boo
 class TrainingLoader:
     """Batches of a prepared dataset's events through a split.
 
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    through : Split
+        The last split to train on.
+    config : LoaderConfig
+        Settings of the batches.
+    rank : int
+        Number of this worker, from 0.
+    world_size : int
+        Number of workers.
+
     Raises
     ------
     DataError

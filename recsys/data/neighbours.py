@@ -50,6 +50,20 @@ class Lists:
         neighbours is in it with probability f/d, so weights of d/f estimate any sum over the
         neighbours without bias; f ≥ d takes all. The start is a hash of seed and node, so the
         sample of a node does not depend on the other nodes.
+
+        Parameters
+        ----------
+        nodes : Array
+            Nodes of this side: int64.
+        fanout : int
+            Largest sample of a node.
+        seed : int
+            Seed of the starts.
+
+        Returns
+        -------
+        tuple[Array, Array, Array]
+            Position in ``nodes`` (int64), neighbour (int64) and weight (float64) of every sampled edge.
         """
         degree = self.degree_X[nodes]
         size = np.minimum(degree, fanout)
@@ -86,7 +100,17 @@ class Neighbours:
 
     @staticmethod
     def of(edges: Callable[[], Edges], num_users: int, num_items: int) -> Neighbours:
-        """The graph of edges that arrive in parts; ``edges`` is called twice."""
+        """The graph of edges that arrive in parts.
+
+        Parameters
+        ----------
+        edges : Callable[[], Edges]
+            Yields the edges in parts; it is called twice and must yield the same edges.
+        num_users : int
+            Number of users.
+        num_items : int
+            Number of items.
+        """
         degree_V, degree_N = np.zeros(num_users, dtype=np.int64), np.zeros(num_items, dtype=np.int64)
         for users_E, items_E in edges():
             degree_V += np.bincount(users_E, minlength=num_users)

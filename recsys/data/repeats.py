@@ -15,6 +15,15 @@ _MANY: Final = 0.1  # share of users above which the setting is probably wrong
 def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     """One line for the console; empty where no user is left out.
 
+    Parameters
+    ----------
+    part : str
+        Name of the split.
+    num_left_out : int
+        Number of users without a target that counts.
+    num_users : int
+        Number of users with targets.
+
     >>> repeats_line("test", 37, 40)[:62]
     'warning: 37 of 40 test users have only targets that they had b'
     >>> repeats_line("test", 0, 40)

@@ -12,7 +12,20 @@ from torch import Tensor
 
 
 def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
-    """Rows whitened by their own statistics: [N, W], see :class:`Whitening`."""
+    """Whiten rows by their own statistics.
+
+    Parameters
+    ----------
+    text_NT : Tensor
+        Vectors, zero rows without a text.
+    num_directions : int
+        Number of leading directions; 0 only centres.
+
+    Returns
+    -------
+    Tensor
+        Whitened rows [N, W] float32, see :class:`Whitening`.
+    """
     return Whitening.of(text_NT, num_directions)(text_NT)
 
 

@@ -150,6 +150,15 @@ def load_language_model(name: str, allow_download: bool, adapter: Adapter | None
     """Tokenizer and model (float32, CPU, evaluation mode), with the folder's and the given adapter
     merged in.
 
+    Parameters
+    ----------
+    name : str
+        A packaged model, a folder, or a hub model, see :func:`resolve_model`.
+    allow_download : bool
+        Whether a hub model may be downloaded.
+    adapter : Adapter | None
+        An adapter to merge into the model, after that of the folder.
+
     Raises
     ------
     ConfigError
@@ -216,10 +225,20 @@ class TextEncoder:
         return int(self._model.config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """Unit vectors of the texts, in their order: [N, T] float16.
+        """Unit vectors of the texts, in their order.
 
         Texts are encoded longest first in batches of similar lengths, so that batches have little
         padding.
+
+        Parameters
+        ----------
+        texts : Sequence[str]
+            Texts; tokens beyond ``max_tokens`` are cut.
+
+        Returns
+        -------
+        Array
+            [N, T] float16.
         """
         vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
         if not texts:

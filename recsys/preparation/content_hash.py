@@ -33,6 +33,15 @@ def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
     the seed where the split uses it, the files of the language model, and ``base``, the digest of a
     continued vocabulary.
 
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    fingerprint : str
+        Fingerprint of the source.
+    base : str
+        Digest of the vocabulary or content hash of the dataset that is continued; empty: none.
+
     Raises
     ------
     ConfigError

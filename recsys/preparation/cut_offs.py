@@ -53,6 +53,11 @@ def cut_offs(
     counted : Counted | None
         Events that are not in ``encoded``.
 
+    Returns
+    -------
+    tuple[int, int]
+        First microsecond of validation and first microsecond of test.
+
     Raises
     ------
     DataError

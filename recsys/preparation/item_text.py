@@ -73,6 +73,17 @@ def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: A
     """Write ``items/text_vectors.parquet``: ``vector`` (G·T float16 numbers, zero where a group has
     no text) and ``has_text``.
 
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    text : ItemText
+        Texts of the items.
+    config : TextConfig
+        The language model and the cache.
+    adapter : Adapter | None
+        Adapter of a fine-tuned language model.
+
     Returns
     -------
     dict[str, Any]

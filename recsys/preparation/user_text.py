@@ -88,6 +88,21 @@ def write_user_texts(
     """Compose texts in tasks, encode them, and write ``users/texts.parquet`` and
     ``users/text_vectors.parquet``.
 
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset; its histories are written already.
+    shards : Sequence[str]
+        Names of the shards.
+    titles : Sequence[str]
+        Titles of the items in dense order.
+    rules : TextRules
+        How texts are composed.
+    config : TextConfig
+        The language model and the cache.
+    adapter : Adapter | None
+        Adapter of a fine-tuned language model.
+
     Returns
     -------
     dict[str, Any]

@@ -149,7 +149,14 @@ def encode_texts(
     """Vectors of the texts ([N, T] float16, zero rows for None), and the numbers of distinct texts
     encoded and cached.
 
-    ``adapter`` is merged into the language model.
+    Parameters
+    ----------
+    texts : Sequence[str | None]
+        Texts; None: no text.
+    config : TextConfig
+        The language model and the cache.
+    adapter : Adapter | None
+        Adapter that is merged into the language model.
 
     Raises
     ------
