@@ -50,7 +50,8 @@ def write_days(folder: Path, seed: int = 0) -> list[Path]:
             kind, weather = ("buy", "rain") if random.random() < 0.4 else ("view", "sun")
             value = int(random.integers(1, 6))
             row = f"u{user},i{item},{time}.25,{kind},{value},{weather if random.random() < 0.9 else ''}"
-            rows[day if random.random() > 0.05 else NUM_DAYS - 1].append(row)  # late: in the last file
+            # late: in the last file
+            rows[day if random.random() > 0.05 else NUM_DAYS - 1].append(row)
         rows[day] += rows[day - 1][:10] if day else []  # overlap
         rows[day].append(f",i1,{1_600_000_000 + day * DAY},view,1,sun")  # without a user
     head = "user_id,item_id,timestamp,event_type,value,weather\n"

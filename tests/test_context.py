@@ -50,7 +50,7 @@ def test_sum_of_tallies_equals_the_tally_of_all() -> None:
         tally(many, "x", is_number=False)
 
 
-# ---------------------------------------------------------------------------------------------------------- prepare
+# ------------------------------------------------------------------------------------------ prepare
 
 CSV = """user_id,item_id,timestamp,weather,warmth
 anna,a,10, sun ,10
@@ -105,7 +105,7 @@ def test_invalid_context_settings_are_refused(tmp_path: Path, data: dict[str, An
         prepare(config(tmp_path, **data), lambda _: None)
 
 
-# ---------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 def test_batches_carry_context_of_events_and_of_the_target() -> None:
@@ -128,7 +128,7 @@ def test_histories_with_and_without_context_are_concatenated() -> None:
     assert Histories.concat([coded, plain]).context_EC.tolist() == [[1], [1], [0], [0]]
 
 
-# ----------------------------------------------------------------------------------------------------- planted worlds
+# ----------------------------------------------------------------------------------- planted worlds
 
 GROUPS, SIZE, LENGTH = 4, 8, 10
 COLUMNS = (ContextColumn("weather", ("a", "b", "c", "d")), ContextColumn("warmth", None))
@@ -184,7 +184,7 @@ def test_random_context_does_not_lower_recall(tmp_path: Path) -> None:
     assert compare(ndcg(model, queries), ndcg(plain, queries), 500, 0).high > 0
 
 
-# ---------------------------------------------------------------------------------------------------------- serving
+# ------------------------------------------------------------------------------------------ serving
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def settings(model: Path, cache: Path | str = "", **finetune: Any) -> TextConfig
     return TextConfig(model=str(model), max_tokens=16, dtype="float32", cache_dir=str(cache), finetune=options)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------------------ pairs
+# -------------------------------------------------------------------------------------------- pairs
 
 
 def events(parts: list[str]) -> Histories:
@@ -110,7 +110,7 @@ def test_retrieval_by_hand() -> None:
     assert found == {"recall@20": 1.0, "ndcg@20": pytest.approx(0.75)}
 
 
-# ---------------------------------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------------------- adapters
 
 
 def trained(model: Path, seed: int = 0) -> tuple[Adapter, list[float]]:
@@ -179,7 +179,7 @@ def test_cache_separates_adapters(ray_local: None, tiny_bert: Path, tmp_path: Pa
     assert encode_texts(["a0x b1y"], chosen, adapter)[1] == {"encoded": 0, "cached": 1}
 
 
-# ---------------------------------------------------------------------------------------------------------- prepare
+# ------------------------------------------------------------------------------------------ prepare
 
 
 def planted(users: int, items_a_topic: int) -> tuple[pa.Table, pa.Table]:

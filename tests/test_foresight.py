@@ -33,7 +33,8 @@ def test_targets_years_apart_are_reported_with_dates(tmp_path) -> None:
     found = foresight(dataset(tmp_path, list(range(10, 411, 4))))
     assert found is not None
     assert found.share == pytest.approx(0.9 * 400 / 409, abs=0.001)  # day 1 to day 410
-    assert (found.since, found.until) == ("1970-01-31", "1971-01-26")  # 5 % of 400 days off both ends
+    # 5 % of 400 days off both ends
+    assert (found.since, found.until) == ("1970-01-31", "1971-01-26")
     assert "data.split.kind temporal" in found.note and "88%" in found.note
 
 

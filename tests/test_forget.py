@@ -49,7 +49,7 @@ from tests.training_here import training_here
 Captured = pytest.CaptureFixture[str]
 GONE = ("person-007", "person-021")
 
-# --------------------------------------------------------------------------------------------------------- the story
+# ---------------------------------------------------------------------------------------- the story
 
 
 def _write_world(folder: Path) -> Path:
@@ -243,7 +243,7 @@ def test_version_of_another_run_folder_is_named_and_deleted_on_request(
     assert found == [], "its report and model are gone from the artefacts"
 
 
-# ------------------------------------------------------------------------------------------------------- the dataset
+# -------------------------------------------------------------------------------------- the dataset
 
 
 def test_last_users_get_the_ids_of_forgotten_users() -> None:
@@ -432,7 +432,7 @@ def test_text_vectors_are_deleted_from_the_cache(tmp_path: Path) -> None:
     assert len(cache.load(text_keys(["a", "b", "c"], "some-model"))) == 2
 
 
-# -------------------------------------------------------------------------------------------------------- the search
+# --------------------------------------------------------------------------------------- the search
 
 
 def _traces(*names: str) -> Traces:
@@ -555,7 +555,7 @@ def test_history_is_found_without_an_id(tmp_path: Path) -> None:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- membership
+# --------------------------------------------------------------------------------------- membership
 
 
 def test_separation_is_the_share_of_ordered_pairs() -> None:

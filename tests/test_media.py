@@ -110,7 +110,7 @@ def test_a_dataset_without_media_has_none(ray_local: None, tmp_path: Path) -> No
         prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS)))
 
 
-# ----------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,8 @@ def test_vectors_equal_the_output_of_the_model(vision_model: Path, pictures: Pat
     pixels = AutoImageProcessor.from_pretrained(vision_model)(images=images, return_tensors="pt")
     with torch.inference_mode():
         output = AutoModel.from_pretrained(vision_model)(**pixels)
-    expected = {"auto": output.pooler_output, "mean": output.last_hidden_state[:, 1:].mean(1)}  # 0 is the class token
+    # 0 is the class token
+    expected = {"auto": output.pooler_output, "mean": output.last_hidden_state[:, 1:].mean(1)}
     for pooling, vectors in expected.items():
         found = encoder(vision_model, pooling).encode(images)
         assert found.dtype == np.float16

@@ -33,7 +33,8 @@ def dataset(tmp_path: Path) -> PreparedDataset:
     random = np.random.default_rng(5)
     histories: list[list[Event]] = []
     for user in range(USERS):
-        items = random.permutation(ITEMS - 1)[: random.integers(4, 14)].tolist()  # no user has the last item
+        # no user has the last item
+        items = random.permutation(ITEMS - 1)[: random.integers(4, 14)].tolist()
         items += items[:1] * (user % 2)  # a repeated item is one edge
         parts = [Split.TRAIN] * (len(items) - 2) + [Split.VALID, Split.TEST]
         histories.append([(item, 0, at * DAY, part) for at, (item, part) in enumerate(zip(items, parts, strict=True))])

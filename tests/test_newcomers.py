@@ -52,7 +52,8 @@ def test_cold_users_depend_on_id_and_seed_only() -> None:
     shuffled = np.random.default_rng(0).permutation(20_000)
     assert np.array_equal(Newcomers(0.2, 3, 7).among(ids.take(pa.array(shuffled))), cold[shuffled])
     assert not np.array_equal(Newcomers(0.2, 3, 8).among(ids), cold)
-    assert Newcomers(0.4, 3, 7).among(ids)[cold].all()  # a larger share includes the users of a smaller one
+    # a larger share includes the users of a smaller one
+    assert Newcomers(0.4, 3, 7).among(ids)[cold].all()
 
 
 def test_cold_validation_event_is_a_target_and_never_visible() -> None:

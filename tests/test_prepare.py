@@ -309,7 +309,8 @@ def test_without_an_order_events_are_not_sorted_by_item_name(tmp_path: Path) -> 
     assert orders[0] == orders[1]
     u, v = orders[0]["u"], orders[0]["v"]
     assert sorted(u) == sorted(v) == names and u != v
-    assert 5 <= len(set(u[:20]) & set(names[:20])) <= 15  # half a history has items from the whole alphabet
+    # half a history has items from the whole alphabet
+    assert 5 <= len(set(u[:20]) & set(names[:20])) <= 15
     held_out = [position for position, (_, part) in enumerate(found["u"]) if part == "test"]
     assert min(held_out) < 20 <= max(held_out)  # the order does not depend on the split
 

@@ -43,7 +43,7 @@ def items_of(good: pa.Table) -> list[str]:
     return good.column(schema.ITEM_ID).to_pylist()
 
 
-# ------------------------------------------------------------------------------------------------------ filters
+# ------------------------------------------------------------------------------------------ filters
 
 
 def test_time_window_includes_its_start_and_excludes_its_end() -> None:
@@ -101,7 +101,7 @@ def test_events_of_unknown_items_follow_the_setting(
     assert manifest.dropped == ({"events": {"unknown item": dropped}} if dropped else {})
 
 
-# --------------------------------------------------------------------------------------------------- duplicates
+# --------------------------------------------------------------------------------------- duplicates
 
 
 @pytest.mark.parametrize(("policy", "events"), [("drop", 2), ("keep", 3)])
@@ -145,7 +145,8 @@ def test_refused_rows_stop_prepare(
 def test_negative_weights_self_loops_and_unknown_friends_are_counted_separately() -> None:
     pairs = {"src_user_id": ["a", "a", "a", "a", "b"], "dst_user_id": ["b", "a", "x", "b", "a"]}
     raw = pa.table({**pairs, "weight": ["-1", "1", "1", "heavy", "2"]})
-    layout = pickle.loads(pickle.dumps(Layout(schema.SOCIAL)))  # as a task gets it: a copy of the schema
+    # as a task gets it: a copy of the schema
+    layout = pickle.loads(pickle.dumps(Layout(schema.SOCIAL)))
     checked = check_rows(raw, layout)
     provenance = {schema.FILE: ["f"] * 5, schema.ROW: list(range(5)), schema.RAW: pa.array(["raw"] * 5)}
     for name, values in provenance.items():
@@ -157,7 +158,7 @@ def test_negative_weights_self_loops_and_unknown_friends_are_counted_separately(
     assert part.num_rows == 1 and (report.known, report.unknown) == ({"a", "b"}, {"x"})
 
 
-# ------------------------------------------------------------------------------------------------------- k-core
+# ------------------------------------------------------------------------------------------- k-core
 
 
 def by_hand(pairs: set[tuple[str, str]], user: int, item: int) -> set[tuple[str, str]]:
@@ -214,7 +215,7 @@ def test_ids_of_the_parent_model_stay_in_the_core(monkeypatch: pytest.MonkeyPatc
     assert alone.users[0].to_pylist() == ["new"]
 
 
-# ------------------------------------------------------------------------------------------------------ overlap
+# ------------------------------------------------------------------------------------------ overlap
 
 
 @pytest.mark.parametrize(("side", "events", "cause"), [
@@ -262,7 +263,7 @@ def test_triples_about_no_item_stop_prepare() -> None:
         write_facts(None, features, FactRules(), None, knowledge(("M.1", "is", "red")))  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------ configuration
+# ------------------------------------------------------------------------------------ configuration
 
 
 def test_key_from_works_in_yaml_on_the_command_line_and_in_dumps(tmp_path: Path) -> None:

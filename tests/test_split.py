@@ -60,7 +60,8 @@ def test_given_without_validation_takes_the_latest_training_events_of_ordered_da
     given = np.array([0, 2, 0, 0, 2, 0, 0], dtype=np.uint8)
     plan = SplitPlan("given", valid=0.4)
     assert not plan.random
-    assert parts(plan, given) == [0, 2, 0, 1, 2, 0, 1]  # round(0.4 · 3) = 1 of three, round(0.4 · 2) = 1 of two
+    # round(0.4 · 3) = 1 of three, round(0.4 · 2) = 1 of two
+    assert parts(plan, given) == [0, 2, 0, 1, 2, 0, 1]
     everything = SplitPlan("given", valid=0.9)
     assert parts(everything, np.array([0, 0, 2, 2, 2, 2, 2])) == [
         0,
@@ -116,7 +117,8 @@ def test_hashes_are_the_same_everywhere_and_uniform() -> None:
     assert not np.array_equal(numbers, uniform(ids[:-1], ids[1:], seed=2))
 
 
-KNOWN_HASH_OF_A = 15154452856141135343  # never change it: users would move to other shards, and events to other splits
+# never change it: users would move to other shards, and events to other splits
+KNOWN_HASH_OF_A = 15154452856141135343
 
 
 def test_plan_describes_itself_in_iso_times() -> None:

@@ -94,7 +94,7 @@ def test_text_without_a_fold_names_no_item_of_it() -> None:
     assert set.union(*(set(texts[WHOLE]) - set(texts[fold]) for fold in range(3))) == set(TITLES[:30])
 
 
-# --------------------------------------------------------------------------------------------------- in the dataset
+# ----------------------------------------------------------------------------------- in the dataset
 
 
 def with_texts(folder: Path, dataset: PreparedDataset, made: TextRules, width: int = 6) -> PreparedDataset:
@@ -226,7 +226,7 @@ def test_missing_texts_are_refused_with_the_cure(tmp_path: Path) -> None:
         build_model(training_config(dataset, "both"), dataset, Split.TRAIN)
 
 
-# ------------------------------------------------------------------------------------------------------- at serving
+# --------------------------------------------------------------------------------------- at serving
 
 
 def served(folder: Path, kind: str) -> Recommender:
@@ -238,7 +238,8 @@ def served(folder: Path, kind: str) -> Recommender:
     bundle = read_bundle(folder / "bundle")
     assert bundle.info.user_text["max_items"] == 64
     again, queries = bundle.model, next(dataset.shards()).queries(Split.TEST)
-    torch.testing.assert_close(again.scores(queries), frozen.scores(queries), rtol=0, atol=1e-3)  # float16 item text
+    # float16 item text
+    torch.testing.assert_close(again.scores(queries), frozen.scores(queries), rtol=0, atol=1e-3)
     return Recommender(bundle)
 
 
@@ -292,7 +293,7 @@ def test_equal_histories_give_equal_texts_in_serving() -> None:
     assert texts["found"] == [compose([1, 2, 3, 4], [0, 0, 1, 1], TITLES, rules(max_items=3))]
 
 
-# ---------------------------------------------------------------------------------------------------------- prepare
+# ------------------------------------------------------------------------------------------ prepare
 
 
 def items_table() -> pa.Table:

@@ -129,7 +129,7 @@ class Profiles:
         return Profiles(self.users.to(device), self.items.to(device))
 
 
-# --------------------------------------------------------------------------------------------------------- encoding
+# ----------------------------------------------------------------------------------------- encoding
 
 
 def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
@@ -217,7 +217,7 @@ def _members(column: pa.ChunkedArray) -> tuple[Any, Array]:
     return flat.filter(kept), rows[np.asarray(kept)]
 
 
-# ------------------------------------------------------------------------------------------------------------- fitting
+# ------------------------------------------------------------------------------------------ fitting
 
 
 class FieldSettings(Protocol):
@@ -302,7 +302,8 @@ class FieldFitter:
         low, center, high = np.quantile(known, [0.25, 0.5, 0.75])
         scale = (high - low) / _NORMAL_QUARTILES or float(known.std()) or 1.0
         edges = np.unique(np.quantile(known, np.arange(1, self.config.bins) / max(self.config.bins, 1)))
-        edges = edges[edges > known.min()]  # no value is below the minimum, so that bin would be empty
+        # no value is below the minimum, so that bin would be empty
+        edges = edges[edges > known.min()]
         return Field(name, "number", 1, (), tuple(edges.tolist()), float(center), float(scale))
 
     def _categories(self, name: str, column: pa.ChunkedArray, is_wanted: bool) -> Field | None:
@@ -349,7 +350,7 @@ def tell_apart(table: pa.Table, fields: Sequence[Field]) -> bool:
     return bool((codes_XS != codes_XS[:1]).any())
 
 
-# ------------------------------------------------------------------------------------------------------------ requests
+# ----------------------------------------------------------------------------------------- requests
 
 
 class RequestEncoder:

@@ -143,7 +143,7 @@ class _Auditor(Checks):
             )
         self.home_U[users_U] = number
 
-    # --------------------------------------------------------------------------------------------------- histories
+    # ------------------------------------------------------------------------------------ histories
 
     def _vocabulary(self) -> None:
         """Each id occurs once, and the attribute tables are in the order of the ids."""
@@ -189,7 +189,8 @@ class _Auditor(Checks):
         unused = self.dataset.manifest.forgotten.get("context", {})
         for column, codes in zip(self.dataset.context, self.codes, strict=True):
             known = set(range(UNKNOWN + 1, column.num_codes)) - set(unused.get(column.name, ()))
-            if self.dataset.manifest.inherited_context:  # values of the earlier dataset may occur no more
+            # values of the earlier dataset may occur no more
+            if self.dataset.manifest.inherited_context:
                 known = set()
             if column.values is not None and known - codes:
                 text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are in no training event"
@@ -204,7 +205,7 @@ class _Auditor(Checks):
         self.found.unaudited.append("user_texts")
         return []
 
-    # --------------------------------------------------------------------------------------------------- text, graphs
+    # --------------------------------------------------------------------------------- text, graphs
 
     def _text(self) -> list[str]:
         """Check the rows that item text was made from: none is about a held-out (user, item) pair,

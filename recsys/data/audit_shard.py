@@ -21,7 +21,8 @@ from recsys.data.text_rows import ENTRIES, WHOLE, TextRules, compose
 from recsys.data.titles import item_titles
 from recsys.errors import DataError
 
-_PLACE: Final = np.array([0, 1, 2, 1])  # order of the splits in time, by code: VALID_ALONE (3) is validation
+# order of the splits in time, by code: VALID_ALONE (3) is validation
+_PLACE: Final = np.array([0, 1, 2, 1])
 _SECOND: Final = 1_000_000
 _TEXTS_A_SHARD: Final = 500
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from recsys.data.hashing import spread
 from recsys.data.histories import Array, Histories, Queries
 
-TEXT_ROWS: Final = "text_rows"  # key of Batch.inputs: [B] int64 row of the text of each query's history, -1 without
+# key of Batch.inputs: [B] int64 row of the text of each query's history, -1 without
+TEXT_ROWS: Final = "text_rows"
 NO_CONTEXT: Final = torch.zeros(0, 0, 0, dtype=torch.int16)
 
 
@@ -41,7 +42,8 @@ class Batch:
     pairs_P: Tensor  # int64 query of each target
     targets_P: Tensor  # int64 target item number
     asked_at_B: Tensor  # int64 time of the query, seconds since the epoch, 0 where unknown
-    context_ULC: Tensor = NO_CONTEXT  # int16, 0 in the padding; C = 0 in data without context columns
+    # int16, 0 in the padding; C = 0 in data without context columns
+    context_ULC: Tensor = NO_CONTEXT
     asked_BC: Tensor = NO_CONTEXT  # int16 context at the time of the query
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Inputs of the queries besides events, by signal: tensors, or objects with a method ``to``.

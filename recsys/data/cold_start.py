@@ -67,7 +67,8 @@ class Newcomers:
         users_E = np.repeat(np.arange(len(cold_U)), np.diff(offsets_U1))
         training = np.flatnonzero(cold_U[users_E] & (parts_E == Split.TRAIN))
         keys = (users_E[training],) if numbers_E is None else (numbers_E[training], users_E[training])
-        training = training[np.lexsort(keys)]  # stable: a user's latest event, or largest number, is last
+        # stable: a user's latest event, or largest number, is last
+        training = training[np.lexsort(keys)]
         cut_E = parts_E.copy()
         cut_E[training[_from_end(users_E[training]) >= self.keep]] = CUT
         cut_E[cold_U[users_E] & (parts_E == Split.VALID)] = VALID_ALONE

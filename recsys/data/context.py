@@ -132,7 +132,7 @@ def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | Non
     return codes
 
 
-# ---------------------------------------------------------------------------------------------------- counting values
+# ---------------------------------------------------------------------------------- counting values
 
 
 @dataclass

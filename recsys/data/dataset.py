@@ -81,7 +81,8 @@ class Manifest:
 
     content_hash: str  # of inputs and the ``data`` configuration: equal hash, equal dataset
     name: str
-    counts: dict[str, int]  # users, items, events, train, valid, test, social_edges, items_with_text, repeats …
+    # users, items, events, train, valid, test, social_edges, items_with_text, repeats …
+    counts: dict[str, int]
     event_types: list[str]  # position = type id
     ordered: bool  # False: histories are sets
     timed: bool  # every interaction has a timestamp
@@ -89,22 +90,33 @@ class Manifest:
     quarantined: dict[str, dict[str, int]]  # table → reason → rows
     read: dict[str, int]  # table → rows read, good and bad
     shards: list[str]
-    text: dict[str, Any]  # model, dimension (of all groups together), fields, groups, encoded, cached, users
+    # model, dimension (of all groups together), fields, groups, encoded, cached, users
+    text: dict[str, Any]
     timing: dict[str, float]
     notes: list[str] = field(default_factory=list)  # for the user, e.g. dropped tag rows
     schema_version: int = SCHEMA_VERSION
-    media: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → dimension, items, and where it is from
-    context: list[str] = field(default_factory=list)  # names of the context columns, in the order of context_EC
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
+    # name → dimension, items, and where it is from
+    media: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # names of the context columns, in the order of context_EC
+    context: list[str] = field(default_factory=list)
+    # table → reason → harmless rows left out
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
-    settings_hash: str = ""  # of the ``data`` section only; a later stage can compare it without the source
-    forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.preparation.forget; empty: none
-    pseudonyms: dict[str, str] = field(default_factory=dict)  # where the key of user ids is, and its check value
-    settings: dict[str, Any] = field(default_factory=dict)  # input of settings_hash, to name differences
-    store: dict[str, Any] = field(default_factory=dict)  # for an append: see recsys.preparation.event_store
-    renewed: dict[str, list[str]] = field(default_factory=dict)  # shard → files with newer rows of some users
+    # of the ``data`` section only; a later stage can compare it without the source
+    settings_hash: str = ""
+    # see recsys.preparation.forget; empty: none
+    forgotten: dict[str, Any] = field(default_factory=dict)
+    # where the key of user ids is, and its check value
+    pseudonyms: dict[str, str] = field(default_factory=dict)
+    # input of settings_hash, to name differences
+    settings: dict[str, Any] = field(default_factory=dict)
+    # for an append: see recsys.preparation.event_store
+    store: dict[str, Any] = field(default_factory=dict)
+    # shard → files with newer rows of some users
+    renewed: dict[str, list[str]] = field(default_factory=dict)
     inherited_context: bool = False  # context columns are coded as in the earlier dataset
-    ancestors: list[str] = field(default_factory=list)  # content hashes of the datasets that this one continues
+    # content hashes of the datasets that this one continues
+    ancestors: list[str] = field(default_factory=list)
 
     def dump(self) -> str:
         """The content of ``manifest.json``."""

@@ -65,7 +65,8 @@ def _chunk_hashes(strings: pa.Array) -> Array:
     sums, power = np.zeros(len(lengths), dtype=np.uint64), np.uint64(1)
     rows = np.flatnonzero(lengths)
     with np.errstate(over="ignore"):
-        for place in range(int(lengths.max(initial=0))):  # one byte position of all strings at a time
+        # one byte position of all strings at a time
+        for place in range(int(lengths.max(initial=0))):
             power *= _PRIME
             rows = rows if len(rows) == 0 or lengths[rows].min() > place else rows[lengths[rows] > place]
             sums[rows] += (data[offsets[rows] + place].astype(np.uint64) + np.uint64(1)) * power

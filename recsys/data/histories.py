@@ -20,7 +20,8 @@ ALL_TYPES: Final[Array] = np.zeros(0, dtype=bool)
 NO_TYPES: Final[Array] = np.zeros(0, dtype=np.uint8)  # targets without types
 NO_TIMES: Final[Array] = np.zeros(0, dtype=np.int64)  # queries without times
 NONE_AHEAD: Final[Array] = np.zeros(0, dtype=np.int32)
-NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)  # data without context columns, of any size
+# data without context columns, of any size
+NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)
 
 
 class Split(IntEnum):
@@ -33,7 +34,8 @@ class Split(IntEnum):
     TEST = 2
 
 
-VALID_ALONE: Final = 3  # a validation event of a cold user: a target at VALID that later splits do not see
+# a validation event of a cold user: a target at VALID that later splits do not see
+VALID_ALONE: Final = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Histories:
     values_E: Array  # float32
     splits_E: Array  # uint8, see Split and VALID_ALONE
     context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
-    targets_T: Array = field(default_factory=lambda: ALL_TYPES)  # bool: predicted event types; empty: all
+    # bool: predicted event types; empty: all
+    targets_T: Array = field(default_factory=lambda: ALL_TYPES)
     # int32: number of events by which the training query is earlier than usual; empty: 0
     ahead_E: Array = field(default_factory=lambda: NONE_AHEAD)
 
@@ -193,8 +196,10 @@ class Queries:
     histories: Histories  # B rows
     target_offsets_B1: Array  # int64
     target_items: Array  # int32
-    context_BC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16; in evaluation that of the first target
-    asked_at_B: Array = field(default_factory=lambda: NO_TIMES)  # int64 time, seconds since the epoch, 0 unknown
+    # int16; in evaluation that of the first target
+    context_BC: Array = field(default_factory=lambda: NO_CONTEXT)
+    # int64 time, seconds since the epoch, 0 unknown
+    asked_at_B: Array = field(default_factory=lambda: NO_TIMES)
     target_types: Array = field(default_factory=lambda: NO_TYPES)  # uint8 event type of each target
 
     def __post_init__(self) -> None:

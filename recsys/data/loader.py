@@ -126,7 +126,9 @@ class TrainingLoader:
         return sum(self._num_batches(rows) for rows in self._rows if rows)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
-        """Yield this worker's steps of an epoch, from step ``first`` on; (seed, epoch) fixes the order."""
+        """Yield this worker's steps of an epoch, from step ``first`` on; (seed, epoch) fixes the
+        order.
+        """
         random = np.random.default_rng((self.config.seed, epoch))
         number = 0
         for window in random.permutation(len(self._windows)):
@@ -208,7 +210,9 @@ class TrainingLoader:
         return float((num_targets_U**self.config.event_power).sum())
 
     def _num_targets_U(self, histories: Histories) -> Array:
-        """Number of targets of every row: [U] int64. In ordered data a target needs an earlier event."""
+        """Number of targets of every row: [U] int64. In ordered data a target needs an earlier
+        event.
+        """
         if not len(histories.targets_T):
             return np.asarray(histories.lengths_U - 1 if self.ordered else histories.lengths_U)
         counts_E = histories.are_asked_E if self.ordered else histories.are_targets_E

@@ -21,7 +21,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import mix
 from recsys.data.histories import Array, Split
 
-Edges = Iterator[tuple[Array, Array]]  # users and items: no repeated edge, a user's edges next to each other
+# users and items: no repeated edge, a user's edges next to each other
+Edges = Iterator[tuple[Array, Array]]
 _EDGES_AT_A_TIME = 1 << 19
 
 
@@ -63,7 +64,8 @@ class Lists:
         Returns
         -------
         tuple[Array, Array, Array]
-            Position in ``nodes`` (int64), neighbour (int64) and weight (float64) of every sampled edge.
+            Position in ``nodes`` (int64), neighbour (int64) and weight (float64) of every sampled
+            edge.
         """
         degree = self.degree_X[nodes]
         size = np.minimum(degree, fanout)

@@ -26,7 +26,8 @@ from recsys.errors import ConfigError
 
 SAMPLE: Final = 10_000  # number of ids that are checked
 _LEAST_BYTES: Final = 16
-_DIGEST_CHARS: Final = 32  # 128 bits: some two of 10⁹ users share a pseudonym with probability 10⁻²¹
+# 128 bits: some two of 10⁹ users share a pseudonym with probability 10⁻²¹
+_DIGEST_CHARS: Final = 32
 _CHECK: Final = b"multigrain: which key is it"
 _LOG = logging.getLogger(__name__)
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")

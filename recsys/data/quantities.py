@@ -16,7 +16,8 @@ from recsys.data.attributes import as_numbers, is_number
 LATITUDES: Final = ("latitude", "lat")
 LONGITUDES: Final = ("longitude", "lon", "lng", "long")
 _PRICES: Final = ("price", "cost", "amount", "fare", "rent", "fee", "msrp", "rrp")
-_NO_QUANTITIES: Final = (  # words in names of ids, codes, times, and of counts, which may leak later events
+# words in names of ids, codes, times, and of counts, which may leak later events
+_NO_QUANTITIES: Final = (
     *("id", "ids", "code", "ean", "upc", "gtin", "isbn", "sku", "zip", "postcode", "index", "idx", "rank", "position"),
     *("count", "counts", "num", "number", "n", "no", "nr", "total", "sales", "sold", "views", "clicks", "likes"),
     *("orders", "purchases", "reviews", "ratings", "votes", "popularity", "stock", "inventory", "quantity", "qty"),

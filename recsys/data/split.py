@@ -188,7 +188,8 @@ def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: i
     """
     while True:
         width = -(-(high - low + 1) // _BINS)
-        low = high + 1 - _BINS * width  # the bins end at ``high``: ``rank`` already excludes larger values
+        # the bins end at ``high``: ``rank`` already excludes larger values
+        low = high + 1 - _BINS * width
         counts = histogram(low, width)
         from_top = np.cumsum(counts[::-1])
         position = int(np.searchsorted(from_top, rank))

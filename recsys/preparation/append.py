@@ -186,7 +186,7 @@ def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
     return not (needs_all or data.text.finetune.enabled or earlier.manifest.text.get("event_column"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 
 def encode_touched(
@@ -319,7 +319,7 @@ def _by_user(tables: list[pa.Table]) -> pa.Table:
     return table.take(pa.array(np.argsort(np.asarray(table.column("user")), kind="stable"))).combine_chunks()
 
 
-# ---------------------------------------------------------------------------------------------------------------- steps
+# -------------------------------------------------------------------------------------------- steps
 
 
 class Appending(Preparation):

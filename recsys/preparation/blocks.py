@@ -70,7 +70,8 @@ def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
     """
     with user_errors():
         for bundle in dataset.iter_internal_ref_bundles():
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the first execution resets the logger
+            # the first execution resets the logger
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             assert all(cut is None for cut in bundle.slices), "sources produce whole blocks"
             yield from bundle.block_refs
 

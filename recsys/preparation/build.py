@@ -67,7 +67,8 @@ _TERM_ROWS_A_TASK: Final = 2_000_000
 _SHARD_BYTES: Final = 64 << 20
 _MIN_SHARDS: Final = 4
 _FEW_UNTIMED: Final = 0.5  # largest share of events without a timestamp for an order by time
-_MANY_TIES: Final = 0.5  # share of events at the time of the previous event, above which a note says so
+# share of events at the time of the previous event, above which a note says so
+_MANY_TIES: Final = 0.5
 Progress = Callable[[str], None]
 
 
@@ -125,7 +126,8 @@ class Preparation:
         self.notes: list[str] = []
         self.provenance: list[str] = []  # files with the rows that item text is made from
         self.order = ""  # of :class:`Coding`
-        self._counted: Counted | None = None  # events that the cut-offs only count, without their times
+        # events that the cut-offs only count, without their times
+        self._counted: Counted | None = None
         self.timed = False  # every interaction has a timestamp
         self.new_shards: list[str] = []  # history files that this run wrote
         self.renewed: dict[str, list[str]] = {}  # see Manifest
@@ -207,7 +209,7 @@ class Preparation:
         yield
         self.timing[name] = round(time.perf_counter() - started, 3)
 
-    # ------------------------------------------------------------------------------------------------------ reading
+    # -------------------------------------------------------------------------------------- reading
 
     def _read_ids(self, name: str, blocks: Any, key: str) -> pa.Table | None:
         """The good rows of the items or users table, each id once; None where the source has no
@@ -338,7 +340,7 @@ class Preparation:
             return int(self.earlier.manifest.store["buckets"])
         return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
 
-    # ----------------------------------------------------------------------------------------------------- encoding
+    # ------------------------------------------------------------------------------------- encoding
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
         """Event types and order, checked against the events."""
@@ -427,7 +429,7 @@ class Preparation:
         self.quarantine.check("events")
         self.progress(self.quarantine.describe("events"))
 
-    # ---------------------------------------------------------------------------------------------------- histories
+    # ------------------------------------------------------------------------------------ histories
 
     def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
         order, target_types = coding.order, coding.target_types
@@ -531,7 +533,7 @@ class Preparation:
         limit = self.config.data.text.max_event_terms
         return pa.concat_tables(fetch([merger.remote(limit, *refs) for refs in zip(*parts, strict=True)]))
 
-    # ----------------------------------------------------------------------------------------------- graphs and text
+    # ------------------------------------------------------------------------------ graphs and text
 
     def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan) -> None:
         self.counts["social_edges"] = 0

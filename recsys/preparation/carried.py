@@ -38,7 +38,8 @@ def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) 
                 of_events.pop(reason, None)
             kept = pc.invert(pc.is_in(written.column("reason"), value_set=pa.array(checked_again, pa.string())))
             quarantine.add("events", written.filter(kept))
-        if kind == "dropped" and not again:  # reasons that are counted but whose rows are not written
+        # reasons that are counted but whose rows are not written
+        if kind == "dropped" and not again:
             quarantine.drop("events", of_events)
     quarantine.read["events"] += earlier.manifest.read.get("events", 0)
 

@@ -112,7 +112,8 @@ def _data(config: Config) -> dict[str, Any]:
         del data["targets"]  # older datasets have no such key
     text = data["text"]
     text["model"] = one_spelling(text["model"])
-    for key in ("groups", "users", "finetune"):  # absent where they are off: older datasets keep their hash
+    # absent where they are off: older datasets keep their hash
+    for key in ("groups", "users", "finetune"):
         if not text[key] or not text[key].get("enabled", True):
             del text[key]
     if not text["html"]:

@@ -62,7 +62,8 @@ _COLUMNS: Final[dict[str, pa.DataType]] = {
 _CODED: Final = frozenset({name for name, kind in _COLUMNS.items() if pa.types.is_string(kind)})
 _MAX_UNKNOWN: Final = 100_000  # unknown item ids of a bucket that are reported
 _RADIX_LIMIT: Final = 1 << 16  # numpy sorts numbers of 16 bits in one pass
-_WITHIN: Final = {  # order of the data → keys that sort a user's events; ties keep the order of the files
+# order of the data → keys that sort a user's events; ties keep the order of the files
+_WITHIN: Final = {
     "time": ("time", "order", "file", "row"),
     "file": ("order", "file", "row"),
     # by hash, so that a cut of the history does not depend on the names of items
@@ -188,14 +189,16 @@ class BucketSummary:
     interactions: int = 0
     text_rows: int = 0
     untimed: int = 0  # interactions without a timestamp
-    given: dict[str, int] = field(default_factory=dict)  # split → interactions; "" where the source names no split
+    # split → interactions; "" where the source names no split
+    given: dict[str, int] = field(default_factory=dict)
     first: int = 0  # earliest timestamp, microseconds
     last: int = 0
-    unknown_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # a sample of them
+    # a sample of them
+    unknown_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     dropped: Counter[str] = field(default_factory=Counter)  # reason → rows that filters leave out
 
 
-# --------------------------------------------------------------------------------------------------------- exchange
+# ----------------------------------------------------------------------------------------- exchange
 
 
 def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules, goes_on: bool = False) -> list[pa.Table]:
@@ -344,7 +347,7 @@ def summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None
     summary.first, summary.last = span["min"].as_py() or 0, span["max"].as_py() or 0
 
 
-# --------------------------------------------------------------------------------------------------------- encoding
+# ----------------------------------------------------------------------------------------- encoding
 
 
 @dataclass(frozen=True)
@@ -478,7 +481,7 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
     return table.filter(pc.not_equal(table.column("term"), ""))
 
 
-# ------------------------------------------------------------------------------------------------------------ tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 
 @dataclass(frozen=True)
@@ -541,7 +544,8 @@ def exchange(
     pace = Pace("blocks of events read", 0)
     arguments = (num_buckets, rules, reading.first_file, reading.goes_on)
     for parts in [splitter.remote(pickle.dumps(piece), *arguments) for piece in pieces]:
-        for number, part in enumerate(parts):  # a failed task yields its error, which the gatherer raises
+        # a failed task yields its error, which the gatherer raises
+        for number, part in enumerate(parts):
             buckets[number % num_buckets].append(part)
             pace.add(int((number + 1) % num_buckets == 0))
     empty = rules.exchange_schema.empty_table()

@@ -158,7 +158,8 @@ class _Rewriting:
         self.manifest = Manifest.parse(source.manifest.dump())
         self.rows: Counter[str] = Counter()
         self.left: list[str] = []
-        self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)  # deleted events by item and split
+        # deleted events by item and split
+        self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)
         self.codes: dict[int, set[int]] = {
             place: set() for place in range(len(source.context))
         }  # remaining codes by context column
@@ -178,7 +179,7 @@ class _Rewriting:
         self._others()
         return self._described(forgotten)
 
-    # ------------------------------------------------------------------------------------------------------- writing
+    # -------------------------------------------------------------------------------------- writing
 
     def _write(self, name: str, table: pa.Table) -> None:
         self.done.add(name)
@@ -234,7 +235,7 @@ class _Rewriting:
             )
         return _with_used_texts(table)
 
-    # ------------------------------------------------------------------------------------------------------- content
+    # -------------------------------------------------------------------------------------- content
 
     def _vocabulary(self) -> None:
         order = pa.array(self.numbering.order_V)
@@ -414,7 +415,8 @@ class _Rewriting:
         users = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
         texts = np.asarray(rest.column("text"))
         used = np.unique(texts[texts >= 0])
-        number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)  # the last one is for empty texts
+        # the last one is for empty texts
+        number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)
         number[used] = np.arange(len(used))
         for column, values in (("user", users), ("text", pa.array(number[texts], pa.int32()))):
             rest = rest.set_column(rest.schema.get_field_index(column), rest.schema.field(column), values)

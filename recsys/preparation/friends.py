@@ -25,7 +25,8 @@ from recsys.preparation.keys import coded, lex_order, own_codes, parts_of
 from recsys.preparation.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
 
 EDGE_SCHEMA: Final = pa.schema(
-    [("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32()), ("time", pa.int64())]  # time: for the audit
+    # time: for the audit
+    [("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32()), ("time", pa.int64())]
 )
 _ROW_SCHEMA: Final = pa.schema(
     [

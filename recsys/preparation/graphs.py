@@ -37,7 +37,8 @@ class FactRules:
     """Which columns of items, and which relations of a knowledge table, become triples."""
 
     columns: tuple[str, ...] = ()
-    separators: Mapping[str, str] = field(default_factory=dict)  # of text columns with several values in a cell
+    # of text columns with several values in a cell
+    separators: Mapping[str, str] = field(default_factory=dict)
     relations: tuple[str, ...] | None = None  # of the table; None: all
     cells: CellRules = DEFAULT_RULES
 

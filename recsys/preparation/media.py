@@ -124,7 +124,7 @@ def aligned(medium: Medium, items: pa.Table, item_ids: pa.Array) -> Array:
     return vectors_NM
 
 
-# ---------------------------------------------------------------------------------------------------------- vectors
+# ------------------------------------------------------------------------------------------ vectors
 
 
 def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
@@ -198,7 +198,7 @@ def _bad(items: pa.Table, name: str, column: str, reasons_R: Array) -> pa.Table:
     return pa.table(columns).cast(QUARANTINE_SCHEMA)
 
 
-# ----------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> Medium:

@@ -60,7 +60,8 @@ def join_present(columns: Sequence[pa.Array], separator: str) -> pa.Array:
     ['a-b', None]
     """
     joined = columns[0]
-    for column in columns[1:]:  # pairwise: Arrow's null_handling="skip" drops rows of a single column
+    # pairwise: Arrow's null_handling="skip" drops rows of a single column
+    for column in columns[1:]:
         joined = pc.coalesce(pc.binary_join_element_wise(joined, column, separator), joined, column)
     return joined
 
@@ -90,7 +91,8 @@ class Quarantine:
         harmless = {*HARMLESS, *({UNKNOWN_ITEM} if config.unknown_items == "drop" else ())}
         self._harmless = pa.array(sorted(harmless), pa.string())
         self._writers: dict[tuple[str, str], pq.ParquetWriter] = {}
-        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}  # (table, reason) → the first rows
+        # (table, reason) → the first rows
+        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.counts: dict[str, Counter[str]] = {}
         self.dropped: dict[str, Counter[str]] = {}
         self.read: dict[str, int] = {}

@@ -208,7 +208,8 @@ def _kept(columns: dict[str, Array], splits_E: Array) -> tuple[dict[str, Array],
     """Columns, offsets and splits without the cut events."""
     kept_E = splits_E != CUT
     columns = {name: values[kept_E] for name, values in columns.items()}
-    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))  # users without remaining events have no row
+    # users without remaining events have no row
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
     return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E]
 
 
