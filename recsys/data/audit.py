@@ -165,15 +165,15 @@ class _Auditor(Checks):
         counts = self.dataset.manifest.counts
         before_N = np.zeros(self.dataset.num_items, dtype=np.int64)
         for part in _PARTS:
-            said_N = self.dataset.item_counts_N(part) - before_N
-            before_N += said_N
-            wrong = np.flatnonzero(said_N != self.counts_3N[part])
+            stored_N = self.dataset.item_counts_N(part) - before_N
+            before_N += stored_N
+            wrong = np.flatnonzero(stored_N != self.counts_3N[part])
             name = part.name.lower()
             if len(wrong):
                 first = self.dataset.item_ids[int(wrong[0])].as_py()
                 text = f"{len(wrong):,} items in items/counts.parquet have other {name} counts than the histories"
                 i = int(wrong[0])
-                example = f"{first}: {said_N[i]} instead of {self.counts_3N[part, i]}"
+                example = f"{first}: {stored_N[i]} instead of {self.counts_3N[part, i]}"
                 self.refuse("popularity", f"{text}, such as {example}")
             if counts.get(name, 0) != (found := int(self.counts_3N[part].sum())):
                 text = f"the manifest counts {counts.get(name, 0):,} {name} events, the histories {found:,}"

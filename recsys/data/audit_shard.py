@@ -143,8 +143,8 @@ class ShardAuditor(Checks):
     def _queries(self, name: str, shard: Histories) -> None:
         """A query sees exactly the earlier splits, and a fit sees no later split."""
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
-        for target, asked in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
-            is_target_E = np.isin(shard.splits_E, asked) & self._targets_E(shard)
+        for target, codes in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
+            is_target_E = np.isin(shard.splits_E, codes) & self._targets_E(shard)
             has_U = np.bincount(rows_E[is_target_E], minlength=len(shard)) > 0
             visible_E = (shard.splits_E < target) & has_U[rows_E]
             queries = shard.queries(target)
@@ -175,16 +175,18 @@ class ShardAuditor(Checks):
         if self.newcomers:
             cold_U = self.newcomers.among(self.dataset.user_ids.take(pa.array(shard.users_U)))
             kept_U = np.bincount(rows_E[shard.splits_E == Split.TRAIN], minlength=len(shard))
-            many = int((kept_U[cold_U] > self.newcomers.keep).sum())
-            joined = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
-            if many or joined:
-                text = f"{many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
-                self.refuse("cold_users", f"{text}, and {joined:,} of their validation events would be trained on")
-        alone = int((shard.splits_E[~cold_U[rows_E]] == VALID_ALONE).sum())
-        if alone:
+            too_many = int((kept_U[cold_U] > self.newcomers.keep).sum())
+            trained = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
+            if too_many or trained:
+                text = (
+                    f"{too_many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
+                )
+                self.refuse("cold_users", f"{text}, and {trained:,} of their validation events would be trained on")
+        others = int((shard.splits_E[~cold_U[rows_E]] == VALID_ALONE).sum())
+        if others:
             self.refuse(
                 "cold_users",
-                f"{alone:,} validation events of other users in histories/{name} are marked as those of cold users",
+                f"{others:,} validation events of other users in histories/{name} are marked as those of cold users",
             )
 
     def _count(self, shard: Histories) -> ShardFindings:

@@ -77,10 +77,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        there = {name: part.to(device) for name, part in parts.items() if hasattr(part, "to")}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved = {name: part.to(device) for name, part in values.items() if hasattr(part, "to")}
         inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
-        return replace(self, **there, inputs=inputs)
+        return replace(self, **moved, inputs=inputs)
 
     def renumber(self, numbers_N: Tensor) -> Batch:
         """Replace item ids by item numbers of the step's view, by a lookup table [N]."""

@@ -48,7 +48,7 @@ class Newcomers:
         hashes_U = string_hashes(user_ids)
         return np.asarray(uniform(hashes_U, np.zeros_like(hashes_U), self.salted) < self.share)
 
-    def cut(self, cold_U: Array, offsets_U1: Array, parts_E: Array, numbers_E: Array | None) -> Array:
+    def cut(self, cold_U: Array, offsets_U1: Array, splits_E: Array, numbers_E: Array | None) -> Array:
         """Mark surplus training events of cold users as :data:`CUT` and their validation events as
         ``VALID_ALONE``.
 
@@ -58,20 +58,20 @@ class Newcomers:
             Cold users: [U] bool, see :meth:`among`.
         offsets_U1 : Array
             Where each user's events start: [U + 1] int64.
-        parts_E : Array
+        splits_E : Array
             Splits of the events: [E] uint8, from :func:`recsys.data.split.assign`.
         numbers_E : Array | None
             Numbers in [0, 1), of which the largest are kept; None in ordered data, where the latest
             are kept.
         """
         users_E = np.repeat(np.arange(len(cold_U)), np.diff(offsets_U1))
-        training = np.flatnonzero(cold_U[users_E] & (parts_E == Split.TRAIN))
+        training = np.flatnonzero(cold_U[users_E] & (splits_E == Split.TRAIN))
         keys = (users_E[training],) if numbers_E is None else (numbers_E[training], users_E[training])
         # stable: a user's latest event, or largest number, is last
         training = training[np.lexsort(keys)]
-        cut_E = parts_E.copy()
+        cut_E = splits_E.copy()
         cut_E[training[_from_end(users_E[training]) >= self.keep]] = CUT
-        cut_E[cold_U[users_E] & (parts_E == Split.VALID)] = VALID_ALONE
+        cut_E[cold_U[users_E] & (splits_E == Split.VALID)] = VALID_ALONE
         return cut_E
 
     def note(self, counts: Mapping[str, int]) -> str:

@@ -31,13 +31,13 @@ def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     """
     if not num_left_out:
         return ""
-    said = (
+    line = (
         f"{num_left_out:,} of {num_users:,} {part} users have only targets that they had before and do not count: the "
         f"metrics are over {num_users - num_left_out:,} users"
     )
     if num_left_out <= _MANY * num_users:
-        return said
-    return f"warning: {said}; set evaluate.exclude_seen false if repeats should be predicted"
+        return line
+    return f"warning: {line}; set evaluate.exclude_seen false if repeats should be predicted"
 
 
 def no_targets(part: str) -> str:

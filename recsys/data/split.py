@@ -47,8 +47,8 @@ class SplitPlan:
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
-        apart = ("valid_from", "test_from", "newcomers", "target_types")
-        names = [field.name for field in fields(self) if field.name not in apart]
+        separate = ("valid_from", "test_from", "newcomers", "target_types")
+        names = [field.name for field in fields(self) if field.name not in separate]
         described = {name: getattr(self, name) for name in names}
         if self.newcomers:
             described |= self.newcomers.describe()
@@ -100,20 +100,20 @@ def assign(
     """
     is_target_E = np.isin(types_E, plan.target_types) if plan.target_types else np.ones(offsets_U1[-1], dtype=bool)
     if plan.kind == "given":
-        parts = given_E.astype(np.uint8)
+        splits = given_E.astype(np.uint8)
         if plan.given_valid:
-            return parts
+            return splits
         if plan.ordered:
-            return _latest_training(offsets_U1, parts, plan.valid, is_target_E)
-        return _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
+            return _latest_training(offsets_U1, splits, plan.valid, is_target_E)
+        return _random(offsets_U1, uniform_E, splits == Split.TRAIN, plan.valid, 0.0, splits)
     if plan.kind == "leave-last":
         return _leave_last(offsets_U1, is_target_E)
     if plan.kind == "temporal":
         return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(np.uint8)
     if plan.ordered:
         return _latest(offsets_U1, plan.valid, plan.test, is_target_E)
-    parts = np.zeros(len(uniform_E), dtype=np.uint8)
-    return _random(offsets_U1, uniform_E, np.ones(len(parts), dtype=bool), plan.valid, plan.test, parts)
+    splits = np.zeros(len(uniform_E), dtype=np.uint8)
+    return _random(offsets_U1, uniform_E, np.ones(len(splits), dtype=bool), plan.valid, plan.test, splits)
 
 
 def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
@@ -122,11 +122,11 @@ def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
     """
     behind_E, num_targets_U = _targets_behind(offsets_U1, is_target_E)
     held_E = np.repeat(num_targets_U >= 3, np.diff(offsets_U1))
-    parts = np.zeros(offsets_U1[-1], dtype=np.uint8)
-    parts[held_E & (behind_E <= 1)] = Split.VALID
-    parts[held_E & (behind_E == 0)] = CUT
-    parts[held_E & (behind_E == 0) & is_target_E] = Split.TEST
-    return parts
+    splits = np.zeros(offsets_U1[-1], dtype=np.uint8)
+    splits[held_E & (behind_E <= 1)] = Split.VALID
+    splits[held_E & (behind_E == 0)] = CUT
+    splits[held_E & (behind_E == 0) & is_target_E] = Split.TEST
+    return splits
 
 
 def _targets_behind(offsets_U1: Array, is_target_E: Array) -> tuple[Array, Array]:
@@ -148,30 +148,30 @@ def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) ->
     return np.where(is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0)))
 
 
-def _latest_training(offsets_U1: Array, parts_E: Array, valid: float, is_target_E: Array) -> Array:
+def _latest_training(offsets_U1: Array, splits_E: Array, valid: float, is_target_E: Array) -> Array:
     """Each user's latest share of the events marked training becomes validation; the other events
     keep their split.
     """
-    parts_E = parts_E.copy()
-    is_train_E = parts_E == Split.TRAIN
+    splits_E = splits_E.copy()
+    is_train_E = splits_E == Split.TRAIN
     of_training_U1 = np.concatenate([[0], np.cumsum(is_train_E)])[offsets_U1]
-    parts_E[is_train_E] = _latest(of_training_U1, valid, 0.0, is_target_E[is_train_E])
-    return parts_E
+    splits_E[is_train_E] = _latest(of_training_U1, valid, 0.0, is_target_E[is_train_E])
+    return splits_E
 
 
-def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, parts_E: Array) -> Array:
+def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, splits_E: Array) -> Array:
     """Hold out the free events whose number is below the shares; each user's largest number stays
     in training.
     """
-    parts_E = parts_E.copy()
+    splits_E = splits_E.copy()
     drawn_E = np.where(uniform_E < test, np.uint8(Split.TEST), np.uint8(Split.VALID))
     lengths_U = np.diff(offsets_U1)
     users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
     largest_U = np.full(len(lengths_U), -1.0)
     np.maximum.at(largest_U, users_E[free_E], uniform_E[free_E])
     held_E = free_E & (uniform_E < test + valid) & (uniform_E < largest_U[users_E])
-    parts_E[held_E] = drawn_E[held_E]
-    return parts_E
+    splits_E[held_E] = drawn_E[held_E]
+    return splits_E
 
 
 def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: int) -> int:

@@ -162,17 +162,17 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
         The source does not name some of the appended files.
     """
     try:
-        there = PreparedDataset(config.dataset_dir).manifest.store
+        store = PreparedDataset(config.dataset_dir).manifest.store
     except ArtifactError:
         return
-    if len(there.get("readings", [])) < 2:
+    if len(store.get("readings", [])) < 2:
         return
     named = {(file["size"], file["fingerprint"]) for file in source.events_read}
-    gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
-    if gone:
+    missing = [file["name"] for file in files_read(store) if (file["size"], file["fingerprint"]) not in named]
+    if missing:
         raise DataError(
-            f"{config.dataset_dir} has {len(gone)} appended files of events that data.source does not name, such as "
-            f"{gone[0]}: this prepare would lose them; name them in data.source, choose another data.dir, or confirm "
+            f"{config.dataset_dir} has {len(missing)} appended files of events that data.source does not name, such as "
+            f"{missing[0]}: this prepare would lose them; name them in data.source, choose another data.dir, or confirm "
             "with --replace"
         )
 

@@ -86,8 +86,8 @@ class Guard:
         of the dataset with all users.
         """
         key = Pseudonyms.of(self.pseudonyms)
-        said = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
-        return said, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}
+        forgotten = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
+        return forgotten, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}
 
     def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
         """A note if user ids or values of user attributes look like e-mail addresses, else an empty

@@ -50,8 +50,8 @@ def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> I
 
     The place is the number of events in the text, the fold that it leaves out, or :data:`WHOLE`.
     """
-    for part in _PARTS:
-        seen = histories.through(part)
+    for split in _PARTS:
+        seen = histories.through(split)
         users_E = np.repeat(seen.users_U, seen.lengths_U)
         folds = [~Hidden.fold(fold, rules.folds).of(users_E, seen.items_E) for fold in range(rules.folds)]
         for row, user in enumerate(seen.users_U.tolist()):
@@ -62,12 +62,12 @@ def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> I
             if rules.ordered:
                 for place in _places(len(items), rules.first):
                     text = compose(items[:place].tolist(), types[:place].tolist(), titles, rules)
-                    yield user, int(part), place, text
+                    yield user, int(split), place, text
             elif rules.folds > 1:
                 for fold, kept_E in enumerate(folds):
                     kept = kept_E[span]
-                    yield user, int(part), fold, compose(items[kept].tolist(), types[kept].tolist(), titles, rules)
-            yield user, int(part), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
+                    yield user, int(split), fold, compose(items[kept].tolist(), types[kept].tolist(), titles, rules)
+            yield user, int(split), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
 
 
 def _places(length: int, first: int) -> list[int]:
