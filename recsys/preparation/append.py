@@ -172,8 +172,8 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     if missing:
         raise DataError(
             f"{config.dataset_dir} has {len(missing)} appended files of events that data.source does not name, such as "
-            f"{missing[0]}: this prepare would lose them; name them in data.source, choose another data.dir, or confirm "
-            "with --replace"
+            f"{missing[0]}: this prepare would lose them; name them in data.source, choose another data.dir, or "
+            "confirm with --replace"
         )
 
 
