@@ -16,11 +16,11 @@ from recsys.data.histories import Split
 from recsys.evaluation.evaluate import evaluate
 
 
-def dataset(folder, last_days: list[int]) -> PreparedDataset:
-    """One user per day in ``last_days``, the day of the last event; all begin at day 1."""
+def dataset(folder, last_days: list[int], first_day: int = 1) -> PreparedDataset:
+    """One user per day in ``last_days``, the day of the last event; all begin at ``first_day``."""
     walks = [
         [
-            (4 * (day % 3 > 0), 0, DAY, Split.TRAIN),
+            (4 * (day % 3 > 0), 0, first_day * DAY, Split.TRAIN),
             (1, 0, (day - 1) * DAY, Split.VALID),
             (2 + day % 2, 0, day * DAY, Split.TEST),
         ]
@@ -36,6 +36,12 @@ def test_targets_years_apart_are_reported_with_dates(tmp_path) -> None:
     # 5 % of 400 days off both ends
     assert (found.since, found.until) == ("1970-01-31", "1971-01-26")
     assert "data.split.kind temporal" in found.note and "88%" in found.note
+
+
+def test_times_before_1970_are_measured(tmp_path) -> None:
+    found = foresight(dataset(tmp_path, list(range(-990, -589, 4)), first_day=-999))
+    assert found is not None and found.share == pytest.approx(0.9 * 400 / 409, abs=0.001)
+    assert (found.since, found.until) == ("1967-05-07", "1968-05-01")
 
 
 def test_close_targets_other_splits_and_unknown_times_give_no_note(tmp_path) -> None:

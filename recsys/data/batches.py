@@ -209,25 +209,25 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
     starts = histories.offsets_U1[1:] - lengths
     index_UL = np.where(real_UL, starts[:, None] + columns, 0)
 
-    def spread(values: Array) -> Array:
+    def padded(values: Array) -> Array:
         if len(values) == 0:
             return np.zeros((num_rows, width), dtype=values.dtype)
         return np.where(real_UL, values[index_UL], 0)
 
-    contexts = [spread(column) for column in histories.context_EC.T]
+    contexts = [padded(column) for column in histories.context_EC.T]
     context_ULC = np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
-    times_UL = spread(histories.times_E).astype(np.int64)
+    times_UL = padded(histories.times_E).astype(np.int64)
     known_UL = real_UL & (times_UL != 0)  # times before 1970 are negative
     last_U = np.where(known_UL, times_UL, -np.inf).max(axis=1)
     ages_UL = np.where(known_UL, last_U[:, None] - times_UL, 0.0) / 86_400.0
     length = torch.as_tensor(lengths.astype(np.int64))
     return Batch(
         users_U=torch.as_tensor(histories.users_U.astype(np.int64)),
-        history_UL=torch.as_tensor(spread(histories.items_E).astype(np.int64)),
-        types_UL=torch.as_tensor(spread(histories.types_E).astype(np.int64)),
+        history_UL=torch.as_tensor(padded(histories.items_E).astype(np.int64)),
+        types_UL=torch.as_tensor(padded(histories.types_E).astype(np.int64)),
         times_UL=torch.as_tensor(times_UL),
         ages_UL=torch.as_tensor(ages_UL.astype(np.float32)),
-        values_UL=torch.as_tensor(spread(histories.values_E).astype(np.float32)),
+        values_UL=torch.as_tensor(padded(histories.values_E).astype(np.float32)),
         lengths_U=length,
         rows_B=torch.arange(num_rows),
         seen_B=length,

@@ -68,18 +68,18 @@ def foresight(dataset: PreparedDataset) -> Foresight | None:
         return None
     targets: list[Array] = []
     events: list[pl.DataFrame] = []
-    first, last, found = np.iinfo(np.int64).max, 0, 0
+    first, last, found = np.iinfo(np.int64).max, np.iinfo(np.int64).min, 0
     for shard in dataset.shards():
-        known_E = shard.times_E[shard.times_E > 0]
+        known_E = shard.times_E[shard.times_E != 0]
         if len(known_E):
             first, last = min(first, int(known_E.min())), max(last, int(known_E.max()))
-        asked_E = shard.times_E[(shard.splits_E == Split.TEST) & (shard.times_E > 0)]
-        targets.append(asked_E)
+        targets_E = shard.times_E[(shard.splits_E == Split.TEST) & (shard.times_E != 0)]
+        targets.append(targets_E)
         users_E = np.repeat(shard.users_U, shard.lengths_U)
         times = pl.Series(shard.times_E * 1_000_000).replace(0, None)
         columns = {"user": users_E, "item": shard.items_E, "time": times, "asked": shard.are_targets_E}
         events.append(pl.DataFrame(columns))
-        found += len(asked_E)
+        found += len(targets_E)
         if found >= _ENOUGH:
             break
     seen = spread_of(np.concatenate(targets), first, last) if found else None
