@@ -1,5 +1,4 @@
-"""Attributes of users and items encoded as numbers: vocabularies, bins, statistics and encoded
-rows.
+"""Encode attributes of users and items as numbers: vocabularies, bins, statistics and rows.
 
 Why: a prepared dataset and a request to a served model must use the same encoding. So it is fitted
 once, on training rows only, and is stored with the model as plain JSON (see
@@ -166,9 +165,7 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
 
 
 def as_numbers(column: pa.ChunkedArray) -> Array:
-    """A column as float64, NaN where a cell is no finite number. Strings that look like numbers are
-    read as numbers.
-    """
+    """A column as float64, also from strings of numbers; NaN where a cell is no finite number."""
     if _is_string(column.type):
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
         is_number = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
@@ -354,9 +351,7 @@ def tell_apart(table: pa.Table, fields: Sequence[Field]) -> bool:
 
 
 class RequestEncoder:
-    """Encodes the attributes of requests; a field that a request does not name, or gives as null,
-    is ``NOT_GIVEN``.
-    """
+    """Encodes attributes of requests; fields that are missing or null are ``NOT_GIVEN``."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = {field.name: field for field in fields}
@@ -429,8 +424,7 @@ def _number(value: Any, where: str) -> float:
 
 
 def finite(value: Any) -> float | None:
-    """A JSON number as a float; None for anything else and for integers that are too large for a
-    float.
+    """A JSON number as a float; None for other values and for integers too large for a float.
 
     >>> finite(2), finite(True), finite(float("inf")), finite(10**400)
     (2.0, None, None, None)

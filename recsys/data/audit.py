@@ -29,9 +29,7 @@ _NO_TIME: Final = np.iinfo(np.int64).min
 
 @dataclass
 class Audit:
-    """The checks that passed, and the artefacts that the audit cannot check because they lack
-    provenance.
-    """
+    """The checks that passed, and the artefacts that cannot be checked as they lack provenance."""
 
     checks: list[str] = field(default_factory=list)
     unaudited: list[str] = field(default_factory=list)
@@ -159,9 +157,7 @@ class _Auditor(Checks):
                 self.refuse("vocabulary", f"the rows of {what}s/features.parquet do not match the {what} ids")
 
     def _counts(self) -> None:
-        """Item counts agree with the histories; baselines, negatives and "new to training" use
-        them.
-        """
+        """Item counts, which baselines and negatives use, agree with the histories."""
         counts = self.dataset.manifest.counts
         before_N = np.zeros(self.dataset.num_items, dtype=np.int64)
         for part in _PARTS:

@@ -230,9 +230,7 @@ class ShardAuditor(Checks):
 
 
 def user_text_entries(dataset: PreparedDataset) -> pa.Table | None:
-    """The entries of user texts with their hashes; None where the dataset has no texts or no
-    hashes.
-    """
+    """The entries of user texts with their hashes; None without texts or hashes."""
     if not dataset.manifest.text.get("users"):
         return None
     table = dataset.table(ENTRIES)

@@ -26,9 +26,7 @@ NO_CONTEXT: Final = torch.zeros(0, 0, 0, dtype=torch.int16)
 
 @dataclass(frozen=True)
 class Batch:
-    """B queries over U padded histories. Item numbers point into the step's item view (see
-    ``ItemView``).
-    """
+    """B queries over U padded histories; item numbers are those of the step's ``ItemView``."""
 
     users_U: Tensor  # int64 dense user ids, -1 where unknown
     history_UL: Tensor  # int64 item numbers, 0 in the padding
@@ -67,9 +65,7 @@ class Batch:
 
     @property
     def asks_once_a_row(self) -> bool:
-        """Whether there is one query per row, in the order of the rows, as in evaluation and
-        serving.
-        """
+        """Whether there is one query per row, in the order of the rows."""
         return torch.equal(self.rows_B, torch.arange(len(self.users_U), device=self.rows_B.device))
 
     def __len__(self) -> int:
@@ -200,9 +196,7 @@ def last_position(queries: Queries, max_history: int) -> Batch:
 
 
 def _pad(histories: Histories, lengths: Array) -> Batch:
-    """The last ``lengths`` events of every row, left-aligned, with one query per row that sees them
-    all.
-    """
+    """The last ``lengths`` events of every row, left-aligned, and one query per row."""
     num_rows, width = len(lengths), max(int(lengths.max(initial=0)), 1)
     columns = np.arange(width)
     real_UL = columns < lengths[:, None]

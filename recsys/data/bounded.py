@@ -23,9 +23,7 @@ _EVENTS: Final = ("train", "valid", "test")
 
 
 def asked_users_V(dataset: PreparedDataset, config: Config) -> Array:
-    """Which users are evaluated: [V] bool; all, or a uniform sample of ``evaluate.max_users`` on
-    average.
-    """
+    """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``."""
     return _sample(dataset.num_users, config.evaluate.max_users / max(dataset.num_users, 1), config.seed, _EVALUATED)
 
 

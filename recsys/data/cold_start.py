@@ -38,9 +38,7 @@ class Newcomers:
 
     @property
     def salted(self) -> int:
-        """The seed of the draws. It differs from that of random splits, so that both draws are
-        independent.
-        """
+        """The seed of the draws; it differs from that of random splits to make both independent."""
         return self.seed ^ _SALT
 
     def among(self, user_ids: pa.Array) -> Array:

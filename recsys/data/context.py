@@ -1,5 +1,4 @@
-"""Context columns of events (weather, device, news topic …): encode the values of sources and
-requests as small codes.
+"""Encode context columns of events (weather, device, news topic …) as small codes.
 
 Why one kind of code: a category and a number are both an ``int16``, 0 where the cell is missing. So
 histories, batches and bundles carry one array ``context_EC``, whatever the columns are, and padding
@@ -36,9 +35,7 @@ _LIMIT: Final = 8.0  # numbers are clipped at this many standard deviations
 
 @dataclass(frozen=True)
 class ContextColumn:
-    """One column: its known values, or the mean and standard deviation of its numbers, from
-    training events only.
-    """
+    """One column: known values, or mean and standard deviation, of training events only."""
 
     name: str
     values: tuple[str, ...] | None  # None: numbers
@@ -59,8 +56,7 @@ class ContextColumn:
         return np.where(np.asarray(pc.is_null(column)), MISSING, codes).astype(np.int16)
 
     def code(self, value: Any, where: str) -> int:
-        """The code of one value of a request; None is missing, a category that is not in training
-        is unknown.
+        """The code of one value of a request; None is missing, a new category is unknown.
 
         Raises
         ------

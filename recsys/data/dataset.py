@@ -1,5 +1,4 @@
-"""The prepared dataset as the rest of the library reads it: a folder (also on ``s3://``), without
-Ray.
+"""The reader of a prepared dataset: a folder (also on ``s3://``), without Ray.
 
 Layout::
 
@@ -69,9 +68,7 @@ HISTORY_SCHEMA: Final = pa.schema(
 
 
 def history_schema(num_context: int) -> pa.Schema:
-    """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of the context columns where there
-    are any.
-    """
+    """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of context columns."""
     return HISTORY_SCHEMA.append(pa.field("context", pa.large_list(pa.int16()))) if num_context else HISTORY_SCHEMA
 
 
@@ -219,8 +216,8 @@ class PreparedDataset:
 
     @property
     def text_groups(self) -> list[str]:
-        """The groups of fields whose vectors are concatenated in ``text_vectors_NT``; all have the
-        same width.
+        """The groups of fields whose vectors (of one width) are concatenated in
+        ``text_vectors_NT``.
         """
         return list(self.manifest.text.get("groups") or ["text"])
 
@@ -237,9 +234,7 @@ class PreparedDataset:
         return UserTexts.of(self._table(ENTRIES), self._table(VECTORS), through, folds)
 
     def text_vectors_NT(self) -> Array:
-        """Text vectors: [N, T] float16, zero rows where an item has no text; T = 0 when text is
-        off.
-        """
+        """Text vectors: [N, T] float16, zero rows for items without a text; T = 0 without text."""
         dimension = self.manifest.text.get("dimension", 0)
         if dimension == 0:
             return np.zeros((self.num_items, 0), dtype=np.float16)
@@ -268,9 +263,7 @@ class PreparedDataset:
         return np.asarray(column.flatten()).reshape(-1, int(self.manifest.media[name]["dimension"]))
 
     def item_counts_N(self, through: Split) -> Array:
-        """Number of interactions of each item in the splits up to and including ``through``: [N]
-        int64.
-        """
+        """Number of interactions of each item in the splits through ``through``: [N] int64."""
         table = self._table("items/counts.parquet")
         names = [split.name.lower() for split in Split if split <= through]
         return np.asarray(np.sum([table.column(name).to_numpy() for name in names], axis=0))
@@ -409,9 +402,7 @@ def types_mask(event_types: Sequence[str], targets: Sequence[str]) -> Array:
 
 
 def newest_rows(files: Sequence[Histories]) -> Histories:
-    """The newest row of every user in several files of a shard (oldest file first), sorted by dense
-    id.
-    """
+    """The newest row of every user in files of a shard (oldest file first), by dense id."""
     if len(files) == 1:
         return files[0]
     joined = Histories.concat(list(files))
@@ -430,9 +421,7 @@ def last_rows(users_U: Array) -> Array:
 
 
 def histories_from_table(table: pa.Table) -> Histories:
-    """Rows of a histories shard as :class:`Histories`, without copying the flat arrays where Arrow
-    allows.
-    """
+    """Rows of a shard as :class:`Histories`; flat arrays are not copied where Arrow allows it."""
     table = table.combine_chunks()
 
     def flat(name: str) -> Array:

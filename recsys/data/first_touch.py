@@ -67,8 +67,7 @@ def with_first_touches(histories: Histories) -> Histories:
 
 
 def events_ahead(histories: Histories) -> Array:
-    """Number of events between the query of each target and the target: [E] int32, 0 for other
-    events.
+    """Number of events from the query of each target to the target: [E] int32, 0 for others.
 
     The visit of a target consists of the user's earlier events about the item, of any type, each at
     most a day before the next one. Where times are unknown, it consists of those among the 20

@@ -1,5 +1,4 @@
-"""Training batches from the shards: shuffled, bounded in memory, and the same for any number of
-workers.
+"""Shuffled training batches from the shards: bounded memory, the same for any number of workers.
 
 Why not a generic loader: every worker must get its slice of the *same* global batch, so that two
 workers give the same loss as one; no row may be dropped to balance the workers; and no worker may
@@ -126,9 +125,7 @@ class TrainingLoader:
         return sum(self._num_batches(rows) for rows in self._rows if rows)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
-        """Yield this worker's steps of an epoch, from step ``first`` on; (seed, epoch) fixes the
-        order.
-        """
+        """Yield this worker's steps of an epoch from step ``first`` on; seed and epoch fix them."""
         random = np.random.default_rng((self.config.seed, epoch))
         number = 0
         for window in random.permutation(len(self._windows)):
@@ -210,9 +207,7 @@ class TrainingLoader:
         return float((num_targets_U**self.config.event_power).sum())
 
     def _num_targets_U(self, histories: Histories) -> Array:
-        """Number of targets of every row: [U] int64. In ordered data a target needs an earlier
-        event.
-        """
+        """Number of targets of every row: [U] int64. Ordered targets need an earlier event."""
         if not len(histories.targets_T):
             return np.asarray(histories.lengths_U - 1 if self.ordered else histories.lengths_U)
         counts_E = histories.are_asked_E if self.ordered else histories.are_targets_E

@@ -35,17 +35,14 @@ class Lists:
     ends_E: Array  # int32, in a file
 
     def of(self, nodes: Array) -> tuple[Array, Array]:
-        """All neighbours of some nodes: position of the node in ``nodes``, and neighbour, one per
-        edge.
-        """
+        """All neighbours of some nodes: position in ``nodes`` and neighbour of every edge."""
         degree = self.degree_X[nodes]
         rows = np.repeat(np.arange(len(nodes)), degree)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(degree) - degree, degree)
         return rows, self.ends_E[self.start_X[nodes][rows] + within].astype(np.int64)
 
     def sample(self, nodes: Array, fanout: int, seed: int) -> tuple[Array, Array, Array]:
-        """At most ``fanout`` neighbours of each node: position of the node, neighbour, and degree /
-        sample size.
+        """Sample at most ``fanout`` neighbours of each node.
 
         A systematic sample: about every (d/f)-th entry of the list from a random start. Each of d
         neighbours is in it with probability f/d, so weights of d/f estimate any sum over the

@@ -1,5 +1,4 @@
-"""Pseudonyms: keyed hashes of user ids, made when the source is read, so that no artefact contains
-an id.
+"""Pseudonyms: keyed hashes that replace user ids in all artefacts.
 
 Why keyed: anyone can invert a plain hash of a customer number by hashing all customer numbers.
 Without the key a pseudonym reveals nothing; with the key, a service hashes the id of a request

@@ -1,6 +1,4 @@
-"""Item columns that are quantities, such as a price. The granularity ``place`` reads them, and
-`recsys init` lists them.
-"""
+"""Item columns that are quantities, such as prices, for ``place`` and `recsys init`."""
 
 from __future__ import annotations
 

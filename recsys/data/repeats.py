@@ -1,5 +1,4 @@
-"""Messages about users all of whose targets are repeats, which ``evaluate.exclude_seen`` leaves
-out.
+"""Messages about users with repeated targets only, which ``evaluate.exclude_seen`` leaves out.
 
 Why: with music or groceries most targets are repeats, and metrics that seem to be over all users
 are over a few.

@@ -26,9 +26,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Everything that determines the split of an event; the cut-offs are microseconds since the
-    epoch.
-    """
+    """Everything that determines the split of an event; cut-offs are in microseconds."""
 
     kind: str
     valid: float = 0.1
@@ -175,8 +173,7 @@ def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, te
 
 
 def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: int) -> int:
-    """The exact ``rank``-th largest of many integers in [low, high], without holding them in
-    memory.
+    """The exact ``rank``-th largest of many integers in [low, high] that are not in memory.
 
     Each pass narrows the range to one of :data:`_BINS` bins.
 
@@ -208,8 +205,7 @@ def bin_counts(values: Array, start: int, width: int) -> Array:
 
 
 def parse_time(text: str, key: str) -> int:
-    """Microseconds since the epoch of a time in any format of sources; a time without a zone is
-    UTC.
+    """Microseconds since the epoch of a time in any format of sources; UTC without a zone.
 
     Raises
     ------

@@ -1,5 +1,4 @@
-"""Whether a temporal split leaves enough to test a model: one rule for `recsys init` and for the
-note on leave-last.
+"""Whether a temporal split leaves enough to test: for `recsys init` and the note on leave-last.
 
 Why: a temporal split tests a model as a live service uses it. It needs users with events on both
 sides of the cut, and items with earlier events.
@@ -14,9 +13,7 @@ from typing import Any, Final
 import polars as pl
 
 SHARES: Final = (0.1, 0.15, 0.2)
-"""Shares of the events for test, and again for validation; the first share that leaves enough is
-used.
-"""
+"""Shares of the events for test and again for validation; the first that leaves enough is used."""
 _KNOWN_EVENTS: Final = 0.5  # least share of test events by users with earlier events
 _KNOWN_USERS: Final = 0.15  # least share of users with earlier and test events …
 _KNOWN_ITEMS: Final = 0.4  # least share of test events on items with earlier events

@@ -31,8 +31,7 @@ def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Centre the rows with a text and whiten their leading directions; rows without a text stay
-    zero.
+    """Centre and whiten the rows with a text; rows without a text stay zero.
 
     Why: sentence vectors share a large common component and a few directions of high variance (Mu &
     Viswanath 2018); whitening lets a linear projection use all directions. With ``num_directions``
@@ -45,9 +44,7 @@ class Whitening:
 
     @staticmethod
     def of(text_NT: Tensor, num_directions: int) -> Whitening:
-        """Fit mean, directions and scale on the rows with a text; all zero where the rows are
-        equal.
-        """
+        """Fit mean, directions and scale on the rows with a text; all zero for equal rows."""
         rows = text_NT[text_NT.abs().sum(1) > 0].to(torch.float64)
         dimension = text_NT.shape[1]
         width = whitened_width(num_directions, dimension)

@@ -116,9 +116,7 @@ class ImageEncoder:
 
 
 def image_model_identity(config: ImagesConfig) -> str:
-    """Identity of the model and the pooling: what the vectors depend on besides the images and the
-    precision.
-    """
+    """Identity of model and pooling, on which the vectors depend besides images and precision."""
     fingerprint = model_fingerprint(resolve_model(config.model, config.allow_download, MODEL_KEY))
     return f"{fingerprint[:24]}-{config.pooling}"
 

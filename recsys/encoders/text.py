@@ -135,8 +135,7 @@ def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
 
 
 def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
-    """Identity of the vector space: the language model's files and its adapters, in its folder or
-    given.
+    """Identity of the vector space: the language model's files and all its adapters.
 
     Vectors of equal identities are comparable. The number of tokens and the precision do not change
     the vector space.

@@ -390,9 +390,7 @@ class Appending(Preparation):
         return kept
 
     def _buckets_to_renew(self, num_users: int) -> set[int]:
-        """The shards that are written again as a whole. Also counts the users with newer rows in
-        the others.
-        """
+        """The shards to write again as a whole; counts the users with newer rows in the others."""
         manifest, each = self._before().manifest, num_users / self.num_shards
         before = manifest.store.get("newer_users") or [0] * self.num_shards
         newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
@@ -434,9 +432,7 @@ class Appending(Preparation):
         return plan
 
     def _earlier_times(self, num_buckets: int, coding: Coding, since: int) -> list[list[Any]]:
-        """References to the earlier times of every bucket from ``since`` on; earlier times are only
-        counted.
-        """
+        """References to the times of every bucket from ``since`` on; earlier ones are counted."""
         reader = task(kept_times, 2)
         refs = [reader.remote(self._kept(bucket), since, coding.target_types) for bucket in range(num_buckets)]
         self._counted = Counted(sum(fetch([number for _, number in refs])), since)
@@ -504,9 +500,7 @@ class Appending(Preparation):
         self.folder.link(folder_of(self._before()), "histories", names)
 
     def _count(self, written: list[Any], item_ids: pa.Array) -> None:
-        """The counts over all events: those of the earlier dataset plus the difference for touched
-        users.
-        """
+        """Update the counts of the earlier dataset by the difference for touched users."""
         earlier = self._before()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         table = earlier.table("items/counts.parquet")

@@ -1,5 +1,4 @@
-"""Blocks of Ray Data for Ray tasks, without progress bars and logs, and with users' mistakes as our
-own exceptions.
+"""Blocks of Ray Data for Ray tasks, without progress bars, logs and wrapped exceptions.
 
 Why: tasks over blocks can return several objects and small reports, which ``map_batches`` cannot.
 They take milliseconds, whereas a shuffle of Ray Data takes seconds for data of any size.
@@ -41,9 +40,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raise a :class:`~recsys.errors.UserError` of a Ray task as itself, without Ray's wrapper and
-    traceback.
-    """
+    """Raise a :class:`~recsys.errors.UserError` of a Ray task without Ray's wrapper."""
     try:
         yield
     except Exception as error:
@@ -77,24 +74,18 @@ def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
 
 
 def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
-    """All rows of a dataset of the size of the items or users, in this process; None when it has no
-    rows.
-    """
+    """All rows of a small dataset, such as items or users; None when it has no rows."""
     tables = [table for ref in block_refs(dataset) if (table := fetch(ref)).num_rows]
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
 def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int = 0) -> Any:
-    """The function as a Ray task; ``num_returns`` "streaming" returns its yielded objects one by
-    one.
-    """
+    """The function as a Ray task; ``num_returns`` "streaming" is for generators."""
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
 
 
 def results_of(function: Callable[..., Any], pieces: Sequence[Any], limit: int, num_gpus: int = 0) -> Iterator[Any]:
-    """Results of ``function(piece)`` for every piece, in order, from at most ``limit`` parallel Ray
-    tasks.
-    """
+    """Yield ``function(piece)`` of every piece, in order, from at most ``limit`` parallel tasks."""
     remote: Any = task(_apply, num_gpus=num_gpus)
     running: deque[Any] = deque()
     for piece in pieces:

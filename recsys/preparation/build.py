@@ -1,5 +1,4 @@
-"""The steps of ``prepare`` in order, one method per step; :mod:`recsys.preparation.prepare` has a
-diagram.
+"""The steps of ``prepare``, one method each; see the diagram in :mod:`recsys.preparation.prepare`.
 
 No data that grows with the number of events passes through this process.
 """
@@ -212,9 +211,7 @@ class Preparation:
     # -------------------------------------------------------------------------------------- reading
 
     def _read_ids(self, name: str, blocks: Any, key: str) -> pa.Table | None:
-        """The good rows of the items or users table, each id once; None where the source has no
-        such table.
-        """
+        """The good rows of the items or users table, each id once; None without such a table."""
         if blocks is None:
             return None
         table = read_table(blocks)
@@ -456,9 +453,7 @@ class Preparation:
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
-        """Write histories and item counts; returns the names of the shards and the terms of the
-        items.
-        """
+        """Write histories and item counts; returns the shards' names and the items' terms."""
         num_term_parts = 1
         if self.rules.text_types:
             num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
@@ -574,9 +569,7 @@ class Preparation:
         return text
 
     def _encode_text(self, text: ItemText, shards: list[str], coding: Coding) -> dict[str, Any]:
-        """Write the vectors of the items' and the users' texts; returns their description for the
-        manifest.
-        """
+        """Write the vectors of item and user texts; returns their description for the manifest."""
         config = self.config.data.text
         fields = [name for names in text.groups.values() for name in names if name != config.event_column]
         described: dict[str, Any] = {"model": "", "dimension": 0, "fields": fields, "encoded": 0, "cached": 0}

@@ -1,6 +1,4 @@
-"""What a dataset takes over from an earlier one besides its events: quarantined rows and
-attributes.
-"""
+"""Take over quarantined rows and attributes from an earlier dataset."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The identity of a prepared dataset: equal hashes mean equal datasets, so a second ``prepare``
-does nothing.
-"""
+"""The content hash of a prepared dataset: with an equal hash, ``prepare`` does nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The k-core of the events over all buckets: users and items that have enough events with each
-other.
+"""The k-core of the events: users and items that have enough events with each other.
 
 Why two passes: duplicates are known only after the events are sorted, and ids become dense only
 after the k-core. A bucket is encoded once to get its (user, item) pairs, 8 bytes per event. Rounds
@@ -65,9 +64,7 @@ def cut_to_core(
 
 @dataclass(frozen=True)
 class Core:
-    """The users and items that remain after removing those with too few events until nothing
-    changes.
-    """
+    """The users and items that remain when those with too few events are removed repeatedly."""
 
     users: list[pa.Array]  # per bucket
     items: pa.Array

@@ -22,9 +22,7 @@ class OutOfReach(Exception):
 
 @dataclass(frozen=True)
 class Counted:
-    """Events without their times: their number (of predicted types), all of them before a given
-    time.
-    """
+    """The number of events (of predicted types) before a given time."""
 
     number: int = 0
     before: int = 0  # microseconds

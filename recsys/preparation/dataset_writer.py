@@ -68,9 +68,7 @@ class Folder:
                 stream.write(content)
 
     def make_folder(self, path: str) -> None:
-        """Make a folder on a local disk. Object stores have none, and there it would be an extra
-        object.
-        """
+        """Make a folder on a local disk; on object stores it would be an extra object."""
         if self.is_local:
             self.filesystem.create_dir(path, recursive=True)
 
@@ -95,9 +93,7 @@ class Folder:
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
-        """Take over files of another folder that never change: hard links where possible, else
-        copies.
-        """
+        """Take over unchanging files of another folder, by hard links where possible."""
         with reaching(self.place, "write to"):
             self.make_folder(f"{self.path}/{folder}")
             for name in names:

@@ -1,5 +1,4 @@
-"""The validated events of a prepared dataset, kept so that newer events can be appended without
-reading a file twice.
+"""The validated events of a prepared dataset, kept to append newer events.
 
 Layout, next to the histories::
 
@@ -216,9 +215,7 @@ def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
 
 
 def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:
-    """Statistics of the events of some buckets: numbers, event types, named splits and span of
-    times.
-    """
+    """Statistics of the events of buckets: numbers, event types, named splits and time span."""
     spans = [(summary.first, summary.last) for summary in summaries if summary.interactions]
     return {
         "interactions": sum(summary.interactions for summary in summaries),

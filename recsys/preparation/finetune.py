@@ -1,5 +1,4 @@
-"""Fine-tune the language model on the items: texts of items that users chose together get similar
-vectors.
+"""Fine-tune the language model: texts of items chosen together get similar vectors.
 
 Why in ``prepare``: the text vectors are made there once, and training reads them. Contrastive
 learning (SimCSE, Gao et al. 2021; CLIP, Radford et al. 2021) with low-rank adapters (LoRA) and
@@ -147,9 +146,7 @@ def pairs_of(
 def train_adapter(
     texts: Sequence[str | None], pairs_P2: Array, config: TextConfig, seed: int, gpu: bool, threads: int = 0
 ) -> tuple[Adapter, list[float]]:
-    """Train a new adapter by contrastive learning; returns it and the loss of every step. Runs in a
-    task.
-    """
+    """Train a new adapter by contrastive learning, in a task; returns it and the losses."""
     import torch
 
     torch.set_num_threads(threads or usable_cores())
@@ -209,9 +206,7 @@ def _embed(model: Any, tokenizer: Any, tokens: Any, rows: Array, device: Any) ->
 
 
 def _in_batch(logits_BB: Any, columns_B: Array, log_q_N: Array) -> Any:
-    """Cross-entropy of the diagonal with log-Q correction; a column with the target's item is not a
-    negative.
-    """
+    """Log-Q-corrected cross-entropy of the diagonal; the target's item is never a negative."""
     import torch
 
     items_B = torch.as_tensor(columns_B, device=logits_BB.device)

@@ -1,5 +1,4 @@
-"""Remove users from a prepared dataset: delete their rows and rebuild everything that is derived
-from them.
+"""Remove users from a prepared dataset and rebuild everything that is derived from them.
 
 Why not prepare again: the source may no longer exist, or the dataset may come from many appended
 files. Rewriting the shards takes seconds, preparing can take hours. The new dataset is written
@@ -160,9 +159,8 @@ class _Rewriting:
         self.left: list[str] = []
         # deleted events by item and split
         self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)
-        self.codes: dict[int, set[int]] = {
-            place: set() for place in range(len(source.context))
-        }  # remaining codes by context column
+        # remaining codes by context column
+        self.codes: dict[int, set[int]] = {place: set() for place in range(len(source.context))}
         self.done: set[str] = {MANIFEST}
 
     def run(self, forgotten: Forgotten) -> Manifest:
@@ -349,9 +347,7 @@ class _Rewriting:
         self._write(name, rest.sort_by([("src", "ascending"), ("dst", "ascending")]))
 
     def _item_texts(self) -> None:
-        """Write the rows that item text is made from and, if some are deleted, the texts and their
-        vectors.
-        """
+        """Write the source rows of item text and, if some are deleted, the texts and vectors."""
         described = self.manifest.text
         tables, changed = [], 0
         for file in described.get("provenance", []):

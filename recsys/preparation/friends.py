@@ -75,8 +75,7 @@ class SocialReport:
 
 
 class Friendships:
-    """The edges between known users, and the bad rows, from references to the blocks of the social
-    table.
+    """The edges between known users, and the bad rows, of a social table.
 
     A row is left out if one of its ids is not a known user, or if an earlier row (by file and row)
     has the same source and destination. In undirected data a row makes edges in both directions,

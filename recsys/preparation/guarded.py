@@ -1,5 +1,4 @@
-"""Pieces of a source as ``prepare`` reads them: with pseudonyms instead of ids and without
-forgotten users.
+"""Pieces of a source with pseudonyms instead of ids and without forgotten users.
 
 Why here: everything that ``prepare`` writes comes from the pieces, also bad rows and their raw
 text. What is removed here is in no artefact.
@@ -90,9 +89,7 @@ class Guard:
         return forgotten, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}
 
     def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
-        """A note if user ids or values of user attributes look like e-mail addresses, else an empty
-        string.
-        """
+        """A note if user ids or attributes look like e-mail addresses, else an empty string."""
         if Pseudonyms.of(self.pseudonyms) is None and (found := email_like(user_ids)):
             looked = min(len(user_ids), SAMPLE)
             return (

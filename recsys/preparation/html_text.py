@@ -45,8 +45,7 @@ def _plain_column(column: pa.Array, name: str) -> pa.Array:
 
 
 def plain(texts: pa.Array) -> pa.Array:
-    """Texts without tags, scripts and comments; entities become characters, and runs of blanks one
-    blank.
+    """Texts without tags, scripts and comments, with characters for entities and single blanks.
 
     >>> plain(pa.array(["<p>Fish &amp; chips</p><br/>now", "a < b", None])).to_pylist()
     ['Fish & chips now', 'a < b', None]

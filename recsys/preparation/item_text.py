@@ -1,5 +1,4 @@
-"""Item texts by group of fields, and their concatenated vectors: one encoder per feature group
-(S5).
+"""Item texts by group of fields, and their concatenated vectors (S5).
 
 Why concatenated: a linear projection of the row is a sum of one linear function per group, and the
 item tower splits the row where a group needs a nonlinear function. One group is the usual case of

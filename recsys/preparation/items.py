@@ -49,9 +49,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
-    """The table of items or users in dense order, without provenance; ids that the table lacks get
-    nulls.
-    """
+    """The table of items or users in dense order, without provenance; nulls for missing ids."""
     if table is None:
         return pa.table({key: ids})
     rows = pc.index_in(ids, value_set=table.column(key))
@@ -60,8 +58,7 @@ def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
 
 
 def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
-    """One text per item: the fields joined with ". ", then the terms as "LABEL: a, b"; null where
-    both are empty.
+    """One text per item: the fields joined with ". ", then the terms as "LABEL: a, b", or null.
 
     Parameters
     ----------

@@ -88,9 +88,7 @@ def codes_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
 
 
 def own_codes(column: pa.ChunkedArray, trimmed: bool = False) -> Array:
-    """Numbers that sort the rows of a coded column by their texts: [rows] int64, from 1, 0 for
-    null.
-    """
+    """Ranks of a coded column's rows by their texts: [rows] int64, from 1, 0 for null."""
     texts, codes_E = parts_of(column)
     texts = pc.utf8_trim_whitespace(texts) if trimmed else texts
     places = np.asarray(pc.index_in(texts, value_set=sorted_texts(texts)).fill_null(-1)).astype(np.int64)

@@ -1,5 +1,4 @@
-"""Media of items (images, sound): vectors from columns of the items table and from image files,
-checked and aligned.
+"""Media of items (images, sound): vectors from columns of the items table and image files.
 
 An invalid cell (numbers that are not finite, another width, an unreadable image) goes to the
 quarantine under the table ``media``, with the file and row of its item. The item and its events

@@ -1,5 +1,4 @@
-"""The stage ``prepare``: from the tables of a source to a prepared dataset (its files:
-:mod:`recsys.data.dataset`).
+"""The stage ``prepare``: from a source to a prepared dataset (see :mod:`recsys.data.dataset`).
 
 Data flow::
 
@@ -122,9 +121,7 @@ def prepare(
 
 
 def _written(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
-    """Write all files except the manifest; returns the manifest and the names of the new history
-    files.
-    """
+    """Write all files except the manifest; returns it and the names of the new history files."""
     kinds = [Appending, Preparation] if can_touch(arguments.config, arguments.earlier) else [Preparation]
     for kind in kinds:
         preparation = kind(arguments)

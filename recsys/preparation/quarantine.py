@@ -182,9 +182,7 @@ class Quarantine:
         self._writers = {}
 
     def abandon(self) -> None:
-        """Close the files of a failed ``prepare`` without errors: a failed write would raise again
-        at closing.
-        """
+        """Close the files of a failed ``prepare``; ignores errors, since failed writes raise again."""
         for writer in self._writers.values():
             with suppress(Exception):
                 writer.close()

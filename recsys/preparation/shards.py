@@ -1,5 +1,4 @@
-"""Write one bucket of encoded events as one shard of histories: assign splits, write rows, return
-counts and text.
+"""Write a bucket of encoded events as a shard of histories: splits, rows, counts and text.
 
 Legend: U users, E events, N items.
 """
@@ -352,9 +351,7 @@ def _context_json(columns: tuple[ContextColumn, ...]) -> str:
 def start_shards(
     encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[list[Any]]:
-    """Start :func:`write_shard` for every bucket; returns references to its report and its term
-    parts.
-    """
+    """Start :func:`write_shard` for every bucket; returns references to reports and terms."""
     writer = task(write_shard, 1 + rules.num_term_parts)
     user_ref, item_ref = ray.put(users), ray.put(items)
     return [

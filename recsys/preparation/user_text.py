@@ -1,5 +1,4 @@
-"""Histories of users as text for the language model, such as "purchase: A, B; view: C", newest
-first (S1, S2).
+"""Histories as text for the language model, newest first: "purchase: A, B; view: C" (S1, S2).
 
 Why several texts per user: in ordered training every position of a history is a query, and one text
 for each would mean as many texts as events. So there is a text after the first ``first`` events, at

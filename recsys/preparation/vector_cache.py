@@ -128,9 +128,7 @@ def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
 
 
 def model_identity(config: TextConfig) -> str:
-    """What the vectors depend on besides the text and the precision: the model's files and the
-    number of tokens.
-    """
+    """Identity of model files and number of tokens, on which vectors depend besides the text."""
     fingerprint = language_model_fingerprint(config.model, config.allow_download)
     return f"{fingerprint[:24]}-{config.max_tokens}"
 
