@@ -75,7 +75,7 @@ class Counted(Oracle):
 
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(ITEMS)
-        self.sampled = 0
+        self.num_queries = 0
         self.popularity_N = torch.as_tensor(dataset.item_counts_N(Split.VALID)).float()
 
     def scores(self, queries: Queries) -> torch.Tensor:

@@ -210,7 +210,7 @@ def test_model_without_gain_is_not_kept(ray_local: None, tiny_bert: Path, tmp_pa
     dataset = run(tmp_path, tiny_bert, lines, 24, 12, steps=1, lr=1e-12)
     described = dataset.manifest.text["finetune"]
     assert not described["kept"] and described["before"] == described["after"] and described["queries"] == 24
-    assert not (Path(dataset.root) / "text").exists() and any("left" in line for line in lines)
+    assert not (Path(dataset.root) / "text").exists() and any("not kept" in line for line in lines)
 
 
 @pytest.mark.slow
