@@ -1,4 +1,6 @@
-"""Appending events day by day gives the same dataset as all events at once; no old file is read again or forgotten."""
+"""Appending events day by day gives the same dataset as all events at once; no old file is read
+again or lost.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 def write_days(folder: Path, seed: int = 0) -> list[Path]:
-    """Six days of a shop with new users and items every day, events that come late, and files that overlap."""
+    """Six days of a shop with new users and items every day, late events, and overlapping files."""
     random = np.random.default_rng(seed)
     rows: list[list[str]] = [[] for _ in range(NUM_DAYS)]
     for day in range(NUM_DAYS):
@@ -48,7 +50,8 @@ def write_days(folder: Path, seed: int = 0) -> list[Path]:
             kind, weather = ("buy", "rain") if random.random() < 0.4 else ("view", "sun")
             value = int(random.integers(1, 6))
             row = f"u{user},i{item},{time}.25,{kind},{value},{weather if random.random() < 0.9 else ''}"
-            rows[day if random.random() > 0.05 else NUM_DAYS - 1].append(row)  # late: with the last file
+            # late: in the last file
+            rows[day if random.random() > 0.05 else NUM_DAYS - 1].append(row)
         rows[day] += rows[day - 1][:10] if day else []  # overlap
         rows[day].append(f",i1,{1_600_000_000 + day * DAY},view,1,sun")  # without a user
     head = "user_id,item_id,timestamp,event_type,value,weather\n"
@@ -70,7 +73,7 @@ def quietly(config: Config, **how: Any) -> PreparedDataset:
 
 
 def day_by_day(files: list[Path], folder: Path, **data: Any) -> PreparedDataset:
-    """The first two files at once, then one a day."""
+    """Prepare the first two files together, then append one file per day."""
     dataset = quietly(config_of(files[:2], folder / "0", **data))
     for number, file in enumerate(files[2:], 1):
         dataset = quietly(config_of([file], folder / str(number), **data), earlier=dataset)
@@ -78,13 +81,13 @@ def day_by_day(files: list[Path], folder: Path, **data: Any) -> PreparedDataset:
 
 
 def named_codes(dataset: PreparedDataset, codes: list[int]) -> tuple[Any, ...]:
-    """Codes of context columns as their values."""
+    """Context codes as values."""
     pairs = zip(dataset.context, codes, strict=True)
     return tuple(column.values[code - 2] if column.values and code > 1 else code for column, code in pairs)
 
 
 def content(dataset: PreparedDataset) -> dict[str, Any]:
-    """All that a dataset says, by external ids."""
+    """The content of a dataset by external ids."""
     users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
     types = dataset.manifest.event_types
     histories = {}
@@ -130,7 +133,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_day_by_day_is_all_at_once(name: str, tmp_path: Path) -> None:
+def test_appending_day_by_day_equals_all_events_at_once(name: str, tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     once = quietly(config_of(files, tmp_path / "once", **CASES[name]))
     appended = day_by_day(files, tmp_path / "apart", **CASES[name])
@@ -142,7 +145,7 @@ def test_day_by_day_is_all_at_once(name: str, tmp_path: Path) -> None:
 
 
 def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
-    """ndcg@10 of every validation query, of a model trained on a dataset and of popularity."""
+    """ndcg@10 of every validation query, for a model trained on a dataset and for popularity."""
     config = build_config(
         {
             "model": {
@@ -162,8 +165,10 @@ def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
     return validator(trained.frozen, queries), validator(popularity, queries)
 
 
-def test_a_model_of_days_one_by_one_is_as_good_as_of_all_at_once(tmp_path: Path, one_thread: None) -> None:
-    """Users have other numbers, so the models differ by chance: by less than the interval of either."""
+def test_model_after_daily_appends_is_as_good_as_after_one_prepare(tmp_path: Path, one_thread: None) -> None:
+    """The dense ids differ, so the models differ by chance, but by less than the interval of
+    either.
+    """
     world = world_of(plan())
     write_items(world, tmp_path)
     files = write_export(days_of(world)[:18], tmp_path / "days")
@@ -176,7 +181,7 @@ def test_a_model_of_days_one_by_one_is_as_good_as_of_all_at_once(tmp_path: Path,
     assert apart.user_ids.to_pylist() != once.user_ids.to_pylist()
     (whole, popular), (appended, _) = (ndcg_by_query(dataset) for dataset in (once, apart))
     low, high = intervals({"ndcg@10": whole}, 1000, 0)["ndcg@10"]
-    assert low > popular.mean() + 0.03, "there is something to learn, and to lose"
+    assert low > popular.mean() + 0.03, "the model has learned something that it could lose"
     assert len(appended) == len(whole) and low < appended.mean() < high
 
 
@@ -215,7 +220,9 @@ def test_a_shard_with_many_newer_files_is_written_again(tmp_path: Path, monkeypa
 
 
 def test_old_files_are_not_read_again(tmp_path: Path) -> None:
-    """They may be gone; a file under another name or beside new ones is known by its content."""
+    """Old files may be deleted; a file with another name or next to new ones is recognised by its
+    content.
+    """
     files = write_days(tmp_path / "days")
     before = quietly(config_of(files[:5], tmp_path / "before"))
     copy = tmp_path / "days/copy.csv"
@@ -224,12 +231,14 @@ def test_old_files_are_not_read_again(tmp_path: Path) -> None:
         file.unlink()
     after = quietly(config_of([copy, files[5]], tmp_path / "after"), earlier=before)
     assert after.manifest.read["events"] - before.manifest.read["events"] == len(files[5].read_text().splitlines()) - 1
-    with pytest.raises(DataError, match=r"every file of events that is named was read into .*after"):
+    with pytest.raises(DataError, match=r"no new events: .*after has read all named"):
         quietly(config_of([copy, files[5]], tmp_path / "again"), earlier=after)
 
 
 def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(tmp_path: Path) -> None:
-    """The record of what was read is of the files as they were read, not as they are when the dataset is complete."""
+    """The manifest records the files as they were when they were read, not when the dataset was
+    complete.
+    """
     files, folder = write_days(tmp_path / "days"), tmp_path / "arrived"
     folder.mkdir()
     for file in files[:4]:
@@ -250,8 +259,8 @@ def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(tmp
 
 
 @pytest.mark.parametrize("name", ["leave-last", "temporal"])
-def test_a_file_of_an_old_day_is_filled_in(name: str, tmp_path: Path) -> None:
-    """A day that was left out comes last, and its events take their place in time; cut-offs may move back."""
+def test_file_of_an_earlier_day_is_appended(name: str, tmp_path: Path) -> None:
+    """A missing day is appended last, and its events are sorted by time; cut-offs may move back."""
     files = write_days(tmp_path / "days")
     late = [*files[:2], *files[3:], files[2]]
     found = day_by_day(late, tmp_path / "apart", **CASES[name])
@@ -261,8 +270,10 @@ def test_a_file_of_an_old_day_is_filled_in(name: str, tmp_path: Path) -> None:
     assert found.manifest.split == expected.manifest.split
 
 
-def test_ids_keep_their_numbers_when_items_and_values_are_gone(tmp_path: Path) -> None:
-    """A window moves on, the catalogue lists what is sold today, and a context column is absent in the newest file."""
+def test_ids_keep_their_numbers_when_items_and_values_disappear(tmp_path: Path) -> None:
+    """The window moves, the catalogue lists only current items, and the newest file lacks a context
+    column.
+    """
     files = write_days(tmp_path / "days")
     for name, kept in (("all", range(40)), ("today", range(3, 40))):
         rows = [f"i{item},title {item}" for item in kept]
@@ -284,7 +295,7 @@ def test_ids_keep_their_numbers_when_items_and_values_are_gone(tmp_path: Path) -
     audit(after)
 
 
-def test_an_item_that_comes_into_the_catalogue_late_keeps_its_events(tmp_path: Path) -> None:
+def test_item_added_to_the_catalogue_later_keeps_its_events(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     for name, number in (("early", 25), ("late", 40)):
         rows = "\n".join(f"i{item},title {item}" for item in range(number))
@@ -306,26 +317,26 @@ def test_fewer_events_than_before_are_refused_and_nothing_is_lost(tmp_path: Path
     everybody = "\n".join(f"{user},i1,1600900000,view,1,sun" for user in before.user_ids.to_pylist())
     some = "\n".join(f"u1,{item},1600900001,view,1,sun" for item in before.item_ids.to_pylist())
     files[5].write_text(f"{files[4].read_text().splitlines()[0]}\n{everybody}\n{some}\n")
-    with pytest.raises(DataError, match=rf"the model to go on from was made of {events:,}: .*--events FILE.*--replace"):
+    with pytest.raises(DataError, match=rf"the parent model has {events:,}: .*--events FILE.*--replace"):
         quietly(config, base=before.vocabulary(), least=Least(events))
     assert PreparedDataset(str(tmp_path / "data")).manifest == before.manifest
     replaced = quietly(config, base=before.vocabulary(), least=Least(events, replace=True))
     assert replaced.manifest.counts["events"] < events and replaced.num_users == before.num_users
 
 
-def test_a_prepare_that_would_forget_appended_files_is_refused(tmp_path: Path) -> None:
+def test_prepare_that_would_lose_appended_files_is_refused(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     dataset = quietly(config_of(files[:2], tmp_path / "data"))
     dataset = quietly(config_of(files[2:], tmp_path / "data"), earlier=dataset)
     assert len(dataset.manifest.store["readings"]) == 2
     with pytest.raises(
-        DataError, match=r"4 files of events were appended to .*data that data.source does not name, .*day-2.csv"
+        DataError, match=r"data has 4 appended files of events that data.source does not name, .*day-2.csv"
     ):
         quietly(config_of(files[:2], tmp_path / "data"))
     assert quietly(config_of(files, tmp_path / "data")).manifest.counts["events"] == dataset.manifest.counts["events"]
 
 
-def test_what_differs_is_named(tmp_path: Path) -> None:
+def test_differing_settings_are_named(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     before = quietly(config_of(files[:5], tmp_path / "before"))
     with pytest.raises(ConfigError, match=r"data\.context was \[\], is now \['weather'\]"):
@@ -341,7 +352,7 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["relative", "absolute", "slash", "link", "file", "glob", "moved"])
-def test_a_dataset_is_known_however_its_path_is_spelled(
+def test_dataset_is_recognised_by_any_spelling_of_its_path(
     spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "days"
@@ -370,7 +381,7 @@ def test_a_dataset_is_known_however_its_path_is_spelled(
 
 
 @pytest.mark.parametrize("name", ["leave-last", "temporal", "k-core"])
-def test_forgotten_users_stay_away_when_newer_files_name_them(name: str, tmp_path: Path) -> None:
+def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) -> None:
     files, gone = write_days(tmp_path / "days"), ["u1", "u7"]
     forgotten, place = Forgotten().having(gone), str(tmp_path / "list.json")
     before = quietly(config_of(files[:3], tmp_path / "before", **CASES[name]))
@@ -389,7 +400,7 @@ def test_forgotten_users_stay_away_when_newer_files_name_them(name: str, tmp_pat
     assert not {*gone} & {user for rows in kept if rows for user in rows.column("user_id").to_pylist()}
 
 
-def test_newer_files_get_the_pseudonyms_of_the_older_ones_or_are_refused(tmp_path: Path) -> None:
+def test_newer_files_need_the_key_of_the_earlier_dataset(tmp_path: Path) -> None:
     files, key = write_days(tmp_path / "days"), tmp_path / "key"
     hidden = {"pseudonymise": {"key_file": str(key)}}
     key.write_text("a secret that is long enough to be one")

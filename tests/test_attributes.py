@@ -1,4 +1,6 @@
-"""Attributes become codes and values as computed by hand; vocabularies and statistics are of training rows alone."""
+"""Attributes become codes and values as computed by hand; vocabularies and statistics use training
+rows only.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ def test_codes_and_values_by_hand() -> None:
     )
     rows = encode_table(table, (AGE, CITY, LIKES))
     expected = [
-        [2, 3, 3, 2],  # below the first edge; oslo; rock, jazz, and no room for folk
-        [3, 2, 4, PADDING],  # on the edge counts as above; trimmed; an unknown member beside a known one is skipped
+        [2, 3, 3, 2],  # below the first edge; oslo; rock, jazz, no slot for folk
+        [3, 2, 4, PADDING],  # on the edge counts as above; trimmed; unknown members are skipped
         [4, UNKNOWN, UNKNOWN, PADDING],
         [MISSING, MISSING, MISSING, PADDING],
         [MISSING, MISSING, MISSING, PADDING],
@@ -58,7 +60,7 @@ def test_codes_and_values_by_hand() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    """Quartiles of 0 … 100 are 25, 50, 75; four bins lie between them."""
+    """Quartiles of 0 … 100 are 25, 50, 75; they give four bins."""
     (field,) = fit(pa.table({"price": np.arange(101)}), bins=4)
     assert (field.kind, field.edges, field.center) == ("number", (25.0, 50.0, 75.0), 50.0)
     assert field.scale == pytest.approx(50 / 1.349)
@@ -79,8 +81,8 @@ def test_vocabularies_are_the_frequent_categories() -> None:
     assert fit(table, max_members=1, user_fields=["likes"])[0].slots == 1
 
 
-def test_nothing_is_learned_of_rows_outside_training() -> None:
-    """A user who comes in the test part only changes no vocabulary, bin or statistic."""
+def test_encoding_uses_training_rows_only() -> None:
+    """A user with test events only changes no vocabulary, bin or statistic."""
     table = pa.table({"age": [10.0, 20, 30, 9999], "city": ["rome", "oslo", "rome", "gotham"]})
     known = [True, True, True, False]
     fields = fit(table, known)
@@ -88,7 +90,7 @@ def test_nothing_is_learned_of_rows_outside_training() -> None:
     assert encode_table(table, fields).codes_XS[3].tolist() == [fields[0].num_codes - 1, UNKNOWN]
 
 
-def test_types_choose_the_reading_and_the_configuration_overrules() -> None:
+def test_column_type_sets_the_kind_unless_the_configuration_does() -> None:
     table = pa.table(
         {
             "user_id": ["u0", "u1", "u2", "u3"],
@@ -113,10 +115,13 @@ def test_types_choose_the_reading_and_the_configuration_overrules() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"user_fields": ["height"]}, r"user_fields: height not among the columns: age, face, name"),
+        ({"user_fields": ["height"]}, r"user_fields: height not among the columns; columns: age, face, name"),
         ({"user_fields": ["face"]}, r"face is fixed_size_list.*expected numbers, texts"),
-        ({"user_fields": ["name"], "min_frequency": 2}, r"name has no category that 2 rows .* share; lower min_freq"),
-        ({"numeric": ["name"]}, r"name is read as numbers, but 0 of 2 values .* are some; take it out of numeric"),
+        ({"user_fields": ["name"], "min_frequency": 2}, r"name has no category in at least 2 rows .*; lower min_freq"),
+        (
+            {"numeric": ["name"]},
+            r"name is read as numbers, but only 0 of its 2 values .* are numbers; take it out of numeric",
+        ),
     ],
 )
 def test_wrong_fields_are_refused(options: dict[str, Any], message: str) -> None:
@@ -126,32 +131,32 @@ def test_wrong_fields_are_refused(options: dict[str, Any], message: str) -> None
         fit(table, **options)
 
 
-def test_a_field_is_read_in_one_way() -> None:
+def test_field_in_numeric_and_categorical_is_refused() -> None:
     with pytest.raises(ValueError, match="age: named in numeric and in categorical"):
         ProfileConfig(numeric=["age"], categorical=["age"])
 
 
-def test_the_encoding_is_plain_json() -> None:
+def test_encoding_survives_json() -> None:
     encoding = ProfileEncoding((AGE, CITY), (LIKES,))
     assert ProfileEncoding.parse(json.loads(json.dumps(asdict(encoding)))) == encoding
 
 
-def test_a_request_is_encoded_as_the_table() -> None:
-    """Whatever a row of a table says, a request that says the same gets the same codes and values."""
+def test_request_gets_the_codes_of_an_equal_table_row() -> None:
+    """A request with the values of a table row gets the same codes and values."""
     fields = (AGE, CITY, LIKES)
     given = [
         {"age": 45.5, "city": "oslo", "likes": ["folk", "polka", "jazz", "rock"]},
         {"age": 20, "city": "paris", "likes": ["polka"]},
         {"age": 3, "city": "", "likes": []},
     ]
-    asked, stored = RequestEncoder(fields).encode(given), encode_table(pa.Table.from_pylist(given), fields)
-    assert asked.codes_XS.tolist() == stored.codes_XS.tolist()
-    assert asked.values_XM.tolist() == stored.values_XM.tolist()
+    requested, stored = RequestEncoder(fields).encode(given), encode_table(pa.Table.from_pylist(given), fields)
+    assert requested.codes_XS.tolist() == stored.codes_XS.tolist()
+    assert requested.values_XM.tolist() == stored.values_XM.tolist()
     silent = RequestEncoder(fields).encode([None, {}, {"age": None, "city": "rome"}])
     assert silent.codes_XS.tolist() == [[NOT_GIVEN] * 4] * 2 + [[NOT_GIVEN, 2, NOT_GIVEN, NOT_GIVEN]]
 
 
-def test_requests_name_categories_as_the_table_prints_them() -> None:
+def test_request_values_match_categories_as_strings() -> None:
     field = Field("zone", "category", 1, ("1", "true"))
     codes = RequestEncoder([field]).encode([{"zone": 1}, {"zone": 1.0}, {"zone": "1"}, {"zone": True}]).codes_XS
     assert codes[:, 0].tolist() == [2, 2, 2, 3]

@@ -1,4 +1,6 @@
-"""Who is asked and what baselines are fitted on, where data are too large for all: even samples, and what is said."""
+"""Large data: evaluated users and fitted histories are uniform samples, and metrics.json reports
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,18 @@ USERS, ITEMS = 400, 30
 
 
 def walks(folder: Path, num_shards: int = 3) -> PreparedDataset:
-    """Users who walk the circle of items, six steps each."""
+    """Users that walk along the circle of items, six steps each."""
     histories = [leave_last(*((start + step) % ITEMS for step in range(6))) for start in range(USERS)]
     return write_dataset(folder, histories, ITEMS, num_shards=num_shards)
 
 
-def test_all_of_small_data(tmp_path: Path) -> None:
+def test_small_data_are_not_sampled(tmp_path: Path) -> None:
     dataset = walks(tmp_path)
     assert asked_users_V(dataset, config()).all() and len(fitted_histories(dataset, config())) == USERS
     assert bounds(dataset, config()) == {}
 
 
-def test_samples_are_even_and_of_users_alone(tmp_path: Path) -> None:
+def test_samples_are_uniform_over_users(tmp_path: Path) -> None:
     few = config(max_users=100, max_fit_events=1200)
     three, five = walks(tmp_path / "three"), walks(tmp_path / "five", num_shards=5)
     assert (asked_users_V(three, few) == asked_users_V(five, few)).all()
@@ -42,21 +44,21 @@ def test_samples_are_even_and_of_users_alone(tmp_path: Path) -> None:
     fitted = fitted_histories(three, few)
     assert 900 < len(fitted.items_E) < 1500, "1200 of 2400 events on average"
     assert (fitted.lengths_U == 6).all(), "no user is cut"
-    assert set(fitted.users_U) != set(np.flatnonzero(asked_users_V(three, few))), "drawn apart"
+    assert set(fitted.users_U) != set(np.flatnonzero(asked_users_V(three, few))), "independent samples"
 
 
-def test_queries_are_those_of_the_sample(tmp_path: Path) -> None:
+def test_queries_are_of_the_sampled_users(tmp_path: Path) -> None:
     dataset, few = walks(tmp_path), config(max_users=100)
-    asked = np.flatnonzero(asked_users_V(dataset, few))
+    sampled = np.flatnonzero(asked_users_V(dataset, few))
     together = asked_queries(dataset, Split.TEST, few)
-    assert sorted(together.histories.users_U) == asked.tolist()
+    assert sorted(together.histories.users_U) == sampled.tolist()
     assert together.target_items.tolist() == [(user + 5) % ITEMS for user in together.histories.users_U]
     parts = list(asked_by_shard(dataset, Split.TEST, few))
     assert len(parts) == 3
     assert np.concatenate([part.target_items for part in parts]).tolist() == together.target_items.tolist()
 
 
-def test_every_so_manyth_query_without_holding_two_shards(tmp_path: Path) -> None:
+def test_queries_are_thinned_with_one_shard_in_memory(tmp_path: Path) -> None:
     dataset = walks(tmp_path)
     everyone = Histories.concat(list(dataset.shards())).queries(Split.VALID)
     assert len(sample_queries(dataset, Split.VALID)) == USERS
@@ -67,29 +69,31 @@ def test_every_so_manyth_query_without_holding_two_shards(tmp_path: Path) -> Non
 
 
 class Counted(Oracle):
-    """Answers, and has the popularity that a fit on all events leaves, which the audit works out by shards."""
+    """Counts the queries that it scores, and has the popularity of a fit on all events, which the
+    audit recomputes by shard.
+    """
 
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(ITEMS)
-        self.asked = 0
+        self.num_queries = 0
         self.popularity_N = torch.as_tensor(dataset.item_counts_N(Split.VALID)).float()
 
     def scores(self, queries: Queries) -> torch.Tensor:
-        self.asked += len(queries)
+        self.num_queries += len(queries)
         return super().scores(queries)
 
 
-def test_an_evaluation_of_samples_passes_the_audit_and_says_so(tmp_path: Path) -> None:
+def test_sampled_evaluation_passes_the_audit_and_reports_the_samples(tmp_path: Path) -> None:
     dataset = walks(tmp_path)
     few = config(max_users=100, max_fit_events=1200, ablate=False)
     model = Counted(dataset)
     content = json.loads(json.dumps(evaluate(model, dataset, few, refit=True).to_json()))
     number = int(asked_users_V(dataset, few).sum())
     assert content["data"]["queries"] == content["data"]["asked_queries"] == number
-    assert content["model"]["hit@1"] == 1.0 and model.asked < USERS
+    assert content["model"]["hit@1"] == 1.0 and model.num_queries < USERS
     assert content["data"]["bounds"] == {
-        "ranked_users": f"an even sample of {number:,} of all users",
-        "baselines_fitted_on": "the events of an even sample of 50.0% of the users",
+        "ranked_users": f"a random sample of {number:,} of all users",
+        "baselines_fitted_on": "the events of a random sample of 50.0% of the users",
     }
     assert {"model_fit", "baseline_fits"} <= set(content["audit"]["checks"])
     assert set(content["baselines"]) == {"popularity", "item_knn", "ease", "als", "recent_popularity"}

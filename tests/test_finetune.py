@@ -1,4 +1,6 @@
-"""Fine-tuning of the language model: pairs of training events alone, a frozen base, adapters that can be trusted."""
+"""Fine-tuning of the language model: pairs from training events only, a frozen base, and
+reproducible adapters.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ from recsys.preparation.vector_cache import encode_texts
 
 peft = pytest.importorskip("peft")
 
-TOPICS = 8  # of each of two vocabularies; a topic of one goes with the same topic of the other
+TOPICS = 8  # per vocabulary; a topic of one belongs to the same topic of the other
 WORDS = [f"{kind}{topic}{letter}" for kind in "ab" for topic in range(TOPICS) for letter in "xyz"]
 
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT of two layers over a vocabulary of made-up words, saved as transformers saves one."""
+    """A random BERT with two layers over a vocabulary of made-up words, saved by transformers."""
     import tokenizers
     from tokenizers import models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -52,11 +54,11 @@ def settings(model: Path, cache: Path | str = "", **finetune: Any) -> TextConfig
     return TextConfig(model=str(model), max_tokens=16, dtype="float32", cache_dir=str(cache), finetune=options)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------------------ pairs
+# -------------------------------------------------------------------------------------------- pairs
 
 
 def events(parts: list[str]) -> Histories:
-    """Users whose event ``e`` is the item 20 · user + e, of the part that the letter says."""
+    """Users whose event ``e`` has the item 20 · user + e and the split of the letter."""
     made = Histories.of_items([[20 * user + place for place in range(len(row))] for user, row in enumerate(parts)])
     splits = np.array(["tvx".index(letter) for row in parts for letter in row], dtype=np.uint8)
     return replace(made, splits_E=splits)
@@ -71,8 +73,8 @@ def test_pairs_are_neighbours_of_training_events() -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_planted_leak_is_in_no_pair(ordered: bool) -> None:
-    """Events of validation and test between those of training, as a given split may have them."""
+def test_planted_leak_is_in_no_pair(ordered: bool) -> None:
+    """Validation and test events are between training events, as a given split may have them."""
     histories, has_text = events(["tvtxtt" * 3] * 2), np.ones(80, dtype=bool)
     later = set(histories.items_E[histories.splits_E > 0].tolist())
     test = set(histories.items_E[histories.splits_E == 2].tolist())
@@ -82,14 +84,16 @@ def test_a_planted_leak_is_in_no_pair(ordered: bool) -> None:
     assert set(queries[:, 1].tolist()) <= later
 
 
-def test_pairs_are_limited_and_drawn_by_the_seed() -> None:
+def test_pairs_are_limited_and_depend_on_the_seed() -> None:
     histories, has_text = events(["t" * 10] * 4), np.ones(80, dtype=bool)
     first, again, other = (pairs_of(histories, has_text, False, 7, [seed])[0].tolist() for seed in (3, 3, 4))
     assert len(first) == 7 and first == again != other
 
 
-def test_the_same_item_is_no_negative_and_frequent_ones_are_corrected() -> None:
-    """Columns of items 5, 6, 5: the third column is no negative of the first row; by hand, log q in the softmax."""
+def test_target_item_is_no_negative_and_popularity_is_corrected() -> None:
+    """Columns of items 5, 6, 5: the third column is not a negative of the first row; log q in the
+    softmax by hand.
+    """
     logits = torch.tensor([[1.0, 2.0, 9.0], [0.0, 3.0, 1.0], [9.0, 1.0, 2.0]])
     log_q = np.log(np.array([0, 0, 0, 0, 0, 2 / 3, 1 / 3]).clip(1e-9))
     found = _in_batch(logits, np.array([5, 6, 5]), log_q)
@@ -100,13 +104,13 @@ def test_the_same_item_is_no_negative_and_frequent_ones_are_corrected() -> None:
 
 
 def test_retrieval_by_hand() -> None:
-    """The wanted item is first for one query and third for another: ndcg 1 and 1/2."""
+    """The target is first for one query and third for another: ndcg 1 and 1/2."""
     vectors = np.array([[1, 0], [0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0, 0]], dtype=np.float16)
     found = retrieval(vectors, np.array([[0, 1], [0, 3]]))
     assert found == {"recall@20": 1.0, "ndcg@20": pytest.approx(0.75)}
 
 
-# ---------------------------------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------------------- adapters
 
 
 def trained(model: Path, seed: int = 0) -> tuple[Adapter, list[float]]:
@@ -115,7 +119,7 @@ def trained(model: Path, seed: int = 0) -> tuple[Adapter, list[float]]:
     return train_adapter(texts, pairs, settings(model), seed, gpu=False, threads=1)
 
 
-def test_only_the_adapter_learns_and_it_learns(tiny_bert: Path, one_thread: None) -> None:
+def test_training_changes_only_the_adapter(tiny_bert: Path, one_thread: None) -> None:
     before = {path.name: path.read_bytes() for path in tiny_bert.iterdir()}
     adapter, losses = trained(tiny_bert)
     assert np.mean(losses[-3:]) < 0.85 * np.mean(losses[:3]), losses
@@ -132,7 +136,7 @@ def test_only_the_adapter_learns_and_it_learns(tiny_bert: Path, one_thread: None
 
 
 def test_a_saved_adapter_gives_equal_vectors(tiny_bert: Path, tmp_path: Path, one_thread: None) -> None:
-    """As bytes in the settings, as the folder that data.text.model names, and as peft itself reads it."""
+    """As bytes in the settings, as a folder in data.text.model, and loaded by peft."""
     adapter, _ = trained(tiny_bert)
     (tmp_path / "adapter_config.json").write_text(adapter.config)
     (tmp_path / "adapter_model.safetensors").write_bytes(adapter.weights)
@@ -151,7 +155,7 @@ def test_a_saved_adapter_gives_equal_vectors(tiny_bert: Path, tmp_path: Path, on
     np.testing.assert_allclose((hidden / hidden.norm()).numpy(), adapted[2], atol=2e-3)
 
 
-def test_broken_folders_are_explained(tmp_path: Path, tiny_bert: Path) -> None:
+def test_damaged_adapter_folders_are_refused(tmp_path: Path, tiny_bert: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ConfigError, match=r"no adapter_model\.safetensors"):
         language_model_fingerprint(str(tmp_path))
@@ -167,19 +171,19 @@ def test_broken_folders_are_explained(tmp_path: Path, tiny_bert: Path) -> None:
         load_language_model(str(other), False)
 
 
-def test_the_cache_keeps_adapters_apart(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
-    adapter, asked = trained(tiny_bert)[0], settings(tiny_bert, tmp_path)
-    plain, numbers = encode_texts(["a0x b1y"], asked)
-    adapted, more = encode_texts(["a0x b1y"], asked, adapter)
+def test_cache_separates_adapters(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
+    adapter, chosen = trained(tiny_bert)[0], settings(tiny_bert, tmp_path)
+    plain, numbers = encode_texts(["a0x b1y"], chosen)
+    adapted, more = encode_texts(["a0x b1y"], chosen, adapter)
     assert numbers == more == {"encoded": 1, "cached": 0} and (plain != adapted).any()
-    assert encode_texts(["a0x b1y"], asked, adapter)[1] == {"encoded": 0, "cached": 1}
+    assert encode_texts(["a0x b1y"], chosen, adapter)[1] == {"encoded": 0, "cached": 1}
 
 
-# ---------------------------------------------------------------------------------------------------------- prepare
+# ------------------------------------------------------------------------------------------ prepare
 
 
 def planted(users: int, items_a_topic: int) -> tuple[pa.Table, pa.Table]:
-    """Users stay in a topic, whose items speak with words of one vocabulary or the other: no word tells of both."""
+    """Users stay in a topic whose item texts use one of two vocabularies; no word is in both."""
     random = np.random.default_rng(5)
     rows, texts = [], {}
     for topic in range(TOPICS):
@@ -196,28 +200,28 @@ def planted(users: int, items_a_topic: int) -> tuple[pa.Table, pa.Table]:
 
 def run(folder: Path, model: Path, lines: list[str], users: int, items: int, **finetune: Any) -> PreparedDataset:
     tables = dict(zip(("events", "items"), planted(users, items), strict=True))
-    asked = config(folder, text=settings(model, folder / "cache", **finetune).model_dump())
-    return prepare(asked, lines.append, MemorySource(**tables))
+    chosen = config(folder, text=settings(model, folder / "cache", **finetune).model_dump())
+    return prepare(chosen, lines.append, MemorySource(**tables))
 
 
-def test_a_model_that_does_not_gain_is_left(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
-    """A learning rate of next to nothing changes no rank for the better."""
+def test_model_without_gain_is_not_kept(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
+    """A learning rate near zero improves no rank."""
     lines: list[str] = []
     dataset = run(tmp_path, tiny_bert, lines, 24, 12, steps=1, lr=1e-12)
-    told = dataset.manifest.text["finetune"]
-    assert not told["kept"] and told["before"] == told["after"] and told["queries"] == 24
-    assert not (Path(dataset.root) / "text").exists() and any("left" in line for line in lines)
+    described = dataset.manifest.text["finetune"]
+    assert not described["kept"] and described["before"] == described["after"] and described["queries"] == 24
+    assert not (Path(dataset.root) / "text").exists() and any("not kept" in line for line in lines)
 
 
 @pytest.mark.slow
-def test_the_gain_is_positive_on_a_planted_world(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
+def test_fine_tuning_gains_on_a_planted_world(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     dataset = run(tmp_path, tiny_bert, lines, 400, 24, steps=300, batch_size=64)
-    told = dataset.manifest.text["finetune"]
-    assert told["kept"] and told["after"]["ndcg@20"] > 1.3 * told["before"]["ndcg@20"], told
-    assert told["loss_last"] < told["loss_first"] and any("fine-tuning: text alone" in line for line in lines)
+    described = dataset.manifest.text["finetune"]
+    assert described["kept"] and described["after"]["ndcg@20"] > 1.3 * described["before"]["ndcg@20"], described
+    assert described["loss_last"] < described["loss_first"] and any("fine-tuning: text only" in line for line in lines)
     adapter = Adapter.read(Path(dataset.root) / "text/adapter")
-    assert adapter.digest == told["adapter"]
+    assert adapter.digest == described["adapter"]
     texts = dataset.features.column("text").to_pylist()[:5]
     exact = TextEncoder(EncoderSettings(str(tiny_bert), 16, dtype="float32", threads=1, adapter=adapter)).encode(texts)
     np.testing.assert_allclose(dataset.text_vectors_NT()[:5], exact, atol=2e-3)

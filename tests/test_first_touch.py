@@ -1,4 +1,4 @@
-"""Training asks for a target before the user's first touch of the item, where the evaluation does so."""
+"""Training queries are before the user's first touch of the target item, if evaluation queries are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TYPES = ("view", "cart", "purchase")
 
 
 def shop(*rows: str, times: list[list[int]] | None = None) -> Histories:
-    """Rows such as ``"v3 c3 b3"``, by default ten seconds between the events."""
+    """Histories from rows such as ``"v3 c3 b3"``; by default the events are ten seconds apart."""
     words = [row.split() for row in rows]
     items = [[int(word[1:]) for word in row] for row in words]
     times = times or [[DAY + 10 * place for place in range(len(row))] for row in words]
@@ -37,7 +37,7 @@ def shop(*rows: str, times: list[list[int]] | None = None) -> Histories:
     return replace(made, types_E=types_E, times_E=times_E, targets_T=BUYS)
 
 
-def asked(histories: Histories, max_history: int = 50) -> list[tuple[int, int, int]]:
+def queries_of(histories: Histories, max_history: int = 50) -> list[tuple[int, int, int]]:
     """(row, events seen, target) of every query."""
     batch = every_position(with_first_touches(histories), max_history, np.arange(len(histories)))
     return _triples(batch)
@@ -49,49 +49,49 @@ def _triples(batch: Batch) -> list[tuple[int, int, int]]:
     return list(zip(*columns, strict=True))
 
 
-def test_a_target_is_asked_before_its_view_and_cart() -> None:
+def test_query_is_before_view_and_cart_of_the_target() -> None:
     histories = shop("v1 v2 c2 v3 b2 b3")
-    assert asked(histories) == [(0, 1, 2), (0, 3, 3)]
+    assert queries_of(histories) == [(0, 1, 2), (0, 3, 3)]
     assert _triples(every_position(histories, 50, np.arange(1))) == [(0, 4, 2), (0, 5, 3)], "as without the rule"
 
 
-def test_time_and_items_are_those_of_the_first_touch() -> None:
+def test_time_and_visible_items_are_those_of_the_first_touch() -> None:
     histories = shop("v1 v2 c2 b2")
     batch = every_position(with_first_touches(histories), 50, np.arange(1))
     assert batch.asked_at_B.tolist() == [DAY + 10] and batch.seen_B.tolist() == [1]
 
 
-def test_two_targets_of_one_item_are_asked_at_one_place() -> None:
-    assert asked(shop("v1 v2 b2 b2 v3")) == [(0, 1, 2), (0, 1, 2)]
+def test_two_targets_of_one_item_have_the_same_query_position() -> None:
+    assert queries_of(shop("v1 v2 b2 b2 v3")) == [(0, 1, 2), (0, 1, 2)]
 
 
-def test_a_target_without_an_earlier_touch_is_asked_right_before_it() -> None:
-    assert asked(shop("v1 v3 b2", "v2 v4", "v5 b5")) == [(0, 2, 2)], "no event is before the view of 5"
+def test_query_is_right_before_a_target_without_earlier_touch() -> None:
+    assert queries_of(shop("v1 v3 b2", "v2 v4", "v5 b5")) == [(0, 2, 2)], "no event is before the view of 5"
 
 
-def test_a_visit_ends_where_a_day_passes() -> None:
+def test_visit_ends_after_a_day_without_events() -> None:
     times = [[1, 2, 3 + DAY, 3 + 2 * DAY, 4 + 2 * DAY]]
-    assert asked(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 2, 2)], "a day and a second behind the first view"
+    assert queries_of(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 2, 2)], "a day and a second after the first view"
     times = [[1, 2, 2 + DAY, 2 + 2 * DAY, 4 + 2 * DAY]]
-    assert asked(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 1, 2)], "each a day behind the one before"
+    assert queries_of(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 1, 2)], "each a day after the one before"
 
 
-def test_unknown_times_count_events() -> None:
+def test_unknown_times_limit_a_visit_by_events() -> None:
     between = " ".join(f"v{item}" for item in range(10, 29))  # 19 events
     row = f"v1 v2 {between} b2"
-    assert asked(shop(row, times=[[0] * 22])) == [(0, 1, 2)], "20 events before the target"
+    assert queries_of(shop(row, times=[[0] * 22])) == [(0, 1, 2)], "20 events before the target"
     row = f"v1 v2 v9 {between} b2"
-    assert asked(shop(row, times=[[0] * 23])) == [(0, 22, 2)], "21 events before it"
+    assert queries_of(shop(row, times=[[0] * 23])) == [(0, 22, 2)], "21 events before it"
     row = f"v1 v2 {between} v2 b2 v1 b1"
-    assert asked(shop(row, times=[[0] * 25])) == [(0, 21, 2), (0, 23, 1)]
+    assert queries_of(shop(row, times=[[0] * 25])) == [(0, 21, 2), (0, 23, 1)]
 
 
-def test_events_of_others_and_other_items_are_no_touch() -> None:
-    assert asked(shop("v1 v2", "v3 b2", "v2 b3")) == [(1, 1, 2), (2, 1, 3)]
+def test_events_of_other_users_and_items_are_no_touch() -> None:
+    assert queries_of(shop("v1 v2", "v3 b2", "v2 b3")) == [(1, 1, 2), (2, 1, 3)]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_the_naive_search(seed: int) -> None:
+def test_queries_equal_a_naive_search(seed: int) -> None:
     random = np.random.default_rng(seed)
     rows, times = [], []
     for row in range(30):
@@ -101,7 +101,7 @@ def test_equals_the_naive_search(seed: int) -> None:
         times.append([0] * length if row % 3 == 0 else (1 + np.cumsum(gaps)).tolist())
     histories = shop(*rows, times=times)
     found = [query for row, (text, at) in enumerate(zip(rows, times, strict=True)) for query in _naive(row, text, at)]
-    assert asked(histories) == found and len(found) > 20
+    assert queries_of(histories) == found and len(found) > 20
 
 
 def _naive(row: int, text: str, times: list[int]) -> list[tuple[int, int, int]]:
@@ -118,12 +118,14 @@ def _naive(row: int, text: str, times: list[int]) -> list[tuple[int, int, int]]:
     return found
 
 
-def test_a_pair_is_dropped_where_its_first_touch_is_outside_the_window(tmp_path: Path) -> None:
-    """With max_history 4 the newest window begins with the view of item 2 and has no view of item 1."""
+def test_target_is_dropped_if_its_first_touch_is_outside_the_window(tmp_path: Path) -> None:
+    """With max_history 4 the newest window begins with the view of item 2 and lacks the view of
+    item 1.
+    """
     histories = shop("v0 v1 v2 v3 b3 b2 b1")
-    assert asked(histories, 3) == [], "of the last four events, 3 was viewed at the first"
-    assert asked(histories, 4) == [(0, 1, 3)]
-    assert asked(histories, 6) == [(0, 3, 3), (0, 2, 2), (0, 1, 1)]
+    assert queries_of(histories, 3) == [], "of the last four events, 3 was viewed at the first"
+    assert queries_of(histories, 4) == [(0, 1, 3)]
+    assert queries_of(histories, 6) == [(0, 3, 3), (0, 2, 2), (0, 1, 1)]
     events = [
         (item, kind, DAY + 10 * place, Split.TRAIN)
         for place, (item, kind) in enumerate(zip(histories.items_E.tolist(), histories.types_E.tolist(), strict=True))
@@ -139,9 +141,11 @@ def written(folder: Path, rows: list[list[Event]], kind: str, num_items: int) ->
     return dataset
 
 
-def test_the_split_decides(tmp_path: Path) -> None:
-    """Visits of view, cart and purchase, one a day; the last two are validation and test. A cut by visit asks before
-    the views, a cut right before the purchase behind them."""
+def test_split_decides_whether_queries_are_before_the_first_touch(tmp_path: Path) -> None:
+    """Visits of view, cart and purchase, one per day; the last two are validation and test. A cut
+    between visits puts queries before the views, a cut before the purchase puts them after the
+    views.
+    """
     types = [VIEW, CART, BUY]
 
     def row(user: int, views_too: bool) -> list[Event]:
@@ -165,7 +169,7 @@ def _part(day: int, is_at_day: bool) -> Split:
     return Split(max(day - 2 - (not is_at_day), 0))
 
 
-def test_leave_last_trains_as_before(tmp_path: Path) -> None:
+def test_leave_last_training_is_unchanged(tmp_path: Path) -> None:
     rows: list[list[Event]] = [
         [(user, VIEW, DAY, Split.TRAIN), (9, VIEW, DAY + 1, Split.TRAIN), (9, BUY, DAY + 2, Split.TRAIN)]
         for user in range(4)
@@ -181,8 +185,10 @@ def test_leave_last_trains_as_before(tmp_path: Path) -> None:
 
 
 def visits(folder: Path, kind: str) -> PreparedDataset:
-    """Each visit buys the next item of a circle, seconds behind its view and cart; the last two visits are behind cuts.
-    Copying the last event explains every purchase of the training and none behind a cut."""
+    """Each visit buys the next item of a circle, seconds after its view and cart; the last two
+    visits are after the cuts. Copying the last event predicts every purchase in training and none
+    after a cut.
+    """
     random = np.random.default_rng(0)
     rows: list[list[Event]] = []
     for _ in range(80):
@@ -210,6 +216,6 @@ def validation(dataset: PreparedDataset) -> Array:
     return np.array([report["ndcg@5"] for report in result.history])
 
 
-def test_what_copies_fails_behind_a_cut(tmp_path: Path) -> None:
+def test_copying_the_last_event_fails_after_a_cut(tmp_path: Path) -> None:
     early, late = (validation(visits(tmp_path / kind, kind)) for kind in ("temporal", "leave-last"))
-    assert early.max() > 0.8 and late.max() < 0.4, "asked before the first touch, and right before the purchase"
+    assert early.max() > 0.8 and late.max() < 0.4, "queries before the first touch, and right before the purchase"

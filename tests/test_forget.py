@@ -1,4 +1,4 @@
-"""`recsys forget`: nothing of a user is left in any artefact, and the proof of that can fail."""
+"""`recsys forget`: no artefact contains a trace of a user, and the proof of it can fail."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ from tests.training_here import training_here
 Captured = pytest.CaptureFixture[str]
 GONE = ("person-007", "person-021")
 
-# --------------------------------------------------------------------------------------------------------- the story
+# ---------------------------------------------------------------------------------------- the story
 
 
 def _write_world(folder: Path) -> Path:
-    """Sixty users with ten to sixteen films each, friends, and a bad row of one who will go; the configuration."""
+    """Sixty users with ten to sixteen films each, friends, and a bad row of a user to forget;
+    returns the configuration.
+    """
     rng, rows = np.random.default_rng(0), []
     for user in range(60):
         time = 1_600_000_000 + int(rng.integers(0, 1e6))
@@ -97,7 +99,7 @@ def _write_world(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Path]:
-    """A finished run, with recommendations, whose version is champion; every test takes a copy."""
+    """A finished run with recommendations, whose version is champion; every test uses a copy."""
     folder = tmp_path_factory.mktemp("films")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
@@ -121,7 +123,9 @@ def _proofs(path: Path) -> list[dict[str, Any]]:
 
 
 def _holding(root: Path, word: str) -> list[str]:
-    """The files in which a word is found by other means than the proof's: bytes, and the printed rows of tables."""
+    """The files with a word, searched independently of the proof: in bytes and in printed table
+    rows.
+    """
     found = []
     for path in sorted(one for one in root.rglob("*") if one.is_file()):
         text = path.read_bytes()
@@ -132,8 +136,10 @@ def _holding(root: Path, word: str) -> list[str]:
     return found
 
 
-def test_after_forgetting_nothing_is_found_and_everything_still_works(trained: Path, capsys: Captured) -> None:
-    """One story, as each step stands on the one before: forget, search, serve, prepare again, forget again."""
+def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, capsys: Captured) -> None:
+    """One sequence, since each step needs the one before: forget, search, serve, prepare again,
+    forget again.
+    """
     root, given = trained.parent, load_config(trained)
     store = f"sqlite:///{root / 'mlflow.db'}"
     served = Followed("models:/films@champion", store)
@@ -144,7 +150,7 @@ def test_after_forgetting_nothing_is_found_and_everything_still_works(trained: P
     shown = capsys.readouterr().out
     assert "nothing found" in shown and not any(user in shown for user in GONE)
 
-    for word in GONE:  # the source is its owner's
+    for word in GONE:  # recsys does not change the source
         assert _holding(root, word) == ["events.csv", "social.csv"]
     (proof,) = _proofs(trained)
     assert proof["result"] == "nothing found" and is_signed(proof) and proof["users"]["number"] == 2
@@ -181,8 +187,10 @@ def test_after_forgetting_nothing_is_found_and_everything_still_works(trained: P
     assert parent.vocabulary().forgotten.holds(GONE[0]), "an update in another folder leaves them out as well"
 
 
-def test_an_interrupted_forgetting_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped between the dataset and the model, and again before the registry: the same command ends it."""
+def test_interrupted_forget_continues(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops between the dataset and the model, and again before the registry; the same command
+    completes it.
+    """
     copied = _copy(trained, tmp_path)
     command = ["forget", "--config", str(copied), "--user", "person-033"]
     for module, name in (("pipelines.forget", "make_models_again"), ("pipelines.forget", "forget_versions")):
@@ -201,7 +209,7 @@ def _stopped(*_: Any, **__: Any) -> None:
 
 
 def _copy(trained: Path, folder: Path) -> Path:
-    """A world of its own with the same data; its run is made anew."""
+    """A separate world with the same data and its own run."""
     tree = yaml.safe_load(trained.read_text(encoding="utf-8"))
     for name in ("events.csv", "social.csv"):
         shutil.copy(trained.parent / name, folder / name)
@@ -214,10 +222,10 @@ def _copy(trained: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_version_of_another_run_folder_is_named_and_deleted_when_told(
+def test_version_of_another_run_folder_is_named_and_deleted_on_request(
     trained: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """It cannot be made again here, so the proof says where it is; nothing of others is deleted unasked."""
+    """The version cannot be rebuilt here, so the proof names it; it is deleted only on request."""
     copied = _copy(trained, tmp_path)
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert main(["run", "--config", str(copied), "--run.dir", str(tmp_path / "other")]) == 0
@@ -235,18 +243,20 @@ def test_a_version_of_another_run_folder_is_named_and_deleted_when_told(
     assert found == [], "its report and model are gone from the artefacts"
 
 
-# ------------------------------------------------------------------------------------------------------- the dataset
+# -------------------------------------------------------------------------------------- the dataset
 
 
-def test_the_last_users_take_the_places_of_those_who_go() -> None:
+def test_last_users_get_the_ids_of_forgotten_users() -> None:
     found = Renumbering.without(6, [0, 2, 5])
     assert found.number_U.tolist() == [-1, 1, -1, 0, 2, -1] and found.order_V.tolist() == [3, 1, 4]
     assert found.is_changed_U.tolist() == [True, False, True, True, True, True]
 
 
 @pytest.mark.parametrize("gone", [[0], [4], [1, 5], [0, 1, 2]])
-def test_a_rewritten_dataset_is_what_is_left_of_it(tmp_path: Path, gone: list[int]) -> None:
-    """By ids: histories, counts and friendships are the old ones of those who stay, and the audit passes."""
+def test_rewritten_dataset_contains_the_remaining_users(tmp_path: Path, gone: list[int]) -> None:
+    """By ids: histories, counts and friendships of the remaining users are unchanged, and the audit
+    passes.
+    """
     dataset = small_world(tmp_path / "d")
     ids, before = dataset.user_ids.to_pylist(), dataset.histories()
     kept = {ids[user] for user in range(6) if user not in gone}
@@ -272,7 +282,7 @@ def test_a_rewritten_dataset_is_what_is_left_of_it(tmp_path: Path, gone: list[in
     audit(PreparedDataset(after.root))
 
 
-def test_a_second_forgetting_gives_the_same_dataset_as_one_of_both(tmp_path: Path) -> None:
+def test_two_forgets_give_the_same_dataset_as_one(tmp_path: Path) -> None:
     one, two = small_world(tmp_path / "one"), small_world(tmp_path / "two")
     first = Forgotten().having(["u0"])
     both = first.having(["u2"])
@@ -285,7 +295,7 @@ def test_a_second_forgetting_gives_the_same_dataset_as_one_of_both(tmp_path: Pat
     assert np.array_equal(step.item_counts_N(Split.TEST), whole.item_counts_N(Split.TEST))
 
 
-def test_graphs_of_the_rewritten_dataset_are_those_of_the_others(tmp_path: Path) -> None:
+def test_graphs_of_the_rewritten_dataset_are_those_of_the_remaining_users(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "d")
     before = build_graphs(dataset, Split.VALID)
     own = torch.bincount(before.items_E[before.users_E == 0], minlength=dataset.num_items)
@@ -293,7 +303,7 @@ def test_graphs_of_the_rewritten_dataset_are_those_of_the_others(tmp_path: Path)
     assert torch.equal(after.degree_N, before.degree_N - own)
 
 
-def test_a_damaged_list_stops_prepare_and_an_inherited_one_is_kept(tmp_path: Path) -> None:
+def test_damaged_list_stops_prepare_and_inherited_list_is_kept(tmp_path: Path) -> None:
     place = str(tmp_path / "list.json")
     assert len(Forgotten.read(place)) == 0
     listed = Forgotten().having(["ann"])
@@ -309,7 +319,9 @@ def test_a_damaged_list_stops_prepare_and_an_inherited_one_is_kept(tmp_path: Pat
 
 
 def _shop(folder: Path, forgotten: Forgotten | None = None) -> PreparedDataset:
-    """Purchases with a context column, tags that make item text, friends, and a row of each kind that is set aside."""
+    """Purchases with a context column, tags for item text, friends, and one unused row of each
+    kind.
+    """
     rng, rows = np.random.default_rng(1), []
     for user in range(9):
         name = f"user-{user}"
@@ -331,7 +343,7 @@ def _shop(folder: Path, forgotten: Forgotten | None = None) -> PreparedDataset:
 
 
 def _shown(dataset: PreparedDataset) -> dict[str, Any]:
-    """A dataset by external ids, whatever its numbers are."""
+    """A dataset by external ids, independent of its dense ids."""
     users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
     found, column = dataset.histories(), dataset.context[0]
     weather = ["missing", "unknown", *(column.values or ())]
@@ -357,10 +369,10 @@ def _shown(dataset: PreparedDataset) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("gone", [("user-4",), ("user-8", "user-0")])
-def test_forgetting_gives_what_prepare_gives_without_them(
-    tmp_path: Path, ray_local: None, gone: tuple[str, ...]
-) -> None:
-    """Histories, item text of tags, counts, friends, context, rows set aside: rewritten and read anew are the same."""
+def test_forget_equals_prepare_without_the_users(tmp_path: Path, ray_local: None, gone: tuple[str, ...]) -> None:
+    """Histories, item text from tags, counts, friends, context and unused rows are equal after a
+    rewrite and after a new prepare.
+    """
     forgotten = Forgotten().having(gone)
     (tmp_path / "new").mkdir()
     expected = _shop(tmp_path / "new", forgotten)
@@ -378,8 +390,10 @@ def test_forgetting_gives_what_prepare_gives_without_them(
         assert not search_file(path, path.name, traces).found, path
 
 
-def test_rows_of_users_in_other_tables_go_as_well(tmp_path: Path) -> None:
-    """A table that this release does not know, by ids or by numbers, coded or not: nothing of the rows is left."""
+def test_rows_of_users_in_unknown_tables_are_deleted(tmp_path: Path) -> None:
+    """A table that this release does not know, with external or dense ids, coded or not: the rows
+    are deleted.
+    """
     dataset = small_world(tmp_path / "d")
     folder = Path(dataset.root) / "text"
     folder.mkdir()
@@ -398,8 +412,8 @@ def test_rows_of_users_in_other_tables_go_as_well(tmp_path: Path) -> None:
     assert [names[user] for user in numbers.column("user").to_pylist()] == ["u5", "u1"]
 
 
-def test_texts_of_pasts_go_with_their_users(tmp_path: Path) -> None:
-    """What stays is read as before, row by row; vectors that nobody refers to any more are gone."""
+def test_texts_of_histories_are_deleted_with_their_users(tmp_path: Path) -> None:
+    """Remaining texts are unchanged, row by row, and unused vectors are deleted."""
     dataset = user_text_world(tmp_path / "d")
     names, before = dataset.user_ids.to_pylist(), dataset.user_texts(Split.VALID)
     after = forget_users(dataset, [2, 5], Forgotten().having([names[2], names[5]]), build_config({})).dataset
@@ -411,14 +425,14 @@ def test_texts_of_pasts_go_with_their_users(tmp_path: Path) -> None:
     assert len(texts.vectors_RT) < len(before.vectors_RT)
 
 
-def test_vectors_of_texts_leave_the_cache(tmp_path: Path) -> None:
+def test_text_vectors_are_deleted_from_the_cache(tmp_path: Path) -> None:
     cache = VectorCache(str(tmp_path), "some-model")
     cache.store(text_keys(["a", "b", "c"], "some-model"), np.ones((3, 2), dtype=np.float16))
     assert forget_texts(str(tmp_path), ["b", "z"]) == 1
     assert len(cache.load(text_keys(["a", "b", "c"], "some-model"))) == 2
 
 
-# -------------------------------------------------------------------------------------------------------- the search
+# --------------------------------------------------------------------------------------- the search
 
 
 def _traces(*names: str) -> Traces:
@@ -427,7 +441,7 @@ def _traces(*names: str) -> Traces:
 
 
 def _packed(kind: str, folder: Path) -> Path:
-    """A file in which ann-smith stands, as this kind of file holds texts."""
+    """A file of this format that contains ann-smith."""
     text, path = b"made for ann-smith, by hand", folder / f"file.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -470,14 +484,14 @@ KINDS = ["zip", "gz", "zst", "parquet", "nested.parquet", "arrow", "sqlite", "sa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_id_is_found_in_whatever_it_is_packed(kind: str, tmp_path: Path) -> None:
+def test_id_is_found_in_any_file_format(kind: str, tmp_path: Path) -> None:
     path = _packed(kind, tmp_path)
     found = search_file(path, path.name, _traces("ann-smith"))
     assert found.found and not found.unreadable and found.sha256
     assert not search_file(path, path.name, _traces("ann-smithe")).found
 
 
-def test_a_file_that_cannot_be_opened_is_no_proof(tmp_path: Path) -> None:
+def test_unreadable_file_fails_the_proof(tmp_path: Path) -> None:
     path = tmp_path / "broken.parquet"
     path.write_bytes(b"PAR1 and nothing that follows from it")
     assert "parquet" in search_file(path, path.name, _traces("ann-smith")).unreadable[0]
@@ -487,21 +501,23 @@ def test_a_file_that_cannot_be_opened_is_no_proof(tmp_path: Path) -> None:
     ("text", "name", "is_there"),
     [
         ("user annabel.", "annabel", True),
-        ("user annabel-1.", "annabel", False),  # somebody else
+        ("user annabel-1.", "annabel", False),  # another user
         ("user xannabel.", "annabel", False),
         ('{"user_id": "42"}', "42", True),
-        ('{"price": 42, "item_id": "42"}', "42", False),  # a number like any other
+        ('{"price": 42, "item_id": "42"}', "42", False),  # just a number
         ("j\\u00fcrgen@x.org", "jürgen@x.org", True),
         ("a&lt;b&gt;c", "a<b>c", True),
     ],
 )
-def test_an_id_is_a_word_of_its_own(text: str, name: str, is_there: bool, tmp_path: Path) -> None:
+def test_id_is_matched_as_a_whole_word(text: str, name: str, is_there: bool, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(text, encoding="utf-8")
     assert bool(search_file(tmp_path / "f", "f", _traces(name)).found) == is_there
 
 
-def test_a_history_is_found_without_any_id(tmp_path: Path) -> None:
-    """By items in time, by items in order of their numbers, by times; what others have too tells of nobody."""
+def test_history_is_found_without_an_id(tmp_path: Path) -> None:
+    """By items in time order, by sorted items, and by times; histories that other users share are
+    no trace.
+    """
     users = Histories.of_items([[5, 3, 9, 1, 7, 2], [4, 8, 6, 0, 1, 2], [4, 8, 6, 0, 1, 2]], [0, 1, 2])
     times = np.arange(18, dtype=np.int64) ** 2 + 1_600_000_000
     users = Histories(
@@ -527,7 +543,7 @@ def test_a_history_is_found_without_any_id(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table({"items": [[8, 5, 3, 9], [1, 7, 2, 4]]}), tmp_path / "two.parquet", compression="zstd")
     two = search_file(tmp_path / "two.parquet", "two", traces)
-    assert not two.found, "the end of one list and the start of the next are nobody's history"
+    assert not two.found, "the end of one list and the start of the next are not a user's history"
     common = Traces()
     common.add_history(users, [1], [])
     assert common.num_common and len(common.stretches) < len(traces.stretches)
@@ -539,26 +555,28 @@ def test_a_history_is_found_without_any_id(tmp_path: Path) -> None:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- membership
+# --------------------------------------------------------------------------------------- membership
 
 
-def test_separation_is_the_share_of_pairs_that_are_told() -> None:
+def test_separation_is_the_share_of_ordered_pairs() -> None:
     found = separation(np.array([1.0, 3.0]), np.array([0.0, 2.0, 3.0]))
     assert found.auc == pytest.approx((1 + 2.5) / 6) and found.low <= found.auc <= found.high
     assert separation(np.full(40, 2.0), np.full(40, 1.0)).is_blind is False
 
 
-def test_without_unseen_users_the_test_says_so() -> None:
+def test_missing_unseen_users_are_reported() -> None:
     nobody = Histories.of_items([])
     said = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
     assert said == {"tested": False, "why": "no forgotten user has two events that are known"}
 
 
 @pytest.mark.slow
-def test_a_retrained_model_cannot_tell_who_was_forgotten_from_who_was_never_seen(
+def test_retrained_model_does_not_separate_forgotten_from_unseen_users(
     tmp_path: Path, ray_local: None, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that learns by heart: the attack tells whom it was trained on from others, and not who was forgotten."""
+    """A model that memorises: the attack separates its training users from others, but not the
+    forgotten users.
+    """
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     rng = np.random.default_rng(3)
     lists = [rng.permutation(80)[:14].tolist() for _ in range(240)]

@@ -1,4 +1,4 @@
-"""Friendships made in parts against the same by hand, all at once."""
+"""Friendships built in parts equal a reference that is computed at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ BEFORE = 900
 
 
 def friend_rows(seed: int) -> pa.Table:
-    """Rows of two files with repeats, pairs named from both sides, strangers, bad rows and times, some too late."""
+    """Rows of two files with duplicates, pairs from both sides, unknown users, bad rows and times,
+    some too late.
+    """
     random = np.random.default_rng(seed)
     count = 160
-    ends = random.integers(0, 14, (2, count))  # 12 and 13 are nobody
+    ends = random.integers(0, 14, (2, count))  # 12 and 13 are unknown users
     return pa.table(
         {
             schema.SRC_USER_ID: [f"u{end:02}" for end in ends[0]],
@@ -58,7 +60,7 @@ def by_hand(rows: pa.Table, directed: bool) -> tuple[dict[tuple[str, str], float
 
 @pytest.mark.parametrize("directed", [True, False])
 @pytest.mark.parametrize(("num_blocks", "num_parts"), [(1, 1), (3, 4)])
-def test_edges_and_bad_rows_are_those_by_hand(num_blocks: int, num_parts: int, directed: bool) -> None:
+def test_edges_and_bad_rows_by_hand(num_blocks: int, num_parts: int, directed: bool) -> None:
     for seed in range(20):
         rows = friend_rows(seed)
         cuts = np.linspace(0, rows.num_rows, num_blocks + 1).astype(int)
@@ -88,7 +90,7 @@ def test_edges_and_bad_rows_are_those_by_hand(num_blocks: int, num_parts: int, d
 
 
 @pytest.mark.parametrize("num_blocks", [0, 1])
-def test_no_friendships_are_no_edges(num_blocks: int) -> None:
+def test_no_friendships_give_no_edges(num_blocks: int) -> None:
     parts = number_rows(USERS, SocialRules(), 2, *[friend_rows(0)[:0]] * num_blocks)
     edges, repeated = merge_part(USERS, *parts[2:])
     assert edges.num_rows == repeated.num_rows == 0 and edges.schema == EDGE_SCHEMA

@@ -270,7 +270,7 @@ def test_items_that_are_new_behind_every_cut_make_the_split_leave_last(tmp_path:
             rows.append((f"u{user}", f"w{week}a{random.integers(0, 8)}", own.epoch(at)))
     found, config, _ = proposed(own.write(tmp_path / "events.csv", rows))
     assert config.data.split.kind == "leave-last"
-    assert "are of items that anybody had before" in found.draft.text()
+    assert "are on items with earlier events" in found.draft.text()
 
 
 def test_ids_of_ten_digits_are_no_times(tmp_path: Path) -> None:
@@ -654,6 +654,6 @@ def test_init_and_run_say_the_same_of_leave_last(tmp_path: Path, ray_local: None
     out = tmp_path / "mine.yaml"
     assert main(["init", str(_shop(tmp_path)["events.csv"]), "--out", str(out)]) == 0
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
-    assert "kind: leave-last" in out.read_text() and "no way out here, as one cut in time leaves few users" in note
+    assert "kind: leave-last" in out.read_text() and "no alternative here: a cut in time leaves few users" in note
     assert main(["prepare", "--config", str(out), "--run.dir", str(tmp_path / "run"), "--data.num_shards", "1"]) == 0
     assert note.removeprefix("note").strip() in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Texts as codes and rows in order: the same as Arrow's and numpy's plain ways."""
+"""Texts as codes and sorted rows: the same results as plain Arrow and numpy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = st.lists(st.one_of(st.none(), st.sampled_from(["", "a", " a", "b", "ü"]
 
 @settings(deadline=None)
 @given(st.data(), st.integers(0, 60), st.integers(1, 4))
-def test_order_is_that_of_numpy_for_numbers_of_any_size(data: st.DataObject, rows: int, width: int) -> None:
+def test_order_equals_numpy_for_numbers_of_any_size(data: st.DataObject, rows: int, width: int) -> None:
     keys = [
         np.array(data.draw(st.lists(NUMBERS, min_size=rows, max_size=rows)), dtype=np.int64).view(kind)
         for kind in data.draw(st.lists(st.sampled_from([np.int64, np.uint64]), min_size=width, max_size=width))
@@ -27,7 +27,7 @@ def test_order_is_that_of_numpy_for_numbers_of_any_size(data: st.DataObject, row
 
 @settings(deadline=None)
 @given(TEXTS, st.integers(0, 40))
-def test_codes_say_what_the_texts_say(texts: list[str | None], cut: int) -> None:
+def test_codes_represent_the_texts(texts: list[str | None], cut: int) -> None:
     whole = pa.table({"x": coded(pa.chunked_array([pa.array(texts, pa.string())]))}).slice(cut)
     kept = texts[cut:]
     for column in (whole.column("x"), pa.chunked_array([compact(whole.column("x"))])):
@@ -49,7 +49,7 @@ def test_codes_say_what_the_texts_say(texts: list[str | None], cut: int) -> None
 
 
 @pytest.mark.parametrize("distinct", [1, 1000])
-def test_a_slice_leaves_behind_the_texts_it_does_not_have(distinct: int) -> None:
+def test_compacted_slice_has_only_its_own_texts(distinct: int) -> None:
     column = coded(pa.chunked_array([pa.array([f"user {i % distinct}" for i in range(2000)])]))
     piece = pa.chunked_array([compact(pa.chunked_array([column.slice(10, 5)]))])
     assert piece.to_pylist() == column.slice(10, 5).to_pylist()

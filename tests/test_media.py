@@ -1,4 +1,6 @@
-"""Media in ``prepare``: vectors given as columns, images through a vision model, what is refused and what is kept."""
+"""Media in ``prepare``: vectors from columns, images through a vision model, and refused or
+quarantined cells.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ def test_bad_vectors_are_quarantined_by_reason() -> None:
 
 
 @pytest.mark.parametrize(("cells", "kind", "message"), [
-    ([1, 2], pa.int64(), "holds int64, expected lists of numbers"),
+    ([1, 2], pa.int64(), "has the type int64, expected lists of numbers"),
     ([None, []], VECTOR, "no item has a vector"),
 ])  # fmt: skip
 def test_columns_without_vectors_are_refused(cells: list[Any], kind: pa.DataType, message: str) -> None:
@@ -79,7 +81,7 @@ def test_columns_without_vectors_are_refused(cells: list[Any], kind: pa.DataType
 EVENTS = [event("u", item, second) for second, item in enumerate(["i0", "i1", "i2", "new"])]
 
 
-def test_the_dataset_carries_media_in_dense_order(ray_local: None, tmp_path: Path) -> None:
+def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> None:
     items = items_of([[1.0, 2.0], None, [float("inf"), 0.0]])
     asked = config(tmp_path, media={"columns": {"image": "vector"}})
     dataset = prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items))
@@ -89,7 +91,7 @@ def test_the_dataset_carries_media_in_dense_order(ray_local: None, tmp_path: Pat
     assert table.column("has_image").to_pylist() == [True, False, False]
     assert dataset.manifest.quarantined["media"] == {f"image: {NOT_FINITE}": 1}
     assert dataset.manifest.counts["events"] == 3, "an item of a bad vector keeps its events"
-    with pytest.raises(ConfigError, match="no medium 'audio', only: image"):
+    with pytest.raises(ConfigError, match="no medium 'audio'; media: image"):
         dataset.media_vectors("audio")
 
 
@@ -108,12 +110,12 @@ def test_a_dataset_without_media_has_none(ray_local: None, tmp_path: Path) -> No
         prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS)))
 
 
-# ----------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 @pytest.fixture(scope="module")
 def vision_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random vision transformer of two layers, saved as transformers saves one."""
+    """A random vision transformer with two layers, saved by transformers."""
     import torch
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
@@ -142,7 +144,7 @@ def encoder(model: Path, pooling: str = "auto") -> ImageEncoder:
     return ImageEncoder(ImageSettings(str(model), pooling, 2, "float32", allow_download=False, threads=1))
 
 
-def test_vectors_are_what_the_model_gives(vision_model: Path, pictures: Path) -> None:
+def test_vectors_equal_the_output_of_the_model(vision_model: Path, pictures: Path) -> None:
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
@@ -150,15 +152,16 @@ def test_vectors_are_what_the_model_gives(vision_model: Path, pictures: Path) ->
     pixels = AutoImageProcessor.from_pretrained(vision_model)(images=images, return_tensors="pt")
     with torch.inference_mode():
         output = AutoModel.from_pretrained(vision_model)(**pixels)
-    expected = {"auto": output.pooler_output, "mean": output.last_hidden_state[:, 1:].mean(1)}  # 0 is the class token
+    # 0 is the class token
+    expected = {"auto": output.pooler_output, "mean": output.last_hidden_state[:, 1:].mean(1)}
     for pooling, vectors in expected.items():
         found = encoder(vision_model, pooling).encode(images)
         assert found.dtype == np.float16
         np.testing.assert_allclose(found, torch.nn.functional.normalize(vectors, dim=-1).numpy(), atol=2e-3)
 
 
-def test_a_pooling_layer_that_was_not_saved_is_not_used(vision_model: Path, pictures: Path, tmp_path: Path) -> None:
-    """transformers would draw its weights at random: other vectors in every process."""
+def test_pooling_layer_that_was_not_saved_is_not_used(vision_model: Path, pictures: Path, tmp_path: Path) -> None:
+    """transformers initialises its weights at random, so vectors would differ between processes."""
     from safetensors.torch import load_file, save_file
 
     for file in vision_model.iterdir():
@@ -215,7 +218,7 @@ def test_prepare_encodes_the_images_of_items(
     assert again.manifest.media["image"]["encoded"] == 1
 
 
-def test_what_cannot_be_encoded_is_explained(
+def test_images_that_cannot_be_encoded_are_refused(
     ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"none of the 1 images of the column 'picture' exists; .*images\.root"):

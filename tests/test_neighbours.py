@@ -1,4 +1,6 @@
-"""Sampled neighbourhoods: all of them where the fan-out allows, unbiased where not, the same for whoever asks."""
+"""Sampled neighbourhoods: complete if the fan-out allows, unbiased otherwise, the same for all sets
+of nodes.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ def dataset(tmp_path: Path) -> PreparedDataset:
     random = np.random.default_rng(5)
     histories: list[list[Event]] = []
     for user in range(USERS):
-        items = random.permutation(ITEMS - 1)[: random.integers(4, 14)].tolist()  # nobody has the last item
-        items += items[:1] * (user % 2)  # an item twice is one edge
+        # no user has the last item
+        items = random.permutation(ITEMS - 1)[: random.integers(4, 14)].tolist()
+        items += items[:1] * (user % 2)  # a repeated item is one edge
         parts = [Split.TRAIN] * (len(items) - 2) + [Split.VALID, Split.TEST]
         histories.append([(item, 0, at * DAY, part) for at, (item, part) in enumerate(zip(items, parts, strict=True))])
     return write_dataset(tmp_path / "data", [*histories, []], ITEMS, num_shards=3)
@@ -62,12 +65,12 @@ def model_of(dataset: PreparedDataset, max_edges: int, **more: Any) -> Multigrai
     return build_model(build_config({"model": model}), dataset, Split.TRAIN)
 
 
-def test_the_streamed_convolution_is_the_dense_one(dataset: PreparedDataset, neighbours: Neighbours) -> None:
+def test_streamed_convolution_equals_the_dense_one(dataset: PreparedDataset, neighbours: Neighbours) -> None:
     layer_ND = torch.randn(ITEMS, WIDTH)
     torch.testing.assert_close(convolve(neighbours, layer_ND), dense(dataset) @ layer_ND)
 
 
-def test_a_graph_of_several_parts_is_walked_whole(
+def test_graph_of_several_parts_is_read_completely(
     dataset: PreparedDataset, neighbours: Neighbours, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recsys.data.neighbours._EDGES_AT_A_TIME", 40)
@@ -78,21 +81,21 @@ def test_a_graph_of_several_parts_is_walked_whole(
     torch.testing.assert_close(convolve(neighbours, layer_ND), dense(dataset) @ layer_ND)
 
 
-@pytest.mark.parametrize("asked", [None, [2, 7, 11]])
-def test_a_fanout_beyond_the_degrees_is_the_convolution(
-    dataset: PreparedDataset, neighbours: Neighbours, asked: list[int] | None
+@pytest.mark.parametrize("nodes", [None, [2, 7, 11]])
+def test_fanout_above_all_degrees_equals_the_convolution(
+    dataset: PreparedDataset, neighbours: Neighbours, nodes: list[int] | None
 ) -> None:
-    ids_S = None if asked is None else torch.tensor(asked)
+    ids_S = None if nodes is None else torch.tensor(nodes)
     wide_S, hops = sample_hops(neighbours, ids_S, 2, USERS, (0, 1, 2), CPU)
     layer_ND = torch.randn(ITEMS, WIDTH)
     wide = torch.arange(ITEMS) if wide_S is None else wide_S
-    rows = wide if asked is None else torch.tensor(asked)
+    rows = wide if nodes is None else torch.tensor(nodes)
     assert wide[: len(rows)].tolist() == rows.tolist() and len(set(wide.tolist())) == len(wide)
     expected_ND = dense(dataset) @ dense(dataset) @ layer_ND
     torch.testing.assert_close(hops[0](hops[1](layer_ND[wide])), expected_ND[rows])
 
 
-def test_the_mean_of_many_samples_is_the_convolution(dataset: PreparedDataset, neighbours: Neighbours) -> None:
+def test_mean_of_many_samples_approaches_the_convolution(dataset: PreparedDataset, neighbours: Neighbours) -> None:
     layer_ND, ids_S = torch.randn(ITEMS, WIDTH), torch.tensor([0, 3, 9, 20])
     found = []
     for step in range(1500):
@@ -106,7 +109,7 @@ def test_the_mean_of_many_samples_is_the_convolution(dataset: PreparedDataset, n
     assert ((samples.mean(0) - expected_SD).abs() < 4.5 * error_SD).all()
 
 
-def test_a_nodes_sample_does_not_depend_on_who_else_is_asked_for(neighbours: Neighbours) -> None:
+def test_sample_of_a_node_does_not_depend_on_other_nodes(neighbours: Neighbours) -> None:
     few, many = np.array([4, 9]), np.arange(ITEMS)
     rows, ends, weights = neighbours.users_of_N.sample(many, 3, 17)
     of_few = neighbours.users_of_N.sample(few, 3, 17)
@@ -116,7 +119,7 @@ def test_a_nodes_sample_does_not_depend_on_who_else_is_asked_for(neighbours: Nei
     assert neighbours.users_of_N.sample(many, 3, 18)[1].tolist() != ends.tolist()
 
 
-def test_hidden_events_are_in_no_list(neighbours: Neighbours) -> None:
+def test_hidden_events_are_in_no_neighbour_list(neighbours: Neighbours) -> None:
     hidden = Hidden(0.5, 3)
     rest = neighbours.without(hidden)
     users = np.arange(USERS + 1)
@@ -132,7 +135,7 @@ def test_hidden_events_are_in_no_list(neighbours: Neighbours) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
-def test_a_sampled_model_freezes_as_the_full_one(dataset: PreparedDataset, layers: int) -> None:
+def test_sampled_model_freezes_like_the_full_one(dataset: PreparedDataset, layers: int) -> None:
     frozen = []
     for max_edges in (10**6, 0):
         model = model_of(dataset, max_edges, layers=layers)
@@ -146,7 +149,7 @@ def test_a_sampled_model_freezes_as_the_full_one(dataset: PreparedDataset, layer
 
 
 @pytest.mark.parametrize("kind", ["sampled_softmax", "full_softmax"])
-def test_a_step_with_a_wide_fanout_is_the_full_step(dataset: PreparedDataset, kind: Any) -> None:
+def test_step_with_a_wide_fanout_equals_the_full_step(dataset: PreparedDataset, kind: Any) -> None:
     loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(16, 20, 0.0, 1.0, 10**6, 0))
     batch = next(loader.epoch(0)).batch
     losses, grads = [], []
@@ -163,7 +166,7 @@ def test_a_step_with_a_wide_fanout_is_the_full_step(dataset: PreparedDataset, ki
     torch.testing.assert_close(grads[1], grads[0])
 
 
-def test_a_model_that_reads_no_events_counts_them_alone(dataset: PreparedDataset) -> None:
+def test_model_without_event_inputs_only_counts_events(dataset: PreparedDataset) -> None:
     section = {"evolution": {"enabled": True}}
     model = build_model(build_config({"model": {"width": WIDTH, "granularities": section}}), dataset, Split.TRAIN)
     counted, table = build_graphs(dataset, Split.TRAIN, model=model), build_graphs(dataset, Split.TRAIN)
@@ -171,7 +174,7 @@ def test_a_model_that_reads_no_events_counts_them_alone(dataset: PreparedDataset
     assert counted.degree_N.tolist() == table.degree_N.tolist()
 
 
-def test_rows_of_users_stay_with_the_whole_graph(tmp_path: Path) -> None:
+def test_user_rows_are_kept_with_the_whole_graph(tmp_path: Path) -> None:
     histories: list[list[Event]] = [[(item, 0, 0, Split.TRAIN) for item in (0, 1)], [(1, 0, 0, Split.TRAIN)]]
     dataset = write_dataset(tmp_path / "data", histories, 2, ordered=False)
     model = model_of(dataset, 0, user_embedding=True)

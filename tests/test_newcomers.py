@@ -1,4 +1,6 @@
-"""Cold users by hand: who is cold, what is cut, and that what is cut reaches nothing."""
+"""Cold users by hand: which users are cold, which events are cut, and that cut events reach no
+artefact.
+"""
 
 from __future__ import annotations
 
@@ -30,30 +32,31 @@ OFFSETS = np.array([0, 5, 8, 12])
 PARTS = np.array([0, 0, 0, 1, 2, 0, 0, 2, 0, 0, 0, 1], dtype=np.uint8)
 
 
-def test_the_latest_training_events_stay_and_validation_stands_alone() -> None:
+def test_latest_training_events_stay_and_validation_is_marked() -> None:
     found = Newcomers(0.5, 2, 0).cut(np.array([True, False, True]), OFFSETS, PARTS, None)
     assert found.tolist() == [CUT, 0, 0, 3, 2, 0, 0, 2, CUT, 0, 0, 3]
     nothing = Newcomers(0.5, 0, 0).cut(np.array([False, True, False]), OFFSETS, PARTS, None)
     assert nothing.tolist() == [0, 0, 0, 1, 2, CUT, CUT, 2, 0, 0, 0, 1]
 
 
-def test_without_an_order_the_largest_numbers_stay() -> None:
+def test_without_an_order_events_with_the_largest_numbers_stay() -> None:
     numbers = np.array([0.9, 0.1, 0.5, 1.0, 1.0, 0.3, 0.2, 0.9, 0.0, 0.0, 0.7, 0.8])
     found = Newcomers(0.5, 1, 0).cut(np.ones(3, dtype=bool), OFFSETS, PARTS, numbers)
     assert found.tolist() == [0, CUT, CUT, 3, 2, 0, CUT, 2, CUT, CUT, 0, 3]
 
 
-def test_who_is_cold_depends_on_id_and_seed_alone() -> None:
+def test_cold_users_depend_on_id_and_seed_only() -> None:
     ids = pa.array([f"u{i}" for i in range(20_000)])
     cold = Newcomers(0.2, 3, 7).among(ids)
     assert abs(cold.mean() - 0.2) < 0.01
     shuffled = np.random.default_rng(0).permutation(20_000)
     assert np.array_equal(Newcomers(0.2, 3, 7).among(ids.take(pa.array(shuffled))), cold[shuffled])
     assert not np.array_equal(Newcomers(0.2, 3, 8).among(ids), cold)
-    assert Newcomers(0.4, 3, 7).among(ids)[cold].all()  # a larger share keeps those of a smaller one
+    # a larger share includes the users of a smaller one
+    assert Newcomers(0.4, 3, 7).among(ids)[cold].all()
 
 
-def test_a_cold_validation_event_is_asked_at_validation_and_seen_by_nothing() -> None:
+def test_cold_validation_event_is_a_target_and_never_visible() -> None:
     parts = np.array([0, 0, VALID_ALONE, 2, 0, 1, 2], dtype=np.uint8)
     zeros = np.zeros(7)
     found = Histories(np.arange(2), np.array([0, 4, 7]), np.arange(7), zeros, zeros, zeros, parts)
@@ -74,7 +77,7 @@ def cold_ids(dataset: PreparedDataset) -> set[str]:
 
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("split", [{"kind": "leave-last"}, {"kind": "ratio", "valid": 0.2, "test": 0.2}])
-def test_prepare_cuts_the_cold_users_and_nobody_else(tmp_path: Path, split: dict[str, Any]) -> None:
+def test_prepare_cuts_only_the_cold_users(tmp_path: Path, split: dict[str, Any]) -> None:
     cold_split = {**split, "cold_users": 0.3, "cold_keep": 2}
     for order in ("time", "none") if split["kind"] == "ratio" else ("time",):
         source = MemorySource(events=rows_of("events", EVENTS))
@@ -104,7 +107,7 @@ def histories_of(dataset: PreparedDataset) -> dict[str, list[tuple[str, int]]]:
 
 
 def check_counts(dataset: PreparedDataset, after: dict[str, list[tuple[str, int]]], cold: set[str]) -> None:
-    """Counts, graphs and baselines agree with what is left."""
+    """Counts, graphs and baselines agree with the remaining events."""
     counts, items = dataset.manifest.counts, dataset.item_ids.to_pylist()
     left = [(user, item, part) for user, events in after.items() for item, part in events]
     assert counts["cold_users"] == len(cold)
@@ -119,9 +122,9 @@ def check_counts(dataset: PreparedDataset, after: dict[str, list[tuple[str, int]
     assert edges == set(fitted)
     settings = config(Path("unused")).evaluate
     popularity = fit_baselines(["popularity"], dataset.histories(), len(items), settings, "ndcg@5", True)["popularity"]
-    asked = dataset.histories().queries(Split.TEST)
+    queries = dataset.histories().queries(Split.TEST)
     users_of = [len({user for user, name in fitted if name == item}) for item in items]
-    assert popularity.scores(asked.take(np.array([0])))[0].tolist() == users_of
+    assert popularity.scores(queries.take(np.array([0])))[0].tolist() == users_of
 
 
 def named(dataset: PreparedDataset, users_E: torch.Tensor, items_E: torch.Tensor) -> list[tuple[str, str]]:
@@ -130,7 +133,7 @@ def named(dataset: PreparedDataset, users_E: torch.Tensor, items_E: torch.Tensor
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_text_by_cold_users_goes_with_their_events(tmp_path: Path) -> None:
+def test_text_of_cold_users_is_removed_with_their_events(tmp_path: Path) -> None:
     tags = [
         {**event(f"u{u}", f"i{i}", 900), "event_type": "tag", "tag": f"by u{u}"} for u in range(40) for i in range(23)
     ]
@@ -146,7 +149,7 @@ def test_text_by_cold_users_goes_with_their_events(tmp_path: Path) -> None:
     assert dataset.manifest.counts["text_rows_cold"] == len(cold) * (23 - 2)
 
 
-def test_a_split_without_cold_users_keeps_its_identity(tmp_path: Path) -> None:
+def test_split_without_cold_users_keeps_its_hash(tmp_path: Path) -> None:
     from recsys.preparation.content_hash import settings_hash
 
     plain = config(tmp_path)
@@ -155,7 +158,7 @@ def test_a_split_without_cold_users_keeps_its_identity(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_report_compares_on_the_cold_users(tmp_path: Path) -> None:
+def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
     newcomers = Newcomers(0.4, 3, 5)
     cold_U = newcomers.among(pa.array([f"u{user}" for user in range(20)]))
     walks = [leave_last(*((start + step) % 30 for step in range(6))) for start in range(20)]
@@ -190,7 +193,7 @@ def test_the_report_compares_on_the_cold_users(tmp_path: Path) -> None:
     assert panel["queries"] == number and [row["status"] for row in panel["cards"][1]["rows"]] == ["worse", "even"]
 
 
-def test_the_paired_report_by_hand() -> None:
+def test_paired_report_by_hand() -> None:
     mask = np.array([True, False, True, True])
     values = {"model": np.array([0.5, 9, 0.5, 0.8]), "a": np.array([0.1, 9, 0.3, 0.2]), "b": np.array([0.3, 0, 0, 0])}
     found = paired_report(mask, values, {"z": values["model"]}, "model", 100, 0)

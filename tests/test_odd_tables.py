@@ -1,6 +1,5 @@
-"""Odd files of every table and kind of source, in combination: read in full, noted, or refused with the cure.
-
-As :mod:`test_odd_files`, which has the events alone.
+"""Odd files of all tables and kinds of source, in combination: read completely, noted, or refused
+with the cure. :mod:`test_odd_files` has the events only.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def lines(*records: Any) -> str:
 
 
 def read(folder: Path, files: Files, **settings: Any) -> tuple[dict[str, pa.Table], list[str]]:
-    """All tables, and the notes; the first file is the events."""
+    """All tables and the notes; the first file has the events."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,16 +95,16 @@ READ: dict[str, tuple[Files, dict[str, Any], str, dict[str, list[Any]]]] = {
         {"items": ["i.csv"], "encoding": {"items": "latin-1"}},
         "items", {"title": ["café", "b"]},
     ),
-    "a file of commas beside one of semicolons": (
+    "a file with commas and one with semicolons": (
         {"a.csv": EVENTS, "b.csv": "user_id;item_id\nc;3\n"}, {"events": ["a.csv", "b.csv"]},
         "events", {"user_id": ["a", "b", "c"]},
     ),
-    "Parquet beside CSV": (
+    "Parquet and CSV": (
         {"a.csv": EVENTS, "b.parquet": parquet(user_id=pa.array([12.0, None]), item_id=[1, 2])},
         {"events": ["a.csv", "b.parquet"]},
         "events", {"user_id": ["a", "b", "12"]},
     ),
-    "a header beside none": (
+    "a file with a header and one without": (
         {"a.csv": EVENTS, "b.csv": "c,3\nd,4\n"},
         {"events": ["a.csv", "b.csv"], "columns": ["user_id", "item_id"]},
         "events", {"user_id": ["a", "b", "c", "d"]},
@@ -115,7 +114,7 @@ READ: dict[str, tuple[Files, dict[str, Any], str, dict[str, list[Any]]]] = {
          "h/user_id=08/b.jsonl": lines({"item_id": 3})},
         {"events": ["h"]}, "events", {"user_id": ["007", "08"], "item_id": ["2", "3"]},
     ),
-    "Hive folders beside given columns": (
+    "Hive folders and configured columns": (
         {"h/user_id=007/a.csv": "1\n2\n"}, {"events": ["h"], "columns": ["item_id"]},
         "events", {"user_id": ["007", "007"], "item_id": ["1", "2"]},
     ),
@@ -212,13 +211,13 @@ def test_odd_table_is_read_with_a_note(name: str, tmp_path: Path) -> None:
     ({"columns": {"events": "user_id,item_id"}}, "data.source.columns.events: expected a list"),
     ({"separator": {"user": ";"}}, "separator: 'user' is not a table"),
 ])  # fmt: skip
-def test_a_setting_of_two_forms_is_explained_in_the_form_that_was_meant(settings: Any, message: str) -> None:
+def test_setting_with_two_forms_is_explained_in_the_intended_form(settings: Any, message: str) -> None:
     with pytest.raises(UserError) as refused:
         build_config({"data": {"source": {"kind": "canonical", "events": ["e.csv"], **settings}}})
     assert message in str(refused.value) and "[" not in str(refused.value).split("(")[0].split(":")[1]
 
 
-def test_too_many_bad_rows_stop_with_the_setting_that_goes_on_without_them(tmp_path: Path) -> None:
+def test_too_many_bad_rows_stop_and_name_the_setting_that_accepts_them(tmp_path: Path) -> None:
     quarantine = Quarantine(Destination(str(tmp_path / "dataset")), build_config({"model": _MODEL}).data)
     quarantine.start("events", 4)
     columns = {"file": ["e"], "row": [1], "reason": ["missing user_id"], "raw": ["x"]}
@@ -231,7 +230,7 @@ def test_too_many_bad_rows_stop_with_the_setting_that_goes_on_without_them(tmp_p
     ({"context": ["weather"]}, "data.context: 'weather' is not a column of the events"),
     ({"knowledge": {"item_columns": ["genre"]}}, "data.knowledge.item_columns: 'genre' is not a column of the items"),
 ])  # fmt: skip
-def test_a_dry_run_finds_a_column_that_no_file_has(data: Any, message: str, tmp_path: Path) -> None:
+def test_dry_run_finds_a_missing_column(data: Any, message: str, tmp_path: Path) -> None:
     source = {"kind": "canonical", "events": [str(tmp_path / "e.csv")], "items": [str(tmp_path / "i.csv")]}
     (tmp_path / "e.csv").write_text(EVENTS)
     (tmp_path / "i.csv").write_text("item_id,title\n1,A\n2,B\n")

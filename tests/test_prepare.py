@@ -1,4 +1,6 @@
-"""The stage ``prepare`` on tiny tables whose histories, parts, counts and refusals are known by hand."""
+"""The stage ``prepare`` on tiny tables with histories, splits, counts and refusals computed by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ PROVENANCE = {
 
 
 class MemorySource(SourceAdapter):
-    """Tables that are already there."""
+    """A source with tables in memory."""
 
     name = "memory"  # type: ignore[assignment]
 
@@ -64,7 +66,7 @@ def cut(table: pa.Table, number: int) -> list[pa.Table]:
 
 
 def rows_of(name: str, rows: list[dict[str, Any]], **extra: pa.DataType) -> pa.Table:
-    """A table as a source gives it; file, row and order are filled in."""
+    """A table in the format of a source; adds file, row and order."""
     defaults = {schema.EVENT_TYPE: "interact", schema.VALUE: 1.0} if name == "events" else {}
     filled = [
         {**defaults, schema.FILE: f"{name}.csv", schema.ROW: i + 1, schema.ORDER: i, **row}
@@ -85,7 +87,7 @@ def config(folder: Path, **data: Any) -> Config:
 
 
 def histories(dataset: PreparedDataset) -> dict[str, list[tuple[str, str]]]:
-    """user → [(item, part)] with external ids, in the stored order."""
+    """user → [(item, split)] with external ids, in the stored order."""
     users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
     found = dataset.histories()
     result = {}
@@ -96,7 +98,7 @@ def histories(dataset: PreparedDataset) -> dict[str, list[tuple[str, str]]]:
 
 
 def silent(_: str) -> None:
-    """No progress lines."""
+    """Prints no progress lines."""
 
 
 TIMED = [
@@ -132,7 +134,7 @@ def test_histories_are_ordered_split_and_counted(tmp_path: Path) -> None:
     assert "read events: 6 rows, 0 quarantined" in lines
 
 
-def test_a_second_prepare_does_nothing_and_a_change_does(tmp_path: Path) -> None:
+def test_second_prepare_does_nothing_unless_something_changed(tmp_path: Path) -> None:
     source = MemorySource(events=rows_of("events", TIMED))
     first = prepare(config(tmp_path), silent, source)
     stamp = (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns
@@ -171,7 +173,7 @@ def test_without_rename_the_manifest_comes_last(tmp_path: Path) -> None:
         assert not (root / "manifest.json").exists()
 
 
-def test_what_is_no_dataset_is_not_overwritten(tmp_path: Path) -> None:
+def test_folder_that_is_no_dataset_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="thesis.tex"):
@@ -205,7 +207,13 @@ def test_bad_rows_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> No
     ]
     assert kept[1]["raw"] == "carl,a,never" and "user_id=anna, item_id=zz" in kept[0]["raw"]
     assert dataset.user_ids.to_pylist() == ["anna", "bert"]
-    assert dataset.item_ids.to_pylist() == ["a", "b", "c", "cold", "d"]  # an item that nobody met stays recommendable
+    assert dataset.item_ids.to_pylist() == [
+        "a",
+        "b",
+        "c",
+        "cold",
+        "d",
+    ]  # an item without events can still be recommended
     assert dataset.item_counts_N(Split.TEST).tolist() == [3, 1, 1, 0, 1]
 
 
@@ -223,7 +231,7 @@ def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
     assert not kept.exists()
 
 
-def test_equal_input_gives_equal_bytes_however_it_is_cut(tmp_path: Path) -> None:
+def test_equal_input_gives_equal_bytes_for_any_blocks(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [event(f"u{u}", f"i{i}", int(t)) for u, i, t in generator.integers(0, [20, 30, 10**6], (400, 3))]
     digests = []
@@ -236,7 +244,7 @@ def test_equal_input_gives_equal_bytes_however_it_is_cut(tmp_path: Path) -> None
     assert digests[0] == digests[1]
 
 
-def test_orders(tmp_path: Path) -> None:
+def test_data_order_time_file_and_none(tmp_path: Path) -> None:
     untimed = rows_of("events", [event("u", item) for item in ("c", "a", "a", "b", "d")])
     by_file = prepare(config(tmp_path / "file", order="file"), silent, MemorySource(events=untimed))
     assert histories(by_file)["u"] == [("c", "train"), ("a", "train"), ("a", "train"), ("b", "valid"), ("d", "test")]
@@ -257,20 +265,20 @@ def test_a_split_by_default_is_random_only_where_no_event_has_a_time(tmp_path: P
         assert dataset.manifest.split["kind"] == "ratio"
         assert any("no event has a time" in note for note in dataset.manifest.notes)
         drawn.append((dataset.manifest.content_hash, histories(dataset)))
-    assert drawn[0] == drawn[1]  # a seed of the model is no other dataset
+    assert drawn[0] == drawn[1]  # the seed of the model does not change the dataset
     some = rows_of("events", [*untimed, event("u0", "late", 10)])
     with pytest.raises(DataError, match="needs an order"):
         prepare(config(tmp_path / "some", **options), silent, MemorySource(events=some))
 
 
-def test_few_events_without_a_time_come_first_and_are_told(tmp_path: Path) -> None:
+def test_few_events_without_a_time_come_first_and_are_noted(tmp_path: Path) -> None:
     rows = [event("u", item, time) for item, time in (("a", 5_000), ("b", None), ("c", 3_000), ("d", 4_000))]
     said: list[str] = []
     dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
     assert histories(dataset)["u"] == [("b", "train"), ("c", "train"), ("d", "valid"), ("a", "test")]
     assert dataset.manifest.ordered and not dataset.manifest.timed
-    told = "1 of 4 events have no timestamp"
-    assert any(told in line for line in said) and any(told in note for note in dataset.manifest.notes)
+    text = "1 of 4 events have no timestamp"
+    assert any(text in line for line in said) and any(text in note for note in dataset.manifest.notes)
 
 
 def test_events_of_one_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
@@ -278,7 +286,7 @@ def test_events_of_one_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
     said: list[str] = []
     dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
     assert histories(dataset)["u"] == [("d", "train"), ("a", "train"), ("c", "valid"), ("b", "test")]
-    assert any("3 of 4 events have the same time as the user's event before" in line for line in said)
+    assert any("3 of 4 events have the same time as the user's previous event" in line for line in said)
     assert "ties" not in dataset.manifest.counts
 
 
@@ -289,7 +297,7 @@ def test_times_before_1970_are_read_and_split(tmp_path: Path) -> None:
     assert histories(dataset)["u"] == [("b", "train"), ("a", "train"), ("c", "valid"), ("d", "test")]
 
 
-def test_without_an_order_no_item_is_first_by_its_name(tmp_path: Path) -> None:
+def test_without_an_order_events_are_not_sorted_by_item_name(tmp_path: Path) -> None:
     names = [f"i{i:02}" for i in range(40)]
     rows = rows_of("events", [event(user, item) for user in ("u", "v") for item in names])
     split = {"kind": "ratio", "valid": 0.2, "test": 0.2}
@@ -301,12 +309,13 @@ def test_without_an_order_no_item_is_first_by_its_name(tmp_path: Path) -> None:
     assert orders[0] == orders[1]
     u, v = orders[0]["u"], orders[0]["v"]
     assert sorted(u) == sorted(v) == names and u != v
-    assert 5 <= len(set(u[:20]) & set(names[:20])) <= 15  # a history cut in half keeps items from the whole alphabet
+    # half a history has items from the whole alphabet
+    assert 5 <= len(set(u[:20]) & set(names[:20])) <= 15
     held_out = [position for position, (_, part) in enumerate(found["u"]) if part == "test"]
-    assert min(held_out) < 20 <= max(held_out)  # the order tells nothing of the split
+    assert min(held_out) < 20 <= max(held_out)  # the order does not depend on the split
 
 
-def test_the_number_of_shards_follows_the_input(tmp_path: Path) -> None:
+def test_number_of_shards_depends_on_the_input_size(tmp_path: Path) -> None:
     rows = rows_of("events", [event(f"u{u}", f"i{i}", i) for u in range(200) for i in range(3)])
 
     class Sized(MemorySource):
@@ -323,14 +332,14 @@ def test_the_number_of_shards_follows_the_input(tmp_path: Path) -> None:
     assert open_source(SyntheticSource(num_users=1_000_000)).size() > 256 << 20
 
 
-def test_unordered_ratio_draws_by_pair_and_seed(tmp_path: Path) -> None:
+def test_unordered_ratio_depends_on_pair_and_seed(tmp_path: Path) -> None:
     rows = rows_of("events", [event(f"u{u}", f"i{i}") for u in range(20) for i in range(20)])
     split = {"kind": "ratio", "valid": 0.2, "test": 0.2}
     dataset = prepare(config(tmp_path / "a", split=split), silent, MemorySource(events=rows))
     assert not dataset.manifest.ordered
     found = histories(dataset)
     assert 50 < dataset.manifest.counts["test"] < 110 and 50 < dataset.manifest.counts["valid"] < 110
-    fewer = rows.slice(0, 200)  # the other users leave: nobody else's split changes
+    fewer = rows.slice(0, 200)  # without other users, the splits of the rest stay
     half = histories(prepare(config(tmp_path / "b", split=split), silent, MemorySource(events=fewer)))
     assert half == {user: found[user] for user in half}
 
@@ -358,7 +367,7 @@ def tagged(item: str, tag: str, user: str = "anna", second: int | None = None) -
 
 TEXT = {"enabled": False, "event_column": "tag", "event_types": ["tag"]}
 TAGS = [
-    tagged("a", "rock"),  # anna's a is also her test event: held out
+    tagged("a", "rock"),  # a is also anna's test event: held out
     tagged("b", "leak of validation"),
     tagged("c", "jazz"),
     tagged("c", "cool", "bert"),
@@ -384,7 +393,7 @@ def test_text_of_held_out_pairs_does_not_reach_the_items(tmp_path: Path) -> None
     assert counts["items_with_text"] == 4 and counts["events"] == 6
 
 
-def test_temporal_splits_drop_text_from_the_validation_on(tmp_path: Path) -> None:
+def test_temporal_split_drops_text_from_the_validation_cut_off_on(tmp_path: Path) -> None:
     events = [event("u", f"i{s}", s) for s in range(10)]
     tags = [tagged("i0", "early", "w", 3), tagged("i0", "late", "w", 8), tagged("i0", "unknown time", "w")]
     split = {"kind": "temporal", "valid_from": "1970-01-01T00:00:08", "test_from": "1970-01-01T00:00:09"}
@@ -392,7 +401,7 @@ def test_temporal_splits_drop_text_from_the_validation_on(tmp_path: Path) -> Non
     dataset = prepare(config(tmp_path, text=TEXT, split=split), silent, source)
     assert dataset.features.column("text").to_pylist()[:2] == ["tag: early", None]
     assert dataset.manifest.counts["text_rows_late"] == 2
-    assert dataset.num_users == 2 and len(dataset.histories()) == 1  # w never interacted
+    assert dataset.num_users == 2 and len(dataset.histories()) == 1  # w has no interactions
 
 
 def test_social_edges(tmp_path: Path) -> None:
@@ -422,7 +431,7 @@ def friends(*rows: tuple[str, str, int | None]) -> pa.Table:
     return rows_of("social", named)
 
 
-def test_temporal_splits_drop_friendships_from_the_validation_on(tmp_path: Path) -> None:
+def test_temporal_split_drops_friendships_from_the_validation_cut_off_on(tmp_path: Path) -> None:
     events = rows_of("events", [event(f"u{s % 3}", f"i{s}", s) for s in range(10)])
     social = friends(("u0", "u1", 9), ("u0", "u1", 7), ("u0", "u2", 8), ("u1", "u2", None), ("u0", "ghost", 9))
     source = MemorySource(events=events, social=social)
@@ -438,7 +447,7 @@ def test_temporal_splits_drop_friendships_from_the_validation_on(tmp_path: Path)
     assert any(note.startswith("3 friendships have a timestamp") for note in kept.manifest.notes)
 
 
-def test_facts_get_dense_ids_and_links(tmp_path: Path) -> None:
+def test_triples_get_dense_ids_and_items_get_entities(tmp_path: Path) -> None:
     triples = [("e2", "by", "e9"), ("e1", "by", "e9"), ("e1", "by", "e9"), ("e1", "in", "e2")]
     facts = rows_of(
         "knowledge", [dict(zip((schema.HEAD, schema.RELATION, schema.TAIL), t, strict=True)) for t in triples]
@@ -468,14 +477,14 @@ def attributed(**tables: list[pa.Table]) -> MemorySource:
     )
 
 
-def told(dataset: PreparedDataset) -> set[tuple[str, str, str]]:
-    """The facts by name."""
+def named_triples(dataset: PreparedDataset) -> set[tuple[str, str, str]]:
+    """The triples by name."""
     entities = dataset._table("vocab/entities.parquet").column(0).to_pylist()
     relations = dataset._table("vocab/relations.parquet").column(0).to_pylist()
     return {(entities[h], relations[r], entities[t]) for h, r, t in zip(*dataset.facts(), strict=True)}
 
 
-def test_columns_of_items_become_facts(tmp_path: Path) -> None:
+def test_item_columns_become_triples(tmp_path: Path) -> None:
     columns = {"item_columns": ["genre", "year", "labels"], "separators": {"genre": " "}}
     expected = {
         ("e1", "genre", "genre=Rock"), ("e1", "genre", "genre=Folk"), ("e1", "year", "year=1970"),
@@ -483,7 +492,7 @@ def test_columns_of_items_become_facts(tmp_path: Path) -> None:
         ("item_id=b", "genre", "genre=Folk"), ("item_id=c", "year", "year=1970"),
     }  # fmt: skip
     alone = prepare(config(tmp_path / "alone", knowledge=columns), silent, attributed())
-    assert told(alone) == expected
+    assert named_triples(alone) == expected
     sizes = {name: alone.manifest.counts[name] for name in ("facts", "entities", "relations")}
     assert sizes == {"facts": 7, "entities": 8, "relations": 3}
     names = alone._table("vocab/entities.parquet").column("entity").to_pylist()
@@ -491,7 +500,7 @@ def test_columns_of_items_become_facts(tmp_path: Path) -> None:
 
     given = rows_of("knowledge", [{schema.HEAD: "e9", schema.RELATION: "by", schema.TAIL: "e1"}])
     both = prepare(config(tmp_path / "both", knowledge=columns), silent, attributed(knowledge=given))
-    assert told(both) == expected | {("e9", "by", "e1")}
+    assert named_triples(both) == expected | {("e9", "by", "e1")}
 
 
 def test_relations_of_the_table_can_be_left_out(tmp_path: Path) -> None:
@@ -501,11 +510,11 @@ def test_relations_of_the_table_can_be_left_out(tmp_path: Path) -> None:
     columns = {"item_columns": ["year"], "relations": ["in"]}
     some = prepare(config(tmp_path / "some", knowledge=columns), silent, attributed(knowledge=facts))
     years = {("e1", "year", "year=1970"), ("item_id=c", "year", "year=1970")}
-    assert told(some) == years | {("e1", "in", "e2")}
+    assert named_triples(some) == years | {("e1", "in", "e2")}
     none = prepare(
         config(tmp_path / "none", knowledge={**columns, "relations": []}), silent, attributed(knowledge=facts)
     )
-    assert told(none) == years
+    assert named_triples(none) == years
     with pytest.raises(ConfigError, match="relations: on not among the relations of the table; relations: by, in"):
         prepare(config(tmp_path, knowledge={"relations": ["on"]}), silent, attributed(knowledge=facts))
 
@@ -517,7 +526,7 @@ def test_relations_of_the_table_can_be_left_out(tmp_path: Path) -> None:
         ({"item_columns": ["year"], "separators": {"genre": " "}}, "separators: genre not in"),
     ],
 )
-def test_columns_that_cannot_be_facts_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_columns_that_cannot_be_triples_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(config(tmp_path, knowledge=columns), silent, attributed())
 
@@ -537,7 +546,7 @@ def test_columns_that_cannot_be_facts_are_named(tmp_path: Path, columns: dict[st
         ({"split": {"kind": "given"}, "interactions": ["interact"]}, DataError, "marks as test"),
     ],
 )
-def test_settings_that_contradict_the_data_are_named(
+def test_settings_that_contradict_the_data_are_refused(
     tmp_path: Path, data: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     source = MemorySource(events=rows_of("events", [*TIMED, *TAGS], tag=pa.string()))
@@ -546,7 +555,7 @@ def test_settings_that_contradict_the_data_are_named(
     assert not (tmp_path / "dataset").exists()
 
 
-def test_a_source_that_fails_inside_a_task_speaks_for_itself(tmp_path: Path) -> None:
+def test_source_error_in_a_task_keeps_its_message(tmp_path: Path) -> None:
     class Broken(MemorySource):
         def pieces(self) -> dict[str, list[Piece]]:
             return {"events": [*super().pieces()["events"], BrokenPiece()]}
@@ -565,7 +574,7 @@ def prepared_from(real_data: Path, tmp_path: Path) -> Callable[..., PreparedData
     return run
 
 
-def test_lastfm_keeps_held_out_tags_away(real_data: Path, prepared_from: Callable[..., PreparedDataset]) -> None:
+def test_lastfm_item_text_has_no_held_out_tags(real_data: Path, prepared_from: Callable[..., PreparedDataset]) -> None:
     folder = real_data / "lastfm"
     source = {
         "kind": "hetrec-lastfm",

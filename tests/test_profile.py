@@ -202,8 +202,8 @@ def test_a_user_without_attributes_is_served_without_them(dataset: PreparedDatas
     ("profile", "columns", "message"),
     [
         ({}, {"user_columns": {}, "item_columns": {}}, r"profile needs attributes, but neither users nor items"),
-        ({"user_fields": ["height"]}, {}, r"user_fields: height not among the columns: age, gender, likes"),
-        ({"item_fields": ["weight"]}, {}, r"item_fields: weight not among the columns: kind, price"),
+        ({"user_fields": ["height"]}, {}, r"user_fields: height not among the columns; columns: age, gender, likes"),
+        ({"item_fields": ["weight"]}, {}, r"item_fields: weight not among the columns; columns: kind, price"),
         (
             {"numeric": ["agee"]},
             {},

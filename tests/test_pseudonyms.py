@@ -1,4 +1,4 @@
-"""`data.pseudonymise`: no artefact holds an id, who has the key asks by it, and the key is nowhere."""
+"""`data.pseudonymise`: no artefact contains an id or the key, and requests by id work with the key."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _set_key(folder: Path, key: str) -> None:
 
 
 def _content(root: Path) -> bytes:
-    """All bytes of a folder, and the cells of its tables."""
+    """All bytes of a folder and the cells of its tables."""
     found = b""
     for path in sorted(one for one in root.rglob("*") if one.is_file()):
         found += path.read_bytes()
@@ -67,7 +67,7 @@ def _content(root: Path) -> bytes:
     return found
 
 
-def test_artefacts_hold_pseudonyms_and_only_the_key_leads_to_them(
+def test_artefacts_contain_pseudonyms_and_the_key_finds_users(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, capsys: Captured, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -88,7 +88,7 @@ def test_artefacts_hold_pseudonyms_and_only_the_key_leads_to_them(
     _set_key(tmp_path, KEY + " no more")
     with caplog.at_level(logging.WARNING):
         (without,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(parse_requests([row]))
-    assert without.source == "popularity" and "the key there is another one" in caplog.text and KEY not in caplog.text
+    assert without.source == "popularity" and "the key is a different one" in caplog.text and KEY not in caplog.text
 
     _set_key(tmp_path, KEY)
     assert main(["forget", "--config", str(path), "--user", "ann7@mail.test"]) == 0
@@ -98,10 +98,10 @@ def test_artefacts_hold_pseudonyms_and_only_the_key_leads_to_them(
     assert after.source == "popularity"
 
 
-def test_another_key_is_another_dataset_and_none_is_a_clear_message(tmp_path: Path, ray_local: None) -> None:
+def test_another_key_gives_another_dataset_and_a_missing_key_is_refused(tmp_path: Path, ray_local: None) -> None:
     config = load_config(_write(tmp_path, pseudonyms=True))
     _set_key(tmp_path, "short")
-    with pytest.raises(ConfigError, match="of-shop holds 5 bytes, expected a secret of at least 16"):
+    with pytest.raises(ConfigError, match="of-shop has 5 bytes, expected a secret of at least 16"):
         prepare(config, progress=lambda _: None)
     hashes = []
     for key in (KEY, KEY, KEY.upper()):
@@ -112,12 +112,12 @@ def test_another_key_is_another_dataset_and_none_is_a_clear_message(tmp_path: Pa
     assert raw.num_rows == 1 and "ann" not in str(raw.to_pydict()["raw"])
 
 
-def test_ids_like_addresses_are_warned_about(tmp_path: Path, ray_local: None) -> None:
+def test_ids_like_email_addresses_give_a_warning(tmp_path: Path, ray_local: None) -> None:
     dataset = prepare(load_config(_write(tmp_path, pseudonyms=False)), progress=lambda _: None)
     assert any("40 of the first 40 user ids look like e-mail" in note for note in dataset.manifest.notes)
 
 
-def test_the_key_is_in_one_place() -> None:
+def test_two_locations_of_the_key_are_refused() -> None:
     with pytest.raises(ConfigError, match="both say where the key is"):
         build_config({"data": {"pseudonymise": {"key_env": "A", "key_file": "b"}}})
     with pytest.raises(ConfigError, match="key_env"):
@@ -125,11 +125,11 @@ def test_the_key_is_in_one_place() -> None:
     assert Pseudonyms.of(PseudonymConfig()) is None and known_as({})("x") == "x"
 
 
-def test_a_key_is_trimmed_and_not_shown_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_trimmed_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_KEY", KEY)
     assert Pseudonyms.of(PseudonymConfig(key_env="SHOP_KEY")) == Pseudonyms(KEY.encode())
     monkeypatch.delenv("SHOP_KEY")
-    with pytest.raises(ConfigError, match="the variable SHOP_KEY holds 0 bytes"):
+    with pytest.raises(ConfigError, match="the variable SHOP_KEY has 0 bytes"):
         Pseudonyms.of(PseudonymConfig(key_env="SHOP_KEY"))
     (tmp_path / "key").write_text(KEY + "\n")
     found = Pseudonyms.of(PseudonymConfig(key_file=str(tmp_path / "key")))

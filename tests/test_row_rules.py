@@ -1,4 +1,4 @@
-"""Rows that are left out by rule: duplicates, filters, the k-core, and ids of tables that do not meet."""
+"""Rows that rules leave out: duplicates, filters, the k-core, and ids that tables do not share."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def items_of(good: pa.Table) -> list[str]:
     return good.column(schema.ITEM_ID).to_pylist()
 
 
-# ------------------------------------------------------------------------------------------------------ filters
+# ------------------------------------------------------------------------------------------ filters
 
 
-def test_the_window_of_time_has_its_start_and_not_its_end() -> None:
+def test_time_window_includes_its_start_and_excludes_its_end() -> None:
     rows = [event("u", "early", 9), event("u", "first", 10), event("u", "last", 19), event("u", "end", 20)]
     rows.append(event("u", "untimed"))
     window = {"from": "1970-01-01T00:00:10", "until": "1970-01-01T00:00:20"}
@@ -65,7 +65,7 @@ def test_smaller_values_are_left_out_but_bad_rows_stay_bad() -> None:
     assert dict(summary.dropped) == {"value below data.min_value": 2}
 
 
-def test_text_has_no_value_and_is_not_left_out_for_it() -> None:
+def test_text_events_are_not_filtered_by_value() -> None:
     filters = EventFilters(min_value=4)
     table = rows_of("events", [event("u", "a", 1), event("u", "b", 1)])
     out, counts = filters.left_out(table, np.array([False, True]))
@@ -77,7 +77,7 @@ def test_an_empty_window_is_refused() -> None:
         EventFilters.of(config(**{"from": "2020-02-01", "until": "2020-01-01"}).data)
 
 
-def test_unknown_items_are_named_to_compare_them() -> None:
+def test_unknown_items_are_reported_for_comparison() -> None:
     rows = [event("u", "a", 1), event("u", "new", 2)]
     _, good, bad_rows, summary = gathered(rows, ["a"])
     assert items_of(good) == ["a"] and bad_rows.num_rows == 1 and summary.unknown_items.to_pylist() == ["new"]
@@ -101,7 +101,7 @@ def test_events_of_unknown_items_follow_the_setting(
     assert manifest.dropped == ({"events": {"unknown item": dropped}} if dropped else {})
 
 
-# --------------------------------------------------------------------------------------------------- duplicates
+# --------------------------------------------------------------------------------------- duplicates
 
 
 @pytest.mark.parametrize(("policy", "events"), [("drop", 2), ("keep", 3)])
@@ -113,7 +113,7 @@ def test_repeated_events_are_dropped_or_kept(policy: str, events: int) -> None:
     assert encoded.num_rows == events and dropped.num_rows == 3 - events
 
 
-def test_repeats_in_the_order_of_the_file_are_events_and_without_order_duplicates() -> None:
+def test_repeats_are_events_in_file_order_and_duplicates_without_order() -> None:
     rules, good, _, summary = gathered([event("u", "a"), event("u", "a")])
     users = np.array([0], dtype=np.int32)
     for order, expected in (("file", 2), ("none", 1)):
@@ -142,10 +142,11 @@ def test_refused_rows_stop_prepare(
     assert not (tmp_path / "dataset").exists()
 
 
-def test_negative_weights_self_loops_and_unknown_friends_are_told_apart() -> None:
+def test_negative_weights_self_loops_and_unknown_friends_are_counted_separately() -> None:
     pairs = {"src_user_id": ["a", "a", "a", "a", "b"], "dst_user_id": ["b", "a", "x", "b", "a"]}
     raw = pa.table({**pairs, "weight": ["-1", "1", "1", "heavy", "2"]})
-    layout = pickle.loads(pickle.dumps(Layout(schema.SOCIAL)))  # as a task gets it: a copy of the schema
+    # as a task gets it: a copy of the schema
+    layout = pickle.loads(pickle.dumps(Layout(schema.SOCIAL)))
     checked = check_rows(raw, layout)
     provenance = {schema.FILE: ["f"] * 5, schema.ROW: list(range(5)), schema.RAW: pa.array(["raw"] * 5)}
     for name, values in provenance.items():
@@ -157,11 +158,11 @@ def test_negative_weights_self_loops_and_unknown_friends_are_told_apart() -> Non
     assert part.num_rows == 1 and (report.known, report.unknown) == ({"a", "b"}, {"x"})
 
 
-# ------------------------------------------------------------------------------------------------------- k-core
+# ------------------------------------------------------------------------------------------- k-core
 
 
 def by_hand(pairs: set[tuple[str, str]], user: int, item: int) -> set[tuple[str, str]]:
-    """The k-core by definition."""
+    """The k-core by its definition."""
     while True:
         users, items = [u for u, _ in pairs], [i for _, i in pairs]
         kept = {(u, i) for u, i in pairs if users.count(u) >= user and items.count(i) >= item}
@@ -171,7 +172,7 @@ def by_hand(pairs: set[tuple[str, str]], user: int, item: int) -> set[tuple[str,
 
 
 class AtOnce:
-    """A task that runs here when it is called."""
+    """A task that runs in this process at the call."""
 
     def __init__(self, function: Any, num_returns: int = 1) -> None:
         self.function = function
@@ -181,7 +182,7 @@ class AtOnce:
 
 
 @pytest.mark.parametrize(("user", "item"), [(2, 3), (3, 0), (0, 3)])
-def test_the_core_is_that_of_its_definition(user: int, item: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_matches_its_definition(user: int, item: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_module, "task", AtOnce)
     monkeypatch.setattr(core_module, "fetch", lambda value: value)
     monkeypatch.setattr(core_module.ray, "put", lambda value: value)
@@ -202,7 +203,7 @@ def test_the_core_is_that_of_its_definition(user: int, item: int, monkeypatch: p
     assert {name for _, summary in cut for name in summary.users.to_pylist()} == {u for u, _ in expected}
 
 
-def test_ids_of_a_model_that_is_continued_stay_in_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_of_the_parent_model_stay_in_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_module, "task", AtOnce)
     monkeypatch.setattr(core_module, "fetch", lambda value: value)
     monkeypatch.setattr(core_module.ray, "put", lambda value: value)
@@ -214,14 +215,14 @@ def test_ids_of_a_model_that_is_continued_stay_in_the_core(monkeypatch: pytest.M
     assert alone.users[0].to_pylist() == ["new"]
 
 
-# ------------------------------------------------------------------------------------------------------ overlap
+# ------------------------------------------------------------------------------------------ overlap
 
 
 @pytest.mark.parametrize(("side", "events", "cause"), [
     ("12", "12.0", "floating-point"), ("0108", "108", "leading zeros"), ("1e5", "100000", "scientific"),
     ("abc", "ABC", "upper and lower case"), ('"7a"', "7a", "quotes"), ("user_12", "12", "prefix"),
 ])  # fmt: skip
-def test_the_cause_of_different_forms_is_found(side: str, events: str, cause: str) -> None:
+def test_cause_of_differing_id_formats_is_found(side: str, events: str, cause: str) -> None:
     for one, other in ((side, events), (events, side)):
         with pytest.raises(DataError, match=f"none of the 1 ids .* has {one!r}, the events have {other!r}.*{cause}"):
             compared([one], [other])
@@ -234,7 +235,7 @@ def compared(side: list[str], events: list[str]) -> str:
     return compare(users, told, 0.1)
 
 
-def test_no_id_in_common_stops_few_warn_and_two_forms_of_one_id_warn() -> None:
+def test_no_common_id_stops_and_few_common_ids_warn() -> None:
     numbers = [str(number) for number in range(100)]
     with pytest.raises(DataError, match=r"none of the 100 ids of users .*'0', '1', '10'.*'0\.0', '1\.0', '10\.0'"):
         compared(numbers, [f"{number}.0" for number in numbers])
@@ -248,7 +249,7 @@ def knowledge(*triples: tuple[str, str, str]) -> pa.Table:
     return rows_of("knowledge", [dict(zip(("head", "relation", "tail"), triple, strict=True)) for triple in triples])
 
 
-def test_facts_are_about_items_by_their_ids_where_no_item_names_its_entity() -> None:
+def test_item_ids_are_entity_ids_if_no_item_has_an_entity() -> None:
     features = pa.table({"item_id": ["a", "b", "c"]})
     files, bad, read = facts(features, knowledge(("a", "is", "red"), ("c", "is", "red")))
     entities = files["vocab/entities.parquet"].column("entity").to_pylist()
@@ -256,16 +257,16 @@ def test_facts_are_about_items_by_their_ids_where_no_item_names_its_entity() -> 
     assert files["items/entities.parquet"].column("entity").to_pylist() == [0, None, 1]
 
 
-def test_facts_about_no_item_stop_prepare() -> None:
+def test_triples_about_no_item_stop_prepare() -> None:
     features = pa.table({"item_id": ["1", "2"], "entity_id": ["m.1", None]})
     with pytest.raises(DataError, match=r"none of the 1 ids of items \(entity_id\) occurs in the knowledge .*'m\.1'"):
         write_facts(None, features, FactRules(), None, knowledge(("M.1", "is", "red")))  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------ configuration
+# ------------------------------------------------------------------------------------ configuration
 
 
-def test_the_key_from_works_in_yaml_on_the_command_line_and_in_dumps(tmp_path: Path) -> None:
+def test_key_from_works_in_yaml_on_the_command_line_and_in_dumps(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("data: {from: 2020-01-01}\nmodel: {granularities: {evolution: {enabled: true}}}\n")
     read = load_config(file)
@@ -279,7 +280,7 @@ def test_the_key_from_works_in_yaml_on_the_command_line_and_in_dumps(tmp_path: P
     assert "--data.from " in reference() and "from_" not in reference()
 
 
-def test_the_quarantine_limit_is_per_table() -> None:
+def test_quarantine_limit_is_per_table() -> None:
     limits = config(quarantine={"max_share": {"events": 0.2}}).data.quarantine
     assert (limits.limit("events"), limits.limit("items")) == (0.2, 0.01)
     assert config(quarantine={"max_share": 0.3}).data.quarantine.limit("media") == 0.3
@@ -302,5 +303,5 @@ def test_filters_act_before_the_split_and_are_reported(tmp_path: Path, ray_local
     assert dataset.manifest.dropped == {"events": dropped} and dataset.manifest.counts["test"] == 4
     assert any(line.startswith("read events: 19 rows, 0 quarantined, 3 dropped (") for line in lines)
     nothing = config(num_shards=2, **{**rules, "min_item_events": 5, "dir": str(tmp_path / "none")})
-    with pytest.raises(DataError, match="no event is left of 19: .*data.min_item_events"):
+    with pytest.raises(DataError, match="the filters leave none of 19 events: .*data.min_item_events"):
         prepare(nothing, lines.append, source)

@@ -1,4 +1,4 @@
-"""Splits against hand-made truth. Two users: the first with five events, the second with two."""
+"""Splits against results by hand, for two users with five and two events."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_ratio_takes_the_latest_share_and_leaves_one_in_training() -> None:
     assert parts(SplitPlan("ratio", valid=0.5, test=0.9)) == [0, 2, 2, 2, 2, 0, 2]
 
 
-def test_random_ratio_follows_the_numbers_but_keeps_each_users_largest_in_training() -> None:
+def test_random_ratio_keeps_each_users_largest_number_in_training() -> None:
     numbers = np.array([0.05, 0.95, 0.15, 0.5, 0.5, 0.01, 0.02])
     plan = SplitPlan("ratio", valid=0.1, test=0.1, ordered=False)
     assert plan.random
@@ -60,9 +60,18 @@ def test_given_without_validation_takes_the_latest_training_events_of_ordered_da
     given = np.array([0, 2, 0, 0, 2, 0, 0], dtype=np.uint8)
     plan = SplitPlan("given", valid=0.4)
     assert not plan.random
-    assert parts(plan, given) == [0, 2, 0, 1, 2, 0, 1]  # round(0.4 · 3) = 1 of three, round(0.4 · 2) = 1 of two
+    # round(0.4 · 3) = 1 of three, round(0.4 · 2) = 1 of two
+    assert parts(plan, given) == [0, 2, 0, 1, 2, 0, 1]
     everything = SplitPlan("given", valid=0.9)
-    assert parts(everything, np.array([0, 0, 2, 2, 2, 2, 2])) == [0, 1, 2, 2, 2, 2, 2]  # the earliest stays
+    assert parts(everything, np.array([0, 0, 2, 2, 2, 2, 2])) == [
+        0,
+        1,
+        2,
+        2,
+        2,
+        2,
+        2,
+    ]  # the earliest event stays in training
 
 
 @pytest.mark.parametrize("rank", [1, 2, 50, 999, 1000])
@@ -88,7 +97,7 @@ def test_parse_time_reads_zones_and_refuses_nonsense() -> None:
         ("given", "time", True, {"train": 5}, "train: 5"),
     ],
 )
-def test_a_split_that_the_data_cannot_give_is_refused(
+def test_split_that_the_data_do_not_support_is_refused(
     kind: str, order: str, timed: bool, given: dict[str, int], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -108,7 +117,8 @@ def test_hashes_are_the_same_everywhere_and_uniform() -> None:
     assert not np.array_equal(numbers, uniform(ids[:-1], ids[1:], seed=2))
 
 
-KNOWN_HASH_OF_A = 15154452856141135343  # frozen: a change would move users to other shards and events to other splits
+# never change it: users would move to other shards, and events to other splits
+KNOWN_HASH_OF_A = 15154452856141135343
 
 
 def test_plan_describes_itself_in_iso_times() -> None:

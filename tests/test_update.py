@@ -48,7 +48,7 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
     users, items = base.grown(pa.array(["a", "b", "m"]), pa.array(["x"]))
     assert users.to_pylist() == ["m", "b", "a"] and items.to_pylist() == ["x"]
     assert base.grown(pa.array(["a", "b"]), pa.array(["x"]))[0].to_pylist() == ["m", "b", "a"], "lost ids keep numbers"
-    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update goes on with old and new events"):
+    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update needs old and new events"):
         base.check_kept(pa.array(["a", "b"]), pa.array(["x"]))
     assert base.digest() != Vocabulary(pa.array(["b", "m"]), pa.array(["x"]), ("view",)).digest()
 
@@ -343,7 +343,7 @@ def test_a_source_with_the_newest_file_alone_forgets_nothing(world: Path, update
     gone = ["--update.dataset", str(world / "nowhere"), "--update.model", str(world / "monday/bundle")]
     events(world / "few.csv", everybody[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)])
     few = ["--data.source.events", f"[{world}/few.csv]"]
-    assert "was made of 144: an update does not forget" in refused(capsys, world, *gone, *few)
+    assert "parent model has 144: an update does not lose" in refused(capsys, world, *gone, *few)
     words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "thursday"), *source]
     with training_here():
         assert main([*words, "--update.model", str(world / "monday/bundle"), "--update.epochs", "1"]) == 0
@@ -458,7 +458,7 @@ def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) 
     assert "trained with another model section: model.width was 8, is now 16" in refused(
         capsys, world, "--model.width", "16"
     )
-    read_before = "there is nothing to update on: every file of events that is named was read into"
+    read_before = "has read all named files of events before"
     assert read_before in refused(capsys, world) and read_before in refused(
         capsys, world, "--update.model", str(updated)
     )

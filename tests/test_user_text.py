@@ -1,4 +1,4 @@
-"""Users' pasts as text: what is composed, that no query reads what it must not see, training on it, and serving."""
+"""Histories of users as text: composition, no leak into queries, training and serving."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_newest_first_with_event_types_and_a_limit() -> None:
 
 
 def history(parts: str, users: list[int] | None = None) -> Histories:
-    """One user whose event ``e`` is item ``e``, of the part that the letter says."""
+    """One user whose event ``e`` has item ``e`` and the split of the letter."""
     made = Histories.of_items([list(range(len(parts)))], users or [7])
     splits = np.array(["tvx".index(letter) for letter in parts], dtype=np.uint8)
     return replace(made, splits_E=splits)
 
 
-def test_texts_end_at_every_doubling_and_tell_nothing_later() -> None:
+def test_texts_end_at_every_doubling_and_contain_no_later_event() -> None:
     found = {(part, place): text for _, part, place, text in texts_of(history("tttttttvx"), TITLES, rules())}
     first = {2: "buy: t1, t0", 4: "buy: t3, t2, t1, t0"}
     train, valid = (f"buy: {', '.join(f't{item}' for item in reversed(range(n)))}" for n in (7, 8))
@@ -68,8 +68,10 @@ def test_texts_end_at_every_doubling_and_tell_nothing_later() -> None:
     }
 
 
-def test_a_planted_leak_is_not_in_any_text() -> None:
-    """Events of later parts that stand before earlier ones in the data: positions alone would let them in."""
+def test_planted_leak_is_in_no_text() -> None:
+    """Events of later splits come before earlier ones in the data, so positions alone would include
+    them.
+    """
     titles = ["TEST" if item in (1, 4) else "VALID" if item == 2 else name for item, name in enumerate(TITLES)]
     for ordered in (True, False):
         made = rules(ordered, folds=1 if ordered else 3)
@@ -80,7 +82,7 @@ def test_a_planted_leak_is_not_in_any_text() -> None:
         assert any("VALID" in text for part, text in texts if part == Split.VALID)
 
 
-def test_a_text_without_a_fold_names_none_of_it() -> None:
+def test_text_without_a_fold_names_no_item_of_it() -> None:
     seen = history("t" * 30)
     texts = {place: text.removeprefix("buy: ").split(", ") for _, part, place, text in texts_of(
         seen, TITLES, rules(False, folds=3)) if part == Split.TRAIN}  # fmt: skip
@@ -92,11 +94,13 @@ def test_a_text_without_a_fold_names_none_of_it() -> None:
     assert set.union(*(set(texts[WHOLE]) - set(texts[fold]) for fold in range(3))) == set(TITLES[:30])
 
 
-# --------------------------------------------------------------------------------------------------- in the dataset
+# ----------------------------------------------------------------------------------- in the dataset
 
 
 def with_texts(folder: Path, dataset: PreparedDataset, made: TextRules, width: int = 6) -> PreparedDataset:
-    """Users' texts beside a hand-made dataset; the vector of a text counts the items that it names."""
+    """Adds users' texts to a hand-made dataset; the vector of a text counts the items that it
+    names.
+    """
     titles = [f"<{item}>" for item in range(dataset.num_items)]
     found = [entry for shard in dataset.shards() for entry in texts_of(shard, titles, made)]
     vectors = np.array([[text.count(f"<{item}>") for item in range(width)] for *_, text in found], dtype=np.float16)
@@ -126,8 +130,8 @@ def world(folder: Path, ordered: bool = True, **options: int) -> PreparedDataset
 
 @pytest.mark.parametrize("max_history", [3, 5, 20])
 @pytest.mark.parametrize("through", [Split.TRAIN, Split.VALID])
-def test_a_training_query_reads_its_own_past_only(tmp_path: Path, max_history: int, through: Split) -> None:
-    """The items that each text names, against the events before the query's target; also in cut histories."""
+def test_training_query_gets_only_text_of_its_history(tmp_path: Path, max_history: int, through: Split) -> None:
+    """The items of each text are among the events before the query's target, also in cut histories."""
     dataset = world(tmp_path)
     loader = TrainingLoader(dataset, through, LoaderConfig(4, max_history, 0.0, 1.0, 10**6, 0, user_texts=True))
     texts = dataset.user_texts(through)
@@ -156,9 +160,9 @@ def test_a_training_query_reads_its_own_past_only(tmp_path: Path, max_history: i
     assert set(np.flatnonzero(texts.vectors_RT[whole[0]])) == set(pasts[0]) and whole[1] == -1
 
 
-def test_unordered_training_reads_a_text_without_the_hidden_fold(tmp_path: Path) -> None:
+def test_unordered_training_uses_texts_without_the_hidden_fold(tmp_path: Path) -> None:
     dataset = world(tmp_path, ordered=False, folds=2)
-    with pytest.raises(ConfigError, match=r"train.history_mask_rate 0.3 hides other events .* set it 0.5"):
+    with pytest.raises(ConfigError, match=r"train.history_mask_rate 0.3 does not hide the events .* set it to 0.5"):
         TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 20, 0.3, 1.0, 10**6, 0, user_texts=True))
     loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 20, 0.5, 1.0, 10**6, 0, user_texts=True))
     texts = dataset.user_texts(Split.TRAIN)
@@ -190,9 +194,11 @@ def training_config(dataset: PreparedDataset, kind: str, **train: Any) -> Config
     return build_config({"data": {"dir": dataset.root}, "model": model, "train": settings})
 
 
-def test_what_only_the_text_tells_is_learned(tmp_path: Path, one_thread: None) -> None:
-    """After an event of noise comes the item that the user's first event tells, which a history cut to one event has
-    lost and the text has: x_u must reach the model in training and at validation alike."""
+def test_signal_that_is_only_in_the_text_is_learned(tmp_path: Path, one_thread: None) -> None:
+    """After an event of noise comes the item that the user's first event determines. A history cut
+    to one event has lost it, and the text has it, so x_u must reach the model in training and in
+    validation.
+    """
     random, histories = np.random.default_rng(0), []
     for user in range(96):
         first, noise = user % 4, random.permutation(np.arange(8, 20))[:4].tolist()
@@ -209,18 +215,18 @@ def test_what_only_the_text_tells_is_learned(tmp_path: Path, one_thread: None) -
 
 
 def _hits(model: Any, queries: Any) -> Any:
-    """Whether the highest score is the (only) target's."""
+    """Whether the only target has the highest score: one float64 per query."""
     return (model.scores(queries).argmax(1).numpy() == queries.target_items).astype(np.float64)
 
 
-def test_without_texts_the_cure_is_told(tmp_path: Path) -> None:
+def test_missing_texts_are_refused_with_the_cure(tmp_path: Path) -> None:
     histories = [leave_last(0, 1, 2, 3)] * 3
     dataset = write_dataset(tmp_path, histories, 6, text_width=8)
     with pytest.raises(ConfigError, match=r"data\.text\.users\.enabled true"):
         build_model(training_config(dataset, "both"), dataset, Split.TRAIN)
 
 
-# ------------------------------------------------------------------------------------------------------- at serving
+# --------------------------------------------------------------------------------------- at serving
 
 
 def served(folder: Path, kind: str) -> Recommender:
@@ -232,12 +238,13 @@ def served(folder: Path, kind: str) -> Recommender:
     bundle = read_bundle(folder / "bundle")
     assert bundle.info.user_text["max_items"] == 64
     again, queries = bundle.model, next(dataset.shards()).queries(Split.TEST)
-    torch.testing.assert_close(again.scores(queries), frozen.scores(queries), rtol=0, atol=1e-3)  # float16 item text
+    # float16 item text
+    torch.testing.assert_close(again.scores(queries), frozen.scores(queries), rtol=0, atol=1e-3)
     return Recommender(bundle)
 
 
 class _Counting:
-    """A language model that counts items, as the vectors of the hand-made dataset do."""
+    """A language model that counts items, like the vectors of the hand-made dataset."""
 
     dimension = NUM_ITEMS
 
@@ -251,15 +258,15 @@ class _Counting:
         )  # noqa: E501
 
 
-def test_a_new_users_past_becomes_text_where_the_language_model_is(tmp_path: Path) -> None:
+def test_history_of_a_new_user_becomes_text_if_there_is_a_language_model(tmp_path: Path) -> None:
     recommender = served(tmp_path, "both")
     newcomer = Request(history=["i3", "i5"], k=3)
-    stranger = recommender.recommend([newcomer])[0]
+    without_text = recommender.recommend([newcomer])[0]
     assert recommender._reader is not None and recommender._reader.encoder is None, "other weights than in training"
-    assert stranger.source == "model", "pooled vectors answer without the language model"
+    assert without_text.source == "model", "pooled vectors answer without the language model"
     recommender._reader.__dict__["encoder"] = _Counting()
     with_text = recommender.recommend([newcomer])[0]
-    assert with_text.scores != stranger.scores
+    assert with_text.scores != without_text.scores
     known = recommender.bundle.histories
     row = recommender.user_row("u0")
     past = [f"i{item}" for item in known.items_E[known.offsets_U1[row] : known.offsets_U1[row + 1]]]
@@ -269,14 +276,14 @@ def test_a_new_users_past_becomes_text_where_the_language_model_is(tmp_path: Pat
     assert twin.source == own.source == "model"
 
 
-def test_user_text_alone_is_absent_for_a_stranger_without_a_language_model(tmp_path: Path) -> None:
+def test_user_text_is_absent_for_a_new_user_without_a_language_model(tmp_path: Path) -> None:
     recommender = served(tmp_path, "user_text")
     assert recommender.recommend([Request(history=["i3"], k=3)])[0].source == "popularity"
     assert recommender.recommend([Request(user_id="u0", k=3)])[0].source == "model"
 
 
-def test_the_same_past_gives_the_same_text_at_serving() -> None:
-    """What a request becomes is what ``prepare`` wrote, letter by letter."""
+def test_equal_histories_give_equal_texts_in_serving() -> None:
+    """A request gives exactly the text that ``prepare`` wrote."""
     texts = {}
     reader = PastReader({"model": "m", "fingerprint": "f", "max_tokens": 8, "max_items": 3}, TITLES, ["buy", "view"])
     reader.__dict__["encoder"] = type(
@@ -286,7 +293,7 @@ def test_the_same_past_gives_the_same_text_at_serving() -> None:
     assert texts["found"] == [compose([1, 2, 3, 4], [0, 0, 1, 1], TITLES, rules(max_items=3))]
 
 
-# ---------------------------------------------------------------------------------------------------------- prepare
+# ------------------------------------------------------------------------------------------ prepare
 
 
 def items_table() -> pa.Table:
@@ -334,7 +341,7 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
     )
 
 
-def test_groups_are_checked(ray_local: None, tmp_path: Path) -> None:
+def test_wrong_text_groups_are_refused(ray_local: None, tmp_path: Path) -> None:
     events = [event("u", item, second) for second, item in enumerate("abcd")]
     with pytest.raises(ConfigError, match="nothing not among the columns"):
         prepared(tmp_path, events, groups={"title": ["nothing"]})
@@ -348,5 +355,5 @@ def test_groups_are_checked(ray_local: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["user_text", "both"])
-def test_texts_of_pasts_are_an_input_of_the_form_for_graphs(tmp_path: Path, kind: str) -> None:
+def test_texts_of_histories_are_an_input_of_the_graph_export(tmp_path: Path, kind: str) -> None:
     torch.testing.assert_close(*encoded_and_expected(served(tmp_path, kind).bundle), atol=1e-5, rtol=0)

@@ -1,13 +1,15 @@
-"""Attributes of users and items as numbers: vocabularies, bins and statistics, and the rows that they encode.
+"""Encode attributes of users and items as numbers: vocabularies, bins, statistics and rows.
 
-Why: the same encoding must serve the table of a prepared dataset and one request to a served model, so it is made
-once, of training rows alone, is plain JSON, and travels with the model (see ``ModelSizes.profile``).
+Why: a prepared dataset and a request to a served model must use the same encoding. So it is fitted
+once, on training rows only, and is stored with the model as plain JSON (see
+``ModelSizes.profile``).
 
-A row is a fixed number of slots: one for a number or category, up to ``max_members`` for a list. A slot holds a code:
-0 missing (the field's first slot), 1 unknown or rare, 2 and more a category or the quantile bin of a number; -1 is
-padding of lists. A number also has a value: (x − median) / spread, cut to [−3, 3].
+A row has a fixed number of slots: one for a number or a category, up to ``max_members`` for a list.
+A slot holds a code: 0 is missing (in the field's first slot), 1 is unknown or rare, 2 and above are
+a category or the quantile bin of a number, and -1 is the padding of lists. A number also has a
+value: (x − median) / spread, clipped to [−3, 3].
 
-Legend: X rows of a table, S slots, M numbers among the fields.
+Legend: X rows of a table, S slots, M numeric fields, P members of lists, K known members.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ from recsys.data.histories import Array
 from recsys.errors import ConfigError, RequestError, choices
 from recsys.values.cells import is_absent
 
-NOT_GIVEN: Final = -2  # a slot of which a request says nothing
+NOT_GIVEN: Final = -2  # the request does not name the field
 PADDING: Final = -1
 MISSING: Final = 0
 UNKNOWN: Final = 1
 FIRST_KNOWN: Final = 2
-_FARTHEST: Final = 3.0  # spreads from the median
-_NORMAL_QUARTILES: Final = 1.349  # between the quartiles of a normal distribution of spread 1
-_ENOUGH: Final = 0.5  # share of values that must be readable (numbers), of a vocabulary (fields chosen by themselves)
+_FARTHEST: Final = 3.0  # largest absolute value, in spreads from the median
+_NORMAL_QUARTILES: Final = 1.349  # interquartile range of the standard normal
+# Least share of values that must be numbers or, in fields that the user did not name, that the
+# categories must cover.
+_ENOUGH: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,23 @@ class Field:
 
     @property
     def num_codes(self) -> int:
+        """Number of codes, with those for missing and unknown."""
         known = len(self.edges) + 1 if self.kind == "number" else len(self.categories)
         return FIRST_KNOWN + known
 
     @property
     def example(self) -> float | str | list[str]:
-        """A value as a request may give it."""
+        """An example of a value in a request."""
         if self.kind == "number":
             return self.center
         return self.categories[0] if self.kind == "category" else [self.categories[0]]
 
     def codes_of(self, values_X: Array) -> Array:
-        """The bin of every number as a code."""
+        """The code of each number's bin: [X] int64."""
         return np.searchsorted(np.array(self.edges), values_X, side="right") + FIRST_KNOWN
 
     def scaled(self, values_X: Array) -> Array:
+        """The numbers in spreads from the median, clipped: [X] float64."""
         return np.clip((values_X - self.center) / self.scale, -_FARTHEST, _FARTHEST)
 
 
@@ -77,7 +83,7 @@ class ProfileEncoding:
     items: tuple[Field, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values as JSON gives them back, see :meth:`parse`."""
+        """The fields as JSON values; :meth:`parse` reads them."""
         fields = {"users": self.users, "items": self.items}
         return {
             side: [{**asdict(f), "categories": list(f.categories), "edges": list(f.edges)} for f in found]
@@ -86,7 +92,7 @@ class ProfileEncoding:
 
     @staticmethod
     def parse(content: Mapping[str, Any]) -> ProfileEncoding:
-        """The inverse of ``dataclasses.asdict``, also by way of JSON."""
+        """Read the result of :meth:`to_json` or ``dataclasses.asdict``."""
 
         def field(row: Mapping[str, Any]) -> Field:
             return Field(**{**row, "categories": tuple(row["categories"]), "edges": tuple(row["edges"])})
@@ -96,15 +102,17 @@ class ProfileEncoding:
 
 @dataclass(frozen=True)
 class AttributeRows:
-    """Encoded rows."""
+    """Encoded rows of users or items."""
 
     codes_XS: Tensor  # int32
     values_XM: Tensor  # float32, 0 where missing
 
     def take(self, rows: slice | Tensor) -> AttributeRows:
+        """The given rows, in the given order."""
         return AttributeRows(self.codes_XS[rows], self.values_XM[rows])
 
     def to(self, device: torch.device) -> AttributeRows:
+        """The rows on a device."""
         return AttributeRows(self.codes_XS.to(device), self.values_XM.to(device))
 
 
@@ -116,14 +124,28 @@ class Profiles:
     items: AttributeRows
 
     def to(self, device: torch.device) -> Profiles:
+        """Both tables on a device."""
         return Profiles(self.users.to(device), self.items.to(device))
 
 
-# --------------------------------------------------------------------------------------------------------- encoding
+# ----------------------------------------------------------------------------------------- encoding
 
 
 def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
-    """Rows of a table of users or items, in its order."""
+    """Encode the rows of a table of users or items, in its order.
+
+    Parameters
+    ----------
+    table : pa.Table
+        Rows of users or items, with a column for every field.
+    fields : Sequence[Field]
+        The fitted fields.
+
+    Returns
+    -------
+    AttributeRows
+        Codes [X, S] int32 and values [X, M] float32.
+    """
     codes, values = [np.zeros((len(table), 0), dtype=np.int32)], [np.zeros((len(table), 0), dtype=np.float32)]
     for field in fields:
         column = table.column(field.name)
@@ -143,7 +165,7 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
 
 
 def as_numbers(column: pa.ChunkedArray) -> Array:
-    """float64, NaN where there is no finite number; texts are read as numbers where they are some."""
+    """A column as float64, also from strings of numbers; NaN where a cell is no finite number."""
     if _is_string(column.type):
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
         is_number = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
@@ -153,7 +175,7 @@ def as_numbers(column: pa.ChunkedArray) -> Array:
 
 
 def as_categories(values: Any) -> Any:
-    """Trimmed texts; nothing where empty."""
+    """Values as trimmed strings; null where the string is empty or the number is not finite."""
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, None)
     texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
@@ -167,7 +189,9 @@ def _codes(texts: Any, categories: Sequence[str]) -> Array:
 
 
 def _list_codes(column: pa.ChunkedArray, field: Field) -> Array:
-    """The known members first to last, as many as there are slots; unknown ones count where no known one is."""
+    """The first known members of each list, at most ``field.slots`` of them. The code is
+    ``UNKNOWN`` only where a list has no known member.
+    """
     members, rows = _members(column)
     codes_P = _codes(members, field.categories)
     out = np.full((len(column), field.slots), PADDING, dtype=np.int64)
@@ -175,7 +199,7 @@ def _list_codes(column: pa.ChunkedArray, field: Field) -> Array:
     out[rows[codes_P == UNKNOWN], 0] = UNKNOWN
     known = np.flatnonzero(codes_P >= FIRST_KNOWN)
     rows_K = rows[known]
-    starts_K = np.searchsorted(rows_K, rows_K, side="left")  # rows come in order
+    starts_K = np.searchsorted(rows_K, rows_K, side="left")  # rows_K is sorted
     places_K = np.arange(len(rows_K)) - starts_K
     fits_K = places_K < field.slots
     out[rows_K[fits_K], places_K[fits_K]] = codes_P[known][fits_K]
@@ -183,18 +207,18 @@ def _list_codes(column: pa.ChunkedArray, field: Field) -> Array:
 
 
 def _members(column: pa.ChunkedArray) -> tuple[Any, Array]:
-    """The members of all lists as texts without empty ones, and the row of each."""
+    """The members of all lists as strings, without empty ones, and the row of each member."""
     flat = as_categories(pc.list_flatten(column))
     rows = np.asarray(pc.list_parent_indices(column)).astype(np.int64)
     kept = pc.is_valid(flat)
     return flat.filter(kept), rows[np.asarray(kept)]
 
 
-# ------------------------------------------------------------------------------------------------------------- fitting
+# ------------------------------------------------------------------------------------------ fitting
 
 
 class FieldSettings(Protocol):
-    """The keys of ``model.granularities.profile`` that say how columns are read."""
+    """The configuration keys of ``model.granularities.profile`` that decide how columns are read."""
 
     user_fields: list[str] | None
     item_fields: list[str] | None
@@ -208,37 +232,36 @@ class FieldSettings(Protocol):
 
 @dataclass(frozen=True)
 class FieldFitter:
-    """Makes the fields of a table from its ``active_X`` rows, those of users or items with training events.
+    """Fits the encoding of a table on its ``active_X`` rows: users or items with training events.
 
-    ``key`` is the configuration key that names the wanted columns, for messages.
+    ``key`` is the configuration key that names the columns; error messages show it.
     """
 
     table: pa.Table
     active_X: Array
     config: FieldSettings
     key: Literal["user_fields", "item_fields"]
-    left_out: tuple[str, ...]  # columns that are no attributes: ids, text
+    left_out: tuple[str, ...]  # columns that are not attributes: ids, text
 
     def fit(self) -> tuple[Field, ...]:
-        """The wanted fields, or every usable one.
+        """Fit the fields that the configuration names, or every usable column if it names none.
 
         Raises
         ------
         ConfigError
-            a wanted column is not there, or cannot be encoded as it should.
+            A named column does not exist or cannot be encoded.
         """
         wanted = getattr(self.config, self.key)
         unknown = [name for name in wanted or () if name not in self.columns]
         if unknown:
-            raise self._error(
-                f"{', '.join(unknown)} not among the columns: {choices(self.columns) or 'there are none'}"
-            )
+            raise self._error(f"{', '.join(unknown)} not among the columns; columns: {choices(self.columns) or 'none'}")
         names = self.columns if wanted is None else wanted
         found = (self._field(name, is_wanted=wanted is not None) for name in names)
         return tuple(field for field in found if field is not None)
 
     @property
     def columns(self) -> list[str]:
+        """The columns that can be attributes."""
         return [name for name in self.table.column_names if name not in self.left_out]
 
     def _field(self, name: str, is_wanted: bool) -> Field | None:
@@ -269,14 +292,15 @@ class FieldFitter:
         if len(known) < max(_ENOUGH * (len(column) - column.null_count), 1):
             if is_wanted or name in self.config.numeric:
                 raise self._error(
-                    f"{name} is read as numbers, but {len(known)} of {len(column) - column.null_count} values of the "
-                    f"training part are some; take it out of numeric, or fix the column"
+                    f"{name} is read as numbers, but only {len(known)} of its {len(column) - column.null_count} "
+                    f"values in the training split are numbers; take it out of numeric, or fix the column"
                 )
             return None
         low, center, high = np.quantile(known, [0.25, 0.5, 0.75])
         scale = (high - low) / _NORMAL_QUARTILES or float(known.std()) or 1.0
         edges = np.unique(np.quantile(known, np.arange(1, self.config.bins) / max(self.config.bins, 1)))
-        edges = edges[edges > known.min()]  # at the minimum itself nothing lies below
+        # no value is below the minimum, so that bin would be empty
+        edges = edges[edges > known.min()]
         return Field(name, "number", 1, (), tuple(edges.tolist()), float(center), float(scale))
 
     def _categories(self, name: str, column: pa.ChunkedArray, is_wanted: bool) -> Field | None:
@@ -290,12 +314,12 @@ class FieldFitter:
         frequency = dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
         ordered = sorted(frequency, key=lambda text: (-frequency[text], text))
         kept = [text for text in ordered if frequency[text] >= self.config.min_frequency][: self.config.max_categories]
-        told = sum(frequency[text] for text in kept)
-        if not kept or (not is_wanted and told < _ENOUGH * sum(frequency.values())):
+        covered = sum(frequency[text] for text in kept)
+        if not kept or (not is_wanted and covered < _ENOUGH * sum(frequency.values())):
             if is_wanted:
                 raise self._error(
-                    f"{name} has no category that {self.config.min_frequency} rows of the training part share; lower "
-                    "min_frequency or leave the field out"
+                    f"{name} has no category in at least {self.config.min_frequency} rows of the training split; "
+                    "lower min_frequency or leave the field out"
                 )
             return None
         return Field(name, "list" if is_list else "category", slots, tuple(kept))
@@ -309,6 +333,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def is_number(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is an integer, a float or a decimal."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
@@ -317,16 +342,16 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def tell_apart(table: pa.Table, fields: Sequence[Field]) -> bool:
-    """Whether any two rows differ in what these fields read."""
+    """Whether any two rows of the table differ in these fields."""
     codes_XS = encode_table(table, fields).codes_XS
     return bool((codes_XS != codes_XS[:1]).any())
 
 
-# ------------------------------------------------------------------------------------------------------------ requests
+# ----------------------------------------------------------------------------------------- requests
 
 
 class RequestEncoder:
-    """Attributes of requests as rows; what a request does not name, or gives as null, is ``NOT_GIVEN``."""
+    """Encodes attributes of requests; fields that are missing or null are ``NOT_GIVEN``."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = {field.name: field for field in fields}
@@ -340,12 +365,19 @@ class RequestEncoder:
         self.shape = (int(starts[-1]), len(numbers))
 
     def encode(self, given: Sequence[Mapping[str, Any] | None], numbers: Sequence[int] | None = None) -> AttributeRows:
-        """One row a request; ``numbers`` are theirs in the call, by default counted from 0.
+        """Encode one row per request.
+
+        Parameters
+        ----------
+        given : Sequence[Mapping[str, Any] | None]
+            Attributes of each request, by field.
+        numbers : Sequence[int] | None
+            Numbers of the requests in the call, for messages; None counts from 0.
 
         Raises
         ------
         RequestError
-            an unknown field, or a value of the wrong type; names the request by its number.
+            A request names an unknown field, or a value has the wrong type.
         """
         codes_XS = np.full((len(given), self.shape[0]), NOT_GIVEN, dtype=np.int32)
         values_XM = np.zeros((len(given), self.shape[1]), dtype=np.float32)
@@ -354,7 +386,7 @@ class RequestEncoder:
                 where = f"request {index if numbers is None else numbers[index]}: attributes.{name}"
                 field = self.fields.get(name)
                 if field is None:
-                    known = choices(self.fields) or "none, as it was trained without any of users"
+                    known = choices(self.fields) or "none, it was trained without attributes of users"
                     raise RequestError(f"{where}: unknown field; the model knows: {known}")
                 if value is None:
                     continue
@@ -392,7 +424,7 @@ def _number(value: Any, where: str) -> float:
 
 
 def finite(value: Any) -> float | None:
-    """A number of JSON as a float; None for anything else, and for integers that no float can hold.
+    """A JSON number as a float; None for other values and for integers too large for a float.
 
     >>> finite(2), finite(True), finite(float("inf")), finite(10**400)
     (2.0, None, None, None)
@@ -407,7 +439,7 @@ def finite(value: Any) -> float | None:
 
 
 def _category(value: Any, where: str) -> str:
-    """As the columns of a table are read: true/false, integers as their digits."""
+    """A JSON value as the string that the table would give: true/false, integers as digits."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

@@ -1,10 +1,10 @@
-"""The leak auditor: every artefact of a prepared dataset, worked out again from the histories and compared.
+"""The leak audit: recompute every artefact of a prepared dataset from the histories and compare.
 
-Why not trust the writer: a number is worth something only if nothing held out has reached training, and a leak looks
-like a good model. What is derived of events is recomputed here by other code than wrote it; what cannot be recomputed
-from the histories (item text from events, friendships in time) carries its provenance: the rows it was made of.
-A shard at a time, in tasks of their own where there are any; nothing holds all events.
-Legend: U users, N items, X cells of a sparse table of counts.
+Why: a metric is valid only if no held-out event has reached training, and a leak looks like a good
+model. So the code here does not reuse the code of the writer. Artefacts that cannot be recomputed
+from the histories (item text from events, friendships with times) carry their provenance: the rows
+that they were made from. The audit reads one shard at a time, in separate tasks where there are
+any, so no process holds all events. Legend: U users, N items, X cells of a sparse table of counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_TIME: Final = np.iinfo(np.int64).min
 
 @dataclass
 class Audit:
-    """What was checked and found in order, and what the dataset carries no provenance for."""
+    """The checks that passed, and the artefacts that cannot be checked as they lack provenance."""
 
     checks: list[str] = field(default_factory=list)
     unaudited: list[str] = field(default_factory=list)
@@ -51,14 +51,15 @@ def audit(dataset: PreparedDataset, findings: Sequence[ShardFindings] | None = N
     Parameters
     ----------
     dataset : PreparedDataset
-        with its shards.
+        The dataset, with its shards.
     findings : Sequence[ShardFindings] | None
-        of :func:`audit_shard` for every shard, in order, where they were made elsewhere.
+        Results of :func:`audit_shard`, one per shard, in order; None: audit the shards in this
+        process.
 
     Raises
     ------
     DataError
-        an artefact holds what it must not, with the check, the place and how much.
+        A check failed; the message names the check, the artefact and the number of wrong rows.
     """
     auditor = _Auditor(dataset)
     if findings is None:
@@ -68,38 +69,39 @@ def audit(dataset: PreparedDataset, findings: Sequence[ShardFindings] | None = N
 
 
 def audit_newer(dataset: PreparedDataset, findings: Sequence[ShardFindings]) -> Audit:
-    """What an append has written: its files of histories, vocabularies and graphs.
+    """Check what an append has written: its history files, vocabularies and graphs.
 
-    Why not all: the other files are those of the dataset that it continues, which were checked when they were written.
-    :func:`audit` goes through everything before each evaluation.
+    Why not everything: the other files come from the earlier dataset and were checked when they
+    were written. :func:`audit` checks everything before each evaluation.
 
     Parameters
     ----------
     dataset : PreparedDataset
-        with what was appended.
+        The dataset with the appended events.
     findings : Sequence[ShardFindings]
-        of :func:`audit_shard` for every new file.
+        Results of :func:`audit_shard`, one per new file.
 
     Raises
     ------
     DataError
-        as :func:`audit`.
+        See :func:`audit`.
     """
     return _Auditor(dataset).run_newer(findings)
 
 
 class _Auditor(Checks):
-    """What all shards say together, and the artefacts that are made of them."""
+    """Checks over all shards, and of the artefacts that are derived from them."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(dataset)
-        self.home_U = np.full(dataset.num_users, -1, dtype=np.int32)  # the shard of a user
+        self.home_U = np.full(dataset.num_users, -1, dtype=np.int32)  # index of each user's shard
         self.counts_3N = np.zeros((len(_PARTS), dataset.num_items), dtype=np.int64)
         self.num_alone = 0
         self.found = Audit()
         self.codes: list[set[int]] = [set() for _ in dataset.context]
 
     def run(self, findings: Sequence[ShardFindings]) -> Audit:
+        """Check a whole dataset."""
         checks = ["vocabulary", "ids", "order_of_parts", "queries"]
         self._vocabulary()
         for number, (name, shard) in enumerate(zip(self.dataset.manifest.shards, findings, strict=True)):
@@ -116,15 +118,17 @@ class _Auditor(Checks):
         return self.found
 
     def run_newer(self, findings: Sequence[ShardFindings]) -> Audit:
+        """Check the files that an append has written."""
         self._vocabulary()
         for number, shard in enumerate(findings):
-            self._users("the newer files of histories", number, shard.users_U)
+            self._users("the newer history files", number, shard.users_U)
             self.found.events += shard.num_events
         table = self.dataset.table("items/counts.parquet")
         for name in (part.name.lower() for part in _PARTS):
             number, counts_N = self.dataset.manifest.counts.get(name, 0), table.column(name).to_numpy()
             if counts_N.sum() != number or (counts_N < 0).any():
-                self.refuse("popularity", f"items/counts.parquet has {counts_N.sum():,} {name} events for {number:,}")
+                text = f"items/counts.parquet counts {counts_N.sum():,} {name} events, the manifest {number:,}"
+                self.refuse("popularity", text)
         self.found.checks = ["vocabulary", "ids", "order_of_parts", "queries", "popularity"]
         self.found.checks += self._social() + self._facts()
         return self.found
@@ -132,54 +136,60 @@ class _Auditor(Checks):
     def _users(self, name: str, number: int, users_U: Array) -> None:
         again = len(users_U) - len(np.unique(users_U)) + int((self.home_U[users_U] >= 0).sum())
         if again:
-            self.refuse("ids", f"{again:,} users of {name} have another row, so one may see the other's test")
+            self.refuse(
+                "ids", f"{again:,} users of {name} have a second row, so one row may contain test events of the other"
+            )
         self.home_U[users_U] = number
 
-    # --------------------------------------------------------------------------------------------------- histories
+    # ------------------------------------------------------------------------------------ histories
 
     def _vocabulary(self) -> None:
-        """Every id once, and attributes in the order of the ids."""
+        """Each id occurs once, and the attribute tables are in the order of the ids."""
         for what, ids, table in (
             ("user", self.dataset.user_ids, self.dataset.user_features),
             ("item", self.dataset.item_ids, self.dataset.features),
         ):
             repeated = len(ids) - pc.count_distinct(ids).as_py()
             if repeated:
-                self.refuse("vocabulary", f"{repeated:,} {what} ids stand twice in vocab/{what}s.parquet")
+                self.refuse("vocabulary", f"{repeated:,} {what} ids are repeated in vocab/{what}s.parquet")
             aligned = table.column(f"{what}_id").combine_chunks()
             if not aligned.equals(ids):
-                self.refuse("vocabulary", f"the rows of {what}s/features.parquet are not those of the {what} ids")
+                self.refuse("vocabulary", f"the rows of {what}s/features.parquet do not match the {what} ids")
 
     def _counts(self) -> None:
-        """Popularity, from which baselines, negatives and "new to training" are taken."""
+        """Item counts, which baselines and negatives use, agree with the histories."""
         counts = self.dataset.manifest.counts
         before_N = np.zeros(self.dataset.num_items, dtype=np.int64)
         for part in _PARTS:
-            said_N = self.dataset.item_counts_N(part) - before_N
-            before_N += said_N
-            wrong = np.flatnonzero(said_N != self.counts_3N[part])
+            stored_N = self.dataset.item_counts_N(part) - before_N
+            before_N += stored_N
+            wrong = np.flatnonzero(stored_N != self.counts_3N[part])
             name = part.name.lower()
             if len(wrong):
                 first = self.dataset.item_ids[int(wrong[0])].as_py()
                 text = f"{len(wrong):,} items in items/counts.parquet have other {name} counts than the histories"
                 i = int(wrong[0])
-                self.refuse("popularity", f"{text}, such as {first}: {said_N[i]} for {self.counts_3N[part, i]}")
-            if counts.get(name, 0) != self.counts_3N[part].sum():
-                self.refuse("popularity", f"the manifest says {counts.get(name, 0):,} {name} events, the histories not")
+                example = f"{first}: {stored_N[i]} instead of {self.counts_3N[part, i]}"
+                self.refuse("popularity", f"{text}, such as {example}")
+            if counts.get(name, 0) != (found := int(self.counts_3N[part].sum())):
+                text = f"the manifest counts {counts.get(name, 0):,} {name} events, the histories {found:,}"
+                self.refuse("popularity", text)
         if counts.get("cold_valid", 0) != self.num_alone:
-            self.refuse(
-                "popularity", f"the manifest's {counts.get('cold_valid', 0):,} cold_valid are {self.num_alone:,}"
-            )
+            text = f"the manifest counts {counts.get('cold_valid', 0):,} cold_valid events"
+            self.refuse("popularity", f"{text}, the histories {self.num_alone:,}")
 
     def _context(self) -> list[str]:
-        """The known values of a category are those of training events; a number's mean has too little to tell by."""
+        """Each known value of a category occurs in training. The mean of a number cannot be
+        checked: one number does not show which events it was computed from.
+        """
         unused = self.dataset.manifest.forgotten.get("context", {})
         for column, codes in zip(self.dataset.context, self.codes, strict=True):
             known = set(range(UNKNOWN + 1, column.num_codes)) - set(unused.get(column.name, ()))
-            if self.dataset.manifest.inherited_context:  # values of events that a window has left behind
+            # values of the earlier dataset may occur no more
+            if self.dataset.manifest.inherited_context:
                 known = set()
             if column.values is not None and known - codes:
-                text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are of no training event"
+                text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are in no training event"
                 self.refuse("context_values", text)
         return ["context_values"] if self.codes else []
 
@@ -191,11 +201,12 @@ class _Auditor(Checks):
         self.found.unaudited.append("user_texts")
         return []
 
-    # --------------------------------------------------------------------------------------------------- text, graphs
+    # --------------------------------------------------------------------------------- text, graphs
 
     def _text(self) -> list[str]:
-        """Rows that item text was made of: none about a held-out pair, none too late, none by cold users beside their
-        events; and every item's terms are those of its rows.
+        """Check the rows that item text was made from: none is about a held-out (user, item) pair,
+        later than the cut-off, or by a cold user about an item outside the kept events. Each item's
+        terms come from its rows.
         """
         described = self.dataset.manifest.text
         if not described.get("event_column"):
@@ -229,15 +240,15 @@ class _Auditor(Checks):
             valid_from = parse_time(str(self.split["valid_from"]), "split.valid_from")
             late = int(((times >= valid_from) | (times == _NO_TIME)).sum())
             if late:
-                self.refuse("item_text_rows", f"{late:,} rows of {name} are not from before the validation cut-off")
+                self.refuse("item_text_rows", f"{late:,} rows of {name} are not earlier than the validation cut-off")
         if self.newcomers:
             cold = (home >= 0) & self.newcomers.among(self.dataset.user_ids)[users] & ~training
             if cold.any():
-                text = f"{int(cold.sum()):,} rows of {name} are by cold users, about nothing that they keep"
+                text = f"{int(cold.sum()):,} rows of {name} are by cold users and about items outside their kept events"
                 self.refuse("item_text_rows", text)
 
     def _terms(self, tables: list[pa.Table], label: str, limit: int) -> None:
-        """The terms in the text of the items, worked out again."""
+        """Recompute the terms in the text of the items and compare."""
         names = ["item", "term", "count_all"]
         table = pa.concat_tables([table.select(names) for table in tables])
         table = table.group_by(names[:2]).aggregate([("count_all", "sum")])
@@ -251,22 +262,24 @@ class _Auditor(Checks):
         wrong = [item for item, text in enumerate(texts) if not self._is_made_of(item, text, expected.get(item), label)]
         if wrong:
             first = self.dataset.item_ids[wrong[0]].as_py()
-            text = f"the text of {len(wrong):,} items, such as {first}, has other terms than the rows it is made of"
+            text = f"the text of {len(wrong):,} items, such as {first}, has other terms than its source rows"
             self.refuse("item_text_terms", text)
 
     def _is_made_of(self, item: int, text: str | None, terms: list[str] | None, label: str) -> bool:
-        """Whether a text has these terms and no more; without any, whether it names none but its own fields'."""
+        """Whether a text contains exactly these terms. Without terms: whether ``label`` occurs only
+        in the text of the item's own fields.
+        """
         if terms:
             return f". {label}: {', '.join(terms)}. " in f". {text or ''}. "
         if text is None or not (text.startswith(f"{label}: ") or f". {label}: " in text):
             return True
         fields, features = self.dataset.manifest.text.get("fields", []), self.dataset.features
         if "text" in fields or any(name not in features.column_names for name in fields):
-            return True  # the field's own words are not kept apart
+            return True  # the words of this field cannot be told from terms
         return any(f"{label}: " in str(features.column(name)[item].as_py()) for name in fields)
 
     def _social(self) -> list[str]:
-        """Friends are users, and none was made after the validation cut-off."""
+        """Friends are known users, and no friendship is later than the validation cut-off."""
         if not self.dataset.manifest.counts.get("social_edges"):
             return []
         temporal, number, late = self.split.get("kind") == "temporal", self.dataset.num_users, 0
@@ -287,7 +300,7 @@ class _Auditor(Checks):
         return ["friendships"]
 
     def _facts(self) -> list[str]:
-        """Facts and items name entities of the vocabulary; facts have no time."""
+        """Triples and items refer to entities of the vocabulary. Triples have no time."""
         if not self.dataset.manifest.counts.get("facts"):
             return []
         number = self.dataset.table("vocab/entities.parquet").num_rows

@@ -1,4 +1,4 @@
-"""What the leak auditor looks at in one shard alone, see :mod:`recsys.data.audit`.
+"""The checks of the leak audit that need one shard only; see :mod:`recsys.data.audit`.
 
 Legend: U users, E events of a shard, N items, X cells of a sparse table of counts.
 """
@@ -21,55 +21,57 @@ from recsys.data.text_rows import ENTRIES, WHOLE, TextRules, compose
 from recsys.data.titles import item_titles
 from recsys.errors import DataError
 
-_PLACE: Final = np.array([0, 1, 2, 1])  # of a part in time: validation is between training and test
+# order of the splits in time, by code: VALID_ALONE (3) is validation
+_PLACE: Final = np.array([0, 1, 2, 1])
 _SECOND: Final = 1_000_000
 _TEXTS_A_SHARD: Final = 500
 
 
 @dataclass(frozen=True)
 class ShardFindings:
-    """What the checks of all shards together need of one that is in order in itself."""
+    """What the checks over all shards need from one shard that has passed its own checks."""
 
     users_U: Array  # dense ids
-    cells_X: Array  # int64, part × N + item, …
-    counts_X: Array  # … and its events
-    num_alone: int
+    cells_X: Array  # int64: split × N + item
+    counts_X: Array  # int64: events of each cell
+    num_alone: int  # events of VALID_ALONE
     num_events: int
-    codes: list[set[int]]  # of context columns in training events
+    codes: list[set[int]]  # of each context column, in training events
 
 
 def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
-    """The part of :func:`recsys.data.audit.audit` that looks at one shard alone.
+    """Run the checks of :func:`recsys.data.audit.audit` that need one shard only.
 
     Raises
     ------
     DataError
-        as :func:`recsys.data.audit.audit`.
+        See :func:`recsys.data.audit.audit`.
     """
     return ShardAuditor(dataset).run(name)
 
 
 def refuse(dataset: str, check: str, found: str) -> NoReturn:
-    """Refuse a dataset or what was made of it."""
+    """Refuse a dataset or an artefact that was made from it."""
     raise DataError(
-        f"the audit of {dataset} refuses it, check {check.replace('_', ' ')}: {found}. What is evaluated on it would "
-        "be wrong: delete the dataset and run `recsys prepare` and `recsys train` again; if it comes back, report it"
+        f"the audit refuses {dataset}, check {check.replace('_', ' ')}: {found}. Metrics on it would be wrong: "
+        "delete the dataset and run `recsys prepare` and `recsys train` again; if the error comes back, report it"
     )
 
 
 class Checks:
-    """What both auditors know."""
+    """Base of both auditors: the dataset, its split and its cold users."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.dataset, self.split = dataset, dataset.manifest.split
         self.newcomers = Newcomers.of(self.split)
 
     def refuse(self, check: str, found: str) -> NoReturn:
+        """Refuse the dataset, see :func:`refuse`."""
         refuse(self.dataset.root, check, found)
 
 
 class ShardAuditor(Checks):
-    """One shard at a time, each alone."""
+    """Checks one shard at a time, independently of the others."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(dataset)
@@ -93,20 +95,22 @@ class ShardAuditor(Checks):
         wrong += int(((shard.items_E < 0) | (shard.items_E >= self.dataset.num_items)).sum())
         wrong += int(((shard.users_U < 0) | (shard.users_U >= self.dataset.num_users)).sum())
         if wrong:
-            self.refuse("ids", f"{wrong:,} users, items or parts in histories/{name} do not exist")
+            self.refuse("ids", f"{wrong:,} users, items or splits in histories/{name} do not exist")
 
     def _order(self, name: str, shard: Histories) -> None:
-        """No training event behind a held-out one, and each kind's own rule; random splits have no order to check."""
+        """No training event follows a held-out one, and the rule of the split's kind holds. Random
+        splits have no order to check.
+        """
         kind = self.split.get("kind")
         if kind == "temporal":
             self._cut_offs(name, shard)
         if not self.dataset.manifest.ordered or kind not in ("leave-last", "ratio", "given"):
             return
         if kind == "given" and self.split.get("given_valid", True):
-            return  # the source says what is what
+            return  # the source names all splits
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
         place_E = _PLACE[shard.splits_E]
-        if kind == "given":  # validation is ours, the latest of the events that the source gives for training
+        if kind == "given":  # we take validation from the latest training events of the source
             ours_E = place_E < 2
             rows_E, place_E = rows_E[ours_E], place_E[ours_E]
         back = int(((np.diff(place_E) < 0) & (np.diff(rows_E) == 0)).sum())
@@ -115,10 +119,13 @@ class ShardAuditor(Checks):
             held = [np.bincount(rows_E[(place_E == p) & is_target_E], minlength=len(shard)) for p in (1, 2)]
             back += int(sum((number > 1).sum() for number in held))
         if back:
-            self.refuse("order_of_parts", f"{back:,} users in histories/{name} train on what follows a held-out event")
+            text = f"{back:,} users in histories/{name} are out of order"
+            self.refuse("order_of_parts", f"{text}: training follows a held-out event, or a split has several targets")
 
     def _cut_offs(self, name: str, shard: Histories) -> None:
-        """Times are whole seconds, the cut-offs are not: an event is misplaced when no moment of its second fits."""
+        """Each event is on the right side of the cut-offs. Times are whole seconds and cut-offs are
+        not, so an event is wrong only if its whole second is outside its split.
+        """
         valid_from = parse_time(str(self.split["valid_from"]), "split.valid_from")
         test_from = parse_time(str(self.split["test_from"]), "split.test_from")
         starts_E = shard.times_E * _SECOND
@@ -126,53 +133,61 @@ class ShardAuditor(Checks):
         from_E = np.array([np.iinfo(np.int64).min, valid_from, test_from])[_PLACE[shard.splits_E]]
         late = int((starts_E >= below_E).sum())
         if late:
-            self.refuse(
-                "order_of_parts", f"{late:,} events in histories/{name} are later than the cut-off of their part"
-            )
+            self.refuse("order_of_parts", f"{late:,} events in histories/{name} are later than the end of their split")
         early = int((starts_E + _SECOND <= from_E).sum())
         if early:
-            self.refuse("order_of_parts", f"{early:,} events in histories/{name} are earlier than their part begins")
+            self.refuse(
+                "order_of_parts", f"{early:,} events in histories/{name} are earlier than the start of their split"
+            )
 
     def _queries(self, name: str, shard: Histories) -> None:
-        """A query sees the parts before its own and nothing else; what is fitted on ends where it must."""
+        """A query sees exactly the earlier splits, and a fit sees no later split."""
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
-        for target, asked in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
-            is_target_E = np.isin(shard.splits_E, asked) & self._targets_E(shard)
+        for target, codes in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
+            is_target_E = np.isin(shard.splits_E, codes) & self._targets_E(shard)
             has_U = np.bincount(rows_E[is_target_E], minlength=len(shard)) > 0
             visible_E = (shard.splits_E < target) & has_U[rows_E]
             queries = shard.queries(target)
             same = np.array_equal(queries.histories.items_E, shard.items_E[visible_E])
             if not same or not np.array_equal(queries.target_items, shard.items_E[is_target_E]):
                 extra = len(queries.histories.items_E) - int(visible_E.sum())
-                self.refuse("queries", f"{target.name.lower()} queries of histories/{name} see {extra:+,} events")
+                text = f"{target.name.lower()} queries of histories/{name} see wrong events ({extra:+,})"
+                self.refuse("queries", text)
         for through in (Split.TRAIN, Split.VALID):
             beyond = len(shard.through(through).items_E) - int((shard.splits_E <= through).sum())
             if beyond:
                 self.refuse(
-                    "queries", f"fits through {through.name.lower()} on histories/{name} see {beyond:+,} events"
+                    "queries", f"fits through {through.name.lower()} on histories/{name} see wrong events ({beyond:+,})"
                 )
 
     def _targets_E(self, shard: Histories) -> Array:
-        """Which events are of a type that is predicted."""
+        """Which events have a type that is predicted: [E] bool."""
         manifest = self.dataset.manifest
         codes = [code for code, name in enumerate(manifest.event_types) if name in manifest.targets]
         return np.isin(shard.types_E, codes) if codes else np.ones(len(shard.items_E), dtype=bool)
 
     def _cold(self, name: str, shard: Histories) -> None:
-        """Cold users keep their few events, and their validation stands alone; nobody else's does."""
+        """Cold users keep at most ``keep`` training events, and only their validation events are
+        ``VALID_ALONE``.
+        """
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
         cold_U = np.zeros(len(shard), dtype=bool)
         if self.newcomers:
             cold_U = self.newcomers.among(self.dataset.user_ids.take(pa.array(shard.users_U)))
             kept_U = np.bincount(rows_E[shard.splits_E == Split.TRAIN], minlength=len(shard))
-            many = int((kept_U[cold_U] > self.newcomers.keep).sum())
-            joined = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
-            if many or joined:
-                text = f"{many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
-                self.refuse("cold_users", f"{text}, and {joined:,} of their validation events would be trained on")
-        alone = int((shard.splits_E[~cold_U[rows_E]] == VALID_ALONE).sum())
-        if alone:
-            self.refuse("cold_users", f"{alone:,} validation events of other users in histories/{name} stand alone")
+            too_many = int((kept_U[cold_U] > self.newcomers.keep).sum())
+            trained = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
+            if too_many or trained:
+                text = (
+                    f"{too_many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
+                )
+                self.refuse("cold_users", f"{text}, and {trained:,} of their validation events would be trained on")
+        others = int((shard.splits_E[~cold_U[rows_E]] == VALID_ALONE).sum())
+        if others:
+            self.refuse(
+                "cold_users",
+                f"{others:,} validation events of other users in histories/{name} are marked as those of cold users",
+            )
 
     def _count(self, shard: Histories) -> ShardFindings:
         counted_E = shard.splits_E != VALID_ALONE
@@ -185,8 +200,8 @@ class ShardAuditor(Checks):
         return ShardFindings(shard.users_U, cells_X, counts[cells_X], alone, len(shard.items_E), codes)
 
     def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
-        """Texts of users tell the first events of their part and nothing else: a fixed sample of them, composed again
-        from the histories.
+        """Texts of users contain only the first events of their split: compose a fixed sample again
+        from the histories and compare.
         """
         manifest = self.dataset.manifest
         described = manifest.text["users"]
@@ -211,11 +226,11 @@ class ShardAuditor(Checks):
             texts.append(compose(items.tolist(), types.tolist(), self.titles, rules))
         wrong = int((string_hashes(pa.array(texts, pa.string())) != hashes[chosen]).sum())
         if wrong:
-            self.refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} tell of other events")
+            self.refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} contain other events")
 
 
 def user_text_entries(dataset: PreparedDataset) -> pa.Table | None:
-    """The entries of user texts with their hashes; None where there are none."""
+    """The entries of user texts with their hashes; None without texts or hashes."""
     if not dataset.manifest.text.get("users"):
         return None
     table = dataset.table(ENTRIES)

@@ -1,9 +1,9 @@
-"""Queries as padded tensors: what the granularities and the loss see of one step.
+"""Queries as padded tensors: the input of the granularities and the loss in one step.
 
-Why: training at every position and answering one request are the same forward pass; only the choice of queries
-differs. Legend: U history rows, L padded length, B queries (a row seen up to a position), P (query, target) pairs,
-S items of the step, N items of the catalogue, F friends of a request, C context columns (see ``recsys.data.context``
-for their codes).
+Why: training at every position and answering one request are the same forward pass; only the choice
+of queries differs. Legend: U history rows, L padded length, B queries (a row up to a position), P
+(query, target) pairs, S items of the step, N items of the catalogue, F friends of a request, C
+context columns (see ``recsys.data.context`` for their codes).
 """
 
 from __future__ import annotations
@@ -19,33 +19,37 @@ from torch import Tensor
 from recsys.data.hashing import spread
 from recsys.data.histories import Array, Histories, Queries
 
-TEXT_ROWS: Final = "text_rows"  # among a batch's inputs: int64 row of the text of each query's past, -1 without [B]
+# key of Batch.inputs: [B] int64 row of the text of each query's history, -1 without
+TEXT_ROWS: Final = "text_rows"
 NO_CONTEXT: Final = torch.zeros(0, 0, 0, dtype=torch.int16)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B queries over U padded histories. Item numbers point into the step's item view (see ``ItemView``)."""
+    """B queries over U padded histories; item numbers are those of the step's ``ItemView``."""
 
     users_U: Tensor  # int64 dense user ids, -1 where unknown
-    history_UL: Tensor  # int64 item numbers, 0 behind the end
+    history_UL: Tensor  # int64 item numbers, 0 in the padding
     types_UL: Tensor  # int64 event type ids
-    times_UL: Tensor  # int64 seconds since the epoch, 0 where unknown and behind the end
+    times_UL: Tensor  # int64 seconds since the epoch, 0 where unknown and in the padding
     ages_UL: Tensor  # float32 days before the last event of the row, 0 where times are unknown
-    values_UL: Tensor  # float32, NaN where a request does not say
-    lengths_U: Tensor  # int64 real events a row
+    values_UL: Tensor  # float32, NaN where a request gives none
+    lengths_U: Tensor  # int64 number of real events in a row
     rows_B: Tensor  # int64 row of each query
     seen_B: Tensor  # int64 number of leading events that the query sees
     pairs_P: Tensor  # int64 query of each target
     targets_P: Tensor  # int64 target item number
-    asked_at_B: Tensor  # int64 seconds since the epoch at which each query is asked, 0 where unknown
-    context_ULC: Tensor = NO_CONTEXT  # int16, 0 behind the end; C = 0 in data without context columns
-    asked_BC: Tensor = NO_CONTEXT  # int16 context at the moment of asking
+    asked_at_B: Tensor  # int64 time of the query, seconds since the epoch, 0 where unknown
+    # int16, 0 in the padding; C = 0 in data without context columns
+    context_ULC: Tensor = NO_CONTEXT
+    asked_BC: Tensor = NO_CONTEXT  # int16 context at the time of the query
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """What the queries bring beside events, by signal: tensors, or what has ``to``. Requests bring ``friends``
-    [U, F] (int64 dense users, -1 behind the end), ``profile`` (AttributeRows of U) and ``user_text`` [B, T] (float32
-    vectors of the texts of pasts, zero without); training brings :data:`TEXT_ROWS`."""
-    whole: Queries | None = None  # evaluation and serving: the queries uncut, beyond the last ``max_history`` events
+    """Inputs of the queries besides events, by signal: tensors, or objects with a method ``to``.
+    Requests have ``friends`` [U, F] (int64 dense users, -1 in the padding), ``profile``
+    (AttributeRows of U) and ``user_text`` [B, T] (float32 vectors of the texts of histories, zero
+    without a text); training has :data:`TEXT_ROWS`.
+    """
+    whole: Queries | None = None  # evaluation and serving: the queries with their full histories
 
     @property
     def mask_UL(self) -> Tensor:
@@ -54,57 +58,74 @@ class Batch:
 
     @property
     def sees_whole_rows(self) -> bool:
-        """Whether every query sees all events of its row. A training query may see fewer, also where it is alone."""
+        """Whether every query sees all events of its row. A training query may see fewer, even
+        where it is the only one.
+        """
         return len(self) <= len(self.users_U) and torch.equal(self.seen_B, self.lengths_U[self.rows_B])
 
     @property
     def asks_once_a_row(self) -> bool:
-        """Whether there is one query a row, in the order of the rows, as in evaluation and serving."""
+        """Whether there is one query per row, in the order of the rows."""
         return torch.equal(self.rows_B, torch.arange(len(self.users_U), device=self.rows_B.device))
 
     def __len__(self) -> int:
         return len(self.rows_B)
 
     def to(self, device: torch.device) -> Batch:
-        parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        there = {name: part.to(device) for name, part in parts.items() if hasattr(part, "to")}
+        """The batch on a device."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved = {name: part.to(device) for name, part in values.items() if hasattr(part, "to")}
         inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
-        return replace(self, **there, inputs=inputs)
+        return replace(self, **moved, inputs=inputs)
 
     def renumber(self, numbers_N: Tensor) -> Batch:
-        """Item ids → item numbers of a step's view, by a lookup table [N]."""
+        """Replace item ids by item numbers of the step's view, by a lookup table [N]."""
         return replace(self, history_UL=numbers_N[self.history_UL], targets_P=numbers_N[self.targets_P])
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Which events an epoch hides from the input, by a hash of (seed, user, item): histories and graphs agree on them,
-    and so does every worker.
+    """Which events an epoch hides from the input, by a hash of (seed, user, item). Histories,
+    graphs and all workers so hide the same events.
     """
 
     share: float
     seed: int
-    start: float = 0.0  # of the hidden range of hashes in [0, 1)
+    start: float = 0.0  # start of the hidden range of hashes in [0, 1)
 
     @staticmethod
     def fold(fold: int, folds: int) -> Hidden:
-        """One of several folds that are the same in every run, as the texts of users are made without each of them."""
+        """One of several folds that are the same in every run, because each text of a user leaves
+        out one of them.
+        """
         return Hidden(1 / folds, 0, fold / folds)
 
     def of(self, users_E: Array, items_E: Array) -> Array:
-        """True where hidden."""
+        """Which events are hidden: [E] bool."""
         unit_E = _hash_unit(users_E, items_E, self.seed)
         return np.asarray((unit_E >= self.start) & (unit_E < self.start + self.share))
 
 
 def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
-    """Ordered training: one query a position that has a next event, which is its target, of a type that is predicted.
+    """Ordered training: one query per position whose next event has a predicted type; that event is
+    the target.
 
-    Histories with ``ahead_E`` are asked for a target that many events earlier, at the time and in the context of the
-    event that follows there; see :mod:`recsys.data.first_touch`. Several queries may then be at one position. A target
-    that would be asked before the first event of its row is left out.
+    In histories with ``ahead_E``, the query of a target is that many events earlier, with the time
+    and the context of the event that follows there; see :mod:`recsys.data.first_touch`. One
+    position may then have several queries. A target is left out if its query would be before the
+    first event of the row.
 
-    Rows longer than ``max_history + 1`` give their last events only; see ``Histories.windows``.
+    Of rows longer than ``max_history + 1`` only the last events are used; see
+    ``Histories.windows``.
+
+    Parameters
+    ----------
+    histories : Histories
+        Ordered histories.
+    max_history : int
+        Most events that a query sees.
+    rows : Array
+        Positions of the users of the batch: [U] int64.
     """
     chosen = histories.take(rows)
     lengths = np.minimum(chosen.lengths_U, max_history + 1)
@@ -134,8 +155,19 @@ def every_position(histories: Histories, max_history: int, rows: Array) -> Batch
 
 
 def whole_history(histories: Histories, max_history: int, rows: Array, hidden: Hidden) -> Batch:
-    """Unordered training: one query a user, every event of the user that is of a type to predict is a target, the
-    hidden ones too.
+    """Unordered training: one query per user. Every event of a predicted type is a target, also the
+    hidden ones.
+
+    Parameters
+    ----------
+    histories : Histories
+        Histories without order.
+    max_history : int
+        Most events that a query sees.
+    rows : Array
+        Positions of the users of the batch: [U] int64.
+    hidden : Hidden
+        The events that queries do not see.
     """
     chosen = histories.take(rows)
     visible = chosen
@@ -149,7 +181,7 @@ def whole_history(histories: Histories, max_history: int, rows: Array, hidden: H
 
 
 def last_position(queries: Queries, max_history: int) -> Batch:
-    """Evaluation and serving: one query a row, seeing all of it; targets as given."""
+    """Evaluation and serving: one query per row, which sees the whole row; targets as given."""
     histories = queries.histories
     padded = _pad(histories, np.minimum(histories.lengths_U, max_history))
     pairs, targets = queries.target_rows(), queries.target_items.astype(np.int64)
@@ -164,32 +196,32 @@ def last_position(queries: Queries, max_history: int) -> Batch:
 
 
 def _pad(histories: Histories, lengths: Array) -> Batch:
-    """The last ``lengths`` events of every row, left-aligned; one query a row that sees them all."""
+    """The last ``lengths`` events of every row, left-aligned, and one query per row."""
     num_rows, width = len(lengths), max(int(lengths.max(initial=0)), 1)
     columns = np.arange(width)
     real_UL = columns < lengths[:, None]
     starts = histories.offsets_U1[1:] - lengths
     index_UL = np.where(real_UL, starts[:, None] + columns, 0)
 
-    def spread(values: Array) -> Array:
+    def padded(values: Array) -> Array:
         if len(values) == 0:
             return np.zeros((num_rows, width), dtype=values.dtype)
         return np.where(real_UL, values[index_UL], 0)
 
-    contexts = [spread(column) for column in histories.context_EC.T]
+    contexts = [padded(column) for column in histories.context_EC.T]
     context_ULC = np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
-    times_UL = spread(histories.times_E).astype(np.int64)
+    times_UL = padded(histories.times_E).astype(np.int64)
     known_UL = real_UL & (times_UL != 0)  # times before 1970 are negative
     last_U = np.where(known_UL, times_UL, -np.inf).max(axis=1)
     ages_UL = np.where(known_UL, last_U[:, None] - times_UL, 0.0) / 86_400.0
     length = torch.as_tensor(lengths.astype(np.int64))
     return Batch(
         users_U=torch.as_tensor(histories.users_U.astype(np.int64)),
-        history_UL=torch.as_tensor(spread(histories.items_E).astype(np.int64)),
-        types_UL=torch.as_tensor(spread(histories.types_E).astype(np.int64)),
+        history_UL=torch.as_tensor(padded(histories.items_E).astype(np.int64)),
+        types_UL=torch.as_tensor(padded(histories.types_E).astype(np.int64)),
         times_UL=torch.as_tensor(times_UL),
         ages_UL=torch.as_tensor(ages_UL.astype(np.float32)),
-        values_UL=torch.as_tensor(spread(histories.values_E).astype(np.float32)),
+        values_UL=torch.as_tensor(padded(histories.values_E).astype(np.float32)),
         lengths_U=length,
         rows_B=torch.arange(num_rows),
         seen_B=length,

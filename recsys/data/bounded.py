@@ -1,7 +1,8 @@
-"""The users that are asked and the events that baselines are fitted on, bounded, so that no process holds all events.
+"""Bounded samples of the evaluated users and of the events that baselines are fitted on, so that no
+process holds all events.
 
-Why a sample of users and not of events: a query needs its whole history, and the intervals say how sure the means of a
-sample are. Which users are in it depends on the seed alone, not on shards or workers.
+Why a sample of users and not of events: a query needs its whole history. The confidence intervals
+show the uncertainty of a sample. The sample depends on the seed only, not on shards or workers.
 
 Legend: V users.
 """
@@ -17,43 +18,43 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 
-_ASKED, _FITTED = 0, 1  # random streams of one seed
+_EVALUATED, _FITTED = 0, 1  # random streams of one seed
 _EVENTS: Final = ("train", "valid", "test")
 
 
 def asked_users_V(dataset: PreparedDataset, config: Config) -> Array:
-    """Who is ranked, bool: all, or as many as ``evaluate.max_users`` on average, an even sample."""
-    return _even(dataset.num_users, config.evaluate.max_users / max(dataset.num_users, 1), config.seed, _ASKED)
+    """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``."""
+    return _sample(dataset.num_users, config.evaluate.max_users / max(dataset.num_users, 1), config.seed, _EVALUATED)
 
 
 def asked_by_shard(dataset: PreparedDataset, split: Split, config: Config) -> Iterator[Queries]:
-    """The queries at ``split`` of the users that are ranked, shard by shard."""
-    is_asked_V = asked_users_V(dataset, config)
+    """The queries at ``split`` of the evaluated users, shard by shard."""
+    is_evaluated_V = asked_users_V(dataset, config)
     for shard in dataset.shards():
-        yield shard.take(np.flatnonzero(is_asked_V[shard.users_U])).queries(split)
+        yield shard.take(np.flatnonzero(is_evaluated_V[shard.users_U])).queries(split)
 
 
 def asked_queries(dataset: PreparedDataset, split: Split, config: Config) -> Queries:
-    """The queries at ``split`` of the users that are ranked."""
+    """The queries at ``split`` of the evaluated users."""
     return dataset.histories(asked_users_V(dataset, config)).queries(split)
 
 
 def fitted_histories(dataset: PreparedDataset, config: Config) -> Histories:
-    """The histories that baselines are fitted on: all, or those of an even sample of users with as many events as
-    ``evaluate.max_fit_events`` on average.
+    """The histories that baselines are fitted on: all, or those of a uniform sample of users with
+    ``evaluate.max_fit_events`` events on average.
     """
     share = config.evaluate.max_fit_events / max(_num_events(dataset), 1)
-    return dataset.histories(_even(dataset.num_users, share, config.seed, _FITTED))
+    return dataset.histories(_sample(dataset.num_users, share, config.seed, _FITTED))
 
 
 def bounds(dataset: PreparedDataset, config: Config) -> dict[str, Any]:
-    """What was sampled, for ``metrics.json``; empty where nothing was."""
+    """A description of the samples for ``metrics.json``; empty where nothing was sampled."""
     found = {}
     if dataset.num_users > config.evaluate.max_users:
-        found["ranked_users"] = f"an even sample of {int(asked_users_V(dataset, config).sum()):,} of all users"
+        found["ranked_users"] = f"a random sample of {int(asked_users_V(dataset, config).sum()):,} of all users"
     if (events := _num_events(dataset)) > config.evaluate.max_fit_events:
         share = config.evaluate.max_fit_events / events
-        found["baselines_fitted_on"] = f"the events of an even sample of {share:.1%} of the users"
+        found["baselines_fitted_on"] = f"the events of a random sample of {share:.1%} of the users"
     return found
 
 
@@ -61,7 +62,7 @@ def _num_events(dataset: PreparedDataset) -> int:
     return sum(dataset.manifest.counts.get(name, 0) for name in _EVENTS)
 
 
-def _even(number: int, share: float, seed: int, stream: int) -> Array:
+def _sample(number: int, share: float, seed: int, stream: int) -> Array:
     if share >= 1:
         return np.ones(number, dtype=bool)
     return np.random.default_rng((seed, stream)).random(number) < share

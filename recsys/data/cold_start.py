@@ -1,13 +1,15 @@
-"""Cold users: a fixed share of the users is made to look as if they had just come.
+"""Cold users: a fixed share of the users keeps only a few training events, as new users have.
 
-Why: whether friends, profile or text help a newcomer shows only on users with few events whose tastes are known all
-the same. Of each cold user the training events are cut to ``keep``; the test targets stay. What is cut is in no part,
-so it reaches no history, graph, count, text or baseline. Validation events stay targets of validation, but no later
-part sees them (``VALID_ALONE``): neither refit nor a test query, or the user would not be cold any more.
+Why: to measure whether friends, profile or text help new users, we need users with few events and
+known targets. Each cold user keeps ``keep`` training events, and the test targets stay. The other
+training events are in no split, so they reach no history, graph, count, text or baseline.
+Validation events stay targets of validation, but refit and test queries do not see them
+(``VALID_ALONE``); otherwise the user would not be cold.
 
-In ordered data the *latest* training events are kept: somebody who has just come has a log that begins shortly before
-the held-out events. The earliest ones would leave a gap behind the history that no newcomer has. Without an order the
-hash of (user, item) chooses. Legend: U users, E events (user by user, in the order of the data).
+In ordered data the *latest* training events are kept, because the history of a new user begins
+shortly before the held-out events. The earliest ones would leave a gap that no new user has.
+Without an order the hash of (user, item) chooses. Legend: U users, E events (user by user, in the
+order of the data).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import pyarrow as pa
 from recsys.data.hashing import string_hashes, uniform
 from recsys.data.histories import VALID_ALONE, Array, Split
 
-CUT: Final = 255  # a part that is never written
-_SALT: Final = 0x636F6C64  # frozen
+CUT: Final = 255  # code of events that are in no split; it is never written
+_SALT: Final = 0x636F6C64  # never change it: prepared datasets depend on it
 
 
 @dataclass(frozen=True)
@@ -36,53 +38,56 @@ class Newcomers:
 
     @property
     def salted(self) -> int:
-        """The seed of its draws: who is cold and what is kept must not depend on what a random split holds out."""
+        """The seed of the draws; it differs from that of random splits to make both independent."""
         return self.seed ^ _SALT
 
     def among(self, user_ids: pa.Array) -> Array:
-        """True for cold users: a function of external id and seed alone, [U] bool."""
+        """Which users are cold: [U] bool, a function of external id and seed only."""
         hashes_U = string_hashes(user_ids)
         return np.asarray(uniform(hashes_U, np.zeros_like(hashes_U), self.salted) < self.share)
 
-    def cut(self, cold_U: Array, offsets_U1: Array, parts_E: Array, numbers_E: Array | None) -> Array:
-        """The parts with the cold users' surplus training events as :data:`CUT`, their validation as ``VALID_ALONE``.
+    def cut(self, cold_U: Array, offsets_U1: Array, splits_E: Array, numbers_E: Array | None) -> Array:
+        """Mark surplus training events of cold users as :data:`CUT` and their validation events as
+        ``VALID_ALONE``.
 
         Parameters
         ----------
         cold_U : Array
-            see :meth:`among`.
+            Cold users: [U] bool, see :meth:`among`.
         offsets_U1 : Array
-            where each user's events start.
-        parts_E : Array
-            of :func:`recsys.data.split.assign`.
+            Where each user's events start: [U + 1] int64.
+        splits_E : Array
+            Splits of the events: [E] uint8, from :func:`recsys.data.split.assign`.
         numbers_E : Array | None
-            in [0, 1), the largest are kept; None in ordered data, where the latest are kept.
+            Numbers in [0, 1), of which the largest are kept; None in ordered data, where the latest
+            are kept.
         """
         users_E = np.repeat(np.arange(len(cold_U)), np.diff(offsets_U1))
-        training = np.flatnonzero(cold_U[users_E] & (parts_E == Split.TRAIN))
+        training = np.flatnonzero(cold_U[users_E] & (splits_E == Split.TRAIN))
         keys = (users_E[training],) if numbers_E is None else (numbers_E[training], users_E[training])
-        training = training[np.lexsort(keys)]  # stable: the latest, or the largest number, is a user's last
-        cut_E = parts_E.copy()
+        # stable: a user's latest event, or largest number, is last
+        training = training[np.lexsort(keys)]
+        cut_E = splits_E.copy()
         cut_E[training[_from_end(users_E[training]) >= self.keep]] = CUT
-        cut_E[cold_U[users_E] & (parts_E == Split.VALID)] = VALID_ALONE
+        cut_E[cold_U[users_E] & (splits_E == Split.VALID)] = VALID_ALONE
         return cut_E
 
     def note(self, counts: Mapping[str, int]) -> str:
-        """What a person should know of what was done."""
+        """The note of the manifest."""
         return (
             f"{counts['cold_users']:,} cold users keep at most {self.keep} training events each: "
-            f"{counts['cold_cut']:,} events were cut and are in no part, nor are {counts.get('text_rows_cold', 0):,} "
-            f"rows of their text; their {counts['cold_valid']:,} validation events are asked in validation and never "
+            f"{counts['cold_cut']:,} events and {counts.get('text_rows_cold', 0):,} rows of their text were left out "
+            f"of all splits; their {counts['cold_valid']:,} validation events are targets in validation and never "
             "trained on"
         )
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest; :meth:`of` reads it."""
+        """Entries of the manifest's split; :meth:`of` reads them."""
         return {f"cold_{name}": value for name, value in asdict(self).items()}
 
     @staticmethod
     def of(split: Mapping[str, Any]) -> Newcomers | None:
-        """From a manifest's split; None where no user was cut."""
+        """The rule in a manifest's split; None where no user was made cold."""
         if not split.get("cold_share"):
             return None
         return Newcomers(split["cold_share"], split["cold_keep"], split["cold_seed"])

@@ -1,8 +1,8 @@
-"""Context columns of events (weather, device, news topic …): from the values of a source to small codes, and back in
-requests.
+"""Encode context columns of events (weather, device, news topic …) as small codes.
 
-Why codes of one kind: a category and a number are both an ``int16``, 0 where the cell is missing, so histories, batches
-and bundles carry one array ``context_EC`` whatever the columns are, and padding means "missing".
+Why one kind of code: a category and a number are both an ``int16``, 0 where the cell is missing. So
+histories, batches and bundles carry one array ``context_EC``, whatever the columns are, and padding
+means "missing".
 
     category   1 a value that no training event has, 2 + i the i-th known value
     number     c > 0: (c − 1) / 4000, c < 0: c / 4000 standard deviations from the mean of the training events
@@ -30,12 +30,12 @@ UNKNOWN: Final = 1
 _FIRST_VALUE: Final = 2
 MAX_VALUES: Final = 30_000  # of a category; codes are int16
 STEPS: Final = 4000  # codes a standard deviation of a number
-_LIMIT: Final = 8.0  # standard deviations beyond which numbers are cut off
+_LIMIT: Final = 8.0  # numbers are clipped at this many standard deviations
 
 
 @dataclass(frozen=True)
 class ContextColumn:
-    """One column: its known values, or the mean and spread of its numbers, of training events alone."""
+    """One column: known values, or mean and standard deviation, of training events only."""
 
     name: str
     values: tuple[str, ...] | None  # None: numbers
@@ -56,12 +56,12 @@ class ContextColumn:
         return np.where(np.asarray(pc.is_null(column)), MISSING, codes).astype(np.int16)
 
     def code(self, value: Any, where: str) -> int:
-        """The code of one value of a request; None is missing, a category that was never seen is unknown.
+        """The code of one value of a request; None is missing, a new category is unknown.
 
         Raises
         ------
         RequestError
-            a value of another type, with ``where`` it stood.
+            The value has another type; the message begins with ``where``.
         """
         if value is None:
             return MISSING
@@ -81,10 +81,12 @@ class ContextColumn:
         return MISSING if is_absent(value) else UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
+        """The column as JSON values."""
         return asdict(self)
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> ContextColumn:
+        """Read the result of :meth:`to_json`."""
         values = content["values"]
         return ContextColumn(**{**content, "values": None if values is None else tuple(values)})
 
@@ -100,29 +102,40 @@ def number_codes(values: Array, mean: float, std: float) -> Array:
 
 
 def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | None, where: str) -> Array:
-    """The context of one event or request: [C] int16, missing where ``given`` does not say.
+    """The context of one event or request: [C] int16, missing where ``given`` has no value.
+
+    Parameters
+    ----------
+    columns : Sequence[ContextColumn]
+        The model's context columns.
+    given : dict[str, Any] | None
+        Values by column; None: no context.
+    where : str
+        Beginning of error messages.
 
     Raises
     ------
     RequestError
-        a column that the model does not know, or a value of the wrong type.
+        The model does not know a column, or a value has the wrong type.
     """
     codes = np.zeros(len(columns), dtype=np.int16)
     unknown = sorted(set(given or {}) - {column.name for column in columns})
     if unknown:
         known = choices(column.name for column in columns) if columns else "none, the model has no context columns"
-        raise RequestError(f"{where}: {unknown[0]!r} is no context column; there are: {known}")
+        raise RequestError(f"{where}: {unknown[0]!r} is not a context column; context columns: {known}")
     for place, column in enumerate(columns):
         codes[place] = column.code((given or {}).get(column.name), f"{where}.{column.name}")
     return codes
 
 
-# ---------------------------------------------------------------------------------------------------- counting values
+# ---------------------------------------------------------------------------------- counting values
 
 
 @dataclass
 class Tally:
-    """What some training events say of one column: how often each value, or count, mean and squared spread."""
+    """Statistics of one column over some training events: counts of values, or number, mean and
+    squared deviation.
+    """
 
     counts: dict[str, int] | None  # None: numbers
     number: int = 0
@@ -130,7 +143,7 @@ class Tally:
     squares: float = 0.0  # Σ (x − mean)²
 
     def add(self, other: Tally) -> None:
-        """Take in the tally of other events (numbers: Chan et al. 1979)."""
+        """Add the statistics of other events (numbers: Chan et al. 1979)."""
         if self.counts is not None:
             for value, count in (other.counts or {}).items():
                 self.counts[value] = self.counts.get(value, 0) + count
@@ -144,12 +157,12 @@ class Tally:
         self.number = total
 
     def column(self, name: str) -> ContextColumn:
-        """The column as its training events have it; a number that never varies has spread 1.
+        """The encoding of the column. A number that never varies has standard deviation 1.
 
         Raises
         ------
         DataError
-            too many different values to be a category.
+            The column has too many different values for a category.
         """
         if self.counts is None:
             std = (self.squares / self.number) ** 0.5 if self.number else 0.0
@@ -164,7 +177,7 @@ def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> Tally:
     Raises
     ------
     DataError
-        too many different values to be a category.
+        The column has too many different values for a category.
     """
     column = column.drop_null()
     if is_number:

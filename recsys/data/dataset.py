@@ -1,4 +1,4 @@
-"""The prepared dataset as the rest of the library reads it: a folder (also on ``s3://``) and nothing of Ray.
+"""The reader of a prepared dataset: a folder (also on ``s3://``), without Ray.
 
 Layout::
 
@@ -10,22 +10,22 @@ Layout::
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
     users/texts.parquet           user, through (0 train, 1 valid), place, text; with
-    users/text_vectors.parquet    vector, where users' pasts are text: see recsys.preparation.user_text
+    users/text_vectors.parquet    vector, where users' histories are text: see recsys.preparation.user_text
     items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.00001.parquet  newer rows of some of its users, where events were appended
-    histories/part-00000.parquet  one row a user: user, items, types, times, values, splits; context (all columns of
+    histories/part-00000.parquet  one row per user: user, items, types, times, values, splits; context (all columns of
                                   an event, then the next one's) where there are context columns
-    text/adapter/                 where fine-tuning paid: the language model's adapter, as peft writes it
+    text/adapter/                 where fine-tuning helped: the language model's adapter, as peft writes it
     graphs/social.parquet         src, dst (dense int32), weight, time (microseconds, or none); sorted by src
-    graphs/knowledge.parquet      head, relation, tail (dense int32), where there are facts; with
+    graphs/knowledge.parquet      head, relation, tail (dense int32), where there are triples; with
     vocab/entities.parquet        entity, row number = dense id
     vocab/relations.parquet       relation, row number = dense id
-    items/entities.parquet        dense order: entity (dense id of the entity that the item is, null where none)
-    provenance/text-00000.parquet user, item, time, term: the rows of events that item text is made of, for the audit
+    items/entities.parquet        dense order: entity (dense id of the item's entity, null where none)
+    provenance/text-00000.parquet user, item, time, term: the rows of events behind item text, for the audit
     events/                       the validated events, for an append: see recsys.preparation.event_store
-    quarantine/TABLE.parquet      file, row, reason, and the row as text: rows in which something is wrong
-    dropped/TABLE.parquet         the same of harmless rows: repeats, friends without events
+    quarantine/TABLE.parquet      file, row, reason, and the row as text: rows with an error
+    dropped/TABLE.parquet         the same for harmless rows: repeats, friends without events
 
 The user–item graph is not stored again: the histories are its rows.
 """
@@ -68,7 +68,7 @@ HISTORY_SCHEMA: Final = pa.schema(
 
 
 def history_schema(num_context: int) -> pa.Schema:
-    """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of the context columns where there are any."""
+    """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of context columns."""
     return HISTORY_SCHEMA.append(pa.field("context", pa.large_list(pa.int16()))) if num_context else HISTORY_SCHEMA
 
 
@@ -78,38 +78,50 @@ class Manifest:
 
     content_hash: str  # of inputs and the ``data`` configuration: equal hash, equal dataset
     name: str
-    counts: dict[str, int]  # users, items, events, train, valid, test, social_edges, items_with_text, repeats …
+    # users, items, events, train, valid, test, social_edges, items_with_text, repeats …
+    counts: dict[str, int]
     event_types: list[str]  # position = type id
     ordered: bool  # False: histories are sets
-    timed: bool  # times_E are real
+    timed: bool  # every interaction has a timestamp
     split: dict[str, Any]  # kind and cut-offs
     quarantined: dict[str, dict[str, int]]  # table → reason → rows
     read: dict[str, int]  # table → rows read, good and bad
     shards: list[str]
-    text: dict[str, Any]  # model, dimension (of all groups together), fields, groups, encoded, cached, users
+    # model, dimension (of all groups together), fields, groups, encoded, cached, users
+    text: dict[str, Any]
     timing: dict[str, float]
-    notes: list[str] = field(default_factory=list)  # what a person should know, e.g. dropped tag rows
+    notes: list[str] = field(default_factory=list)  # for the user, e.g. dropped tag rows
     schema_version: int = SCHEMA_VERSION
-    media: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → dimension, items, and where it is from
-    context: list[str] = field(default_factory=list)  # context columns, in the order of their codes
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # table → reason → harmless rows left out
+    # name → dimension, items, and where it is from
+    media: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # names of the context columns, in the order of context_EC
+    context: list[str] = field(default_factory=list)
+    # table → reason → harmless rows left out
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
-    settings_hash: str = ""  # of the ``data`` section alone, which a later stage can compare without the source
-    forgotten: dict[str, Any] = field(default_factory=dict)  # see recsys.preparation.forget; empty: nobody was
-    pseudonyms: dict[str, str] = field(default_factory=dict)  # where the key of user ids is, and its check value
-    settings: dict[str, Any] = field(default_factory=dict)  # that hash is of these: what differs can be named
-    store: dict[str, Any] = field(
-        default_factory=dict
-    )  # what was read, for an append: see recsys.preparation.event_store
-    renewed: dict[str, list[str]] = field(default_factory=dict)  # shard → files with newer rows of some of its users
-    inherited_context: bool = False  # context columns are coded as in the dataset that this one continues
-    ancestors: list[str] = field(default_factory=list)  # content hashes of the datasets that this one continues
+    # of the ``data`` section only; a later stage can compare it without the source
+    settings_hash: str = ""
+    # see recsys.preparation.forget; empty: none
+    forgotten: dict[str, Any] = field(default_factory=dict)
+    # where the key of user ids is, and its check value
+    pseudonyms: dict[str, str] = field(default_factory=dict)
+    # input of settings_hash, to name differences
+    settings: dict[str, Any] = field(default_factory=dict)
+    # for an append: see recsys.preparation.event_store
+    store: dict[str, Any] = field(default_factory=dict)
+    # shard → files with newer rows of some users
+    renewed: dict[str, list[str]] = field(default_factory=dict)
+    inherited_context: bool = False  # context columns are coded as in the earlier dataset
+    # content hashes of the datasets that this one continues
+    ancestors: list[str] = field(default_factory=list)
 
     def dump(self) -> str:
+        """The content of ``manifest.json``."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     @staticmethod
     def parse(text: str) -> Manifest:
+        """Read the result of :meth:`dump`."""
         return Manifest(**json.loads(text))
 
 
@@ -119,7 +131,7 @@ class PreparedDataset:
     Raises
     ------
     ArtifactError
-        no manifest there, or one of another schema version.
+        There is no manifest, or it has another schema version.
     """
 
     def __init__(self, root: str) -> None:
@@ -134,17 +146,19 @@ class PreparedDataset:
 
     @classmethod
     def being_written(cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> PreparedDataset:
-        """A dataset whose manifest is not in its place yet, for the audit that decides whether it will be."""
+        """A dataset whose manifest is not written yet; the audit decides whether it will be."""
         dataset = cls.__new__(cls)
         dataset.root, dataset.filesystem, dataset._base, dataset.manifest = path, filesystem, path, manifest
         return dataset
 
     @property
     def num_users(self) -> int:
+        """Number of users."""
         return self.manifest.counts["users"]
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return self.manifest.counts["items"]
 
     @cached_property
@@ -176,24 +190,25 @@ class PreparedDataset:
 
     @cached_property
     def user_features(self) -> pa.Table:
-        """User attributes in dense order; only the ids where the source has no table of users."""
+        """User attributes in dense order; only the ids if the source has no table of users."""
         return self._table("users/features.parquet")
 
     @cached_property
     def cold_U(self) -> Array | None:
-        """True for the users that the split made cold, [users] bool; None where it made none."""
+        """Which users the split made cold: [users] bool; None where it made none cold."""
         newcomers = Newcomers.of(self.manifest.split)
         return newcomers.among(self.user_ids) if newcomers else None
 
     @cached_property
     def context(self) -> tuple[ContextColumn, ...]:
-        """The context columns and how their values are coded; empty where the dataset has none."""
+        """The context columns and their encodings; empty where the dataset has none."""
         if not self.manifest.context:
             return ()
         return tuple(ContextColumn.from_json(column) for column in self._json("vocab/context.json"))
 
     @cached_property
     def has_text_N(self) -> Array:
+        """Which items have a text: [N] bool."""
         if self.manifest.text.get("dimension", 0) == 0:
             return np.zeros(self.num_items, dtype=bool)
         found: Array = self._table("items/text_vectors.parquet").column("has_text").to_numpy(zero_copy_only=False)
@@ -201,7 +216,9 @@ class PreparedDataset:
 
     @property
     def text_groups(self) -> list[str]:
-        """The groups of fields whose vectors stand side by side in ``text_vectors_NT``, all of one width."""
+        """The groups of fields whose vectors (of one width) are concatenated in
+        ``text_vectors_NT``.
+        """
         return list(self.manifest.text.get("groups") or ["text"])
 
     @property
@@ -210,14 +227,14 @@ class PreparedDataset:
         return int((self.manifest.text.get("users") or {}).get("dimension", 0))
 
     def user_texts(self, through: Split) -> UserTexts | None:
-        """The texts of users' events through a part; None where the dataset has none."""
+        """The texts of users' events through a split; None where the dataset has none."""
         if not self.user_text_width:
             return None
         folds = int(self.manifest.text["users"]["folds"])
         return UserTexts.of(self._table(ENTRIES), self._table(VECTORS), through, folds)
 
     def text_vectors_NT(self) -> Array:
-        """Text vectors, float16, zero rows where an item has no text; T = 0 when text is off."""
+        """Text vectors: [N, T] float16, zero rows for items without a text; T = 0 without text."""
         dimension = self.manifest.text.get("dimension", 0)
         if dimension == 0:
             return np.zeros((self.num_items, 0), dtype=np.float16)
@@ -230,23 +247,23 @@ class PreparedDataset:
         return list(self.manifest.media)
 
     def media_vectors(self, name: str) -> Array:
-        """The vectors of a medium: [N, M] float16, zero rows where an item lacks it.
+        """The vectors of a medium: [N, M] float16, zero rows where an item has none.
 
         Raises
         ------
         ConfigError
-            the dataset has no such medium.
+            The dataset has no such medium.
         """
         if name not in self.manifest.media:
             raise ConfigError(
-                f"{self.root} has no medium {name!r}, only: {choices(self.manifest.media) or 'none'}; "
+                f"{self.root} has no medium {name!r}; media: {choices(self.manifest.media) or 'none'}; "
                 "name its column in data.media and run `recsys prepare`"
             )
         column = self._table("items/media.parquet").column(name).combine_chunks()
         return np.asarray(column.flatten()).reshape(-1, int(self.manifest.media[name]["dimension"]))
 
     def item_counts_N(self, through: Split) -> Array:
-        """Interactions an item has in the parts up to and including ``through``: int64."""
+        """Number of interactions of each item in the splits through ``through``: [N] int64."""
         table = self._table("items/counts.parquet")
         names = [split.name.lower() for split in Split if split <= through]
         return np.asarray(np.sum([table.column(name).to_numpy() for name in names], axis=0))
@@ -257,34 +274,40 @@ class PreparedDataset:
             yield self.shard(name)
 
     def shard(self, name: str) -> Histories:
-        """The histories of one shard: of every user the newest row, in the order of the dense ids."""
+        """The histories of one shard: the newest row of every user, in the order of the dense ids."""
         newer = self.manifest.renewed.get(name, [])
         return newest_rows([self.history_file(file) for file in (name, *newer)])
 
     def history_file(self, name: str) -> Histories:
-        """The rows of one file; of some users of a shard that an append has touched, newer files have newer ones."""
+        """The rows of one file. After an append, newer files of the shard have newer rows of some
+        of its users.
+        """
         return replace(histories_from_table(self._table(f"histories/{name}")), targets_T=self.targets_T)
 
     @cached_property
     def targets_T(self) -> Array:
-        """Which event types are predicted: bool; empty: all."""
+        """Which event types are predicted: [types] bool; empty: all."""
         return types_mask(self.manifest.event_types, self.manifest.targets)
 
     def active_users_V(self, through: Split) -> Array:
-        """The users who have events in the parts up to and including ``through``: bool."""
+        """Which users have events in the splits up to and including ``through``: [users] bool."""
         is_active_V = np.zeros(self.num_users, dtype=bool)
         for shard in self.shards():
             is_active_V[shard.users_U[shard.through(through).lengths_U > 0]] = True
         return is_active_V
 
     def histories(self, of_V: Array | None = None) -> Histories:
-        """The histories at once, of all users or of those marked; bound them where data may be large."""
+        """All histories at once, or those of the users marked in ``of_V`` [users] bool. Mark a
+        bounded number of users where data may be large.
+        """
         if of_V is None or of_V.all():
             return Histories.concat(list(self.shards()))
         return Histories.concat([shard.take(np.flatnonzero(of_V[shard.users_U])) for shard in self.shards()])
 
     def social_edges(self) -> tuple[Array, Array, Array]:
-        """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty without social table."""
+        """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty
+        without a social table.
+        """
         if not self.manifest.counts.get("social_edges"):
             empty = np.zeros(0, dtype=np.int32)
             return empty, empty, np.zeros(0, dtype=np.float32)
@@ -293,7 +316,9 @@ class PreparedDataset:
         return src, dst, weight
 
     def facts(self) -> tuple[Array, Array, Array]:
-        """Facts with dense entities and relations: head, relation, tail [E] int32; empty without a knowledge table."""
+        """Triples of the knowledge graph with dense ids: head, relation, tail, each [E] int32;
+        empty without a knowledge table.
+        """
         if not self.manifest.counts.get("facts"):
             empty = np.zeros(0, dtype=np.int32)
             return empty, empty, empty
@@ -302,7 +327,7 @@ class PreparedDataset:
         return head, relation, tail
 
     def item_entities(self) -> Array:
-        """The dense entity that each item is, -1 where the facts do not know it: [N] int64."""
+        """The dense entity of each item, -1 where no triple has the item: [N] int64."""
         if not self.manifest.counts.get("facts"):
             return np.full(self.num_items, -1, dtype=np.int64)
         found = self._table("items/entities.parquet").column("entity").combine_chunks()
@@ -318,7 +343,7 @@ class PreparedDataset:
             ) from None
 
     def table(self, name: str) -> pa.Table:
-        """One file of the dataset as it stands there, for the audit."""
+        """One Parquet file of the dataset, as it is stored."""
         return self._table(name)
 
     def rows_aside(self, kind: str, table: str) -> pa.Table | None:
@@ -329,7 +354,7 @@ class PreparedDataset:
             return None
 
     def row_groups(self, name: str) -> Iterator[pa.Table]:
-        """One file of the dataset as it stands there, some rows at a time."""
+        """One Parquet file of the dataset, as it is stored, one row group at a time."""
         with self._reading(name), pq.ParquetFile(f"{self._base}/{name}", filesystem=self.filesystem) as file:
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number)
@@ -367,7 +392,8 @@ class PreparedDataset:
 
 
 def types_mask(event_types: Sequence[str], targets: Sequence[str]) -> Array:
-    """Which of the event types are among the targets: bool; empty where none are named, which means all.
+    """Which of the event types are targets: [types] bool; empty where no targets are named, which
+    means all.
 
     >>> types_mask(["buy", "view"], ["buy"]).tolist(), types_mask(["buy", "view"], []).tolist()
     ([True, False], [])
@@ -376,7 +402,7 @@ def types_mask(event_types: Sequence[str], targets: Sequence[str]) -> Array:
 
 
 def newest_rows(files: Sequence[Histories]) -> Histories:
-    """The rows of several files of a shard, the oldest first: of every user the newest one, by dense id."""
+    """The newest row of every user in files of a shard (oldest file first), by dense id."""
     if len(files) == 1:
         return files[0]
     joined = Histories.concat(list(files))
@@ -385,7 +411,7 @@ def newest_rows(files: Sequence[Histories]) -> Histories:
 
 
 def last_rows(users_U: Array) -> Array:
-    """The last row of every user, by dense id: int64.
+    """Position of the last row of every user, sorted by dense id: int64.
 
     >>> last_rows(np.array([1, 0, 1])).tolist()
     [1, 2]
@@ -395,7 +421,7 @@ def last_rows(users_U: Array) -> Array:
 
 
 def histories_from_table(table: pa.Table) -> Histories:
-    """Rows of a histories shard as :class:`Histories`, without copying the flat arrays where Arrow allows."""
+    """Rows of a shard as :class:`Histories`; flat arrays are not copied where Arrow allows it."""
     table = table.combine_chunks()
 
     def flat(name: str) -> Array:

@@ -1,8 +1,10 @@
-"""Where training asks for a target: before the user's first touch of the item in the same visit.
+"""Place training queries before the user's first touch of the target item in the same visit.
 
-Why: a visit to a shop is view → cart → purchase of one item within minutes. Asked right before the purchase, a model
-learns to copy the last event. A cut in time asks before the whole visit. There is nothing to copy there, and such a
-model ranks below popularity. So training asks as the evaluation does, see :func:`asks_before_first_touch`.
+Why: a visit to a shop is view → cart → purchase of one item within minutes. A model that is trained
+on queries right before the purchase learns to copy the last event. A temporal split places its
+queries before the whole visit. There is nothing to copy there, and such a model ranks below
+popularity. So training places its queries as the evaluation does, see
+:func:`asks_before_first_touch`.
 
 Legend: E events of some users, sorted (S) by user, item and place in the history.
 """
@@ -17,21 +19,25 @@ import numpy as np
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 
-_VISIT_S: Final = 86_400  # longest time between two events of a visit about one item
-_VISIT_EVENTS: Final = 20  # where times are unknown: how far before a target its visit may begin
+_VISIT_S: Final = 86_400  # longest time between two events of a visit on one item
+_VISIT_EVENTS: Final = 20  # where times are unknown: longest visit before a target
 
 
 def asks_before_first_touch(dataset: PreparedDataset) -> bool:
-    """Whether training asks for the targets of a dataset before their first touch. True only where some event types
-    are predicted (``data.targets``) and events have an order; then the split decides.
+    """Whether training places the queries of a dataset before the first touch of their targets.
+    True only where some event types are predicted (``data.targets``) and events have an order; then
+    the split decides.
 
-    * ``temporal``: yes. The history of a test query ends at the cut, before the visits in which targets are bought.
-    * ``leave-last``: no. The history ends with the views seconds before the purchase, and copying is right.
-    * ``ratio`` and ``given``: as validation shows. ``ratio`` asks for several targets at once, the first behind its
-      views and the others before theirs, and a source may cut anywhere. Yes where the share of validation targets with
-      a touch in the visible history is less than half the share of training targets with one.
+    * ``temporal``: yes. The history of a test query ends at the cut, before the visits in which
+      targets are bought.
+    * ``leave-last``: no. The history ends with the views seconds before the purchase, and copying
+      is right.
+    * ``ratio`` and ``given``: validation decides. A query of ``ratio`` has several targets, the
+      first after its views and the others before theirs, and a source may cut anywhere. Yes where
+      the share of validation targets with a touch in the visible history is less than half the
+      share of training targets with one.
 
-    It scans all shards for ``ratio`` and ``given``. Test events decide nothing.
+    The function scans all shards for ``ratio`` and ``given``. It does not use test events.
     """
     manifest = dataset.manifest
     if not manifest.targets or not manifest.ordered:
@@ -54,15 +60,18 @@ def asks_before_first_touch(dataset: PreparedDataset) -> bool:
 
 
 def with_first_touches(histories: Histories) -> Histories:
-    """The same histories, of which :func:`recsys.data.batches.every_position` asks before first touches."""
+    """The same histories with ``ahead_E``, so that :func:`recsys.data.batches.every_position`
+    places queries before first touches.
+    """
     return replace(histories, ahead_E=events_ahead(histories))
 
 
 def events_ahead(histories: Histories) -> Array:
-    """How many events lie between the place where each target is asked and the target: int32 [E], 0 for other events.
+    """Number of events from the query of each target to the target: [E] int32, 0 for others.
 
-    The visit of a target consists of the user's earlier events about the item, of any type, each at most a day before
-    the next one. Where times are unknown, it consists of those among the 20 events before the target.
+    The visit of a target consists of the user's earlier events about the item, of any type, each at
+    most a day before the next one. Where times are unknown, it consists of those among the 20
+    events before the target.
     """
     num_events = len(histories.items_E)
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)

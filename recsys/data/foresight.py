@@ -1,9 +1,10 @@
-"""Whether a leave-last split lets models see the future's popularity, and how far.
+"""Whether a leave-last split leaks future popularity into training, and over how long a time.
 
-Why: leave-last asks every user for the last event, whenever that was. Where these events lie years apart, a model and a
-baseline are fitted on what others chose *after* the question: an item that becomes popular next year is known to be.
-All recommenders gain by it, those that lean on popularity the most, and none of it is there in a live service. A
-temporal split asks everybody about the same time behind all training events, where it leaves enough to be asked.
+Why: leave-last holds out the last event of every user, at any time. Where these events are years
+apart, models and baselines are fitted on events of other users *after* the query: they know that an
+item becomes popular next year. All recommenders gain from this, those based on popularity most, and
+a live service has no such knowledge. A temporal split places all test events after all training
+events, if enough test events remain.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.data.time_cut import cuts_of
 
-MOST: Final = 0.1  # of the data's time over which targets may spread without a word
+MOST: Final = 0.1  # share of the data's time over which targets may spread without a note
 _TAILS: Final = (0.05, 0.95)  # quantiles between which the spread is measured
-_ENOUGH: Final = 200_000  # targets; further shards are not read, as users are dealt to them by a hash
+_ENOUGH: Final = 200_000  # targets; the other shards are not read, since users are in random shards
 
 
 @dataclass(frozen=True)
@@ -29,44 +30,56 @@ class Foresight:
     """How far the targets of a leave-last split spread in time."""
 
     share: float  # of the time from the first to the last event
-    since: str  # date behind the first twentieth of the test targets
-    until: str  # date before the last twentieth
-    lacking: str = ""  # what one cut in time would leave too little of; empty where one can be used
+    since: str  # date, 5 % quantile of the test targets' times
+    until: str  # date, 95 % quantile
+    lacking: str = ""  # why a temporal split is no alternative; empty where it is one
 
     def to_json(self) -> dict[str, Any]:
+        """The values and the note for ``metrics.json``."""
         return {**asdict(self), "note": self.note}
 
     @property
     def note(self) -> str:
-        """What a person should know, as one sentence."""
-        cure = "set data.split.kind temporal to measure as a live service would be asked"
+        """The note for the user, one sentence."""
+        cure = "set data.split.kind temporal to measure what a live service would get"
         if self.lacking:
-            cure = f"data.split.kind temporal is no way out here, as one cut in time leaves {self.lacking}"
+            cure = f"data.split.kind temporal is no alternative here: a cut in time leaves {self.lacking}"
         return (
-            f"leave-last over a long period: nine tenths of the test targets lie between {self.since} and "
-            f"{self.until}, {self.share:.0%} of the data's time, so the model and the baselines have seen what became "
-            f"popular after the question; {cure}"
+            f"leave-last over a long period: 90% of the test targets are between {self.since} and {self.until}, "
+            f"{self.share:.0%} of the data's time, so the model and the baselines know what became popular after "
+            f"the time of the query; {cure}"
         )
 
 
 def foresight(dataset: PreparedDataset) -> Foresight | None:
-    """What leave-last gives away; None for other splits, without times, and where the targets lie close together."""
+    """How far the test targets of a leave-last split spread in time.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset; its shards are read until there are enough targets.
+
+    Returns
+    -------
+    Foresight | None
+        None for other splits, for data without times, and where the targets are close together.
+    """
     if dataset.manifest.split.get("kind") != "leave-last" or not dataset.manifest.timed:
         return None
     targets: list[Array] = []
     events: list[pl.DataFrame] = []
-    first, last, found = np.iinfo(np.int64).max, 0, 0
+    first, last, found = np.iinfo(np.int64).max, np.iinfo(np.int64).min, 0
     for shard in dataset.shards():
-        known_E = shard.times_E[shard.times_E > 0]
+        known_E = shard.times_E[shard.times_E != 0]
         if len(known_E):
             first, last = min(first, int(known_E.min())), max(last, int(known_E.max()))
-        asked_E = shard.times_E[(shard.splits_E == Split.TEST) & (shard.times_E > 0)]
-        targets.append(asked_E)
+        targets_E = shard.times_E[(shard.splits_E == Split.TEST) & (shard.times_E != 0)]
+        targets.append(targets_E)
         users_E = np.repeat(shard.users_U, shard.lengths_U)
         times = pl.Series(shard.times_E * 1_000_000).replace(0, None)
         columns = {"user": users_E, "item": shard.items_E, "time": times, "asked": shard.are_targets_E}
         events.append(pl.DataFrame(columns))
-        found += len(asked_E)
+        found += len(targets_E)
         if found >= _ENOUGH:
             break
     seen = spread_of(np.concatenate(targets), first, last) if found else None
@@ -74,7 +87,8 @@ def foresight(dataset: PreparedDataset) -> Foresight | None:
 
 
 def spread_of(targets_T: Array, first: int, last: int, lacking: str = "") -> Foresight | None:
-    """The spread of target times in seconds since the epoch; None where it is at most :data:`MOST` of the time.
+    """The spread of target times (seconds since the epoch); None where it is at most :data:`MOST`
+    of the time from ``first`` to ``last``.
 
     >>> day = 86_400
     >>> spread_of(np.arange(101) * day, 0, 100 * day)

@@ -1,8 +1,9 @@
-"""The list of forgotten users, by which ``prepare`` leaves out of a source whoever was forgotten before.
+"""The list of forgotten users; ``prepare`` leaves their rows out of the source.
 
-Why: `recsys forget` removes a user from what this package wrote; the source may hold them for longer, and the next
-`recsys prepare` would bring them back. The list holds salted hashes, no ids. Whoever has the list *and* guesses an id
-can tell whether it is on it: keep the list where the source is kept. A bundle carries it, so that an update from it in
+Why: `recsys forget` removes a user from what this package wrote. The source may still contain the
+user, and the next `recsys prepare` would bring the user back. The list contains salted hashes, no
+ids. A person who has the list *and* guesses an id can check whether the id is on it, so keep the
+list where the source is kept. A bundle carries the list, so that an update from the bundle in
 another folder leaves out the same users.
 """
 
@@ -28,7 +29,7 @@ from recsys.storage.uris import beside
 
 
 def list_place(config: Config) -> str:
-    """Where the list of a configuration is: ``data.forgotten``, or beside the dataset."""
+    """Path of the list: ``data.forgotten``, or a file next to the dataset."""
     return config.data.forgotten or beside(config.dataset_dir, ".forgotten.json")
 
 
@@ -40,12 +41,12 @@ class Forgotten:
 
     @staticmethod
     def read(place: str) -> Forgotten:
-        """The list at a place; an empty one where there is none.
+        """Read the list at a path; an empty list where there is no file.
 
         Raises
         ------
         ArtifactError
-            the file is damaged: who was forgotten would come back.
+            The file is damaged, so forgotten users would come back.
         """
         filesystem, path = filesystem_of(place)
         with reaching(place):
@@ -58,23 +59,23 @@ class Forgotten:
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
                 f"{place}, the list of forgotten users, is damaged ({error}); restore it, or delete it and run `recsys "
-                "forget` again for everybody who was on it"
+                "forget` again for every user who was on it"
             ) from None
 
     @staticmethod
     def of_json(content: Mapping[str, Sequence[str]]) -> Forgotten:
-        """From what :meth:`to_json` gives."""
+        """Read the result of :meth:`to_json`."""
         return Forgotten(frozenset((str(salt), str(one)) for salt, hashes in content.items() for one in hashes))
 
     def to_json(self) -> dict[str, list[str]]:
-        """Salt → hashes."""
+        """The list as JSON values: salt → hashes."""
         found: dict[str, list[str]] = {}
         for salt, one in sorted(self.hashes):
             found.setdefault(salt, []).append(one)
         return found
 
     def write(self, place: str) -> None:
-        """Write the list; whole or not at all on a local disk."""
+        """Write the list; on a local disk the write is atomic."""
         filesystem, path = filesystem_of(place)
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
         target = f"{path}.writing" if local else path
@@ -90,15 +91,16 @@ class Forgotten:
         return len(self.hashes)
 
     def with_all_of(self, other: Forgotten) -> Forgotten:
-        """Both lists together, as where a dataset continues another one."""
+        """The union of both lists, for a dataset that continues another one."""
         return Forgotten(self.hashes | other.hashes)
 
     def having(self, ids: Iterable[str]) -> Forgotten:
-        """The list with more users on it."""
+        """The list with more users."""
         salt = next((salt for salt, _ in sorted(self.hashes)), secrets.token_hex(16))
         return Forgotten(self.hashes | {(salt, _hash(salt, one)) for one in ids if not self.holds(one)})
 
     def holds(self, user_id: str) -> bool:
+        """Whether a user is on the list."""
         return any((salt, _hash(salt, user_id)) in self.hashes for salt in self._salts)
 
     @cached_property
@@ -106,7 +108,7 @@ class Forgotten:
         return sorted({salt for salt, _ in self.hashes})
 
     def among(self, ids: Any) -> Array:
-        """Which ids of an Arrow column are on the list: bool; null is not."""
+        """Which ids of an Arrow column are on the list: [rows] bool, False for null."""
         if not self.hashes:
             return np.zeros(len(ids), dtype=bool)
         array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
@@ -116,7 +118,7 @@ class Forgotten:
         return np.asarray(known[np.asarray(coded.indices.fill_null(len(known) - 1))])
 
     def bound(self, content_hash: str) -> str:
-        """The content hash of a dataset without these users; the same where nobody is on the list."""
+        """The content hash of a dataset without these users; unchanged where the list is empty."""
         if not self.hashes:
             return content_hash
         names = " ".join(one for _, one in sorted(self.hashes))

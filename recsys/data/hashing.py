@@ -1,7 +1,8 @@
 """Hashes of ids that are the same on every machine, in every process and in every release.
 
-Why: which shard a user lives in and which events a random split holds out must not depend on Python's hash seed, on
-the version of a library or on the number of workers. Vectorised in numpy over the bytes of Arrow strings.
+Why: the shard of a user and the held-out events of a random split must not depend on Python's hash
+seed, on library versions or on the number of workers. The functions are vectorised in numpy over
+the bytes of Arrow strings.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def mix(values: Array) -> Array:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed in [0, 2^31) for a tuple of integers, such as seed, epoch and rank: splitmix64 over them, one by one.
+    """A seed in [0, 2^31) for a tuple of integers, such as seed, epoch and rank: splitmix64 over
+    them, one by one.
 
     >>> seed_of(1, 2) == seed_of(1, 2), seed_of(1, 2) == seed_of(2, 1)
     (True, False)
@@ -43,7 +45,8 @@ def seed_of(*numbers: int) -> int:
 
 
 def string_hashes(strings: pa.Array) -> Array:
-    """A 64-bit hash of every string: a polynomial of its bytes modulo 2^64, then :func:`mix`; null hashes like "".
+    """A 64-bit hash of every string: a polynomial of its bytes modulo 2^64, then :func:`mix`; null
+    hashes like "".
 
     >>> first, second, again = string_hashes(pa.array(["a", "b", "a"]))
     >>> bool(first == again), bool(first == second)
@@ -62,7 +65,8 @@ def _chunk_hashes(strings: pa.Array) -> Array:
     sums, power = np.zeros(len(lengths), dtype=np.uint64), np.uint64(1)
     rows = np.flatnonzero(lengths)
     with np.errstate(over="ignore"):
-        for place in range(int(lengths.max(initial=0))):  # the bytes of all strings at a place at once
+        # one byte position of all strings at a time
+        for place in range(int(lengths.max(initial=0))):
             power *= _PRIME
             rows = rows if len(rows) == 0 or lengths[rows].min() > place else rows[lengths[rows] > place]
             sums[rows] += (data[offsets[rows] + place].astype(np.uint64) + np.uint64(1)) * power
@@ -76,5 +80,5 @@ def pair_hashes(first: Array, second: Array, seed: int) -> Array:
 
 
 def uniform(first: Array, second: Array, seed: int) -> Array:
-    """:func:`pair_hashes` as a number in [0, 1)."""
+    """:func:`pair_hashes` as float64 numbers in [0, 1)."""
     return np.asarray((pair_hashes(first, second, seed) >> np.uint64(11)) * 2.0**-53)

@@ -1,7 +1,8 @@
-"""Users' events in memory: compressed sparse rows, and the queries that training and evaluation cut from them.
+"""Users' events in memory as compressed sparse rows, and the queries of training and evaluation.
 
-Why: ragged histories as offsets + flat arrays cost no padding, slice without copying, and read straight from the
-Parquet shards. Legend: U users (rows), E events, B queries, L history length, C context columns.
+Why: ragged histories as offsets and flat arrays need no padding, are sliced without copying, and
+are read directly from the Parquet shards. Legend: U users (rows), E events, B queries, P targets, L
+history length, C context columns, T event types.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 ALL_TYPES: Final[Array] = np.zeros(0, dtype=bool)
-NO_TYPES: Final[Array] = np.zeros(0, dtype=np.uint8)  # of targets that say no type
-NO_TIMES: Final[Array] = np.zeros(0, dtype=np.int64)  # of questions that say no time
+NO_TYPES: Final[Array] = np.zeros(0, dtype=np.uint8)  # targets without types
+NO_TIMES: Final[Array] = np.zeros(0, dtype=np.int64)  # queries without times
 NONE_AHEAD: Final[Array] = np.zeros(0, dtype=np.int32)
-NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)  # of data without context columns, whatever its size
+# data without context columns, of any size
+NO_CONTEXT: Final[Array] = np.zeros((0, 0), dtype=np.int16)
 
 
 class Split(IntEnum):
-    """The part an event belongs to. A query at ``s`` sees the events of every earlier part and predicts those of s."""
+    """The split of an event. A query at split ``s`` sees the events of all earlier splits and
+    predicts those of ``s``.
+    """
 
     TRAIN = 0
     VALID = 1
     TEST = 2
 
 
-VALID_ALONE: Final = 3  # a validation event of a cold user: a target at VALID, and in no part that a later one sees
+# a validation event of a cold user: a target at VALID that later splits do not see
+VALID_ALONE: Final = 3
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,10 @@ class Histories:
     values_E: Array  # float32
     splits_E: Array  # uint8, see Split and VALID_ALONE
     context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
-    targets_T: Array = field(default_factory=lambda: ALL_TYPES)  # bool: event types that are predicted; empty: all
-    ahead_E: Array = field(default_factory=lambda: NONE_AHEAD)  # int32: events by which training asks earlier; empty: 0
+    # bool: predicted event types; empty: all
+    targets_T: Array = field(default_factory=lambda: ALL_TYPES)
+    # int32: number of events by which the training query is earlier than usual; empty: 0
+    ahead_E: Array = field(default_factory=lambda: NONE_AHEAD)
 
     def __post_init__(self) -> None:
         if self.context_EC is NO_CONTEXT:
@@ -57,44 +64,48 @@ class Histories:
 
     @property
     def lengths_U(self) -> Array:
+        """Number of events of each user: [U] int64."""
         return np.diff(self.offsets_U1)
 
     @property
     def are_targets_E(self) -> Array:
-        """Which events are of a type that is predicted, in whatever part; the others are history alone."""
+        """Which events have a predicted type, in any split: [E] bool. The others are only history."""
         if not len(self.targets_T):
             return np.ones(len(self.items_E), dtype=bool)
         return np.asarray(self.targets_T[self.types_E])
 
     def of_targets(self) -> Histories:
-        """Only the events of types that are predicted."""
+        """The histories with the events of predicted types only."""
         return self.where(self.are_targets_E) if len(self.targets_T) else self
 
     @property
     def are_asked_E(self) -> Array:
-        """Which events ordered training asks for: targets with an event before the place where they are asked."""
+        """Which events are targets in ordered training: those of predicted types whose query sees
+        at least one event: [E] bool.
+        """
         places_E = _ranges(np.zeros(len(self), dtype=np.int64), self.lengths_U)
         return np.asarray(self.are_targets_E & (places_E > (self.ahead_E if len(self.ahead_E) else 0)))
 
     def take(self, rows: Array) -> Histories:
-        """The given users (positions, repeated ones allowed) in the given order."""
+        """The rows at the given positions, in the given order; positions may repeat."""
         lengths = self.lengths_U[rows]
         events = _ranges(self.offsets_U1[rows], lengths)
         return self._with_events(self.users_U[rows], _offsets(lengths), events)
 
     def where(self, keep_E: Array) -> Histories:
-        """Only the events where the mask holds; users without any stay, with empty histories."""
-        assert not len(self.ahead_E), "ahead_E counts events: leave events out before it is found"
+        """The events where the mask is true; users without such events keep an empty history."""
+        assert not len(self.ahead_E), "ahead_E counts events: filter events before computing it"
         kept = np.concatenate([[0], np.cumsum(keep_E)])[self.offsets_U1]
         return self._with_events(self.users_U, kept.astype(np.int64), np.flatnonzero(keep_E))
 
     def through(self, split: Split) -> Histories:
-        """The events of ``split`` and every part before it."""
+        """The events of ``split`` and of all earlier splits."""
         return self.where(self.splits_E <= split)
 
     def windows(self, size: int) -> Histories:
-        """Histories longer than ``size`` as several rows of at most ``size`` events, the newest first, each sharing one
-        event with the next, so that every event but a user's first is once behind another event of its row.
+        """Cut histories longer than ``size`` into several rows of at most ``size`` events, the
+        newest row first. Neighbouring rows share one event, so every event except a user's first
+        follows another event in exactly one row.
         """
         rows, starts, ends = self.window_spans(size)
         if len(rows) == len(self):
@@ -103,7 +114,7 @@ class Histories:
         return self._with_events(self.users_U[rows], _offsets(ends - starts), events)
 
     def window_spans(self, size: int) -> tuple[Array, Array, Array]:
-        """The rows that :meth:`windows` makes: for each the row it is of, and where it starts and ends in that."""
+        """The rows of :meth:`windows`: for each, its source row, and its start and end in that row."""
         lengths = self.lengths_U
         counts = np.maximum(-(-(lengths - 1) // (size - 1)), 1)
         rows = np.repeat(np.arange(len(self)), counts)
@@ -112,7 +123,18 @@ class Histories:
         return rows, np.maximum(ends - size, 0), ends
 
     def queries(self, target: Split) -> Queries:
-        """What to ask at ``target``: one query a user who has events there, seeing only the parts before it."""
+        """The queries at a split, one per user with targets in it; they see earlier splits only.
+
+        Parameters
+        ----------
+        target : Split
+            The split of the targets. At ``VALID`` the ``VALID_ALONE`` events are targets as well.
+
+        Returns
+        -------
+        Queries
+            Time and context of a query are those of its earliest and its first target.
+        """
         is_target_E = self._are_targets_E(target)
         rows = np.flatnonzero(
             np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0)
@@ -140,7 +162,7 @@ class Histories:
 
     @staticmethod
     def concat(parts: list[Histories]) -> Histories:
-        """Several users' blocks one after the other."""
+        """The rows of all parts, one part after the other."""
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([part.lengths_U for part in parts])
@@ -152,7 +174,7 @@ class Histories:
 
     @staticmethod
     def of_items(items_per_user: list[list[int]], users: list[int] | None = None) -> Histories:
-        """Plain item lists as training histories (tests, requests without types and times)."""
+        """Item lists as training histories (for tests, and for requests without types and times)."""
         lengths = np.array([len(items) for items in items_per_user], dtype=np.int64)
         items = np.array([item for row in items_per_user for item in row], dtype=np.int32)
         zeros = np.zeros(len(items))
@@ -169,13 +191,15 @@ class Histories:
 
 @dataclass(frozen=True)
 class Queries:
-    """B questions "what next?": the visible history of each and, in evaluation, its held-out targets."""
+    """B queries: the visible history of each and, in evaluation, its held-out targets."""
 
     histories: Histories  # B rows
     target_offsets_B1: Array  # int64
     target_items: Array  # int32
-    context_BC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16 when asked: in evaluation, the first target's
-    asked_at_B: Array = field(default_factory=lambda: NO_TIMES)  # int64 seconds since the epoch, 0 unknown
+    # int16; in evaluation that of the first target
+    context_BC: Array = field(default_factory=lambda: NO_CONTEXT)
+    # int64 time, seconds since the epoch, 0 unknown
+    asked_at_B: Array = field(default_factory=lambda: NO_TIMES)
     target_types: Array = field(default_factory=lambda: NO_TYPES)  # uint8 event type of each target
 
     def __post_init__(self) -> None:
@@ -191,7 +215,7 @@ class Queries:
         return len(self.histories)
 
     def chunks(self, size: int) -> Iterator[Queries]:
-        """Consecutive pieces of at most ``size`` queries."""
+        """Consecutive chunks of at most ``size`` queries."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
 
@@ -205,6 +229,7 @@ class Queries:
 
     @property
     def num_targets_B(self) -> Array:
+        """Number of targets of each query: [B] int64."""
         return np.diff(self.target_offsets_B1)
 
     def target_rows(self) -> Array:
@@ -213,9 +238,10 @@ class Queries:
 
 
 def first_times(times_E: Array, starts_B: Array) -> Array:
-    """The earliest known time of each run of events that starts at ``starts_B``, none empty; 0 where none is known.
+    """The earliest known time of each run of events; runs start at ``starts_B`` and are not empty;
+    0 where no time is known.
 
-    Why the earliest target's: a question is asked before any of its answers is known.
+    Why the earliest: the time of a query is not later than any of its targets.
 
     >>> first_times(np.array([30, 20, 0, 0]), np.array([0, 3]))
     array([20,  0])
@@ -228,7 +254,7 @@ def first_times(times_E: Array, starts_B: Array) -> Array:
 
 
 def event_keys(histories: Histories) -> Array:
-    """A hash of user, item and time of every event."""
+    """A hash of user, item and time of every event: [E] uint64."""
     users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.uint64)
     key = np.zeros(len(users_E), dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -241,7 +267,7 @@ def event_keys(histories: Histories) -> Array:
 
 
 def _missing_or(context_EC: Array, width: int) -> Array:
-    """The codes, or missing ones where events are without context columns."""
+    """The codes, or missing codes where the events have no context columns."""
     return context_EC if context_EC.shape[1] == width else np.zeros((len(context_EC), width), dtype=np.int16)
 
 

@@ -1,9 +1,10 @@
-"""Training batches from the shards: shuffled, bounded in memory, the same whatever number of workers draws them.
+"""Shuffled training batches from the shards: bounded memory, the same for any number of workers.
 
-Why not a generic loader: every worker must see its slice of the *same* global batch, so that two workers give the loss
-of one; no row may be dropped to even out the workers; and no worker may hold more than a window of the events.
-Shards are grouped into windows once. An epoch visits the windows in random order, shuffles rows inside a window, and
-cuts global batches, of which a worker takes every ``world_size``-th row.
+Why not a generic loader: every worker must get its slice of the *same* global batch, so that two
+workers give the same loss as one; no row may be dropped to balance the workers; and no worker may
+hold more than one window of the events. Shards are grouped into windows once. An epoch visits the
+windows in random order, shuffles the rows inside a window, and cuts them into global batches. A
+worker takes every ``world_size``-th row of a global batch.
 """
 
 from __future__ import annotations
@@ -21,33 +22,35 @@ from recsys.data.histories import Array, Histories, Split
 from recsys.data.text_rows import WHOLE
 from recsys.errors import ConfigError, DataError
 
-LENGTH_JITTER = 0.1  # of a length, drawn anew each epoch: which rows share a batch changes
+LENGTH_JITTER = 0.1  # share of a length; drawn each epoch, so rows share a batch with other rows
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """What fixes the batches, apart from who draws them."""
+    """The settings that determine the batches of all workers together."""
 
-    batch_size: int  # users a step on average, over all workers
+    batch_size: int  # users per step on average, over all workers
     max_history: int
     history_mask_rate: float  # unordered data
     event_power: float  # unordered data
     window_events: int
     seed: int
-    user_texts: bool = False  # queries carry the text of their past; unordered data hide one fold an epoch, by turns
+    user_texts: bool = False  # queries have the text of their history
 
 
 @dataclass(frozen=True)
 class Step:
-    """One worker's part of a global step."""
+    """One worker's slice of a global step."""
 
     batch: Batch
-    weight: float  # of all targets of the whole step, over all workers
+    weight: float  # of all targets of the step, over all workers
     number: int  # position in the epoch
 
 
 def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> bool:
-    """Whether every worker has a user with an event to predict, which in ordered data has another one before it."""
+    """Whether there is at least one user with a target for every worker; in ordered data a target
+    needs an earlier event.
+    """
     skipped, found = int(dataset.manifest.ordered), 0
     for shard in dataset.shards():
         seen = shard.through(through)
@@ -60,14 +63,27 @@ def can_train(dataset: PreparedDataset, through: Split, num_workers: int) -> boo
 
 
 class TrainingLoader:
-    """Batches of a prepared dataset's events through ``through``.
+    """Batches of a prepared dataset's events through a split.
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        The dataset.
+    through : Split
+        The last split to train on.
+    config : LoaderConfig
+        Settings of the batches.
+    rank : int
+        Number of this worker, from 0.
+    world_size : int
+        Number of workers.
 
     Raises
     ------
     DataError
-        fewer trainable users than workers.
+        There are fewer trainable users than workers.
     ConfigError
-        a setting that cannot act on this data.
+        A setting has no effect on this data.
     """
 
     def __init__(
@@ -79,13 +95,14 @@ class TrainingLoader:
         if self.ordered and (config.history_mask_rate or config.event_power != 1.0):
             raise ConfigError(
                 f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power {config.event_power} act on "
-                "unordered data only, and this dataset has an order: set them 0 and 1"
+                "unordered data only, but this dataset has an order: set them to 0 and 1"
             )
         self._texts = dataset.user_texts(through) if config.user_texts else None
         if self._texts is not None and not self.ordered and not self._texts.fits(config.history_mask_rate):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} hides other events than the texts of users leave out: "
-                f"set it {self._texts.hidden_share:g}, or data.text.users.folds to one over it and prepare again"
+                f"train.history_mask_rate {config.history_mask_rate} does not hide the events that the texts of users leave "
+                f"out: set it to {self._texts.hidden_share:g}, or set data.text.users.folds to 1 / "
+                "train.history_mask_rate and prepare again"
             )
         self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]
@@ -98,17 +115,17 @@ class TrainingLoader:
             need = "an event before their first touch of a target (data.targets)" if self._early else need
             raise DataError(
                 f"{sum(self._rows)} users have at least {need} to train on, fewer than {workers} (train.num_workers): "
-                "give more events a user, change data.split, or enable only fitted granularities, such as item_cf"
+                "give more events per user, change data.split, or enable closed-form granularities, such as item_cf"
             )
         self._only = self._load(0) if len(self._windows) == 1 else None
 
     @property
     def num_steps(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps in an epoch."""
         return sum(self._num_batches(rows) for rows in self._rows if rows)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
-        """This worker's steps of an epoch from number ``first`` on, in an order that (seed, epoch) fixes."""
+        """Yield this worker's steps of an epoch from step ``first`` on; seed and epoch fix them."""
         random = np.random.default_rng((self.config.seed, epoch))
         number = 0
         for window in random.permutation(len(self._windows)):
@@ -129,7 +146,8 @@ class TrainingLoader:
                 number += 1
 
     def all_rows(self) -> tuple[Histories, Array]:
-        """The rows of all windows at once, and where each starts in its user's events: of a training that draws users.
+        """The rows of all windows, and where each starts in its user's events. Private training
+        draws users from them.
 
         One user may have several rows.
         """
@@ -139,13 +157,15 @@ class TrainingLoader:
         return self._everything
 
     def batch_of(self, rows: Array, epoch: int) -> tuple[Batch, float]:
-        """A batch of rows of :meth:`all_rows`, and what their targets weigh."""
+        """A batch of rows of :meth:`all_rows`, and the weight of its targets."""
         histories, starts_U = self.all_rows()
         batch = self._with_texts(self._batch(histories, rows, self.hidden(epoch)), histories, starts_U, rows, epoch)
         return batch, self._weight(self._num_targets_U(histories.take(rows)))
 
     def _pass_over(self, window: int, random: np.random.Generator) -> int:
-        """Draw what :meth:`_global_batches` would for a window that is not read; the number of its batches."""
+        """Draw the random numbers of :meth:`_global_batches` for a window that is skipped; returns
+        its number of batches.
+        """
         rows, batches = self._rows[window], self._num_batches(self._rows[window])
         random.permutation(rows)
         if self.ordered:
@@ -154,7 +174,9 @@ class TrainingLoader:
         return batches
 
     def hidden(self, epoch: int) -> Hidden:
-        """The events that an epoch hides from the input; none on ordered data, which refuses the setting."""
+        """The events that an epoch hides from the input; none in ordered data. With texts of users,
+        epochs hide the folds in turn.
+        """
         if self._texts is not None and self._texts.folds > 1:
             return Hidden.fold(epoch % self._texts.folds, self._texts.folds)
         return Hidden(self.config.history_mask_rate, self.config.seed * 1_000_003 + epoch)
@@ -165,7 +187,7 @@ class TrainingLoader:
         return whole_history(histories, self.config.max_history, rows, hidden)
 
     def _with_texts(self, batch: Batch, histories: Histories, starts_U: Array, rows: Array, epoch: int) -> Batch:
-        """The text of every query's past: none of what it has not seen."""
+        """Add the text of every query's visible history."""
         if self._texts is None:
             return batch
         users_B = histories.users_U[rows][batch.rows_B.numpy()]
@@ -179,21 +201,22 @@ class TrainingLoader:
         return replace(batch, inputs={**batch.inputs, TEXT_ROWS: rows_B})
 
     def _weight(self, num_targets_U: Array) -> float:
-        """What the targets of the rows of a whole step weigh together: the loss is divided by it."""
+        """The total weight of the targets of a step, over all workers; the loss is divided by it."""
         if self.ordered:
             return float(num_targets_U.sum())
         return float((num_targets_U**self.config.event_power).sum())
 
     def _num_targets_U(self, histories: Histories) -> Array:
-        """Targets of every row: its events of types that are predicted, in ordered data with something to ask from."""
+        """Number of targets of every row: [U] int64. Ordered targets need an earlier event."""
         if not len(histories.targets_T):
             return np.asarray(histories.lengths_U - 1 if self.ordered else histories.lengths_U)
         counts_E = histories.are_asked_E if self.ordered else histories.are_targets_E
         return np.diff(np.concatenate([[0], np.cumsum(counts_E)])[histories.offsets_U1])
 
     def _global_batches(self, histories: Histories, num_targets_U: Array, random: np.random.Generator) -> list[Array]:
-        """Rows of every global batch. Ordered: rows of like length together, so that a batch pads little; batches of
-        like numbers of targets, so that a short history's target weighs no more in its step than a long one's.
+        """Rows of every global batch. In ordered data a batch has rows of similar length, so that
+        it has little padding, and all batches have similar numbers of targets, so that targets of
+        short and long histories have the same weight.
         """
         order = random.permutation(len(histories))
         if not self.ordered:
@@ -204,7 +227,9 @@ class TrainingLoader:
         return [batches[i] for i in random.permutation(len(batches))]
 
     def _borders(self, targets: Array) -> Array:
-        """Where to cut rows into batches of about equal numbers of targets, a row for every worker at least."""
+        """Where to cut rows into batches of about equal numbers of targets, with at least one row
+        for every worker.
+        """
         number = self._num_batches(len(targets))
         shares = np.arange(1, number) * (targets.sum() / number)
         least = np.arange(1, number) * self.world_size
@@ -216,7 +241,7 @@ class TrainingLoader:
         return max(1, min(-(-num_rows // self.config.batch_size), num_rows // self.world_size))
 
     def _load(self, window: int) -> tuple[Histories, Array]:
-        """The rows of a window of shards, and how many events each row's user had before it."""
+        """The rows of a window of shards, and the number of the user's events before each row."""
         shards = [self._trainable(self.dataset.shard(name)) for name in self._windows[window]]
         return Histories.concat([rows for rows, _ in shards]), np.concatenate([starts for _, starts in shards])
 

@@ -1,8 +1,9 @@
-"""Who chose what, as lists of neighbours in files: a graph that is sampled and streamed instead of held whole.
+"""The user–item graph as lists of neighbours in files, to be sampled and streamed.
 
-Why lists and not an edge table: a sampled step reads a few entries of a few lists, and the whole graph is walked user
-by user; both leave the lists on disk, where the page cache keeps what is used. They are written shard by shard. Files
-have no name, so that they are gone with the process.
+Why lists and not an edge table: a sampled step reads a few entries of a few lists, and a pass over
+the graph reads it user by user. For both the lists stay on disk, where the page cache keeps the
+parts in use. They are written shard by shard. The files have no name, so they disappear with the
+process.
 
 Legend: V users, N items, E edges, X nodes of one side.
 """
@@ -20,7 +21,8 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import mix
 from recsys.data.histories import Array, Split
 
-Edges = Iterator[tuple[Array, Array]]  # users and items, no edge twice, a user's edges together
+# users and items: no repeated edge, a user's edges next to each other
+Edges = Iterator[tuple[Array, Array]]
 _EDGES_AT_A_TIME = 1 << 19
 
 
@@ -33,18 +35,34 @@ class Lists:
     ends_E: Array  # int32, in a file
 
     def of(self, nodes: Array) -> tuple[Array, Array]:
-        """All neighbours of some nodes: the position of the node among those given, and the neighbour."""
+        """All neighbours of some nodes: position in ``nodes`` and neighbour of every edge."""
         degree = self.degree_X[nodes]
         rows = np.repeat(np.arange(len(nodes)), degree)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(degree) - degree, degree)
         return rows, self.ends_E[self.start_X[nodes][rows] + within].astype(np.int64)
 
     def sample(self, nodes: Array, fanout: int, seed: int) -> tuple[Array, Array, Array]:
-        """At most ``fanout`` neighbours of each node: position of the node, neighbour, and degree over sample size.
+        """Sample at most ``fanout`` neighbours of each node.
 
-        A systematic sample: every ⌈d/f⌉-th or so of the list from a random start, so each of d neighbours is in it
-        with probability f/d, and weighting by d/f estimates any sum over the neighbours without bias; f ≥ d takes all.
-        The start is a hash of seed and node: what a node's sample is does not depend on who else is asked for.
+        A systematic sample: about every (d/f)-th entry of the list from a random start. Each of d
+        neighbours is in it with probability f/d, so weights of d/f estimate any sum over the
+        neighbours without bias; f ≥ d takes all. The start is a hash of seed and node, so the
+        sample of a node does not depend on the other nodes.
+
+        Parameters
+        ----------
+        nodes : Array
+            Nodes of this side: int64.
+        fanout : int
+            Largest sample of a node.
+        seed : int
+            Seed of the starts.
+
+        Returns
+        -------
+        tuple[Array, Array, Array]
+            Position in ``nodes`` (int64), neighbour (int64) and weight (float64) of every sampled
+            edge.
         """
         degree = self.degree_X[nodes]
         size = np.minimum(degree, fanout)
@@ -61,14 +79,14 @@ class Lists:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The graph of users and items, from both sides."""
+    """The user–item graph, from both sides."""
 
     items_of_V: Lists
     users_of_N: Lists
 
     @staticmethod
     def of_dataset(dataset: PreparedDataset, through: Split) -> Neighbours:
-        """The events of a prepared dataset through a split, one shard in memory at a time."""
+        """The graph of a prepared dataset's events through a split; reads one shard at a time."""
 
         def edges() -> Edges:
             for shard in dataset.shards():
@@ -81,7 +99,17 @@ class Neighbours:
 
     @staticmethod
     def of(edges: Callable[[], Edges], num_users: int, num_items: int) -> Neighbours:
-        """From parts of the edges, which are gone through twice."""
+        """The graph of edges that arrive in parts.
+
+        Parameters
+        ----------
+        edges : Callable[[], Edges]
+            Yields the edges in parts; it is called twice and must yield the same edges.
+        num_users : int
+            Number of users.
+        num_items : int
+            Number of items.
+        """
         degree_V, degree_N = np.zeros(num_users, dtype=np.int64), np.zeros(num_items, dtype=np.int64)
         for users_E, items_E in edges():
             degree_V += np.bincount(users_E, minlength=num_users)
@@ -102,7 +130,9 @@ class Neighbours:
         return Neighbours(Lists(start_V, degree_V, items_E_of), Lists(start_N, degree_N, users_E_of))
 
     def parts(self) -> Iterator[tuple[Array, Array, Array]]:
-        """The whole graph, some users at a time: the users, the position among them of each edge, and its item."""
+        """The whole graph, some users at a time: the users, and for each edge the position of its
+        user and its item.
+        """
         cuts = np.flatnonzero(np.diff(np.cumsum(self.items_of_V.degree_X) // _EDGES_AT_A_TIME, prepend=0))
         for users in np.split(np.arange(len(self.items_of_V.degree_X)), cuts):
             yield users, *self.items_of_V.of(users)
@@ -122,11 +152,11 @@ class Neighbours:
 def _in_file(length: int) -> Array:
     if not length:
         return np.zeros(0, dtype=np.int32)
-    with tempfile.TemporaryFile(prefix="multigrain-") as file:  # the mapping keeps it open
+    with tempfile.TemporaryFile(prefix="multigrain-") as file:  # the memory map keeps the file open
         return np.memmap(file, dtype=np.int32, mode="w+", shape=(length,))
 
 
 def _hash(nodes: Array, seed: int) -> Array:
-    """A number of 64 bits of seed and node (splitmix64)."""
+    """A 64-bit hash of seed and node (splitmix64)."""
     with np.errstate(over="ignore"):
         return mix(nodes.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))

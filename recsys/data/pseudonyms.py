@@ -1,9 +1,9 @@
-"""Pseudonyms: user ids as a keyed hash of them, made where the source is read, so that no artefact holds an id.
+"""Pseudonyms: keyed hashes that replace user ids in all artefacts.
 
-Why keyed: a plain hash of a customer number is found by hashing all customer numbers. Without the key a pseudonym
-tells nothing; with it, whoever asks for a user by the id hashes it again (HMAC-SHA256, RFC 2104). The key is no part of
-the configuration and of no artefact: only where it is found is, and a check value that tells a wrong key from the right
-one.
+Why keyed: anyone can invert a plain hash of a customer number by hashing all customer numbers.
+Without the key a pseudonym reveals nothing; with the key, a service hashes the id of a request
+again (HMAC-SHA256, RFC 2104). Neither the configuration nor an artefact contains the key. They
+contain only its location and a check value that identifies a wrong key.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import pyarrow as pa
 from recsys.config.privacy import PseudonymConfig
 from recsys.errors import ConfigError
 
-SAMPLE: Final = 10_000  # ids that are looked at
+SAMPLE: Final = 10_000  # number of ids that are checked
 _LEAST_BYTES: Final = 16
-_DIGEST_CHARS: Final = 32  # 128 bits: two of 10⁹ users share a pseudonym with probability 10⁻²¹
+# 128 bits: some two of 10⁹ users share a pseudonym with probability 10⁻²¹
+_DIGEST_CHARS: Final = 32
 _CHECK: Final = b"multigrain: which key is it"
 _LOG = logging.getLogger(__name__)
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
@@ -33,18 +34,18 @@ _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """A key; ``repr`` does not show it."""
+    """The pseudonyms under one key; ``repr`` does not show the key."""
 
     _key: bytes
 
     @staticmethod
     def of(config: PseudonymConfig) -> Pseudonyms | None:
-        """The key that a configuration says where to find; None where ids stay as they are.
+        """Read the key from the configured location; None where ids are not pseudonymised.
 
         Raises
         ------
         ConfigError
-            there is no key in that place, or one too short to be secret.
+            There is no key at the location, or it is too short to be secret.
         """
         if config.key_env:
             where, text = f"the variable {config.key_env}", os.environ.get(config.key_env, "")
@@ -59,7 +60,7 @@ class Pseudonyms:
         key = text.strip().encode()
         if len(key) < _LEAST_BYTES:
             raise ConfigError(
-                f"data.pseudonymise: {where} holds {len(key)} bytes, expected a secret of at least {_LEAST_BYTES}; "
+                f"data.pseudonymise: {where} has {len(key)} bytes, expected a secret of at least {_LEAST_BYTES}; "
                 "make one with `openssl rand -hex 32`, keep it outside of the run folder, and set it on every machine "
                 "that reads the source"
             )
@@ -70,7 +71,7 @@ class Pseudonyms:
 
     @property
     def check(self) -> str:
-        """Tells one key from another, and nothing of it."""
+        """The check value: identifies the key without revealing it."""
         return self._hex(_CHECK)[:16]
 
     def of_id(self, user_id: str) -> str:
@@ -94,14 +95,17 @@ class Pseudonyms:
 
 
 def known_as(described: Mapping[str, str]) -> Callable[[str], str]:
-    """From the id of a request to that of a model: its pseudonym, where the model has pseudonyms and the key is here.
+    """The function from the id in a request to the id in the model: the pseudonym, where the model
+    has pseudonyms and the key is available.
 
-    Without the key ids are taken as they are: who has no key may ask by pseudonym, and for newcomers.
+    Without the key the function returns the id unchanged, so requests can name pseudonyms or new
+    users.
 
     Parameters
     ----------
     described : Mapping[str, str]
-        what a manifest or bundle says of its pseudonyms; empty where it has none.
+        Description in the manifest or bundle: location of the key and its check value; empty
+        without pseudonyms.
     """
     if not described:
         return str
@@ -112,8 +116,8 @@ def known_as(described: Mapping[str, str]) -> Callable[[str], str]:
         key = None
     if key is None or not hmac.compare_digest(key.check, described["check"]):
         _LOG.warning(
-            "the model knows users by pseudonyms, and %s is not at its place (%s): requests must name pseudonyms",
-            "its key" if key is None else "the key there is another one; its own",
+            "the model knows users by pseudonyms, but %s (%s): requests must name pseudonyms",
+            "the key is missing" if key is None else "the key is a different one",
             ", ".join(places.values()),
         )
         return str

@@ -1,6 +1,4 @@
-"""Columns of items that measure them, as a price does: what the member ``place`` reads, and what a look at files
-promises of it.
-"""
+"""Item columns that are quantities, such as prices, for ``place`` and `recsys init`."""
 
 from __future__ import annotations
 
@@ -16,21 +14,23 @@ from recsys.data.attributes import as_numbers, is_number
 LATITUDES: Final = ("latitude", "lat")
 LONGITUDES: Final = ("longitude", "lon", "lng", "long")
 _PRICES: Final = ("price", "cost", "amount", "fare", "rent", "fee", "msrp", "rrp")
-_NO_QUANTITIES: Final = (  # words in names of ids, codes and times, and of counts, which may tell what came later
+# words in names of ids, codes, times, and of counts, which may leak later events
+_NO_QUANTITIES: Final = (
     *("id", "ids", "code", "ean", "upc", "gtin", "isbn", "sku", "zip", "postcode", "index", "idx", "rank", "position"),
     *("count", "counts", "num", "number", "n", "no", "nr", "total", "sales", "sold", "views", "clicks", "likes"),
     *("orders", "purchases", "reviews", "ratings", "votes", "popularity", "stock", "inventory", "quantity", "qty"),
     *("year", "month", "day", "date", "time", "timestamp", "ts", "created", "updated"),
 )
 _YEARS: Final = (1000.0, 2200.0)
-_LEAST_VALUES: Final = 5  # that a quantity has; fewer are categories or flags
-_MOSTLY: Final = 0.5  # of the items have a value
-_MOST_NUMBERS: Final = 4  # each costs two kernels
+_LEAST_VALUES: Final = 5  # distinct values of a quantity; fewer are categories or flags
+_MOSTLY: Final = 0.5  # least share of items with a value
+_MOST_NUMBERS: Final = 4  # each adds two kernels
 
 
 def quantities(features: pa.Table, coordinates: Sequence[str]) -> list[str]:
-    """The columns that measure items as a price does, prices first, at most four: numbers that most items have, of
-    several values, none below zero; no coordinates, ids, counts or years.
+    """The columns that are quantities, prices first, at most four. A quantity is a number that most
+    items have, with several distinct values and none below zero; it is no coordinate, id, count or
+    year.
 
     >>> columns = {"price": [5.0, 9.5, 7, 1, 2, None], "seller_id": [1.5, 2, 3, 4, 5, 6], "made": [2001, 2002] * 3}
     >>> quantities(pa.table(columns), [])
@@ -60,7 +60,8 @@ def _is_quantity(features: pa.Table, name: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """
+    """The words of a column's name, in lower case.
+
     >>> _words("unitPrice_EUR"), _words("StockCode"), _words("EAN")
     (['unit', 'price', 'eur'], ['stock', 'code'], ['ean'])
     """

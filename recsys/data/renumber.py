@@ -1,7 +1,8 @@
 """New dense ids for the remaining users when some are forgotten.
 
-Why not number all users anew: shards, graphs and trained tables hold dense ids. The last users take the ids of the
-forgotten ones, so the work grows with the number of forgotten users, not of remaining ones.
+Why not renumber all users: shards, graphs and trained tables contain dense ids. The last users get
+the ids of the forgotten ones, so the work grows with the number of forgotten users, not of
+remaining users.
 
 Legend: U users before, V users after.
 """
@@ -25,7 +26,7 @@ class Renumbering:
 
     @staticmethod
     def without(num_users: int, gone: Sequence[int] | Array) -> Renumbering:
-        """Of ``num_users`` users without some of them.
+        """The renumbering of ``num_users`` users when the users ``gone`` (dense ids) are removed.
 
         >>> found = Renumbering.without(5, [1, 4])
         >>> found.number_U.tolist(), found.order_V.tolist()
@@ -42,5 +43,5 @@ class Renumbering:
 
     @property
     def is_changed_U(self) -> Array:
-        """Who goes or gets another id: bool."""
+        """Which users are removed or get another id: [U] bool."""
         return np.asarray(self.number_U != np.arange(len(self.number_U)))

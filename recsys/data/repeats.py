@@ -1,17 +1,27 @@
-"""What is said when users have only targets that they had before, which ``evaluate.exclude_seen`` leaves out.
+"""Messages about users with repeated targets only, which ``evaluate.exclude_seen`` leaves out.
 
-Why: with plays or groceries most targets are repeats, and figures that look like those of all users are of a few.
+Why: with music or groceries most targets are repeats, and metrics that seem to be over all users
+are over a few.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-_MANY: Final = 0.1  # share of the users beyond which the setting is likely not what was meant
+_MANY: Final = 0.1  # share of users above which the setting is probably wrong
 
 
 def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
-    """One line for the console; empty where nobody is left out.
+    """One line for the console; empty where no user is left out.
+
+    Parameters
+    ----------
+    part : str
+        Name of the split.
+    num_left_out : int
+        Number of users without a target that counts.
+    num_users : int
+        Number of users with targets.
 
     >>> repeats_line("test", 37, 40)[:62]
     'warning: 37 of 40 test users have only targets that they had b'
@@ -20,22 +30,22 @@ def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     """
     if not num_left_out:
         return ""
-    said = (
+    line = (
         f"{num_left_out:,} of {num_users:,} {part} users have only targets that they had before and do not count: the "
-        f"figures are of {num_users - num_left_out:,} users"
+        f"metrics are over {num_users - num_left_out:,} users"
     )
     if num_left_out <= _MANY * num_users:
-        return said
-    return f"warning: {said}; set evaluate.exclude_seen false if repeats are to be predicted"
+        return line
+    return f"warning: {line}; set evaluate.exclude_seen false if repeats should be predicted"
 
 
 def no_targets(part: str) -> str:
-    """The message that a part holds nothing to measure on.
+    """The message that a split has no target to measure.
 
     >>> no_targets("test")[:41]
     'no test user has a target that counts: ea'
     """
     return (
         f"no {part} user has a target that counts: each is an item that the user had before; set "
-        "evaluate.exclude_seen false if repeats are to be predicted, or change data.split"
+        "evaluate.exclude_seen false if repeats should be predicted, or change data.split"
     )

@@ -1,7 +1,7 @@
-"""Which events are training, validation and test: pure functions over one shard of users.
+"""The split of every event (training, validation, test), as pure functions over one shard of users.
 
-Legend: U users, E events (user by user, in the order of the data). Validation is always apart from test, and a user
-keeps at least one training event in every random or proportional split.
+Legend: U users, E events (user by user, in the order of the data). Validation and test are always
+disjoint, and every user keeps at least one training event in a random or proportional split.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Everything that decides the part of an event; the cut-offs are microseconds since the epoch."""
+    """Everything that determines the split of an event; cut-offs are in microseconds."""
 
     kind: str
     valid: float = 0.1
@@ -35,7 +35,7 @@ class SplitPlan:
     test_from: int = NEVER
     ordered: bool = True
     given_valid: bool = False  # the source names validation events itself
-    newcomers: Newcomers | None = None  # users whose training events are cut after all
+    newcomers: Newcomers | None = None  # cold users, whose training events are cut
     target_types: tuple[int, ...] = ()  # ids of the event types that are predicted; empty: all
 
     @property
@@ -45,8 +45,8 @@ class SplitPlan:
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
-        apart = ("valid_from", "test_from", "newcomers", "target_types")
-        names = [field.name for field in fields(self) if field.name not in apart]
+        separate = ("valid_from", "test_from", "newcomers", "target_types")
+        names = [field.name for field in fields(self) if field.name not in separate]
         described = {name: getattr(self, name) for name in names}
         if self.newcomers:
             described |= self.newcomers.describe()
@@ -56,7 +56,7 @@ class SplitPlan:
 
 
 def plan_of(described: Mapping[str, Any], target_types: Sequence[int]) -> SplitPlan:
-    """The plan that :meth:`SplitPlan.describe` tells of."""
+    """The plan from the result of :meth:`SplitPlan.describe`."""
     plan = SplitPlan(
         described["kind"],
         described["valid"],
@@ -75,59 +75,60 @@ def plan_of(described: Mapping[str, Any], target_types: Sequence[int]) -> SplitP
 def assign(
     plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, uniform_E: Array, types_E: Array = NO_TYPES
 ) -> Array:
-    """The part of every event: uint8, see :class:`~recsys.data.histories.Split`; :data:`CUT` where it is in none.
+    """The split of every event: [E] uint8, see :class:`~recsys.data.histories.Split`; :data:`CUT`
+    where it is in none.
 
-    Shares and last events are those of the types that are predicted. The other events belong to the part of the target
-    before them, so that they are seen by whoever is asked later.
+    Shares and last events count predicted types only. The other events belong to the split of the
+    target before them, so that later queries see them.
 
     Parameters
     ----------
     plan : SplitPlan
-        the rule.
+        The rule of the split.
     offsets_U1 : Array
-        where each user's events start.
+        Where each user's events start: [U + 1] int64.
     times_E : Array
-        microseconds (temporal).
+        Microseconds since the epoch: [E] int64; used by ``temporal``.
     given_E : Array
-        parts named by the source (given).
+        Splits named by the source: [E]; used by ``given``.
     uniform_E : Array
-        a number in [0, 1) a (user, item) pair (random splits); equal pairs, equal numbers.
+        Numbers in [0, 1), equal for equal (user, item) pairs: [E] float64; used by random splits.
     types_E : Array
-        event type ids, where not all types are predicted.
+        Event type ids: [E] uint8; used where only some types are predicted.
     """
     is_target_E = np.isin(types_E, plan.target_types) if plan.target_types else np.ones(offsets_U1[-1], dtype=bool)
     if plan.kind == "given":
-        parts = given_E.astype(np.uint8)
+        splits = given_E.astype(np.uint8)
         if plan.given_valid:
-            return parts
+            return splits
         if plan.ordered:
-            return _latest_training(offsets_U1, parts, plan.valid, is_target_E)
-        return _random(offsets_U1, uniform_E, parts == Split.TRAIN, plan.valid, 0.0, parts)
+            return _latest_training(offsets_U1, splits, plan.valid, is_target_E)
+        return _random(offsets_U1, uniform_E, splits == Split.TRAIN, plan.valid, 0.0, splits)
     if plan.kind == "leave-last":
         return _leave_last(offsets_U1, is_target_E)
     if plan.kind == "temporal":
         return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(np.uint8)
     if plan.ordered:
         return _latest(offsets_U1, plan.valid, plan.test, is_target_E)
-    parts = np.zeros(len(uniform_E), dtype=np.uint8)
-    return _random(offsets_U1, uniform_E, np.ones(len(parts), dtype=bool), plan.valid, plan.test, parts)
+    splits = np.zeros(len(uniform_E), dtype=np.uint8)
+    return _random(offsets_U1, uniform_E, np.ones(len(splits), dtype=bool), plan.valid, plan.test, splits)
 
 
 def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
-    """Last target test, the one before it validation, with what is between them; what is later is cut. Users with fewer
-    than three targets stay in training.
+    """The last target is test; the target before it and the events between them are validation;
+    events after the last target are cut. Users with fewer than three targets stay in training.
     """
     behind_E, num_targets_U = _targets_behind(offsets_U1, is_target_E)
     held_E = np.repeat(num_targets_U >= 3, np.diff(offsets_U1))
-    parts = np.zeros(offsets_U1[-1], dtype=np.uint8)
-    parts[held_E & (behind_E <= 1)] = Split.VALID
-    parts[held_E & (behind_E == 0)] = CUT
-    parts[held_E & (behind_E == 0) & is_target_E] = Split.TEST
-    return parts
+    splits = np.zeros(offsets_U1[-1], dtype=np.uint8)
+    splits[held_E & (behind_E <= 1)] = Split.VALID
+    splits[held_E & (behind_E == 0)] = CUT
+    splits[held_E & (behind_E == 0) & is_target_E] = Split.TEST
+    return splits
 
 
 def _targets_behind(offsets_U1: Array, is_target_E: Array) -> tuple[Array, Array]:
-    """How many targets of the user come behind each event [E], and how many the user has [U]."""
+    """Number of the user's targets after each event [E], and number of targets of each user [U]."""
     total_E1 = np.concatenate([[0], np.cumsum(is_target_E)])
     ends_U = total_E1[offsets_U1[1:]]
     return np.repeat(ends_U, np.diff(offsets_U1)) - total_E1[1:], ends_U - total_E1[offsets_U1[:-1]]
@@ -145,45 +146,51 @@ def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) ->
     return np.where(is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0)))
 
 
-def _latest_training(offsets_U1: Array, parts_E: Array, valid: float, is_target_E: Array) -> Array:
-    """Each user's latest share of the events marked training becomes validation; the other events keep their part."""
-    parts_E = parts_E.copy()
-    is_train_E = parts_E == Split.TRAIN
+def _latest_training(offsets_U1: Array, splits_E: Array, valid: float, is_target_E: Array) -> Array:
+    """Each user's latest share of the events marked training becomes validation; the other events
+    keep their split.
+    """
+    splits_E = splits_E.copy()
+    is_train_E = splits_E == Split.TRAIN
     of_training_U1 = np.concatenate([[0], np.cumsum(is_train_E)])[offsets_U1]
-    parts_E[is_train_E] = _latest(of_training_U1, valid, 0.0, is_target_E[is_train_E])
-    return parts_E
+    splits_E[is_train_E] = _latest(of_training_U1, valid, 0.0, is_target_E[is_train_E])
+    return splits_E
 
 
-def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, parts_E: Array) -> Array:
-    """Hold out the free events whose number falls below the shares, keeping each user's largest number in training."""
-    parts_E = parts_E.copy()
+def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, splits_E: Array) -> Array:
+    """Hold out the free events whose number is below the shares; each user's largest number stays
+    in training.
+    """
+    splits_E = splits_E.copy()
     drawn_E = np.where(uniform_E < test, np.uint8(Split.TEST), np.uint8(Split.VALID))
     lengths_U = np.diff(offsets_U1)
     users_E = np.repeat(np.arange(len(lengths_U)), lengths_U)
     largest_U = np.full(len(lengths_U), -1.0)
     np.maximum.at(largest_U, users_E[free_E], uniform_E[free_E])
     held_E = free_E & (uniform_E < test + valid) & (uniform_E < largest_U[users_E])
-    parts_E[held_E] = drawn_E[held_E]
-    return parts_E
+    splits_E[held_E] = drawn_E[held_E]
+    return splits_E
 
 
 def cut_off(histogram: Callable[[int, int], Array], low: int, high: int, rank: int) -> int:
-    """The ``rank``-th largest of many integers in [low, high], exactly, without holding them.
+    """The exact ``rank``-th largest of many integers in [low, high] that are not in memory.
 
     Each pass narrows the range to one of :data:`_BINS` bins.
 
     Parameters
     ----------
     histogram : Callable[[int, int], Array]
-        (start, width) → how many values fall into each of ``_BINS`` bins of that width from ``start``.
+        (start, width) → number of values in each of ``_BINS`` bins of that width, from ``start``
+        on.
     """
     while True:
         width = -(-(high - low + 1) // _BINS)
-        low = high + 1 - _BINS * width  # the bins end at ``high``: what lies above it is in the rank already
+        # the bins end at ``high``: ``rank`` already excludes larger values
+        low = high + 1 - _BINS * width
         counts = histogram(low, width)
         from_top = np.cumsum(counts[::-1])
         position = int(np.searchsorted(from_top, rank))
-        assert position < _BINS, "fewer values than the rank asked for"
+        assert position < _BINS, "fewer values than the rank"
         rank -= int(from_top[position - 1]) if position else 0
         low += (_BINS - 1 - position) * width
         high = low + width - 1
@@ -198,12 +205,12 @@ def bin_counts(values: Array, start: int, width: int) -> Array:
 
 
 def parse_time(text: str, key: str) -> int:
-    """Microseconds since the epoch of a time in any form that sources may have; a time without a zone is UTC.
+    """Microseconds since the epoch of a time in any format of sources; UTC without a zone.
 
     Raises
     ------
     ConfigError
-        the value of ``key`` is no time.
+        The value of ``key`` is not a time.
 
     >>> parse_time("1970-01-02", "data.split.test_from") == 24 * 3600 * 10**6
     True
@@ -213,14 +220,16 @@ def parse_time(text: str, key: str) -> int:
     except ValueError as error:
         raise ConfigError(f"{key}: {text!r} is not a time such as 2024-03-01T12:00:00+00:00; {error}") from None
     if found is None:
-        raise ConfigError(f"{key}: {text!r} is not a time, expected one such as 2024-03-01T12:00:00+00:00")
+        raise ConfigError(f"{key}: {text!r} is not a time; expected one such as 2024-03-01T12:00:00+00:00")
     return (found - _EPOCH) // timedelta(microseconds=1)
 
 
 def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConfig:
-    """The split with the kind that ``auto`` means: without any order there is no last event.
+    """The split with ``auto`` resolved: ``ratio`` for events without any order, which have no last
+    event, else ``leave-last``.
 
-    Events of which some have a time stay with leave-last, which then says that the others need one.
+    If only some events have a time, the kind is ``leave-last``, whose check then reports that the
+    others need one.
 
     >>> resolved(SplitConfig(), "time", True).kind, resolved(SplitConfig(), "none", False).kind
     ('leave-last', 'ratio')
@@ -231,28 +240,28 @@ def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConf
 
 
 def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:
-    """Refuse a split that the data cannot give.
+    """Refuse a split that the data does not support.
 
     Parameters
     ----------
     ordered_by : str
-        time, file or none.
+        ``time``, ``file`` or ``none``.
     given : dict[str, int]
-        part named by the source → number of events.
+        Split named by the source → number of events.
 
     Raises
     ------
     DataError
-        with what is missing and which kinds would work.
+        The data does not support the split; the message says what is missing and which kinds work.
     """
     if config.kind == "leave-last" and ordered_by == "none":
         raise DataError(
-            "data.split.kind leave-last needs an order, and the events have none (no timestamp on every event); "
+            "data.split.kind leave-last needs an order, but the events have none (no timestamp on every event); "
             "set data.split.kind ratio, or data.order file when the order of the rows is the order of events"
         )
     if config.kind == "temporal" and not timed:
         raise DataError(
-            "data.split.kind temporal needs a timestamp on every event, and some or all have none; "
+            "data.split.kind temporal needs a timestamp on every event, but some or all have none; "
             "set data.split.kind ratio or leave-last"
         )
     if config.kind == "given" and not given.get("test"):

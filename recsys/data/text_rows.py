@@ -1,5 +1,6 @@
-"""The texts of users as training and serving compose and look them up, without Ray; which there are, and why no text
-tells what a query must not see, is told in :mod:`recsys.preparation.user_text`.
+"""Compose and look up the texts of users, without Ray, for training and serving.
+:mod:`recsys.preparation.user_text` says which texts exist and why no text contains events that its
+query must not see.
 
 Legend: R distinct texts, X entries (user, place), T width of the language model, Q look-ups.
 """
@@ -16,25 +17,27 @@ import pyarrow as pa
 
 from recsys.data.histories import Array, Split
 
-ENTRIES: Final = "users/texts.parquet"  # user, through, place, text (row of the vectors, -1: nothing), hash
+# user, through, place, text (row of the vectors, -1: nothing), hash
+ENTRIES: Final = "users/texts.parquet"
 VECTORS: Final = "users/text_vectors.parquet"
-WHOLE: Final = 2**31 - 1  # the place of the text of everything in a part
+WHOLE: Final = 2**31 - 1  # the place of the text of a user's whole split
 _TOLERANCE: Final = 0.01
 
 
 @dataclass(frozen=True)
 class TextRules:
-    """How texts are made of events."""
+    """How texts are composed from events."""
 
     event_types: tuple[str, ...]
     ordered: bool
-    max_items: int
-    first: int
-    folds: int
+    max_items: int  # newest items in a text
+    first: int  # number of events before the first text
+    folds: int  # data without order: number of texts, each without one fold of the events
 
 
 def compose(items: Sequence[int], types: Sequence[int], titles: Sequence[str], rules: TextRules) -> str:
-    """The events of a user, oldest first, as one text, newest first; event types are named where there are several.
+    """Compose one text, newest event first, from a user's events, oldest first. The text names
+    event types if there are several.
 
     >>> rules = TextRules(("buy", "view"), True, 3, 4, 1)
     >>> compose([0, 1, 2, 3], [1, 1, 1, 0], ["tea", "cup", "pot", "jug"], rules)
@@ -50,16 +53,16 @@ def compose(items: Sequence[int], types: Sequence[int], titles: Sequence[str], r
 
 @dataclass(frozen=True)
 class UserTexts:
-    """The texts that are made of the events through one part."""
+    """The texts of the events through one split."""
 
-    keys_X: Array  # int64, sorted: user and place
-    rows_X: Array  # int64, -1 where there was nothing to say
+    keys_X: Array  # int64, sorted: user in the high, place in the low 32 bits
+    rows_X: Array  # int64, -1 for an empty text
     vectors_RT: Array  # float16
     folds: int
 
     @staticmethod
     def of(entries: pa.Table, vectors: pa.Table, through: Split, folds: int) -> UserTexts:
-        """From the two tables of a prepared dataset."""
+        """The texts from the two tables of a prepared dataset."""
         part = np.asarray(entries.column("through")) == min(through, Split.VALID)
         keys = _keys(np.asarray(entries.column("user"))[part], np.asarray(entries.column("place"))[part])
         order = np.argsort(keys, kind="stable")
@@ -70,7 +73,7 @@ class UserTexts:
         )
 
     def at(self, users_Q: Array, places_Q: Array) -> Array:
-        """The row of each user's newest text at or before a place, -1 without: int64."""
+        """The row of each user's newest text at or before a place, -1 without one: [Q] int64."""
         found = np.searchsorted(self.keys_X, _keys(users_Q, places_Q), side="right") - 1
         known = (found >= 0) & (self.keys_X[found.clip(0)] >> 32 == users_Q) if len(self.keys_X) else found >= 0
         rows = np.full(len(found), -1, dtype=np.int64)
@@ -78,7 +81,7 @@ class UserTexts:
         return rows
 
     def whole(self, users_Q: Array) -> Array:
-        """The row of the text of all that each user did in the part, -1 without."""
+        """The row of the text of each user's whole split, -1 without one: [Q] int64."""
         return self.at(users_Q, np.full(len(users_Q), WHOLE))
 
     @property
@@ -87,7 +90,7 @@ class UserTexts:
         return 1 / self.folds if self.folds > 1 else 0.0
 
     def fits(self, history_mask_rate: float) -> bool:
-        """Whether that is the share of events that training hides."""
+        """Whether training hides the same share of events (``train.history_mask_rate``)."""
         return abs(history_mask_rate - self.hidden_share) <= _TOLERANCE
 
 

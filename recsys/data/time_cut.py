@@ -1,7 +1,7 @@
-"""Whether one cut in time can test a model: one rule for a look at files and for what a run says of leave-last.
+"""Whether a temporal split leaves enough to test: for `recsys init` and the note on leave-last.
 
-Why: a cut in time asks as a live service is asked. It needs users with events on both sides, and items that anybody had
-before.
+Why: a temporal split tests a model as a live service uses it. It needs users with events on both
+sides of the cut, and items with earlier events.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from typing import Any, Final
 import polars as pl
 
 SHARES: Final = (0.1, 0.15, 0.2)
-"""Shares of the events that a temporal split may hold out for test, and again for validation; the first that fits."""
-_KNOWN_EVENTS: Final = 0.5  # share of the test events that must be of users with a past
-_KNOWN_USERS: Final = 0.15  # share of the users that must have a past and test events …
-_KNOWN_ITEMS: Final = 0.4  # share of the test events that must be of items that somebody had before
-_MANY_USERS: Final = 1000  # … or so many of them
+"""Shares of the events for test and again for validation; the first that leaves enough is used."""
+_KNOWN_EVENTS: Final = 0.5  # least share of test events by users with earlier events
+_KNOWN_USERS: Final = 0.15  # least share of users with earlier and test events …
+_KNOWN_ITEMS: Final = 0.4  # least share of test events on items with earlier events
+_MANY_USERS: Final = 1000  # … or this number of them
 _FEWEST: Final = 5
 
 
 @dataclass(frozen=True)
 class Temporal:
-    """What a global cut in time would leave."""
+    """What a temporal split would leave."""
 
-    share: float  # of the events in test, and in validation
+    share: float  # share of the events in test, and again in validation
     test_from: datetime
-    num_test_users: int  # with events before the cut
-    num_users: int  # with two events and more
-    known: float = 1.0  # share of the test events that are of users with events before
-    known_items: float = 1.0  # share of them that are of items with events before
+    num_test_users: int  # test users with events before the cut
+    num_users: int  # users with at least two events
+    known: float = 1.0  # share of test events by users with earlier events
+    known_items: float = 1.0  # share of test events on items with earlier events
 
     @property
     def has_items(self) -> bool:
-        """Whether enough of what is asked for can be known at the cut."""
+        """Whether enough test events are on items that are known at the cut."""
         return self.known_items >= _KNOWN_ITEMS
 
     @property
     def is_enough(self) -> bool:
-        """Whether it leaves enough to measure."""
+        """Whether the split leaves enough to measure."""
         enough = max(min(_KNOWN_USERS * self.num_users, _MANY_USERS), _FEWEST)
         return self.num_test_users >= enough and self.known >= _KNOWN_EVENTS and self.has_items
 
     @property
     def why_not(self) -> str:
-        """What is lacking, to be read behind "one cut in time leaves"."""
+        """What is lacking, to follow the words "a cut in time leaves"."""
         if not self.has_items:
             return (
-                f"little that can be known: {self.known_items:.0%} of the events from {self.test_from:%Y-%m-%d} on are "
-                "of items that anybody had before"
+                f"few known items: {self.known_items:.0%} of the events from {self.test_from:%Y-%m-%d} on are on "
+                "items with earlier events"
             )
         return (
             f"few users: {self.num_test_users:,} of {self.num_users:,} have events on both sides of "
@@ -59,22 +59,22 @@ class Temporal:
 
 @dataclass(frozen=True)
 class Cuts:
-    """The first cut that leaves enough, None: none does; and the one that leaves most."""
+    """The first cut that leaves enough (None: no cut does), and the cut that leaves the most users."""
 
     fitting: Temporal | None = None
     best: Temporal | None = None
 
     @property
     def why_none(self) -> str:
-        """Why no cut can be used; empty where one can."""
+        """Why no cut leaves enough; empty where one does."""
         if self.fitting is not None:
             return ""
-        return "nothing between its parts" if self.best is None else self.best.why_not
+        return "no events between its cut-offs" if self.best is None else self.best.why_not
 
 
 def cuts_of(events: pl.DataFrame) -> Cuts:
-    """The cuts of events with ``user``, ``item``, ``time`` (microseconds, null where unknown) and ``asked``, whether an
-    event is of a type that is predicted.
+    """Evaluate the possible cuts of events. Columns: ``user``, ``item``, ``time`` (microseconds,
+    null where unknown) and ``asked`` (whether the event has a predicted type).
     """
     found = [cut for share in SHARES if (cut := _cut(events, share)) is not None]
     fitting = next((cut for cut in found if cut.is_enough), None)
@@ -82,7 +82,9 @@ def cuts_of(events: pl.DataFrame) -> Cuts:
 
 
 def _cut(events: pl.DataFrame, share: float) -> Temporal | None:
-    """What is left where the latest share of the events is test and as many before it are validation."""
+    """What a split leaves if the latest share of the events is test and the same share before it is
+    validation.
+    """
     timed = events.filter(pl.col("time").is_not_null())
     times = timed.filter("asked")["time"]
     test_from, valid_from = (times.quantile(1 - count * share, "higher") for count in (1, 2))

@@ -1,4 +1,4 @@
-"""What a person calls an item: its title or name, else the start of its text, else its id."""
+"""Readable names of items: the title or name, else the start of the text, else the id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_TITLE: Final = 80
 
 
 def item_titles(features: pa.Table) -> list[str]:
-    """One short line for every row of ``items/features.parquet``.
+    """One short title for every row of ``items/features.parquet``.
 
     >>> item_titles(pa.table({"item_id": ["1", "2"], "title": ["Lip  balm", None]}))
     ['Lip balm', '2']

@@ -1,7 +1,8 @@
-"""Dense ids: external ids, each once, in the order of their bytes; the position is the dense id.
+"""Dense ids: the sorted distinct external ids; the position is the dense id.
 
-Why sorted: the numbering then depends on nothing but the set of ids, so equal inputs give equal datasets. A dataset
-that continues another one (:class:`Vocabulary`) keeps its numbers and appends the new ids, sorted, behind them.
+Why sorted (by bytes): the numbers then depend only on the set of ids, so equal inputs give equal
+datasets. A dataset that continues another one (:class:`Vocabulary`) keeps its numbers and appends
+the new ids, sorted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from recsys.errors import DataError
 
 
 def union(parts: Iterable[pa.Array]) -> pa.Array:
-    """All ids of the parts, once each, sorted.
+    """The sorted distinct ids of all parts.
 
     >>> union([pa.array(["b", "a"]), pa.array(["b"])]).to_pylist()
     ['a', 'b']
@@ -48,22 +49,22 @@ class Vocabulary:
     event_types: tuple[str, ...]
     entities: pa.Array = field(default_factory=no_ids)
     relations: pa.Array = field(default_factory=no_ids)
-    context: tuple[ContextColumn, ...] = ()  # how context columns are coded: values new to them stay unknown
-    forgotten: Forgotten = Forgotten()  # who must not come back with the data
+    context: tuple[ContextColumn, ...] = ()  # encodings of context columns; new values stay unknown
+    forgotten: Forgotten = Forgotten()  # users that must stay removed
 
     def grown(self, users: pa.Array, items: pa.Array) -> tuple[pa.Array, pa.Array]:
-        """The users and items of new data, with the numbers of this vocabulary for those that it has; those that the
-        data has no longer keep theirs.
+        """The users and items of new data: the ids of this vocabulary keep their numbers, also
+        those that the data no longer has, and new ids follow.
         """
         return extend(self.users, users), extend(self.items, items)
 
     def check_kept(self, users: pa.Array, items: pa.Array) -> None:
-        """
+        """Refuse data without some users or items of this vocabulary.
 
         Raises
         ------
         DataError
-            the data has lost users or items of this vocabulary.
+            The data lacks users or items of this vocabulary.
         """
         for what, base, found in (("users", self.users, users), ("items", self.items, items)):
             lost = base.filter(pc.invert(pc.is_in(base, value_set=found)))
@@ -71,13 +72,13 @@ class Vocabulary:
                 names = ", ".join(repr(name) for name in lost.slice(0, 3).to_pylist())
                 raise DataError(
                     f"{len(lost):,} of the {len(base):,} {what} that the model knows are not in the data any more, "
-                    f"e.g. {names}; an update goes on with old and new events: give the new files alone with --events "
-                    "where the model's dataset keeps its events, keep the old files in data.source beside the new "
-                    "ones, or mean it with --replace, by which they keep their numbers"
+                    f"e.g. {names}; an update needs old and new events: give only the new files with --events if the "
+                    "model's dataset keeps its events, list the old files in data.source as well as the new ones, or "
+                    "confirm with --replace, where they keep their numbers"
                 )
 
     def digest(self) -> str:
-        """Equal for equal ids in equal order."""
+        """A hash of all ids in order and of the encodings of context columns."""
         found = hashlib.sha256()
         for ids in (self.users, self.items, pa.array(self.event_types, pa.string()), self.entities, self.relations):
             for name in ids.to_pylist():
@@ -89,7 +90,7 @@ class Vocabulary:
 
 
 def extend(base: pa.Array | None, found: pa.Array) -> pa.Array:
-    """The ids of ``base`` as they stand, then those of ``found`` that it lacks, sorted.
+    """The ids of ``base`` in their order, then the other ids of ``found``, sorted.
 
     >>> extend(pa.array(["m", "b"]), pa.array(["z", "b", "a"])).to_pylist()
     ['m', 'b', 'a', 'z']
@@ -101,7 +102,7 @@ def extend(base: pa.Array | None, found: pa.Array) -> pa.Array:
 
 
 def dense(parts: list[pa.Array], vocabulary: pa.Array) -> list[Array]:
-    """The dense ids (int32) of every part; all its ids are in the vocabulary."""
+    """The dense ids of every part: int32. All ids must be in the vocabulary."""
     joined = pa.concat_arrays(parts) if parts else pa.array([], pa.string())
     positions = np.asarray(pc.index_in(joined, value_set=vocabulary)).astype(np.int32)
     return np.split(positions, np.cumsum([len(part) for part in parts])[:-1]) if parts else []

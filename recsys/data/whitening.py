@@ -1,4 +1,4 @@
-"""Whitened vectors of items: of their texts and of their media.
+"""Whitening of the text and media vectors of items.
 
 Legend: N items, T width of the vectors, W whitened width.
 """
@@ -12,17 +12,31 @@ from torch import Tensor
 
 
 def whiten(text_NT: Tensor, num_directions: int) -> Tensor:
-    """Rows whitened by themselves, see :class:`Whitening`."""
+    """Whiten rows by their own statistics.
+
+    Parameters
+    ----------
+    text_NT : Tensor
+        Vectors, zero rows without a text.
+    num_directions : int
+        Number of leading directions; 0 only centres.
+
+    Returns
+    -------
+    Tensor
+        Whitened rows [N, W] float32, see :class:`Whitening`.
+    """
     return Whitening.of(text_NT, num_directions)(text_NT)
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Centre the rows that have text and whiten their leading directions; rows without text stay zero.
+    """Centre and whiten the rows with a text; rows without a text stay zero.
 
-    Why: sentence vectors share a large common part and a few loud directions (Mu & Viswanath 2018); whitening lets a
-    linear projection use all of them. Zero ``num_directions`` only centre. The rows it is made of come out with a mean
-    squared length of one: [N, W], W = min(num_directions, T) or T, float32.
+    Why: sentence vectors share a large common component and a few directions of high variance (Mu &
+    Viswanath 2018); whitening lets a linear projection use all directions. With ``num_directions``
+    0 the rows are only centred. The rows that it is fitted on get a mean squared length of one: [N,
+    W] float32, W = min(num_directions, T), or T for 0.
     """
 
     mean_T: Tensor
@@ -30,7 +44,7 @@ class Whitening:
 
     @staticmethod
     def of(text_NT: Tensor, num_directions: int) -> Whitening:
-        """Centre, axes and scale of the rows with text; all zero where no two differ."""
+        """Fit mean, directions and scale on the rows with a text; all zero for equal rows."""
         rows = text_NT[text_NT.abs().sum(1) > 0].to(torch.float64)
         dimension = text_NT.shape[1]
         width = whitened_width(num_directions, dimension)
@@ -46,12 +60,12 @@ class Whitening:
         return Whitening(mean_T.to(torch.float32), axes_TW.to(torch.float32))
 
     def __call__(self, text_NT: Tensor) -> Tensor:
-        """Whitened rows [N, W]."""
+        """The whitened rows: [N, W] float32."""
         has_text_N1 = (text_NT.abs().sum(1) > 0).to(torch.float64)[:, None]
         white_NT = (text_NT.double() - self.mean_T.double()) * has_text_N1
         return (white_NT @ self.axes_TW.double()).to(torch.float32)
 
 
 def whitened_width(num_directions: int, dimension: int) -> int:
-    """Width of text vectors of a dimension once whitened; all directions for 0."""
+    """Width W of whitened vectors; ``num_directions`` 0 keeps the full dimension."""
     return min(num_directions, dimension) or dimension

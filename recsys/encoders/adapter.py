@@ -1,7 +1,8 @@
-"""A low-rank adapter (LoRA, Hu et al. 2021) of a language model: a few numbers beside a model that stays as it is.
+"""Low-rank adapters (LoRA, Hu et al. 2021) of a language model whose own weights stay unchanged.
 
-Why as bytes: tasks on any machine get it with their settings, from a dataset on any filesystem; on disk it is a
-folder as the library peft writes it, so ``data.text.model`` may name such a folder as well.
+Why as bytes: tasks on any machine get the adapter with their settings, from a dataset on any
+filesystem. On disk it is a folder in the format of the library peft, so ``data.text.model`` may
+also name such a folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from recsys.errors import ConfigError
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
-# What language models call the projections of their attention, the last part of a module's name.
+# Names of the attention projections in language models (last part of a module's name).
 PROJECTIONS: Final = (
     *("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v"),
     *("Wqkv", "qkv", "qkv_proj", "query_key_value", "c_attn", "in_proj", "attn_q", "attn_k", "attn_v"),
@@ -32,22 +33,22 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """Equal digests on one base model, equal vectors."""
+        """Hash of both files: on one base model, equal digests give equal vectors."""
         return hashlib.sha256(self.config.encode() + b"\0" + self.weights).hexdigest()
 
     @property
     def base(self) -> str:
-        """The language model that it adapts, as ``data.text.model`` named it."""
+        """The language model that it adapts, as named in ``data.text.model``."""
         return str(json.loads(self.config).get("base_model_name_or_path") or "")
 
     @staticmethod
     def read(folder: Path) -> Adapter:
-        """From a folder as peft writes it.
+        """Read a folder in the format of peft.
 
         Raises
         ------
         ConfigError
-            there are no weights as safetensors, or no base model is named.
+            There are no safetensors weights, or the configuration names no base model.
         """
         if not (folder / WEIGHTS).is_file():
             raise ConfigError(f"data.text.model: {folder} has {CONFIG} but no {WEIGHTS}; save the adapter again")
@@ -57,7 +58,7 @@ class Adapter:
         return found
 
     def merged_into(self, model: Any) -> Any:
-        """The base model with the adapter added to its weights; changes the model that is given."""
+        """The base model with the adapter merged into its weights; changes the given model."""
         import safetensors.torch
 
         peft = require_peft("an adapted language model")
@@ -72,7 +73,7 @@ class Adapter:
 
     @staticmethod
     def of(adapted: Any, base: str) -> Adapter:
-        """What a peft model has learned."""
+        """The adapter that a peft model has learned."""
         import safetensors.torch
 
         peft = require_peft("fine-tuning")
@@ -85,17 +86,18 @@ class Adapter:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a whole model."""
+    """Whether a folder contains an adapter and not a whole model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def with_adapter(model: Any, rank: int, name: str) -> Any:
-    """The model with fresh low-rank adapters on its attention projections, the only weights that will learn.
+    """The model with new low-rank adapters on its attention projections; only the adapters are
+    trained.
 
     Raises
     ------
     ConfigError
-        peft is not installed, or the model has no attention projection of a known name.
+        peft is not installed, or the model has no attention projection with a known name.
     """
     peft = require_peft("data.text.finetune")
     import torch
@@ -112,12 +114,12 @@ def with_adapter(model: Any, rank: int, name: str) -> Any:
 
 
 def require_peft(what: str) -> Any:
-    """The library.
+    """Import peft.
 
     Raises
     ------
     ConfigError
-        it is not installed.
+        peft is not installed.
     """
     try:
         import peft

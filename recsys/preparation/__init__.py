@@ -1,1 +1,3 @@
-"""From raw tables to the prepared dataset; the only package of the data that imports Ray."""
+"""The stage ``prepare``: from the tables of a source to the prepared dataset. Of the data packages
+only this one imports Ray.
+"""

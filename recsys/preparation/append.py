@@ -1,16 +1,17 @@
-"""Append newer events to a prepared dataset: only the users whom they touch are processed again.
+"""Append newer events to a prepared dataset and process only the users that they affect.
 
-Why: a day's events are a hundredth of all events. No old file is read, as the dataset keeps its validated rows
-(:mod:`recsys.preparation.event_store`). The rows of touched users are taken from every shard, joined with the new
-ones, and pass all steps (order, duplicates, parts). Their histories become a newer file beside the old one, and counts
-change by the difference. Touched users are those with new events and, in a temporal split, those with
-events between an old and a new cut-off.
+Why: a day's events are about a hundredth of all events. No old file is read, because the dataset
+keeps its validated rows (:mod:`recsys.preparation.event_store`). The rows of touched users are
+taken from every shard, joined with the new rows, and pass all steps (order, duplicates, splits).
+Their histories become a newer file next to the old one, and counts change by the difference.
+Touched users are those with new events and, in a temporal split, those with events between an old
+and a new cut-off.
 
-What still grows with all events, and is cheap: the kept rows are unpacked once to find those of touched users, and a
-temporal split counts their times; vocabularies and attributes are written again. A shard is written again as a whole
-when more than half of its users have newer rows, or when it has many newer files. All kept rows pass all steps where an
-event can change what other users' events mean (k-core, item text made of events, texts of users), or where a setting
-has changed.
+Some work still grows with all events, but is cheap: the kept rows are unpacked once to find those
+of touched users, a temporal split counts their times, and vocabularies and attributes are written
+again. A shard is written again as a whole when more than half of its users have newer rows, or when
+it has many newer files. All kept rows pass all steps again if a setting has changed, or if an event
+can affect other users (k-core, item text from events, texts of users).
 """
 
 from __future__ import annotations
@@ -64,123 +65,128 @@ from recsys.preparation.shards import ShardReport, ShardRules, count_shard, shar
 from recsys.sources.base import SourceAdapter
 from recsys.storage.uris import is_remote, one_spelling
 
-_MOST_FILES: Final = 12  # newer files of a shard, from which it is written again as a whole
-_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows, beyond which it is written again as a whole
+_MOST_FILES: Final = 12  # newer files of a shard above which it is written again as a whole
+_MOST_USERS: Final = 0.5  # share of a shard's users with newer rows above which it is written again
 _PARSED: Final = ("data.context", "data.context_numbers", "data.text_events")
 
 
 class NothingNew(DataError):
-    """Every file of events that is named was read before."""
+    """All named files of events were read before."""
 
 
 class NeedsAll(Exception):
-    """An append must process all events; the text says why."""
+    """An append must process all events; the message says why."""
 
 
 @dataclass(frozen=True)
 class Least:
-    """How many events the parent model was made of: an update must not have fewer by mistake."""
+    """The least number of events for an update: that of the parent model, so that no event is lost
+    by mistake.
+    """
 
     events: int
     replace: bool = False
 
     def check(self, manifest: Manifest, place: str) -> None:
-        """
+        """Refuse a dataset with fewer events than the parent model had.
 
         Raises
         ------
         DataError
-            there are fewer, even if those that a rule of ``data`` leaves out are counted.
+            There are fewer events, even with those that a rule of ``data`` leaves out.
         """
         found = manifest.counts["events"]
         by_rule = sum(manifest.dropped.get("events", {}).values())
         if self.replace or found + by_rule >= self.events:
             return
         raise DataError(
-            f"the data has {found:,} events, but the model to go on from was made of {self.events:,}: an update does "
-            "not forget events unless it is told to. Give only the new files with --events FILE…, which keeps the old "
-            f"events, or name old and new files in data.source; with --replace {place} is made of these events alone"
+            f"the data has {found:,} events, but the parent model has {self.events:,}: an update does not lose events "
+            "unless you confirm it. Give only the new files with --events FILE…, which keeps the old events, or list "
+            f"old and new files in data.source; --replace makes {place} from these events only"
         )
 
 
 def check_earlier(earlier: PreparedDataset, config: Config) -> None:
-    """
+    """Refuse a dataset to which no events can be appended.
 
     Raises
     ------
     ConfigError
-        events cannot be appended to the dataset, with what differs.
+        The dataset keeps no events, its settings differ (the message names them), or it is on an
+        object store and would be replaced.
     """
     if not earlier.manifest.store:
         raise ConfigError(
-            f"{earlier.root} keeps no events, so newer ones cannot be appended (an earlier release made it, its "
+            f"{earlier.root} keeps no events, so newer events cannot be appended (an earlier release made it, its "
             "source is read as a whole, or data.keep_events was false); list old and new files in data.source and run "
             "the update without --events"
         )
     different = differences(earlier.manifest.settings, settings_of(config))
     if wrong := [found for found in different if found.startswith(_PARSED)]:
         raise ConfigError(
-            f"{earlier.root} keeps its events without the columns that are asked for now: {'; '.join(wrong)}; give the "
-            "settings that it was prepared with, or list old and new files in data.source and prepare them again"
+            f"{earlier.root} keeps its events without the columns that the settings name now: {'; '.join(wrong)}; "
+            "use the settings that it was prepared with, or list old and new files in data.source and prepare them "
+            "again"
         )
     if is_remote(earlier.root) and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
         raise ConfigError(
-            f"data.dir: {config.dataset_dir} is the dataset that is appended to, and an object store cannot rename; "
-            "choose another data.dir (or run.dir) for the new one"
+            f"data.dir: {config.dataset_dir} is the dataset to append to, and an object store cannot rename; "
+            "choose another data.dir (or run.dir) for the new dataset"
         )
 
 
 def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) -> PreparedDataset:
-    """The dataset as it is, where it is the one that is asked for.
+    """Return the earlier dataset unchanged, if the configuration asks for the same dataset.
 
     Raises
     ------
-        NothingNew: all files were read before.
+    NothingNew
+        All files were read before, and the configuration asks for another dataset.
     """
     same = settings_hash(config) == earlier.manifest.settings_hash
     if same and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
         progress(f"dataset {config.dataset_dir} is up to date: all files of events were read before")
         return earlier
     raise NothingNew(
-        f"there is nothing to update on: every file of events that is named was read into {earlier.root} before; give "
-        "newer events with --events or in data.source"
+        f"no new events: {earlier.root} has read all named files of events before; give newer events with --events "
+        "or in data.source"
     )
 
 
 def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
-    """
+    """Refuse to overwrite a dataset with appended files that the source does not name.
 
     Raises
     ------
     DataError
-        files were appended to the dataset that would be written over, and the source does not name them.
+        The source does not name some of the appended files.
     """
     try:
-        there = PreparedDataset(config.dataset_dir).manifest.store
+        store = PreparedDataset(config.dataset_dir).manifest.store
     except ArtifactError:
         return
-    if len(there.get("readings", [])) < 2:
+    if len(store.get("readings", [])) < 2:
         return
     named = {(file["size"], file["fingerprint"]) for file in source.events_read}
-    gone = [file["name"] for file in files_read(there) if (file["size"], file["fingerprint"]) not in named]
-    if gone:
+    missing = [file["name"] for file in files_read(store) if (file["size"], file["fingerprint"]) not in named]
+    if missing:
         raise DataError(
-            f"{len(gone)} files of events were appended to {config.dataset_dir} that data.source does not name, such "
-            f"as {gone[0]}: this prepare would forget them; name them in data.source, choose another data.dir, or "
+            f"{config.dataset_dir} has {len(missing)} appended files of events that data.source does not name, such as "
+            f"{missing[0]}: this prepare would lose them; name them in data.source, choose another data.dir, or "
             "confirm with --replace"
         )
 
 
 def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
-    """Whether an append need not process users without new events."""
+    """Whether an append can skip users without new events."""
     if earlier is None or earlier.manifest.settings_hash != settings_hash(config):
         return False
     data = config.data
-    by_all = data.min_user_events or data.min_item_events or data.text.event_types or data.text.users.enabled
-    return not (by_all or data.text.finetune.enabled or earlier.manifest.text.get("event_column"))
+    needs_all = data.min_user_events or data.min_item_events or data.text.event_types or data.text.users.enabled
+    return not (needs_all or data.text.finetune.enabled or earlier.manifest.text.get("event_column"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 
 def encode_touched(
@@ -191,27 +197,28 @@ def encode_touched(
     all_users: pa.Array,
     items: pa.Array,
 ) -> list[Any]:
-    """The events of a bucket's touched users, those of them that the earlier dataset had, and the new duplicates.
+    """Encode the events of a bucket's touched users.
 
     Parameters
     ----------
     kept : Kept
-        the rows of the earlier dataset.
+        Rows of the earlier dataset.
     fresh : pa.Table | None
-        new good rows; None: none.
+        New good rows; None: no new rows.
     coding : Coding
-        order and types.
+        Order and event types.
     touched : tuple[pa.Array, Array] | None
-        users, sorted, and their dense ids; None: all.
+        Users, sorted, and their dense ids; None: all users.
     all_users : pa.Array
-        all external user ids, dense.
+        All external user ids in dense order.
     items : pa.Array
-        all external item ids, dense.
+        All external item ids in dense order.
 
     Returns
     -------
     list[Any]
-        Tables of ``rules.event_schema`` with and without the new rows, and what the quarantine keeps of duplicates.
+        Tables of ``rules.event_schema`` with the new rows and without them, and the new duplicates
+        for the quarantine.
     """
     before = kept.rows(None if touched is None else of_users(touched[0]))
     if before is not None:
@@ -231,7 +238,7 @@ def encode_touched(
 
 
 def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
-    """User, type and time of the events that the earlier dataset did not have."""
+    """User, type and time of the events that are not in the earlier dataset."""
     names = list(TIMES)
     both = [
         table.select(names).append_column("number", pa.array(np.full(table.num_rows, sign, dtype=np.int64)))
@@ -243,8 +250,8 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
 
 
 def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[Any]:
-    """User, type and time of the events from a time on that the earlier dataset used; how many of the types that are
-    predicted (all without any) it used before.
+    """User, type and time of the earlier dataset's events from ``since`` (microseconds) on; and the
+    number of its earlier events of predicted types (empty ``target_types``: all types).
     """
     found, number = [EVENT_SCHEMA.empty_table().select(TIMES)], 0
     for table in kept.times():
@@ -259,7 +266,7 @@ def kept_times(kept: Kept, since: int, target_types: tuple[int, ...]) -> list[An
 
 
 def moved_users(times: pa.Table, before: SplitPlan, now: SplitPlan) -> Array:
-    """Users with an event that new cut-offs move to another part: int32, sorted."""
+    """Users with an event that new cut-offs move to another split: int32, sorted."""
     times_E = np.asarray(times.column("time"))
     moved_E = np.zeros(len(times_E), dtype=bool)
     for old, new in ((before.valid_from, now.valid_from), (before.test_from, now.test_from)):
@@ -275,22 +282,27 @@ def write_touched(
     items: pa.Array,
     *tables: pa.Table,
 ) -> list[ShardReport]:
-    """Write the newer histories of a bucket; returns the counts of their users now and before.
+    """Write the newer histories of a bucket.
 
     Parameters
     ----------
     folder : Folder
-        of the dataset.
+        Folder of the dataset.
     place : tuple[int, str]
-        bucket, and ending of the file's name.
+        Bucket, and suffix of the file's name.
     rules : tuple[ShardRules, ShardRules]
-        of the new dataset, and of the earlier one.
+        Rules of the new dataset and of the earlier one.
     users : pa.Array
-        all external user ids, dense.
+        All external user ids in dense order.
     items : pa.Array
-        all external item ids, dense.
+        All external item ids in dense order.
     tables
-        of :func:`encode_touched`, events and old ones in turns, of different users.
+        Tables of :func:`encode_touched`, alternately all and old events; each pair has other users.
+
+    Returns
+    -------
+    list[ShardReport]
+        Counts of these users' events now and before.
     """
     events, old = (_by_user(list(tables[start::2])) for start in (0, 1))
     index, ending = place
@@ -300,41 +312,42 @@ def write_touched(
 
 
 def _by_user(tables: list[pa.Table]) -> pa.Table:
-    """Rows of different users, user by user."""
+    """The rows of several tables with different users, sorted by user."""
     table = pa.concat_tables(tables)
     if len(tables) == 1:
         return table
     return table.take(pa.array(np.argsort(np.asarray(table.column("user")), kind="stable"))).combine_chunks()
 
 
-# ---------------------------------------------------------------------------------------------------------------- steps
+# -------------------------------------------------------------------------------------------- steps
 
 
 class Appending(Preparation):
-    """The steps of :class:`~recsys.preparation.build.Preparation` for touched users alone."""
+    """The steps of :class:`~recsys.preparation.build.Preparation` for touched users only."""
 
     whole = False
 
     def _before(self) -> PreparedDataset:
-        assert self.earlier is not None, "there is something to append to"
+        assert self.earlier is not None, "an append has an earlier dataset"
         return self.earlier
 
     def _is_timed(self, summaries: list[BucketSummary]) -> bool:
         return self._before().manifest.timed and super()._is_timed(summaries)
 
     def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
-        """There are those of the earlier dataset."""
+        """Check nothing: the events of the earlier dataset remain."""
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
         found = described(self.num_shards, self._before().manifest.store, self.source.events_read, self._seen)
         return found | {"order": self.order, "newer_users": self._newer_users}
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
-        """As for all events.
+        """The coding over all events, old and new.
 
         Raises
         ------
-            NeedsAll: the order differs from that of the earlier dataset.
+        NeedsAll
+            The order differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
         seen = self._seen = seen_together(manifest.store["seen"], seen_in(summaries))
@@ -343,7 +356,7 @@ class Appending(Preparation):
         self._everything = everything
         coding = super()._coding([everything])
         if (coding.order != "none") != manifest.ordered or manifest.store.get("order", coding.order) != coding.order:
-            raise NeedsAll("the new events change how events are ordered")
+            raise NeedsAll("the new events change the order of events")
         return coding
 
     def _encode(
@@ -354,7 +367,9 @@ class Appending(Preparation):
         user_ids: pa.Array,
         item_ids: pa.Array,
     ) -> list[list[Any]]:
-        """For each bucket with new events, references to the tables of :func:`encode_touched`; nothing for others."""
+        """For each bucket with new events, references to the tables of :func:`encode_touched`; for
+        other buckets an empty list.
+        """
         self._code, self._touched = coding, [summary.users for summary in summaries]
         self._ids = ray.put(user_ids), ray.put(item_ids)
         self._whole_buckets = self._buckets_to_renew(len(user_ids))
@@ -371,11 +386,11 @@ class Appending(Preparation):
 
     def _kept(self, bucket: int) -> Kept:
         kept = self.reading.kept(bucket)
-        assert kept is not None, "there is something to append to"
+        assert kept is not None, "an append has an earlier dataset"
         return kept
 
     def _buckets_to_renew(self, num_users: int) -> set[int]:
-        """Shards that are written again as a whole; for the others, counts the users with newer rows."""
+        """The shards to write again as a whole; counts the users with newer rows in the others."""
         manifest, each = self._before().manifest, num_users / self.num_shards
         before = manifest.store.get("newer_users") or [0] * self.num_shards
         newer = [number + len(users) for number, users in zip(before, self._touched, strict=True)]
@@ -389,18 +404,20 @@ class Appending(Preparation):
         return found
 
     def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
-        """The plan of all events; users with events that it moves to another part are touched as well.
+        """The plan over all events. Users with events that it moves to another split are touched as
+        well.
 
         Raises
         ------
-            NeedsAll: the kind of split differs from that of the earlier dataset.
+        NeedsAll
+            The kind of split differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
         self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
         old, before = self._old_plan, []
         if old.kind == "temporal":
             fresh = self._fresh_times(encoded)
-            try:  # the cut-offs move forward, unless the new events are of old days
+            try:  # cut-offs move forward, except when the new events have early times
                 before = self._earlier_times(len(encoded), coding, old.valid_from)
                 plan = super()._plan([*before, *fresh], coding, [self._everything])
             except OutOfReach:
@@ -415,7 +432,7 @@ class Appending(Preparation):
         return plan
 
     def _earlier_times(self, num_buckets: int, coding: Coding, since: int) -> list[list[Any]]:
-        """References to the earlier times of every bucket from a time on; the others are counted."""
+        """References to the times of every bucket from ``since`` on; earlier ones are counted."""
         reader = task(kept_times, 2)
         refs = [reader.remote(self._kept(bucket), since, coding.target_types) for bucket in range(num_buckets)]
         self._counted = Counted(sum(fetch([number for _, number in refs])), since)
@@ -431,7 +448,7 @@ class Appending(Preparation):
         return [[ref] for ref in fresh.values()]
 
     def _add_moved(self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan) -> None:
-        """Add the events of users without new events whom the new cut-offs touch."""
+        """Add the events of users that have no new events but are affected by the new cut-offs."""
         finder, encoder = task(moved_users), task(encode_touched, 3)
         moved = {
             bucket: finder.remote(times, self._old_plan, plan)
@@ -451,7 +468,7 @@ class Appending(Preparation):
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
-        """Write newer files of histories, and change the counts by the difference."""
+        """Write newer history files and change the counts by the difference."""
         rules = ShardRules(plan, self._split_seed(), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
         both, writer, written = (rules, replace(rules, plan=self._old_plan)), task(write_touched), []
@@ -478,12 +495,12 @@ class Appending(Preparation):
         return sorted(kept), None
 
     def _link_histories(self, shards: Collection[str]) -> None:
-        """Link the files of histories that stay."""
+        """Link the history files that stay."""
         names = [*shards, *(file for name in shards for file in self.renewed.get(name, []))]
         self.folder.link(folder_of(self._before()), "histories", names)
 
     def _count(self, written: list[Any], item_ids: pa.Array) -> None:
-        """The counts of all events: those of the earlier dataset, and the difference of touched users."""
+        """Update the counts of the earlier dataset by the difference for touched users."""
         earlier = self._before()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         table = earlier.table("items/counts.parquet")

@@ -1,7 +1,7 @@
-"""Ray Data's blocks for Ray tasks: streamed out of a dataset, quietly, with a user's mistakes as our own exceptions.
+"""Blocks of Ray Data for Ray tasks, without progress bars, logs and wrapped exceptions.
 
-Why: tasks over blocks may return several objects and small reports, which ``map_batches`` cannot, and cost
-milliseconds where a shuffle of Ray Data costs seconds whatever the size of the data.
+Why: tasks over blocks can return several objects and small reports, which ``map_batches`` cannot.
+They take milliseconds, whereas a shuffle of Ray Data takes seconds for data of any size.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _RETRY_ADVICE: Final = "\nFailed to apply UDF transform"
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Ray Data's progress bars and logs; what goes wrong still raises, and as what it is."""
+    """Switch off Ray Data's progress bars and logs; errors still raise, with their own types."""
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
     bars, original, level = context.enable_progress_bars, context.raise_original_map_exception, logger.level
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # Ray's own wrapping loses the cause on its way between processes
+    context.raise_original_map_exception = True  # Ray's wrapper loses the cause between processes
     logger.setLevel(logging.CRITICAL)
     try:
         yield
@@ -40,14 +40,14 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raise a user's mistake that happened inside a Ray task as itself, without Ray's wrapping and traceback."""
+    """Raise a :class:`~recsys.errors.UserError` of a Ray task without Ray's wrapper."""
     try:
         yield
     except Exception as error:
         cause = _user_error(error)
         if cause is None:
             raise
-        message = str(cause).split(_RETRY_ADVICE)[0]  # Ray Data adds advice on retries to the exceptions of a map
+        message = str(cause).split(_RETRY_ADVICE)[0]  # Ray Data appends advice on retries
         raise type(cause)(message) from None
 
 
@@ -62,27 +62,30 @@ def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None
 
 
 def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
-    """References to the Arrow blocks of a dataset, as they are made; the rows never pass through this process."""
+    """References to the Arrow blocks of a dataset, as they are produced; the rows do not pass
+    through this process.
+    """
     with user_errors():
         for bundle in dataset.iter_internal_ref_bundles():
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the first execution configures the logger anew
-            assert all(cut is None for cut in bundle.slices), "sources hand out whole blocks"
+            # the first execution resets the logger
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+            assert all(cut is None for cut in bundle.slices), "sources produce whole blocks"
             yield from bundle.block_refs
 
 
 def read_table(dataset: ray.data.Dataset) -> pa.Table | None:
-    """All rows of a small (item- or user-sized) dataset in this process; None when it has no rows."""
+    """All rows of a small dataset, such as items or users; None when it has no rows."""
     tables = [table for ref in block_refs(dataset) if (table := fetch(ref)).num_rows]
     return pa.concat_tables(tables, promote_options="permissive") if tables else None
 
 
 def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int = 0) -> Any:
-    """The function as a Ray task; ``streaming``: what it yields, as it is yielded."""
+    """The function as a Ray task; ``num_returns`` "streaming" is for generators."""
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
 
 
 def results_of(function: Callable[..., Any], pieces: Sequence[Any], limit: int, num_gpus: int = 0) -> Iterator[Any]:
-    """``function(piece)`` of every piece as Ray tasks, in order, with at most ``limit`` of them at work."""
+    """Yield ``function(piece)`` of every piece, in order, from at most ``limit`` parallel tasks."""
     remote: Any = task(_apply, num_gpus=num_gpus)
     running: deque[Any] = deque()
     for piece in pieces:
@@ -98,12 +101,12 @@ def _apply(function: Callable[..., Any], piece: Any) -> Any:
 
 
 def cluster_resources() -> dict[str, float]:
-    """What the cluster has: CPU, GPU, …"""
+    """The resources of the cluster: CPU, GPU, …."""
     resources: Any = ray.cluster_resources
     return dict(resources())
 
 
 def fetch(ref: Any) -> Any:
-    """``ray.get`` of one reference or a list, raising a user's mistake as itself."""
+    """``ray.get`` of one reference or a list; see :func:`user_errors` for its exceptions."""
     with user_errors():
         return ray.get(ref)

@@ -1,6 +1,6 @@
-"""The steps of ``prepare``, in order: what :mod:`recsys.preparation.prepare` draws, a method a step.
+"""The steps of ``prepare``, one method each; see the diagram in :mod:`recsys.preparation.prepare`.
 
-Nothing that grows with the number of events passes through this process.
+No data that grows with the number of events passes through this process.
 """
 
 from __future__ import annotations
@@ -65,35 +65,36 @@ _MAX_EVENT_TYPES: Final = 255
 _TERM_ROWS_A_TASK: Final = 2_000_000
 _SHARD_BYTES: Final = 64 << 20
 _MIN_SHARDS: Final = 4
-_FEW_UNTIMED: Final = 0.5  # share of the events without a timestamp up to which the others give the order
-_MANY_TIES: Final = 0.5  # share of events at the time of the one before, from which a note says so
+_FEW_UNTIMED: Final = 0.5  # largest share of events without a timestamp for an order by time
+# share of events at the time of the previous event, above which a note says so
+_MANY_TIES: Final = 0.5
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a prepared dataset is made of.
+    """The inputs of a preparation.
 
     Attributes
     ----------
     config : Config
-        the sections ``data`` and ``run`` and the seed are read.
+        The sections ``data`` and ``run`` and the seed are used.
     source : SourceAdapter
-        of the tables.
+        The source of the tables.
     rules : EventRules
-        which events are what.
+        Which events are interactions, which are text, and which are used.
     destination : Destination
-        of the dataset; ``folder`` is where to write now.
+        The place of the dataset; ``folder`` is the folder to write to until it is complete.
     progress : Progress
-        gets one line a step.
+        Gets one line per step.
     guard : Guard
-        of the ids of users.
+        Pseudonymises user ids and removes forgotten users.
     base : Vocabulary | None
-        ids whose dense numbers stay.
+        Ids that keep their dense numbers.
     earlier : PreparedDataset | None
-        the dataset that is appended to.
+        The dataset to append to.
     keeps_lost : bool
-        whether ids of ``base`` may be gone from the data; they keep their numbers.
+        Whether the data may lack ids of ``base``; they keep their numbers.
     """
 
     config: Config
@@ -109,9 +110,9 @@ class Arguments:
 
 
 class Preparation:
-    """One run: what its steps hand on. Every step is a method, in the order of :meth:`run`."""
+    """One run of ``prepare`` and its state. Every step is a method, in the order of :meth:`run`."""
 
-    whole = True  # whether all events pass through the steps, also where some were read before
+    whole = True  # whether all events pass through the steps, also those that were read before
 
     def __init__(self, arguments: Arguments) -> None:
         self.base, self.earlier, self.keeps_lost = arguments.base, arguments.earlier, arguments.keeps_lost
@@ -122,14 +123,16 @@ class Preparation:
         self.counts: Counter[str] = Counter()
         self.timing: dict[str, float] = {}
         self.notes: list[str] = []
-        self.provenance: list[str] = []  # files of the rows that item text is made of
+        self.provenance: list[str] = []  # files with the rows that item text is made from
         self.order = ""  # of :class:`Coding`
-        self._counted: Counted | None = None  # events whose times the cut-offs need not be found among
+        # events that the cut-offs only count, without their times
+        self._counted: Counted | None = None
         self.timed = False  # every interaction has a timestamp
-        self.new_shards: list[str] = []  # files of histories that this run wrote
+        self.new_shards: list[str] = []  # history files that this run wrote
         self.renewed: dict[str, list[str]] = {}  # see Manifest
 
     def run(self, digest: str) -> Manifest:
+        """Write all files except the manifest, which is returned; ``digest`` is its content hash."""
         started = time.perf_counter()
         pieces = self.guard.around(self.source.unchanged_pieces())
         for note in self.source.notes:
@@ -155,7 +158,7 @@ class Preparation:
                     self.base.check_kept(user_ids, item_ids)
                 user_ids, item_ids = self.base.grown(user_ids, item_ids)
                 new = len(user_ids) - len(self.base.users), len(item_ids) - len(self.base.items)
-                self.progress(f"{new[0]:,} new users and {new[1]:,} new items; the old ones keep their ids")
+                self.progress(f"{new[0]:,} new users and {new[1]:,} new items; the others keep their ids")
             self._write_vocabularies(user_ids, item_ids)
             self._note(self.guard.warning(user_ids, users))
             self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
@@ -205,10 +208,10 @@ class Preparation:
         yield
         self.timing[name] = round(time.perf_counter() - started, 3)
 
-    # ------------------------------------------------------------------------------------------------------ reading
+    # -------------------------------------------------------------------------------------- reading
 
     def _read_ids(self, name: str, blocks: Any, key: str) -> pa.Table | None:
-        """The good rows of the table of items or users, each id once; None where the source has no such table."""
+        """The good rows of the items or users table, each id once; None without such a table."""
         if blocks is None:
             return None
         table = read_table(blocks)
@@ -232,7 +235,7 @@ class Preparation:
         self.progress(self.quarantine.describe(name))
 
     def _note(self, note: str) -> None:
-        """Say it now, and in the manifest."""
+        """Report a note, and keep it for the manifest."""
         if note:
             self.notes.append(note)
             self.progress(f"note: {note}")
@@ -258,8 +261,8 @@ class Preparation:
         ):
             if table is not None:
                 side = SideIds(name, key, table.column(key).combine_chunks())
-                told = SideIds("events", key, pa.concat_arrays(found).unique())
-                self._note(compare(side, told, self.config.data.min_overlap))
+                in_events = SideIds("events", key, pa.concat_arrays(found).unique())
+                self._note(compare(side, in_events, self.config.data.min_overlap))
         self.quarantine.check("events")
         self._check_some_are_left(summaries)
         if self.earlier is not None:
@@ -267,7 +270,7 @@ class Preparation:
         return buckets, summaries
 
     def _reading(self) -> Reading:
-        """How what is read goes together with what was read before."""
+        """How the new rows join the rows that were read before."""
         folder = self.folder if self.keeps_events else None
         if self.earlier is None:
             return Reading(folder=folder, goes_on=self.base is not None)
@@ -276,14 +279,14 @@ class Preparation:
         return Reading(len(readings), num_files, folder, earlier, self.whole, goes_on=True)
 
     def _link_store(self) -> None:
-        """Have the files of the events that were read before in this dataset as well."""
+        """Link the event files of the earlier dataset into this one."""
         if self.earlier is not None and self.keeps_events:
             earlier = folder_of(self.earlier)
             names = Folder(earlier.filesystem, f"{earlier.path}/{STORE}").entries()
             self.folder.link(earlier, STORE, [name for name in names if is_carried(name, self.whole)])
 
     def _known_before(self, name: str, table: pa.Table | None) -> pa.Table | None:
-        """The table of items or users, and what the dataset that is appended to says of those that it lacks."""
+        """The table of items or users, with the rows of the earlier dataset for ids that it lacks."""
         if self.earlier is None:
             return table
         features = self.earlier.features if name == "items" else self.earlier.user_features
@@ -293,18 +296,18 @@ class Preparation:
         return not any(summary.untimed for summary in summaries)
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
-        """What the manifest says of the events that are kept."""
+        """The manifest's description of the kept events."""
         earlier = self.earlier.manifest.store if self.earlier is not None else {}
         found = described(self.num_shards, earlier, self.source.events_read, seen_in(summaries))
         return found | {"order": self.order}
 
     def _check_some_are_left(self, summaries: list[BucketSummary]) -> None:
-        """Refuse filters that leave no event."""
+        """Refuse filters that leave no events."""
         dropped = self.quarantine.dropped["events"]
         if dropped and not any(summary.interactions for summary in summaries):
             raise DataError(
-                f"no event is left of {self.quarantine.read['events']:,}: {listed(dropped)}; change data.from, "
-                "data.until, data.min_value, data.min_user_events or data.min_item_events"
+                f"the filters leave none of {self.quarantine.read['events']:,} events: {listed(dropped)}; change "
+                "data.from, data.until, data.min_value, data.min_user_events or data.min_item_events"
             )
 
     def _core(
@@ -315,7 +318,7 @@ class Preparation:
         items: pa.Table | None,
         users: pa.Table | None,
     ) -> tuple[list[list[Any]], list[BucketSummary], pa.Table | None, pa.Table | None]:
-        """Only the events, items and users of the k-core."""
+        """Reduce events, items and users to the k-core."""
         least = self.config.data.min_user_events, self.config.data.min_item_events
         core, cut, summaries = cut_to_core(buckets, summaries, coding, least, self.base)
         for summary in summaries:
@@ -329,15 +332,15 @@ class Preparation:
 
     @cached_property
     def num_shards(self) -> int:
-        """Found once: files that come later must not change it."""
+        """Number of shards. It never changes for a dataset, so later files must not influence it."""
         if self.earlier is not None:
             return int(self.earlier.manifest.store["buckets"])
         return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
 
-    # ----------------------------------------------------------------------------------------------------- encoding
+    # ------------------------------------------------------------------------------------- encoding
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
-        """Event types and order, checked against what the events have."""
+        """Event types and order, checked against the events."""
         types = sum((Counter(summary.types) for summary in summaries), Counter[str]())
         before = {*(self.base.event_types if self.base else ()), *self._types_before()}
         missing = sorted({*self.rules.interactions, *self.rules.text_types} - set(types) - before)
@@ -351,12 +354,14 @@ class Preparation:
                 f"data.targets: no event has the type {', '.join(strays)}; types: {choices(kept) or 'none'}"
             )
         if not kept:
-            raise DataError(f"no event is an interaction; types: {choices(types) or 'none'}, see data.interactions")
+            raise DataError(
+                f"no event is an interaction; event types: {choices(types) or 'none'}; see data.interactions"
+            )
         if len(kept) > _MAX_EVENT_TYPES:
             raise DataError(f"{len(kept)} event types, at most {_MAX_EVENT_TYPES} are supported; see data.interactions")
         left_out = {name: count for name, count in types.items() if name not in {*kept, *self.rules.text_types}}
         for name, count in sorted(left_out.items()):
-            self.notes.append(f"{count:,} events of the type {name} are no interactions (data.interactions)")
+            self.notes.append(f"{count:,} events of the type {name} are not interactions (data.interactions)")
         untimed = sum(summary.untimed for summary in summaries)
         interactions = sum(summary.interactions for summary in summaries)
         target_types = tuple(sorted(kept.index(name) for name in set(self.config.data.targets)))
@@ -364,15 +369,15 @@ class Preparation:
         return Coding(self.rules, tuple(kept), self._order(untimed, interactions), target_types)
 
     def _types_before(self) -> set[str]:
-        """Event types that the dataset that is appended to has met."""
+        """All event types in the rows of the earlier dataset."""
         return set(self.earlier.manifest.store["seen"]["types"]) if self.earlier is not None else set()
 
     def _order(self, untimed: int, interactions: int) -> str:
         order = self.config.data.order
         if order == "time" and untimed:
             raise DataError(
-                f"data.order time: {untimed:,} interactions have no timestamp; set data.order to file (the order of "
-                "the rows is the order of events) or none"
+                f"data.order time: {untimed:,} interactions have no timestamp; set data.order to file (the rows are "
+                "in the order of events) or none"
             )
         if order != "auto":
             return order
@@ -399,7 +404,7 @@ class Preparation:
         user_ids: pa.Array,
         item_ids: pa.Array,
     ) -> list[list[Any]]:
-        """References to the encoded events and text of every bucket; the good rows are let go."""
+        """References to the encoded events and text of every bucket; releases the good rows."""
         encoder = task(encode_bucket, 4)
         items = ray.put(item_ids)
         numbers = dense([summary.users for summary in summaries], user_ids)
@@ -411,17 +416,17 @@ class Preparation:
         self._quarantine_duplicates("numbering users and items", encoded)
         ignored = sum(fetch([refs[3] for refs in encoded]))
         if ignored:
-            self.notes.append(f"{ignored:,} rows of item text are empty or about items without any interaction")
+            self.notes.append(f"{ignored:,} rows of item text are empty or about items without interactions")
         return encoded
 
     def _quarantine_duplicates(self, doing: str, encoded: list[list[Any]]) -> None:
-        """Take what the encoders say of duplicates, the third of each one's results."""
+        """Add the duplicates that the encoders report (their third result) to the quarantine."""
         for refs in paced(doing, encoded):
             self.quarantine.add("events", fetch(refs[2]))
         self.quarantine.check("events")
         self.progress(self.quarantine.describe("events"))
 
-    # ---------------------------------------------------------------------------------------------------- histories
+    # ------------------------------------------------------------------------------------ histories
 
     def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
         order, target_types = coding.order, coding.target_types
@@ -430,7 +435,7 @@ class Preparation:
         if split.kind != self.config.data.split.kind and split.kind == "ratio":
             self._note(
                 f"no event has a time: {split.valid:.0%} of each user's events, drawn at random, are validation and "
-                f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in order"
+                f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in time order"
             )
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
@@ -448,7 +453,7 @@ class Preparation:
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
     ) -> tuple[list[str], pa.Table | None]:
-        """Histories and item counts; returns the names of the shards and the terms of the items."""
+        """Write histories and item counts; returns the shards' names and the items' terms."""
         num_term_parts = 1
         if self.rules.text_types:
             num_term_parts += int(self.quarantine.read["events"]) // _TERM_ROWS_A_TASK
@@ -485,14 +490,14 @@ class Preparation:
         self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
 
     def _split_seed(self) -> int:
-        """As the content hash counts it."""
+        """The seed of the split; 0 where the content hash ignores the seed."""
         split = self.config.data.split
         return 0 if split.kind == "auto" and not split.cold_users else self.config.seed
 
     def _note_ties(self, ties: int) -> None:
         if ties > _MANY_TIES * self.counts["events"]:
             self._note(
-                f"{ties:,} of {self.counts['events']:,} events have the same time as the user's event before; "
+                f"{ties:,} of {self.counts['events']:,} events have the same time as the user's previous event; "
                 "they keep the order of the files"
             )
 
@@ -504,7 +509,7 @@ class Preparation:
             rule = ": it holds out events of users with three or more events" if kind == "leave-last" else ""
             raise DataError(
                 f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}){rule}; "
-                "change data.split (kind, shares, cut-offs) or give more events a user"
+                "change data.split (kind, shares, cut-offs) or give more events per user"
             )
 
     def _merge_terms(self, parts: list[list[Any]]) -> pa.Table | None:
@@ -523,7 +528,7 @@ class Preparation:
         limit = self.config.data.text.max_event_terms
         return pa.concat_tables(fetch([merger.remote(limit, *refs) for refs in zip(*parts, strict=True)]))
 
-    # ----------------------------------------------------------------------------------------------- graphs and text
+    # ------------------------------------------------------------------------------ graphs and text
 
     def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan) -> None:
         self.counts["social_edges"] = 0
@@ -553,10 +558,10 @@ class Preparation:
         if knowledge is not None:
             self._quarantined("knowledge", read, [bad])
         self.counts.update(sizes)
-        self.progress(f"facts: {sizes['facts']:,} about {sizes['entities']:,} entities")
+        self.progress(f"knowledge graph: {sizes['facts']:,} triples about {sizes['entities']:,} entities")
 
     def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> ItemText:
-        """Features and text of the items."""
+        """Write the features of the items; returns their text."""
         groups = text_groups(items, self.config.data.text, media_columns(self.config.data.media))
         text = compose_groups(features, groups, terms, self.config.data.text.event_column)
         self.folder.write_table("items/features.parquet", feature_table(features, text.whole))
@@ -564,7 +569,7 @@ class Preparation:
         return text
 
     def _encode_text(self, text: ItemText, shards: list[str], coding: Coding) -> dict[str, Any]:
-        """Vectors of the items' and the users' texts; returns what the manifest says of them."""
+        """Write the vectors of item and user texts; returns their description for the manifest."""
         config = self.config.data.text
         fields = [name for names in text.groups.values() for name in names if name != config.event_column]
         described: dict[str, Any] = {"model": "", "dimension": 0, "fields": fields, "encoded": 0, "cached": 0}
@@ -572,7 +577,7 @@ class Preparation:
             described |= {"event_column": config.event_column, "max_event_terms": config.max_event_terms}
             described["provenance"] = self.provenance
         if not config.enabled or not text.num_items:
-            self.progress(f"item text: {'off' if not config.enabled else 'none of the items has any'}")
+            self.progress(f"item text: {'off' if not config.enabled else 'no item has a text'}")
             return described
         self.progress(f"item text: {text.num_items:,} items, {text.describe()}")
         adapter = None
@@ -584,12 +589,12 @@ class Preparation:
             rules = TextRules(coding.event_types, coding.order != "none", *config.users.how)
             titles = item_titles(self.folder.read_table("items/features.parquet"))
             described["users"] = write_user_texts(self.folder, shards, titles, rules, config, adapter)
-            self.progress(f"user text: {described['users']['texts']:,} texts of users' pasts")
+            self.progress(f"user text: {described['users']['texts']:,} texts of users' histories")
         self.progress(f"text vectors: {described['encoded']:,} texts encoded, {described['cached']:,} from the cache")
         return described
 
     def _write_media(self, items: pa.Table | None, item_ids: pa.Array) -> dict[str, dict[str, Any]]:
-        """Vectors of the media; returns what the manifest says of each."""
+        """Write the vectors of the media; returns their descriptions for the manifest."""
         found = read_media(items, self.config.data.media, folders_of(self.source))
         if not found or items is None:
             return {}
@@ -600,6 +605,8 @@ class Preparation:
         self.folder.write_table("items/media.parquet", media_table(vectors))
         for name, medium in found.items():
             if missing := medium.described.get("missing_files"):
-                self.notes.append(f"{missing:,} files of the medium {name} do not exist; their items are without it")
+                self.notes.append(
+                    f"{missing:,} files of the medium {name} do not exist; their items have no {name} vector"
+                )
             self.progress(f"{name}: {medium.described['items']:,} items, {medium.described['dimension']} numbers each")
         return {name: medium.described for name, medium in found.items()}

@@ -1,4 +1,4 @@
-"""What a dataset that continues another one takes over from it beside its events: rows of quarantine, attributes."""
+"""Take over quarantined rows and attributes from an earlier dataset."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from recsys.preparation.quarantine import DUPLICATE, UNKNOWN_ITEM, Quarantine
 
 
 def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) -> None:
-    """Take over the rows of events that were read before and are not used, and how many were read.
+    """Take over the unused rows of events (quarantined or dropped) and the number of rows read.
 
-    Rows about an item that was unknown are judged again, so they are not among them.
+    Rows about unknown items are not taken over, because they are checked again.
 
     Parameters
     ----------
     quarantine : Quarantine
-        of the dataset that is written.
+        Quarantine of the new dataset.
     earlier : PreparedDataset
-        the dataset that is appended to.
+        The dataset to append to.
     again : bool
-        whether all events pass the filters and are compared again, which counts what they leave out anew.
+        Whether all events pass the filters and the check for duplicates again, which counts them
+        again.
     """
-    judged_again = [UNKNOWN_ITEM, *([DUPLICATE] if again else [])]
+    checked_again = [UNKNOWN_ITEM, *([DUPLICATE] if again else [])]
     for kind, counts in (("quarantine", earlier.manifest.quarantined), ("dropped", earlier.manifest.dropped)):
         of_events = dict(counts.get("events", {}))
         if not of_events:
@@ -33,36 +34,37 @@ def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) 
         if written is not None:
             for reason in pc.unique(written.column("reason")).to_pylist():
                 of_events.pop(reason, None)
-            kept = pc.invert(pc.is_in(written.column("reason"), value_set=pa.array(judged_again, pa.string())))
+            kept = pc.invert(pc.is_in(written.column("reason"), value_set=pa.array(checked_again, pa.string())))
             quarantine.add("events", written.filter(kept))
-        if kind == "dropped" and not again:  # those that are counted and not written
+        # reasons that are counted but whose rows are not written
+        if kind == "dropped" and not again:
             quarantine.drop("events", of_events)
     quarantine.read["events"] += earlier.manifest.read.get("events", 0)
 
 
 def with_earlier(table: pa.Table | None, features: pa.Table, key: str) -> pa.Table | None:
-    """The table of items or users, then the ids that it lacks with what an earlier dataset says of them.
+    """The table of items or users, extended by the earlier dataset's rows for ids that it lacks.
 
-    Why: a catalogue lists what is sold today, and the histories hold what was sold before, whose text still tells
-    what a user likes.
+    Why: a catalogue lists the items of today, but histories contain older items, and their text
+    still shows what a user likes.
 
     Parameters
     ----------
     table : pa.Table | None
-        as it was read, with provenance; None: there is none now.
+        The table as it was read, with provenance; None: the source has no such table.
     features : pa.Table
-        of the earlier dataset, in its dense order.
+        Features of the earlier dataset, in its dense order.
     key : str
-        the id.
+        Name of the id column.
     """
-    told = [name for name in features.column_names if name not in (key, TEXT, *PROVENANCE)]
-    if not told:
+    attributes = [name for name in features.column_names if name not in (key, TEXT, *PROVENANCE)]
+    if not attributes:
         return table
     if table is None:
-        rest, kinds = features.select([key, *told]), {}
+        rest, kinds = features.select([key, *attributes]), {}
     else:
         rest = features.filter(pc.invert(pc.is_in(features.column(key), value_set=table.column(key).combine_chunks())))
-        rest = rest.select([key, *(name for name in told if name in table.column_names)])
+        rest = rest.select([key, *(name for name in attributes if name in table.column_names)])
         kinds = {field.name: field.type for field in table.schema}
     for name in PROVENANCE:
         rest = rest.append_column(name, pa.nulls(rest.num_rows, kinds.get(name, pa.string())))

@@ -1,4 +1,4 @@
-"""The identity of a prepared dataset: equal hash, equal dataset, so a second ``prepare`` has nothing to do."""
+"""The content hash of a prepared dataset: with an equal hash, ``prepare`` does nothing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,37 @@ from recsys.encoders.images import image_model_identity
 from recsys.preparation.vector_cache import model_identity
 from recsys.storage.uris import one_spelling
 
-_METHOD: Final = 3  # raised when prepare makes something else of the same input
-_NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")  # on what is written
+_METHOD: Final = 3  # increase it when prepare gives another dataset for the same input
+_NO_EFFECT: Final = (
+    "cache_dir",
+    "num_actors",
+    "batch_size",
+    "allow_download",
+)  # keys that do not change what is written
 
 
 def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
-    """Hash of the source's fingerprint (files and their configuration), the ``data`` section and the schema version.
+    """Hash of the source's fingerprint (files and their configuration), the ``data`` section and
+    the schema version.
 
-    The place of the dataset and settings that change only how fast it is made are left out; the seed counts where
-    the split draws by it, the language model by its files, and ``base``, the digest of a vocabulary that is continued.
+    The hash leaves out the path of the dataset and settings that change only the speed. It includes
+    the seed where the split uses it, the files of the language model, and ``base``, the digest of a
+    continued vocabulary.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    fingerprint : str
+        Fingerprint of the source.
+    base : str
+        Digest of the vocabulary or content hash of the dataset that is continued; empty: none.
 
     Raises
     ------
     ConfigError
-        text is on and the language model cannot be found, or images and the vision model.
+        The language model (if text is on) or the vision model (if there are images) is not
+        available.
     """
     parts = {
         "schema_version": SCHEMA_VERSION,
@@ -49,32 +66,32 @@ def settings_hash(config: Config) -> str:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings behind a dataset that can be compared without the source and the language model.
+    """The settings of a dataset that can be compared without the source and the language model.
 
-    How many bad rows are tolerated is left out: it decides whether there is a dataset, not what is in it. So is where
-    the files of the source are.
+    The limit on bad rows is left out: it decides whether there is a dataset, not its content. The
+    paths of the source are left out as well.
     """
     data = {key: value for key, value in _data(config).items() if key != "quarantine"}
     return {"data": data | {"source": source_settings(config.data.source)}, "seed": _seed(config)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys in which two :func:`settings_of` differ, each with both values.
+    """The keys in which two results of :func:`settings_of` differ, each with both values.
 
     >>> differences({"data": {"order": "time"}, "seed": 1}, {"data": {"order": "none"}, "seed": 1})
     ["data.order was 'time', is now 'none'"]
     """
     one, other = _flat(before), _flat(now)
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return [f"{name} was {_told(one, name)}, is now {_told(other, name)}" for name in names]
+    return [f"{name} was {_shown(one, name)}, is now {_shown(other, name)}" for name in names]
 
 
-def _told(settings: Mapping[str, Any], name: str) -> str:
+def _shown(settings: Mapping[str, Any], name: str) -> str:
     return repr(settings[name]) if name in settings else "not set"
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys; tuples as JSON gives them back."""
+    """Nested sections as dotted keys; tuples as lists, as JSON returns them."""
     if not isinstance(node, Mapping) or not node:
         return {prefix: list(node) if isinstance(node, tuple) else node}
     flat: dict[str, Any] = {}
@@ -84,22 +101,23 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _data(config: Config) -> dict[str, Any]:
-    """The ``data`` section without the source, as far as it has an effect on what is written."""
+    """The part of the ``data`` section that has an effect on the files, without the source."""
     out = {"dir", "source", "min_overlap", "keep_events", "forgotten", "pseudonymise"}
     data = config.data.model_dump(mode="json", exclude=out)
-    if not data["split"]["cold_users"]:  # keys that older datasets do not know
+    if not data["split"]["cold_users"]:  # older datasets have no such keys
         data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
     if not data["targets"]:
-        del data["targets"]  # earlier datasets do not know the key
+        del data["targets"]  # older datasets have no such key
     text = data["text"]
     text["model"] = one_spelling(text["model"])
-    for key in ("groups", "users", "finetune"):  # absent where they are off: earlier datasets have the same hash
+    # absent where they are off: older datasets keep their hash
+    for key in ("groups", "users", "finetune"):
         if not text[key] or not text[key].get("enabled", True):
             del text[key]
     if not text["html"]:
         del text["html"]
     data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
-    media = data.pop("media")  # absent when there is none: earlier datasets have the same hash
+    media = data.pop("media")  # absent when there is none: older datasets keep their hash
     images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}
     if media["columns"] or images["column"]:
         places = {key: one_spelling(images[key]) for key in ("root", "model")}

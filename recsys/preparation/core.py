@@ -1,8 +1,9 @@
-"""The k-core of the events: users and items that have enough events with each other, over all buckets.
+"""The k-core of the events: users and items that have enough events with each other.
 
-Why two passes: duplicates are known only after the events are in order, and ids become dense only after the k-core.
-A bucket is coded once for its (user, item) pairs, which are 8 bytes an event; rounds over the pairs decide who stays,
-and the rows of the others are dropped before the vocabularies are made. Only counts of the items reach the driver.
+Why two passes: duplicates are known only after the events are sorted, and ids become dense only
+after the k-core. A bucket is encoded once to get its (user, item) pairs, 8 bytes per event. Rounds
+over the pairs decide which users and items stay. The rows of the others are dropped before the
+vocabularies are made. Only the item counts reach the driver.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ def cut_to_core(
     least: tuple[int, int],
     base: Vocabulary | None,
 ) -> tuple[Core, list[list[Any]], list[BucketSummary]]:
-    """The k-core, and the buckets with their summaries without the rows of others.
+    """Find the k-core and reduce the buckets and their summaries to it.
 
     Parameters
     ----------
     buckets : list[list[Any]]
-        references of :func:`recsys.preparation.events.exchange`.
+        References from :func:`recsys.preparation.events.exchange`.
     summaries : list[BucketSummary]
-        of the buckets.
+        Summaries of the buckets.
     coding : Coding
-        order and types.
+        Order and types.
     least : tuple[int, int]
-        events of a user, events of an item; 0: any number.
+        Least number of events of a user and of an item; 0: no limit.
     base : Vocabulary | None
-        ids that stay in any case.
+        Ids that always stay.
     """
     items = union([summary.items for summary in summaries])
     encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), ray.put(items)
@@ -63,15 +64,15 @@ def cut_to_core(
 
 @dataclass(frozen=True)
 class Core:
-    """What is left of the users and items when those with too few events are gone, again and again."""
+    """The users and items that remain when those with too few events are removed repeatedly."""
 
-    users: list[pa.Array]  # of every bucket
+    users: list[pa.Array]  # per bucket
     items: pa.Array
     rounds: int
-    gone: tuple[int, int] = (0, 0)  # users and items that are left out
+    gone: tuple[int, int] = (0, 0)  # numbers of users and items left out
 
     def note(self, least: tuple[int, int]) -> str:
-        """What a person should know of it."""
+        """The note of the manifest."""
         return (
             f"k-core of at least {least[0]} events a user and {least[1]} an item: {self.gone[0]:,} users and "
             f"{self.gone[1]:,} items are left out ({self.rounds} rounds)"
@@ -81,20 +82,22 @@ class Core:
 def find_core(
     pairs: Sequence[Any], users: Sequence[pa.Array], items: pa.Array, least: tuple[int, int], kept: tuple[Any, Any]
 ) -> Core:
-    """The k-core of all events: every user has ``least[0]`` events with items that have ``least[1]`` events of them.
+    """The k-core of all events: its users have at least ``least[0]`` events and its items at least
+    ``least[1]``, counting only events between them.
 
     Parameters
     ----------
     pairs : Sequence[Any]
-        references to (user, item) int32 columns of every bucket, user = place in the bucket's ``users``.
+        References to the (user, item) int32 columns of every bucket; user is the position in the
+        bucket's ``users``.
     users : Sequence[pa.Array]
-        the users of every bucket.
+        Users of every bucket.
     items : pa.Array
-        all items, item = place in it.
+        All items; item is the position in them.
     least : tuple[int, int]
-        events of a user, events of an item.
+        Least number of events of a user and of an item.
     kept : tuple[Any, Any]
-        ids of users and of items that stay in any case; None: none.
+        Ids of users and of items that always stay; None: none.
     """
     counter = task(core_counts, 2)
     stays_N = _is_in(items, kept[1])
@@ -115,7 +118,9 @@ def find_core(
 
 
 def core_counts(pairs: pa.Table, item_N: Array, stays_U: Array, min_user: int) -> list[Array]:
-    """How many events of the users that remain each item has: int64 [N]; which users of the bucket remain: bool [U]."""
+    """Number of events of each item by the remaining users: [N] int64; and which users of the
+    bucket remain: [U] bool.
+    """
     user_E, item_E = (np.asarray(pairs.column(name)) for name in ("user", "item"))
     on_E = item_N[item_E]
     events_U = np.bincount(user_E[on_E], minlength=len(stays_U))
@@ -136,12 +141,14 @@ def _is_in(ids: pa.Array, kept: Any) -> Array:
 
 
 def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Array) -> pa.Table:
-    """User (place in ``users``) and item of every interaction of a bucket, without duplicates: what a k-core counts."""
+    """User (position in ``users``) and item of every interaction of a bucket without duplicates,
+    which a k-core counts.
+    """
     return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(["user", "item"])
 
 
 def cut_bucket(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Array) -> list[Any]:
-    """The rows of a bucket that are of the k-core's users and about its items, and a summary of them."""
+    """The rows of a bucket by users and about items of the k-core, and a summary of them."""
     summary = BucketSummary(read=good.num_rows)
     if good.num_rows:
         kept = codes_in(good.column(schema.USER_ID), users) >= 0

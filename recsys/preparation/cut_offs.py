@@ -1,4 +1,4 @@
-"""The cut-offs in time of a temporal split, over all buckets: exact quantiles, and no bucket leaves its place."""
+"""The cut-offs of a temporal split over all buckets: exact quantiles without moving the events."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from recsys.preparation.shards import time_bins
 
 
 class OutOfReach(Exception):
-    """A cut-off lies among the events that are only counted."""
+    """A cut-off is among the events that are only counted."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Events whose times are not at hand: how many of the types that are predicted, all of them before a time."""
+    """The number of events (of predicted types) before a given time."""
 
     number: int = 0
     before: int = 0  # microseconds
@@ -35,27 +35,33 @@ def cut_offs(
     target_types: tuple[int, ...] = (),
     counted: Counted | None = None,
 ) -> tuple[int, int]:
-    """Microseconds from which events are validation and test: given, or exact quantiles of the times of events of the
-    types that are predicted (all without any).
+    """Microseconds from which events are validation and test: the configured times, or exact
+    quantiles of the times of events of predicted types.
 
     Parameters
     ----------
     split : SplitConfig
-        shares, or given cut-offs.
+        Shares or cut-offs.
     encoded : list[list[Any]]
-        references to tables with times, bucket by bucket.
+        References to tables with times, one list per bucket.
     summaries : list[BucketSummary]
-        of all events.
+        Summaries of all events.
     target_types : tuple[int, ...]
-        that are predicted.
+        Ids of the predicted types; empty: all types.
     counted : Counted | None
-        events that ``encoded`` leaves out.
+        Events that are not in ``encoded``.
+
+    Returns
+    -------
+    tuple[int, int]
+        First microsecond of validation and first microsecond of test.
 
     Raises
     ------
     DataError
-        they leave no validation.
-        OutOfReach: a cut-off lies before ``counted.before``.
+        The cut-offs leave no validation events.
+    OutOfReach
+        A cut-off is before ``counted.before``.
     """
     counter = task(time_bins)
     left_out = counted or Counted()
@@ -72,7 +78,7 @@ def cut_offs(
         return int(bins(start, last - start + 1, below)[0])
 
     def largest(rank: int, below: int) -> int:
-        """The time of this rank among those before another one."""
+        """The time with this rank (from the latest) among the times before ``below``."""
         if left_out.number and rank > number(left_out.before, below):
             raise OutOfReach
         return cut_off(lambda start, width: bins(start, width, below), first, last, rank)

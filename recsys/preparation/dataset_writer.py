@@ -1,8 +1,9 @@
-"""Where a prepared dataset is written: aside first, in place only when it is complete.
+"""Write a prepared dataset under a temporary name and put it in its place only when it is complete.
 
-Why: whoever finds ``manifest.json`` may trust everything beside it. On a local disk the folder is written under
-another name and renamed last. On an object store, which cannot rename, the old manifest goes first and the new one
-comes last, and a lock object keeps a second writer out in between.
+Why: a reader that finds ``manifest.json`` can trust all other files. On a local disk the folder is
+written under another name and renamed last. An object store cannot rename, so the old manifest is
+deleted first and the new one is written last, and a lock object keeps out a second writer in
+between.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _STALE_S: Final = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Folder:
-    """A place to write tables to; small enough to be handed to tasks on other machines."""
+    """A folder to write tables to; small enough to be sent to tasks on other machines."""
 
     filesystem: Any  # pyarrow.fs.FileSystem
     path: str
@@ -44,12 +45,13 @@ class Folder:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file; equal tables give equal bytes.
 
-        Numbers repeat too little for a dictionary: histories without take less room and a fraction of the time.
+        Only strings get a dictionary: numbers rarely repeat, and without dictionaries histories are
+        smaller and much faster to write.
         """
         self.write_parts(name, table.schema, [table])
 
     def write_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
-        """:meth:`write_table` of tables that follow each other, one at a time."""
+        """:meth:`write_table` for a table that arrives in parts."""
         path, texts = f"{self.path}/{name}", [field.name for field in schema if pa.types.is_string(field.type)]
         how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
         with reaching(self.place, "write to"):
@@ -59,36 +61,39 @@ class Folder:
                     writer.write_table(part)
 
     def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file."""
         with reaching(self.place, "write to"):
             self.make_folder(f"{self.path}/{name}".rsplit("/", 1)[0])
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(content)
 
     def make_folder(self, path: str) -> None:
-        """Object stores have none, and one that is made there is an object of its own."""
+        """Make a folder on a local disk; on object stores it would be an extra object."""
         if self.is_local:
             self.filesystem.create_dir(path, recursive=True)
 
     @property
     def place(self) -> str:
-        """What messages name."""
+        """The path or URI, for messages."""
         return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
 
     def read_table(self, name: str) -> pa.Table:
+        """Read a Parquet file."""
         with reaching(self.place):
             return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
+        """Write a file as UTF-8."""
         self.write_bytes(name, text.encode())
 
     def entries(self) -> list[str]:
-        """Names directly inside; none where the folder does not exist."""
+        """Names of the files and folders directly inside; empty where the folder does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         with reaching(self.place):
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
-        """Have files of another folder here as well, which are never changed: linked where that is possible."""
+        """Take over unchanging files of another folder, by hard links where possible."""
         with reaching(self.place, "write to"):
             self.make_folder(f"{self.path}/{folder}")
             for name in names:
@@ -97,7 +102,7 @@ class Folder:
     def _link(self, source: Folder, name: str) -> None:
         one, other = f"{source.path}/{name}", f"{self.path}/{name}"
         if self.is_local and source.is_local:
-            with suppress(OSError):  # another device, or none that knows links
+            with suppress(OSError):  # another device, or a filesystem without hard links
                 os.link(one, other)
                 return
         if self.filesystem.equals(source.filesystem):
@@ -108,15 +113,16 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
+        """Whether the folder is on a local disk."""
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
     def clear(self) -> None:
-        """Remove all that was written."""
+        """Remove all files, and keep an empty folder."""
         self.remove()
         self.make_folder(self.path)
 
     def remove(self) -> None:
-        """What makes the rest valid goes first: on an object store, removing a folder is no single step."""
+        """Remove the folder, the manifest first: on an object store the removal is not atomic."""
         with suppress(FileNotFoundError), reaching(self.place, "write to"):
             if self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type == pyarrow.fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
@@ -124,7 +130,7 @@ class Folder:
 
 
 def folder_of(dataset: PreparedDataset) -> Folder:
-    """Where a dataset is, for tasks in other working directories."""
+    """The absolute folder of a dataset, for tasks in other working directories."""
     return _absolute(dataset.filesystem, dataset.base)
 
 
@@ -134,17 +140,17 @@ def _absolute(filesystem: Any, path: str) -> Folder:
 
 
 class Destination:
-    """The folder of one ``prepare``.
+    """The place of the dataset of one ``prepare``.
 
     Attributes
     ----------
     folder
-        where to write now.
+        The folder to write to until the dataset is complete.
 
     Raises
     ------
     DataError
-        there is something at the place that is not a prepared dataset, and would be lost.
+        The place has files that are not a prepared dataset and would be lost.
     """
 
     def __init__(self, root: str, aside: bool | None = None) -> None:
@@ -154,27 +160,28 @@ class Destination:
             raise DataError(f"{root} is a whole bucket; set data.dir to a folder in it: {within(root, 'dataset')}")
         self._final = _absolute(filesystem, base)
         self._aside = self._final.is_local if aside is None else aside
-        # unique, as late tasks of a failed attempt may still write to its folder
+        # unique, because late tasks of a failed attempt may still write to its folder
         self._mark = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.folder = Folder(filesystem, f"{self._final.path}.writing-{self._mark}") if self._aside else self._final
 
     @property
     def quarantine(self) -> Folder:
-        """Where bad rows stay when a run is refused."""
+        """The folder that keeps bad rows when a run is refused."""
         return Folder(self._final.filesystem, f"{self._final.path}.quarantine")
 
     @property
     def quarantine_root(self) -> str:
+        """The path or URI of :attr:`quarantine`."""
         return beside(self.root, ".quarantine")
 
     @contextmanager
     def writing(self) -> Iterator[Folder]:
-        """Clear leftovers, write inside the block, and leave nothing valid behind when it fails.
+        """Remove leftovers, write inside the block, and remove the folder if the block fails.
 
         Raises
         ------
         ArtifactError
-            another process is writing to the same place of an object store.
+            Another process is writing to the same place of an object store.
         """
         with nullcontext() if self._aside else self._locked(), self._written() as folder:
             yield folder
@@ -184,7 +191,7 @@ class Destination:
 
     @contextmanager
     def _written(self) -> Iterator[Folder]:
-        self._refuse_foreign()
+        self._refuse_other_files()
         if self._aside:
             self._remove_leftovers()
         else:
@@ -197,7 +204,7 @@ class Destination:
             raise
 
     def commit(self, manifest: Manifest) -> None:
-        """Make the dataset valid: manifest last, then (local) the rename."""
+        """Make the dataset valid: write the manifest last and, on a local disk, rename the folder."""
         self.folder.write_text(MANIFEST, manifest.dump())
         filesystem = self._final.filesystem
         if self._aside:
@@ -208,19 +215,19 @@ class Destination:
             replaced.remove()
         self.quarantine.remove()
 
-    def _refuse_foreign(self) -> None:
+    def _refuse_other_files(self) -> None:
         with reaching(self.root):
             kind = self._final.filesystem.get_file_info(self._final.path).type
-        foreign = sorted(set(self._final.entries()) - _LAYOUT) if kind == pyarrow.fs.FileType.Directory else []
-        if kind == pyarrow.fs.FileType.File or foreign:
-            what = "is a file" if not foreign else f"holds {', '.join(foreign[:5])}"
+        others = sorted(set(self._final.entries()) - _LAYOUT) if kind == pyarrow.fs.FileType.Directory else []
+        if kind == pyarrow.fs.FileType.File or others:
+            what = "is a file" if not others else f"holds {', '.join(others[:5])}"
             raise DataError(
-                f"{self.root} {what}, which is no part of a prepared dataset and would be lost; "
-                "set data.dir to a new folder, or move this away"
+                f"{self.root} {what}, which does not belong to a prepared dataset and would be lost; "
+                "set data.dir to a new folder, or move it away"
             )
 
     def _remove_leftovers(self) -> None:
-        """Delete what interrupted runs left, but not what another living process is writing."""
+        """Delete the folders of interrupted runs, but not those of running processes."""
         parent, _, name = self._final.path.rpartition("/")
         filesystem = self._final.filesystem
         selector = pyarrow.fs.FileSelector(parent, allow_not_found=True)

@@ -1,14 +1,14 @@
-"""The validated events of a prepared dataset, kept so that newer ones can be appended and no file is read twice.
+"""The validated events of a prepared dataset, kept to append newer events.
 
-Layout, beside the histories::
+Layout, next to the histories::
 
-    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters and
-                                       duplicates are taken out, since a later append may decide about these differently
-    events/times-00003.00001.arrow     user, type and time of its events that count, where the split has cut-offs
-    events/unknown-00003.arrow         rows whose only fault is that the table of items does not have their item yet
+    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters
+                                       and the removal of duplicates, whose result a later append may change
+    events/times-00003.00001.arrow     user, type and time of its used events, where the split has cut-offs
+    events/unknown-00003.arrow         rows that are bad only because the items table lacks their item
 
-A part is written once and never changed: a dataset that continues another one links it. The format is Arrow's own,
-since it reads coded texts back as codes, one batch at a time. Legend: E events.
+A part is written once and never changed; a dataset that continues another one links it. The format
+is Arrow IPC, because it returns coded texts as codes, one batch at a time. Legend: E events.
 """
 
 from __future__ import annotations
@@ -33,77 +33,80 @@ from recsys.storage.places import reaching
 if TYPE_CHECKING:
     from recsys.preparation.events import BucketSummary
 
-Rows = Callable[[pa.Array], Array]  # the column of users of a batch → which of its rows, bool
+Rows = Callable[[pa.Array], Array]  # user column of a batch → which rows: bool
 STORE: Final = "events"
-_ROWS: Final = 1 << 18  # of a batch
+_ROWS: Final = 1 << 18  # rows of a batch
 _COMPRESSION: Final = "zstd"
 TIMES: Final = ("user", "type", "time")  # columns of the files of times
 _LEFT_OUT: Final = (schema.REASON, schema.RAW)  # null in every good row
-_GONE: Final = "{} is missing or damaged ({}), so nothing can be appended to the dataset; prepare all events again"
+_GONE: Final = "{} is missing or damaged ({}), so no events can be appended to the dataset; prepare all events again"
 
 
 @dataclass(frozen=True)
 class Keeper:
-    """Where a reading keeps the rows of one bucket."""
+    """Keeps the rows of one bucket and one reading."""
 
     folder: Folder
     bucket: int
     reading: int
 
     def keep(self, good: pa.Table, unknown: pa.Table) -> None:
-        """Write the good rows, and the rows whose only fault is an unknown item."""
+        """Write the good rows, and the rows that are bad only because of an unknown item."""
         write_rows(self.folder, part_name(self.bucket, self.reading), good)
         write_rows(self.folder, unknown_name(self.bucket), unknown)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The rows of one bucket that a dataset keeps."""
+    """The kept rows of one bucket of a dataset."""
 
     folder: Folder
     bucket: int
     readings: tuple[int, ...]
 
     def rows(self, of: Rows | None = None) -> pa.Table | None:
-        """The good rows, in the order of their reading, as :func:`recsys.preparation.events.gather_bucket` gives them;
-        None where there are none.
+        """The good rows in the order of the readings, in the format of
+        :func:`recsys.preparation.events.gather_bucket`; None where there are none.
 
         Parameters
         ----------
         of : Rows | None
-            which rows of a batch, by its column of users; None: all.
+            Chooses rows of a batch by its user column; None: all rows.
         """
         names = [part_name(self.bucket, reading) for reading in self.readings]
         tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]
         return _with_nulls(tables, (schema.REASON,))
 
     def unknown(self) -> pa.Table | None:
-        """The rows whose item was not known, as they were read."""
+        """The rows with an unknown item, as they were read; None where there are none."""
         batches = _batches(self.folder, unknown_name(self.bucket))
         return _with_nulls([pa.Table.from_batches([batch]) for batch in batches], _LEFT_OUT)
 
     def times(self) -> list[pa.Table]:
-        """User, type and time of every event that counted."""
+        """User, type and time of every used event."""
         names = [times_name(self.bucket, reading) for reading in self.readings]
         return [pa.Table.from_batches([batch]) for name in names for batch in _batches(self.folder, name)]
 
 
 def part_name(bucket: int, reading: int) -> str:
+    """File of the good rows."""
     return f"{STORE}/part-{bucket:05d}.{reading:05d}.arrow"
 
 
 def times_name(bucket: int, reading: int) -> str:
+    """File of the times."""
     return f"{STORE}/times-{bucket:05d}.{reading:05d}.arrow"
 
 
 def unknown_name(bucket: int) -> str:
+    """File of the rows with an unknown item."""
     return f"{STORE}/unknown-{bucket:05d}.arrow"
 
 
 def is_carried(name: str, whole: bool) -> bool:
-    """Whether a dataset that continues this one links a file of the store as it is.
+    """Whether a dataset that continues this one links a file of the store unchanged.
 
-    ``whole``: all events are processed again, and their times are written again.
+    ``whole``: all events are processed again, so their times are written again.
 
     >>> [is_carried(f"{kind}-00000.arrow", whole=True) for kind in ("part", "times", "unknown")]
     [True, False, False]
@@ -112,7 +115,7 @@ def is_carried(name: str, whole: bool) -> bool:
 
 
 def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
-    """Write rows, if there are any; no ``columns``: all of them."""
+    """Write rows, if there are any; empty ``columns``: all columns."""
     if not table.num_rows:
         return
     kept = [column for column in columns or table.column_names if column not in _LEFT_OUT]
@@ -142,7 +145,7 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
-    """The chosen rows of a file's batches, which share their texts; texts that no chosen row has are left out."""
+    """The chosen rows of a file's batches, which share one dictionary; unused texts are left out."""
     found: list[list[pa.Array]] = []
     names: list[str] = []
     for batch in batches:
@@ -158,7 +161,7 @@ def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | No
 
 
 def _joined(parts: list[pa.Array]) -> pa.Array:
-    """The arrays of one file as one; texts that no row has are left out."""
+    """The arrays of one file as one array; unused texts are left out."""
     if not pa.types.is_dictionary(parts[0].type):
         return pa.concat_arrays(parts)
     codes = pa.concat_arrays([part.indices for part in parts])
@@ -166,7 +169,7 @@ def _joined(parts: list[pa.Array]) -> pa.Array:
 
 
 def _with_nulls(tables: list[pa.Table], names: Sequence[str]) -> pa.Table | None:
-    """The rows of all tables with columns that hold nothing in them."""
+    """The rows of all tables, with additional null columns."""
     if not tables:
         return None
     table = pa.concat_tables(tables, promote_options="default")
@@ -176,7 +179,9 @@ def _with_nulls(tables: list[pa.Table], names: Sequence[str]) -> pa.Table | None
 
 
 def of_users(users: pa.Array) -> Rows:
-    """Which rows of a coded column are of these users; texts that all batches of a file share are looked up once."""
+    """A function that marks the rows of these users in a coded column. A dictionary that the
+    batches of a file share is looked up once.
+    """
     known: list[tuple[pa.Array, Array]] = []
 
     def chosen(column: pa.Array) -> Array:
@@ -187,18 +192,20 @@ def of_users(users: pa.Array) -> Rows:
     return chosen
 
 
-# ------------------------------------------------------------------------------------------ what a manifest says of it
+# ---------------------------------------------------------------------------------- in the manifest
 
 
 def described(
     buckets: int, earlier: dict[str, Any], files: Sequence[dict[str, Any]], seen: dict[str, Any]
 ) -> dict[str, Any]:
-    """``Manifest.store``: the number of buckets, every reading with its files, and what all events together are."""
+    """``Manifest.store``: the number of buckets, every reading with its files, and statistics of
+    all events.
+    """
     return {"buckets": buckets, "readings": [*earlier.get("readings", []), {"files": list(files)}], "seen": seen}
 
 
 def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What the events of two :func:`seen_in` are together."""
+    """The joint statistics of two results of :func:`seen_in`."""
     first, last = zip(before["span"], now["span"], strict=True)
     return {
         **{key: before[key] + now[key] for key in ("interactions", "untimed")},
@@ -208,7 +215,7 @@ def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
 
 
 def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:
-    """What all events of some buckets are."""
+    """Statistics of the events of buckets: numbers, event types, named splits and time span."""
     spans = [(summary.first, summary.last) for summary in summaries if summary.interactions]
     return {
         "interactions": sum(summary.interactions for summary in summaries),

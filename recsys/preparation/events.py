@@ -1,8 +1,9 @@
-"""Events on their way from the blocks of a source to one bucket of users each: exchange, checks, dense numbers.
+"""Events from the blocks of a source to buckets of users: exchange, checks, dense ids.
 
-Why: everything that a history needs — order, duplicates, splits, held-out pairs — is local to a user, so after one
-exchange by user every later step is an independent task over one bucket. Rows travel between tasks through the
-object store (which spills to disk); only reports the size of the vocabularies reach the driver.
+Why: everything that a history needs (order, duplicates, splits, held-out pairs) is local to a user.
+So after one exchange by user, every later step is an independent task over one bucket. Rows pass
+between tasks through the object store, which spills to disk. Only reports of the size of the
+vocabularies reach the driver.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from recsys.values.cells import DEFAULT_RULES, CellRules, ids, numbers
 TERM: Final = "_term"  # the text of an auxiliary event
 NO_TIME: Final = np.iinfo(np.int64).min
 PARTS: Final = ("train", "valid", "test")  # position = Split
-_NO_ORDER_SEED: Final = 0x6E6F6E65  # frozen, and none that a split draws by
+_NO_ORDER_SEED: Final = 0x6E6F6E65  # never change it; no split uses it
 
 _TEXT_COLUMNS: Final = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE, TERM]
 _COLUMNS: Final[dict[str, pa.DataType]] = {
@@ -59,14 +60,16 @@ _COLUMNS: Final[dict[str, pa.DataType]] = {
     TERM: pa.string(),
 }
 _CODED: Final = frozenset({name for name, kind in _COLUMNS.items() if pa.types.is_string(kind)})
-_MAX_UNKNOWN: Final = 100_000  # ids of unknown items of a bucket that are compared with the known ones
+_MAX_UNKNOWN: Final = 100_000  # unknown item ids of a bucket that are reported
 _RADIX_LIMIT: Final = 1 << 16  # numpy sorts numbers of 16 bits in one pass
-_WITHIN: Final = {  # order of the data → that of a user's events: as it says, ties as they stand in the files
+# order of the data → keys that sort a user's events; ties keep the order of the files
+_WITHIN: Final = {
     "time": ("time", "order", "file", "row"),
     "file": ("order", "file", "row"),
-    "none": ("pair", "item", "type", "time", "order", "file", "row"),  # by hash: a cut loses no items by their name
+    # by hash, so that a cut of the history does not depend on the names of items
+    "none": ("pair", "item", "type", "time", "order", "file", "row"),
 }
-CONTEXT: Final = "_context_"  # prefix of a context column, which may have any name
+CONTEXT: Final = "_context_"  # prefix of context columns, which can have any name
 
 EVENT_SCHEMA: Final = pa.schema(
     [
@@ -87,29 +90,31 @@ TEXT_SCHEMA: Final = pa.schema(
 class EventRules:
     """Which events are interactions and which are text about items."""
 
-    interactions: tuple[str, ...]  # empty: all but the text types
+    interactions: tuple[str, ...]  # empty: all except the text types
     text_types: tuple[str, ...]
     text_column: str
     context: tuple[str, ...] = ()  # context columns
-    context_numbers: tuple[str, ...] = ()  # those of them that are numbers
+    context_numbers: tuple[str, ...] = ()  # context columns that are numbers
     cells: CellRules = DEFAULT_RULES
     filters: EventFilters = EventFilters()
     keep_duplicates: bool = False
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
-        """What is kept of an event on its way to its bucket."""
+        """The columns of an event in the exchange."""
         kinds = {name: pa.float64() if name in self.context_numbers else pa.string() for name in self.context}
         return {**_COLUMNS, **{f"{CONTEXT}{name}": kind for name, kind in kinds.items()}}
 
     @property
     def exchange_schema(self) -> pa.Schema:
-        """Of an empty piece; the texts that every event has are coded (see :mod:`recsys.preparation.keys`)."""
+        """The schema of rows in the exchange; string columns of every event are coded (see
+        :mod:`recsys.preparation.keys`).
+        """
         return pa.schema([(name, CODED if name in _CODED else kind) for name, kind in self.columns.items()])
 
     @property
     def event_schema(self) -> pa.Schema:
-        """:data:`EVENT_SCHEMA` and the context columns, not yet coded."""
+        """:data:`EVENT_SCHEMA` and the context columns before their encoding."""
         kinds = list(self.columns.items())[len(_COLUMNS) :]
         return pa.schema([*EVENT_SCHEMA, *(pa.field(name, kind) for name, kind in kinds)])
 
@@ -120,14 +125,14 @@ class EventRules:
         Raises
         ------
         ConfigError
-            types of text without their column (or the reverse), a type that is said to be both, context
-            columns that contradict each other or the columns of the events, or an impossible window of time.
+            Text types without a text column (or the reverse), a type that is both interaction and
+            text, invalid context columns, or an empty time window.
         """
         text = config.text
         if bool(text.event_types) != bool(text.event_column):
             raise ConfigError(
-                "data.text.event_types and data.text.event_column belong together: which events are text about items, "
-                f"and in which column it stands; got {text.event_types} and {text.event_column!r}"
+                "data.text.event_types (which events are text about items) and data.text.event_column (the column with "
+                f"the text) belong together: set both or none; got {text.event_types} and {text.event_column!r}"
             )
         both = sorted(set(text.event_types) & set(config.interactions))
         if both:
@@ -145,16 +150,17 @@ class EventRules:
         )
 
     def is_text(self, types: pa.ChunkedArray) -> Array:
-        """Of a coded column of event types: bool."""
+        """Which rows are text, from the coded column of event types: [E] bool."""
         return codes_in(types, pa.array(self.text_types, pa.string())) >= 0
 
     def is_interaction(self, types: pa.ChunkedArray) -> Array:
+        """Which rows are interactions, from the coded column of event types: [E] bool."""
         if self.interactions:
             return codes_in(types, pa.array(self.interactions, pa.string())) >= 0
         return ~self.is_text(types)
 
     def filtered(self, good: pa.Table) -> tuple[pa.Table, Counter[str]]:
-        """Good rows without those that the filters leave out, and how many these are by reason."""
+        """The good rows that pass the filters, and the number of the others by reason."""
         if not good.num_rows or not self.filters.is_on:
             return good, Counter()
         out, dropped = self.filters.left_out(good, self.is_interaction(good.column(schema.EVENT_TYPE)))
@@ -164,7 +170,7 @@ class EventRules:
 def _check_context(names: list[str], numbers: list[str]) -> None:
     known = sorted(set(names) & set(schema.EVENTS.columns))
     if known:
-        raise ConfigError(f"data.context: {known[0]!r} is a column that every event has; name further columns only")
+        raise ConfigError(f"data.context: {known[0]!r} is a standard column of events; name other columns only")
     if len(set(names)) < len(names):
         raise ConfigError(f"data.context names a column twice: {', '.join(names)}")
     stray = sorted(set(numbers) - set(names))
@@ -174,7 +180,7 @@ def _check_context(names: list[str], numbers: list[str]) -> None:
 
 @dataclass
 class BucketSummary:
-    """What the driver learns of a bucket before ids are dense."""
+    """What the driver knows about a bucket before ids are dense."""
 
     read: int = 0
     users: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # sorted
@@ -183,18 +189,22 @@ class BucketSummary:
     interactions: int = 0
     text_rows: int = 0
     untimed: int = 0  # interactions without a timestamp
-    given: dict[str, int] = field(default_factory=dict)  # part → interactions; "" where the source names none
-    first: int = 0  # of the timestamps, microseconds
+    # split → interactions; "" where the source names no split
+    given: dict[str, int] = field(default_factory=dict)
+    first: int = 0  # earliest timestamp, microseconds
     last: int = 0
-    unknown_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))  # some that the table lacks
-    dropped: Counter[str] = field(default_factory=Counter)  # reason → rows that the filters leave out
+    # a sample of them
+    unknown_items: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    dropped: Counter[str] = field(default_factory=Counter)  # reason → rows that filters leave out
 
 
-# --------------------------------------------------------------------------------------------------------- exchange
+# ----------------------------------------------------------------------------------------- exchange
 
 
 def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules, goes_on: bool = False) -> list[pa.Table]:
-    """The rows of a block, bucket by bucket: the hash of the user id decides, the same one everywhere and always."""
+    """The rows of a block, one table per bucket. The bucket is a hash of the user id that is the
+    same on all machines and in all releases.
+    """
     table = project(block, rules, goes_on)
     texts, codes_E = parts_of(table.column(schema.USER_ID))
     buckets = np.append(string_hashes(texts), np.uint64(0)) % np.uint64(num_buckets)
@@ -213,9 +223,9 @@ def _compacted(table: pa.Table) -> pa.Table:
 
 
 def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Table:
-    """Only the columns that the pipeline reads, typed as in :mod:`recsys.schema`, texts coded; context categories
-    trimmed, cells of context numbers that are none are null, and all cells of a context column that the newer files of
-    a dataset that ``goes_on`` lack.
+    """Select and cast the columns that the pipeline reads, see :mod:`recsys.schema`; strings are
+    coded. Context categories are trimmed, and invalid context numbers are null. If ``goes_on``
+    (newer files of an earlier dataset), a missing context column is null.
 
     Raises
     ------
@@ -255,26 +265,26 @@ def gather_bucket(
     earlier: Kept | None = None,
     whole: bool = True,
 ) -> tuple[pa.Table, pa.Table, BucketSummary]:
-    """The good rows of a bucket, its bad ones as the quarantine keeps them, and a summary.
+    """The good rows of a bucket, its bad rows in the format of the quarantine, and a summary.
 
-    An event is bad when its source says so, or when there is a table of items and its item is not in it. Good ones that
-    the filters leave out are counted.
+    An event is bad if its source says so, or if there is an items table without its item. Good
+    events that the filters leave out are counted.
 
     Parameters
     ----------
     rules : EventRules
-        which events are what.
+        Which events are interactions, which are text, and which are used.
     known_items : pa.Array | None
-        ids of the table of items; None: any item is known.
+        Ids of the items table; None: all items are known.
     parts
-        rows that were read.
+        The new rows.
     keeper : Keeper | None
-        where the good rows are kept for a later append.
+        Keeps the good rows for a later append; None: they are not kept.
     earlier : Kept | None
-        rows of the dataset that is appended to, before those of ``parts``. Those whose item it did not know
-        are judged again.
+        Kept rows of the dataset to append to, which come before ``parts``. Its rows with an unknown
+        item are checked again.
     whole : bool
-        whether its good rows are gathered as well.
+        Whether the good rows of ``earlier`` are gathered as well.
     """
     read = sum(part.num_rows for part in parts)
     waiting = earlier.unknown() if earlier is not None else None
@@ -301,18 +311,18 @@ def gather_bucket(
 
 
 def joined(tables: Sequence[pa.Table | None]) -> pa.Table:
-    """The rows of all tables that there are, texts coded alike."""
+    """The rows of all tables that are not None, with common dictionaries."""
     found = [table for table in tables if table is not None]
     return pa.concat_tables(found, promote_options="default").unify_dictionaries().combine_chunks()
 
 
 def where(table: pa.Table, kept_E: Array) -> pa.Table:
-    """Only those rows; all of them are not copied."""
+    """The kept rows; no copy if all rows are kept."""
     return table if kept_E.all() else table.filter(pa.array(kept_E))
 
 
 def _written_out(table: pa.Table) -> pa.Table:
-    """The coded texts as texts again."""
+    """The table with strings instead of codes."""
     arrays = [column.cast(pa.string()) if name in _CODED else column for name, column in _columns_of(table)]
     return pa.table(arrays, names=table.column_names)
 
@@ -322,7 +332,7 @@ def _columns_of(table: pa.Table) -> zip[tuple[str, pa.ChunkedArray]]:
 
 
 def summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None:
-    """Note in the summary what the good rows of a bucket are."""
+    """Fill the summary with the statistics of the good rows of a bucket."""
     summary.users = used_texts(good.column(schema.USER_ID))
     types = good.column(schema.EVENT_TYPE)
     summary.types = text_counts(types)
@@ -337,12 +347,12 @@ def summarise(good: pa.Table, rules: EventRules, summary: BucketSummary) -> None
     summary.first, summary.last = span["min"].as_py() or 0, span["max"].as_py() or 0
 
 
-# --------------------------------------------------------------------------------------------------------- encoding
+# ----------------------------------------------------------------------------------------- encoding
 
 
 @dataclass(frozen=True)
 class Coding:
-    """What turns a bucket into numbers: the order of the data and the types that are kept."""
+    """How a bucket is encoded: the order of the data and the event types in use."""
 
     rules: EventRules
     event_types: tuple[str, ...]  # position = type id
@@ -353,26 +363,28 @@ class Coding:
 def encode_bucket(
     good: pa.Table, coding: Coding, users: pa.Array, dense_users: Array, item_ids: pa.Array, num_counted: int = 0
 ) -> tuple[pa.Table, pa.Table, pa.Table, int]:
-    """Interactions and text rows with dense ids, user by user in the order of the data, and the duplicates among them.
+    """Encode interactions and text rows with dense ids, user by user in the order of the data,
+    without duplicates.
 
     Parameters
     ----------
     good : pa.Table
-        rows of :func:`gather_bucket`.
+        Good rows of :func:`gather_bucket`.
     coding : Coding
-        order and types.
+        Order and event types.
     users : pa.Array
-        the bucket's users, with their dense ids in ``dense_users``.
+        External ids of the bucket's users; ``dense_users`` has their dense ids.
     item_ids : pa.Array
-        all items, dense.
+        All external item ids in dense order.
     num_counted : int
-        rows at the start whose duplicates were reported before.
+        Number of leading rows whose duplicates were reported before.
 
     Returns
     -------
     tuple[pa.Table, pa.Table, pa.Table, int]
-        Tables of ``rules.event_schema`` and :data:`TEXT_SCHEMA`, the duplicates for the quarantine, and how many rows
-        of text were left out because they are empty or about an item outside the vocabulary.
+        Tables of ``rules.event_schema`` and :data:`TEXT_SCHEMA`, the duplicates for the quarantine,
+        and the number of text rows left out because they are empty or about an item outside the
+        vocabulary.
     """
     if good.num_rows == 0:
         return coding.rules.event_schema.empty_table(), TEXT_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), 0
@@ -389,8 +401,8 @@ def encode_bucket(
         is_duplicate = np.zeros(len(position), dtype=bool)
     else:
         is_duplicate = _duplicates(keys, position, coding.order == "file", is_text)
-    told = is_duplicate & (np.arange(len(is_duplicate)) >= num_counted)
-    repeated = _written_out(good.filter(pa.array(told)))
+    is_new = is_duplicate & (np.arange(len(is_duplicate)) >= num_counted)
+    repeated = _written_out(good.filter(pa.array(is_new)))
     repeated = repeated.append_column(schema.RAW, pa.nulls(repeated.num_rows, pa.string()))
     duplicates = bad_rows(mark(repeated, np.ones(repeated.num_rows, dtype=bool), DUPLICATE), _TEXT_COLUMNS)
     position = position[~is_duplicate[position]]
@@ -401,7 +413,7 @@ def encode_bucket(
 
 
 def _keys(good: pa.Table, users: pa.Array, dense_users: Array, item_ids: pa.Array) -> dict[str, Array]:
-    """Every column that identifies or orders a row, as integers."""
+    """The columns that identify or order a row, as integers."""
     times = good.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME)
     return {
         "user": dense_users[codes_in(good.column(schema.USER_ID), users)],
@@ -425,9 +437,11 @@ def _pair_hashes(good: pa.Table) -> Array:
 
 
 def _duplicates(keys: dict[str, Array], position: Array, by_file: bool, is_text: Array) -> Array:
-    """Rows that repeat user, item, type, term and time of one that is earlier in the order ``position``.
+    """Which rows repeat user, item, type, term and time of an earlier row in the order
+    ``position``.
 
-    In data ordered by file without times a repeated item is a repeated event, not a repeated row.
+    In data ordered by file without times, a repeated item is a repeated event and not a duplicate
+    row.
     """
     names = ("user", "item", "type", "term", "time")
     rank = np.empty(len(position), dtype=np.int64)
@@ -467,27 +481,27 @@ def _encoded_text(good: pa.Table, keys: dict[str, Array], position: Array) -> pa
     return table.filter(pc.not_equal(table.column("term"), ""))
 
 
-# ------------------------------------------------------------------------------------------------------------ tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows that are read join those that were read before, and where they are kept.
+    """How new rows join the rows that were read before, and where they are kept.
 
     Attributes
     ----------
     number : int
-        of this reading, from 0.
+        Number of this reading, from 0.
     first_file : int
-        how many files were read before.
+        Number of files that were read before.
     folder : Folder | None
-        where the rows are kept; None: nowhere.
+        Folder that keeps the rows; None: they are not kept.
     earlier : Folder | None
-        folder of the dataset that is appended to.
+        Folder of the dataset to append to.
     whole : bool
-        whether its good rows are gathered as well.
+        Whether the good rows of ``earlier`` are gathered as well.
     goes_on : bool
-        whether an earlier dataset says which columns events have.
+        Whether an earlier dataset determines the columns of events.
     """
 
     number: int = 0
@@ -498,7 +512,7 @@ class Reading:
     goes_on: bool = False
 
     def of(self, bucket: int) -> dict[str, Any]:
-        """What :func:`gather_bucket` is told."""
+        """The keyword arguments of :func:`gather_bucket` for a bucket."""
         return {
             "keeper": Keeper(self.folder, bucket, self.number) if self.folder is not None else None,
             "earlier": self.kept(bucket),
@@ -506,7 +520,7 @@ class Reading:
         }
 
     def kept(self, bucket: int) -> Kept | None:
-        """The rows that the dataset that is appended to has of a bucket."""
+        """The rows of a bucket in the dataset to append to; None without one."""
         return None if self.earlier is None else Kept(self.earlier, bucket, tuple(range(self.number)))
 
 
@@ -521,16 +535,17 @@ def exchange(
     Returns
     -------
     list[list[Any]]
-        For each bucket, references to (good rows, bad rows, :class:`BucketSummary`).
+        For each bucket, references to its good rows, bad rows and :class:`BucketSummary`.
     """
     splitter: Any = task(split_piece, "streaming")
     gatherer = task(gather_bucket, 3)
     known = ray.put(known_items)
     buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
     pace = Pace("blocks of events read", 0)
-    told = (num_buckets, rules, reading.first_file, reading.goes_on)
-    for parts in [splitter.remote(pickle.dumps(piece), *told) for piece in pieces]:
-        for number, part in enumerate(parts):  # a failed task ends with its error, which the gatherer hands on
+    arguments = (num_buckets, rules, reading.first_file, reading.goes_on)
+    for parts in [splitter.remote(pickle.dumps(piece), *arguments) for piece in pieces]:
+        # a failed task yields its error, which the gatherer raises
+        for number, part in enumerate(parts):
             buckets[number % num_buckets].append(part)
             pace.add(int((number + 1) % num_buckets == 0))
     empty = rules.exchange_schema.empty_table()
@@ -542,14 +557,14 @@ def exchange(
 def split_piece(
     pickled: bytes, num_buckets: int, rules: EventRules, first_file: int = 0, goes_on: bool = False
 ) -> Iterator[pa.Table]:
-    """The rows of every block of a piece in turn, bucket by bucket; a block at a time is held.
+    """Yield the rows of every block of a piece, bucket by bucket; holds one block at a time.
 
-    ``first_file``: how many files came before those of the source, in the order of the data.
+    ``first_file`` is the number of earlier files, which come first in the order of the data.
     """
     for block in pickle.loads(pickled).read():
         if first_file and block.num_rows:
             place = block.schema.get_field_index(schema.ORDER)
             order = pc.add(block.column(schema.ORDER), pa.scalar(first_file * FILE_STRIDE, pa.int64()))
             block = block.set_column(place, schema.ORDER, order)
-        for part in split_by_user(block, num_buckets, rules, goes_on):  # noqa: UP028 (Ray calls `send`, which a list has not)
+        for part in split_by_user(block, num_buckets, rules, goes_on):  # noqa: UP028 (Ray calls `send`, which lists lack)
             yield part

@@ -1,12 +1,13 @@
-"""Which good events are used by a window of time and a smallest value; both are off by default.
+"""Filters of good events: a time window and a smallest value; both are off by default.
 
-Why here: users want "ratings from 4 on" or "the last two years" without rewriting their files. The order is fixed:
-first the window and the value (row by row, in the task that gathers a bucket), then duplicates, then the k-core
-(:mod:`recsys.preparation.core`), then the split. Each filter is counted in ``manifest.dropped``.
+Why here: users want "ratings of at least 4" or "the last two years" without rewriting their files.
+The order is fixed: first the window and the value (row by row, in the task that gathers a bucket),
+then duplicates, then the k-core (:mod:`recsys.preparation.core`), then the split.
+``manifest.dropped`` counts the rows of each filter.
 
-An event without a time is outside every window. An absent value counts as 1. Text events (``data.text.event_types``)
-follow the window, but have no value; the k-core leaves out those of users and items that it leaves out. Users and items
-of a dataset that is continued stay.
+An event without a time is outside every window. A missing value counts as 1. The window also
+applies to text events (``data.text.event_types``), the smallest value does not; the k-core removes
+the text events of the users and items that it removes. Users and items of an earlier dataset stay.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class EventFilters:
         Raises
         ------
         ConfigError
-            a time cannot be read, or the window is empty.
+            A time cannot be parsed, or the window is empty.
         """
         first = parse_time(config.from_, "data.from") if config.from_ else _ALWAYS
         end = parse_time(config.until, "data.until") if config.until else NEVER
@@ -60,15 +61,16 @@ class EventFilters:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything can be left out."""
+        """Whether any filter is on."""
         return self.has_window or self.min_value is not None
 
     @property
     def has_window(self) -> bool:
+        """Whether there is a time window."""
         return self.first != _ALWAYS or self.end != NEVER
 
     def left_out(self, good: pa.Table, is_interaction: Array) -> tuple[Array, Counter[str]]:
-        """Which rows are left out, and how many for which reason."""
+        """Which rows are left out ([E] bool), and their number by reason."""
         out = np.zeros(good.num_rows, dtype=bool)
         counts: Counter[str] = Counter()
 

@@ -1,16 +1,18 @@
-"""Fine-tuning of the language model to the items at hand: texts of items that users took together move together.
+"""Fine-tune the language model: texts of items chosen together get similar vectors.
 
-Why in ``prepare``: the model's vectors are made there, once; what is trained later reads them. Contrastive learning
-(SimCSE, Gao et al. 2021; CLIP, Radford et al. 2021) with low-rank adapters (LoRA), the base weights frozen:
+Why in ``prepare``: the text vectors are made there once, and training reads them. Contrastive
+learning (SimCSE, Gao et al. 2021; CLIP, Radford et al. 2021) with low-rank adapters (LoRA) and
+frozen base weights:
 
-    loss = −log softmax_j( cos(x_a, x_j) / τ − log q_j )[b],   both ways, over the pairs (a, b) of a batch
+    loss = −log softmax_j( cos(x_a, x_j) / τ − log q_j )[b],   in both directions, over the pairs (a, b) of a batch
 
-with x from item texts, (a, b) items next to each other in a user's training events (any two of them in data without
-order), and q_j the share of j among the pairs, so that popular items are not pushed away for being popular.
+where x are the vectors of item texts, (a, b) are neighbouring items in a user's training events
+(any two in data without order), and q_j is the share of j among the pairs. The correction by q_j
+avoids a penalty on popular items.
 
-**No leak**: pairs are of training events alone. The gain is measured on validation events, which no pair has seen, by
-text alone: the last training item asks, the first validation item is to be found. The adapted model is kept only if
-it finds better. Test events are in neither.
+**No leak**: pairs come from training events only. The gain is measured on validation events, which
+are in no pair, by text only: the query is the user's last training item, the target the first
+validation item. The adapted model is kept only if its NDCG is better. Test events are not used.
 
 Legend: N items, P pairs, Q validation queries, B pairs of a step, T width of the language model.
 """
@@ -53,29 +55,30 @@ def finetune(
     Parameters
     ----------
     folder : Folder
-        of the dataset, whose histories are written.
+        Folder of the dataset; its histories are written already.
     shards : Sequence[str]
-        names of the histories.
+        Names of the shards.
     texts : Sequence[str | None]
-        of the items in dense order.
+        Texts of the items in dense order.
     ordered : bool
-        whether histories have an order.
+        Whether histories have an order.
     config : TextConfig
-        the language model and ``finetune``.
+        The language model, and the section ``finetune``.
     seed : int
-        fixes pairs, batches and weights.
+        Seed of pairs, batches and weights.
     progress : Callable[[str], None]
-        gets the gain.
+        Gets the gain as one line.
 
     Returns
     -------
     tuple[Adapter | None, dict[str, Any]]
-        The adapter, None where the model is better without; and what the manifest says of it.
+        The adapter (None where the model is better without it), and its description for the
+        manifest.
 
     Raises
     ------
     ConfigError
-        peft or the language model is missing.
+        Peft or the language model is missing.
     """
     options = config.finetune
     has_text_N = ray.put(np.array([text is not None for text in texts]))
@@ -85,7 +88,7 @@ def finetune(
     pairs_P2, queries_Q2 = (np.concatenate(fetch([ref[part] for ref in refs])) for part in (0, 1))
     described: dict[str, Any] = {"kept": False, "pairs": len(pairs_P2), "queries": len(queries_Q2)}
     if len(pairs_P2) < 2 or not len(queries_Q2):
-        progress("fine-tuning: too few pairs of items with text, or no validation event to measure on; left out")
+        progress("fine-tuning: too few pairs of items with text, or no validation event to measure on; skipped")
         return None, described
     gpus = int(cluster_resources().get("GPU", 0) > 0)
     trained: tuple[Adapter, list[float]] = fetch(
@@ -99,7 +102,9 @@ def finetune(
     described |= {"steps": len(losses), "before": before, "after": after, "kept": kept, "adapter": adapter.digest}
     described |= {"loss_first": float(np.mean(losses[:tail])), "loss_last": float(np.mean(losses[-tail:]))}
     gains = ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in before)
-    progress(f"fine-tuning: text alone on {len(queries_Q2):,} validation events: {gains}; {'kept' if kept else 'left'}")
+    progress(
+        f"fine-tuning: text only on {len(queries_Q2):,} validation events: {gains}; {'kept' if kept else 'not kept'}"
+    )
     if not kept:
         return None, described
     folder.write_text(f"text/adapter/{CONFIG}", adapter.config)
@@ -110,7 +115,7 @@ def finetune(
 def shard_pairs(
     folder: Folder, name: str, has_text_N: Array, ordered: bool, limit: int, seed: Sequence[int]
 ) -> tuple[Array, Array]:
-    """:func:`pairs_of` the histories of one shard; runs in a task."""
+    """:func:`pairs_of` for the histories of one shard; runs in a task."""
     table = pq.read_table(f"{folder.path}/histories/{name}", filesystem=folder.filesystem)
     return pairs_of(histories_from_table(table), has_text_N, ordered, limit, seed)
 
@@ -118,18 +123,20 @@ def shard_pairs(
 def pairs_of(
     histories: Histories, has_text_N: Array, ordered: bool, limit: int, seed: Sequence[int]
 ) -> tuple[Array, Array]:
-    """Pairs of items with text that training events have next to each other, at most ``limit``: [P, 2]; and queries:
-    each user's last item of training and first of validation, [Q, 2].
+    """Pairs of items with a text that are neighbours in training, at most ``limit``: [P, 2]; and
+    validation queries: each user's last training item and first validation item, [Q, 2].
     """
     random = np.random.default_rng(seed)
-    told = histories.where(has_text_N[histories.items_E])
-    train, valid = (told.where(told.splits_E == part) for part in (Split.TRAIN, Split.VALID))
+    with_text = histories.where(has_text_N[histories.items_E])
+    train, valid = (with_text.where(with_text.splits_E == part) for part in (Split.TRAIN, Split.VALID))
     users_E = np.repeat(np.arange(len(train)), train.lengths_U)
     items_E = train.items_E
-    if not ordered:  # neighbours by chance
+    if not ordered:  # random neighbours
         items_E = items_E[np.lexsort((random.random(len(users_E)), users_E))]
-    beside = np.flatnonzero((users_E[1:] == users_E[:-1]) & (items_E[1:] != items_E[:-1])) if len(items_E) else users_E
-    chosen = np.sort(random.permutation(beside)[:limit])
+    neighbours = (
+        np.flatnonzero((users_E[1:] == users_E[:-1]) & (items_E[1:] != items_E[:-1])) if len(items_E) else users_E
+    )
+    chosen = np.sort(random.permutation(neighbours)[:limit])
     pairs_P2 = np.stack([items_E[chosen], items_E[chosen + 1]], axis=1) if len(chosen) else np.zeros((0, 2), np.int32)
     rows = np.flatnonzero((train.lengths_U > 0) & (valid.lengths_U > 0))
     last, first = items_E[train.offsets_U1[rows + 1] - 1], valid.items_E[valid.offsets_U1[rows]]
@@ -139,7 +146,7 @@ def pairs_of(
 def train_adapter(
     texts: Sequence[str | None], pairs_P2: Array, config: TextConfig, seed: int, gpu: bool, threads: int = 0
 ) -> tuple[Adapter, list[float]]:
-    """Contrastive training of fresh adapters: the adapter, and the loss of every step; runs in a task."""
+    """Train a new adapter by contrastive learning, in a task; returns it and the losses."""
     import torch
 
     torch.set_num_threads(threads or usable_cores())
@@ -148,11 +155,11 @@ def train_adapter(
     device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
     tokenizer, base = load_language_model(config.model, config.allow_download)
     model = with_adapter(base, options.rank, config.model).to(device).train()
-    spoken = np.unique(pairs_P2)
-    tokens = tokenizer([texts[item] for item in spoken], truncation=True, max_length=config.max_tokens)
-    places_P2 = np.searchsorted(spoken, pairs_P2)
+    items_used = np.unique(pairs_P2)
+    tokens = tokenizer([texts[item] for item in items_used], truncation=True, max_length=config.max_tokens)
+    places_P2 = np.searchsorted(items_used, pairs_P2)
     log_q_2N = [
-        np.log(np.bincount(places_P2[:, side], minlength=len(spoken)).clip(1) / len(pairs_P2)) for side in (0, 1)
+        np.log(np.bincount(places_P2[:, side], minlength=len(items_used)).clip(1) / len(pairs_P2)) for side in (0, 1)
     ]
     learned = [part for part in model.parameters() if part.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=options.lr, weight_decay=0.01)
@@ -175,7 +182,7 @@ def train_adapter(
 
 
 def _batches(num_pairs: int, options: FinetuneConfig, random: np.random.Generator) -> Any:
-    """Rows of every step: the pairs in a new order each time they are through."""
+    """Yield the rows of every step; the pairs are shuffled again after each pass."""
     size, done = min(options.batch_size, num_pairs), 0
     while True:
         order = random.permutation(num_pairs)
@@ -199,7 +206,7 @@ def _embed(model: Any, tokenizer: Any, tokens: Any, rows: Array, device: Any) ->
 
 
 def _in_batch(logits_BB: Any, columns_B: Array, log_q_N: Array) -> Any:
-    """Cross-entropy of the diagonal, log-Q corrected; a column of the same item as the right one is no negative."""
+    """Log-Q-corrected cross-entropy of the diagonal; the target's item is never a negative."""
     import torch
 
     items_B = torch.as_tensor(columns_B, device=logits_BB.device)
@@ -210,16 +217,18 @@ def _in_batch(logits_BB: Any, columns_B: Array, log_q_N: Array) -> Any:
 
 
 def retrieval(vectors_NT: Array, queries_Q2: Array) -> dict[str, float]:
-    """recall@20 and ndcg@20 of finding each query's second item by the cosine with its first, which is left out."""
+    """recall@20 and ndcg@20 of the ranking of items by cosine with each query's first item; the
+    target is its second item, and the first is not ranked.
+    """
     unit_NT = vectors_NT.astype(np.float32)
     has_text_N = unit_NT.any(axis=1)
     ranks = []
     for start in range(0, len(queries_Q2), _CHUNK):
-        asked, wanted = queries_Q2[start : start + _CHUNK].T
-        rows = np.arange(len(asked))
-        scores_QN = np.where(has_text_N, unit_NT[asked] @ unit_NT.T, -np.inf)
-        scores_QN[rows, asked] = -np.inf
-        own_Q = scores_QN[rows, wanted]
+        sources, targets = queries_Q2[start : start + _CHUNK].T
+        rows = np.arange(len(sources))
+        scores_QN = np.where(has_text_N, unit_NT[sources] @ unit_NT.T, -np.inf)
+        scores_QN[rows, sources] = -np.inf
+        own_Q = scores_QN[rows, targets]
         ranks.append((scores_QN > own_Q[:, None]).sum(1) + ((scores_QN == own_Q[:, None]).sum(1) - 1) / 2)
     rank_Q = np.concatenate(ranks)
     found_Q = rank_Q < K

@@ -1,11 +1,13 @@
-"""Remove users from a prepared dataset: delete all their rows, and make again what is derived from them.
+"""Remove users from a prepared dataset and rebuild everything that is derived from them.
 
-Why not prepare again: the source may be gone, or the dataset may come from many appended files. Rewriting the shards of
-the forgotten users takes seconds where preparing takes hours. The new dataset is written aside. It replaces the old one
-when it has passed the audit, which works out counts, texts and graphs from the histories again.
+Why not prepare again: the source may no longer exist, or the dataset may come from many appended
+files. Rewriting the shards takes seconds, preparing can take hours. The new dataset is written
+under another name. It replaces the old one after it has passed the audit, which recomputes counts,
+texts and graphs from the histories.
 
-What stays, and is said by :attr:`Rewritten.left`: the mean of a numeric context column; a category of a context column
-that nobody else had, under a name that says nothing; items that nobody else had; a fine-tuned language model.
+Some traces remain, and :attr:`Rewritten.left` lists them: the mean of a numeric context column; the
+code of a context category that no other user has, without its name; items that no other user has; a
+fine-tuned language model.
 
 Legend: U users before, V users after, E events, N items.
 """
@@ -55,16 +57,18 @@ _NOTE: Final = " users were forgotten; the numbers of rows read are the earlier 
 
 @dataclass
 class Rewritten:
-    """What was done to a dataset."""
+    """The result of :func:`forget_users`."""
 
     dataset: PreparedDataset
     numbering: Renumbering
-    rows: Counter[str] = field(default_factory=Counter)  # file → rows that went
-    left: list[str] = field(default_factory=list)  # what still tells of who went
+    rows: Counter[str] = field(default_factory=Counter)  # file → number of deleted rows
+    left: list[str] = field(default_factory=list)  # remaining traces of the users
 
 
 def needs_language_model(dataset: PreparedDataset, gone: Array) -> bool:
-    """Whether texts must be read again: those of items that the users' events are in, or of users by fold."""
+    """Whether the language model must encode texts again: texts of items from the users' events, or
+    texts of users by fold.
+    """
     text = dataset.manifest.text
     if any(_rows_of(dataset.table(f"provenance/{name}"), "user", gone).any() for name in text.get("provenance", [])):
         return True
@@ -78,27 +82,27 @@ def forget_users(
     config: Config,
     mentions: Callable[[str], bool] = lambda _: False,
 ) -> Rewritten:
-    """Write the dataset without these users (dense ids) in its place.
+    """Replace a dataset by one without these users.
 
     Parameters
     ----------
     dataset : PreparedDataset
-        as it is.
+        The dataset.
     gone : Sequence[int] | Array
-        dense ids.
+        Dense ids of the users.
     forgotten : Forgotten
-        the list with them on it, from which the content hash follows.
+        The list of forgotten users with these users; the content hash depends on it.
     config : Config
-        for the language model, where texts must be read again; Ray is needed then.
+        Settings of the language model, for texts that must be encoded again (this needs Ray).
     mentions : Callable[[str], bool]
-        whether the raw text of a bad row is about one of them.
+        Whether the raw text of a bad row is about one of the users.
 
     Raises
     ------
     ArtifactError
-        the dataset was made by a release that cannot be rewritten.
+        The dataset cannot be rewritten: it does not separate item text from users' text.
     DataError
-        the audit refuses the result; the dataset is as it was.
+        The audit refuses the result; the dataset is unchanged.
     """
     gone = np.unique(np.asarray(gone, dtype=np.int64))
     numbering = Renumbering.without(dataset.num_users, gone)
@@ -117,7 +121,7 @@ def forget_users(
 
 
 def _with_used_texts(table: pa.Table) -> pa.Table:
-    """Coded columns with only the texts that a row has: a dictionary keeps those of rows that are gone."""
+    """Drop unused texts from dictionaries; a filtered table keeps the texts of deleted rows."""
     for place, field_ in enumerate(table.schema):
         if pa.types.is_dictionary(field_.type):
             column = table.column(place).cast(field_.type.value_type).dictionary_encode().cast(field_.type)
@@ -137,7 +141,7 @@ def _rows_of(table: pa.Table, column: str, users: Array) -> Array:
 
 
 class _Rewriting:
-    """One rewriting; every method writes one kind of file."""
+    """One rewrite of a dataset; each method writes one kind of file."""
 
     def __init__(
         self,
@@ -153,11 +157,14 @@ class _Rewriting:
         self.manifest = Manifest.parse(source.manifest.dump())
         self.rows: Counter[str] = Counter()
         self.left: list[str] = []
-        self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)  # events that go, by item and part
-        self.codes: dict[int, set[int]] = {place: set() for place in range(len(source.context))}  # that are left
+        # deleted events by item and split
+        self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)
+        # remaining codes by context column
+        self.codes: dict[int, set[int]] = {place: set() for place in range(len(source.context))}
         self.done: set[str] = {MANIFEST}
 
     def run(self, forgotten: Forgotten) -> Manifest:
+        """Write all files except the manifest, which is returned."""
         self._vocabulary()
         self._histories()
         self._item_counts()
@@ -170,21 +177,23 @@ class _Rewriting:
         self._others()
         return self._described(forgotten)
 
-    # ------------------------------------------------------------------------------------------------------- writing
+    # -------------------------------------------------------------------------------------- writing
 
     def _write(self, name: str, table: pa.Table) -> None:
         self.done.add(name)
         self.folder.write_table(name, table)
 
     def _names(self) -> list[str]:
-        """Every file of the dataset."""
+        """Names of all files of the dataset."""
         base = self.source._base.rstrip("/")
         selector = pyarrow.fs.FileSelector(base, recursive=True)
         found = self.source.filesystem.get_file_info(selector)
         return sorted(info.path[len(base) + 1 :] for info in found if info.type == pyarrow.fs.FileType.File)
 
     def _others(self) -> None:
-        """Tables with a column of users lose their rows, whatever they are; what holds no user is copied."""
+        """Write all other files: tables with a user column without the forgotten users' rows, the
+        rest unchanged.
+        """
         base = self.source._base.rstrip("/")
         for name in self._names():
             if name in self.done:
@@ -203,7 +212,9 @@ class _Rewriting:
             self.folder.write_bytes(name, content)
 
     def _without_users(self, table: pa.Table) -> pa.Table:
-        """Without the rows of forgotten users, by id or by dense id; the table itself where no column is of users."""
+        """A table without the rows of forgotten users, found by external or dense id; the same
+        table object where it has no user column.
+        """
         ids = pa.array([self.source.user_ids[int(user)].as_py() for user in self.gone], pa.string())
         by_id = [name for name in (schema.USER_ID, *_ENDS) if name in table.column_names]
         by_number = [name for name in ("user", "src", "dst") if name in table.column_names]
@@ -222,7 +233,7 @@ class _Rewriting:
             )
         return _with_used_texts(table)
 
-    # ------------------------------------------------------------------------------------------------------- content
+    # -------------------------------------------------------------------------------------- content
 
     def _vocabulary(self) -> None:
         order = pa.array(self.numbering.order_V)
@@ -257,7 +268,9 @@ class _Rewriting:
         self.manifest.shards = names
 
     def _newest_rows(self, name: str) -> pa.Table:
-        """The newest row of every user of a shard: files that an append wrote have newer rows of some users."""
+        """The newest row of every user of a shard; files of an append have newer rows of some
+        users.
+        """
         newer = self.manifest.renewed.pop(name, [])
         table = self.source.table(f"histories/{name}")
         if not newer:
@@ -267,7 +280,7 @@ class _Rewriting:
         return table.take(pa.array(last_rows(np.asarray(table.column("user")))))
 
     def _take_out(self, gone: Histories, targets_T: Array) -> None:
-        """Count what goes."""
+        """Subtract the deleted events from the counts."""
         splits_E, items_E = gone.splits_E, gone.items_E
         for code, part in enumerate(PARTS):
             np.add.at(self.taken[:, code], items_E[splits_E == code], 1)
@@ -291,7 +304,7 @@ class _Rewriting:
         total_N = np.sum(list(columns.values()), axis=0)
         alone = int(((total_N == 0) & (self.taken.sum(axis=1) > 0)).sum())
         if alone:
-            self.left.append(f"{alone:,} items that nobody else had stay in the catalogue, with their text")
+            self.left.append(f"{alone:,} items that no other user has stay in the catalogue, with their text")
 
     def _context(self) -> None:
         if not self.source.context:
@@ -306,7 +319,7 @@ class _Rewriting:
         self.folder.write_text("vocab/context.json", text)
 
     def _without_value(self, place: int, column: ContextColumn) -> ContextColumn:
-        """Values that no training event has any more, under a name that says nothing: codes must stay."""
+        """Replace the names of values that no training event has any more; their codes must stay."""
         if column.values is None:
             return column
         values, own = list(column.values), sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place])
@@ -315,7 +328,7 @@ class _Rewriting:
         if own:
             unused = self.manifest.forgotten.setdefault("context", {})
             unused[column.name] = own
-            self.left.append(f"{len(own):,} codes of the context column {column.name} that nobody has any more")
+            self.left.append(f"{len(own):,} codes of the context column {column.name} that no user has any more")
         return replace(column, values=tuple(values))
 
     def _social(self) -> None:
@@ -334,7 +347,7 @@ class _Rewriting:
         self._write(name, rest.sort_by([("src", "ascending"), ("dst", "ascending")]))
 
     def _item_texts(self) -> None:
-        """Rows that item text is made of, and where some go, the texts and their vectors."""
+        """Write the source rows of item text and, if some are deleted, the texts and vectors."""
         described = self.manifest.text
         tables, changed = [], 0
         for file in described.get("provenance", []):
@@ -355,8 +368,8 @@ class _Rewriting:
         features = self.source.features
         if TEXT in described.get("fields", []):
             raise ArtifactError(
-                f"{self.source.root}: the text of items is made of their column {TEXT!r} and of what users wrote, "
-                "which cannot be told apart any more; remove the users from the source and run `recsys prepare`"
+                f"{self.source.root}: the text of items mixes their column {TEXT!r} with the text of users and cannot "
+                "be separated any more; remove the users from the source and run `recsys prepare`"
             )
         groups = described.get("groups") or {TEXT: [*described.get("fields", []), label]}
         terms = merge_terms(int(described["max_event_terms"]), *counted)
@@ -368,11 +381,11 @@ class _Rewriting:
             self.done.add("items/text_vectors.parquet")
 
     def _adapter(self) -> Adapter | None:
-        """The language model's own, where fine-tuning paid."""
+        """The adapter of the dataset's fine-tuned language model; None where there is none."""
         names = [name for name in self._names() if name.startswith("text/adapter/")]
         if not names:
             return None
-        self.left.append("the language model, fine-tuned on histories that held theirs")
+        self.left.append("the language model, which was fine-tuned on histories with their events")
         base = self.source._base.rstrip("/")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
             for name in names:
@@ -384,7 +397,7 @@ class _Rewriting:
         described = self.manifest.text.get("users")
         if not described:
             return
-        if int(described.get("folds", 1)) > 1:  # which events a fold leaves out depends on the dense id
+        if int(described.get("folds", 1)) > 1:  # the events of a fold depend on the dense id
             rules = TextRules(tuple(self.manifest.event_types), self.manifest.ordered, *self.config.data.text.users.how)
             titles = item_titles(self.source.features)
             self.manifest.text["users"] = write_user_texts(
@@ -398,7 +411,8 @@ class _Rewriting:
         users = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
         texts = np.asarray(rest.column("text"))
         used = np.unique(texts[texts >= 0])
-        number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)  # the last is of "nothing to say"
+        # the last one is for empty texts
+        number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)
         number[used] = np.arange(len(used))
         for column, values in (("user", users), ("text", pa.array(number[texts], pa.int32()))):
             rest = rest.set_column(rest.schema.get_field_index(column), rest.schema.field(column), values)
@@ -412,13 +426,15 @@ class _Rewriting:
                 continue
             table = self.source.table(name)
             texts = table.column("raw").to_pylist()
-            about = np.array([bool(text) and self.mentions(text) for text in texts], dtype=bool)
-            self.rows[name] = int(about.sum())
-            rest = table.filter(pa.array(~about))
+            is_about = np.array([bool(text) and self.mentions(text) for text in texts], dtype=bool)
+            self.rows[name] = int(is_about.sum())
+            rest = table.filter(pa.array(~is_about))
             of_table = getattr(self.manifest, {"quarantine": "quarantined", "dropped": "dropped"}[kind]).get(
                 name.split("/")[1].removesuffix(".parquet"), {}
             )
-            for entry in pc.value_counts(table.filter(pa.array(about)).column("reason").combine_chunks()).to_pylist():
+            for entry in pc.value_counts(
+                table.filter(pa.array(is_about)).column("reason").combine_chunks()
+            ).to_pylist():
                 if entry["values"] in of_table:
                     of_table[entry["values"]] -= entry["counts"]
             self._write(name, rest)

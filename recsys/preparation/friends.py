@@ -1,7 +1,8 @@
-"""Friendships as a table of edges with dense ids, sorted by source, made in parts of the users.
+"""Friendships as a table of edges with dense ids, sorted by source and built in parts of the users.
 
-Why parts: friendships grow with the users. A task numbers the rows of one block and deals its edges by their source;
-another drops the repeats of one part and sorts it; the parts follow each other in one file, and nothing holds all.
+Why parts: the number of friendships grows with the users. One task encodes the rows of some blocks
+and distributes the edges by their source. Another task removes the duplicates of one part and sorts
+it. The parts are written to one file in order, so no process holds all edges.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from recsys.preparation.keys import coded, lex_order, own_codes, parts_of
 from recsys.preparation.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
 
 EDGE_SCHEMA: Final = pa.schema(
-    [("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32()), ("time", pa.int64())]  # time: for the audit
+    # time: for the audit
+    [("src", pa.int32()), ("dst", pa.int32()), ("weight", pa.float32()), ("time", pa.int64())]
 )
 _ROW_SCHEMA: Final = pa.schema(
     [
@@ -36,14 +38,14 @@ _ROW_SCHEMA: Final = pa.schema(
     ]
 )
 _TEXT: Final = [schema.SRC_USER_ID, schema.DST_USER_ID, schema.WEIGHT]
-_MAX_COMPARED: Final = 10_000  # ids of a piece that are compared with those of the events
-_MAX_PIECES: Final = 64  # each looks at all users once
-_MAX_PARTS: Final = 16  # more would be objects so small that the driver held them
+_MAX_COMPARED: Final = 10_000  # ids of a piece that are reported
+_MAX_PIECES: Final = 64  # each piece looks up all users once
+_MAX_PARTS: Final = 16  # more parts would be so small that the driver holds them
 
 
 @dataclass(frozen=True)
 class SocialRules:
-    """Which friendships become which edges."""
+    """How friendships become edges."""
 
     directed: bool = False
     before: int = NEVER  # microseconds; friendships from this time on are left out
@@ -51,33 +53,34 @@ class SocialRules:
 
 @dataclass
 class SocialReport:
-    """Numbers of friend rows, and of the edges made of them."""
+    """Numbers of friendship rows and edges."""
 
     read: int = 0
     timed: int = 0  # good rows with a timestamp
-    late: int = 0  # good rows left out for their time
+    late: int = 0  # good rows left out because of their time
     edges: int = 0
-    known: set[str] = field(default_factory=set)  # some ends that are users, and some that are not
-    unknown: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)  # some ids that are users, …
+    unknown: set[str] = field(default_factory=set)  # … and some that are not
 
     def note(self, temporal: bool, events_timed: bool) -> str:
-        """What a person should know of time and friendships; "" when there is nothing to say."""
+        """The note on the times of friendships for the manifest; empty where none is needed."""
         if temporal and self.late:
             return f"{self.late:,} friendships from the validation cut-off on were left out"
         if not temporal and events_timed and self.timed:
             return (
-                f"{self.timed:,} friendships have a timestamp, but only a temporal split has a cut-off in time: all of "
+                f"{self.timed:,} friendships have a timestamp, but only a temporal split has a cut-off: all of "
                 "them are in the graph, also those later than held-out events"
             )
         return ""
 
 
 class Friendships:
-    """The edges between known users, and the bad rows, from the blocks of the table of friendships (references).
+    """The edges between known users, and the bad rows, of a social table.
 
-    A row is left out when an end is not a known user, or when an earlier row (by file and row) has the same source and
-    destination. Undirected: a friend row counts both ways, and a pair named from both sides takes the larger weight.
-    Rows that are too late neither make an edge nor count as an earlier row; rows without a timestamp are never late.
+    A row is left out if one of its ids is not a known user, or if an earlier row (by file and row)
+    has the same source and destination. In undirected data a row makes edges in both directions,
+    and a pair that is given from both sides gets the larger weight. Late rows make no edge and do
+    not count as earlier rows; rows without a timestamp are never late.
     """
 
     def __init__(self, users: pa.Array, rules: SocialRules, blocks: Sequence[Any]) -> None:
@@ -95,11 +98,13 @@ class Friendships:
         )
 
     def bad(self) -> Iterator[pa.Table]:
-        """The bad rows as the quarantine keeps them."""
+        """The bad rows in the format of the quarantine."""
         yield from map(fetch, self._bad)
 
     def edges(self) -> Iterator[pa.Table]:
-        """The edges (:data:`EDGE_SCHEMA`), part by part in the order of the source; counts them in the report."""
+        """Yield the edges (:data:`EDGE_SCHEMA`), part by part in the order of the source, and count
+        them in the report.
+        """
         for refs in self._merged:
             part = fetch(refs[0])
             self.report.edges += part.num_rows
@@ -107,7 +112,9 @@ class Friendships:
 
 
 def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa.Table) -> list[Any]:
-    """The numbers of some blocks, the rows that are bad in themselves, and the edges for every part of the users."""
+    """Encode some blocks; returns their report, the rows with unknown users or other errors, and
+    one table of edges per part of the users.
+    """
     table = pa.concat_tables([_as_rows(block) for block in blocks] or [_ROW_SCHEMA.empty_table()]).combine_chunks()
     src, dst, known, strange = _dense_ends(table, users)
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
@@ -138,14 +145,16 @@ def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa
 
 
 def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array, set[str], set[str]]:
-    """The dense ids of source and destination, -1 for unknown users; some ids that are users, and some that are not.
+    """The dense ids of source and destination (-1 for unknown users), and samples of known and
+    unknown ids.
 
-    The few texts of the rows are hashed and the many users looked up among them, not the reverse.
+    The few ids of the rows are hashed, and the many users are looked up among them; the reverse
+    would be slower.
     """
     columns = [table.column(name).combine_chunks() for name in (schema.SRC_USER_ID, schema.DST_USER_ID)]
     texts, codes = parts_of(pa.chunked_array([pa.concat_arrays(columns).dictionary_encode()]))
     place_V = pc.index_in(users, value_set=texts)
-    number = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last is of rows without a text
+    number = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last one is for rows without an id
     number[np.asarray(place_V.drop_null())] = np.flatnonzero(np.asarray(place_V.is_valid()))
     src, dst = np.split(number[codes], 2)
     is_known = pa.array(number[:-1] >= 0)
@@ -155,7 +164,7 @@ def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array, set[str
 
 
 def merge_part(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The edges of one part of the users in order, and the rows that repeat an earlier one."""
+    """The sorted edges of one part of the users, and the duplicate rows."""
     table = pa.concat_tables(blocks, promote_options="default").unify_dictionaries().combine_chunks()
     src, dst, weights, times, back = (np.asarray(table.column(n)) for n in ("src", "dst", "weight", "time", "back"))
     keys = [back, src, dst, own_codes(table.column("file")), np.asarray(table.column("row").fill_null(0))]
@@ -164,7 +173,7 @@ def merge_part(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:
     again[position[1:]] = np.all([np.diff(key[position]) == 0 for key in keys[:3]], axis=0)
     repeated = table.filter(pa.array(again & (back == 0)))
     position = position[~again[position]]
-    # the larger weight first, of equal ones the friend row as it was written
+    # the larger weight first; of equal weights the edge in the direction of its row
     position = position[np.lexsort((back[position], -weights[position], dst[position], src[position]))]
     first = np.ones(len(position), dtype=bool)
     first[1:] = (np.diff(src[position]) != 0) | (np.diff(dst[position]) != 0)

@@ -1,4 +1,4 @@
-"""Facts as a table of edges with dense ids, sorted by source."""
+"""The knowledge graph as a table of triples with dense ids, sorted by head."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ _FACT_SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True)
 class FactRules:
-    """Which columns of items, and which relations of a table, become facts."""
+    """Which columns of items, and which relations of a knowledge table, become triples."""
 
     columns: tuple[str, ...] = ()
-    separators: Mapping[str, str] = field(default_factory=dict)  # of text columns that hold several values
+    # of text columns with several values in a cell
+    separators: Mapping[str, str] = field(default_factory=dict)
     relations: tuple[str, ...] | None = None  # of the table; None: all
     cells: CellRules = DEFAULT_RULES
 
@@ -48,7 +49,7 @@ class FactRules:
         Raises
         ------
         ConfigError
-            a column is not there, or cannot be a fact.
+            A column does not exist, or cannot become triples.
         """
         ids = (schema.ITEM_ID, schema.ENTITY_ID)
         known = [name for name in features.column_names if name not in ids]
@@ -70,12 +71,14 @@ class FactRules:
 def facts(
     features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None, base: Vocabulary | None = None
 ) -> tuple[dict[str, pa.Table], pa.Table, int]:
-    """Facts with dense entities and relations, as the files to write; the bad rows; the number of rows read.
+    """Encode triples with dense entities and relations; returns the files to write, the bad rows,
+    and the number of rows read.
 
-    The columns that the rules name become facts too: the item's entity —column→ ``COLUMN=VALUE``. An item that the
-    table of items links with no entity is then one itself, ``item_id=ID``. ``items/entities.parquet`` has the entity of
-    every item, null where the graph does not know it; where the table of items names no entity at all, an item is the
-    entity of its own id. Entities and relations of ``base`` keep their numbers.
+    The columns that the rules name become triples as well: (entity of the item, column,
+    ``COLUMN=VALUE``). An item without an entity in the items table then becomes the entity
+    ``item_id=ID``. ``items/entities.parquet`` has the entity of every item, null where the graph
+    does not have it. If the items table names no entities at all, item ids are entity ids. Entities
+    and relations of ``base`` keep their numbers.
     """
     rows = pa.concat_tables(
         [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
@@ -85,13 +88,13 @@ def facts(
     good = np.asarray(pc.is_null(rows.column(schema.REASON)))
     clean = rows.filter(pa.array(good))
     given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
-    item_entities, told = item_facts(_with_entities(features, given), rules or FactRules())
-    entities = extend(base.entities if base else None, union([given[0], given[2], told[0], told[2]]))
-    relations = extend(base.relations if base else None, union([given[1], told[1]]))
+    item_entities, from_items = item_facts(_with_entities(features, given), rules or FactRules())
+    entities = extend(base.entities if base else None, union([given[0], given[2], from_items[0], from_items[2]]))
+    relations = extend(base.relations if base else None, union([given[1], from_items[1]]))
     keys = _fact_keys(given, entities, relations)
     repeated = good.copy()
     repeated[good] = _repeats(keys)
-    unique = np.unique(np.concatenate([keys, _fact_keys(told, entities, relations)]))
+    unique = np.unique(np.concatenate([keys, _fact_keys(from_items, entities, relations)]))
     bad = bad_rows(mark(rows, repeated, DUPLICATE), _FACT_TEXT)
     if not len(unique):
         return {}, bad, read
@@ -108,25 +111,27 @@ def facts(
 
 
 def _with_entities(features: pa.Table, given: list[pa.Array]) -> pa.Table:
-    """Where no item names its entity, the ids of the items are those of entities: the table of facts is about items."""
+    """Use item ids as entity ids where the items table names no entities: the triples are then
+    about items.
+    """
     links = features.column(schema.ENTITY_ID) if schema.ENTITY_ID in features.column_names else None
     if not len(given[0]) or (links is not None and links.null_count < len(links)):
         return features
     ids = features.column(schema.ITEM_ID).combine_chunks().cast(pa.string())
-    told_of = pc.is_in(ids, value_set=pa.concat_arrays([given[0], given[2]]))
+    in_triples = pc.is_in(ids, value_set=pa.concat_arrays([given[0], given[2]]))
     others = [name for name in features.column_names if name != schema.ENTITY_ID]
-    return features.select(others).append_column(schema.ENTITY_ID, pc.if_else(told_of, ids, None))
+    return features.select(others).append_column(schema.ENTITY_ID, pc.if_else(in_triples, ids, None))
 
 
 def _repeats(keys: Array) -> Array:
-    """Rows whose key an earlier row has."""
+    """Which rows repeat the key of an earlier row."""
     repeated = np.ones(len(keys), dtype=bool)
     repeated[np.unique(keys, return_index=True)[1]] = False
     return repeated
 
 
 def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
-    """The rows of the wanted relations, and the bad ones."""
+    """The rows of the wanted relations, and all bad rows."""
     if wanted is None:
         return rows
     relations = rows.column(schema.RELATION).cast(pa.string())
@@ -142,7 +147,7 @@ def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
 
 
 def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:
-    """One number a fact, in the order of head, relation and tail."""
+    """One number per triple, which sorts by head, relation and tail."""
     head, relation, tail = (
         np.asarray(pc.index_in(values, value_set=known)).astype(np.int64)
         for values, known in zip(triples, (entities, relations, entities), strict=True)
@@ -152,8 +157,8 @@ def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array)
 
 
 def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.Array]]:
-    """The name of every item's entity, null where it has none, and the facts that its columns tell (head, relation,
-    tail).
+    """The name of every item's entity (null where it has none), and the triples from its columns
+    (head, relation, tail).
     """
     linked = pa.nulls(features.num_rows, pa.string())
     if schema.ENTITY_ID in features.column_names:
@@ -173,7 +178,9 @@ def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.
 
 
 def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Array, pa.Array]:
-    """The values of a column as text, trimmed, and their rows; a list is several, what is absent is none."""
+    """The rows and the trimmed values of a column's cells; a list gives several values, a missing
+    cell none.
+    """
     if separator:
         column = pc.split_pattern(column.cast(pa.string()), separator)
     rows = pa.array(np.arange(len(column)))
@@ -185,12 +192,12 @@ def _values(column: pa.Array, separator: str, cells: CellRules) -> tuple[pa.Arra
 
 
 def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
-    """Refuse facts of which none is about an item.
+    """Refuse triples none of which is about an item.
 
     Raises
     ------
     DataError
-        with the ids of both.
+        No triple is about an item; the message shows ids of both.
     """
     entities = files["items/entities.parquet"].column("entity")
     if entities.null_count < len(entities):
@@ -205,7 +212,9 @@ def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
 def write_facts(
     folder: Folder, features: pa.Table, rules: FactRules, base: Vocabulary | None, *blocks: pa.Table
 ) -> tuple[dict[str, int], pa.Table, int]:
-    """Write the knowledge graph and its vocabularies: their sizes, bad rows, rows read."""
+    """Write the knowledge graph and its vocabularies; returns their sizes, the bad rows, and the
+    number of rows read.
+    """
     files, bad, read = facts(features, *blocks, rules=rules, base=base)
     if blocks and files:
         _check_overlap(features, files)

@@ -1,7 +1,7 @@
-"""Pieces of a source as ``prepare`` may read them: with pseudonyms for ids, and without forgotten users.
+"""Pieces of a source with pseudonyms instead of ids and without forgotten users.
 
-Why around the pieces: they are the one way from a source to everything that is written, bad rows and their raw text
-included, so what is taken out here is nowhere.
+Why here: everything that ``prepare`` writes comes from the pieces, also bad rows and their raw
+text. What is removed here is in no artefact.
 """
 
 from __future__ import annotations
@@ -33,21 +33,24 @@ _USERS: Final = {
 
 @dataclass(frozen=True)
 class Guard:
-    """What is done with the user ids of a source. The key is looked up where a piece is read; it does not travel."""
+    """Pseudonymises user ids of a source and removes forgotten users. Every task reads the key
+    itself; the key is never sent to it.
+    """
 
     pseudonyms: PseudonymConfig
     forgotten: Forgotten
 
     @staticmethod
     def of(config: Config, inherited: Forgotten) -> Guard:
-        """The guard of a configuration; ``inherited`` is the list of a model that the dataset continues.
+        """The guard of a configuration. ``inherited`` is the list of the earlier dataset or model;
+        new entries are added to the list of this configuration.
 
         Raises
         ------
         ConfigError
-            the key of ``data.pseudonymise`` is not where it should be.
+            The key of ``data.pseudonymise`` is not at its location.
         ArtifactError
-            the list of forgotten users is damaged.
+            The list of forgotten users is damaged.
         """
         Pseudonyms.of(config.data.pseudonymise)
         here = Forgotten.read(list_place(config))
@@ -57,51 +60,51 @@ class Guard:
         return Guard(config.data.pseudonymise, whole)
 
     def keyed(self, content_hash: str) -> str:
-        """The content hash of a dataset whose ids the key has changed."""
+        """The content hash of a dataset with pseudonyms of this key; unchanged without a key."""
         key = Pseudonyms.of(self.pseudonyms)
         return content_hash if key is None else hashlib.sha256(f"{content_hash} {key.check}".encode()).hexdigest()
 
     def check_same_key(self, before: PreparedDataset) -> None:
-        """
+        """Refuse to append to a dataset with another key.
 
         Raises
         ------
         ConfigError
-            the dataset that is appended to has the pseudonyms of another key, or none.
+            The dataset has pseudonyms of another key, or one of both has no pseudonyms.
         """
         key, known = Pseudonyms.of(self.pseudonyms), before.manifest.pseudonyms.get("check", "")
         if (key.check if key else "") != known:
             raise ConfigError(
                 f"data.pseudonymise: {before.root} has {'pseudonyms of another key' if known else 'no pseudonyms'}, so "
-                "its users would not be found again; give the key that it was prepared with"
-                + ("" if known else ", which is none")
+                "the ids of its users would not match; "
+                + ("give the key that it was prepared with" if known else "remove the key")
             )
 
     def described(self, whole: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """What the manifest says of who is left out, and of the key; ``whole``: the content hash of the dataset with
-        everybody.
+        """The manifest's entries on forgotten users and on the key. ``whole`` is the content hash
+        of the dataset with all users.
         """
         key = Pseudonyms.of(self.pseudonyms)
-        said = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
-        return said, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}
+        forgotten = {"of": whole, "users": self.forgotten.to_json()} if len(self.forgotten) else {}
+        return forgotten, {**self.pseudonyms.model_dump(), "check": key.check} if key else {}
 
     def warning(self, user_ids: pa.Array, users: pa.Table | None) -> str:
-        """A note where ids, or values of a user's attributes, look like e-mail addresses; empty where none do."""
+        """A note if user ids or attributes look like e-mail addresses, else an empty string."""
         if Pseudonyms.of(self.pseudonyms) is None and (found := email_like(user_ids)):
             looked = min(len(user_ids), SAMPLE)
             return (
-                f"{found:,} of the first {looked:,} user ids look like e-mail addresses, which every "
-                "artefact would hold: set data.pseudonymise.key_env, so that a keyed hash takes their place"
+                f"{found:,} of the first {looked:,} user ids look like e-mail addresses, and every artefact would "
+                "contain them: set data.pseudonymise.key_env to replace them by keyed hashes"
             )
         table = users if users is not None else pa.table({})
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         for name in texts:
             if name not in (*PROVENANCE, schema.USER_ID) and email_like(table.column(name).combine_chunks()):
-                return f"the users' column {name!r} has values like e-mail addresses; leave it out of the source"
+                return f"the users' column {name!r} has values like e-mail addresses; remove it from the source"
         return ""
 
     def around(self, pieces: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """The pieces of every table, guarded where a table holds users and there is anything to guard."""
+        """Guard the pieces of all tables with user ids, if there is a key or a forgotten user."""
         if not self.forgotten.hashes and Pseudonyms.of(self.pseudonyms) is None:
             return dict(pieces)
         return {
@@ -112,17 +115,17 @@ class Guard:
 
 @dataclass(frozen=True)
 class GuardedPiece:
-    """A piece whose rows are guarded as they are read."""
+    """A piece whose rows are guarded when they are read."""
 
     piece: Any
     columns: tuple[str, ...]
     guard: Guard
 
     def read(self) -> Iterator[pa.Table]:
-        """The blocks of the piece without forgotten users and without ids.
+        """Yield the blocks of the piece with pseudonyms and without forgotten users.
 
-        The raw text of a bad row is what the file says, so pseudonymised tables keep none, and columns beside those of
-        the schema stay: what identifies people in them is for whoever names them to leave out.
+        The raw text of a bad row contains the id, so pseudonymised tables have no raw text.
+        Additional columns stay unchanged; the user must leave out columns that identify people.
         """
         key = Pseudonyms.of(self.guard.pseudonyms)
         for block in self.piece.read():

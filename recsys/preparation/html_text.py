@@ -1,4 +1,4 @@
-"""HTML in columns of items as plain text: a language model would read tags as words."""
+"""Convert HTML in item columns to plain text, because a language model reads tags as words."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _BLANKS: Final = r"[\s\x{a0}]+"
 
 
 def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The table with the columns (texts or lists of texts) as plain text.
+    """The table with the given columns (texts or lists of texts) as plain text.
 
     Raises
     ------
     ConfigError
-        a column is not there, or holds no texts.
+        A column does not exist or has no texts.
     """
     for name in columns:
         if name not in features.column_names:
@@ -45,7 +45,7 @@ def _plain_column(column: pa.Array, name: str) -> pa.Array:
 
 
 def plain(texts: pa.Array) -> pa.Array:
-    """Texts without tags, scripts and comments, entities as characters, runs of blanks as one.
+    """Texts without tags, scripts and comments, with characters for entities and single blanks.
 
     >>> plain(pa.array(["<p>Fish &amp; chips</p><br/>now", "a < b", None])).to_pylist()
     ['Fish & chips now', 'a < b', None]

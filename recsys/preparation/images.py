@@ -1,7 +1,7 @@
-"""Image files to vectors in Ray tasks, cached by the content of the files.
+"""Encode image files as vectors in Ray tasks, with a cache keyed by the content of the files.
 
-Why apart from the model that is trained: an image is looked at once in the life of a data set (as a text is read
-once), and a picture that many items share is encoded once.
+Why before training: each image of a dataset is encoded once, and an image of several items is
+encoded once for all.
 
 Legend: B images of a batch, P patches (and other tokens), M width of the vision model.
 """
@@ -26,23 +26,24 @@ from recsys.preparation.blocks import cluster_resources, results_of
 from recsys.preparation.vector_cache import VectorCache, cluster_dtype, default_cache_dir
 
 MISSING: Final = "missing"  # no such file
-UNREADABLE: Final = "unreadable"  # there is something, but it is no image, or damaged
+UNREADABLE: Final = "unreadable"  # the file is not an image or is damaged
 _BLOCK_IMAGES: Final = 512
 
 
 def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, list[str | None], dict[str, int]]:
-    """Vectors of the image files at local paths or URIs.
+    """Encode the image files at local paths or URIs.
 
     Returns
     -------
     tuple[Array, list[str | None], dict[str, int]]
-        Vectors [B, M] float16, zero rows where there is none; what is wrong with each (:data:`MISSING`,
-        :data:`UNREADABLE`, or None); and how many distinct images were encoded and taken from the cache.
+        Vectors [B, M] float16, zero rows for images with an error; the error of each image
+        (:data:`MISSING`, :data:`UNREADABLE` or None); and the numbers of distinct images encoded
+        and taken from the cache.
 
     Raises
     ------
     ConfigError
-        the model cannot be found, or is no vision model.
+        The model is not available or is not a vision model.
     """
     settings, num_tasks, num_gpus = _settings(config)
     cache = VectorCache(
@@ -73,7 +74,7 @@ def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, li
 
 
 def _settings(config: ImagesConfig) -> tuple[ImageSettings, int, int]:
-    """The encoder's settings, how many tasks work side by side, and the GPUs of each."""
+    """The encoder's settings, the number of parallel tasks, and the number of GPUs per task."""
     resources = cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
     num_tasks = min(config.num_actors, gpus or cpus)
@@ -90,7 +91,9 @@ def _settings(config: ImagesConfig) -> tuple[ImageSettings, int, int]:
 
 
 def digest_block(table: pa.Table) -> list[str]:
-    """The SHA-256 of every file of a block (path), or why there is none; runs in a task."""
+    """The SHA-256 of every file of a block (column ``path``), or the reason why there is none; runs
+    in a task.
+    """
     return [_digest(path) for path in table.column("path").to_pylist()]
 
 
@@ -104,7 +107,9 @@ def _digest(path: str) -> str:
 
 
 def encode_block(table: pa.Table, settings: ImageSettings) -> tuple[list[str], Array]:
-    """The readable images of a block (key, path) as keys and vectors; runs in a task, a batch in memory at a time."""
+    """Keys and vectors of the readable images of a block (columns ``key``, ``path``); runs in a
+    task and holds one batch at a time.
+    """
     encoder = _encoder(settings)
     keys, found = [], []
     for start in range(0, table.num_rows, settings.batch_size):

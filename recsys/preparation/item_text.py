@@ -1,7 +1,8 @@
-"""Item texts by group of fields, and their vectors side by side: one encoder function a feature group (S5).
+"""Item texts by group of fields, and their concatenated vectors (S5).
 
-Why side by side: a projection of the whole row is a sum of one linear function a group, and the item tower splits the
-row where a group needs a function that is not linear; one group is the plain case of one text.
+Why concatenated: a linear projection of the row is a sum of one linear function per group, and the
+item tower splits the row where a group needs a nonlinear function. One group is the usual case of
+one text.
 
 Legend: N items, G groups, T width of the language model.
 """
@@ -34,16 +35,16 @@ class ItemText:
 
     @property
     def whole(self) -> pa.Array:
-        """All groups' texts of every item joined: [N]."""
+        """The joined texts of all groups of every item: [N]."""
         return join_present(list(self.texts.values()), ". ")
 
     @property
     def num_items(self) -> int:
-        """Items that have some text."""
+        """Number of items with a text."""
         return len(self.whole) - int(self.whole.null_count)
 
     def describe(self) -> str:
-        """The columns, by group where there are several."""
+        """The columns for the console, by group if there are several."""
         if len(self.groups) == 1:
             return f"fields {', '.join(*self.groups.values())}"
         return "; ".join(f"{group}: {', '.join(columns)}" for group, columns in self.groups.items())
@@ -52,7 +53,9 @@ class ItemText:
 def compose_groups(
     features: pa.Table, groups: Mapping[str, list[str]], terms: pa.Table | None, event_column: str
 ) -> ItemText:
-    """The text of every group: its columns of ``features``, and the items' terms where it names the event column."""
+    """Compose the text of every group from its columns of ``features`` and, if it names the event
+    column, from the items' terms.
+    """
     texts = {
         group: compose_text(
             features,
@@ -66,12 +69,24 @@ def compose_groups(
 
 
 def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: Adapter | None = None) -> dict[str, Any]:
-    """Write ``items/text_vectors.parquet``: vector (G·T numbers of float16, zero where a group has no text), has_text.
+    """Write ``items/text_vectors.parquet``: ``vector`` (G·T float16 numbers, zero where a group has
+    no text) and ``has_text``.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    text : ItemText
+        Texts of the items.
+    config : TextConfig
+        The language model and the cache.
+    adapter : Adapter | None
+        Adapter of a fine-tuned language model.
 
     Returns
     -------
     dict[str, Any]
-        What the manifest says of the vectors.
+        Description of the vectors for the manifest.
     """
     num_groups, num_items = len(text.groups), len(text.whole)
     cells = [cell for texts in text.texts.values() for cell in texts.to_pylist()]

@@ -1,4 +1,4 @@
-"""What is known of items in themselves: their table, their text, and how often each is met."""
+"""Tables of items: features, text and numbers of interactions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
 
 
 def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Sequence[str] = ()) -> list[str]:
-    """The columns that make an item's text: the wanted ones, or (None) every column of strings or lists of strings
-    but those of ``media``, whose vectors may be texts and whose paths say nothing.
+    """The columns of an item's text: the wanted ones, or (None) all columns of strings or lists of
+    strings except those of ``media``, whose texts are vectors or paths.
 
     Raises
     ------
     ConfigError
-        a wanted column is not there.
+        A wanted column does not exist.
     """
     columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
     unknown = [name for name in wanted or () if name not in columns]
     if unknown:
         raise ConfigError(
             f"data.text.fields: {', '.join(unknown)} not among the columns of items; "
-            f"columns: {', '.join(columns) or 'none, as there is no table of items'}"
+            f"columns: {', '.join(columns) or 'none, as there is no items table'}"
         )
     if wanted is not None or table is None:
         return list(wanted or ())
@@ -49,7 +49,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
-    """The table of items or users in dense order, without provenance; ids that it lacks get nulls."""
+    """The table of items or users in dense order, without provenance; nulls for missing ids."""
     if table is None:
         return pa.table({key: ids})
     rows = pc.index_in(ids, value_set=table.column(key))
@@ -58,18 +58,18 @@ def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
 
 
 def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
-    """One text an item: the fields joined with ". ", then its terms as "LABEL: a, b"; null where there is nothing.
+    """One text per item: the fields joined with ". ", then the terms as "LABEL: a, b", or null.
 
     Parameters
     ----------
     features : pa.Table
-        items in dense order.
+        Features of the items in dense order.
     fields : Sequence[str]
-        columns of ``features``.
+        Columns of ``features``.
     terms : pa.Table | None
-        item (dense), terms.
+        Columns ``item`` (dense id) and ``terms``; None: no terms.
     label : str
-        the column that the terms come from.
+        Name of the column that the terms come from.
     """
     pieces = [_as_text(features.column(name)) for name in fields]
     if terms is not None and terms.num_rows:
@@ -82,7 +82,7 @@ def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | No
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.Array:
-    """Trimmed text of every row; lists are joined with ", ", empty text is null."""
+    """The trimmed text of every row; lists are joined with ", ", empty text is null."""
     array = column.combine_chunks()
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         if not pa.types.is_string(array.type.value_type):
@@ -93,14 +93,15 @@ def _as_text(column: pa.ChunkedArray) -> pa.Array:
 
 
 def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Group → its columns of items, in the order of the configuration; one group "text" unless groups are given.
+    """Group → its item columns, in the order of the configuration; one group "text" if no groups
+    are configured.
 
-    A group may name the event column as well.
+    A group can also name the event column.
 
     Raises
     ------
     ConfigError
-        a column is not there, or the event column is in no group.
+        A column does not exist, or no group has the event column.
     """
     if not config.groups:
         return {
@@ -117,12 +118,14 @@ def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str]
 
 
 def feature_table(features: pa.Table, text: pa.Array) -> pa.Table:
-    """``items/features.parquet``: item_id, text, then the columns of the item table (its own "text" is in the text)."""
+    """``items/features.parquet``: item_id, text, then the columns of the items table (``text``
+    includes its own column "text").
+    """
     rest = [name for name in features.column_names if name not in (schema.ITEM_ID, TEXT)]
     arrays = [features.column(schema.ITEM_ID), text, *(features.column(name) for name in rest)]
     return pa.table(arrays, names=[schema.ITEM_ID, TEXT, *rest])
 
 
 def count_table(counts_N3: Array) -> pa.Table:
-    """``items/counts.parquet``: interactions by part."""
+    """``items/counts.parquet``: number of interactions by split."""
     return pa.table({part: pa.array(counts_N3[:, code]) for code, part in enumerate(PARTS)})

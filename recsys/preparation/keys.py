@@ -1,7 +1,8 @@
-"""Columns as integers: texts as codes into a dictionary, and rows in the order of several keys.
+"""Columns as integers: texts as dictionary codes, and the sort order of rows by several keys.
 
-Why: a user id stands in dozens of rows and a file name in millions. Hashing, comparing and moving every text once a
-row was most of the time of ``prepare``; here each is looked at once, and rows carry four bytes.
+Why: a user id is in dozens of rows and a file name in millions. Hashing, comparing and copying a
+text for each row took most of the time of ``prepare``. Here each distinct text is processed once,
+and a row has a code of four bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ CODED: Final = pa.dictionary(pa.int32(), pa.string())
 
 
 def coded(column: pa.ChunkedArray) -> pa.Array:
-    """A column of text as codes (:data:`CODED`); the null type, which takes no room, where it holds nothing."""
+    """A string column as codes (:data:`CODED`); the null type, which needs no memory, where all
+    cells are null.
+    """
     if column.null_count == len(column):
         return pa.nulls(len(column))
     texts = column.cast(pa.string()).combine_chunks()
@@ -30,7 +33,7 @@ def coded(column: pa.ChunkedArray) -> pa.Array:
 
 
 def parts_of(column: pa.ChunkedArray) -> tuple[pa.Array, Array]:
-    """The texts of a coded column, and the place of every row's text among them, -1 for null."""
+    """The dictionary of a coded column, and the code of every row: int32, -1 for null."""
     flat = column.combine_chunks()
     if pa.types.is_null(flat.type):
         return pa.array([], pa.string()), np.full(len(flat), -1, dtype=np.int32)
@@ -39,11 +42,11 @@ def parts_of(column: pa.ChunkedArray) -> tuple[pa.Array, Array]:
 
 
 def compact(column: pa.ChunkedArray) -> pa.Array:
-    """A coded column without the texts that no row has: a slice keeps those of the whole."""
+    """A coded column without unused texts; a slice keeps the dictionary of the whole column."""
     texts, codes_E = parts_of(column)
     if len(texts) * 4 <= len(codes_E) or len(texts) == 0:
         return column.combine_chunks()
-    used = np.zeros(len(texts) + 1, dtype=bool)  # -1, of null, is the last
+    used = np.zeros(len(texts) + 1, dtype=bool)  # -1 (null) is the last one
     used[codes_E] = True
     fresh = np.cumsum(used, dtype=np.int32) - 1
     indices = pa.array(fresh[codes_E], mask=codes_E < 0 if used[-1] else None)
@@ -51,7 +54,7 @@ def compact(column: pa.ChunkedArray) -> pa.Array:
 
 
 def used_texts(column: pa.ChunkedArray) -> pa.Array:
-    """The texts that some row of a coded column has, sorted."""
+    """The distinct texts of the rows of a coded column, sorted."""
     texts, codes_E = parts_of(column)
     used = np.zeros(len(texts) + 1, dtype=bool)
     used[codes_E] = True
@@ -59,16 +62,16 @@ def used_texts(column: pa.ChunkedArray) -> pa.Array:
 
 
 def sorted_texts(texts: pa.Array) -> pa.Array:
-    """The different texts that are not null, in the order of their bytes."""
+    """The distinct texts without null, in the order of their bytes."""
     texts = texts.drop_null().unique()
     return texts.take(pc.sort_indices(texts))
 
 
 def text_counts(column: pa.ChunkedArray, null: str = "") -> dict[str, int]:
-    """How many rows of a coded column have each text; ``null`` stands for rows without any."""
+    """Number of rows of a coded column by text; ``null`` is the key of rows without a text."""
     texts, codes_E = parts_of(column)
     nulls = column.null_count
-    if len(texts) == 1:  # counting one number over and over is slow
+    if len(texts) == 1:  # np.bincount of one repeated number is slow
         numbers = [nulls, len(codes_E) - nulls]
     else:
         numbers = np.bincount(codes_E + 1, minlength=len(texts) + 1).tolist()
@@ -76,14 +79,16 @@ def text_counts(column: pa.ChunkedArray, null: str = "") -> dict[str, int]:
 
 
 def codes_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
-    """Place of every text of a coded column in ``values``, -1 where it is not there (or null): int64."""
+    """Position in ``values`` of every row's text in a coded column: [rows] int64, -1 for null and
+    for other texts.
+    """
     texts, codes_E = parts_of(column)
     places = np.asarray(pc.index_in(texts, value_set=values).fill_null(-1)).astype(np.int64)
     return np.asarray(np.append(places, -1)[codes_E])
 
 
 def own_codes(column: pa.ChunkedArray, trimmed: bool = False) -> Array:
-    """Numbers from 1 that order the rows of a coded column as its texts do, 0 for null: int64."""
+    """Ranks of a coded column's rows by their texts: [rows] int64, from 1, 0 for null."""
     texts, codes_E = parts_of(column)
     texts = pc.utf8_trim_whitespace(texts) if trimmed else texts
     places = np.asarray(pc.index_in(texts, value_set=sorted_texts(texts)).fill_null(-1)).astype(np.int64)
@@ -91,10 +96,11 @@ def own_codes(column: pa.ChunkedArray, trimmed: bool = False) -> Array:
 
 
 def lex_order(keys: list[Array]) -> Array:
-    """The order of rows by the first key, then the second, … (integers), equal ones as they stand.
+    """The stable sort order of rows by the first integer key, then by the second, and so on.
 
-    What ``np.lexsort(keys[::-1])`` gives with a sort for every key, mostly in one: the leading bits of the keys, as
-    many as fit into 64, are sorted at once, and only rows that agree in all of them are compared by the whole keys.
+    The result equals ``np.lexsort(keys[::-1])``, which sorts once per key. Here one sort over the
+    leading 64 bits of the keys is mostly enough; only rows that agree in them are compared by all
+    keys.
 
     >>> lex_order([np.array([2, 1, 1]), np.array([0, 9, -9])]).tolist()
     [2, 1, 0]
@@ -111,7 +117,7 @@ def lex_order(keys: list[Array]) -> Array:
 
 
 def _leading_bits(keys: list[Array]) -> Array:
-    """The first 64 bits of the keys as one number after the other, each no longer than its range."""
+    """The leading 64 bits of the concatenated keys; each key has as many bits as its range needs."""
     found, free = np.zeros(len(keys[0]), dtype=np.uint64), 64
     for key in keys:
         if free == 0 or len(key) == 0:

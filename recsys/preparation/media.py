@@ -1,9 +1,9 @@
-"""What items look or sound like: vectors from columns of the items table and from image files, checked and aligned.
+"""Media of items (images, sound): vectors from columns of the items table and image files.
 
-A cell that cannot be used (numbers that are not finite, another width, an image that cannot be read) goes to the
-quarantine under the table ``media``, with the file and row of its item; the item itself stays, without that medium,
-and so do its events. An empty cell, a vector of zeros and an image file that does not exist mean "this item has none";
-missing files are counted and noted.
+An invalid cell (numbers that are not finite, another width, an unreadable image) goes to the
+quarantine under the table ``media``, with the file and row of its item. The item and its events
+stay, without that medium. An empty cell, a vector of zeros and a missing image file mean that the
+item has no such medium; missing files are counted and noted.
 
 Legend: R rows of the items table, N items (dense), M width of a medium.
 """
@@ -37,30 +37,33 @@ NOT_FINITE: Final = "vector with cells that are not finite numbers"
 TOO_LARGE: Final = "vector with numbers beyond float16 (65504)"
 BAD_IMAGE: Final = "image that cannot be read"
 _RAW_LIMIT: Final = 200
-_INFO_PATHS: Final = 10_000  # looked up in one request
+_INFO_PATHS: Final = 10_000  # paths per request
 
 
 @dataclass
 class Medium:
-    """One medium of the rows of the items table."""
+    """One medium, by row of the items table."""
 
     vectors_RM: Array  # float16, zero rows where there is none
-    read: int  # cells that say something
+    read: int  # number of cells that are not empty
     bad: pa.Table  # of QUARANTINE_SCHEMA
     described: dict[str, Any]  # for the manifest
 
     @property
     def has_R(self) -> Array:
+        """Which rows have a vector: [R] bool."""
         return np.asarray(self.vectors_RM.any(axis=1))
 
 
 def media_columns(config: ItemMediaConfig) -> list[str]:
-    """The columns of items that are media, and so no text."""
+    """The item columns that are media, and therefore not text."""
     return [*config.columns.values(), *([config.images.column] if config.images.column else [])]
 
 
 def folders_of(source: SourceAdapter) -> dict[str, str]:
-    """The folder of every file of a source, by the file's name in the provenance; where two share a name, the first."""
+    """The folder of every file of a source, by the file's name in the provenance; the first one for
+    repeated names.
+    """
     folders: dict[str, str] = {}
     for file in source.files():
         body, mark, query = file.path.partition("?") if "://" in file.path else (file.path, "", "")
@@ -69,21 +72,22 @@ def folders_of(source: SourceAdapter) -> dict[str, str]:
 
 
 def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]) -> dict[str, Medium]:
-    """Every medium of the items table, by name.
+    """Read all media of the items table, by name.
 
     Parameters
     ----------
     items : pa.Table | None
-        the good rows, with provenance.
+        Good rows of the items table, with provenance.
     config : ItemMediaConfig
-        columns and images.
+        Columns and images of the configuration.
     folders : Mapping[str, str]
-        file of the source (its name, as in the provenance) → its folder, where relative paths start.
+        Name of a source file in the provenance → its folder, where relative paths start.
 
     Raises
     ------
     ConfigError
-        a column is not there, holds no vectors or paths, or no item has the medium; no vision model.
+        A column does not exist or has no vectors or paths, no item has the medium, or there is no
+        vision model.
     """
     columns = [] if items is None else items.column_names
     for name in media_columns(config):
@@ -100,7 +104,9 @@ def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping
 
 
 def media_table(media: Mapping[str, Array]) -> pa.Table:
-    """``items/media.parquet``: for every medium (vectors [N, M] in dense order) its column and ``has_NAME``."""
+    """``items/media.parquet``: for every medium (vectors [N, M] in dense order) its column and
+    ``has_NAME``.
+    """
     columns: dict[str, pa.Array] = {}
     for name, vectors_NM in media.items():
         flat = pa.array(np.ascontiguousarray(vectors_NM, dtype=np.float16).reshape(-1))
@@ -110,25 +116,26 @@ def media_table(media: Mapping[str, Array]) -> pa.Table:
 
 
 def aligned(medium: Medium, items: pa.Table, item_ids: pa.Array) -> Array:
-    """The vectors in dense order [N, M], zero rows for items that the table lacks."""
+    """The vectors in dense order: [N, M] float16, zero rows for items that the table lacks."""
     rows_N = np.asarray(pc.index_in(item_ids, value_set=items.column(schema.ITEM_ID)).fill_null(-1))
     vectors_NM = np.zeros((len(rows_N), medium.vectors_RM.shape[1]), dtype=np.float16)
     vectors_NM[rows_N >= 0] = medium.vectors_RM[rows_N[rows_N >= 0]]
     return vectors_NM
 
 
-# ---------------------------------------------------------------------------------------------------------- vectors
+# ------------------------------------------------------------------------------------------ vectors
 
 
 def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
-    """A medium whose vectors are given: lists of numbers, or texts of numbers separated by spaces or commas.
+    """A medium from a column of vectors: lists of numbers, or texts of numbers separated by spaces
+    or commas.
 
-    The width is that of most vectors.
+    The most frequent width is the right one.
 
     Raises
     ------
     ConfigError
-        the column holds something else, or no vector.
+        The column has other values, or no vectors.
     """
     lengths_R, values_V = _numbers(items.column(column), f"data.media.columns.{name}: the column {column!r}")
     starts_R = np.cumsum(lengths_R) - lengths_R
@@ -153,7 +160,9 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
 
 
 def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
-    """The length of every cell [R], 0 where it is absent, and all numbers one after the other, NaN for what is none."""
+    """The length of every cell ([R], 0 where it is missing), and all numbers concatenated, NaN for
+    invalid ones.
+    """
     array = column.combine_chunks()
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -165,7 +174,7 @@ def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
     inner = kind.value_type if is_list else kind
     is_text = pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
     if not is_list or not (is_text or pa.types.is_integer(inner) or pa.types.is_floating(inner)):
-        raise ConfigError(f"{where} holds {kind}, expected lists of numbers")
+        raise ConfigError(f"{where} has the type {kind}, expected lists of numbers")
     lengths = pc.fill_null(pc.list_value_length(array), 0)
     flat = array.flatten()
     if is_text:
@@ -175,7 +184,7 @@ def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
 
 
 def _bad(items: pa.Table, name: str, column: str, reasons_R: Array) -> pa.Table:
-    """The cells with a reason, as the quarantine keeps them."""
+    """The cells with a reason, in the format of the quarantine."""
     rows = np.flatnonzero(reasons_R != "")
     bad = items.select([schema.FILE, schema.ROW, schema.ITEM_ID, column]).take(pa.array(rows))
     cells = [f"{schema.ITEM_ID}={row[schema.ITEM_ID]}, {column}={row[column]}"[:_RAW_LIMIT] for row in bad.to_pylist()]
@@ -188,7 +197,7 @@ def _bad(items: pa.Table, name: str, column: str, reasons_R: Array) -> pa.Table:
     return pa.table(columns).cast(QUARANTINE_SCHEMA)
 
 
-# ----------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> Medium:
@@ -197,10 +206,10 @@ def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, s
     vectors_XM, problems, numbers = encode_images([paths_R[row] or "" for row in rows], config)
     missing = problems.count(MISSING)
     if len(rows) == 0 or missing == len(rows):
-        first = f"; the first is looked for at {paths_R[rows[0]]}" if len(rows) else ""
+        first = f"; the first path is {paths_R[rows[0]]}" if len(rows) else ""
         raise ConfigError(
             f"data.media.images: none of the {len(rows):,} images of the column {config.column!r} exists{first}; "
-            "set data.media.images.root to where relative paths start"
+            "set data.media.images.root to the folder where relative paths start"
         )
     vectors_RM = np.zeros((len(paths_R), vectors_XM.shape[1]), dtype=np.float16)
     vectors_RM[rows] = vectors_XM
@@ -213,17 +222,18 @@ def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, s
 
 
 def image_paths(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> list[str | None]:
-    """Where the image of every row is, None where it names none; relative paths start at the root or at their file.
+    """Path or URI of every row's image, None without one; relative paths start at the configured
+    root or at the folder of the row's file.
 
     Raises
     ------
     ConfigError
-        the column is not there or holds no texts.
+        The column does not exist or has no texts.
     """
     kind = items.schema.field(config.column).type if config.column in items.column_names else None
     if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ConfigError(
-            f"data.media.images.column {config.column!r}: {'holds ' + str(kind) if kind else 'items lack it'}, "
+            f"data.media.images.column {config.column!r}: {'has the type ' + str(kind) if kind else 'items lack it'}, "
             f"expected a column of paths; columns: {choices(items.column_names)}"
         )
     texts = pc.utf8_trim_whitespace(items.column(config.column)).to_pylist()
@@ -242,9 +252,10 @@ def _resolve(path: str, root: str) -> str:
 
 
 def image_fingerprint(source: SourceAdapter, config: ImagesConfig) -> str:
-    """A hash of where a source's images are, how large and how old: a changed image makes another dataset.
+    """A hash of the paths, sizes and modification times of a source's images: a changed image gives
+    another dataset.
 
-    Why not their content: a second ``prepare`` with nothing new should not read a million files.
+    Why not their content: a second ``prepare`` without changes should not read a million files.
     """
     tables = tables_of(source)
     items = read_table(tables["items"]) if "items" in tables else None
@@ -266,4 +277,4 @@ def _infos(paths: list[str]) -> Iterable[tuple[str, pyarrow.fs.FileInfo]]:
                 filesystem, inner = filesystem_of(path)
                 yield path, filesystem.get_file_info(inner)
             except (OSError, pa.ArrowException):
-                continue  # becomes an unreadable image, which says more
+                continue  # encode_images reports it as unreadable

@@ -1,15 +1,15 @@
-"""The stage ``prepare``: a source's tables become a prepared dataset (see :mod:`recsys.data.dataset` for its files).
+"""The stage ``prepare``: from a source to a prepared dataset (see :mod:`recsys.data.dataset`).
 
-The way of the data::
+Data flow::
 
     items, users ──► known ids ─────────────┐
     events ── pieces ──► buckets of users ──┴─► good rows + summary ──► vocabularies
               (a task each) (exchange)              │
                                                     └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts,
                                                                                                         item terms
-    friends, facts ──► graphs        item fields + terms ──► text ──► vectors
+    friends, triples ──► graphs      item fields + terms ──► text ──► vectors
 
-Nothing that grows with the number of events passes through this process.
+No data that grows with the number of events passes through this process.
 """
 
 from __future__ import annotations
@@ -49,33 +49,33 @@ def prepare(
     earlier: PreparedDataset | None = None,
     least: Least | None = None,
 ) -> PreparedDataset:
-    """Write the prepared dataset of a configuration, unless it is there already. Ray must be initialised.
+    """Write the prepared dataset of a configuration, unless it exists. Ray must be initialised.
 
     Parameters
     ----------
     config : Config
-        the sections ``data`` and ``run`` and the seed are read.
+        The sections ``data`` and ``run`` and the seed are used.
     progress : Progress
-        gets one line a step.
+        Gets one line per step.
     source : SourceAdapter | None
-        instead of the one that ``data.source`` names.
+        Source to use instead of ``data.source``.
     base : Vocabulary | None
-        ids whose dense numbers stay; new ones come behind them.
+        Ids that keep their dense numbers; new ids follow them.
     earlier : PreparedDataset | None
-        a dataset that keeps its events, to which those of files that it has not read are appended; its ids
-        are the ``base``.
+        A dataset with kept events, to which the events of new files are appended; ``base`` is then
+        its vocabulary.
     least : Least | None
-        how many events there must be, so that none are forgotten by mistake; None: any number.
+        Least number of events, so that an update loses none by mistake; None: no limit.
 
     Raises
     ------
     SourceError
-        the source cannot be read.
+        The source cannot be read.
     ConfigError
-        a key contradicts the data, or the dataset that is appended to.
+        A key contradicts the data or the dataset to append to.
     DataError
-        too many bad rows, a part of the split is empty, there are fewer events than ``least`` allows, or
-        nothing is new to ``earlier``.
+        There are too many bad rows, a split is empty, there are fewer events than ``least`` allows,
+        or ``earlier`` has read all files before.
     """
     if source is None:
         from recsys.sources import open_source
@@ -108,7 +108,7 @@ def prepare(
     with quiet(), destination.writing() as folder:
         keeps_lost = earlier is not None or replaces
         arguments = Arguments(config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost)
-        manifest, checked = _drawn(arguments, digest)
+        manifest, checked = _written(arguments, digest)
         manifest.forgotten, manifest.pseudonyms = guard.described(whole)
         if least is not None:
             least.check(manifest, config.dataset_dir)
@@ -120,8 +120,8 @@ def prepare(
     return PreparedDataset(config.dataset_dir)
 
 
-def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
-    """Write all of a dataset but its manifest; returns that, and the names of the new files of histories."""
+def _written(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
+    """Write all files except the manifest; returns it and the names of the new history files."""
     kinds = [Appending, Preparation] if can_touch(arguments.config, arguments.earlier) else [Preparation]
     for kind in kinds:
         preparation = kind(arguments)
@@ -134,7 +134,7 @@ def _drawn(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
         except BaseException:
             preparation.quarantine.abandon()
             raise
-    raise AssertionError("a preparation of all events needs no more than these")
+    raise AssertionError("a preparation of all events never raises NeedsAll")
 
 
 def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:
@@ -142,13 +142,13 @@ def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings
 
 
 def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardFindings) -> Audit:
-    """In a task, as it may read all rows of text. Files that stay were audited when they were written."""
+    """Audit a dataset, or only its new files; runs in a task, because it may read all rows of text."""
     dataset = PreparedDataset.being_written(folder.filesystem, folder.path, manifest)
     return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
 
 
 def _existing(config: Config, digest: str, appends: bool) -> PreparedDataset | None:
-    """The dataset that is there, if it is this one and keeps its events as is asked for."""
+    """The existing dataset, if it has this content hash and keeps its events as configured."""
     try:
         dataset = PreparedDataset(config.dataset_dir)
     except ArtifactError:

@@ -1,4 +1,4 @@
-"""Rows that are not used: kept with file, row and reason, and counted; too many bad ones stop the run."""
+"""Unused rows, kept with file, row and reason, and counted; too many bad rows stop the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DUPLICATE: Final = "duplicate"
 UNKNOWN_ITEM: Final = "unknown item"
 UNKNOWN_USER: Final = "unknown user"
 HARMLESS: Final = (DUPLICATE, UNKNOWN_USER, SELF_LOOP, NEGATIVE_WEIGHT, REPEATED_HEADER)
-"""Reasons of rows that say nothing, but show no mistake."""
+"""Reasons of rows that are useless but no errors."""
 
 QUARANTINE_SCHEMA: Final = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("raw", pa.string())]
@@ -35,10 +35,10 @@ _NUM_EXAMPLES: Final = 3
 
 
 def bad_rows(table: pa.Table, text_columns: list[str]) -> pa.Table:
-    """The rows that have a reason, as the quarantine keeps them, in the order of file and row.
+    """The rows with a reason, in the format of the quarantine, sorted by file and row.
 
-    Rows without their raw text (they were readable, and are refused for what other rows say) are written out of the
-    given columns.
+    Rows without raw text were readable and are refused because of other rows; their raw text is
+    composed from the given columns.
     """
     bad = table.filter(pc.is_valid(table.column(schema.REASON)))
     if bad.num_rows == 0:
@@ -54,19 +54,20 @@ def bad_rows(table: pa.Table, text_columns: list[str]) -> pa.Table:
 
 
 def join_present(columns: Sequence[pa.Array], separator: str) -> pa.Array:
-    """The texts of every row that are not null, joined; null where all are.
+    """The texts of every row joined, without nulls; null where all texts are null.
 
     >>> join_present([pa.array(["a", None]), pa.array(["b", None])], "-").to_pylist()
     ['a-b', None]
     """
     joined = columns[0]
-    for column in columns[1:]:  # pairwise: Arrow's own null_handling="skip" drops rows when given one column
+    # pairwise: Arrow's null_handling="skip" drops rows of a single column
+    for column in columns[1:]:
         joined = pc.coalesce(pc.binary_join_element_wise(joined, column, separator), joined, column)
     return joined
 
 
 def mark(table: pa.Table, is_bad: Array, reason: str) -> pa.Table:
-    """The table with the reason on the bad rows that have none yet."""
+    """The table with the reason set on those bad rows that have no reason yet."""
     position = table.schema.get_field_index(schema.REASON)
     fresh = pc.if_else(pa.array(is_bad), reason, pa.scalar(None, pa.string()))
     merged = pc.coalesce(table.column(schema.REASON).combine_chunks().cast(pa.string()), fresh)
@@ -74,12 +75,12 @@ def mark(table: pa.Table, is_bad: Array, reason: str) -> pa.Table:
 
 
 class Quarantine:
-    """The rows of a dataset that are not used, while it is written; they stream through, none is kept in memory.
+    """Writes the unused rows of a dataset as they arrive; keeps none in memory.
 
-    Bad rows go to ``quarantine/TABLE.parquet``: something is wrong with them, and too many of them stop the run.
-    Harmless rows go to ``dropped/TABLE.parquet``: they repeat another row, or are about ids that have no events. They
-    are counted and reported; no number of them stops the run, unless ``data.duplicates`` or ``data.unknown_ids``
-    refuses them.
+    Bad rows (rows with an error) go to ``quarantine/TABLE.parquet``; too many of them stop the run.
+    Harmless rows go to ``dropped/TABLE.parquet``: duplicates, and rows about ids without events.
+    They are counted and reported, and stop the run only if ``data.duplicates`` or
+    ``data.unknown_ids`` is ``refuse``.
     """
 
     def __init__(self, destination: Destination, config: DataConfig) -> None:
@@ -90,13 +91,14 @@ class Quarantine:
         harmless = {*HARMLESS, *({UNKNOWN_ITEM} if config.unknown_items == "drop" else ())}
         self._harmless = pa.array(sorted(harmless), pa.string())
         self._writers: dict[tuple[str, str], pq.ParquetWriter] = {}
-        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}  # table, reason → the first rows
+        # (table, reason) → the first rows
+        self._examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.counts: dict[str, Counter[str]] = {}
         self.dropped: dict[str, Counter[str]] = {}
         self.read: dict[str, int] = {}
 
     def start(self, table: str, read: int) -> None:
-        """Note how many rows of a table were read, good and bad."""
+        """Begin a table: set how many of its rows were read, good and bad."""
         self.read[table] = read
         self.counts[table], self.dropped[table] = Counter(), Counter()
 
@@ -110,7 +112,7 @@ class Quarantine:
                 self._write(kind, table, rows)
 
     def drop(self, table: str, counts: Mapping[str, int]) -> None:
-        """Count rows that a filter leaves out; they are not written."""
+        """Count rows that a filter leaves out; these rows are not written."""
         self.dropped[table].update(counts)
 
     def _write(self, kind: str, table: str, rows: pa.Table) -> None:
@@ -129,22 +131,23 @@ class Quarantine:
             self._examples[table, reason] = _first(self._examples.get((table, reason), []) + some)
 
     def number(self, table: str) -> int:
-        """Bad rows of a table so far."""
+        """Number of bad rows of a table so far."""
         return sum(self.counts[table].values())
 
     def describe(self, table: str) -> str:
-        """How many rows of a table were read, are bad, and were dropped for which reasons."""
-        said = f"read {table}: {self.read[table]:,} rows, {self.number(table):,} quarantined"
+        """One line for the console: rows read, rows quarantined, and rows dropped by reason."""
+        line = f"read {table}: {self.read[table]:,} rows, {self.number(table):,} quarantined"
         dropped = {reason: count for reason, count in self.dropped[table].items() if count}
-        return f"{said}, {sum(dropped.values()):,} dropped ({listed(dropped)})" if dropped else said
+        return f"{line}, {sum(dropped.values()):,} dropped ({listed(dropped)})" if dropped else line
 
     def check(self, table: str) -> None:
-        """Stop when too many rows of a table are bad, or where rows are refused by a setting.
+        """Stop if too many rows of a table are bad, or if a setting refuses some rows.
 
         Raises
         ------
         DataError
-            with the counts, examples, the place of the bad rows, and the cure.
+            Rows are refused; the message has counts, examples, the path of the bad rows, and the
+            cure.
         """
         for reason, key in self._refused.items():
             if count := self.dropped[table][reason]:
@@ -163,7 +166,7 @@ class Quarantine:
         hints = [f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS]
         if any(reason.startswith(missing("")) for reason in self.counts[table]):
             hints.append(
-                "\nrows without an id, such as sales to guests, belong to no user or item; they may be left out"
+                "\nrows without an id, such as sales to guests, belong to no user or item; you can leave them out"
             )
         raise DataError(
             f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%} are accepted): "
@@ -172,13 +175,14 @@ class Quarantine:
         )
 
     def close(self) -> None:
+        """Close the files."""
         with reaching(self._destination.folder.place, "write to"):
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}
 
     def abandon(self) -> None:
-        """Let go of the files of a prepare that failed: what cannot be written would complain once more."""
+        """Close the files of a failed ``prepare``; ignores errors, since failed writes raise again."""
         for writer in self._writers.values():
             with suppress(Exception):
                 writer.close()
@@ -186,7 +190,7 @@ class Quarantine:
         self._writers = {}
 
     def _keep(self, table: str) -> str:
-        """Copy the bad rows out of the folder that is about to be removed."""
+        """Copy the bad rows out of the folder that will be removed; returns their path."""
         source, target = self._destination.folder, self._destination.quarantine
         target.make_folder(target.path)
         target.filesystem.copy_file(f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet")
@@ -194,17 +198,17 @@ class Quarantine:
 
 
 def accepting(table: str, share: float) -> str:
-    """What to set to go on without the bad rows; nothing where almost all rows are bad.
+    """The setting that accepts the bad rows, for messages; empty where almost all rows are bad.
 
     >>> accepting("events", 0.2493), accepting("items", 0.011)
-    (', or go on without them: set data.quarantine.max_share to {events: 0.3}', \
-', or go on without them: set data.quarantine.max_share to {items: 0.02}')
+    (', or continue without them: set data.quarantine.max_share to {events: 0.3}', \
+', or continue without them: set data.quarantine.max_share to {items: 0.02}')
     >>> accepting("events", 0.95)
     ''
     """
     digit = 10.0 ** math.floor(math.log10(share))
     accepted = math.ceil(share / digit) * digit
-    return f", or go on without them: set data.quarantine.max_share to {{{table}: {accepted:.6g}}}" * (accepted < 1)
+    return f", or continue without them: set data.quarantine.max_share to {{{table}: {accepted:.6g}}}" * (accepted < 1)
 
 
 def listed(counts: Mapping[str, int]) -> str:

@@ -15,7 +15,9 @@ _MAX_TASKS: Final = 4096
 
 
 def tables(source: SourceAdapter) -> dict[str, ray.data.Dataset]:
-    """Every table as a lazy dataset of Arrow blocks: known, extra and provenance columns (see ``schema``)."""
+    """Every table as a lazy dataset of Arrow blocks with known, additional and provenance columns
+    (see ``schema``).
+    """
     return {table: dataset(pieces) for table, pieces in source.pieces().items()}
 
 

@@ -1,4 +1,4 @@
-"""One bucket of encoded events becomes one shard of histories: parts assigned, rows written, counts and text returned.
+"""Write a bucket of encoded events as a shard of histories: splits, rows, counts and text.
 
 Legend: U users, E events, N items.
 """
@@ -32,7 +32,7 @@ Parts = tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]  # s
 
 @dataclass(frozen=True)
 class ShardRules:
-    """What every shard is written by."""
+    """The rules for writing shards."""
 
     plan: SplitPlan
     seed: int
@@ -42,23 +42,23 @@ class ShardRules:
 
 @dataclass
 class ShardReport:
-    """What the driver learns of a shard."""
+    """What the driver knows about a shard."""
 
     name: str  # "" when the bucket has no interactions
     counts: dict[str, int]
-    items: Array  # dense ids of its items, with
-    item_counts: Array  # [items, 3] interactions by part
-    provenance: str = ""  # name of the file of its text rows, "" when there are none
+    items: Array  # dense ids of its items
+    item_counts: Array  # [items, 3] interactions by split
+    provenance: str = ""  # file of its text rows, "" when there are none
 
 
 def shard_name(index: int, ending: str = "") -> str:
-    """The file of a shard's histories; with an ending, of newer rows of some of its users."""
+    """File name of a shard's histories; with an ending, of newer rows of some of its users."""
     return f"part-{index:05d}{ending}.parquet"
 
 
 def time_bins(events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()) -> Array:
-    """Counts of the times of events of these types (all without any), earlier than ``below``, in the bins of
-    :func:`recsys.data.split.cut_off`.
+    """Counts of the times earlier than ``below`` in the bins of :func:`recsys.data.split.cut_off`,
+    for events of these types (empty: all types).
     """
     times = np.asarray(events.column("time"))
     if target_types:
@@ -76,33 +76,33 @@ def write_shard(
     items: pa.Array,
     ending: str = "",
 ) -> list[Any]:
-    """Assign parts, write ``histories/part-INDEX.parquet``, and count.
+    """Assign splits, write ``histories/part-INDEX.parquet``, and count.
 
     Parameters
     ----------
     events : pa.Table
-        :data:`~recsys.preparation.events.EVENT_SCHEMA`, user by user.
+        Events of :data:`~recsys.preparation.events.EVENT_SCHEMA`, sorted by user.
     text : pa.Table
-        :data:`~recsys.preparation.events.TEXT_SCHEMA`, rows of text about items by the same users.
+        Text rows about items by the same users, of :data:`~recsys.preparation.events.TEXT_SCHEMA`.
     folder : Folder
-        of the dataset.
+        Folder of the dataset.
     index : int
-        of the shard.
+        Number of the shard.
     rules : ShardRules
-        split, seed, number of parts that the terms are dealt to.
+        Split, seed, and number of parts of the terms.
     users : pa.Array
-        all external user ids, dense.
+        All external user ids in dense order.
     items : pa.Array
-        all external item ids, dense.
+        All external item ids in dense order.
     ending : str
-        of the file's name, before the extension.
+        Suffix of the file's name, before the extension.
 
     Returns
     -------
     list[Any]
-        A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) a term part. Text on a held-out
-        (user, item) pair, text of a cold user on anything but the training events left to them, and in temporal
-        splits text from the validation cut-off on, is not among the terms.
+        A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) per term part.
+        The terms exclude text on held-out (user, item) pairs, text of cold users on items outside
+        their kept training events and, in temporal splits, text from the validation cut-off on.
     """
     parts = _parts(events, rules, users, items)
     (columns, offsets_U1, splits_E), cold, _ = parts
@@ -125,7 +125,7 @@ def write_shard(
 
 
 def count_shard(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> ShardReport:
-    """What :func:`write_shard` says of events without text; nothing is written."""
+    """The report of :func:`write_shard` for events without text; writes nothing."""
     return _counted(_parts(events, rules, users, items), rules, len(items))
 
 
@@ -146,7 +146,7 @@ def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
 def tally_context(
     events: pa.Table, event_rules: EventRules, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[Tally]:
-    """What the training events of a bucket say of each context column; other events are not counted."""
+    """Statistics of each context column over the training events of a bucket."""
     (columns, _, splits_E), _, _ = _parts(events, rules, users, items)
     train = events.take(pa.array(columns["row"][splits_E == Split.TRAIN]))
     return [
@@ -156,8 +156,9 @@ def tally_context(
 
 
 def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> Parts:
-    """The events' columns, where each user starts, and the part that each event belongs to, without what cold users
-    lose; the dense ids of the cold users; counts. ``row`` is an event's place in the table.
+    """Assign splits. Returns the columns of the events without those that are cut, where each user
+    starts, and the split of each event; the dense ids of cold users; and counts. The column ``row``
+    is the position in the table.
     """
     columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
     columns["row"] = np.arange(events.num_rows)
@@ -174,7 +175,7 @@ def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
 
 
 def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Array) -> Array:
-    """A number a (user, item) pair that depends on the external ids and the seed alone."""
+    """A number in [0, 1) per (user, item) pair that depends only on the external ids and the seed."""
     hashes = []
     for key, ids in (("user", users), ("item", items)):
         unique, inverse = np.unique(columns[key], return_inverse=True)
@@ -185,7 +186,9 @@ def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Ar
 def _cut(
     columns: dict[str, Array], offsets_U1: Array, splits_E: Array, rules: ShardRules, ids: tuple[pa.Array, pa.Array]
 ) -> tuple[dict[str, Array], Array, Array, Array, dict[str, int]]:
-    """Columns, offsets and parts without what cold users lose; the dense ids of the cold users; counts."""
+    """Columns, offsets and splits without the cut events of cold users; the dense ids of cold
+    users; counts.
+    """
     newcomers = rules.plan.newcomers
     assert newcomers is not None
     users_U = columns["user"][offsets_U1[:-1]]
@@ -201,15 +204,18 @@ def _cut(
 
 
 def _kept(columns: dict[str, Array], splits_E: Array) -> tuple[dict[str, Array], Array, Array]:
-    """Columns, offsets and parts without what was cut."""
+    """Columns, offsets and splits without the cut events."""
     kept_E = splits_E != CUT
     columns = {name: values[kept_E] for name, values in columns.items()}
-    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))  # who has lost everything has no row
+    # users without remaining events have no row
+    starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
     return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E]
 
 
 def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) -> tuple[pa.Table, int]:
-    """Drop text by cold users that is not about one of their training pairs, as if it had never been written."""
+    """Drop text by cold users that is not about one of their kept training pairs; returns the rest
+    and the number dropped.
+    """
     users = np.asarray(text.column("user"))
     pairs = _pairs(users, np.asarray(text.column("item")), num_items)
     dropped = np.isin(users, cold) & ~np.isin(pairs, training)
@@ -237,7 +243,7 @@ def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array
 
 
 def _ties(columns: dict[str, Array]) -> int:
-    """Events at the very time of the same user's event before; unknown times are none."""
+    """Number of events with the same known time as the user's previous event."""
     users_E, times_E = columns["user"], columns["time"]
     same_E = (users_E[1:] == users_E[:-1]) & (times_E[1:] == times_E[:-1]) & (times_E[1:] != NO_TIME)
     return int(same_E.sum())
@@ -250,7 +256,9 @@ def _pairs(users: Array, items: Array, num_items: int) -> Array:
 def _without_held_out(
     text: pa.Table, pairs_E: Array, splits_E: Array, plan: SplitPlan, num_items: int
 ) -> tuple[pa.Table, dict[str, int]]:
-    """Drop text that tells of held-out events: its pair is held out, or (temporal) it is not older than validation."""
+    """Drop text about held-out events: its (user, item) pair is held out or, in a temporal split,
+    it is not earlier than the validation cut-off.
+    """
     pairs = _pairs(np.asarray(text.column("user")), np.asarray(text.column("item")), num_items)
     on_test = np.isin(pairs, pairs_E[splits_E == Split.TEST])
     held_out = np.isin(pairs, pairs_E[splits_E != Split.TRAIN])
@@ -278,7 +286,7 @@ def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
 
 
 def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
-    """Counts of (item, term), dealt by item."""
+    """Counts of (item, term), distributed to parts by item."""
     grouped = text.group_by(["item", "term"]).aggregate([([], "count_all")])
     table = grouped.select(["item", "term", "count_all"]).rename_columns(TERM_SCHEMA.names).cast(TERM_SCHEMA)
     part = np.asarray(table.column("item")) % num_parts
@@ -286,7 +294,9 @@ def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
 
 
 def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
-    """An item's most frequent terms as one text: item (int32), terms ("rock, indie"); ties in the terms' order."""
+    """The most frequent terms of every item as one text: item (int32), terms ("rock, indie"). Ties
+    are sorted by term.
+    """
     table = pa.concat_tables(parts).group_by(["item", "term"]).aggregate([("count", "sum")])
     table = table.sort_by([("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")])
     items = np.asarray(table.column("item"))
@@ -309,13 +319,13 @@ def with_context(
     items: pa.Array,
     base: Vocabulary | None,
 ) -> ShardRules:
-    """The rules with the context columns as the training events of all buckets have them, or as ``base`` codes
-    them; writes their vocabulary.
+    """The rules with the encodings of context columns, fitted on the training events of all buckets
+    or taken from ``base``. Writes their vocabulary.
 
     Raises
     ------
     DataError
-        a category with too many values.
+        A category has too many values.
     """
     columns = base.context if base is not None else ()
     if columns and tuple(column.name for column in columns) == tuple(event_rules.context):
@@ -341,7 +351,7 @@ def _context_json(columns: tuple[ContextColumn, ...]) -> str:
 def start_shards(
     encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[list[Any]]:
-    """Start :func:`write_shard` for every bucket: references to its report and its term parts."""
+    """Start :func:`write_shard` for every bucket; returns references to reports and terms."""
     writer = task(write_shard, 1 + rules.num_term_parts)
     user_ref, item_ref = ray.put(users), ray.put(items)
     return [

@@ -1,17 +1,19 @@
-"""The past of users as text, "purchase: A, B; view: C" with the newest first, for the language model to read (S1, S2).
+"""Histories as text for the language model, newest first: "purchase: A, B; view: C" (S1, S2).
 
-Why several texts a user: in ordered training every position of a history is a query, and a text for each would be as
-many as events. So a user's past becomes text after its first ``first`` events, at every doubling, and as a whole; a
-query reads the newest text that was finished when it asked, which is at least half as long as its past. What happened
-since then it reads through the pooled vectors of ``behaviour.input: both``.
+Why several texts per user: in ordered training every position of a history is a query, and one text
+for each would mean as many texts as events. So there is a text after the first ``first`` events, at
+every doubling, and of the whole history. A query uses the newest text of events that it has seen,
+which covers at least half of its history. The later events come through the pooled vectors of
+``behaviour.input: both``.
 
-**No leak**: a text belongs to a part (``through`` training, ``through`` validation) and is made of the first events
-of that part alone; a query that has seen n events is never given a text of more than n. Where the data has no order,
-a query sees all but the hidden events: there is a text for each of ``folds`` folds, without that fold's events, and an
-epoch hides just that fold; a text of everything serves validation and test, whose queries see everything before.
+**No leak**: a text belongs to a split (``through`` training or ``through`` validation) and contains
+only the first events through that split. A query that has seen n events never gets a text of more
+than n events. In data without order a query sees all events except the hidden ones: there is one
+text for each of ``folds`` folds, without the events of that fold, and an epoch hides exactly that
+fold. Validation and test queries see all earlier events and use the text of the whole history.
 
-Not covered: texts do not tell when things happened, and a text is cut to the model's tokens, so the oldest events of a
-long past go unread.
+Not covered: texts have no times, and a text is cut to the model's maximum of tokens, so the oldest
+events of a long history are lost.
 
 Legend: U users, R distinct texts, X entries (user, place), T width of the language model.
 """
@@ -43,12 +45,12 @@ _PARTS: Final = (Split.TRAIN, Split.VALID)
 
 
 def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> Iterator[tuple[int, int, int, str]]:
-    """Every text of some users: user, part, place, text.
+    """Yield all texts of some users: user, split, place, text.
 
-    The place is the number of events that the text is made of, the fold that it leaves out, or :data:`WHOLE`.
+    The place is the number of events in the text, the fold that it leaves out, or :data:`WHOLE`.
     """
-    for part in _PARTS:
-        seen = histories.through(part)
+    for split in _PARTS:
+        seen = histories.through(split)
         users_E = np.repeat(seen.users_U, seen.lengths_U)
         folds = [~Hidden.fold(fold, rules.folds).of(users_E, seen.items_E) for fold in range(rules.folds)]
         for row, user in enumerate(seen.users_U.tolist()):
@@ -59,16 +61,16 @@ def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> I
             if rules.ordered:
                 for place in _places(len(items), rules.first):
                     text = compose(items[:place].tolist(), types[:place].tolist(), titles, rules)
-                    yield user, int(part), place, text
+                    yield user, int(split), place, text
             elif rules.folds > 1:
                 for fold, kept_E in enumerate(folds):
                     kept = kept_E[span]
-                    yield user, int(part), fold, compose(items[kept].tolist(), types[kept].tolist(), titles, rules)
-            yield user, int(part), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
+                    yield user, int(split), fold, compose(items[kept].tolist(), types[kept].tolist(), titles, rules)
+            yield user, int(split), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
 
 
 def _places(length: int, first: int) -> list[int]:
-    """Event counts at which a past becomes text: ``first`` and every doubling below the length."""
+    """Numbers of events with a text: ``first`` and every doubling below the length."""
     if length <= first:
         return []
     return [first << power for power in range(math.ceil(math.log2(length / first)))]
@@ -82,12 +84,28 @@ def write_user_texts(
     config: TextConfig,
     adapter: Adapter | None = None,
 ) -> dict[str, Any]:
-    """Compose in tasks, encode, and write ``users/texts.parquet`` and ``users/text_vectors.parquet``.
+    """Compose texts in tasks, encode them, and write ``users/texts.parquet`` and
+    ``users/text_vectors.parquet``.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset; its histories are written already.
+    shards : Sequence[str]
+        Names of the shards.
+    titles : Sequence[str]
+        Titles of the items in dense order.
+    rules : TextRules
+        How texts are composed.
+    config : TextConfig
+        The language model and the cache.
+    adapter : Adapter | None
+        Adapter of a fine-tuned language model.
 
     Returns
     -------
     dict[str, Any]
-        What the manifest says of them.
+        Description of the texts for the manifest.
     """
     composer, names = task(_compose_shard), ray.put(list(titles))
     entries = pa.concat_tables(fetch([composer.remote(folder, shard, names, rules) for shard in shards]))
@@ -98,7 +116,7 @@ def write_user_texts(
     empty = np.array([not text for text in texts], dtype=bool)
     vectors_RT, numbers = encode_texts([text or None for text in texts], config, adapter)
     columns = {"text": pa.array(np.where(empty[rows], -1, rows).astype(np.int32))}
-    columns["hash"] = pa.array(string_hashes(encoded.dictionary)[rows])  # for the audit, which composes them again
+    columns["hash"] = pa.array(string_hashes(encoded.dictionary)[rows])  # the audit compares it
     folder.write_table(
         ENTRIES, pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns)
     )

@@ -1,8 +1,8 @@
-"""Text vectors that were computed before, and the computing of those that were not, on Ray.
+"""A cache of text vectors, and the encoding of missing texts on Ray.
 
-Why: the language model is the slowest step of ``prepare``, and most texts are the same from one day to the next. The
-cache is a folder of immutable Parquet files keyed by the hash of (model, tokens, precision, text): processes may
-share it, a damaged file only costs its vectors again.
+Why: the language model is the slowest step of ``prepare``, and most texts are the same every day.
+The cache is a folder of immutable Parquet files, keyed by the hash of (model, tokens, precision,
+text). Processes can share it, and the vectors of a damaged file are only computed again.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from recsys.pace import Pace
 from recsys.preparation.blocks import cluster_resources, fetch, results_of, task, user_errors
 from recsys.storage.places import filesystem_of
 
-_ONE_TASK_TEXTS: Final = 2000  # fewer than these are encoded in one task: starting more would cost more
-_BLOCK_TEXTS: Final = 2048  # for which another task pays
-_PIECE_TEXTS: Final = 512  # between two lines of progress
+_ONE_TASK_TEXTS: Final = 2000  # up to this number one task is faster than several
+_BLOCK_TEXTS: Final = 2048  # texts per task
+_PIECE_TEXTS: Final = 512  # texts per progress report
 
 
 class VectorCache:
-    """Vectors by key in a folder; ``namespace`` keeps models apart."""
+    """A folder of vectors by key; ``namespace`` separates models."""
 
     def __init__(self, root: str, namespace: str) -> None:
         self._filesystem, base = filesystem_of(root or default_cache_dir())
         self._folder = f"{base}/{namespace}"
 
     def load(self, keys: Sequence[str]) -> dict[str, Array]:
-        """The vectors that are there; files that cannot be read are passed over."""
+        """The cached vectors by key; skips unreadable files."""
         wanted = pa.array(sorted(set(keys)), pa.string())
         found: dict[str, Array] = {}
         for info in self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._folder, allow_not_found=True)):
@@ -69,17 +69,17 @@ class VectorCache:
         return {key: vectors_NT[row] for row, key in enumerate(keys) if usable_N[row]}
 
     def store(self, keys: Sequence[str], vectors_NT: Array) -> None:
-        """Add a file, under another name until it is whole.
+        """Add a file; it has another name until it is complete.
 
-        A folder that cannot be written to, as in a home that is read-only, costs time at the next run and nothing now:
-        it is a warning.
+        A folder without write access, for example in a read-only home, gives only a warning: the
+        next run computes the vectors again.
         """
         try:
             self._write(keys, vectors_NT)
         except OSError as error:
             warnings.warn(
-                f"vectors are not kept for the next run: {self._folder} cannot be written to ({error}); set "
-                "data.text.cache_dir or data.media.images.cache_dir to a folder that can",
+                f"vectors are not kept for the next run: {self._folder} is not writable ({error}); set "
+                "data.text.cache_dir or data.media.images.cache_dir to a writable folder",
                 stacklevel=2,
             )
 
@@ -93,9 +93,10 @@ class VectorCache:
 
 
 def forget_texts(root: str, texts: Sequence[str]) -> int:
-    """Take the vectors of these texts out of the cache, whatever model read them; how many there were.
+    """Remove the vectors of these texts from the cache, for all models; returns their number.
 
-    Why: the key is a hash of the text, so whoever can guess what somebody did could see that it was there.
+    Why: the key is a hash of the text, so a person who guesses a user's text can check whether it
+    was encoded.
     """
     filesystem, base = filesystem_of(root or default_cache_dir())
     removed = 0
@@ -116,7 +117,7 @@ def forget_texts(root: str, texts: Sequence[str]) -> int:
 
 
 def default_cache_dir(kind: str = "text") -> str:
-    """``$XDG_CACHE_HOME/multigrain/KIND``."""
+    """The folder ``$XDG_CACHE_HOME/multigrain/KIND``."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(home, "multigrain", kind)
 
@@ -127,13 +128,13 @@ def text_keys(texts: Sequence[str], namespace: str) -> list[str]:
 
 
 def model_identity(config: TextConfig) -> str:
-    """What the vectors depend on beside the text and the precision: the model's files and the number of tokens."""
+    """Identity of model files and number of tokens, on which vectors depend besides the text."""
     fingerprint = language_model_fingerprint(config.model, config.allow_download)
     return f"{fingerprint[:24]}-{config.max_tokens}"
 
 
 def cluster_dtype(wanted: str) -> str:
-    """The precision that every task will compute in: ``auto`` is decided once, where the texts are encoded."""
+    """The precision of all tasks; ``auto`` is resolved once, in a task on the cluster."""
     if wanted != "auto":
         return wanted
     num_gpus = min(int(cluster_resources().get("GPU", 0)), 1)
@@ -143,14 +144,22 @@ def cluster_dtype(wanted: str) -> str:
 def encode_texts(
     texts: Sequence[str | None], config: TextConfig, adapter: Adapter | None = None
 ) -> tuple[Array, dict[str, int]]:
-    """Vectors of the texts, zero rows for None: [N, T] float16; and how many distinct texts were encoded and cached.
+    """Vectors of the texts ([N, T] float16, zero rows for None), and the numbers of distinct texts
+    encoded and cached.
 
-    ``adapter`` is added to the language model.
+    Parameters
+    ----------
+    texts : Sequence[str | None]
+        Texts; None: no text.
+    config : TextConfig
+        The language model and the cache.
+    adapter : Adapter | None
+        Adapter that is merged into the language model.
 
     Raises
     ------
     ConfigError
-        the model cannot be found.
+        The model is not available.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
     namespace = f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
@@ -160,7 +169,7 @@ def encode_texts(
     vectors = cache.load(keys)
     cached = len(vectors)
     missing = [(key, text) for key, text in zip(keys, unique, strict=True) if key not in vectors]
-    length_of = {key: len(text) + 1 for key, text in missing}  # what a text costs, about
+    length_of = {key: len(text) + 1 for key, text in missing}  # approximate cost of a text
     pace = Pace("encoding texts", len(missing), sum(length_of.values()))
     for new_keys, new_vectors in _encode_missing(missing, config, adapter):
         pace.add(len(new_keys), sum(length_of[key] for key in new_keys))
@@ -178,9 +187,11 @@ def encode_texts(
 def _encode_missing(
     missing: list[tuple[str, str]], config: TextConfig, adapter: Adapter | None
 ) -> Iterator[tuple[list[str], Array]]:
-    """Encode on the cluster: one task for a few texts, a pool of tasks over blocks of like lengths for many.
+    """Encode on the cluster: one task for a few texts, a pool of tasks over blocks of similar
+    lengths for many.
 
-    Tasks and not actors: a lost one is simply run again, and the worker process keeps the model for the next block.
+    Why tasks and not actors: Ray runs a lost task again, and the worker process keeps the model for
+    the next block.
     """
     if not missing:
         return
@@ -212,7 +223,9 @@ def _encode_missing(
 
 
 def encode_block(table: pa.Table, settings: EncoderSettings) -> pa.Table:
-    """The texts of a block (key, text) as vectors (key, vector); runs in a task."""
+    """Encode the texts of a block (columns ``key``, ``text``) as vectors (columns ``key``,
+    ``vector``); runs in a task.
+    """
     vectors_NT = _encoder(settings).encode(table.column("text").to_pylist())
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
     return pa.table({"key": table.column("key"), "vector": column})
