@@ -49,19 +49,19 @@ class Loss(ABC):
         Parameters
         ----------
         users_BD : Tensor
-            user vectors, already divided by the temperature.
+            User vectors, already divided by the temperature.
         items_SD : Tensor
-            vectors of the items in view.
+            Vectors of the items in view.
         pairs_P : Tensor
-            the query of each pair, int64.
+            The query of each pair, int64.
         targets_P : Tensor
-            the target of each pair as a row of ``items_SD``, int64.
+            The target of each pair as a row of ``items_SD``, int64.
         weights_P : Tensor
-            what each pair counts.
+            What each pair counts.
         negatives_M : Tensor
-            rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
+            Rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
         log_q_M : Tensor
-            the log of how often each is expected to be drawn in a step.
+            The log of how often each is expected to be drawn in a step.
         """
 
 
@@ -87,7 +87,7 @@ class SampledSoftmax(Loss):
     Raises
     ------
     ConfigError
-        with label smoothing, which it has not.
+        With label smoothing, which it has not.
     """
 
     needs_negatives = True
@@ -117,7 +117,7 @@ def make_loss(config: LossConfig, num_items: int) -> Loss:
     Raises
     ------
     ConfigError
-        nobody offers the kind, or it cannot be imported.
+        Nobody offers the kind, or it cannot be imported.
     """
     if config.kind == "auto":
         return (FullSoftmax if num_items <= config.max_full_items else SampledSoftmax)(config)

@@ -288,9 +288,9 @@ class FrozenModel:
         Parameters
         ----------
         queries : Queries
-            what is asked.
+            What is asked.
         brought : Mapping[str, Any] | None
-            as in :meth:`encode`.
+            As in :meth:`encode`.
         """
         batch = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
@@ -452,7 +452,7 @@ class FrozenModel:
         Raises
         ------
         RequestError
-            the model has no evolution, or a history too short to roll that far.
+            The model has no evolution, or a history too short to roll that far.
         """
         place, evolution = self._evolution(f"a horizon of {steps + 1}")
         room = self.config.max_history - steps
@@ -482,7 +482,7 @@ class FrozenModel:
         Raises
         ------
         RequestError
-            the model has no evolution.
+            The model has no evolution.
         """
         _, evolution = self._evolution("the path of a user's interest")
         self.encoders.eval()
@@ -543,7 +543,7 @@ class FrozenModel:
         Raises
         ------
         RequestError
-            the model has no rating head.
+            The model has no rating head.
         """
         if self.rating_head is None:
             raise RequestError("this model predicts no ratings; train it with train.ratings true on values that vary")
@@ -609,7 +609,7 @@ def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
     Raises
     ------
     TypeError, KeyError
-        not what it wrote.
+        Not what it wrote.
     """
     plain = {key: value for key, value in content.items() if key not in _EARLIER}
     earlier = {signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)}

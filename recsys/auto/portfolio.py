@@ -89,9 +89,9 @@ def with_apart(config: Config, setting: Setting, seed: int) -> Config:
     Parameters
     ----------
     config : Config
-        that :func:`configured` made.
+        That :func:`configured` made.
     seed : int
-        added to that of the run, so that the same setting twice is not the same model twice.
+        Added to that of the run, so that the same setting twice is not the same model twice.
     """
     tree = config.model_dump(mode="json")
     given = {key: value for key, value in tree["train"].items() if key in ("epochs", "evaluate_every", "threads")}

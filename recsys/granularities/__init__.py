@@ -22,7 +22,7 @@ def granularity_class(name: str, section: GranularityConfig | None = None) -> ty
     Raises
     ------
     ConfigError
-        no such granularity, or its module cannot be imported.
+        No such granularity, or its module cannot be imported.
     """
     if section is None:
         try:

@@ -81,7 +81,7 @@ class Graphs:
         Raises
         ------
         ConfigError
-            these graphs were built for a model that does not read it, or of a dataset without.
+            These graphs were built for a model that does not read it, or of a dataset without.
         """
         if signal not in self.inputs:
             there = choices(self.inputs) or "none"
@@ -265,9 +265,9 @@ class Granularity(nn.Module):
         Parameters
         ----------
         state : State
-            as the frozen model keeps it.
+            As the frozen model keeps it.
         titles : Sequence[str]
-            of every item.
+            Of every item.
         """
         return None
 

@@ -123,11 +123,11 @@ def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
     Parameters
     ----------
     items_NK : Array
-        neighbours of every item, −1 where there are fewer.
+        Neighbours of every item, −1 where there are fewer.
     weights_NK : Array
-        their weights.
+        Their weights.
     by_target : bool
-        whether a row of the tables is an item that is spoken for (a regression), or one that speaks.
+        Whether a row of the tables is an item that is spoken for (a regression), or one that speaks.
     """
     num_items = len(items_NK)
     kept_NK = (items_NK >= 0) & (weights_NK != 0)

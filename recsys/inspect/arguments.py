@@ -53,7 +53,7 @@ def look_at(arguments: Sequence[str]) -> Looked:
     Raises
     ------
     SourceError
-        there is no argument, or none names a file.
+        There is no argument, or none names a file.
     """
     if not arguments:
         raise SourceError("no file is given; name the files, folders or globs of your data: recsys init FILE…")

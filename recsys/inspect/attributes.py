@@ -70,19 +70,19 @@ def attributes_of(
     Parameters
     ----------
     table : Table
-        where they are.
+        Where they are.
     columns : Iterable[Column]
-        those to look at, in order.
+        Those to look at, in order.
     keys : Sequence[str]
-        canonical columns of the table, whose names are taken.
+        Canonical columns of the table, whose names are taken.
     items : IdSet | None
-        ids of items, so that lists of other items are told from lists of words; None for users.
+        Ids of items, so that lists of other items are told from lists of words; None for users.
     moved : Mapping[str, str] | None
-        columns that get other names anyway (see :func:`reserved`).
+        Columns that get other names anyway (see :func:`reserved`).
     people : IdSet | None
-        ids of users, so that lists of friends are told from other lists.
+        Ids of users, so that lists of friends are told from other lists.
     of : Column | None
-        where the table is that of events: the column whose items or users the columns tell of.
+        Where the table is that of events: the column whose items or users the columns tell of.
     """
     found = Attributes(rename=dict(moved or {}))
     given = list(columns)

@@ -37,7 +37,7 @@ def understand(looked: Looked) -> Understood:
     Raises
     ------
     SourceError
-        none has events.
+        None has events.
     """
     tables = [Table.of(sample) for sample in looked.tables]
     pair = find_events(tables)

@@ -23,11 +23,11 @@ def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = Non
     Parameters
     ----------
     columns : Sequence[Column]
-        of the table of items, or of the events.
+        Of the table of items, or of the events.
     rules : CellRules
-        by which cells are numbers.
+        By which cells are numbers.
     of : Column | None
-        of events, the column with the items, whose usual values count.
+        Of events, the column with the items, whose usual values count.
     """
     return quantities(_table([column for column in columns if column.is_numeric], rules, of), [])
 
@@ -38,11 +38,11 @@ def tell_of_users(columns: Sequence[Column], rules: CellRules, of: Column | None
     Parameters
     ----------
     columns : Sequence[Column]
-        of the table of users, or of the events.
+        Of the table of users, or of the events.
     rules : CellRules
-        by which cells are numbers.
+        By which cells are numbers.
     of : Column | None
-        of events, the column with the users.
+        Of events, the column with the users.
     """
     if any(column.kind in _LISTS for column in columns):
         return True

@@ -89,16 +89,16 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     Parameters
     ----------
     head : bytes
-        unpacked.
+        Unpacked.
     suffix : str
-        of its name, e.g. ``.csv``.
+        Of its name, e.g. ``.csv``.
     name : str
-        for messages.
+        For messages.
 
     Raises
     ------
     SourceError
-        it is no table, with the reason.
+        It is no table, with the reason.
     """
     head = head.removeprefix(codecs.BOM_UTF8)
     encoding = encoding_of(head)

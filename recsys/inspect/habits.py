@@ -124,13 +124,13 @@ def habits_of(
     Parameters
     ----------
     events : pa.Table
-        of :func:`events_of`.
+        Of :func:`events_of`.
     bad : Mapping[str, float]
-        reason → share of the rows that are none.
+        Reason → share of the rows that are none.
     targets : Sequence[str]
-        the event types that are predicted; empty: all.
+        The event types that are predicted; empty: all.
     min_value : float | None
-        smaller values are left out.
+        Smaller values are left out.
     """
     num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
     values = pl.Series(pl.from_arrow(events.column(schema.VALUE)))

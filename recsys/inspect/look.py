@@ -39,16 +39,16 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
     Parameters
     ----------
     arguments : Sequence[str]
-        files, folders, globs; local or remote.
+        Files, folders, globs; local or remote.
     name : str
-        of run and model; empty: of the data's folder.
+        Of run and model; empty: of the data's folder.
     command : str
-        for the head of the configuration.
+        For the head of the configuration.
 
     Raises
     ------
     SourceError
-        nothing can be read, nothing has events, or no setting makes the readers accept the files.
+        Nothing can be read, nothing has events, or no setting makes the readers accept the files.
     """
     looked = look_at(arguments)
     try:
@@ -73,7 +73,7 @@ def _accepted(found: Understood, name: str, command: str) -> Draft:
     Raises
     ------
     SourceError
-        with what they say.
+        With what they say.
     """
     draft = draft_of(found, name, command)
     try:
@@ -101,7 +101,7 @@ def _check(draft: Draft) -> Config:
     Raises
     ------
     SourceError
-        a file is not what the draft says.
+        A file is not what the draft says.
     """
     text = draft.text()
     config = build_config(parse_yaml(text, "the proposed configuration"), "the proposed configuration")

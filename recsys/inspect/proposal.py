@@ -22,11 +22,11 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
     Parameters
     ----------
     found : Understood
-        by a look at the files.
+        By a look at the files.
     name : str
-        of the run and the registered model.
+        Of the run and the registered model.
     command : str
-        that is writing it, for the head.
+        That is writing it, for the head.
     """
     draft = Draft()
     seen = "a sample of the files" if found.is_sampled else "all rows of the files"

@@ -103,7 +103,7 @@ def sample_of(file: InputFile, given: str = "") -> Sample:
     Raises
     ------
     SourceError
-        it is no table, with the reason.
+        It is no table, with the reason.
     """
     suffix = file.suffix
     if suffix in _SHEETS:

@@ -192,7 +192,7 @@ def find_events(tables: Sequence[Table]) -> Pair:
     Raises
     ------
     SourceError
-        no table has two columns that can be users and items.
+        No table has two columns that can be users and items.
     """
     found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)

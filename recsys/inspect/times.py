@@ -46,13 +46,13 @@ def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_say
     Parameters
     ----------
     column : pa.Array
-        texts, numbers, times or dates without missing cells.
+        Texts, numbers, times or dates without missing cells.
     rules : CellRules
-        how cells are read.
+        How cells are read.
     name_says_time : bool
-        whether the column is called like a time; numbers without such a name must all be plausible.
+        Whether the column is called like a time; numbers without such a name must all be plausible.
     name_says_id : bool
-        whether it is called like an id, whose numbers are no times.
+        Whether it is called like an id, whose numbers are no times.
     """
     cells = column.slice(0, _LOOKED_AT)
     if pa.types.is_date(cells.type):

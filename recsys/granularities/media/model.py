@@ -49,7 +49,7 @@ class Media(Granularity):
     Raises
     ------
     ConfigError
-        the dataset has no media.
+        The dataset has no media.
     """
 
     reads_events = False

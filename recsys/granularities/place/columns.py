@@ -48,7 +48,7 @@ def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Seq
     Raises
     ------
     ConfigError
-        a named column is not there, or coordinates are not two.
+        A named column is not there, or coordinates are not two.
 
     >>> found_columns(["item_id", "Lng", "lat", "price"], [], ["price"])
     [['lat', 'Lng'], ['price']]

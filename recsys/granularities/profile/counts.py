@@ -47,7 +47,7 @@ class ProfileCounts(Granularity):
     Raises
     ------
     ConfigError
-        no attributes of users, a cross of unknown fields, or too many cells.
+        No attributes of users, a cross of unknown fields, or too many cells.
     """
 
     fitted = True

@@ -17,7 +17,7 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
     Raises
     ------
     ConfigError
-        a field that the configuration names is not there, or cannot be read as it says.
+        A field that the configuration names is not there, or cannot be read as it says.
     """
     from recsys.preparation.items import TEXT  # which brings Ray, and serving is light
 

@@ -99,7 +99,7 @@ class Profile(Granularity):
     Raises
     ------
     ConfigError
-        the dataset has no attributes.
+        The dataset has no attributes.
     """
 
     reads_events = False

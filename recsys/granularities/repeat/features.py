@@ -45,15 +45,15 @@ def raw_numbers(
     Parameters
     ----------
     pairs : Pairs
-        of the visible histories.
+        Of the visible histories.
     asked_at_U : Array
-        when each row asks, 0 where unknown.
+        When each row asks, 0 where unknown.
     habits : ItemHabits
-        of the items.
+        Of the items.
     smoothing : float
-        occasions of the average item that each item begins with.
+        Occasions of the average item that each item begins with.
     own : tuple[Pairs, Array] | None
-        in the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
+        In the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
         the habits of its item is taken off, as it holds the answer.
     """
     rows_P, items_P = pairs.rows_P, pairs.items_P

@@ -125,7 +125,7 @@ def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -
     Raises
     ------
     ConfigError
-        fewer users than strata.
+        Fewer users than strata.
     """
     if len(users) < num_strata:
         raise ConfigError(

@@ -74,7 +74,7 @@ class Stratum(Granularity):
         Raises
         ------
         ConfigError
-            fewer users with a vector than strata.
+            Fewer users with a vector than strata.
         """
         users = self.user_vectors(graphs, items)
         strata = fit_strata(users, self.num_strata, self.config.method, seed)
