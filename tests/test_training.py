@@ -303,7 +303,7 @@ def test_settings_that_cannot_act_are_refused(tmp_path: Path) -> None:
     dataset = cycles(tmp_path)
     with pytest.raises(ConfigError, match="act on unordered data only"):
         run(settings(hide_history=0.2), dataset)
-    with pytest.raises(ConfigError, match="label_smoothing acts on full_softmax only"):
+    with pytest.raises(ConfigError, match="label_smoothing works with full_softmax only"):
         run(settings(loss={"kind": "sampled_softmax", "label_smoothing": 0.1}), dataset)
 
 

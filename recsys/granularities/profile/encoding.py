@@ -12,7 +12,8 @@ from recsys.granularities.profile.section import ProfileConfig
 
 
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
-    """How attributes are read: vocabularies and statistics of the users and items that have events through ``through``.
+    """How attributes are read: vocabularies and statistics of the users and items that have events
+    through ``through``.
 
     Raises
     ------

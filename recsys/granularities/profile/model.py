@@ -93,8 +93,8 @@ class FieldCross(nn.Module):
 class Profile(Granularity):
     """z_u from a user's attributes, and attributes added to the item vectors.
 
-    A user is present when any field is known, in the table or in the request, whose values win. An unknown category
-    is known of nobody: it neither makes a user present nor names one.
+    A user is present when any field is known, in the table or in the request, whose values win. An
+    unknown category is known of nobody: it neither makes a user present nor names one.
 
     Raises
     ------

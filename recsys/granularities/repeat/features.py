@@ -53,8 +53,8 @@ def raw_numbers(
     smoothing : float
         Occasions of the average item that each item begins with.
     own : tuple[Pairs, Array] | None
-        In the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
-        the habits of its item is taken off, as it holds the answer.
+        In the fit, the pairs of whole histories and the row there of every row here: what a pair
+        itself adds to the habits of its item is taken off, as it holds the answer.
     """
     rows_P, items_P = pairs.rows_P, pairs.items_P
     asked_P, last_P = asked_at_U[rows_P], pairs.last_time_P

@@ -119,8 +119,8 @@ class Strata:
 def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -> Strata:
     """Cluster the users.
 
-    ``hierarchical`` is Ward's agglomeration: of the users themselves while they are few, of K-means micro-clusters
-    beyond (the two stages of BIRCH, Zhang et al. 1996).
+    ``hierarchical`` is Ward's agglomeration: of the users themselves while they are few, of K-means
+    micro-clusters beyond (the two stages of BIRCH, Zhang et al. 1996).
 
     Raises
     ------

@@ -66,10 +66,12 @@ class Stratum(Granularity):
 
     @torch.no_grad()
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
-        """Fit the strata on the users of the graphs; number them as before, so that prototypes keep their meaning.
+        """Fit the strata on the users of the graphs; number them as before, so that prototypes keep
+        their meaning.
 
-        The first fit points each prototype at the mean of what the members chose, as long as a layer norm would make
-        it: item vectors are short at the start, and short prototypes learn late.
+        The first fit points each prototype at the mean of what the members chose, as long as a
+        layer norm would make it: item vectors are short at the start, and short prototypes learn
+        late.
 
         Raises
         ------
