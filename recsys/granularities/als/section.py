@@ -1,4 +1,4 @@
-"""What ``als`` says of itself: implicit alternating least squares."""
+"""Settings of ``als``: implicit alternating least squares."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class AlsConfig(GranularityConfig):
 
     factors: int = Field(64, ge=1)
     iterations: int = Field(15, ge=1)
-    alpha: Positive = Field([1.0, 10.0], description="confidence of an event; of what is missing it is 1")
-    regularisation: Positive = Field([1.0, 10.0], description="one or several")
+    alpha: Positive = Field([1.0, 10.0], description="confidence of an event (1 for a missing pair); one or several")
+    regularisation: Positive = Field([1.0, 10.0], description="λ, one or several")
     types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
 
     def estimate(self, work: Workload) -> Estimate:

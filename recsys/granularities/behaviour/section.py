@@ -1,4 +1,4 @@
-"""What ``behaviour`` says of itself: the text of what a user chose."""
+"""Settings of ``behaviour``: the text of the items in a history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recsys.granularities.base import ModelSizes
 
 
-USER_TEXT: Final = "user_text"  # the signal: texts of users' pasts
+USER_TEXT: Final = "user_text"  # the signal: texts of users' histories
 
 
 class BehaviourConfig(GranularityConfig):
@@ -40,14 +40,15 @@ class BehaviourConfig(GranularityConfig):
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         if self.reads_user_text and not config.data.text.users.enabled:
             yield (
-                f"{where}.input {self.input} reads the text of users: set data.text.users.enabled true, or input text"
+                f"{where}.input {self.input} reads the text of users; set data.text.users.enabled true, or "
+                "set input to text"
             )
 
     def check(self, sizes: ModelSizes) -> None:
         if self.signal and not sizes.inputs.get(USER_TEXT):
             raise ConfigError(
-                "model.granularities.behaviour.input reads the text of users, and the dataset has none: set "
-                "data.text.users.enabled true and run `recsys prepare`, or set input text"
+                "model.granularities.behaviour.input reads the text of users, but the dataset has none; set "
+                "data.text.users.enabled true and run `recsys prepare`, or set input to text"
             )
 
     def estimate(self, work: Workload) -> Estimate:

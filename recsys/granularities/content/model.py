@@ -1,10 +1,12 @@
-"""Content: the cosine between the texts of items and those of the history, for items that few or nobody chose.
+"""Content: the cosine between the texts of items and those of the history, for items with few or no
+events.
 
     a_i = t_i / ‖t_i‖,    z_u = Σ_j w_j a_j / Σ_j w_j,    r_ui = z_u · a_i = the mean cosine, weighted,
 
-t the text vectors as the item tower has them (centred and whitened on the catalogue, ``model.item.text_whiten``: what
-all texts have in common says nothing), w as in ``item_knn``. An item without text has no vector. Nothing but the
-constants of the weights is fitted, which validation chooses.
+where t are the text vectors of the item tower (centred and whitened on the catalogue,
+``model.item.text_whiten``: what all texts have in common carries no information) and w as in
+``item_knn``. An item without text has no vector. Only the constants of the weights are fitted;
+validation chooses them.
 
 Legend: N items, T text width, B queries, E events that they see.
 """
@@ -24,7 +26,9 @@ from recsys.granularities.history import event_weights, seen_events
 
 
 class Content(Granularity):
-    """A fitted member whose item vectors are the texts; absent where no item of the history has one."""
+    """A closed-form member whose item vectors are the texts; absent where no item of the history
+    has a text.
+    """
 
     fitted = True
     reads_events = False
@@ -33,8 +37,8 @@ class Content(Granularity):
     def idle(cls, section: ContentConfig, dataset: PreparedDataset, config: Config) -> str:
         texts_MT = dataset.text_vectors_NT()[dataset.has_text_N]
         if not texts_MT.size:
-            return "no texts of items"
-        return "" if (texts_MT != texts_MT[0]).any() else "no two items have different texts"
+            return "there are no item texts"
+        return "" if (texts_MT != texts_MT[0]).any() else "all items have the same text"
 
     def __init__(self, config: ContentConfig, sizes: ModelSizes) -> None:
         super().__init__()
