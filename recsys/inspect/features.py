@@ -33,8 +33,7 @@ def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = Non
 
 
 def tell_of_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
-    """Whether attributes tell users apart, as the member ``profile`` reads them; lists of any kind
-    are taken to.
+    """Whether attributes tell users apart, as the member ``profile`` reads them; lists of any kind are taken to.
 
     Parameters
     ----------
