@@ -39,13 +39,16 @@ class Apart(Granularity):
         self._made: tuple[Tensor, FrozenModel] | None = None
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Tensors of the frozen separate model."""
         model: FrozenModel = graphs[self.config.signal]
         return {name: tensor.to(items.vectors_SD.device) for name, tensor in model.tensors().items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Item vectors of the separate model."""
         return state[_VECTORS]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """User vectors of the separate model, and where any of its granularities is present."""
         assert batch.whole is not None, "evaluation and serving pass uncut histories"
         parts = self.model(state).parts(batch.whole, batch.inputs)
         return parts.users_BD, parts.weights_BK.any(1)

@@ -79,6 +79,7 @@ class WeightedFusion(Fusion):
         self.register_buffer("weights_K", torch.tensor(weights))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """The configured weights."""
         return self.weights_K.to(z_BKD.dtype).expand(z_BKD.shape[0], -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
@@ -86,6 +87,7 @@ class WeightedFusion(Fusion):
         return {"weights_K": (values_K / values_K.max().clamp(min=1)).to(self.weights_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """Multiply the weights."""
         return {"weights_K": self.weights_K * factors_K.clamp(min=_TRACE)}
 
 
@@ -99,12 +101,15 @@ class LearnedFusion(Fusion):
         self.raw_K = nn.Parameter(_inverse_softplus(torch.tensor(weights).clamp(min=1e-3)))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """The trained weights."""
         return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(z_BKD.shape[0], -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """Set the trained weights."""
         return {"raw_K": _inverse_softplus(values_K.clamp(min=_TRACE)).to(self.raw_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """Multiply the trained weights."""
         raw_K = self.raw_K.detach()
         changed_K = self.refitted(nn.functional.softplus(raw_K) * factors_K)["raw_K"]
         return {"raw_K": torch.where(factors_K == 1, raw_K, changed_K)}  # a factor of 1 changes no bit
@@ -129,6 +134,7 @@ class GatedFusion(Fusion):
         nn.init.zeros_(self.gate.weight)
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """The gate's softmax over the present granularities."""
         return self.opened(self.gate_logits(z_BKD), self.prior_K, present_BK)
 
     def gate_logits(self, z_BKD: Tensor) -> Tensor:
@@ -144,9 +150,11 @@ class GatedFusion(Fusion):
         return torch.softmax(logits_BK.masked_fill(nothing_B1, 0.0), dim=1) * present_BK.shape[1]
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """Set the prior."""
         return {"prior_K": values_K.to(self.prior_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """Multiply the odds of the prior."""
         return {"prior_K": self.prior_K.detach() + factors_K.clamp(min=_TRACE).log()}
 
 
@@ -158,12 +166,15 @@ class NoFusion(Fusion):
         self.is_constant = config.kind == "weighted"
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """An empty tensor: there is nothing to weight."""
         return z_BKD.new_zeros(present_BK.shape)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """No parameters."""
         return {}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """No parameters."""
         return {}
 
 

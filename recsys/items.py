@@ -98,6 +98,7 @@ class GroupProjection(nn.Module):
         self.each = nn.ModuleList(each)
 
     def forward(self, text_ST: Tensor) -> Tensor:
+        """Sum of the projections: [S, D]."""
         parts = text_ST.chunk(len(self.each), dim=1)
         return torch.stack([project(part) for project, part in zip(self.each, parts, strict=True)]).sum(0)
 

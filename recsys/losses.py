@@ -85,6 +85,7 @@ class FullSoftmax(Loss):
         negatives_M: Tensor,
         log_q_M: Tensor,
     ) -> Tensor:
+        """Σ_p w_p loss_p over all items in view."""
         return full_softmax(users_BD, items_SD, pairs_P, targets_P, weights_P, self.config.label_smoothing)
 
 
@@ -117,6 +118,7 @@ class SampledSoftmax(Loss):
         negatives_M: Tensor,
         log_q_M: Tensor,
     ) -> Tensor:
+        """Σ_p w_p loss_p over the drawn negatives."""
         known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
         return sampled_softmax(*known, negatives_M=negatives_M, log_q_M=log_q_M)
 

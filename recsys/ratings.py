@@ -52,9 +52,11 @@ class RatingHead:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> RatingHead:
+        """Invert :meth:`tensors`."""
         return RatingHead(**{part.name: tensors[part.name] for part in fields(RatingHead)})
 
     def to(self, device: torch.device) -> RatingHead:
+        """Move all tensors to a device."""
         return RatingHead(*(tensor.to(device) for tensor in self.tensors().values()))
 
     def predict(self, histories: Histories, items_BM: Tensor, standard_BM: Tensor) -> Tensor:
@@ -85,6 +87,7 @@ class RatedEvents:
 
     @staticmethod
     def of(histories: Histories, device: torch.device) -> RatedEvents:
+        """Collect the events with a value."""
         known_E = np.isfinite(histories.values_E)
         rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)[known_E]
         count_B = np.bincount(rows_E, minlength=len(histories)).astype(np.float32)

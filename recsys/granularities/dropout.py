@@ -26,6 +26,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
+        """Apply dropout in training; return the values unchanged otherwise."""
         if not self.training or not self.rate:
             return values
         if values.device.type != "cpu":

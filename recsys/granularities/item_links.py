@@ -89,8 +89,7 @@ def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Arr
 def regressions(
     pairs_NN: sp.csr_matrix, items_NK: Array, text_NT: Array, regularisations_R: Sequence[float]
 ) -> list[Array]:
-    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours
-    S:
+    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours S.
 
         w_i = (G_SS + λI)⁻¹ G_Si,   G = XᵀX + T Tᵀ
 

@@ -128,6 +128,7 @@ def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
 
 
 def log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
+    """Log of recent shares, mixed with a share ``rest`` of those of all times."""
     rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
     share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N
     return np.asarray(np.log(share_N), dtype=np.float32)

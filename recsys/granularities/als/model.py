@@ -41,6 +41,7 @@ class Als(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the item factors and keep them with λ and their Gram matrix."""
         import threadpoolctl
         from implicit.cpu.als import AlternatingLeastSquares
 
@@ -63,9 +64,11 @@ class Als(Granularity):
         return {"items_NR": items_NR.to(device), "gram_RR": gram_RR.to(device), "counts_T": counts_T.to(device)}
 
     def own_items(self, state: State) -> Tensor:
+        """Item factors."""
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Factors of every user from one solve, and whether the history has an event."""
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
         place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]

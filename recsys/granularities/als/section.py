@@ -13,6 +13,8 @@ Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_len
 
 
 class AlsConfig(GranularityConfig):
+    """Keys of ``model.granularities.als``."""
+
     module: ClassVar[str] = "recsys.granularities.als.model:Als"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0

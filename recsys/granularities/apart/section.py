@@ -55,6 +55,7 @@ class ApartConfig(GranularityConfig):
         return self
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Stacking must be on."""
         if not config.model.fusion.stack:
             yield f"{where} gets its weight from stacking; set model.fusion.stack true, or disable it"
         own = self.own_model()

@@ -46,6 +46,7 @@ class Behaviour(Granularity):
     def build_input(
         cls, section: BehaviourConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> UserTextVectors | None:
+        """Vectors of users' texts, if the granularity reads them."""
         return UserTextVectors.of(dataset, through)
 
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
@@ -74,6 +75,7 @@ class Behaviour(Granularity):
         self.dropout = Dropout(config.dropout)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Vectors of users' texts, if the granularity reads them."""
         return {} if self.user_text is None else self.user_text.state(graphs)
 
     @classmethod
@@ -87,6 +89,7 @@ class Behaviour(Granularity):
         return cls(config, replace(sizes, text_width=sizes.width))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Pooled history, text of the history, or both, and where it is present."""
         if self.user_text is None:
             return self._pool(batch, items)
         read_BD, is_read_B = self.user_text(batch, state)

@@ -20,6 +20,8 @@ USER_TEXT: Final = "user_text"  # the signal: texts of users' histories
 
 
 class BehaviourConfig(GranularityConfig):
+    """Keys of ``model.granularities.behaviour``."""
+
     module: ClassVar[str] = "recsys.granularities.behaviour.model:Behaviour"
     per_user: ClassVar[bool] = True
 
@@ -31,13 +33,16 @@ class BehaviourConfig(GranularityConfig):
 
     @property
     def signal(self) -> str:
+        """Texts of users, if the granularity reads them."""
         return USER_TEXT if self.input in ("user_text", "both") else ""
 
     @property
     def reads_user_text(self) -> bool:
+        """Whether the granularity reads texts of users."""
         return self.enabled and self.input in ("user_text", "both")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Texts of users must be enabled if they are read."""
         if self.reads_user_text and not config.data.text.users.enabled:
             yield (
                 f"{where}.input {self.input} reads the text of users; set data.text.users.enabled true, or "
@@ -45,6 +50,7 @@ class BehaviourConfig(GranularityConfig):
             )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have texts of users if they are read."""
         if self.signal and not sizes.inputs.get(USER_TEXT):
             raise ConfigError(
                 "model.granularities.behaviour.input reads the text of users, but the dataset has none; set "
@@ -52,6 +58,7 @@ class BehaviourConfig(GranularityConfig):
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of attention, and of users' texts if they are read."""
         looked_at = work.longest if work.data.ordered else 1
         step = work.queries * work.width * FLOAT * 8 + work.queries * looked_at * self.heads * 16
         return Estimate(step=step + work.data.items * work.width * FLOAT * 4)

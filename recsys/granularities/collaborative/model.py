@@ -47,6 +47,7 @@ class Collaborative(Granularity):
         return cls(config.model_copy(update={"user_embedding": False}), sizes)
 
     def adapt(self, dataset: PreparedDataset) -> None:
+        """Sample neighbours if the graph has more than ``max_edges`` edges."""
         counts = dataset.manifest.counts
         # the final phase trains on both; both phases must use the same method
         num_edges = counts.get("train", 0) + counts.get("valid", 0)
@@ -56,9 +57,11 @@ class Collaborative(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
+        """True unless a step samples the graph."""
         return not self.is_sampled
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        """Add the items of the sampled neighbourhood."""
         if not self.is_sampled:
             return ids_S
         assert graphs.neighbours is not None, "build_graphs builds the neighbour lists of a model that samples"
@@ -68,6 +71,7 @@ class Collaborative(Granularity):
         return wide_S
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Mean of the item vectors over the layers of the convolution."""
         if self.is_sampled:
             return self._refine_by_parts(base_ND, graphs)
         layer_VD = self.users_VD.weight if self.users_VD is not None else None
@@ -115,6 +119,7 @@ class Collaborative(Granularity):
         return total_SD * scale
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Item vectors for the fold-in, and propagated user rows if they are trained."""
         assert self._fold_ND is not None, "refine_items must run first"
         found = {"fold_ND": self._fold_ND}
         if self._propagated_VD is not None:
@@ -124,6 +129,7 @@ class Collaborative(Granularity):
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Users as sums over their histories, or their trained rows."""
         fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(items.vectors_SD.dtype)
         present_B = batch.seen_B > 0
         scale_B = batch.seen_B.clamp(min=1).to(fold_ULD.dtype).rsqrt() * present_B

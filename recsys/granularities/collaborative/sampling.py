@@ -34,6 +34,7 @@ class Hop:
     to_items: Adjacency  # [T, U]
 
     def __call__(self, layer_WD: Tensor) -> Tensor:
+        """Convolve the vectors of W to those of T."""
         return spread(self.to_items, spread(self.to_users, layer_WD))
 
     @property

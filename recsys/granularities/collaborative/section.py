@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 class CollaborativeConfig(GranularityConfig):
+    """Keys of ``model.granularities.collaborative``."""
+
     module: ClassVar[str] = "recsys.granularities.collaborative.model:Collaborative"
 
     layers: int = Field(3, ge=1)
@@ -33,10 +35,12 @@ class CollaborativeConfig(GranularityConfig):
         return not self.user_embedding and num_events > self.max_edges
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """User embeddings need unordered data."""
         if self.user_embedding and config.data.order in ("time", "file"):
             yield f"{where}.user_embedding needs unordered data, but data.order is {config.data.order}; set it to false"
 
     def check(self, sizes: ModelSizes) -> None:
+        """User embeddings need unordered data."""
         if self.user_embedding and sizes.ordered:
             raise ConfigError(
                 "model.granularities.collaborative.user_embedding on ordered data would leak later events into every "
@@ -44,6 +48,7 @@ class CollaborativeConfig(GranularityConfig):
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of the graph with its layers, or of a step's sample."""
         data, is_held = work.data, not self.is_sampled(work.data.events)
         graph = (data.items + data.users) * work.width * FLOAT * 2 * (self.layers + 2) + data.events * 32 * is_held
         return Estimate(

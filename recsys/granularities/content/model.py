@@ -35,6 +35,7 @@ class Content(Granularity):
 
     @classmethod
     def idle(cls, section: ContentConfig, dataset: PreparedDataset, config: Config) -> str:
+        """The dataset needs different item texts."""
         texts_MT = dataset.text_vectors_NT()[dataset.has_text_N]
         if not texts_MT.size:
             return "there are no item texts"
@@ -48,12 +49,15 @@ class Content(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Unit text vectors of the items."""
         return {"texts_NT": normalize(items.text_ST.float(), dim=1)}
 
     def own_items(self, state: State) -> Tensor:
+        """Unit text vectors."""
         return state["texts_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Weighted mean of the history's text vectors, and where one has a text."""
         seen = seen_events(batch).distinct()
         has_text_N = (state["texts_NT"] != 0).any(1)
         seen = seen.where(has_text_N[seen.items_E])

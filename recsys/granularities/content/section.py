@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class ContentConfig(GranularityConfig):
+    """Keys of ``model.granularities.content``."""
+
     module: ClassVar[str] = "recsys.granularities.content.model:Content"
     always_fitted: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("recency", "half_life")
@@ -28,6 +30,7 @@ class ContentConfig(GranularityConfig):
     )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have item texts."""
         if not sizes.text_width:
             raise ConfigError(
                 "model.granularities.content compares item texts, but this dataset has none; disable it, or "

@@ -78,6 +78,7 @@ class AskedContext(nn.Module):
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, states_BD: Tensor, asked_BC: Tensor) -> Tensor:
+        """Add the effect of the request's context to the states."""
         if asked_BC.shape[-1] == 0:
             return states_BD
         codes_BC = hide(asked_BC, self.hidden_share, self.training)

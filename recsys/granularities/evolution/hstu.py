@@ -44,6 +44,7 @@ class HstuBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
+        """Next states of all positions: [U, L, D]."""
         gate_ULD, *others = silu(self.uqvk(self.norm(states_ULD))).chunk(4, dim=-1)
         q, v, k = (self._by_head(part_ULD) for part_ULD in others)
         weights_UHLL = silu(q @ k.transpose(2, 3) + bias_UHLL) * visible_shares(q.shape[2], q)

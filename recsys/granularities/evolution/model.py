@@ -86,6 +86,7 @@ class Evolution(Granularity):
         self.asked = AskedContext(sizes, asked, config.context_dropout) if asked else None
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """The interest of every query, and whether it sees an event."""
         present_B = batch.seen_B > 0
         z_BD = self.interest(batch, items).z_BD
         return z_BD * present_B[:, None].to(z_BD.dtype), present_B
@@ -166,6 +167,7 @@ class CausalAttention(nn.Module):
         self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
 
     def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        """States after every event: [U, L, D]."""
         states_ULD, bias_UHLL = self._enter_last(events_ULD, batch)
         last_ULD: Tensor = self.blocks[-1](states_ULD, bias_UHLL)
         return last_ULD
@@ -233,6 +235,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, inner), nn.GELU(), self.dropout, nn.Linear(inner, width))
 
     def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
+        """Next states of all positions: [U, L, D]."""
         q, k, v = self.qkv(self.norm_attention(states_ULD)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         mixed_UHLX = self._attend(q, k, v, bias_UHLL)

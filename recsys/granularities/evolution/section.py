@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 class EvolutionConfig(GranularityConfig):
+    """Keys of ``model.granularities.evolution``."""
+
     module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
     per_user: ClassVar[bool] = True
 
@@ -51,6 +53,7 @@ class EvolutionConfig(GranularityConfig):
         return self.cell in ("attention", "hstu")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """The data needs an order, and the keys must fit each other."""
         if config.data.order == "none":
             yield f"{where} needs ordered events, but data.order is none; disable it, or set data.order to auto"
         if self.states == "formula" and self.attends:
@@ -59,6 +62,7 @@ class EvolutionConfig(GranularityConfig):
             yield f"{where}.query_context names {', '.join(unknown)}, which is not in data.context; add it there"
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have an order, and times if ``time_gaps`` reads them."""
         where = "model.granularities.evolution"
         if not sizes.ordered:
             raise ConfigError(
@@ -76,6 +80,7 @@ class EvolutionConfig(GranularityConfig):
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of the cell's weights and activations."""
         is_hstu = self.cell == "hstu"  # no feed-forward: 5 D² numbers per layer, fewer activations
         vectors, pair, layer = (12, 12, 5 / 12) if is_hstu else (16, 16, 1.0)
         step = work.queries * work.width * FLOAT * 8

@@ -34,6 +34,7 @@ class Frequency(Granularity):
 
     @classmethod
     def idle(cls, section: FrequencyConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Repeats must occur and be allowed in lists."""
         return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
@@ -44,13 +45,16 @@ class Frequency(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Which event types count."""
         counts_T = target_types(graphs)[: None if self.targets_alone else 0]
         return {"counts_T": counts_T.to(items.vectors_SD.device), "none_N": items.vectors_SD[:, :0]}
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["none_N"]
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Decayed counts of the history's items."""
         seen = seen_events(batch).of_types(state["counts_T"])
         values_E = torch.ones(len(seen.rows_E), device=seen.rows_E.device)
         if self.half_life is not None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class FrequencyConfig(GranularityConfig):
+    """Keys of ``model.granularities.frequency``."""
+
     module: ClassVar[str] = "recsys.granularities.frequency.model:Frequency"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 0.3
@@ -33,6 +35,7 @@ class FrequencyConfig(GranularityConfig):
         return [key for key in self.open_keys if key != "types" or sizes.num_types > 1]
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Lists must be allowed to contain items of the history."""
         yield from lifts_seen(config, where)
 
     def estimate(self, work: Workload) -> Estimate:

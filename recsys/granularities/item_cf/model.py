@@ -74,6 +74,7 @@ class ItemCF(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the factors or the links."""
         return next(self._states([self.config], items, graphs))
 
     @classmethod
@@ -126,11 +127,13 @@ class ItemCF(Granularity):
             yield links(items_NK, weights_NK, by_target=True)
 
     def own_items(self, state: State) -> Tensor:
+        """Item factors; width 0 in the form neighbours."""
         if self.sparse:
             return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
         return state["fold_NR"] * state["unfold_R"] * state["scale_N"][:, None]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Sums over the history in the factor space."""
         seen = self._seen(batch, state)
         starts_B = seen.per_query(torch.ones_like(seen.rows_E)).cumsum(0).roll(1)
         starts_B[:1] = 0
@@ -140,6 +143,7 @@ class ItemCF(Granularity):
         return z_BR, (z_BR != 0).any(1)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Form neighbours: scores of linked items; factors: corrections of the history's own items."""
         seen = self._seen(batch, state)
         if self.sparse:
             return spoken_for(seen, self._weights(seen), state)

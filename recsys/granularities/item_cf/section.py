@@ -13,6 +13,8 @@ FULL_SIDE = 2048  # users plus text width, or items: up to this size all factors
 
 
 class ItemCFConfig(GranularityConfig):
+    """Keys of ``model.granularities.item_cf``."""
+
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0

@@ -49,6 +49,7 @@ class ItemKnn(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Links between co-occurring items."""
         counts_T = self._types(graphs)
         return self._linked(together(training_matrix(graphs, "none", len(counts_T) > 0)), counts_T, items)
 
@@ -81,9 +82,11 @@ class ItemKnn(Granularity):
             yield module, made[key]
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Scores of items that are linked with the history."""
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
         weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12).sqrt()[seen.rows_E]

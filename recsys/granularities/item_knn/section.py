@@ -13,6 +13,8 @@ MOST_LINKS = 2**23  # links in the model: 64 MB
 
 
 class ItemKnnConfig(GranularityConfig):
+    """Keys of ``model.granularities.item_knn``."""
+
     module: ClassVar[str] = "recsys.granularities.item_knn.model:ItemKnn"
     always_fitted: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("shrinkage", "neighbours", "types", "itself", "recency", "half_life")

@@ -45,16 +45,19 @@ class KnowledgeCounts(Granularity):
 
     @classmethod
     def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+        """Number of entities and relations."""
         return num_facts(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Facts | None:
+        """The facts of the dataset."""
         return Facts.of(dataset)
 
     @classmethod
     def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Items with events must share facts."""
         facts = Facts.of(dataset)
         if facts is None:
             return "there are no facts about items"
@@ -68,6 +71,7 @@ class KnowledgeCounts(Granularity):
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Log-odds weights and shares of the counted entities."""
         facts: Facts = graphs["knowledge"]
         shares_NE, kind_E = shares_of_items(facts, self.config.min_degree)
         mass_E = graphs.degree_N @ shares_NE
@@ -82,9 +86,11 @@ class KnowledgeCounts(Granularity):
         return {name: value.to(device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Shares of the counted entities per item."""
         return state["shares_NE"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Log-odds of the entities in the history, and where it has facts."""
         history_BL = batch.history_UL[batch.rows_B]
         real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[:, None]
         counts_BE = embedding_bag(history_BL, state["shares_NE"], mode="sum", per_sample_weights=real_BL.float())

@@ -57,17 +57,20 @@ class Knowledge(Granularity):
 
     @classmethod
     def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+        """Number of entities and relations."""
         return num_facts(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Facts | None:
+        """The facts of the dataset."""
         return Facts.of(dataset)
 
     @classmethod
     def vocabularies(cls, size: Mapping[str, int]) -> tuple[int, ...]:
         # an edge kind for each direction
+        """Lengths of the tables of entities and relations."""
         return size["entities"], size["relations"], 2 * size["relations"]
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
@@ -85,20 +88,24 @@ class Knowledge(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
+        """True: the graph has all items."""
         return True
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Add the vectors of the facts to the items, if ``refine`` is set."""
         assert self.graph is not None, "a module for serving reads the result from its state"
         self._enriched_ND = self.graph(base_ND, graphs["knowledge"])
         return base_ND + self._enriched_ND if self.config.refine else base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Vectors of the items' facts."""
         assert self._enriched_ND is not None, "refine_items must run first"
         found = {"enriched_ND": self._enriched_ND * self.scale}
         self._enriched_ND = None
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Attention over the facts of the history, and where it has facts."""
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["enriched_ND"]), {})
         return z_BD, present_B
 
@@ -122,6 +129,7 @@ class FactGraph(nn.Module):
         self._walk: tuple[Facts, Walk] | None = None
 
     def forward(self, items_ND: Tensor, facts: Facts) -> Tensor:
+        """Vectors of the items' facts."""
         walk = self.walk(facts)
         hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(walk.enter, self.enter(items_ND))
         hidden_XD = self.dropout(hidden_XD)
@@ -148,6 +156,7 @@ class DiagonalRelations(nn.Module):
         self.weight_RD = nn.Parameter(torch.ones(kinds, width))
 
     def forward(self, means_PD: Tensor, kind_P: Tensor) -> Tensor:
+        """Multiply each mean with the weights of its kind."""
         return means_PD * self.weight_RD[kind_P]
 
 
@@ -160,6 +169,7 @@ class BasisRelations(nn.Module):
         self.share_RB = nn.Parameter(torch.randn(kinds, bases) / math.sqrt(bases))
 
     def forward(self, means_PD: Tensor, kind_P: Tensor) -> Tensor:
+        """Multiply each mean with the matrix of its kind."""
         based_PBD = self.shared(means_PD).unflatten(1, (self.share_RB.shape[1], -1))
         return torch.einsum("pbd,pb->pd", based_PBD, self.share_RB[kind_P])
 
@@ -178,6 +188,7 @@ class Hops:
 
     @staticmethod
     def of(source_E: Tensor, kind_E: Tensor, end_E: Tensor, num_kinds: int, num_entities: int) -> Hops:
+        """Build a hop from edges."""
         pair_P, pair_E, count_P = torch.unique(end_E * num_kinds + kind_E, return_inverse=True, return_counts=True)
         end_P, kind_P = pair_P // num_kinds, pair_P % num_kinds
         kinds_X = torch.bincount(end_P, minlength=num_entities).to(torch.float32)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class KnowledgeConfig(GranularityConfig):
+    """Keys of ``model.granularities.knowledge``."""
+
     module: ClassVar[str] = "recsys.granularities.knowledge.model:Knowledge"
     reads: ClassVar[str] = "knowledge"
     counts: ClassVar[str] = "recsys.granularities.knowledge.counts:KnowledgeCounts"
@@ -42,9 +44,11 @@ class KnowledgeConfig(GranularityConfig):
 
     @property
     def target(self) -> str:
+        """Class of the trained or the counted form."""
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have facts."""
         if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
                 "model.granularities.knowledge needs facts about items, but this dataset has none; disable it, give "
@@ -52,6 +56,7 @@ class KnowledgeConfig(GranularityConfig):
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of the graph, or of the counts."""
         graph = work.data.facts * 64
         if self.by_counts:
             return Estimate(layers=0.0, holds_events=True, graph=graph)

@@ -69,6 +69,7 @@ class Media(Granularity):
 
     @classmethod
     def described(cls, size: list[list[Any]]) -> str:
+        """Names and widths of the media."""
         return ", ".join(f"{name} ({width})" for name, width in size)
 
     @classmethod
@@ -98,9 +99,11 @@ class Media(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
+        """True: the media of all items are projected."""
         return True
 
     def refit_due(self, epoch: int) -> bool:
+        """Before the first epoch, unless the whitening is already fitted."""
         return epoch == 0 and self.looks is not None and not self.looks.is_fitted
 
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
@@ -109,15 +112,18 @@ class Media(Granularity):
         self.looks.whiten(graphs["media"])
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Add the projected media to the items, if ``refine`` is set."""
         self._looks_ND = self._see(graphs)
         return base_ND + self._looks_ND if self.config.refine else base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Projected media of the items."""
         looks_ND = self._see(graphs) if self._looks_ND is None else self._looks_ND
         self._looks_ND = None
         return {"looks_ND": looks_ND * self.scale}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Attention over the media of the history, and where it has any."""
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["looks_ND"]), {})
         return z_BD, present_B
 
@@ -145,6 +151,7 @@ class Looks(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
+        """Whether the whitening is fitted."""
         return any(bool(axes.any()) for name, axes in self.named_buffers() if name.startswith("axes"))
 
     @torch.no_grad()
@@ -161,6 +168,7 @@ class Looks(nn.Module):
         self._white = None
 
     def forward(self, media: MediaVectors) -> Tensor:
+        """Sum of the projected media of every item: [N, D]."""
         white = self.white(media)
         seen = [self.weight_K[k] * project(white[k]) for k, project in enumerate(self.projections)]
         return torch.stack(seen).sum(0)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class MediaConfig(GranularityConfig):
+    """Keys of ``model.granularities.media``."""
+
     module: ClassVar[str] = "recsys.granularities.media.model:Media"
     reads: ClassVar[str] = "media"
     per_user: ClassVar[bool] = True
@@ -31,11 +33,13 @@ class MediaConfig(GranularityConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Media must be configured in ``data.media``."""
         data = config.data
         if not (data.media.columns or data.media.images.column or data.source.kind == "synthetic"):
             yield f"{where} needs data.media.columns or data.media.images; name columns of items there, or disable it"
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have media."""
         if not sizes.inputs.get(self.signal):
             raise ConfigError(
                 "model.granularities.media needs media vectors of items, but this dataset has none; "

@@ -48,6 +48,7 @@ class Moment(Granularity):
 
     @classmethod
     def idle(cls, section: MomentConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Events need varying times or context."""
         if section.query_context:
             return ""
         if not dataset.manifest.timed:
@@ -82,9 +83,11 @@ class Moment(Granularity):
 
     @property
     def num_cells(self) -> int:
+        """Number of cells."""
         return HOURS + WEEKDAYS + sum(self.num_codes)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Log-odds of the items in every cell, and their popularity."""
         histories = graphs.histories
         assert histories is not None, "reads_histories is set, so build_graphs has them"
         cells_EX = self.cells(torch.as_tensor(histories.times_E), torch.as_tensor(histories.context_EC)).numpy()
@@ -100,9 +103,11 @@ class Moment(Granularity):
         return {"vectors_NG": vectors_NG.to(items.vectors_SD.device)}
 
     def own_items(self, state: State) -> Tensor:
+        """Log-odds of the items in every cell."""
         return state["vectors_NG"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Cells of every request, and whether any is known."""
         cells_BX = self.cells(batch.asked_at_B, batch.asked_BC)
         known_BX = cells_BX >= 0
         z_BG = torch.zeros(len(batch), self.num_cells + 1, device=cells_BX.device)

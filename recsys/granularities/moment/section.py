@@ -17,6 +17,8 @@ HOURS, WEEKDAYS = 24, 7
 
 
 class MomentConfig(GranularityConfig):
+    """Keys of ``model.granularities.moment``."""
+
     module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 0.3
@@ -37,10 +39,12 @@ class MomentConfig(GranularityConfig):
     )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have times, or the named context columns."""
         known = [name for name, num_codes in sizes.context if num_codes]
         if strays := [name for name in self.query_context if name not in known]:
             raise ConfigError(
-                f"model.granularities.moment.query_context names {', '.join(strays)}, not categories of data.context; there are: "
+                f"model.granularities.moment.query_context names {', '.join(strays)}, not in the "
+                "categories of data.context: "
                 f"{choices(known) or 'none'}"
             )
         if not sizes.timed and not self.query_context:

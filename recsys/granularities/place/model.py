@@ -61,20 +61,24 @@ class Place(Granularity):
 
     @classmethod
     def size(cls, section: PlaceConfig, dataset: PreparedDataset, through: Split) -> list[list[str]]:
+        """Names of the columns of coordinates and numbers."""
         return found_columns(dataset.features.column_names, section.coordinates, section.numbers)
 
     @classmethod
     def build_input(cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Places:
+        """Coordinates and numbers of the items."""
         return read_places(dataset.features, sizes.inputs["place"])
 
     @classmethod
     def proposed(cls, section: PlaceConfig, dataset: PreparedDataset) -> dict[str, Any]:
+        """Columns of quantities in the dataset."""
         coordinates, _ = cls.size(section, dataset, Split.TRAIN)
         found = quantities(dataset.features, coordinates)
         return {"numbers": found} if found else {}
 
     @classmethod
     def idle(cls, section: PlaceConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Items must differ in a place or a number."""
         coordinates, numbers = cls.size(section, dataset, Split.TRAIN)
         if not (coordinates or numbers):
             return "items have no coordinates and no quantities such as a price"
@@ -89,6 +93,7 @@ class Place(Granularity):
         self.recency = config.recency[0] if sizes.ordered else 0.0
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the kernel and factor it."""
         places: Places = graphs["place"]
         assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         counts_N = graphs.degree_N.cpu().numpy()
@@ -101,9 +106,11 @@ class Place(Granularity):
         return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Factors of the kernel, and popularity."""
         return state["vectors_NM"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Weighted mean of the history's factors, and where one is known."""
         seen = seen_events(batch)
         seen = seen.where(state["known_N"][seen.items_E])
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, None)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class PlaceConfig(GranularityConfig):
+    """Keys of ``model.granularities.place``."""
+
     module: ClassVar[str] = "recsys.granularities.place.model:Place"
     reads: ClassVar[str] = "place"
     effort: ClassVar[float] = 2.0
@@ -39,6 +41,7 @@ class PlaceConfig(GranularityConfig):
     )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have coordinates or numbers."""
         if not any(sizes.inputs.get(self.signal) or []):
             raise ConfigError(
                 "model.granularities.place needs coordinates or numbers of items, but this dataset has no columns "

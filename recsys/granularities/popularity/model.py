@@ -60,6 +60,7 @@ class Popularity(Granularity):
         self.reads_histories = sizes.timed or ("targets" in config.types and sizes.num_types > 1)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Counts at the stored times, and recent events."""
         device, num_items = items.vectors_SD.device, graphs.num_items
         histories, made = graphs.histories, dict[str, Tensor]()
         if histories is not None and self.targets_alone:
@@ -81,9 +82,11 @@ class Popularity(Granularity):
         return {name: value.to(device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Log-popularity at the stored times."""
         return state["table_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """The stored time of every request."""
         places_B = self._places(batch, state)
         present_B = places_B >= 0
         z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=places_B.device)
@@ -98,6 +101,7 @@ class Popularity(Granularity):
         return torch.where(is_last_B, len(moments_T) - 1, places_B)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Events between the stored time and the request."""
         if "times_E" not in state:
             return SparseScores.nothing(state["table_NT"].device)
         places_B, times_E, asked_B = self._places(batch, state), state["times_E"], batch.asked_at_B.contiguous()

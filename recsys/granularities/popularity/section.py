@@ -13,6 +13,8 @@ MOST_NUMBERS = 2**23  # size limit of the table of counts: 32 MB
 
 
 class PopularityConfig(GranularityConfig):
+    """Keys of ``model.granularities.popularity``."""
+
     module: ClassVar[str] = "recsys.granularities.popularity.model:Popularity"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 0.5
@@ -24,7 +26,7 @@ class PopularityConfig(GranularityConfig):
     )
     counts: Annotated[list[Literal["users", "events", "all"]], Several, Field(min_length=1)] = Field(
         ["users", "events", "all"],
-        description="which events of a user with an item count: users: the first; events: one per day; all; one or several",
+        description="what counts per user and item: users: the first event; events: one per day; all; one or several",
     )
     types: Types = Field(
         ["all", "targets"], description="events that count: all, or only those of predicted types; one or both"

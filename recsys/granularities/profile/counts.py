@@ -62,16 +62,19 @@ class ProfileCounts(Granularity):
 
     @classmethod
     def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+        """The encoding of attributes."""
         return profile_encoding(section, dataset, through).to_json()
 
     @classmethod
     def build_input(
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
+        """The encoded attributes of users and items."""
         return encoded_attributes(sizes, dataset)
 
     @classmethod
     def idle(cls, section: ProfileConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Attributes must distinguish users."""
         columns = [name for name in dataset.user_features.column_names if name != schema.USER_ID]
         if not columns:
             return "users have no attributes"
@@ -88,6 +91,7 @@ class ProfileCounts(Granularity):
         self.cells, self.smoothing = Cells(encoding.users, config.crosses), config.smoothing
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Log-odds of the items in every cell."""
         users, device = graphs["profile"].users, items.vectors_SD.device
         member_VG = self.cells(users)
         counts_GN = member_VG.new_zeros(member_VG.shape[1], graphs.num_items)
@@ -102,9 +106,11 @@ class ProfileCounts(Granularity):
         return {"vectors_NG": vectors_NG.to(device), "codes_VS": users.codes_XS, "values_VM": users.values_XM}
 
     def own_items(self, state: State) -> Tensor:
+        """Log-odds of the items in every cell."""
         return state["vectors_NG"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Shares of every user in the cells, and where attributes are known."""
         member_BG = self.cells(known_rows(batch, state, self.cells.fields))[batch.rows_B]
         present_B = (member_BG > 0).any(1)
         is_new_B = present_B & (batch.seen_B == 0)
@@ -127,11 +133,12 @@ class Cells:
         num_cells = sum(int(np.prod([sizes[place] for place in cross])) for cross in self.crosses)
         if num_cells > _MAX_CELLS:
             raise ConfigError(
-                f"model.granularities.profile.crosses makes {num_cells:,} cells, more than the limit of {_MAX_CELLS:,}; cross "
+                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,}; cross "
                 "fewer fields, or reduce bins or max_categories"
             )
 
     def __call__(self, rows: AttributeRows) -> Tensor:
+        """Shares of every row in the cells: [X, G]."""
         numbers = [field.name for field in self.fields if field.kind == "number"]
         shares = []
         for field, span in zip(self.fields, spans_of(self.fields), strict=True):

@@ -43,6 +43,7 @@ class CrossLayer(nn.Module):
         self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) if rank else full
 
     def forward(self, first_XE: Tensor, inner_XE: Tensor) -> Tensor:
+        """One layer: [X, E]."""
         crossed: Tensor = first_XE * self.weight(inner_XE) + inner_XE
         return crossed
 
@@ -71,6 +72,7 @@ class FieldCross(nn.Module):
         self.output = nn.Linear(inside, width)
 
     def forward(self, rows: AttributeRows) -> tuple[Tensor, Tensor]:
+        """Vectors of the rows, and whether any field is known."""
         rows = self._hidden(rows) if self.training and self.hide else rows
         codes_XS = rows.codes_XS.long() + 1
         embedded = [table(codes_XS[:, span]) for table, span in zip(self.tables, self.spans, strict=True)]
@@ -110,12 +112,14 @@ class Profile(Granularity):
 
     @classmethod
     def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+        """The encoding of attributes."""
         return profile_encoding(section, dataset, through).to_json()
 
     @classmethod
     def build_input(
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
+        """The encoded attributes of users and items."""
         return encoded_attributes(sizes, dataset)
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
@@ -139,9 +143,11 @@ class Profile(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
+        """True if items have attributes."""
         return self.items is not None
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Add the attributes to the item vectors."""
         if self.items is None or "profile" not in graphs.inputs:
             return base_ND
         added_ND: Tensor = self.items(graphs["profile"].items)[0]
@@ -155,6 +161,7 @@ class Profile(Granularity):
         return {"codes_VS": users.codes_XS, "values_VM": users.values_XM}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """User vectors from attributes, and where any field is known."""
         if self.users is None:
             size, device = batch.rows_B.shape[0], batch.users_U.device
             return torch.zeros(size, self.width, device=device), torch.zeros(size, dtype=torch.bool, device=device)

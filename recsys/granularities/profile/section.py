@@ -38,7 +38,8 @@ class ProfileConfig(GranularityConfig):
     bins: int = Field(8, ge=0, description="quantile bins of a number, so that its crosses can be learned; 0: none")
     fit: Literal["training", "counts"] = Field(
         "training",
-        description="counts: what users with the same attributes chose; item_fields and keys from field_width have no effect",
+        description="counts: what users with the same attributes chose; item_fields and the keys from "
+        "field_width have no effect",
     )
     crosses: list[Annotated[list[str], Field(min_length=1)]] = Field(
         [], description="user fields to cross, e.g. [[age, gender]]; empty: each field alone (counts)"
@@ -70,9 +71,11 @@ class ProfileConfig(GranularityConfig):
 
     @property
     def target(self) -> str:
+        """Class of the trained or the counted form."""
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have usable attributes."""
         fields = sizes.inputs.get(self.signal) or {"users": [], "items": []}
         if self.by_counts:
             if not fields["users"]:

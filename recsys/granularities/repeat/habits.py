@@ -125,6 +125,7 @@ class ItemHabits:
 
     @staticmethod
     def of(pairs: Pairs, num_items: int) -> ItemHabits:
+        """Count the repeats of all users."""
         repeats_P, occasions_P = repeats_and_occasions(pairs)
         items_P = pairs.items_P
         repeats_N, occasions_N, gaps_N, log_gap_N, log_steps_N = (
@@ -159,6 +160,7 @@ def base_share(repeats: float, occasions: float) -> float:
 
 
 def log_odds(share: Array) -> Array:
+    """Log-odds of a share."""
     return np.asarray(np.log(share) - np.log1p(-share))
 
 

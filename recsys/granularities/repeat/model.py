@@ -52,6 +52,7 @@ class Repeat(Granularity):
 
     @classmethod
     def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Repeats must occur and be allowed in lists."""
         return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
@@ -59,6 +60,7 @@ class Repeat(Granularity):
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the regression and keep it with the items' habits."""
         assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         is_target_T = graphs.histories.targets_T
         whole = pairs_of(graphs.histories, is_target_T)
@@ -77,9 +79,11 @@ class Repeat(Granularity):
         return {name: torch.as_tensor(value).float().to(device) for name, value in tensors.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["repeats_N"].new_zeros(len(state["repeats_N"]), 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Log-ratio of the probability for every item of the history."""
         assert batch.whole is not None, "evaluation and serving pass uncut histories"
         # views, no copies: a request reads few items
         numbers = {name: tensor.cpu().numpy() for name, tensor in state.items()}

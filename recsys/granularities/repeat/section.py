@@ -17,6 +17,8 @@ _FEATURES = 40  # features of a pair, rounded up
 
 
 class RepeatConfig(GranularityConfig):
+    """Keys of ``model.granularities.repeat``."""
+
     module: ClassVar[str] = "recsys.granularities.repeat.model:Repeat"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 6.0
@@ -30,6 +32,7 @@ class RepeatConfig(GranularityConfig):
     )
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Lists must be allowed to contain items of the history."""
         yield from lifts_seen(config, where)
 
     def estimate(self, work: Workload) -> Estimate:

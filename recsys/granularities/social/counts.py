@@ -41,10 +41,12 @@ class SocialCounts(Granularity):
 
     @classmethod
     def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+        """The friendships of the dataset."""
         return Friends.of(dataset)
 
     @classmethod
     def idle(cls, section: SocialConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Friends must have training events."""
         src_F, dst_F, _ = dataset.social_edges()
         if not len(src_F):
             return "there are no friendships between known users"
@@ -58,6 +60,7 @@ class SocialCounts(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Friendships and the events of friends."""
         friends: Friends = graphs["friends"]
         src_F, dst_F, weight_F = (part.cpu().numpy() for part in (friends.src_F, friends.dst_F, friends.weight_F))
         order_F = np.lexsort((-weight_F, dst_F))
@@ -79,9 +82,11 @@ class SocialCounts(Granularity):
         return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["degree_N"].new_zeros(len(state["degree_N"]), 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Decayed events of the friends of every query."""
         rows_G, friends_G, weights_G = self._friends(batch, state)
         total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
         weights_G = weights_G / total_B.sqrt()[rows_G]

@@ -34,6 +34,7 @@ class Social(Granularity):
 
     @classmethod
     def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+        """The friendships of the dataset."""
         return Friends.of(dataset)
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
@@ -65,9 +66,11 @@ class Social(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
+        """True: a friend is a mean over training events."""
         return True
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """User vectors from friends, and the messages of all users."""
         taste_VD = spread(graphs.mean_of_items, items.vectors_SD)
         active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
         friends: Friends = graphs["friends"]
@@ -106,6 +109,7 @@ class Social(Granularity):
         }
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """User vectors from stored or named friends, and where any has events."""
         users_B = batch.users_U[batch.rows_B]
         found_B = users_B.clamp(min=0)
         present_B = (users_B >= 0) & state["present_V"][found_B]

@@ -11,6 +11,8 @@ from recsys.config.workload import FLOAT, Estimate, Workload
 
 
 class SocialConfig(GranularityConfig):
+    """Keys of ``model.granularities.social``."""
+
     module: ClassVar[str] = "recsys.granularities.social.model:Social"
     counts: ClassVar[str] = "recsys.granularities.social.counts:SocialCounts"
     reads: ClassVar[str] = "friends"
@@ -37,13 +39,16 @@ class SocialConfig(GranularityConfig):
 
     @property
     def target(self) -> str:
+        """Class of the trained or the counted form."""
         return self.counts if self.by_counts else self.module
 
     @property
     def open_keys(self) -> list[str]:
+        """Keys that validation chooses, for fit counts."""
         return super().open_keys if self.by_counts else []
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of the friendships, and of users or events."""
         if self.by_counts:
             return Estimate(layers=0.0, holds_events=True, graph=work.data.friends * 64, fitting=work.data.events * 60)
         step = work.queries * work.width * FLOAT * 8

@@ -61,6 +61,7 @@ class Stratum(Granularity):
 
     @property
     def is_fitted(self) -> bool:
+        """Whether the strata are fitted."""
         return bool(self.size_K.sum() > 0)
 
     def refit_due(self, epoch: int) -> bool:
@@ -111,6 +112,7 @@ class Stratum(Granularity):
             getattr(self, name).copy_(torch.as_tensor(getattr(strata, name)))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Memberships times prototypes, and where a history has a vector."""
         p_BK, present_B = self.memberships(batch, items)
         return p_BK @ self.prototypes_KD, present_B
 

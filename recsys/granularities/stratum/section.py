@@ -18,6 +18,8 @@ def _as_list(value: Any) -> Any:
 
 
 class StratumConfig(GranularityConfig):
+    """Keys of ``model.granularities.stratum``."""
+
     module: ClassVar[str] = "recsys.granularities.stratum.model:Stratum"
     reads: ClassVar[str] = STRATUM
 
@@ -36,4 +38,5 @@ class StratumConfig(GranularityConfig):
     )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of users, strata and items."""
         return Estimate(holds_events=True, step=work.queries * work.width * FLOAT * 8)

@@ -53,6 +53,7 @@ class UserCF(Granularity):
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Tastes of the training users, and the item factors."""
         return {name: value.to(items.vectors_SD.device) for name, value in self._fit(graphs).items()}
 
     def _fit(self, graphs: Graphs) -> State:
@@ -74,9 +75,11 @@ class UserCF(Granularity):
         }
 
     def own_items(self, state: State) -> Tensor:
+        """Damped item factors."""
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Mean taste of the nearest users, and where there are any."""
         unit_VR = normalize(state["tastes_VR"], dim=1)
         starts = range(0, len(batch), _QUERIES_AT_A_TIME)
         parts = [slice(start, start + _QUERIES_AT_A_TIME) for start in starts]

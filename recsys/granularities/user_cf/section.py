@@ -11,6 +11,8 @@ from recsys.config.workload import Estimate, Workload
 
 
 class UserCFConfig(GranularityConfig):
+    """Keys of ``model.granularities.user_cf``."""
+
     module: ClassVar[str] = "recsys.granularities.user_cf.model:UserCF"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 4.0
