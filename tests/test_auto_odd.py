@@ -111,7 +111,7 @@ def test_a_candidate_is_a_member_or_has_a_reason(tmp_path: Path, case: str) -> N
 
 
 @pytest.mark.parametrize("case", ["every user another text", "two known places", "one time", "repeats", "no order"])
-def test_the_members_of_an_odd_dataset_are_fitted_and_weighed(tmp_path: Path, case: str) -> None:
+def test_members_of_an_odd_dataset_are_fitted_and_weighted(tmp_path: Path, case: str) -> None:
     dataset, config = _of(tmp_path, case)
     config = configured(config, Traits.of(dataset, config), None)
     result = fit(trained_part(config), dataset, Validator.of(config), TrainContext())
@@ -120,7 +120,7 @@ def test_the_members_of_an_odd_dataset_are_fitted_and_weighed(tmp_path: Path, ca
     assert bool(scores_BN.isfinite().all())
 
 
-def test_texts_that_are_all_alike_tell_nothing(tmp_path: Path) -> None:
+def test_content_is_left_out_if_all_texts_are_equal(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, _histories(), ITEMS, text_width=4)
     same_NT = np.repeat(dataset.text_vectors_NT()[:1], ITEMS, axis=0)
     dataset.text_vectors_NT = lambda: same_NT  # type: ignore[method-assign]
@@ -130,7 +130,7 @@ def test_texts_that_are_all_alike_tell_nothing(tmp_path: Path) -> None:
     assert all(not configured(config, traits, setting).model.item.text for setting in settings(traits))
 
 
-def test_nothing_is_trained_where_no_user_has_an_event_after_another(tmp_path: Path) -> None:
+def test_nothing_is_trained_if_no_user_has_two_events_in_order(tmp_path: Path) -> None:
     parts = (Split.TRAIN, Split.VALID, Split.TEST)
     histories = [
         [((user + place) % ITEMS, 0, (user + place + 1) * DAY, part) for place, part in enumerate(parts)]
@@ -237,7 +237,7 @@ def _written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_facts_and_friends_that_tell_nothing_are_left_out(
+def test_uninformative_facts_and_friends_are_left_out(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path)
@@ -255,7 +255,7 @@ def test_facts_and_friends_that_tell_nothing_are_left_out(
     assert "social (no friend" in said and "knowledge (no fact is shared by" in said
 
 
-def test_init_says_which_column_has_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_names_the_constant_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = _events(tmp_path, user=lambda _: "u")
     assert main(["init", events, "--out", str(tmp_path / "recsys.yaml")]) == 2
     said = capsys.readouterr().err
@@ -271,7 +271,7 @@ def test_too_little_data_ends_with_one_message(
     assert "users with three or more events" in said
 
 
-def test_targets_that_were_all_seen_end_with_one_message(
+def test_run_ends_with_one_message_if_all_targets_were_seen(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [[f"u{u}", f"i{u % 3}", START + 90_000 * (7 * u + k)] for u in range(9) for k in range(5)]
@@ -281,7 +281,7 @@ def test_targets_that_were_all_seen_end_with_one_message(
     assert "epoch" not in said, "it is said before anything is trained"
 
 
-def test_a_budget_too_small_for_a_training_still_gives_a_model(
+def test_budget_too_small_for_training_still_gives_a_model(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path)

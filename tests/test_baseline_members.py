@@ -90,7 +90,7 @@ def test_member_ranks_as_the_baseline_of_its_kind(
         assert same_order(found[row, shown].numpy(), expected[row, shown].numpy()), f"user {row}"
 
 
-def test_recent_popularity_inside_the_history_is_exact_between_the_moments(events: Histories) -> None:
+def test_recent_popularity_is_exact_between_stored_times(events: Histories) -> None:
     fitted = build_baseline("recent_popularity", EvaluateConfig(exclude_seen=False))
     fitted.constants = {"half_life_days": 3.0}
     fitted.fit(events, ITEMS)

@@ -59,7 +59,7 @@ def _batch(rows: list[list[int]], users: list[int]) -> Batch:
 VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
 
 
-def test_cells_divide_numbers_between_quantiles_and_lists_among_members() -> None:
+def test_cells_share_numbers_between_quantiles_and_lists_among_members() -> None:
     fields = (AGE, SEX, LIKES)
     table = PEOPLE.set_column(2, "likes", pa.array([["jazz", "folk"], ["polka"], ["rock"], None]))
     member_XG = Cells(fields, [["age"], ["likes"], ["sex", "age"]])(encode_table(table, fields))
@@ -70,7 +70,7 @@ def test_cells_divide_numbers_between_quantiles_and_lists_among_members() -> Non
     np.testing.assert_allclose(member_XG.numpy(), expected, atol=1e-6)
 
 
-def test_a_number_of_one_quantile_is_two_bins() -> None:
+def test_number_with_one_quantile_has_two_bins() -> None:
     field = replace(AGE, edges=(30.0,))
     member_XG = Cells((field,), [])(encode_table(PEOPLE, (field,)))
     assert member_XG.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
@@ -130,7 +130,7 @@ def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
     assert shares(max_entities=1) == [[1], [1], [0], [0], [0]], "2 has five events"
 
 
-def test_what_cannot_be_counted_is_told() -> None:
+def test_counts_report_impossible_settings() -> None:
     with pytest.raises(ConfigError, match="sxe not among the fields of users: age, sex"):
         ProfileCounts(ProfileConfig(fit="counts", crosses=[["age", "sxe"]]), _sizes())
     with pytest.raises(ConfigError, match="needs attributes of users"):
@@ -165,7 +165,7 @@ def test_planted_profile(dataset: PreparedDataset, with_: FrozenModel) -> None:
     assert margin(found, without) > 0.3
 
 
-def test_a_newcomer_is_ranked_by_attributes_alone(dataset: PreparedDataset, with_: FrozenModel) -> None:
+def test_new_user_is_ranked_by_attributes_alone(dataset: PreparedDataset, with_: FrozenModel) -> None:
     """Nobody's history, no friends, attributes from the table: better than popularity. Measured: .082, .043."""
     queries = dataset.histories().queries(Split.TEST)
     nobody = Histories.of_items([[] for _ in range(len(queries))], queries.histories.users_U.tolist())
@@ -206,7 +206,7 @@ def shorten(dataset: PreparedDataset) -> None:
     pq.write_table(pa.table(columns), f"{dataset.root}/graphs/knowledge.parquet")
 
 
-def test_what_tells_nothing_costs_nothing_and_serves_frozen(tmp_path: Path) -> None:
+def test_uninformative_signals_cost_nothing_and_the_frozen_model_is_equal(tmp_path: Path) -> None:
     """The knobs at 0; the model is the same read back from its tensors."""
     silent = planted_dataset(tmp_path, {"evolution": 1.0})
     queries = silent.histories().queries(Split.TEST)

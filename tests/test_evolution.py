@@ -66,7 +66,7 @@ def timed(*rows: list[int]) -> Histories:
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
 @pytest.mark.parametrize("positions", ["absolute", "relative", "both"])
-def test_one_question_a_row_is_answered_as_all_of_them(cell: str, positions: str) -> None:
+def test_last_position_alone_equals_all_positions(cell: str, positions: str) -> None:
     module = made(cell=cell, heads=2, layers=2, positions=positions)
     histories = timed([1, 2, 3, 4, 5], [], [6], [7, 8, 1])
     alone = last_position(Queries(histories, np.zeros(5, np.int64), np.zeros(0, np.int32)), 7)
@@ -126,7 +126,7 @@ def test_hstu_is_its_formula(positions: str, layers: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
-def test_later_events_have_no_part_in_a_state(cell: str) -> None:
+def test_later_events_do_not_influence_a_state(cell: str) -> None:
     """Not even by a gradient of zero times infinity: the state behind event 3 has none in events 4 and 5."""
     module = made(cell=cell, heads=2, layers=2)
     histories = timed([3, 1, 4, 1, 5])
@@ -186,7 +186,7 @@ def test_states_are_the_formulas(cell: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_sweeps_close_in_on_the_formula(cell: str) -> None:
+def test_sweeps_converge_to_the_formula(cell: str) -> None:
     """As many sweeps as events give the formula; before that they come near."""
     batch = asked(3, 1, 4, 1, 5, 2)
     exact = made(cell=cell, states="formula").interest(batch, items()).z_BD
@@ -196,7 +196,7 @@ def test_sweeps_close_in_on_the_formula(cell: str) -> None:
     torch.testing.assert_close(found[-1], exact, rtol=1e-4, atol=1e-5)
 
 
-def test_settings_that_cannot_act_are_refused() -> None:
+def test_settings_without_effect_are_refused() -> None:
     for cell in ("attention", "hstu"):
         with pytest.raises(ConfigError, match=f"{cell} reads all steps at once; set states parallel, or cell lstm"):
             made(cell=cell, states="formula")
@@ -209,7 +209,7 @@ def test_settings_that_cannot_act_are_refused() -> None:
 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
-def test_the_loss_is_that_of_every_position(tmp_path: Path, cell: str) -> None:
+def test_loss_sums_over_every_position(tmp_path: Path, cell: str) -> None:
     """One pass over a history costs what one query for each of its prefixes costs together."""
     dataset = small_world(tmp_path)
     config = build_config(
@@ -275,7 +275,7 @@ def gap_world(folder: Path) -> PreparedDataset:
     return write_dataset(folder, histories, GROUPS * SIZE)
 
 
-def test_gaps_of_time_are_seen_by_a_recurrent_cell(tmp_path: Path) -> None:
+def test_recurrent_cell_learns_from_time_gaps(tmp_path: Path) -> None:
     """Margin measured: .49 against .15."""
     dataset = gap_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
@@ -308,7 +308,7 @@ class Ahead:
     [{"cell": "gru"}, {"cell": "attention"}, {"cell": "hstu"}, {"cell": "lstm", "states": "parallel"}],
     ids=str,
 )
-def test_rolling_forward_sees_the_group_after_the_next(tmp_path: Path, evolution: dict[str, Any]) -> None:
+def test_rolling_forward_predicts_the_group_after_the_next(tmp_path: Path, evolution: dict[str, Any]) -> None:
     """The test event is two steps after what is shown. Margins measured: .59 … .62 rolled, .08 … .17 not rolled."""
     dataset = cyclic_world(tmp_path)
     model = trained(settings(evolution), dataset)
@@ -331,7 +331,7 @@ def test_rolling_needs_an_evolution_and_a_history(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("states", ["cell", "parallel"])
-def test_the_path_of_interest_ends_in_the_users_vector(tmp_path: Path, states: str) -> None:
+def test_interest_path_ends_in_the_user_vector(tmp_path: Path, states: str) -> None:
     dataset = small_world(tmp_path)
     config = settings({"cell": "gru", "states": states})
     torch.manual_seed(0)

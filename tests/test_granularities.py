@@ -224,7 +224,7 @@ class TestContract:
 
 
 @pytest.mark.parametrize("name", ["collaborative", "social", "knowledge"])
-def test_graphs_are_convolved_once_a_step_whatever_the_users(
+def test_graphs_are_convolved_once_per_step(
     name: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The view makes them; the users of a batch, few or many, read what is there."""
@@ -346,7 +346,7 @@ def test_knowledge_refuses_data_without_facts() -> None:
         )
 
 
-def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:
+def test_behaviour_weights_the_newest_event_most_if_decay_is_large(graphs: Graphs) -> None:
     module = make("behaviour", input="item")
     with torch.no_grad():
         module.lag_decay_H.fill_(50.0)  # type: ignore[union-attr, operator]
@@ -376,7 +376,7 @@ def test_heads_must_divide_the_width(name: str, options: dict[str, object]) -> N
         make(name, heads=3, **options)
 
 
-def test_a_users_row_is_refused_on_ordered_data() -> None:
+def test_user_embedding_is_refused_on_ordered_data() -> None:
     section = GranularitiesConfig().collaborative.model_copy(update={"user_embedding": True})
     with pytest.raises(ConfigError, match="the events behind it"):
         granularity_class("collaborative")(section, SIZES)
@@ -388,7 +388,7 @@ def test_unknown_granularity_lists_the_choices() -> None:
     assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the order of the table is that of the keys"
 
 
-def test_a_section_says_of_its_module_what_the_module_says() -> None:
+def test_section_and_module_agree() -> None:
     for name, options in CASES:
         section = section_class(name)(enabled=True, **options)
         assert granularity_class(name, section).fitted == section.is_fitted, name

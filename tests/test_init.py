@@ -125,7 +125,7 @@ def test_retail_invoices(tmp_path: Path) -> None:
     assert config.data.split.kind == "temporal"
 
 
-def test_check_ins_of_running_numbers(tmp_path: Path) -> None:
+def test_check_ins_with_running_counts_as_ids(tmp_path: Path) -> None:
     """Users, places and categories are all 0, 1, 2, …: which is which is told by the ids in common."""
     files = own.check_ins(tmp_path)
     _, config, tables = proposed(*random.Random(1).sample(files, 4))
@@ -141,7 +141,7 @@ def test_check_ins_of_running_numbers(tmp_path: Path) -> None:
     assert not config.data.text.enabled, "a latitude is no text"
 
 
-def test_a_shop_of_four_files_under_odd_names(tmp_path: Path) -> None:
+def test_shop_with_four_files_and_unusual_names(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.shop(tmp_path))
     source: Any = config.data.source
     assert source.rename["events"] == {
@@ -215,7 +215,7 @@ def events_csv(tmp_path: Path, times: Callable[[own.Event], object], **world: An
     return own.write(tmp_path / "events.csv", [("user", "item", "date"), *rows])
 
 
-def test_month_before_day_is_told_by_the_numbers(tmp_path: Path) -> None:
+def test_month_before_day_is_inferred_from_the_numbers(tmp_path: Path) -> None:
     _, config, tables = proposed(events_csv(tmp_path, lambda e: f"{e.time:%m/%d/%Y}"))
     assert config.data.source.time_format == "%m/%d/%Y"  # type: ignore[union-attr]
     assert good(tables["events"]).num_rows == tables["events"].num_rows
@@ -234,7 +234,7 @@ def test_dates_with_the_name_of_the_month_are_times(form: str, tmp_path: Path) -
     assert config.data.order == "time"
 
 
-def test_items_are_known_by_their_code_where_a_name_stands_beside_it(tmp_path: Path) -> None:
+def test_item_code_is_preferred_over_item_name(tmp_path: Path) -> None:
     world = own.World(seed=16, per_user=20)
     names = ["Red Garden Lamp", "Red Garden Lamp", *world.titles[2:]]  # two things of one name
     rows = [(e.time.isoformat(), f"h{e.user}", 500 + 3 * e.item, names[e.item]) for e in world.events]
@@ -251,7 +251,7 @@ def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Pat
     assert "# time_format: '%m.%d.%Y'" in found.draft.text()
 
 
-def test_users_who_are_gone_at_the_end_make_the_split_leave_last(tmp_path: Path) -> None:
+def test_split_is_leave_last_if_users_leave_before_the_end(tmp_path: Path) -> None:
     """Each user is active on days of their own: a cut in time leaves test users without a past."""
     path = events_csv(tmp_path, lambda e: own.epoch(own.START + timedelta(days=3 * e.user, minutes=e.item)))
     found, config, _ = proposed(path)
@@ -259,7 +259,7 @@ def test_users_who_are_gone_at_the_end_make_the_split_leave_last(tmp_path: Path)
     assert "one cut in time leaves few users" in found.draft.text()
 
 
-def test_items_that_are_new_behind_every_cut_make_the_split_leave_last(tmp_path: Path) -> None:
+def test_split_is_leave_last_if_items_are_new_after_every_cut(tmp_path: Path) -> None:
     """An article is read in the week in which it appears."""
     random = np.random.default_rng(0)
     rows: list[tuple[str, str, object]] = [("user", "item", "date")]
@@ -273,14 +273,14 @@ def test_items_that_are_new_behind_every_cut_make_the_split_leave_last(tmp_path:
     assert "are of items that anybody had before" in found.draft.text()
 
 
-def test_ids_of_ten_digits_are_no_times(tmp_path: Path) -> None:
+def test_ten_digit_ids_are_not_times(tmp_path: Path) -> None:
     rows = [(1_400_000_000 + e.user * 7919, 1_500_000_000 + e.item * 104_729) for e in own.World().events]
     path = own.write(tmp_path / "log.csv", [("user_id", "item_id"), *rows])
     _, config, _ = proposed(path)
     assert config.data.order == "none"
 
 
-def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
+def test_split_column_is_used(tmp_path: Path) -> None:
     parts = ["Training", "training", "Training", "Test", "validation"]
     rows = [(f"u{e.user}", f"i{e.item}", parts[n % 5]) for n, e in enumerate(own.World().events)]
     path = own.write(tmp_path / "log.csv", [("user", "item", "subset"), *rows])
@@ -290,7 +290,7 @@ def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("user_first", [True, False])
-def test_users_and_items_without_names_are_told_by_the_form_of_their_ids(user_first: bool, tmp_path: Path) -> None:
+def test_unnamed_users_and_items_are_inferred_from_the_form_of_ids(user_first: bool, tmp_path: Path) -> None:
     """Amazon publishes its ratings both ways, without a header."""
     rows = [(f"A{e.user:013d}", f"B{e.item:09d}", e.value, own.epoch(e.time)) for e in own.World().events]
     rows = rows if user_first else [(item, user, *rest) for user, item, *rest in rows]
@@ -300,7 +300,7 @@ def test_users_and_items_without_names_are_told_by_the_form_of_their_ids(user_fi
     assert config.data.source.columns == {"events": expected}  # type: ignore[union-attr]
 
 
-def test_numbered_folds_under_the_name_of_the_split_do_no_harm(tmp_path: Path) -> None:
+def test_numbered_folds_in_a_column_named_split_are_ignored(tmp_path: Path) -> None:
     rows = [(f"u{e.user}", f"i{e.item}", n % 5) for n, e in enumerate(own.World().events)]
     path = own.write(tmp_path / "log.csv", [("user_id", "item_id", "split"), *rows])
     _, config, tables = proposed(path)
@@ -308,7 +308,7 @@ def test_numbered_folds_under_the_name_of_the_split_do_no_harm(tmp_path: Path) -
     assert good(tables["events"]).num_rows == tables["events"].num_rows
 
 
-def test_files_of_parts_are_the_split(tmp_path: Path) -> None:
+def test_split_files_are_used(tmp_path: Path) -> None:
     rows = [(f"u{e.user}", f"i{e.item}") for e in own.World().events]
     cut = int(0.8 * len(rows))
     files = [
@@ -320,7 +320,7 @@ def test_files_of_parts_are_the_split(tmp_path: Path) -> None:
     assert tables["events"].column("split").to_pylist().count("test") == len(rows) - cut
 
 
-def test_a_file_an_event_type(tmp_path: Path) -> None:
+def test_one_file_per_event_type_is_read(tmp_path: Path) -> None:
     events = own.World().events
     files = []
     for name, some in (("views", events[::2]), ("purchases", events[1::2])):
@@ -331,7 +331,7 @@ def test_a_file_an_event_type(tmp_path: Path) -> None:
     assert found.found.meaning.targets == ("purchase",)
 
 
-def test_shared_repeats_are_stated(tmp_path: Path) -> None:
+def test_share_of_repeats_is_stated(tmp_path: Path) -> None:
     path = events_csv(tmp_path, lambda e: own.epoch(e.time), repeats=0.6)
     found, config, _ = proposed(path)
     assert config.evaluate.exclude_seen is False
@@ -339,7 +339,7 @@ def test_shared_repeats_are_stated(tmp_path: Path) -> None:
     assert "repeats are wanted" in line and "%" in line
 
 
-def test_a_purchase_after_its_own_view_is_no_repeat(tmp_path: Path) -> None:
+def test_purchase_after_a_view_is_not_a_repeat(tmp_path: Path) -> None:
     """Lists leave out what was bought before, not what was looked at."""
     world = own.World(seed=17, users=300, items=400)
     rows = [(f"u{e.user}", f"i{e.item}", own.epoch(e.time), "view") for e in world.events]
@@ -362,7 +362,7 @@ def echoing(tmp_path: Path, likes: float) -> Path:
     return own.write(tmp_path / "events.csv", [header, *rows])
 
 
-def test_likes_right_after_reading_are_told_with_options_that_take_care(tmp_path: Path) -> None:
+def test_likes_right_after_reading_are_reported_with_alternatives(tmp_path: Path) -> None:
     found, config, _ = proposed(echoing(tmp_path, likes=0.5))
     assert config.data.split.kind == "leave-last" and not config.evaluate.exclude_seen
     assert 0.35 < found.found.habits.echoes < 0.75 and found.found.habits.echo_types == ("like",)
@@ -375,7 +375,7 @@ def test_likes_right_after_reading_are_told_with_options_that_take_care(tmp_path
     assert build_config(parse_yaml(taken, "draft"), "draft").data.interactions == ["read"], "the comment can be taken"
 
 
-def test_without_echoes_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_echoes_are_not_mentioned_if_there_are_none(tmp_path: Path) -> None:
     found, config, _ = proposed(echoing(tmp_path, likes=0.0))
     assert config.data.split.kind == "leave-last"
     assert "# interactions" not in found.draft.text() and "echoes: " not in told(found.found)
@@ -389,7 +389,7 @@ def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> No
     assert "model" not in yaml.safe_load(found.draft.text())
 
 
-def test_what_is_understood_and_ignored_is_told(tmp_path: Path) -> None:
+def test_terminal_output_names_used_and_ignored_data(tmp_path: Path) -> None:
     files = own.shop(tmp_path)
     junk = tmp_path / "notes.txt"
     junk.write_text("Dear all,\nplease find the files\nof the shop below, and call me.\n")
@@ -403,7 +403,7 @@ def test_what_is_understood_and_ignored_is_told(tmp_path: Path) -> None:
     assert len(ignored) == 2 and "notes.txt" in ignored[0] + ignored[1] and "logo.dat" in ignored[0] + ignored[1]
 
 
-def test_friends_of_other_ids_are_left_out(tmp_path: Path) -> None:
+def test_friends_with_unknown_ids_are_left_out(tmp_path: Path) -> None:
     files = own.shop(tmp_path)
     links = [(f"x{a}", f"x{b}") for a, b in own.World().friends()]
     other = own.write(tmp_path / "friends.csv", [("follower", "followee"), *links])
@@ -412,7 +412,7 @@ def test_friends_of_other_ids_are_left_out(tmp_path: Path) -> None:
     assert any("no column has ids in common" in why for why in found.found.ignored.values())
 
 
-def test_ids_in_another_form_are_named(tmp_path: Path) -> None:
+def test_ids_in_another_form_are_reported(tmp_path: Path) -> None:
     world = own.World()
     events = [(f"{e.user}.0", f"i{e.item}") for e in world.events]
     files = [
@@ -445,7 +445,7 @@ def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "in a sample of the files" not in told(whole.found)
 
 
-def test_a_bucket_is_looked_at_like_a_folder(tmp_path: Path, bucket: str) -> None:
+def test_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:
     from recsys.storage.mirror import upload
 
     own.shop(tmp_path / "shop")
@@ -502,7 +502,7 @@ def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.M
         (["one.csv", "--out", "s3://bucket/mine.yaml"], "a local file"),
     ],
 )
-def test_mistakes_are_one_message_and_two(
+def test_mistakes_end_with_one_message_and_exit_code_2(
     words: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -632,7 +632,7 @@ def test_every_column_of_the_events_is_used_or_has_a_reason(tmp_path: Path) -> N
         assert why in found.idle[name] and f"not used: {name} (" in shown
 
 
-def test_members_are_promised_by_the_rules_of_the_run(tmp_path: Path) -> None:
+def test_init_lists_the_members_that_a_run_uses(tmp_path: Path) -> None:
     """What tells no two users apart is no profile; a number of rows, or a count of sales, is no quantity of items."""
     files = _shop(tmp_path)
     (signals,) = [line for line in told(_seen(files, "events.csv", "users.csv")).splitlines() if "can use" in line]
@@ -649,7 +649,7 @@ def _seen(files: dict[str, Path], *names: str) -> Any:
     return look([str(files[name]) for name in names]).found
 
 
-def test_init_and_run_say_the_same_of_leave_last(tmp_path: Path, ray_local: None, capsys: Captured) -> None:
+def test_init_and_run_print_the_same_note_on_leave_last(tmp_path: Path, ray_local: None, capsys: Captured) -> None:
     """Each user comes and goes within a week of a year: no cut in time has users on both sides."""
     out = tmp_path / "mine.yaml"
     assert main(["init", str(_shop(tmp_path)["events.csv"]), "--out", str(out)]) == 0

@@ -68,7 +68,7 @@ def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str
     assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item that nobody chose has no vector"
 
 
-def test_with_all_neighbours_it_is_the_regression_of_an_item_on_all_others() -> None:
+def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
     graphs, items, histories = _world()
     config = ItemCFConfig(form="neighbours", neighbours=100, regularisation=2.0, text_weight=0.5)
     module = ItemCF(config, ModelSizes(4, 10, USERS, ITEMS, 1, TEXT, ordered=False, timed=False))
@@ -104,7 +104,7 @@ def test_few_neighbours_are_the_most_similar_ones() -> None:
     assert (items_NK[ITEMS - 1] == -1).all()
 
 
-def test_long_histories_are_sampled_where_pairs_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_histories_are_sampled_if_pairs_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs, _, _ = _world()
     events = training_matrix(graphs, "none")
     whole = together(events)
@@ -190,7 +190,7 @@ def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
     return config, dataset, model.freeze(graphs)
 
 
-def test_constant_weights_are_the_models_where_they_are_its_own(
+def test_scores_at_own_weights_equal_the_model(
     beside: tuple[Config, PreparedDataset, FrozenModel],
 ) -> None:
     _, dataset, frozen = beside
@@ -202,7 +202,7 @@ def test_constant_weights_are_the_models_where_they_are_its_own(
     assert not torch.equal(frozen.scores_at(queries, {**weights, "item_cf": 0.0}), frozen.scores(queries))
 
 
-def test_rolling_forward_leaves_the_fitted_member_as_it_is(
+def test_rolling_forward_does_not_change_closed_form_members(
     beside: tuple[Config, PreparedDataset, FrozenModel], tmp_path: Path
 ) -> None:
     _, dataset, frozen = beside
@@ -218,7 +218,7 @@ def test_rolling_forward_leaves_the_fitted_member_as_it_is(
     assert len(movements(frozen, dataset, queries)) == len(queries)
 
 
-def test_strata_are_fitted_again_beside_it(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:
+def test_strata_are_refitted_next_to_item_cf(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:
     config, dataset, frozen = beside
     renewed = refit_strata(config, dataset, frozen)
     queries = dataset.histories().queries(Split.TEST)
@@ -226,7 +226,7 @@ def test_strata_are_fitted_again_beside_it(beside: tuple[Config, PreparedDataset
 
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
-def test_feedback_fits_its_weight_with_the_others(kind: str) -> None:
+def test_feedback_fits_the_weight_of_item_cf_with_the_others(kind: str) -> None:
     """Liked by σ(Σ λ*_k s_k), where λ* of the fitted member, the last, is three times today's."""
     random = np.random.default_rng(0)
     shares_RK = torch.tensor(random.normal(size=(20_000, 3)))

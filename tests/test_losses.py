@@ -59,7 +59,7 @@ def test_smoothing_is_cross_entropy_with_smoothed_labels() -> None:
     )
 
 
-def test_a_step_against_the_gradient_raises_the_target() -> None:
+def test_gradient_step_raises_the_target() -> None:
     users, items, pairs, targets = setup()
     before = (users @ items.T)[pairs, targets]
     full_softmax(users, items, pairs, targets, torch.ones(4)).backward()

@@ -110,7 +110,7 @@ def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
     assert not module.refit_due(0), "axes of before stay"
 
 
-def test_only_a_model_that_looks_reads_media(dataset: PreparedDataset) -> None:
+def test_media_are_read_only_if_the_granularity_is_enabled(dataset: PreparedDataset) -> None:
     settings = config()
     sizes = model_sizes(settings, dataset, Split.TRAIN)
     assert sizes.inputs == {"media": [["audio", 3], ["image", 4]]}
@@ -128,7 +128,7 @@ def test_data_without_media_is_refused(tmp_path: Path) -> None:
         granularity_class("media")(GranularitiesConfig().media.model_copy(update={"heads": 3}), SIZES)
 
 
-def test_a_bundle_answers_without_media(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
+def test_bundle_works_without_media_files(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
     frozen = fit(config(), dataset, Validator.of(config()), TrainContext()).frozen
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
     read = read_bundle(tmp_path / "bundle").model

@@ -70,7 +70,7 @@ def test_with_a_half_life_the_popularity_is_that_of_the_last_days() -> None:
     np.testing.assert_allclose(found[2.0][:, -1], expected, rtol=1e-5)
 
 
-def test_what_it_needs() -> None:
+def test_moment_refuses_data_without_times_and_context() -> None:
     with pytest.raises(ConfigError, match=r"names size, no category of data\.context: device"):
         Moment(MomentConfig(query_context=["size"]), SIZES)
     with pytest.raises(ConfigError, match="needs times"):

@@ -54,7 +54,7 @@ def _batch(rows: list[list[int]], times: list[int] | None = None, asked_at: list
     return last_position(Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at), 10)
 
 
-def test_events_weigh_by_place_and_by_age() -> None:
+def test_event_weights_depend_on_position_and_age() -> None:
     """Three events, of which the last two are of one item; asked four days after the newest."""
     batch = _batch([[5, 2, 2], [], [1]], [1 * DAY, 3 * DAY, 5 * DAY, 9 * DAY], [9 * DAY, 9 * DAY, 0])
     seen = seen_events(batch).distinct()
@@ -91,7 +91,7 @@ def test_item_knn_by_hand() -> None:
     assert not added[1:].any(), "item 4 has no neighbour"
 
 
-def test_als_folds_a_user_in_as_the_baseline_does() -> None:
+def test_als_user_vector_equals_the_baseline() -> None:
     module = Als(AlsConfig(factors=3, alpha=10.0, regularisation=2.0), SIZES)
     state = module.state(_view(), _graphs())
     batch = _batch([*ROWS, []])
@@ -131,7 +131,7 @@ def steps(tmp_path: Path) -> PreparedDataset:
 
 
 @pytest.mark.parametrize("name", ["item_knn", "item_cf"])
-def test_the_newest_event_weighs_most_where_it_decides(name: str, steps: PreparedDataset) -> None:
+def test_newest_event_has_most_weight_if_it_decides(name: str, steps: PreparedDataset) -> None:
     section = {"enabled": True, "recency": [0.0, 2.0]}
     tree = {"model": {"granularities": {name: section}}, "train": {"metric": "ndcg@10"}}
     config = build_config({"data": {"dir": steps.root}, **tree})

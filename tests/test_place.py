@@ -40,7 +40,7 @@ COLUMNS = [["Lat", "lng"], ["price"]]
 DEGREE = 6371 * np.pi / 180
 
 
-def test_degrees_become_kilometres_and_numbers_ranks() -> None:
+def test_degrees_become_kilometres_and_numbers_become_ranks() -> None:
     assert found_columns(TABLE.column_names, [], ["price"]) == COLUMNS
     places = read_places(TABLE, COLUMNS)
     distance = np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2)
@@ -101,7 +101,7 @@ def test_a_user_is_the_weighted_mean_of_the_places() -> None:
     assert found[4] == pytest.approx(popularity[4], abs=1e-6)
 
 
-def test_bandwidths_are_those_of_the_users_steps() -> None:
+def test_bandwidths_are_quantiles_of_user_distances() -> None:
     points = np.array([[0.0, 0], [1, 0], [11, 0], [np.nan, np.nan]])
     histories = Histories.of_items([[0, 1, 1], [1, 2], [3, 0]])
     assert bandwidths(histories, points)[0] == pytest.approx(1.45)
@@ -109,7 +109,7 @@ def test_bandwidths_are_those_of_the_users_steps() -> None:
 
 
 @pytest.mark.parametrize("by", ["place", "price"])
-def test_steps_to_what_is_near_are_found(tmp_path: Path, by: str) -> None:
+def test_nearby_items_are_found(tmp_path: Path, by: str) -> None:
     """Items on a map, or of a price; a user goes to one of the eight nearest ones of the last; ids say little."""
     random, num_items = np.random.default_rng(0), 400
     places = random.random((num_items, 2)) if by == "place" else np.stack([random.random(num_items)] * 2, axis=1)
@@ -154,7 +154,7 @@ NUMBERS = {  # a column of items, and whether it measures them
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_quantities_are_told_from_ids_counts_and_years(name: str) -> None:
+def test_quantities_are_distinguished_from_ids_counts_and_years(name: str) -> None:
     values, is_quantity = NUMBERS[name]
     assert quantities(pa.table({"item_id": ["a", "b", "c", "d", "e", "f"], name: values}), []) == [name] * is_quantity
 
@@ -165,7 +165,7 @@ def test_prices_come_first_among_at_most_four_quantities() -> None:
     assert quantities(table, ["width", "price"]) == ["height", "depth", "weight"], "coordinates are none"
 
 
-def test_shares_fade_with_age_and_are_read_as_of_before() -> None:
+def test_shares_fade_with_age_and_exclude_later_events() -> None:
     histories = replace(Histories.of_items([[0, 1, 1]]), times_E=np.array([DAY, 3 * DAY, 5 * DAY]))
     shares = LogShares.of(histories, 3, 2.0)
     assert shares.moments_T.tolist() == [DAY, 3 * DAY, 5 * DAY]
@@ -200,5 +200,5 @@ def test_new_items_are_found_where_the_catalogue_changes(tmp_path: Path) -> None
     assert found["chosen"]["half_life"] != "none" and max(tried.values()) > 1.3 * tried["none"], tried
 
 
-def test_places_of_nothing_are_unknown() -> None:
+def test_item_without_values_has_no_place() -> None:
     assert not Places(np.full((2, 2), np.nan), np.full((2, 1), np.nan)).known_N.any()

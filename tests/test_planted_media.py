@@ -21,7 +21,7 @@ SPARSE = {"num_items": 1500, "events_per_user": 6.0}  # few events an item, so t
 BASE: dict[str, Any] = {"evolution": {}}
 
 
-def test_images_tell_what_ids_do_not(tmp_path: Path) -> None:
+def test_images_improve_over_ids(tmp_path: Path) -> None:
     """Over two trainings. Measured of single ones, five seeds: +30 to +77 %. On validation, where λ was chosen, over
     two seeds: +35 %; with 1,000 items +29 % (λ 0.5: +35 %); with 300 items, whose ids tell the style as well, none.
     """
@@ -33,9 +33,9 @@ def test_images_tell_what_ids_do_not(tmp_path: Path) -> None:
     assert margin(*both) > 0.3
 
 
-def test_images_that_tell_nothing_cost_little(tmp_path: Path) -> None:
+def test_random_images_cost_little(tmp_path: Path) -> None:
     """The knob at 0 makes every image noise. Measured: -2.8 % over four seeds (ndcg@10 .4456 without it, .4332 with it),
-    which the check on validation takes away (``model.fusion.check``); a bound on it, over two seeds.
+    which the check on validation removes (``model.fusion.check``); the bound is over two seeds.
     """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0})
     both = [
@@ -59,7 +59,7 @@ def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
-def test_an_item_that_nobody_chose_is_found_by_its_image(tmp_path: Path) -> None:
+def test_item_without_events_is_found_by_its_image(tmp_path: Path) -> None:
     """Targets without a training event have no id part. On validation (17 queries): ndcg@10 .13, as negatives of the
     softmax .09, by chance .015, not refined 0.
     """

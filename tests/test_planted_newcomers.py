@@ -80,7 +80,7 @@ def rewrite(dataset: PreparedDataset, kept: Callable[[Array, Array, Array], Arra
     return PreparedDataset(dataset.root)
 
 
-def test_a_newcomer_with_friends_only(tmp_path: Path) -> None:
+def test_new_user_with_friends_only_beats_popularity(tmp_path: Path) -> None:
     """A fifth of the users have no event but the one to be found. Measured: ndcg@10 .243, popularity .043."""
     world = planted_dataset(tmp_path, {"social": 1.0})
     dataset = rewrite(world, lambda users, items, splits: (users % 5 > 0) | (splits == Split.TEST))
@@ -91,7 +91,7 @@ def test_a_newcomer_with_friends_only(tmp_path: Path) -> None:
     assert ndcg(FriendsOnly(frozen, dataset), asked, 10) > 2 * ndcg(Popular(dataset), asked, 10)
 
 
-def test_an_item_with_text_only(tmp_path: Path) -> None:
+def test_new_item_with_text_only_is_found(tmp_path: Path) -> None:
     """A tenth of the items have no training event. Measured: ndcg@10 of users who choose one .073, chance .015.
 
     As negatives of the softmax, which they are by default, new items would be pushed away from everyone: .000.
@@ -110,7 +110,7 @@ def test_an_item_with_text_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
+def test_new_users_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
     """A fifth of the users have no training event; asked for by friends alone on validation, tests are not looked at.
 
     Measured: ndcg@20 .0963, popularity .0555 (340 users).

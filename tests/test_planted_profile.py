@@ -50,20 +50,20 @@ def test_profile_finds_its_signal(with_: FrozenModel, without: FrozenModel, quer
     assert margin(ndcg(with_, queries), ndcg(without, queries)) > 0.6
 
 
-def test_it_is_the_crosses_that_find_it(dataset: PreparedDataset, with_: FrozenModel, queries: Queries) -> None:
+def test_crosses_are_needed_to_find_the_signal(dataset: PreparedDataset, with_: FrozenModel, queries: Queries) -> None:
     """A sum over the fields, without crosses, is not better than no attributes at all. Measured: +162 %."""
     linear = train_ndcg(dataset, {**BASE, "profile": {"layers": 0}})
     assert margin(ndcg(with_, queries), linear) > 0.6
 
 
-def test_attributes_help_beside_a_history(tmp_path: Path) -> None:
+def test_attributes_help_next_to_a_history(tmp_path: Path) -> None:
     """Many items and few events: the history alone tells the kind late. Measured: +67 %."""
     sparse = planted_dataset(tmp_path, {"profile": 1.0}, num_items=1000, events_per_user=6.0)
     base: dict[str, Any] = {"evolution": {}}
     assert margin(train_ndcg(sparse, {**base, "profile": {}}), train_ndcg(sparse, base)) > 0.3
 
 
-def test_a_newcomer_of_known_attributes_is_no_average_user(with_: FrozenModel, queries: Queries) -> None:
+def test_new_user_with_attributes_beats_popularity(with_: FrozenModel, queries: Queries) -> None:
     """Without any event and friend, by attributes alone; without these too, the popular items are all there is."""
     nobody = Histories.of_items([[] for _ in range(len(queries))], queries.histories.users_U.tolist())
     newcomers = replace(queries, histories=nobody)
@@ -83,7 +83,7 @@ def test_users_without_attributes_lose_nothing(with_: FrozenModel, without: Froz
     assert margin(ndcg(with_, queries), ndcg(blind, queries)) > 0.6
 
 
-def test_attributes_that_tell_nothing_cost_nothing(tmp_path: Path) -> None:
+def test_random_attributes_cost_nothing(tmp_path: Path) -> None:
     """The knob at 0: zero or a gain lies in the interval of the paired difference, users drawn again. Measured: +5 %
     over three seeds."""
     silent = planted_dataset(tmp_path, {"text": 1.0})

@@ -46,12 +46,12 @@ def asked(dataset: PreparedDataset) -> Queries:
     return dataset.histories().queries(Split.TEST)
 
 
-def test_strata_pay_where_strata_decide(planted: PreparedDataset, model: FrozenModel, without: FrozenModel) -> None:
+def test_strata_help_if_strata_decide(planted: PreparedDataset, model: FrozenModel, without: FrozenModel) -> None:
     """Measured with two seeds: +80 %, +117 % beside collaborative; +42 %, +46 % beside evolution."""
     assert margin(ndcg(model, asked(planted)), ndcg(without, asked(planted))) > 0.3
 
 
-def test_hierarchy_pays_too(planted: PreparedDataset, without: FrozenModel) -> None:
+def test_hierarchical_strata_help_too(planted: PreparedDataset, without: FrozenModel) -> None:
     values = train_ndcg(planted, {**BASE, "stratum": {"method": "hierarchical"}})
     assert margin(values, ndcg(without, asked(planted))) > 0.3
 
@@ -75,13 +75,13 @@ def purity(users: UserVectors, found_U: Array, truth_V: Array) -> float:
     return float(table.max(axis=1).sum() / table.sum())
 
 
-def test_no_loss_where_strata_decide_nothing(tmp_path: Path) -> None:
+def test_strata_cost_nothing_if_they_decide_nothing(tmp_path: Path) -> None:
     """Communities without any text or stratum; a paired bootstrap over users."""
     dataset = planted_dataset(tmp_path, {"collaborative": 1.0}, **WORLD)
     assert is_no_loss(train_ndcg(dataset, {**BASE, "stratum": {}}), train_ndcg(dataset, BASE))
 
 
-def test_who_has_no_history_gets_the_model_without(planted: PreparedDataset, model: FrozenModel) -> None:
+def test_user_without_history_gets_scores_without_stratum(planted: PreparedDataset, model: FrozenModel) -> None:
     """Nothing to compare a user by: stratum is masked, and the scores are those with its weight at zero."""
     empty = Histories.of_items([[], []], [0, -1])
     nobody = Queries(empty, np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.int32))

@@ -77,7 +77,7 @@ def test_a_granularity_finds_its_signal(up: tuple[str, Trained]) -> None:
     assert margin(ndcg(models.with_, queries), ndcg(models.without, queries)) > 0.3
 
 
-def test_who_lacks_the_signal_loses_nothing(up: tuple[str, Trained]) -> None:
+def test_users_without_the_signal_lose_nothing(up: tuple[str, Trained]) -> None:
     name, models = up
     if name == "collaborative":
         pytest.skip(
@@ -99,7 +99,7 @@ def test_who_lacks_the_signal_loses_nothing(up: tuple[str, Trained]) -> None:
 
 @pytest.mark.parametrize("seed", [SEED, pytest.param(22, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_a_granularity_costs_nothing_where_its_signal_is_not(name: str, seed: int, tmp_path: Path) -> None:
+def test_granularity_costs_nothing_without_its_signal(name: str, seed: int, tmp_path: Path) -> None:
     models = trained(tmp_path, name, CASES[name].base_knob, seed)
     queries = models.queries()
     assert is_no_loss(ndcg(models.with_, queries), ndcg(models.without, queries))
@@ -112,7 +112,7 @@ def friendless(model: FrozenModel) -> FrozenModel:
     return FrozenModel(model.config, model.sizes, model.encoders, model.items, states, model.popularity_N)
 
 
-def test_friends_that_tell_nothing_leave_the_model_without_them(tmp_path: Path) -> None:
+def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
     """As trained they cost 13 %; the check on validation gives the very model whose configuration lacks them, with or
     without friends, and whoever has nothing but friends is answered by them."""
     dataset = planted_dataset(tmp_path, {"evolution": 1.0}, **CASES["social"].world, seed=SEED)

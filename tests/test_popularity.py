@@ -79,7 +79,7 @@ def test_users_count_once() -> None:
     np.testing.assert_allclose(scores_BN[0], np.log(share), rtol=1e-5)
 
 
-def test_later_events_change_no_earlier_question() -> None:
+def test_later_events_do_not_change_earlier_requests() -> None:
     graphs, module = _graphs(), _module(half_life=3, counts="events")
     assert graphs.histories is not None
     early = replace(graphs, histories=graphs.histories.where(graphs.histories.times_E <= 12 * DAY))
@@ -89,7 +89,7 @@ def test_later_events_change_no_earlier_question() -> None:
     assert torch.equal(whole, cut)
 
 
-def test_without_times_it_is_the_counts() -> None:
+def test_popularity_without_times_is_the_counts() -> None:
     module = _module(half_life=3)
     state = module.state(VIEW, replace(_graphs(), histories=None))
     z_BT, present_B = module(_asked([0, 15]), VIEW, state)
@@ -99,7 +99,7 @@ def test_without_times_it_is_the_counts() -> None:
     np.testing.assert_allclose(scores_BN[0].numpy(), np.log(share), rtol=1e-5)
 
 
-def test_moments_end_with_the_last_event_and_are_denser_there() -> None:
+def test_stored_times_end_with_the_last_event_and_are_denser_there() -> None:
     found = moments(np.arange(1, 6401), 64)
     assert 60 <= len(found) <= 64 and found[-1] == 6400
     assert np.diff(found)[-8:].mean() < np.diff(found)[:8].mean() / 4
@@ -120,7 +120,7 @@ def fashions(tmp_path: Path):  # type: ignore[no-untyped-def]
     return write_dataset(tmp_path / "data", rows, 7)
 
 
-def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) -> None:  # type: ignore[no-untyped-def]
+def test_validation_chooses_a_short_half_life_if_fashions_change(fashions) -> None:  # type: ignore[no-untyped-def]
     section: dict[str, object] = {"enabled": True, "half_life": ["none", 2, 1000], "counts": "events", "rest": 0.1}
     section |= {"as_of": "question", "types": "all"}
     tree = {"model": {"granularities": {"popularity": section}}, "evaluate": {"exclude_seen": False}}
@@ -146,7 +146,7 @@ def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) ->
     assert torch.equal(read.scores(queries), trained.frozen.scores(queries))
 
 
-def test_one_value_or_none_to_tell_leaves_the_first(fashions) -> None:  # type: ignore[no-untyped-def]
+def test_first_value_is_kept_if_validation_cannot_choose(fashions) -> None:  # type: ignore[no-untyped-def]
     def chosen(**keys: object) -> dict[str, dict[str, object]]:
         section = {"enabled": True, "rest": 0.1, "as_of": "question", "types": "all", **keys}
         tree = {"data": {"dir": fashions.root}, "model": {"granularities": {"popularity": section}}}

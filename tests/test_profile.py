@@ -160,7 +160,7 @@ def test_hidden_fields_are_missing_ones() -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def test_a_new_item_has_a_vector_by_its_attributes(dataset: PreparedDataset) -> None:
+def test_new_item_has_a_vector_from_its_attributes(dataset: PreparedDataset) -> None:
     """i10 and i11 have no events; i10's two twins in everything but the attributes differ by these alone."""
     torch.manual_seed(0)
     config = make_config(user_fields=[], item_fields=["price", "kind"])
@@ -176,7 +176,7 @@ def test_a_new_item_has_a_vector_by_its_attributes(dataset: PreparedDataset) -> 
     assert not torch.allclose(added[10], added[11])
 
 
-def test_users_of_the_test_part_shape_nothing(tmp_path: Path) -> None:
+def test_users_of_the_test_split_do_not_change_the_encoding(tmp_path: Path) -> None:
     """u3 and u5 have no events in training: what only they are is unknown to the encoding, their ages move nothing."""
     strange = {**USER_COLUMNS, "gender": pa.array(["f", "m", "f", "x", None, "x"])}
     strange["age"] = pa.array([20.0, 30.0, 40.0, 5000.0, None, 7000.0])
@@ -188,7 +188,7 @@ def test_users_of_the_test_part_shape_nothing(tmp_path: Path) -> None:
     assert [field["name"] for field in sizes[0].inputs["profile"]["users"]] == ["age", "gender", "likes"]
 
 
-def test_a_user_without_attributes_is_served_without_them(dataset: PreparedDataset) -> None:
+def test_user_without_attributes_is_served_without_profile(dataset: PreparedDataset) -> None:
     """u4's list is that of the same model with the granularity's weight at zero."""
     model = make_model(dataset, item_fields=[])
     queries = dataset.histories().queries(Split.TEST)
@@ -211,7 +211,7 @@ def test_a_user_without_attributes_is_served_without_them(dataset: PreparedDatas
         ),
     ],
 )
-def test_what_the_data_lacks_is_said(
+def test_missing_columns_are_reported(
     profile: dict[str, Any], columns: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     dataset = make_dataset(tmp_path / "dataset", **columns)
@@ -232,7 +232,7 @@ def test_bundle_keeps_the_encoding_and_leaves_out_the_items_network(folder: Path
     torch.testing.assert_close(bundle.model.scores(queries), frozen.scores(queries), rtol=1e-3, atol=1e-3)
 
 
-def test_a_newcomer_by_attributes_alone_is_answered_by_the_model(recommender: Recommender) -> None:
+def test_new_user_with_attributes_only_is_served_by_the_model(recommender: Recommender) -> None:
     woman = ask(recommender, attributes={"age": 30, "gender": "f"})
     man = ask(recommender, user_id="newcomer", attributes={"age": 30, "gender": "m"})
     assert (woman.source, man.source) == ("model", "model")
@@ -240,7 +240,7 @@ def test_a_newcomer_by_attributes_alone_is_answered_by_the_model(recommender: Re
     assert woman.shares["profile"] == woman.scores and set(woman.shares["behaviour"]) == {0.0}
 
 
-def test_given_attributes_equal_stored_ones(recommender: Recommender) -> None:
+def test_attributes_of_a_request_equal_stored_ones(recommender: Recommender) -> None:
     """Who says of themselves what the table says of u0 gets u0's share; u4, of whom nothing is known, as well."""
     known = scores(ask(recommender, user_id="u0"), "profile")
     same = {"age": 20.0, "gender": "f", "likes": ["rock", "jazz"]}
@@ -248,7 +248,7 @@ def test_given_attributes_equal_stored_ones(recommender: Recommender) -> None:
     assert scores(ask(recommender, user_id="u4", attributes=same), "profile") == pytest.approx(known, abs=1e-5)
 
 
-def test_given_attributes_win_over_stored_ones(recommender: Recommender) -> None:
+def test_attributes_of_a_request_replace_stored_ones(recommender: Recommender) -> None:
     """u0 as a man is a man of u0's age and taste; what is null stays as stored."""
     as_man = ask(recommender, user_id="u0", attributes={"gender": "m", "age": None})
     twin = ask(recommender, attributes={"age": 20.0, "gender": "m", "likes": ["jazz", "rock"]})
@@ -301,7 +301,7 @@ def test_every_way_gives_the_same_answers(recommender: Recommender) -> None:
     assert batch.column("share_profile").to_pylist() == pytest.approx(expected[0]["shares"]["profile"])
 
 
-def test_the_input_example_has_a_newcomer_by_attributes(folder: Path, recommender: Recommender) -> None:
+def test_input_example_has_a_new_user_with_attributes(folder: Path, recommender: Recommender) -> None:
     from recsys.registry.pyfunc_model import RecommenderModel
     from recsys.registry.register import _example
 

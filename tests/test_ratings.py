@@ -57,7 +57,7 @@ def hand_head(**parts: torch.Tensor) -> RatingHead:
     return replace(made, **parts)
 
 
-def test_a_users_bias_is_shrunk_and_unknown_values_count_for_nothing() -> None:
+def test_user_bias_is_shrunk_and_unknown_values_are_ignored() -> None:
     asked = rated([[0, 1], [0, 1, 2], []], [5, 4, 5, 4, float("nan")])
     items = torch.tensor([[2], [2], [2]])
     found = hand_head().predict(asked, items, torch.zeros(3, 1))
@@ -87,7 +87,7 @@ def test_errors_as_fractions() -> None:
         assert low <= found[name] <= high
 
 
-def test_values_that_do_not_vary_are_no_ratings(tmp_path: Path) -> None:
+def test_constant_values_are_not_ratings(tmp_path: Path) -> None:
     assert why_no_ratings(rated([[0, 1]], [1, 2])) == ""
     assert "all 2 are 1" in why_no_ratings(rated([[0, 1]], [1, 1]))
     assert "there are none" in why_no_ratings(rated([[0]], [float("nan")]))
@@ -139,7 +139,7 @@ def _config(dataset: PreparedDataset, **train: object) -> Config:
     )
 
 
-def test_planted_opinions_are_found_and_travel_with_the_model(tmp_path: Path) -> None:
+def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> None:
     dataset = opinions(tmp_path)
     config = _config(dataset)
     result = fit(config, dataset, Validator.of(config), TrainContext())
@@ -165,7 +165,7 @@ def test_planted_opinions_are_found_and_travel_with_the_model(tmp_path: Path) ->
     assert likes_even[0] > likes_even[1] + 0.5 and abs(nobody[0] - nobody[1]) < 1
 
 
-def test_data_without_ratings_trains_and_says_so(tmp_path: Path) -> None:
+def test_training_without_ratings_reports_why(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     config = _config(dataset, refit=False)
     result = fit(config, dataset, Validator.of(config), TrainContext())

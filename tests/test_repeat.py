@@ -71,7 +71,7 @@ def test_numbers_by_hand() -> None:
     assert np.isnan(unknown["seconds"]).all() and unknown["steps"].tolist() == raw["steps"].tolist()
 
 
-def test_what_a_pair_adds_to_its_item_is_taken_off_in_the_fit() -> None:
+def test_fit_subtracts_a_pair_from_the_habits_of_its_item() -> None:
     whole = pairs_of(histories_of([(7, 1), (7, 2), (7, 3)], [(7, 1), (6, 2)]), ALL)
     habits = ItemHabits.of(whole, 8)
     before = pairs_of(histories_of([(7, 1)]), ALL)
@@ -80,7 +80,7 @@ def test_what_a_pair_adds_to_its_item_is_taken_off_in_the_fit() -> None:
     assert odds == pytest.approx(np.log(share / (1 - share)))
 
 
-def test_moments_see_only_what_was_before() -> None:
+def test_sampled_times_see_earlier_events_only() -> None:
     histories = histories_of([(1, 1), (2, 1), (3, 2), (1, 2), (2, 5)], [(4, 1)])
     moments = draw_moments(histories, ALL, 1000)
     assert set(moments.rows_B) == {0}
@@ -120,7 +120,7 @@ def first_places(scores_BN: torch.Tensor, targets: list[int]) -> float:
     return float((scores_BN.argmax(1) == torch.tensor(targets)).float().mean())
 
 
-def test_rhythms_are_found_where_count_and_recency_fail(fitted: Any) -> None:
+def test_rhythms_are_found_if_count_and_recency_fail(fitted: Any) -> None:
     module, items, state, queries, targets = fitted
     found = module.boost(last_position(queries, 3), items, state).add_to(torch.zeros(len(queries), NUM_ITEMS))
     histories = queries.histories
@@ -132,7 +132,7 @@ def test_rhythms_are_found_where_count_and_recency_fail(fitted: Any) -> None:
     assert first_places(counts, targets) < 0.6 and first_places(latest, targets) < 0.3
 
 
-def test_only_the_history_is_lifted_and_nothing_without_one(fitted: Any) -> None:
+def test_only_items_of_the_history_get_additions(fitted: Any) -> None:
     module, items, state, queries, _ = fitted
     scores = module.boost(last_position(queries, 3), items, state)
     pairs = set(zip(scores.rows_P.tolist(), scores.items_P.tolist(), strict=True))
@@ -154,14 +154,14 @@ def test_long_after_the_data_and_without_times_the_scores_stay_in_range(fitted: 
         assert torch.isfinite(found).all() and found.max() < 5 * usual.max()
 
 
-def test_it_contradicts_leaving_out_what_was_seen() -> None:
+def test_repeat_contradicts_exclude_seen() -> None:
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}, "repeat": {"enabled": True}}}}
     with pytest.raises(ConfigError, match="granularities.repeat lifts .* set evaluate.exclude_seen false"):
         check_settings(build_config(tree), ("train",))
     check_settings(build_config({**tree, "evaluate": {"exclude_seen": False}}), ("train",))
 
 
-def test_a_served_model_answers_for_the_time_of_asking(tmp_path: Path) -> None:
+def test_served_model_uses_the_time_of_the_request(tmp_path: Path) -> None:
     """Item 1 every 7 days, item 2 every 20: what is first depends on the day."""
     event = lambda item, day: (item, 0, day * DAY, Split.TRAIN)  # noqa: E731
     weekly = [event(1, day) for day in range(1, 90, 7)] + [event(2, day) for day in range(1, 90, 20)]

@@ -147,7 +147,7 @@ def test_the_search_of_weights_ranks_as_the_evaluation_does(frozen: FrozenModel,
 
 
 @pytest.mark.skipif(not can_index(), reason="needs faiss")
-def test_the_index_names_what_additions_touch(one_thread: None) -> None:
+def test_index_includes_items_with_additions(one_thread: None) -> None:
     """The items that the vectors put last are found for what is added to them, and hidden ones stay hidden."""
     generator = torch.Generator().manual_seed(3)
     vectors_ND, users_BD = (torch.randn(size, 24, generator=generator) for size in (3000, 6))

@@ -121,7 +121,7 @@ def test_too_few_users_are_refused() -> None:
         fit_strata(some_users(), 99, "kmeans", 0)
 
 
-def test_matching_undoes_any_renumbering() -> None:
+def test_matching_restores_the_numbering() -> None:
     users = some_users()
     strata = fit_strata(users, 4, "kmeans", 0)
     moved = strata.reordered(np.array([2, 0, 3, 1]))
@@ -172,7 +172,7 @@ def test_soft_membership_by_hand() -> None:
     torch.testing.assert_close(z[0], p[0] @ module.prototypes_KD)
 
 
-def test_first_prototypes_point_at_what_members_chose() -> None:
+def test_first_prototypes_are_means_of_chosen_items() -> None:
     module, items = by_hand(temperature=0.5)
     own = int(module.memberships(asked([[0]]), items)[0][0].argmax())
     torch.testing.assert_close(module.prototypes_KD[own], torch.tensor([2**0.5, 0.0]))
@@ -196,7 +196,7 @@ def item_strata(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
     return module, graphs, asked([[0, 3, 6, 9], [1, 4, 10, 13], [2, 5, 8, 11]])
 
 
-def test_fitting_again_keeps_prototypes_with_their_people() -> None:
+def test_refit_keeps_prototypes_with_their_members() -> None:
     """Another seed numbers the strata otherwise; after matching everybody is in the stratum of before."""
     users = some_users()
     module, graphs, batch = item_strata(users)
@@ -210,7 +210,7 @@ def test_fitting_again_keeps_prototypes_with_their_people() -> None:
         assert torch.equal(module.prototypes_KD, prototypes)
 
 
-def test_fitting_again_follows_vectors_that_moved() -> None:
+def test_refit_follows_vectors_that_changed() -> None:
     """A drift of the item vectors moves the centroids, not the numbers; prototypes are learned, so they stay."""
     users = some_users()
     module, graphs, batch = item_strata(users)
@@ -224,7 +224,7 @@ def test_fitting_again_follows_vectors_that_moved() -> None:
     assert torch.equal(module.prototypes_KD, prototypes) and not torch.equal(module.centroids_KT, centroids)
 
 
-def test_texts_are_fitted_once_and_items_as_often_as_asked() -> None:
+def test_text_strata_are_fitted_once_and_item_strata_every_n_epochs() -> None:
     def due(text_width: int, every: int) -> list[bool]:
         sizes = ModelSizes(4, 4, 2, 3, 1, text_width, ordered=True, timed=False)
         module = Stratum(StratumConfig(enabled=True, num_strata=[2], refit_every=every), sizes)
@@ -263,14 +263,14 @@ def settings(**stratum: Any) -> Config:
     )
 
 
-def test_validation_chooses_the_number_of_kinds(tmp_path: Path) -> None:
+def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
     choice = choose_strata(settings(num_strata=[2, 4]), kinds(tmp_path), TrainContext())
     assert choice["chosen"] == 4
     assert choice["candidates"]["4"] > choice["candidates"]["2"] > choice["popularity"]
     assert choice["candidates"]["4"] == pytest.approx(-np.log(6), abs=0.5), "one of the six items of the kind"
 
 
-def test_one_number_is_taken_as_it_is_and_too_many_are_refused(tmp_path: Path) -> None:
+def test_single_number_is_used_and_too_many_strata_are_refused(tmp_path: Path) -> None:
     dataset = kinds(tmp_path)
     assert choose_strata(settings(num_strata=5), dataset, TrainContext()) == {"chosen": 5, "candidates": {}}
     with pytest.raises(ConfigError, match="only 80 users"):
@@ -281,7 +281,7 @@ def trained(dataset: PreparedDataset, config: Config) -> Any:
     return fit(config, dataset, Validator.of(config), TrainContext())
 
 
-def test_training_learns_what_strata_like(tmp_path: Path) -> None:
+def test_training_learns_the_taste_of_strata(tmp_path: Path) -> None:
     """The item vectors start at random, so strata that are fitted once know less than those that follow them."""
     dataset = kinds(tmp_path)
     result = trained(dataset, settings(num_strata=[2, 4]))
@@ -306,7 +306,7 @@ def test_two_trainings_are_equal_by_seed(tmp_path: Path) -> None:
     assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
 
 
-def test_strata_alone_are_fitted_to_newer_events(tmp_path: Path) -> None:
+def test_update_of_strata_alone_fits_newer_events(tmp_path: Path) -> None:
     """Fitted to the same events nothing is lost; where strata like what others liked before, they learn it. No weight
     but the prototypes changes, and the given model not at all."""
     config, dataset = settings(num_strata=4), kinds(tmp_path)
@@ -327,7 +327,7 @@ def test_strata_alone_are_fitted_to_newer_events(tmp_path: Path) -> None:
         assert ".stratum." in name or torch.equal(tensor, before[name]), name
 
 
-def test_strata_alone_leave_out_items_that_the_model_does_not_know(tmp_path: Path) -> None:
+def test_update_of_strata_alone_leaves_out_unknown_items(tmp_path: Path) -> None:
     """Data grown by new items, old ids kept: the same strata as without the events of the new items."""
     config, dataset = settings(num_strata=4), kinds(tmp_path / "old")
     frozen = trained(dataset, config).frozen
@@ -350,7 +350,7 @@ def rows_of(dataset: PreparedDataset) -> Iterator[tuple[list[int], ...]]:
         yield tuple(column[span].tolist() for column in (found.items_E, found.types_E, found.times_E, found.splits_E))
 
 
-def test_strata_alone_need_a_stratum_and_the_items_of_the_model(tmp_path: Path) -> None:
+def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) -> None:
     config, dataset = settings(num_strata=2), kinds(tmp_path / "a")
     frozen = trained(dataset, config).frozen
     other = write_dataset(tmp_path / "b", [train_events(0, 1, 2)], 5)

@@ -67,7 +67,7 @@ def test_full_rank_is_the_mean_of_the_nearest_users(power: float, neighbours: in
     assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item that nobody chose has no vector"
 
 
-def test_a_user_is_no_neighbour_of_oneself_but_a_stranger_with_that_history_finds_the_user() -> None:
+def test_user_is_not_its_own_neighbour_but_an_unknown_user_finds_it() -> None:
     graphs, items, histories = _world()
     module = _module(neighbours=1)
     state = module.state(items, graphs)
@@ -78,7 +78,7 @@ def test_a_user_is_no_neighbour_of_oneself_but_a_stranger_with_that_history_find
     assert not torch.allclose(known[0], state["tastes_VR"][3], atol=1e-3)
 
 
-def test_no_more_users_are_kept_than_asked_for() -> None:
+def test_max_users_limits_the_kept_users() -> None:
     graphs, items, histories = _world()
     module = _module(max_users=7)
     state = module.state(items, graphs)
@@ -89,7 +89,7 @@ def test_no_more_users_are_kept_than_asked_for() -> None:
     assert present_B.any() and torch.isfinite(z_BR).all()
 
 
-def test_it_serves_frozen_beside_item_cf(tmp_path: object) -> None:
+def test_user_cf_serves_frozen_next_to_item_cf(tmp_path: object) -> None:
     dataset = small_world(tmp_path, ordered=False)  # type: ignore[arg-type]
     on = {"enabled": True}
     sections = {"collaborative": on, "item_cf": {**on, "rank": 4}, "user_cf": {**on, "rank": 3}}
@@ -102,7 +102,7 @@ def test_it_serves_frozen_beside_item_cf(tmp_path: object) -> None:
     assert torch.equal(read.scores(queries), frozen.scores(queries))
 
 
-def test_planted_communities(tmp_path: object) -> None:
+def test_user_cf_helps_if_communities_decide(tmp_path: object) -> None:
     """With communities user_cf gains beside a text model, which cannot see them; without them it costs nothing."""
     for knob in (1.0, 0.0):
         dataset = planted_dataset(tmp_path / str(knob), {"collaborative": knob})  # type: ignore[operator]

@@ -41,7 +41,7 @@ class Als(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        """Fit the item factors and keep them with λ and their Gram matrix."""
+        """Fit the item factors; keep them and their Gram matrix."""
         import threadpoolctl
         from implicit.cpu.als import AlternatingLeastSquares
 
