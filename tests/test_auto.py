@@ -1,4 +1,4 @@
-"""``model: auto``: what is chosen for which data, and that a budget is kept."""
+"""``model: auto``: which model is chosen for which data, and that a budget is respected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from tests.handmade import DAY, leave_last, write_dataset
 from tune.auto import Portfolio, _epochs, _in_time, _with_apart, search
 from tune.ledger import Ledger, Trial
 
-SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")  # beside events and their times
+# besides events and their times
+SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")
 
 
 def _idle(*fed: str) -> Mapping[str, str]:
@@ -66,7 +67,9 @@ def test_every_setting_is_a_complete_configuration(kind: str) -> None:
     for config in found:
         assert config.has_model and config.model.fusion.stack and config.model.granularities.are_trained
         assert set(members(traits)) <= set(config.model.granularities.enabled())
-        assert Config.model_validate(config.model_dump(mode="json")) == config, "config.yaml runs it again"
+        assert Config.model_validate(config.model_dump(mode="json")) == config, (
+            "config.yaml can be loaded and run again"
+        )
     assert not configured(CONFIG, traits, None).model.granularities.are_trained
 
 
@@ -75,7 +78,7 @@ def test_members_are_those_that_the_data_supports() -> None:
     assert {"repeat", "frequency", "profile"} <= set(members(KINDS["a shop with repeats"]))
     assert {"knowledge", "popularity"} <= set(members(KINDS["places and friends"]))
     large = KINDS["large"]
-    assert "user_cf" not in members(large), "it looks at every user"
+    assert "user_cf" not in members(large), "it compares all users"
     for traits in KINDS.values():
         assert {*members(traits), *left_out(traits)} == {*CANDIDATES}, "every candidate is a member or has a reason"
     assert left_out(large)["als"] == "more than 5,000,000 events" and left_out(large)["place"] == "no place"
@@ -83,7 +86,7 @@ def test_members_are_those_that_the_data_supports() -> None:
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped: bool) -> None:
-    """With coordinates beside them, and alone."""
+    """With coordinates in the data, and without."""
     numbers = np.arange(12.0)
     columns = {"listPrice": pa.array(numbers + 0.99), "seller_id": pa.array(numbers.astype(int))}
     columns |= {"lat": pa.array(numbers), "lon": pa.array(numbers)} if mapped else {}
@@ -114,7 +117,7 @@ def test_epochs_are_reduced_to_the_remaining_time(left: float) -> None:
     found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + left)
     assert found is not None and found.train.refit and found.train.final
     assert 4 <= found.train.epochs <= 40
-    assert found.train.epochs * 3 * 3.0 <= left, "three trainings of three seconds an epoch"
+    assert found.train.epochs * 3 * 3.0 <= left, "three trainings of three seconds per epoch"
     assert (found.train.epochs == 40) == (left == 10_000.0)
 
 
@@ -157,7 +160,7 @@ def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
 
 
 def test_final_training_loses_epochs_before_the_others() -> None:
-    """Two trainings of four of forty epochs, where three of them would have fewer."""
+    """With four trainings of forty epochs, the final one gets fewer epochs first."""
     found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
     assert found is not None and found.train.epochs == 4 and found.train.final and found.train.refit
 
@@ -213,7 +216,7 @@ def test_choice_is_saved_completely_and_used_by_later_verbs(tmp_path: Path) -> N
     chosen = with_model(config, folder, chooses=True)
     assert chosen.has_model and chosen.train.final
     assert with_model(config, folder, chooses=False).model == chosen.model
-    assert load_config(folder.config).model == chosen.model, "config.yaml runs it again without a choice"
+    assert load_config(folder.config).model == chosen.model, "config.yaml runs again without a new choice"
     other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
     with pytest.raises(ArtifactError, match="nothing was chosen yet"):
         with_model(other, folder, chooses=False)

@@ -1,4 +1,4 @@
-"""Dropout against what it promises: shares, scale, gradients, and that a seed fixes it."""
+"""Dropout: shares, scale, gradients, and a seed that fixes it."""
 
 from __future__ import annotations
 

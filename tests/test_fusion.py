@@ -1,4 +1,4 @@
-"""Fusion: linear in z, masked, and each kind's weights."""
+"""Fusion: linear in z, masked, and the weights of each kind."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ USERS, ITEMS, TEXT = 30, 14, 5
 
 def _world(event_weights: str = "none") -> tuple[Graphs, ItemView, Histories]:
     random = np.random.default_rng(3)
-    rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]  # the last: never
+    # the last item never occurs
+    rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]
     histories = Histories.of_items(rows, list(range(USERS)))
     histories = replace(histories, values_E=random.permutation(len(histories.items_E)).astype(np.float32))
     users_E = np.repeat(np.arange(USERS), 5)
@@ -65,7 +66,7 @@ def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str
     np.fill_diagonal(weights, 0)
     unseen = (events == 0) & chosen
     np.testing.assert_allclose(scores[unseen], (events @ weights)[unseen], atol=2e-5)
-    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item that nobody chose has no vector"
+    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item without events has no vector"
 
 
 def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
@@ -75,7 +76,7 @@ def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
     assert module.sparse
     state = module.state(items, graphs)
     twice = replace(histories, items_E=histories.items_E.copy())
-    twice.items_E[1] = twice.items_E[0]  # had twice counts once
+    twice.items_E[1] = twice.items_E[0]  # repeated events count once
     batch = last_position(Queries(twice, np.zeros(USERS + 1, np.int64), np.zeros(0, np.int32)), 3)
     scores = module.boost(batch, items, state).add_to(torch.zeros(USERS, ITEMS)).numpy()
 
@@ -110,7 +111,7 @@ def test_long_histories_are_sampled_if_pairs_exceed_the_limit(monkeypatch: pytes
     whole = together(events)
     monkeypatch.setattr(item_links, "_MAX_PAIRS", USERS * 4)
     cut = together(events)
-    assert cut.diagonal().sum() == USERS * 2, "two events of each of them"
+    assert cut.diagonal().sum() == USERS * 2, "two events per user"
     assert (whole - cut).min() >= 0
 
 
@@ -163,7 +164,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
     assert weights[0] > 0
     chosen = weights.tolist()
     choose_weights(frozen, lambda: float("nan"), queries)
-    assert weights.tolist() == chosen, "a sample in which no query counts changes nothing"
+    assert weights.tolist() == chosen, "a sample without valid queries changes nothing"
     parts, lambdas, _ = frozen.parts(queries)
     torch.testing.assert_close(parts.sum(1) @ frozen.item_vectors_ND.T, frozen.scores(queries))
     assert torch.equal(lambdas[:, 1] > 0, parts[:, 1].abs().sum(1) > 0)
@@ -173,7 +174,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
 
 @pytest.fixture
 def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
-    """Item CF beside evolution and strata, with weights that no search chose."""
+    """Item CF next to evolution and strata, with weights that no search chose."""
     dataset = small_world(tmp_path / "data")
     on = {"enabled": True}
     granularities = {"item_cf": {**on, "rank": 4}, "evolution": on, "stratum": {**on, "num_strata": 2}}
@@ -227,13 +228,15 @@ def test_strata_are_refitted_next_to_item_cf(beside: tuple[Config, PreparedDatas
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
 def test_feedback_fits_the_weight_of_item_cf_with_the_others(kind: str) -> None:
-    """Liked by σ(Σ λ*_k s_k), where λ* of the fitted member, the last, is three times today's."""
+    """Likes with probability σ(Σ λ*_k s_k), where λ* of the closed-form member, the last, is three
+    times its current λ.
+    """
     random = np.random.default_rng(0)
     shares_RK = torch.tensor(random.normal(size=(20_000, 3)))
     gate_RK = torch.zeros(len(shares_RK), 2, dtype=torch.float64)
     truth_K = torch.tensor([0.5, 0.5, 1.5], dtype=torch.float64)
     if kind == "gated":
-        truth_K[:2] = 1.0  # an even gate
+        truth_K[:2] = 1.0  # a uniform gate
     liked_R = torch.tensor(random.random(len(shares_RK))) < torch.sigmoid(shares_RK @ truth_K)
     ones_R = torch.ones(len(shares_RK), dtype=torch.float64)
     made = Evidence(shares_RK, torch.ones_like(shares_RK, dtype=torch.bool), gate_RK, liked_R.double(), ones_R)

@@ -1,4 +1,6 @@
-"""The rating head: biases by hand, planted likes found, unknown values left out, and the numbers of the evaluation."""
+"""The rating head: biases by hand, planted ratings, unknown values, and the metrics of the
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def test_biases_are_the_ridge_regression() -> None:
     bias_B, left_E = head.user_bias(RatedEvents.of(events, CPU))
     np.testing.assert_allclose(bias_B.numpy(), exact[:3], atol=1e-4)
     np.testing.assert_allclose(left_E.numpy(), events.values_E - 3 - exact[3 + columns] - exact[rows], atol=2e-4)
-    assert head.item_bias_N[3] == 0, "nobody rated it"
+    assert head.item_bias_N[3] == 0, "it has no ratings"
 
 
 def hand_head(**parts: torch.Tensor) -> RatingHead:
@@ -104,7 +106,7 @@ USERS, ITEMS = 240, 24
 
 
 def opinions(folder: Path) -> PreparedDataset:
-    """Users of two kinds, items of two kinds: ratings are high where they match, whatever is chosen is chance."""
+    """Two kinds of users and of items: ratings are high for matching kinds, choices are random."""
     random = np.random.default_rng(5)
     rows, parts = [], [Split.TRAIN] * 8 + [Split.VALID, Split.TEST]
     for _ in range(USERS):

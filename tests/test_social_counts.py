@@ -1,4 +1,6 @@
-"""``social.fit: counts`` against sums by hand: times, named friends, bounds; and a world where friends decide."""
+"""``social.fit: counts``: sums by hand with times, named friends and limits; and a world in which
+friends decide.
+"""
 
 from __future__ import annotations
 
@@ -59,17 +61,19 @@ def test_only_events_of_friends_before_the_request_count() -> None:
     found = _scores(_module(), _batch([3, 3, 1, 0, -1], [9, 4.5, 0, 9, 9]))
     expected = torch.zeros(5, ITEMS)
     expected[0, [1, 2, 3]] = torch.tensor([3.0, 3, 1]) / 2
-    expected[1, 3] = 0.5  # of the others the newest event comes later
-    expected[2, [0, 1]] = 1 / np.sqrt(2)  # friends 0 and 3, of whom 3 had nothing; asked now
+    expected[1, 3] = 0.5  # the newest events of the others come later
+    expected[2, [0, 1]] = 1 / np.sqrt(2)  # friends 0 and 3, and 3 has no events; the request is now
     torch.testing.assert_close(found, expected)
-    assert torch.equal(_scores(_module(), _batch([3], [4])), torch.zeros(1, ITEMS)), "at the question itself"
+    assert torch.equal(_scores(_module(), _batch([3], [4])), torch.zeros(1, ITEMS)), (
+        "an event at the time of the request does not count"
+    )
 
 
 def test_decay_and_popularity() -> None:
     found = _scores(_module(half_life=2, popularity_damping=0.5), _batch([3, 3], [9, 0]))
     at_9 = torch.tensor([0, 3 * 2**-0.5 * 2**-0.5, 3 * 2**-2.0, 2**-2.5, 0]) / 2
     torch.testing.assert_close(found[0], at_9)
-    torch.testing.assert_close(found[1], at_9 * 2**0.5, msg="now is the newest event")
+    torch.testing.assert_close(found[1], at_9 * 2**0.5, msg="now is the time of the newest event")
 
 
 def test_named_friends_replace_the_stored_ones() -> None:

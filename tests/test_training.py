@@ -322,7 +322,7 @@ def test_diverging_loss_says_so(tmp_path: Path) -> None:
 
 
 def test_evolution_on_unordered_data_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs events in order"):
+    with pytest.raises(ConfigError, match="needs ordered events"):
         run(settings(), cycles(tmp_path, ordered=False))
 
 

@@ -125,7 +125,7 @@ class Cells:
         names = [field.name for field in fields]
         if unknown := sorted({name for cross in crosses for name in cross} - {*names}):
             raise ConfigError(
-                f"model.granularities.profile.crosses: {', '.join(unknown)} not fields of users; there are: "
+                f"model.granularities.profile.crosses names {', '.join(unknown)}, not among the fields of users: "
                 f"{choices(names)}"
             )
         self.crosses = [[names.index(name) for name in cross] for cross in crosses] or [[k] for k in range(len(names))]
